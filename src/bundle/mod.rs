@@ -1,0 +1,339 @@
+//! `.tonk` bundles: reading and verifying them, and making the slim form. Pure, apart from the reader.
+//!
+//! A bundle is a ZIP of `manifest.json` and automerge saves under
+//! `storage/<id[0..2]>/<id[2..]>/<snapshot|incremental>/<name>`. The slim form holds the manifest and the
+//! root document alone: a client boots from it and finds the rest by sync.
+//!
+//! [`served`] is the bundle at `/.manifest.tonk`, [`watch`] swaps it when its file changes, and [`store`]
+//! keeps the uploaded ones.
+
+pub mod served;
+pub mod store;
+pub mod watch;
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    io::{Cursor, Read, Seek, SeekFrom, Write},
+};
+
+use automerge::{Automerge, LoadOptions, OnPartialLoad};
+use bytes::Bytes;
+use serde::Deserialize;
+use zip::{CompressionMethod, ZipArchive, ZipWriter, write::SimpleFileOptions};
+
+use crate::{document_id::DocumentId, storage::ChunkKind};
+
+/// More entries than any bundle needs: real ones have 2 to 29.
+const MAX_ENTRIES: usize = 20_000;
+const MANIFEST: &str = "manifest.json";
+const MAX_MANIFEST: u64 = 1 << 20;
+
+/// What is wrong with a bundle. The texts end up in answers to uploads and in the log.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the texts say it")]
+pub enum BundleError {
+    #[error("not a ZIP archive: {0}")]
+    NotZip(String),
+    #[error("manifest.json not found")]
+    NoManifest,
+    #[error("manifest.json is not valid: {0}")]
+    BadManifest(String),
+    #[error("manifestVersion {0} is not supported, expected 1")]
+    ManifestVersion(String),
+    #[error("rootId not found in manifest")]
+    NoRootId,
+    #[error("rootId {0}")]
+    BadRootId(#[from] crate::document_id::BadDocumentId),
+    #[error("entry {name:?}: {problem}")]
+    Entry { name: String, problem: String },
+    #[error("more than {MAX_ENTRIES} entries")]
+    TooManyEntries,
+    #[error("unpacks to more than {limit} bytes (max_inflated)")]
+    TooLarge { limit: u64 },
+    #[error("cannot be read: {0}")]
+    Io(#[from] std::io::Error),
+}
+
+/// What the relay reads of a manifest; the slim form keeps the whole of it, byte for byte.
+#[derive(Debug, Clone)]
+pub struct Manifest {
+    /// The document that a client opens first; also the bundle's id.
+    pub root: DocumentId,
+    /// Where the bundle tells clients to synchronise.
+    pub network_uris: Vec<String>,
+}
+
+/// A chunk of a document within a bundle.
+#[derive(Debug, Clone)]
+struct Chunk {
+    index: usize,
+    name: String,
+    kind: ChunkKind,
+}
+
+/// An opened bundle whose names and sizes have been checked, but not yet its documents.
+pub struct Bundle<R> {
+    zip: ZipArchive<R>,
+    manifest: Manifest,
+    manifest_json: Vec<u8>,
+    documents: BTreeMap<DocumentId, Vec<Chunk>>,
+    budget: Budget,
+}
+
+/// Bytes that may still be unpacked. What an archive declares is not believed.
+struct Budget {
+    left: u64,
+    limit: u64,
+}
+
+impl Budget {
+    fn read(&mut self, from: impl Read) -> Result<Vec<u8>, BundleError> {
+        let mut out = Vec::new();
+        let read = from.take(self.left.saturating_add(1)).read_to_end(&mut out)?;
+        self.left = (self.left)
+            .checked_sub(read as u64)
+            .ok_or(BundleError::TooLarge { limit: self.limit })?;
+        Ok(out)
+    }
+}
+
+impl<R: Read + Seek> Bundle<R> {
+    /// Open a bundle: its directory and manifest are read and checked, its documents are not yet.
+    ///
+    /// # Errors
+    /// Whatever makes it no bundle, or one that unpacks to more than `max_inflated` bytes.
+    pub fn open(mut reader: R, max_inflated: u64) -> Result<Self, BundleError> {
+        let mut zip =
+            ZipArchive::new(&mut reader).map_err(|e| BundleError::NotZip(e.to_string()))?;
+        if zip.len() > MAX_ENTRIES {
+            return Err(BundleError::TooManyEntries);
+        }
+        let directory = zip.central_directory_start();
+        let mut declared = 0u64;
+        for index in 0..zip.len() {
+            let entry = zip.by_index_raw(index).map_err(not_zip)?;
+            declared = declared.saturating_add(entry.size());
+        }
+        drop(zip);
+        if declared > max_inflated {
+            return Err(BundleError::TooLarge { limit: max_inflated });
+        }
+        // ZipArchive folds entries of one name into the last: the names are read here as they stand.
+        let names = entry_names(&mut reader, directory)?;
+        let mut seen = HashSet::new();
+        for name in &names {
+            check_name(name)?;
+            if !seen.insert(name.as_str()) {
+                return Err(entry_error(name, "stands in the archive twice"));
+            }
+        }
+        let mut zip = ZipArchive::new(reader).map_err(|e| BundleError::NotZip(e.to_string()))?;
+        let mut budget = Budget {
+            left: max_inflated,
+            limit: max_inflated,
+        };
+        let manifest_json = match zip.by_name(MANIFEST) {
+            Ok(entry) if entry.size() > MAX_MANIFEST => {
+                return Err(BundleError::BadManifest(format!("larger than {MAX_MANIFEST} bytes")));
+            }
+            Ok(entry) => budget.read(entry.take(MAX_MANIFEST))?,
+            Err(_) => return Err(BundleError::NoManifest),
+        };
+        let manifest = parse_manifest(&manifest_json)?;
+
+        let mut documents: BTreeMap<DocumentId, Vec<Chunk>> = BTreeMap::new();
+        for index in 0..zip.len() {
+            let entry = zip.by_index_raw(index).map_err(not_zip)?;
+            let name = entry.name().map_err(not_zip)?.into_owned();
+            if entry.is_dir() {
+                continue;
+            }
+            if let Some((document, kind)) = document_of(&name)? {
+                documents.entry(document).or_default().push(Chunk { index, name, kind });
+            }
+        }
+        for chunks in documents.values_mut() {
+            // Snapshots first: increments build on them.
+            chunks.sort_by(|a, b| (b.kind == ChunkKind::Snapshot).cmp(&(a.kind == ChunkKind::Snapshot)));
+        }
+        Ok(Self {
+            zip,
+            manifest,
+            manifest_json,
+            documents,
+            budget,
+        })
+    }
+
+    /// The manifest.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// The documents that the bundle holds.
+    pub fn documents(&self) -> Vec<DocumentId> {
+        self.documents.keys().copied().collect()
+    }
+
+    /// One document as an automerge save.
+    ///
+    /// # Errors
+    /// A chunk of it that does not unpack or does not parse.
+    pub fn document(&mut self, document: DocumentId) -> Result<Bytes, BundleError> {
+        let chunks = self.documents.get(&document).cloned().unwrap_or_default();
+        let mut save = Vec::new();
+        for chunk in &chunks {
+            save.extend(self.read(chunk)?);
+        }
+        let options = LoadOptions::new().on_partial_load(OnPartialLoad::Error);
+        let problem = match Automerge::load_with_options(&save, options) {
+            Ok(loaded) if loaded.get_heads().is_empty() => "holds no change".to_owned(),
+            Ok(loaded) if chunks.len() > 1 => return Ok(loaded.save().into()),
+            Ok(_) => return Ok(save.into()),
+            Err(error) => format!("is no automerge document: {error}"),
+        };
+        let name = chunks.first().map_or(String::new(), |chunk| chunk.name.clone());
+        Err(BundleError::Entry { name, problem })
+    }
+
+    /// Read every document, and forget it again.
+    ///
+    /// # Errors
+    /// The first document that does not parse.
+    pub fn verify(&mut self) -> Result<(), BundleError> {
+        self.documents().into_iter().try_for_each(|document| self.document(document).map(drop))
+    }
+
+    /// The slim form: the manifest and the root document's entries, and nothing else.
+    ///
+    /// # Errors
+    /// An entry of the root document that does not unpack.
+    pub fn slim(&mut self) -> Result<Bytes, BundleError> {
+        let root = self.documents.get(&self.manifest.root).cloned().unwrap_or_default();
+        // The time of every entry is ZIP's first, so that one bundle makes the same bytes on every load.
+        let options = SimpleFileOptions::default()
+            .compression_method(CompressionMethod::Deflated)
+            .last_modified_time(zip::DateTime::default());
+        let mut out = ZipWriter::new(Cursor::new(Vec::new()));
+        out.start_file(MANIFEST, options).map_err(not_zip)?;
+        out.write_all(&self.manifest_json)?;
+        for chunk in &root {
+            let bytes = self.read(chunk)?;
+            out.start_file(chunk.name.as_str(), options).map_err(not_zip)?;
+            out.write_all(&bytes)?;
+        }
+        Ok(out.finish().map_err(not_zip)?.into_inner().into())
+    }
+
+    fn read(&mut self, chunk: &Chunk) -> Result<Vec<u8>, BundleError> {
+        let entry = self
+            .zip
+            .by_index(chunk.index)
+            .map_err(|error| entry_error(&chunk.name, &error.to_string()))?;
+        self.budget.read(entry).map_err(|error| match error {
+            BundleError::Io(error) => entry_error(&chunk.name, &error.to_string()),
+            other => other,
+        })
+    }
+}
+
+fn not_zip(error: zip::result::ZipError) -> BundleError {
+    BundleError::NotZip(error.to_string())
+}
+
+fn entry_error(name: &str, problem: &str) -> BundleError {
+    BundleError::Entry {
+        name: name.to_owned(),
+        problem: problem.to_owned(),
+    }
+}
+
+fn parse_manifest(json: &[u8]) -> Result<Manifest, BundleError> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Fields {
+        manifest_version: Option<serde_json::Value>,
+        root_id: Option<serde_json::Value>,
+        #[serde(default)]
+        network_uris: Option<Vec<String>>,
+    }
+    let fields: Fields =
+        serde_json::from_slice(json).map_err(|e| BundleError::BadManifest(e.to_string()))?;
+    match &fields.manifest_version {
+        None => {}
+        Some(version) if version.as_u64() == Some(1) => {}
+        Some(other) => return Err(BundleError::ManifestVersion(other.to_string())),
+    }
+    let root = match fields.root_id {
+        Some(serde_json::Value::String(id)) if !id.is_empty() => id.parse()?,
+        _ => return Err(BundleError::NoRootId),
+    };
+    Ok(Manifest {
+        root,
+        network_uris: fields.network_uris.unwrap_or_default(),
+    })
+}
+
+/// Names as they stand in the central directory (APPNOTE.TXT 4.3.12).
+fn entry_names(reader: &mut (impl Read + Seek), start: u64) -> Result<Vec<String>, BundleError> {
+    const SIGNATURE: [u8; 4] = [0x50, 0x4b, 0x01, 0x02];
+    reader.seek(SeekFrom::Start(start))?;
+    let mut reader = std::io::BufReader::new(reader);
+    let mut names = Vec::new();
+    loop {
+        let mut header = [0u8; 46];
+        match reader.read_exact(&mut header) {
+            Ok(()) if header.starts_with(&SIGNATURE) => {}
+            _ => return Ok(names),
+        }
+        if names.len() >= MAX_ENTRIES {
+            return Err(BundleError::TooManyEntries);
+        }
+        let length = |at: usize| {
+            let pair = header.get(at..at + 2).and_then(|b| b.try_into().ok());
+            u16::from_le_bytes(pair.unwrap_or_default())
+        };
+        let mut name = vec![0; length(28).into()];
+        reader.read_exact(&mut name)?;
+        let skip = i64::from(length(30)) + i64::from(length(32));
+        reader.seek_relative(skip)?;
+        let name = String::from_utf8(name).map_err(|e| {
+            entry_error(&String::from_utf8_lossy(e.as_bytes()), "the name is not UTF-8")
+        })?;
+        names.push(name);
+    }
+}
+
+fn check_name(name: &str) -> Result<(), BundleError> {
+    let relative = name.strip_suffix('/').unwrap_or(name);
+    let problem = if name.starts_with('/') || name.get(1..3) == Some(":/") {
+        "the path is absolute"
+    } else if name.contains(['\\', '\0']) {
+        "the path has a character that no bundle uses"
+    } else if relative.split('/').any(|part| matches!(part, "" | "." | "..")) {
+        "the path has an empty part, \".\" or \"..\""
+    } else {
+        return Ok(());
+    };
+    Err(entry_error(name, problem))
+}
+
+/// The document and kind of a `storage/AA/REST/kind/name` entry; none for other entries.
+fn document_of(name: &str) -> Result<Option<(DocumentId, ChunkKind)>, BundleError> {
+    let Some(path) = name.strip_prefix("storage/") else {
+        return Ok(None);
+    };
+    let parts: Vec<&str> = path.split('/').collect();
+    let &[first, rest, kind, _] = parts.as_slice() else {
+        return Err(entry_error(name, "expected storage/AA/REST/snapshot/NAME"));
+    };
+    let document = format!("{first}{rest}").parse();
+    match (first.len(), document, ChunkKind::from_name(kind)) {
+        (2, Ok(document), Some(kind)) => Ok(Some((document, kind))),
+        (2, Ok(_), None) => Err(entry_error(name, "expected a snapshot or an incremental")),
+        _ => Err(entry_error(name, "the folders make no document id")),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,116 @@
+//! The bundle at `/.manifest.tonk`, with all that is made from it once a load.
+
+use std::{
+    collections::HashMap,
+    fs::File,
+    io::{self, Cursor, Read},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use bytes::Bytes;
+use sha2::{Digest, Sha256};
+use tokio::sync::watch;
+
+use super::{Bundle, BundleError};
+use crate::{document_id::DocumentId, storage::documents::hex};
+
+/// The bundle served now; none if none is configured.
+pub type Served = watch::Receiver<Option<Arc<ServedBundle>>>;
+
+/// A loaded bundle.
+#[derive(Debug, Default)]
+pub struct ServedBundle {
+    /// The file as it is.
+    pub file: Bytes,
+    /// SHA-256 of the file, in hexadecimal digits.
+    pub sha256: String,
+    /// The slim form, for `/.manifest.tonk`.
+    pub slim: Bytes,
+    /// The slim form's ETag, with its quotes.
+    pub slim_etag: String,
+    /// Every document as an automerge save.
+    pub documents: HashMap<DocumentId, Bytes>,
+    /// Where the bundle tells clients to synchronise.
+    pub network_uris: Vec<String>,
+}
+
+/// Why a bundle's file is not served.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the texts say it")]
+pub enum ServeError {
+    #[error("{}: not found", path.display())]
+    NotFound { path: PathBuf },
+    #[error("{}: cannot be read: {source}", path.display())]
+    Unreadable { path: PathBuf, source: io::Error },
+    #[error("{}: is no regular file", path.display())]
+    NotAFile { path: PathBuf },
+    #[error("{}: is larger than {limit} bytes (bundles.max_inflated)", path.display())]
+    TooLarge { path: PathBuf, limit: u64 },
+    #[error("{}: {source}", path.display())]
+    Broken { path: PathBuf, source: BundleError },
+}
+
+impl ServedBundle {
+    /// Read, verify and prepare the bundle at `path`. Blocks.
+    ///
+    /// # Errors
+    /// The file cannot be read, or is no bundle.
+    pub fn load(path: &Path, max_inflated: u64) -> Result<Self, ServeError> {
+        let file = read_file(path, max_inflated)?;
+        Self::parse(file, max_inflated).map_err(|source| ServeError::Broken { path: path.to_owned(), source })
+    }
+
+    fn parse(file: Bytes, max_inflated: u64) -> Result<Self, BundleError> {
+        let mut bundle = Bundle::open(Cursor::new(file.clone()), max_inflated)?;
+        let slim = bundle.slim()?;
+        let documents = bundle
+            .documents()
+            .into_iter()
+            .map(|document| Ok((document, bundle.document(document)?)))
+            .collect::<Result<_, BundleError>>()?;
+        Ok(Self {
+            sha256: sha256(&file),
+            slim_etag: format!("\"{}\"", sha256(&slim)),
+            slim,
+            documents,
+            network_uris: bundle.manifest().network_uris.clone(),
+            file,
+        })
+    }
+
+    /// A bundle of these documents and nothing else.
+    #[cfg(test)]
+    pub(crate) fn of_documents(
+        documents: impl IntoIterator<Item = (DocumentId, Bytes)>,
+    ) -> Self {
+        Self { documents: documents.into_iter().collect(), ..Self::default() }
+    }
+}
+
+/// Read a whole file that is a regular one and no larger than `limit`.
+///
+/// # Errors
+/// As [`ServeError`] has them; never for the file's contents.
+pub fn read_file(path: &Path, limit: u64) -> Result<Bytes, ServeError> {
+    let failed = |source: io::Error| match source.kind() {
+        io::ErrorKind::NotFound => ServeError::NotFound { path: path.to_owned() },
+        _ => ServeError::Unreadable { path: path.to_owned(), source },
+    };
+    // Looked at before it is opened: opening a FIFO would wait for somebody to write it.
+    let found = std::fs::metadata(path).map_err(failed)?;
+    if !found.is_file() {
+        return Err(ServeError::NotAFile { path: path.to_owned() });
+    }
+    let mut data = Vec::new();
+    let file = File::open(path).map_err(failed)?;
+    file.take(limit.saturating_add(1)).read_to_end(&mut data).map_err(failed)?;
+    if data.len() as u64 > limit {
+        return Err(ServeError::TooLarge { path: path.to_owned(), limit });
+    }
+    Ok(data.into())
+}
+
+fn sha256(data: &[u8]) -> String {
+    hex(&Sha256::digest(data))
+}

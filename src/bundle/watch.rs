@@ -1,0 +1,333 @@
+//! Swapping the served bundle when its file changes: rewritten in place, replaced by a rename, or reached
+//! through a symlink that is switched anywhere on its path.
+//!
+//! Every folder that the path leads through is watched, symlinks' targets included. A change starts a
+//! short pause in which the file must come to rest; then it is read as a whole. A stat every
+//! [`LOOK`] stands beside that for file systems that report nothing (NFS, some overlays).
+
+use std::{
+    collections::BTreeSet,
+    ffi::OsString,
+    fs::{self, Metadata},
+    os::unix::fs::MetadataExt,
+    path::{Component, Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use notify::{RecursiveMode, Watcher, recommended_watcher};
+use tokio::sync::{mpsc, watch};
+use tracing::{error, info, warn};
+
+use super::served::{ServeError, Served, ServedBundle};
+use crate::{
+    config::Config,
+    health::Health,
+    metrics::{self, BundleMetrics},
+};
+
+/// How often the file is looked at when nothing was reported.
+pub const LOOK: Duration = Duration::from_secs(10);
+/// How long the file must not change before it is read.
+const REST: Duration = Duration::from_millis(150);
+/// Symlinks that a path may lead through, as the kernel has it (`path_resolution(7)`).
+const MAX_LINKS: usize = 40;
+
+/// Watches one path, and tells when what it leads to may have changed.
+pub struct PathWatch {
+    path: PathBuf,
+    watcher: Option<notify::RecommendedWatcher>,
+    watched: BTreeSet<PathBuf>,
+    events: mpsc::Receiver<()>,
+    seen: Option<Identity>,
+}
+
+/// What tells one state of a file from another.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Identity {
+    device: u64,
+    inode: u64,
+    size: u64,
+    modified: (i64, i64),
+}
+
+impl Identity {
+    fn of(path: &Path) -> Option<Self> {
+        fs::metadata(path).ok().map(|found: Metadata| Self {
+            device: found.dev(),
+            inode: found.ino(),
+            size: found.size(),
+            modified: (found.mtime(), found.mtime_nsec()),
+        })
+    }
+}
+
+impl PathWatch {
+    /// Watch `path` from its present state on.
+    pub fn new(path: &Path) -> Self {
+        // One event says all: the receiver looks for itself.
+        let (sender, events) = mpsc::channel(1);
+        let watcher = recommended_watcher(move |_| _ = sender.try_send(()))
+            .inspect_err(|error| {
+                warn!(%error, path = %path.display(), "changes are not reported; the file is looked at every {LOOK:?}");
+            })
+            .ok();
+        let mut watch = Self {
+            path: path.to_owned(),
+            watcher,
+            watched: BTreeSet::new(),
+            events,
+            seen: Identity::of(path),
+        };
+        watch.watch_folders();
+        watch
+    }
+
+    /// Wait until the path leads to another file, or to one with another content, that has come to rest.
+    pub async fn changed(&mut self) {
+        loop {
+            // A sender lives as long as the watcher; without one only the looks remain.
+            tokio::select! {
+                Some(()) = self.events.recv() => {}
+                () = tokio::time::sleep(LOOK) => {}
+            }
+            let mut now = Identity::of(&self.path);
+            if now == self.seen {
+                self.watch_folders();
+                continue;
+            }
+            loop {
+                tokio::time::sleep(REST).await;
+                let later = Identity::of(&self.path);
+                if later == now {
+                    break;
+                }
+                now = later;
+            }
+            while self.events.try_recv().is_ok() {}
+            self.watch_folders();
+            self.seen = now;
+            return;
+        }
+    }
+
+    fn watch_folders(&mut self) {
+        let Some(watcher) = &mut self.watcher else { return };
+        let folders = folders_of(&self.path);
+        for gone in self.watched.difference(&folders) {
+            // It fails for a folder that was removed, which is as good.
+            let _ = watcher.unwatch(gone);
+        }
+        // Watching a path again that now names another folder needs a fresh watch.
+        self.watched = folders
+            .into_iter()
+            .filter(|folder| watcher.watch(folder, RecursiveMode::NonRecursive).is_ok())
+            .collect();
+    }
+}
+
+/// The folders whose entries decide what `path` leads to.
+fn folders_of(path: &Path) -> BTreeSet<PathBuf> {
+    let mut folders = BTreeSet::new();
+    let mut left: Vec<OsString> = Vec::new();
+    let push = |left: &mut Vec<OsString>, path: &Path| {
+        left.extend(path.components().rev().map(|part| part.as_os_str().to_owned()));
+    };
+    push(&mut left, &std::path::absolute(path).unwrap_or_else(|_| path.to_owned()));
+    let mut here = PathBuf::from("/");
+    let mut links = 0;
+    while let Some(part) = left.pop() {
+        match Path::new(&part).components().next() {
+            Some(Component::RootDir) => here = PathBuf::from("/"),
+            Some(Component::ParentDir) => _ = here.pop(),
+            Some(Component::Normal(name)) => {
+                folders.insert(here.clone());
+                let next = here.join(name);
+                match fs::read_link(&next) {
+                    Ok(target) if links < MAX_LINKS => {
+                        links += 1;
+                        push(&mut left, &target);
+                    }
+                    _ => here = next,
+                }
+            }
+            _ => {}
+        }
+    }
+    folders
+}
+
+/// Keeps the served bundle in step with its file.
+pub struct BundleKeeper {
+    config: watch::Receiver<Arc<Config>>,
+    served: watch::Sender<Option<Arc<ServedBundle>>>,
+    health: Arc<Health>,
+    metrics: BundleMetrics,
+}
+
+impl BundleKeeper {
+    /// A keeper that serves nothing yet.
+    pub fn new(
+        config: watch::Receiver<Arc<Config>>,
+        health: Arc<Health>,
+        metrics: BundleMetrics,
+    ) -> Self {
+        let (served, _) = watch::channel(None);
+        Self { config, served, health, metrics }
+    }
+
+    /// What is served, and every swap of it.
+    pub fn served(&self) -> Served {
+        self.served.subscribe()
+    }
+
+    /// Load the bundle that `config` names and serve it; nothing is served if it names none.
+    ///
+    /// # Errors
+    /// It cannot be read or is no bundle; what was served before still is.
+    pub async fn load(&self, config: &Config) -> Result<(), ServeError> {
+        let path = config.bundle.path.clone();
+        if path.as_os_str().is_empty() {
+            self.served.send_replace(None);
+            self.metrics.info.reset();
+            self.health.degrade("bundle", None);
+            return Ok(());
+        }
+        let max_inflated = config.bundles.max_inflated.0;
+        let loading = tokio::task::spawn_blocking({
+            let path = path.clone();
+            move || ServedBundle::load(&path, max_inflated)
+        });
+        let loaded = loading
+            .await
+            .unwrap_or_else(|panic| {
+                let source = std::io::Error::other(panic);
+                Err(ServeError::Unreadable { path: path.clone(), source })
+            });
+        let bundle = match loaded {
+            Ok(bundle) => Arc::new(bundle),
+            Err(error) => {
+                self.metrics.loads.with_label_values(&["failed"]).inc();
+                return Err(error);
+            }
+        };
+        self.metrics.loads.with_label_values(&["loaded"]).inc();
+        self.metrics.loaded_at.set(metrics::now());
+        self.metrics.info.reset();
+        self.metrics.info.with_label_values(&[&bundle.sha256]).set(1);
+        self.health.degrade("bundle", None);
+        warn_of_other_servers(&bundle.network_uris, &config.http.public_url);
+        info!(
+            path = %path.display(),
+            sha256 = bundle.sha256,
+            documents = bundle.documents.len(),
+            bytes = bundle.file.len(),
+            "serving the bundle"
+        );
+        self.served.send_replace(Some(bundle));
+        Ok(())
+    }
+
+    /// Follow the file, for ever.
+    pub async fn run(&self) {
+        let mut config = self.config.clone();
+        loop {
+            let path = config.borrow_and_update().bundle.path.clone();
+            if path.as_os_str().is_empty() {
+                if config.changed().await.is_err() {
+                    return;
+                }
+                continue;
+            }
+            let mut file = PathWatch::new(&path);
+            loop {
+                tokio::select! {
+                    () = file.changed() => self.reload().await,
+                    changed = config.changed() => match changed {
+                        Err(_) => return,
+                        Ok(()) if config.borrow().bundle.path != path => break,
+                        Ok(()) => {}
+                    },
+                }
+            }
+        }
+    }
+
+    async fn reload(&self) {
+        let config = self.config.borrow().clone();
+        if let Err(error) = self.load(&config).await {
+            error!(%error, "the changed bundle is not served; the last good one still is");
+            self.health.degrade("bundle", Some(error.to_string()));
+        }
+    }
+}
+
+/// Warn when a bundle sends clients somewhere else than here.
+fn warn_of_other_servers(network_uris: &[String], public_url: &str) {
+    let place = |url: &str| {
+        let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
+        rest.split(['/', '?']).next().unwrap_or(rest).to_ascii_lowercase()
+    };
+    if !public_url.is_empty()
+        && !network_uris.is_empty()
+        && !network_uris.iter().any(|uri| place(uri) == place(public_url))
+    {
+        warn!(
+            network_uris = network_uris.join(" "),
+            public_url,
+            "the served bundle sends clients elsewhere: none of its networkUris is http.public_url"
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    async fn expect_change(watch: &mut PathWatch, what: &str) {
+        tokio::time::timeout(Duration::from_secs(5), watch.changed())
+            .await
+            .unwrap_or_else(|_| panic!("{what} was not noticed"));
+    }
+
+    #[tokio::test]
+    async fn a_change_anywhere_on_the_path_is_noticed() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let at = |name: &str| folder.path().join(name);
+        for release in ["r1", "r2", "r3"] {
+            fs::create_dir(at(release)).expect("made");
+            fs::write(at(release).join("app.tonk"), release).expect("written");
+        }
+        symlink("r1", at("current")).expect("linked");
+        symlink("current/app.tonk", at("app.tonk")).expect("linked");
+        let mut watch = PathWatch::new(&at("app.tonk"));
+
+        fs::write(at("r1/app.tonk"), "in place").expect("written");
+        expect_change(&mut watch, "a rewrite in place").await;
+        fs::write(at("r1/new"), "by rename").expect("written");
+        fs::rename(at("r1/new"), at("r1/app.tonk")).expect("renamed");
+        expect_change(&mut watch, "a rename over it").await;
+        for release in ["r2", "r3"] {
+            symlink(release, at("next")).expect("linked");
+            fs::rename(at("next"), at("current")).expect("renamed");
+            expect_change(&mut watch, "a switched symlink").await;
+        }
+        fs::write(at("r3/app.tonk"), "in place again").expect("written");
+        expect_change(&mut watch, "a rewrite behind the switched symlink").await;
+        fs::remove_dir_all(at("r3")).expect("removed");
+        expect_change(&mut watch, "its removal").await;
+        fs::create_dir(at("r3")).expect("made");
+        fs::write(at("r3/app.tonk"), "back").expect("written");
+        expect_change(&mut watch, "its return").await;
+    }
+
+    #[test]
+    fn symlinks_that_lead_in_circles_end() {
+        let folder = tempfile::tempdir().expect("a folder");
+        symlink("b", folder.path().join("a")).expect("linked");
+        symlink("a", folder.path().join("b")).expect("linked");
+        assert!(folders_of(&folder.path().join("a/x")).contains(folder.path()));
+    }
+}

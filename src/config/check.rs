@@ -1,0 +1,203 @@
+//! What the values of a config mean together, and whether what they name can be used.
+
+use std::{fs, io, path::Path};
+
+use super::{AdminAddress, AuthMode, Config, load::Fault, load::LoadedConfig};
+use crate::{bundle::served::ServedBundle, log};
+
+/// Every fault that shows in the values alone.
+pub fn check(loaded: &LoadedConfig) -> Vec<Fault> {
+    let config = &loaded.config;
+    let mut faults = Vec::new();
+    let mut fault = |key: &str, problem: String| faults.push(loaded.fault(key, problem));
+
+    if config.http.listen.is_empty() {
+        fault("http.listen", r#"expected at least one address with a port, such as "127.0.0.1:8081""#.into());
+    }
+    if config.auth.mode == AuthMode::Unset
+        && let Some(address) = config.http.listen.iter().find(|address| !address.ip().is_loopback())
+    {
+        fault(
+            "auth.mode",
+            format!(
+                r#"is not set, and http.listen has {address}, which others can reach; write mode = "open" under [auth] to let anybody read and write every document whose id they know, or listen on 127.0.0.1 and [::1] alone"#
+            ),
+        );
+    }
+    for origin in &config.http.allowed_origins {
+        let host = origin.split_once("://").map(|(_, host)| host);
+        if origin != "*" && !host.is_some_and(|host| !host.is_empty() && !host.contains('/')) {
+            fault(
+                "http.allowed_origins",
+                format!(r#"{origin:?} is no origin; expected "*" or one such as "https://app.example.org""#),
+            );
+        }
+    }
+    let url = &config.http.public_url;
+    if !url.is_empty() && !["ws://", "wss://", "http://", "https://"].iter().any(|s| url.starts_with(s)) {
+        fault("http.public_url", format!(r#"{url:?} is no URL of a relay; expected one such as "wss://sync.example.org""#));
+    }
+    if let Err(error) = log::check_level(&config.log.level) {
+        fault("log.level", error.to_string().replacen("log.level: ", "", 1));
+    }
+    for (key, limit) in [
+        ("limits.connections", config.limits.connections),
+        ("limits.documents_per_connection", config.limits.documents_per_connection),
+    ] {
+        if limit == 0 {
+            fault(key, "is 0; expected at least 1".into());
+        }
+    }
+    for (key, path) in named_paths(config) {
+        if path.is_relative() {
+            fault(key, format!("{} is a relative path; expected an absolute one", path.display()));
+        }
+    }
+    faults
+}
+
+/// The keys that name a file or folder, with those.
+fn named_paths(config: &Config) -> Vec<(&'static str, &Path)> {
+    let mut paths: Vec<(&'static str, &Path)> = vec![
+        ("bundle.path", &config.bundle.path),
+        ("bundle.wasm", &config.bundle.wasm),
+        ("bundle.blank", &config.bundle.blank),
+    ];
+    paths.retain(|(_, path)| !path.as_os_str().is_empty());
+    paths.push(("bundles.path", &config.bundles.path));
+    paths.push(("storage.path", &config.storage.path));
+    paths
+}
+
+/// Every fault that shows when what is named is opened, as this user.
+pub fn open(loaded: &LoadedConfig) -> Vec<Fault> {
+    let config = &loaded.config;
+    let mut faults = Vec::new();
+    let mut fault = |key: &str, problem: String| faults.push(loaded.fault(key, problem));
+
+    if !config.bundle.path.as_os_str().is_empty()
+        && let Err(error) = ServedBundle::load(&config.bundle.path, config.bundles.max_inflated.0)
+    {
+        fault("bundle.path", error.to_string());
+    }
+    for (key, path) in [("bundle.wasm", &config.bundle.wasm), ("bundle.blank", &config.bundle.blank)] {
+        if !path.as_os_str().is_empty()
+            && let Err(problem) = can_read(path)
+        {
+            fault(key, format!("{}: {problem}", path.display()));
+        }
+    }
+    for (key, path) in [("storage.path", &config.storage.path), ("bundles.path", &config.bundles.path)] {
+        if let Err(problem) = can_write(path) {
+            fault(key, format!("{}: {problem}", path.display()));
+        }
+    }
+    for address in &config.admin.listen {
+        if let AdminAddress::Unix(path) = address
+            && let Some(folder) = path.parent()
+            && let Err(problem) = can_write(folder)
+        {
+            fault("admin.listen", format!("{}: {problem}", folder.display()));
+        }
+    }
+    faults
+}
+
+fn can_read(path: &Path) -> Result<(), String> {
+    match fs::metadata(path) {
+        Ok(found) if !found.is_file() => Err("is no regular file".to_owned()),
+        Ok(_) => fs::File::open(path).map(drop).map_err(|error| reason(&error)),
+        Err(error) => Err(reason(&error)),
+    }
+}
+
+/// Whether a folder can be written, or made in the nearest folder above it that there is.
+fn can_write(folder: &Path) -> Result<(), String> {
+    let mut there = folder;
+    loop {
+        match fs::metadata(there) {
+            Ok(found) if !found.is_dir() => return Err(format!("{} is no folder", there.display())),
+            Ok(_) => break,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => match there.parent() {
+                Some(above) => there = above,
+                None => return Err(reason(&error)),
+            },
+            Err(error) => return Err(reason(&error)),
+        }
+    }
+    // What the mode says is not all: a read-only mount or the unit's sandbox shows only by trying.
+    match tempfile::NamedTempFile::new_in(there) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(format!("{} cannot be written: {}", there.display(), reason(&error))),
+    }
+}
+
+fn reason(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::NotFound => {
+            "not found; if it is there, the unit may hide it (ProtectHome, PrivateTmp)".to_owned()
+        }
+        io::ErrorKind::PermissionDenied => "this user may not: permission denied".to_owned(),
+        io::ErrorKind::ReadOnlyFilesystem => {
+            "read-only; under systemd, ReadWritePaths must name it".to_owned()
+        }
+        _ => error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::load;
+
+    fn loaded(text: &str) -> LoadedConfig {
+        let (config, origins) = load::parse("x.toml", text).expect("reads");
+        LoadedConfig { file: Some("x.toml".into()), config, origins }
+    }
+
+    fn texts(faults: &[Fault]) -> Vec<String> {
+        faults.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn the_defaults_have_no_fault() {
+        assert_eq!(check(&loaded("")), []);
+    }
+
+    #[test]
+    fn beyond_loopback_the_mode_must_be_chosen() {
+        let faults = texts(&check(&loaded("[http]\nlisten = [\"127.0.0.1:1\", \"0.0.0.0:8081\"]\n")));
+        assert_eq!(faults.len(), 1);
+        assert!(faults[0].starts_with("x.toml: auth.mode: is not set, and http.listen has 0.0.0.0:8081"), "{faults:?}");
+        assert_eq!(check(&loaded("[http]\nlisten = [\"0.0.0.0:8081\"]\n[auth]\nmode = \"open\"\n")), []);
+    }
+
+    #[test]
+    fn every_fault_of_the_values_is_named() {
+        let text = "[http]\nlisten = []\npublic_url = \"example.org\"\nallowed_origins = [\"example.org\"]\n\
+                    [bundle]\npath = \"app.tonk\"\n[limits]\nconnections = 0\n[log]\nlevel = \"x=loud\"\n";
+        let faults = texts(&check(&loaded(text)));
+        let keys: Vec<&str> = faults.iter().filter_map(|fault| fault.split(": ").nth(1)).collect();
+        assert_eq!(
+            keys,
+            ["http.listen", "http.allowed_origins", "http.public_url", "log.level", "limits.connections", "bundle.path"]
+        );
+    }
+
+    #[test]
+    fn what_is_named_is_opened() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let at = |name: &str| folder.path().join(name);
+        fs::write(at("file"), "no ZIP").expect("written");
+        let text = format!(
+            "[bundle]\npath = {:?}\nwasm = {:?}\n[storage]\npath = {:?}\n[bundles]\npath = {:?}\n[admin]\nlisten = [\"unix:{}\"]\n",
+            at("file"), at("missing"), at("file").join("below"), at("new"), at("admin.sock").display()
+        );
+        let faults = texts(&open(&loaded(&text)));
+        assert_eq!(faults.len(), 3, "{faults:?}");
+        assert!(faults[0].contains(&format!("x.toml:2: bundle.path: {}: not a ZIP archive", at("file").display())), "{faults:?}");
+        assert!(faults[1].contains("x.toml:3: bundle.wasm: ") && faults[1].contains("not found"), "{faults:?}");
+        assert!(faults[2].contains("x.toml:5: storage.path: "), "{faults:?}");
+        assert!(!at("new").exists(), "a check makes nothing");
+    }
+}

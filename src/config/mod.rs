@@ -1,0 +1,331 @@
+//! The config file: its keys, defaults and units.
+//!
+//! [`Config`] is the whole of `/etc/tonk-relay.toml`; what its keys mean to an operator is said in the
+//! shipped file, `etc/tonk-relay.toml`, and nowhere else. [`load`] reads a file and names every fault in
+//! it, [`check`] looks at what the values mean together and opens what they name, and [`reload`] tells
+//! what a running relay can take over.
+
+pub mod check;
+pub mod load;
+pub mod reload;
+mod units;
+
+use std::{net::SocketAddr, path::PathBuf};
+
+use serde::{Deserialize, Serialize};
+pub use units::{Size, Time};
+
+/// Everything that can be configured.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[expect(missing_docs, reason = "each section's struct says what it is")]
+pub struct Config {
+    pub drain_timeout: Time,
+    pub http: Http,
+    pub admin: Admin,
+    pub bundle: Bundle,
+    pub bundles: Bundles,
+    pub storage: Storage,
+    pub sync: Sync,
+    pub auth: Auth,
+    pub limits: Limits,
+    pub reload: Reload,
+    pub log: Log,
+}
+
+/// `[http]`: the public port.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[expect(missing_docs, reason = "etc/tonk-relay.toml describes the keys")]
+pub struct Http {
+    pub listen: Vec<SocketAddr>,
+    pub public_url: String,
+    pub allowed_origins: Vec<String>,
+    pub metrics: bool,
+    pub header_timeout: Time,
+    pub body_idle_timeout: Time,
+}
+
+/// `[admin]`: metrics, health and the live commands.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[expect(missing_docs, reason = "etc/tonk-relay.toml describes the keys")]
+pub struct Admin {
+    pub listen: Vec<AdminAddress>,
+}
+
+/// Where the admin listener listens: `unix:/path/of/socket`, or an address with a port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the names say it")]
+pub enum AdminAddress {
+    Unix(PathBuf),
+    Tcp(SocketAddr),
+}
+
+/// `[bundle]`: the bundle that is served at `/.manifest.tonk`.
+#[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[expect(missing_docs, reason = "etc/tonk-relay.toml describes the keys")]
+pub struct Bundle {
+    pub path: PathBuf,
+    pub wasm: PathBuf,
+    pub blank: PathBuf,
+}
+
+/// `[bundles]`: uploaded bundles.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[expect(missing_docs, reason = "etc/tonk-relay.toml describes the keys")]
+pub struct Bundles {
+    pub path: PathBuf,
+    pub max_upload: Size,
+    pub max_inflated: Size,
+}
+
+/// `[storage]`: the documents.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[expect(missing_docs, reason = "etc/tonk-relay.toml describes the keys")]
+pub struct Storage {
+    pub path: PathBuf,
+    pub max_unsaved: Size,
+}
+
+/// `[sync]`: sessions and rooms.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[expect(missing_docs, reason = "etc/tonk-relay.toml describes the keys")]
+pub struct Sync {
+    pub peer_id: String,
+    pub handshake_timeout: Time,
+    pub ping_interval: Time,
+    pub idle_unload: Time,
+    pub max_message: Size,
+    pub send_queue: Size,
+    pub receive_queue: Size,
+    pub forward_requests: Forward,
+    pub forward_peers: usize,
+    pub forward_timeout: Time,
+}
+
+/// When requests for unknown documents are passed on to other peers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Forward {
+    /// In open mode only.
+    Open,
+    /// In every mode.
+    Always,
+    /// In none.
+    Never,
+}
+
+/// `[auth]`: who may use the relay.
+#[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[expect(missing_docs, reason = "etc/tonk-relay.toml describes the keys")]
+pub struct Auth {
+    pub mode: AuthMode,
+}
+
+/// How a peer proves who it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum AuthMode {
+    /// Nothing was chosen: open, and only for a relay that listens on loopback alone.
+    #[default]
+    #[serde(rename = "")]
+    Unset,
+    /// Anybody who reaches the port may read and write every document whose id they know.
+    #[serde(rename = "open")]
+    Open,
+}
+
+/// `[limits]`: what one relay and one connection may use.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[expect(missing_docs, reason = "etc/tonk-relay.toml describes the keys")]
+pub struct Limits {
+    pub connections: usize,
+    pub documents_per_connection: usize,
+}
+
+/// `[reload]`: what happens without being asked.
+#[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[expect(missing_docs, reason = "etc/tonk-relay.toml describes the keys")]
+pub struct Reload {
+    pub watch_config: bool,
+}
+
+/// `[log]`: what is logged, and how.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[expect(missing_docs, reason = "etc/tonk-relay.toml describes the keys")]
+pub struct Log {
+    pub level: String,
+    pub format: LogFormat,
+    pub repeat: Time,
+}
+
+/// Where log lines go and what they look like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// The journal when systemd started the relay, else text.
+    Auto,
+    /// journald's own protocol, with fields.
+    Journal,
+    /// A line on stderr for a person to read.
+    Text,
+    /// A JSON object a line on stderr.
+    Json,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            drain_timeout: Time::secs(30),
+            http: Http::default(),
+            admin: Admin::default(),
+            bundle: Bundle::default(),
+            bundles: Bundles::default(),
+            storage: Storage::default(),
+            sync: Sync::default(),
+            auth: Auth::default(),
+            limits: Limits::default(),
+            reload: Reload::default(),
+            log: Log::default(),
+        }
+    }
+}
+
+impl Default for Http {
+    fn default() -> Self {
+        Self {
+            listen: vec![
+                SocketAddr::from(([127, 0, 0, 1], 8081)),
+                SocketAddr::from((std::net::Ipv6Addr::LOCALHOST, 8081)),
+            ],
+            public_url: String::new(),
+            allowed_origins: vec!["*".to_owned()],
+            metrics: true,
+            header_timeout: Time::secs(10),
+            body_idle_timeout: Time::secs(30),
+        }
+    }
+}
+
+impl Default for Admin {
+    fn default() -> Self {
+        Self {
+            listen: vec![
+                AdminAddress::Unix("/run/tonk-relay/admin.sock".into()),
+                AdminAddress::Tcp(SocketAddr::from(([127, 0, 0, 1], 9464))),
+            ],
+        }
+    }
+}
+
+impl Default for Bundles {
+    fn default() -> Self {
+        Self {
+            path: "/var/lib/tonk-relay/bundles".into(),
+            max_upload: Size(100_000_000),
+            max_inflated: Size::mib(1024),
+        }
+    }
+}
+
+impl Default for Storage {
+    fn default() -> Self {
+        Self {
+            path: "/var/lib/tonk-relay/documents".into(),
+            max_unsaved: Size::mib(256),
+        }
+    }
+}
+
+impl Default for Sync {
+    fn default() -> Self {
+        Self {
+            peer_id: String::new(),
+            handshake_timeout: Time::secs(10),
+            ping_interval: Time::secs(5),
+            idle_unload: Time::secs(60),
+            max_message: Size::mib(100),
+            send_queue: Size::mib(8),
+            receive_queue: Size::mib(256),
+            forward_requests: Forward::Open,
+            forward_peers: 32,
+            forward_timeout: Time::secs(5),
+        }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: 15_000,
+            documents_per_connection: 2_000,
+        }
+    }
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self {
+            level: "info".to_owned(),
+            format: LogFormat::Auto,
+            repeat: Time::secs(10),
+        }
+    }
+}
+
+impl Sync {
+    /// The peer id that clients see: the configured one, or `tonk-relay-<hostname>`.
+    pub fn peer_id(&self) -> String {
+        if self.peer_id.is_empty() {
+            let host = rustix::system::uname();
+            format!("tonk-relay-{}", host.nodename().to_string_lossy())
+        } else {
+            self.peer_id.clone()
+        }
+    }
+}
+
+impl Config {
+    /// Whether requests for unknown documents are passed on to other peers. All modes that there are
+    /// today are open ones.
+    pub fn forwards_requests(&self) -> bool {
+        self.sync.forward_requests != Forward::Never
+    }
+}
+
+impl std::fmt::Display for AdminAddress {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+            Self::Tcp(address) => address.fmt(f),
+        }
+    }
+}
+
+impl Serialize for AdminAddress {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for AdminAddress {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        if let Some(path) = text.strip_prefix("unix:/") {
+            return Ok(Self::Unix(format!("/{path}").into()));
+        }
+        text.parse().map(Self::Tcp).map_err(|_| {
+            serde::de::Error::custom(format!(
+                r#"{text:?} is no listener: expected "unix:/absolute/path" or an address with a port, such as "127.0.0.1:9464""#
+            ))
+        })
+    }
+}

@@ -1,0 +1,90 @@
+//! Document ids: 16 bytes, written as base58check.
+//!
+//! The text form is automerge-repo's (`automerge-repo/src/AutomergeUrl.ts`): base58 with Bitcoin's
+//! alphabet and a four-byte double SHA-256 checksum, 27 or 28 characters for most ids.
+
+use std::{fmt, str::FromStr};
+
+/// The longest text form of 20 bytes (16 and the checksum) in base58.
+const MAX_TEXT: usize = 28;
+
+/// The id of an automerge document.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct DocumentId([u8; 16]);
+
+/// Why a text is no document id.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{text:?} is no document id: expected base58check of 16 bytes, such as 2XehcERzGALTcjP7C7VxwFJdWoEW")]
+pub struct BadDocumentId {
+    text: String,
+}
+
+impl DocumentId {
+    /// An id from its 16 bytes.
+    pub fn from_bytes(bytes: [u8; 16]) -> Self {
+        Self(bytes)
+    }
+
+    /// The 16 bytes.
+    pub fn as_bytes(&self) -> &[u8; 16] {
+        &self.0
+    }
+}
+
+impl FromStr for DocumentId {
+    type Err = BadDocumentId;
+
+    fn from_str(text: &str) -> Result<Self, BadDocumentId> {
+        // The length is checked first: decoding base58 takes quadratic time.
+        let decoded = if text.len() <= MAX_TEXT {
+            bs58::decode(text).with_check(None).into_vec().ok()
+        } else {
+            None
+        };
+        decoded
+            .and_then(|bytes| <[u8; 16]>::try_from(bytes).ok())
+            .map(Self)
+            .ok_or_else(|| BadDocumentId {
+                text: text.chars().take(2 * MAX_TEXT).collect(),
+            })
+    }
+}
+
+impl fmt::Display for DocumentId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&bs58::encode(self.0).with_check().into_string())
+    }
+}
+
+impl fmt::Debug for DocumentId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn text_and_back(bytes: [u8; 16]) {
+            let id = DocumentId::from_bytes(bytes);
+            prop_assert_eq!(id.to_string().parse::<DocumentId>(), Ok(id));
+        }
+
+        #[test]
+        fn any_text_is_an_id_or_an_error(text in ".{0,60}") {
+            if let Ok(id) = text.parse::<DocumentId>() {
+                prop_assert_eq!(id.to_string(), text);
+            }
+        }
+    }
+
+    #[test]
+    fn a_wrong_checksum_is_refused() {
+        assert!("2XehcERzGALTcjP7C7VxwFJdWoEX".parse::<DocumentId>().is_err());
+        assert!("2XehcERzGALTcjP7C7VxwFJdWoEW".parse::<DocumentId>().is_ok());
+    }
+}

@@ -1,0 +1,135 @@
+//! What the relay can promise right now, for `/livez`, `/readyz`, `status` and systemd's status line.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use serde::Serialize;
+
+/// The state of every check.
+#[derive(Debug, Default)]
+pub struct Health {
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    phase: Phase,
+    /// Writes that have failed and are being tried again.
+    failing_writes: usize,
+    storage_fault: String,
+    /// Checks that are not met although sync can be promised.
+    degraded: BTreeMap<&'static str, String>,
+}
+
+/// Where the process is between its start and its end.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Phase {
+    /// Not ready yet.
+    #[default]
+    Starting,
+    /// Serving.
+    Running,
+    /// Finishing what was begun.
+    Draining,
+}
+
+/// One look at the health.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// Whether sync can be promised.
+    pub ready: bool,
+    /// The phase.
+    pub phase: Phase,
+    /// Why not, where it cannot be promised.
+    pub failed: BTreeMap<&'static str, String>,
+    /// What is amiss besides.
+    pub degraded: BTreeMap<&'static str, String>,
+}
+
+/// A write that is failing, for as long as this lives.
+#[derive(Debug)]
+pub struct FailingWrite(Arc<Health>);
+
+impl Health {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The process has come to `phase`.
+    pub fn enter(&self, phase: Phase) {
+        self.state().phase = phase;
+    }
+
+    /// A write fails, for as long as what this returns is kept.
+    pub fn storage_fails(self: &Arc<Self>, fault: &str) -> FailingWrite {
+        let mut state = self.state();
+        state.failing_writes += 1;
+        state.storage_fault = fault.to_owned();
+        FailingWrite(self.clone())
+    }
+
+    /// Note that `check` is not met, or with `None` that it is met again.
+    pub fn degrade(&self, check: &'static str, reason: Option<String>) {
+        let mut state = self.state();
+        match reason {
+            Some(reason) => state.degraded.insert(check, reason),
+            None => state.degraded.remove(check),
+        };
+    }
+
+    /// How it stands.
+    pub fn report(&self) -> Report {
+        let state = self.state();
+        let mut failed = BTreeMap::new();
+        match state.phase {
+            Phase::Starting => _ = failed.insert("phase", "starting".to_owned()),
+            Phase::Draining => _ = failed.insert("phase", "draining".to_owned()),
+            Phase::Running => {}
+        }
+        if state.failing_writes > 0 {
+            failed.insert("storage", state.storage_fault.clone());
+        }
+        Report {
+            ready: failed.is_empty(),
+            phase: state.phase,
+            failed,
+            degraded: state.degraded.clone(),
+        }
+    }
+}
+
+impl Drop for FailingWrite {
+    fn drop(&mut self) {
+        self.0.state().failing_writes -= 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ready_means_running_and_durable() {
+        let health = Arc::new(Health::default());
+        assert!(!health.report().ready);
+        health.enter(Phase::Running);
+        assert!(health.report().ready);
+
+        let (one, two) = (health.storage_fails("no space"), health.storage_fails("no space"));
+        assert_eq!(health.report().failed["storage"], "no space");
+        drop(one);
+        assert!(!health.report().ready, "another write still fails");
+        drop(two);
+        assert!(health.report().ready);
+
+        health.degrade("bundle", Some("broken".into()));
+        let report = health.report();
+        assert!(report.ready && report.degraded["bundle"] == "broken");
+        health.degrade("bundle", None);
+        health.enter(Phase::Draining);
+        assert_eq!(health.report().failed["phase"], "draining");
+    }
+}

@@ -1,0 +1,127 @@
+//! Whether anything moves on a connection.
+
+use std::{
+    io,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    task::{Context, Poll, ready},
+};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// Bytes that show that the peer is there: all that it sent, and what it took of what had to wait for it.
+/// Bytes that the kernel takes at once prove nothing: it would take them for a dead peer too.
+#[derive(Debug, Default)]
+pub struct Activity(AtomicU64);
+
+impl Activity {
+    /// How many such bytes there were.
+    pub fn moved(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    fn add(&self, bytes: usize) {
+        self.0.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+}
+
+/// A stream that notes its activity.
+#[derive(Debug)]
+pub struct Metered<S> {
+    stream: S,
+    activity: Arc<Activity>,
+    had_to_wait: bool,
+}
+
+impl<S> Metered<S> {
+    /// Note what moves on `stream` in `activity`.
+    pub fn new(stream: S, activity: Arc<Activity>) -> Self {
+        Self { stream, activity, had_to_wait: false }
+    }
+
+    fn written(&mut self, result: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        match &result {
+            Poll::Pending => self.had_to_wait = true,
+            Poll::Ready(Ok(bytes)) if std::mem::take(&mut self.had_to_wait) => {
+                self.activity.add(*bytes);
+            }
+            Poll::Ready(_) => {}
+        }
+        result
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Metered<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;
+        self.activity.add(buffer.filled().len() - before);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Metered<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        data: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let result = Pin::new(&mut self.stream).poll_write(cx, data);
+        self.written(result)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        data: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let result = Pin::new(&mut self.stream).poll_write_vectored(cx, data);
+        self.written(result)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn only_bytes_that_the_peer_took_part_in_count() {
+        let (ours, mut theirs) = tokio::io::duplex(8);
+        let activity = Arc::new(Activity::default());
+        let mut metered = Metered::new(ours, activity.clone());
+        metered.write_all(b"12345678").await.expect("fits");
+        assert_eq!(activity.moved(), 0, "the buffer took it");
+        let (written, read) = tokio::join!(metered.write_all(b"9"), async {
+            let mut buffer = [0; 8];
+            theirs.read_exact(&mut buffer).await
+        });
+        written.expect("written");
+        read.expect("read");
+        assert_eq!(activity.moved(), 1, "the peer made room for it");
+        theirs.write_all(b"abc").await.expect("written");
+        let mut buffer = [0; 3];
+        metered.read_exact(&mut buffer).await.expect("read");
+        assert_eq!(activity.moved(), 4);
+    }
+}

@@ -1,0 +1,222 @@
+//! Uploads and downloads of bundles.
+
+use std::{
+    io::{self, SeekFrom},
+    ops::RangeInclusive,
+};
+
+use axum::{
+    Json,
+    body::Body,
+    extract::{Path, State},
+    http::{HeaderMap, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use futures::StreamExt;
+use serde_json::json;
+use tempfile::NamedTempFile;
+use tokio::io::{AsyncReadExt, AsyncSeekExt, AsyncWriteExt, BufWriter};
+use tokio_util::io::ReaderStream;
+use tracing::info;
+
+use super::{App, error::HttpError, pages::is_known};
+use crate::{
+    bundle::{Bundle, BundleError, store::StoredBundle},
+    document_id::DocumentId,
+};
+
+/// `POST /api/bundles`: the body goes to a file aside, is verified as a whole, and only then is visible.
+///
+/// # Errors
+/// It is no bundle, too large, too slow, or cannot be stored.
+pub async fn upload(
+    State(app): State<App>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, HttpError> {
+    let result = receive(&app, &headers, body).await;
+    let label = match &result {
+        Ok(_) => "stored",
+        Err(HttpError::Store(_)) => "store_failed",
+        Err(HttpError::TooLarge(_)) => "too_large",
+        Err(HttpError::Slow(_)) => "slow",
+        Err(_) => "refused",
+    };
+    app.metrics.bundles.uploads.with_label_values(&[label]).inc();
+    let id = result?;
+    let answer = json!({ "id": id.to_string(), "message": "Bundle uploaded successfully" });
+    Ok(Json(answer).into_response())
+}
+
+async fn receive(app: &App, headers: &HeaderMap, body: Body) -> Result<DocumentId, HttpError> {
+    let kind = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
+    let kind = kind.and_then(|kind| kind.split(';').next()).map(str::trim);
+    if !kind.is_some_and(|kind| kind.eq_ignore_ascii_case("application/octet-stream")) {
+        return Err(HttpError::BundleData);
+    }
+    let config = app.config.borrow().clone();
+    let max_upload = config.bundles.max_upload.0;
+    let announced = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok());
+    if announced.and_then(|length| length.parse::<u64>().ok()).is_some_and(|n| n > max_upload) {
+        return Err(HttpError::TooLarge(max_upload));
+    }
+    let file = app.store.receive()?;
+    let size = write(body, &file, max_upload, config.http.body_idle_timeout.0).await?;
+    if size == 0 {
+        return Err(HttpError::BundleData);
+    }
+    let max_inflated = config.bundles.max_inflated.0;
+    let verifying = tokio::task::spawn_blocking(move || -> Result<_, BundleError> {
+        let mut bundle = Bundle::open(io::BufReader::new(file.reopen()?), max_inflated)?;
+        bundle.verify()?;
+        Ok((bundle.manifest().root, file))
+    });
+    let verified = verifying.await.map_err(|error| HttpError::Internal(error.to_string()))?;
+    let (id, file) = verified?;
+    app.store.put(id, file).await?;
+    info!(bundle = %id, bytes = size, "stored an uploaded bundle");
+    Ok(id)
+}
+
+async fn write(
+    body: Body,
+    file: &NamedTempFile,
+    max_upload: u64,
+    idle: std::time::Duration,
+) -> Result<u64, HttpError> {
+    let mut out = BufWriter::new(tokio::fs::File::from_std(file.reopen()?));
+    let mut chunks = body.into_data_stream();
+    let mut size = 0;
+    loop {
+        let chunk = match tokio::time::timeout(idle, chunks.next()).await {
+            Err(_) => return Err(HttpError::Slow(idle)),
+            Ok(None) => break,
+            Ok(Some(Err(error))) => return Err(HttpError::Body(error.to_string())),
+            Ok(Some(Ok(chunk))) => chunk,
+        };
+        size += chunk.len() as u64;
+        if size > max_upload {
+            return Err(HttpError::TooLarge(max_upload));
+        }
+        out.write_all(&chunk).await?;
+    }
+    out.flush().await?;
+    Ok(size)
+}
+
+/// `GET /api/bundles/{id}`
+///
+/// # Errors
+/// There is no such bundle, or it cannot be read.
+pub async fn download(
+    State(app): State<App>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+) -> Result<Response, HttpError> {
+    counted(&app, send(&app, &id, &headers).await)
+}
+
+fn counted(app: &App, result: Result<Response, HttpError>) -> Result<Response, HttpError> {
+    let label = match &result {
+        Ok(_) => "sent",
+        Err(HttpError::NoSuchBundle) => "not_found",
+        Err(HttpError::Store(_)) => "store_failed",
+        Err(_) => "refused",
+    };
+    app.metrics.bundles.downloads.with_label_values(&[label]).inc();
+    result
+}
+
+async fn find(app: &App, id: &str) -> Result<(DocumentId, StoredBundle), HttpError> {
+    let id: DocumentId = id.parse()?;
+    let stored = app.store.get(id).await?.ok_or(HttpError::NoSuchBundle)?;
+    Ok((id, stored))
+}
+
+async fn send(app: &App, id: &str, headers: &HeaderMap) -> Result<Response, HttpError> {
+    let (id, stored) = find(app, id).await?;
+    let mut answer = HeaderMap::new();
+    let mut set = |name, value: String| {
+        // Ids, ETags and numbers are always good header values.
+        if let Ok(value) = value.parse() {
+            answer.insert(name, value);
+        }
+    };
+    set(header::ETAG, stored.etag.clone());
+    set(header::CACHE_CONTROL, "public, max-age=3600".to_owned());
+    set(header::ACCEPT_RANGES, "bytes".to_owned());
+    if is_known(headers, &stored.etag) {
+        return Ok((StatusCode::NOT_MODIFIED, answer).into_response());
+    }
+    set(header::CONTENT_TYPE, "application/octet-stream".to_owned());
+    set(header::CONTENT_DISPOSITION, format!("attachment; filename=\"{id}.tonk\""));
+    let mut file = tokio::fs::File::from_std(stored.file);
+    let (status, length) = match range(headers, &stored.etag, stored.size)? {
+        None => (StatusCode::OK, stored.size),
+        Some(part) => {
+            file.seek(SeekFrom::Start(*part.start())).await?;
+            let shown = format!("bytes {}-{}/{}", part.start(), part.end(), stored.size);
+            set(header::CONTENT_RANGE, shown);
+            (StatusCode::PARTIAL_CONTENT, part.end() - part.start() + 1)
+        }
+    };
+    set(header::CONTENT_LENGTH, length.to_string());
+    let body = Body::from_stream(ReaderStream::new(file.take(length)));
+    Ok((status, answer, body).into_response())
+}
+
+/// The part that is asked for; none for the whole. Several parts at once are answered with the whole,
+/// as RFC 9110 (14.2) lets a server do.
+fn range(
+    headers: &HeaderMap,
+    etag: &str,
+    size: u64,
+) -> Result<Option<RangeInclusive<u64>>, HttpError> {
+    let Some(range) = headers.get(header::RANGE).and_then(|range| range.to_str().ok()) else {
+        return Ok(None);
+    };
+    if headers.get(header::IF_RANGE).is_some_and(|known| known.as_bytes() != etag.as_bytes()) {
+        return Ok(None);
+    }
+    let Ok(parsed) = http_range_header::parse_range_header(range) else {
+        return Ok(None);
+    };
+    let mut parts = parsed.validate(size).map_err(|_| HttpError::Range(size))?;
+    Ok(if parts.len() == 1 { parts.pop() } else { None })
+}
+
+/// `GET /api/bundles/{id}/manifest`: the slim form of an uploaded bundle.
+///
+/// # Errors
+/// There is no such bundle, or it cannot be read.
+pub async fn slim(
+    State(app): State<App>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+) -> Result<Response, HttpError> {
+    counted(&app, send_slim(&app, &id, &headers).await)
+}
+
+async fn send_slim(app: &App, id: &str, headers: &HeaderMap) -> Result<Response, HttpError> {
+    let (id, stored) = find(app, id).await?;
+    let etag = stored.etag.replacen('"', "\"slim-", 1);
+    let common = [
+        (header::ETAG, etag.clone()),
+        (header::CACHE_CONTROL, "public, max-age=3600".to_owned()),
+    ];
+    if is_known(headers, &etag) {
+        return Ok((StatusCode::NOT_MODIFIED, common).into_response());
+    }
+    let max_inflated = app.config.borrow().bundles.max_inflated.0;
+    let making = tokio::task::spawn_blocking(move || {
+        Bundle::open(io::BufReader::new(stored.file), max_inflated)?.slim()
+    });
+    let made = making.await.map_err(|error| HttpError::Internal(error.to_string()))?;
+    // It was whole when it was stored.
+    let slim = made.map_err(|error| HttpError::Store(io::Error::other(format!("{id}: {error}"))))?;
+    let own = [
+        (header::CONTENT_TYPE, "application/zip".to_owned()),
+        (header::CONTENT_DISPOSITION, format!("attachment; filename=\"{id}.manifest.tonk\"")),
+    ];
+    Ok((common, own, slim).into_response())
+}

@@ -1,0 +1,92 @@
+//! Errors as HTTP answers: always `{"error": "..."}`.
+
+use axum::{
+    Json,
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use serde_json::json;
+use tracing::error;
+
+use crate::bundle::BundleError;
+
+/// What an HTTP request may end in besides its answer.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the texts say it")]
+pub enum HttpError {
+    #[error("No bundle is served")]
+    NoBundle,
+    #[error("WASM file not found")]
+    NoWasm,
+    #[error("Blank tonk template not found")]
+    NoBlank,
+    #[error("Bundle not found")]
+    NoSuchBundle,
+    #[error("Invalid bundle id: {0}")]
+    BundleId(#[from] crate::document_id::BadDocumentId),
+    #[error("Invalid bundle data")]
+    BundleData,
+    #[error("Invalid bundle data: {0}")]
+    Body(String),
+    #[error("Invalid bundle: {0}")]
+    Bundle(#[from] BundleError),
+    #[error("Bundle is larger than {0} bytes")]
+    TooLarge(u64),
+    #[error("No data for {0:?}")]
+    Slow(std::time::Duration),
+    #[error("The bundle store is not available")]
+    Store(#[from] std::io::Error),
+    #[error("Range not satisfiable")]
+    Range(u64),
+    #[error("Not ready: {0}")]
+    NotReady(String),
+    #[error("Internal error")]
+    Internal(String),
+}
+
+impl HttpError {
+    fn status(&self) -> StatusCode {
+        match self {
+            Self::NoWasm | Self::NoBlank | Self::NoSuchBundle => StatusCode::NOT_FOUND,
+            Self::BundleId(_) | Self::BundleData | Self::Body(_) | Self::Bundle(_) => {
+                StatusCode::BAD_REQUEST
+            }
+            Self::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::Slow(_) => StatusCode::REQUEST_TIMEOUT,
+            Self::Range(_) => StatusCode::RANGE_NOT_SATISFIABLE,
+            Self::NoBundle | Self::Store(_) | Self::NotReady(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
+        }
+    }
+}
+
+impl IntoResponse for HttpError {
+    fn into_response(self) -> Response {
+        match &self {
+            Self::Store(reason) => error!(%reason, "the bundle store failed"),
+            Self::Internal(reason) => error!(reason, "a request failed"),
+            _ => {}
+        }
+        let mut response = json_error(self.status(), &self.to_string());
+        let headers = response.headers_mut();
+        match self {
+            Self::Store(_) => _ = headers.insert(header::RETRY_AFTER, 5.into()),
+            Self::Range(size) => {
+                if let Ok(value) = format!("bytes */{size}").parse() {
+                    headers.insert(header::CONTENT_RANGE, value);
+                }
+            }
+            // What is left of the body is not read: the connection cannot go on.
+            Self::TooLarge(_) | Self::Slow(_) => {
+                headers.insert(header::CONNECTION, header::HeaderValue::from_static("close"));
+            }
+            _ => {}
+        }
+        response
+    }
+}
+
+/// An answer of that status with an error text.
+pub fn json_error(status: StatusCode, text: &str) -> Response {
+    (status, Json(json!({ "error": text }))).into_response()
+}

@@ -1,0 +1,183 @@
+//! Sockets that listen, and the connections they accept.
+
+use std::{
+    io,
+    net::SocketAddr,
+    os::unix::fs::PermissionsExt,
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
+
+use axum::{Router, extract::Request};
+use hyper::{body::Incoming, server::conn::http1};
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    service::TowerToHyperService,
+};
+use prometheus::IntGauge;
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, UnixListener, UnixStream},
+    sync::watch,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tower::ServiceExt;
+use tracing::{debug, warn};
+
+use super::activity::{Activity, Metered};
+use crate::config::Config;
+
+/// Connections that wait to be accepted.
+const BACKLOG: i32 = 4096;
+/// Plain HTTP connections beside `limits.connections`; further ones are cut at once. As many file
+/// descriptors as the shipped config asks for beyond the connections, less some for files.
+const HTTP_BESIDE: usize = 400;
+/// The pause after an accept that failed for want of file descriptors or memory.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
+
+/// The address a request came from.
+#[derive(Clone, Copy, Debug)]
+pub struct ClientAddress(pub SocketAddr);
+
+/// Bind a TCP address. An IPv6 one is for IPv6 alone, so that `0.0.0.0` and `[::]` can stand together.
+///
+/// # Errors
+/// The address is in use, or not one of this machine's.
+pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    TcpListener::from_std(socket.into())
+}
+
+/// Bind a Unix socket that its owner and group may use; one left by a process that is gone is replaced.
+///
+/// # Errors
+/// The folder is not there or not writable, or another process answers at the socket.
+pub fn bind_unix(path: &Path) -> io::Result<UnixListener> {
+    match std::os::unix::net::UnixStream::connect(path) {
+        Ok(_) => return Err(io::Error::new(io::ErrorKind::AddrInUse, "another process answers there")),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path)?,
+        Err(_) => {}
+    }
+    let listener = UnixListener::bind(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))?;
+    Ok(listener)
+}
+
+/// What every listener's connections need.
+#[derive(Clone)]
+#[expect(missing_docs, reason = "the names say it")]
+pub struct Connections {
+    pub config: watch::Receiver<Arc<Config>>,
+    pub open: IntGauge,
+    /// Where connections are counted until they end.
+    pub tasks: TaskTracker,
+    /// No request is taken any more.
+    pub stopping: CancellationToken,
+}
+
+impl Connections {
+    /// Serve `router` on a TCP listener until the relay stops.
+    pub async fn serve(&self, listener: &TcpListener, router: Router) {
+        loop {
+            let (stream, address) = tokio::select! {
+                accepted = listener.accept() => match accepted {
+                    Ok(accepted) => accepted,
+                    Err(error) => {
+                        accept_failed(&error).await;
+                        continue;
+                    }
+                },
+                () = self.stopping.cancelled() => return,
+            };
+            let limit = self.config.borrow().limits.connections + HTTP_BESIDE;
+            if usize::try_from(self.open.get()).unwrap_or(0) >= limit {
+                // The kernel resets it: a flood is not worth an answer.
+                let _ = socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO));
+                debug!(client = %address, "cut: too many connections");
+                continue;
+            }
+            let _ = stream.set_nodelay(true);
+            self.spawn(stream, router.clone(), Some(ClientAddress(address)));
+        }
+    }
+
+    /// Serve `router` on a Unix socket until the relay stops.
+    pub async fn serve_unix(&self, listener: &UnixListener, router: Router) {
+        loop {
+            tokio::select! {
+                accepted = listener.accept() => match accepted {
+                    Ok((stream, _)) => self.spawn::<UnixStream>(stream, router.clone(), None),
+                    Err(error) => accept_failed(&error).await,
+                },
+                () = self.stopping.cancelled() => return,
+            }
+        }
+    }
+
+    fn spawn<S>(&self, stream: S, router: Router, address: Option<ClientAddress>)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let activity = Arc::new(Activity::default());
+        let io = TokioIo::new(Metered::new(stream, activity.clone()));
+        let service = router.map_request(move |mut request: Request<Incoming>| {
+            request.extensions_mut().insert(activity.clone());
+            if let Some(address) = address {
+                request.extensions_mut().insert(address);
+            }
+            request.map(axum::body::Body::new)
+        });
+        let header_timeout = self.config.borrow().http.header_timeout.0;
+        let counted = Counted::new(&self.open);
+        let stopping = self.stopping.clone();
+        self.tasks.spawn(async move {
+            let connection = http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(header_timeout)
+                .serve_connection(io, TowerToHyperService::new(service))
+                .with_upgrades();
+            tokio::pin!(connection);
+            let ended = tokio::select! {
+                ended = &mut connection => ended,
+                () = stopping.cancelled() => {
+                    connection.as_mut().graceful_shutdown();
+                    connection.await
+                }
+            };
+            drop(counted);
+            if let Err(error) = ended {
+                debug!(%error, "an HTTP connection ended early");
+            }
+        });
+    }
+}
+
+async fn accept_failed(error: &io::Error) {
+    warn!(%error, "a connection could not be accepted");
+    tokio::time::sleep(ACCEPT_AGAIN).await;
+}
+
+/// Counts a connection for as long as it lives.
+struct Counted(IntGauge);
+
+impl Counted {
+    fn new(open: &IntGauge) -> Self {
+        open.inc();
+        Self(open.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}

@@ -1,0 +1,195 @@
+//! The public port: HTTP pages, bundles, and the way into sync.
+//!
+//! [`listener`] binds and accepts, [`activity`] sees whether a connection lives; [`pages`] and [`bundles`]
+//! answer requests, [`error`] is how they fail. A WebSocket upgrade on any path is a sync session.
+
+pub mod activity;
+pub mod bundles;
+pub mod error;
+pub mod listener;
+pub mod pages;
+
+use std::{sync::Arc, time::Instant};
+
+use axum::{
+    Extension, Router,
+    extract::{FromRequestParts, MatchedPath, Request, State, WebSocketUpgrade},
+    http::{HeaderMap, HeaderValue, Method, StatusCode, header, request::Parts},
+    middleware::{self, Next},
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use tokio::sync::watch;
+use tokio_util::task::TaskTracker;
+use tower_http::{
+    catch_panic::CatchPanicLayer,
+    cors::{AllowOrigin, CorsLayer},
+    decompression::RequestDecompressionLayer,
+};
+
+use self::{activity::Activity, error::json_error, listener::ClientAddress};
+use crate::{
+    bundle::{served::Served, store::BundleStore},
+    config::Config,
+    health::Health,
+    metrics::Metrics,
+    sync::{outbound::Closing, peers::Peers, session::Sessions},
+};
+
+/// The WebSocket read buffer of a connection: axum's default of 128 KiB is memory for each idle socket.
+const READ_BUFFER: usize = 4 << 10;
+/// Frames up to this size together are written at once.
+const WRITE_BUFFER: usize = 8 << 10;
+
+/// What handlers need of the rest of the relay.
+#[derive(Clone)]
+#[expect(missing_docs, reason = "the types say it")]
+pub struct App {
+    pub config: watch::Receiver<Arc<Config>>,
+    pub served: Served,
+    pub store: Arc<dyn BundleStore>,
+    pub health: Arc<Health>,
+    pub metrics: Metrics,
+    pub sessions: Arc<Sessions>,
+    pub peers: Arc<Peers>,
+    /// Where sessions are counted until they end.
+    pub tasks: TaskTracker,
+    pub started: Instant,
+}
+
+/// The public router.
+pub fn router(app: App) -> Router {
+    let uploads = post(bundles::upload)
+        // tower-http: the project that axum itself builds on.
+        .layer(RequestDecompressionLayer::new().gzip(true));
+    let router = Router::new()
+        .route("/", get(pages::home))
+        .route("/.manifest.tonk", get(pages::manifest))
+        .route("/tonk_core_bg.wasm", get(pages::wasm))
+        .route("/api/blank-tonk", get(pages::blank))
+        .route("/api/bundles", uploads)
+        .route("/api/bundles/{id}", get(bundles::download))
+        .route("/api/bundles/{id}/manifest", get(bundles::slim))
+        .route("/metrics", get(pages::public_metrics))
+        .route("/livez", get(pages::livez))
+        .route("/readyz", get(pages::readyz));
+    router
+        .fallback(|| async { StatusCode::NOT_FOUND })
+        .layer(middleware::from_fn_with_state(app.clone(), upgrade))
+        .layer(cors(app.config.clone()))
+        .layer(CatchPanicLayer::custom(|_: Box<dyn std::any::Any + Send>| {
+            json_error(StatusCode::INTERNAL_SERVER_ERROR, "Internal error")
+        }))
+        .layer(middleware::from_fn_with_state(app.metrics.clone(), finish))
+        .with_state(app)
+}
+
+/// Whether a browser at `origin` may use this relay.
+fn is_allowed(origin: &HeaderValue, config: &Config) -> bool {
+    let allowed = &config.http.allowed_origins;
+    allowed.iter().any(|allowed| allowed == "*" || allowed.as_bytes() == origin.as_bytes())
+}
+
+fn cors(config: watch::Receiver<Arc<Config>>) -> CorsLayer {
+    CorsLayer::new()
+        .allow_credentials(true)
+        .allow_origin(AllowOrigin::predicate(move |origin, _: &Parts| {
+            is_allowed(origin, &config.borrow())
+        }))
+        .allow_methods([Method::GET, Method::POST, Method::PUT, Method::DELETE, Method::OPTIONS])
+        .allow_headers([header::CONTENT_TYPE, header::AUTHORIZATION])
+        .vary([header::ORIGIN])
+}
+
+/// Count the request, and give every error and preflight its form.
+async fn finish(State(metrics): State<Metrics>, request: Request, next: Next) -> Response {
+    let start = Instant::now();
+    let route = request.extensions().get::<MatchedPath>().cloned();
+    let is_preflight = request.method() == Method::OPTIONS;
+    let is_upgrade = is_websocket(request.headers());
+    let mut response = next.run(request).await;
+
+    if is_preflight && response.status() == StatusCode::OK {
+        *response.status_mut() = StatusCode::NO_CONTENT;
+    }
+    let status = response.status();
+    let is_json = response
+        .headers()
+        .get(header::CONTENT_TYPE)
+        .is_some_and(|kind| kind.as_bytes().starts_with(b"application/json"));
+    if (status.is_client_error() || status.is_server_error()) && !is_json {
+        let text = match status {
+            StatusCode::NOT_FOUND => "Not found",
+            other => other.canonical_reason().unwrap_or("Error"),
+        };
+        let (_, body) = json_error(status, text).into_parts();
+        let (mut parts, _) = response.into_parts();
+        parts.headers.remove(header::CONTENT_LENGTH);
+        parts.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        response = Response::from_parts(parts, body);
+    }
+    let route = match &route {
+        _ if is_upgrade => "websocket",
+        Some(path) => path.as_str(),
+        None => "other",
+    };
+    metrics.http.requests.with_label_values(&[route, status.as_str()]).inc();
+    metrics.http.seconds.with_label_values(&[route]).observe(start.elapsed().as_secs_f64());
+    response
+}
+
+fn is_websocket(headers: &HeaderMap) -> bool {
+    headers
+        .get(header::UPGRADE)
+        .is_some_and(|upgrade| upgrade.as_bytes().eq_ignore_ascii_case(b"websocket"))
+}
+
+/// Take a WebSocket upgrade on whatever path it comes.
+async fn upgrade(State(app): State<App>, request: Request, next: Next) -> Response {
+    if !is_websocket(request.headers()) {
+        return next.run(request).await;
+    }
+    let (mut parts, _) = request.into_parts();
+    let socket = match WebSocketUpgrade::from_request_parts(&mut parts, &()).await {
+        Ok(socket) => socket,
+        Err(rejection) => return rejection.into_response(),
+    };
+    let address = parts.extensions.get::<ClientAddress>().map(|address| address.0);
+    let Extension(activity) = Extension::<Arc<Activity>>::from_request_parts(&mut parts, &())
+        .await
+        .unwrap_or_default();
+    let config = app.config.borrow().clone();
+    let refuse = refusal(&app, &config, &parts.headers);
+    let max_message = config.sync.max_message.len();
+    let (sessions, tasks) = (app.sessions, app.tasks);
+    socket
+        .read_buffer_size(READ_BUFFER)
+        .write_buffer_size(WRITE_BUFFER)
+        .max_message_size(max_message)
+        .max_frame_size(max_message)
+        .on_upgrade(move |socket| {
+            let panics = sessions.metrics.panics.clone();
+            let session = tasks.track_future(sessions.run(socket, address, activity, refuse));
+            async move {
+                let session = std::panic::AssertUnwindSafe(session);
+                if futures::FutureExt::catch_unwind(session).await.is_err() {
+                    panics.inc();
+                }
+            }
+        })
+}
+
+/// Why a WebSocket may not live, if it may not.
+fn refusal(app: &App, config: &Config, headers: &HeaderMap) -> Option<Closing> {
+    let open = usize::try_from(app.metrics.sessions.open.get()).unwrap_or(0);
+    let origin = headers.get(header::ORIGIN);
+    if origin.is_some_and(|origin| !is_allowed(origin, config)) {
+        let reason = "this Origin is not among http.allowed_origins".to_owned();
+        return Some(Closing { code: 4403, reason, label: "origin" });
+    }
+    (open >= config.limits.connections).then(|| Closing {
+        code: 1013,
+        reason: "the relay is full; please come again".to_owned(),
+        label: "connections",
+    })
+}

@@ -1,0 +1,43 @@
+//! tonk-relay: the sync relay for Tonk and automerge-repo apps, as a library that is the program.
+//!
+//! | to find | look in |
+//! |---|---|
+//! | arguments and sub-commands | [`cli`] |
+//! | the config file: keys, defaults, checks, what a reload may change | [`config`] |
+//! | start, run and drain, in that order | [`app`] |
+//! | who owns a task and what its end means | [`supervisor`] |
+//! | signals; what systemd is told | [`signals`], [`systemd`] |
+//! | taking over a changed config | [`reloader`] |
+//! | the public port: pages, bundles, errors, connections | [`http`] |
+//! | protocol messages, sessions, rooms and their engines | [`sync`] |
+//! | `.tonk` bundles: parse, serve, watch, store | [`bundle`] |
+//! | documents on disk, and bundle documents underneath | [`storage`] |
+//! | the admin socket and its commands | [`admin`] |
+//! | readiness and what is amiss | [`health`] |
+//! | every metric name | [`metrics`] |
+//! | the log, and lines that repeat | [`log`] |
+//!
+//! # How a message goes
+//! `http::listener` accepts a connection; `http::upgrade` turns it into a [`sync::session`], which answers the
+//! handshake and reads the document id of each message. [`sync::rooms`] has a room for each live document; the
+//! room hands sync messages to its [`sync::room::Engine`], which holds the document and answers through each
+//! session's [`sync::outbound`] queue. What changed goes to [`storage::documents`], which returns when it is
+//! durable.
+
+pub mod admin;
+pub mod app;
+pub mod backoff;
+pub mod bundle;
+pub mod cli;
+pub mod config;
+pub mod document_id;
+pub mod health;
+pub mod http;
+pub mod log;
+pub mod metrics;
+pub mod reloader;
+pub mod signals;
+pub mod storage;
+pub mod supervisor;
+pub mod sync;
+pub mod systemd;

@@ -1,0 +1,180 @@
+//! Where log lines go, and lines that repeat.
+
+use std::{
+    collections::HashMap,
+    env, io,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use tracing::warn;
+use tracing_subscriber::{
+    EnvFilter, Layer, Registry, layer::SubscriberExt, reload, util::SubscriberInitExt,
+};
+
+use crate::config::{Log, LogFormat};
+
+/// Lines remembered at a time.
+const REMEMBERED: usize = 1024;
+
+/// Changes the level of the running log.
+pub struct LogLevel(reload::Handle<EnvFilter, Registry>);
+
+/// Why logging cannot be set up.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the texts say it")]
+pub enum LogError {
+    #[error("log.level: {0}; expected a level such as \"info\", or \"tonk_relay::sync=debug,info\"")]
+    Level(#[from] tracing_subscriber::filter::ParseError),
+    #[error("log.format = \"journal\": the journal cannot be reached: {0}")]
+    Journal(io::Error),
+    #[error("the log was set up twice: {0}")]
+    Twice(#[from] tracing_subscriber::util::TryInitError),
+    #[error("the log level cannot be changed: {0}")]
+    Reload(#[from] reload::Error),
+}
+
+/// Check a level without using it.
+///
+/// # Errors
+/// It is none.
+pub fn check_level(level: &str) -> Result<EnvFilter, LogError> {
+    // samod's own lines at info and below are about single messages: they need asking for by name.
+    let quiet = if level.contains("samod") { "" } else { ",samod=warn,samod_core=warn" };
+    Ok(EnvFilter::try_new(format!("{level}{quiet}"))?)
+}
+
+/// Set up the log of this process.
+///
+/// # Errors
+/// The level is none, or the journal was asked for and cannot be reached.
+pub fn init(config: &Log) -> Result<LogLevel, LogError> {
+    let (filter, handle) = reload::Layer::new(check_level(&config.level)?);
+    // systemd sets JOURNAL_STREAM where stderr is the journal (systemd.exec(5)).
+    let journal = match (config.format, env::var_os("JOURNAL_STREAM")) {
+        (LogFormat::Journal, _) => Some(tracing_journald::layer().map_err(LogError::Journal)?),
+        (LogFormat::Auto, Some(_)) => tracing_journald::layer().ok(),
+        _ => None,
+    };
+    let output: Box<dyn Layer<_> + Send + Sync> = match (journal, config.format) {
+        (Some(journal), _) => Box::new(journal.with_field_prefix(Some("TONK".to_owned()))),
+        (None, LogFormat::Json) => {
+            Box::new(tracing_subscriber::fmt::layer().json().with_writer(io::stderr))
+        }
+        (None, _) => {
+            let ansi = io::IsTerminal::is_terminal(&io::stderr());
+            Box::new(tracing_subscriber::fmt::layer().with_writer(io::stderr).with_ansi(ansi))
+        }
+    };
+    tracing_subscriber::registry().with(filter).with(output).try_init()?;
+    Ok(LogLevel(handle))
+}
+
+impl LogLevel {
+    /// Take over a new level.
+    ///
+    /// # Errors
+    /// It is none.
+    pub fn set(&self, level: &str) -> Result<(), LogError> {
+        Ok(self.0.reload(check_level(level)?)?)
+    }
+}
+
+/// Lines that would repeat for one client: each comes once in a while, with a count.
+#[derive(Default)]
+pub struct Repeats {
+    lines: Mutex<HashMap<(String, &'static str), Line>>,
+    window: Mutex<Duration>,
+}
+
+struct Line {
+    since: Instant,
+    held_back: u64,
+}
+
+impl Repeats {
+    /// Each line once in `window`.
+    pub fn new(window: Duration) -> Self {
+        Self { lines: Mutex::default(), window: Mutex::new(window) }
+    }
+
+    /// Take over a new window.
+    pub fn set_window(&self, window: Duration) {
+        *self.window.lock().unwrap_or_else(PoisonError::into_inner) = window;
+    }
+
+    fn window(&self) -> Duration {
+        *self.window.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lines(&self) -> MutexGuard<'_, HashMap<(String, &'static str), Line>> {
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether `line` is to be written now for `client`; if so, how many times it stands for.
+    pub fn pass(&self, client: &str, line: &'static str) -> Option<u64> {
+        let window = self.window();
+        let mut lines = self.lines();
+        let key = (client.to_owned(), line);
+        if let Some(known) = lines.get_mut(&key) {
+            if known.since.elapsed() < window {
+                known.held_back += 1;
+                return None;
+            }
+            let times = known.held_back + 1;
+            *known = Line { since: Instant::now(), held_back: 0 };
+            return Some(times);
+        }
+        if lines.len() < REMEMBERED {
+            lines.insert(key, Line { since: Instant::now(), held_back: 0 });
+        }
+        Some(1)
+    }
+
+    /// Write what was held back and is over; call it once a window.
+    pub fn flush(&self) {
+        let window = self.window();
+        self.lines().retain(|(client, line), known| {
+            let over = known.since.elapsed() >= window;
+            if over && known.held_back > 0 {
+                warn!(client, reason = line, times = known.held_back, "repeated");
+            }
+            !over
+        });
+    }
+
+    /// Flush for ever.
+    pub async fn run(&self) {
+        loop {
+            tokio::time::sleep(self.window()).await;
+            self.flush();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_that_repeats_for_one_client_comes_once_with_a_count() {
+        let repeats = Repeats::new(Duration::from_millis(40));
+        assert_eq!(repeats.pass("a", "garbage"), Some(1));
+        assert_eq!(repeats.pass("a", "garbage"), None);
+        assert_eq!(repeats.pass("a", "garbage"), None);
+        assert_eq!(repeats.pass("b", "garbage"), Some(1), "another client");
+        assert_eq!(repeats.pass("a", "text"), Some(1), "another line");
+        std::thread::sleep(Duration::from_millis(50));
+        assert_eq!(repeats.pass("a", "garbage"), Some(3));
+        std::thread::sleep(Duration::from_millis(50));
+        repeats.flush();
+        assert!(repeats.lines().is_empty());
+    }
+
+    #[test]
+    fn levels_are_checked() {
+        assert!(check_level("info").is_ok());
+        assert!(check_level("tonk_relay::sync=debug,info").is_ok());
+        assert!(check_level("tonk_relay=loud").is_err());
+    }
+}

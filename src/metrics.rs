@@ -1,0 +1,262 @@
+//! Every metric of the relay: the only place where their names live.
+//!
+//! One struct a subsystem; a field's doc comment is the metric's HELP text. No label takes values that a
+//! client chooses: document ids and peer ids are in the log and in `status`, never here.
+
+use prometheus::{
+    Encoder, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    IntGaugeVec, Opts, Registry, TextEncoder, core::Collector, process_collector::ProcessCollector,
+};
+
+/// Seconds, from 100 us to a minute.
+const SECONDS: [f64; 12] = [
+    0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 20.0, 60.0,
+];
+
+/// A metric that can be made from its name, HELP text and labels.
+trait Metric: Collector + Clone + Sized + 'static {
+    fn make(name: &str, help: &str, labels: &[&str]) -> prometheus::Result<Self>;
+}
+
+macro_rules! plain {
+    ($($kind:ty),*) => {$(
+        impl Metric for $kind {
+            fn make(name: &str, help: &str, _: &[&str]) -> prometheus::Result<Self> {
+                Self::with_opts(Opts::new(name, help))
+            }
+        }
+    )*};
+}
+plain!(IntCounter, IntGauge, Gauge);
+
+impl Metric for IntCounterVec {
+    fn make(name: &str, help: &str, labels: &[&str]) -> prometheus::Result<Self> {
+        Self::new(Opts::new(name, help), labels)
+    }
+}
+
+impl Metric for IntGaugeVec {
+    fn make(name: &str, help: &str, labels: &[&str]) -> prometheus::Result<Self> {
+        Self::new(Opts::new(name, help), labels)
+    }
+}
+
+impl Metric for Histogram {
+    fn make(name: &str, help: &str, _: &[&str]) -> prometheus::Result<Self> {
+        Self::with_opts(HistogramOpts::new(name, help).buckets(SECONDS.to_vec()))
+    }
+}
+
+impl Metric for HistogramVec {
+    fn make(name: &str, help: &str, labels: &[&str]) -> prometheus::Result<Self> {
+        Self::new(HistogramOpts::new(name, help).buckets(SECONDS.to_vec()), labels)
+    }
+}
+
+fn register<M: Metric>(
+    registry: &Registry,
+    name: &str,
+    help: &str,
+    labels: &[&str],
+) -> prometheus::Result<M> {
+    let metric = M::make(name, help.trim(), labels)?;
+    registry.register(Box::new(metric.clone()))?;
+    Ok(metric)
+}
+
+macro_rules! metrics {
+    ($(
+        $(#[doc = $about:literal])+
+        $group:ident {
+            $( $(#[doc = $help:literal])+ $field:ident: $kind:ident = $name:literal [$($label:literal),*]; )*
+        }
+    )*) => {$(
+        $(#[doc = $about])+
+        #[derive(Clone, Debug)]
+        pub struct $group {
+            $( $(#[doc = $help])+ pub $field: $kind, )*
+        }
+
+        impl $group {
+            fn register(registry: &Registry) -> prometheus::Result<Self> {
+                Ok(Self {
+                    $( $field: register(registry, $name, concat!($($help),+), &[$($label),*])?, )*
+                })
+            }
+        }
+    )*};
+}
+
+metrics! {
+    /// Sessions: the WebSocket connections.
+    SessionMetrics {
+        /// Open WebSocket connections.
+        open: IntGauge = "tonk_relay_connections" [];
+        /// WebSocket connections that ended, by outcome: the close code that ended them, or how the peer left.
+        ended: IntCounterVec = "tonk_relay_connections_ended_total" ["outcome"];
+        /// WebSocket connections that the relay refused or closed for a limit, by reason.
+        refused: IntCounterVec = "tonk_relay_refused_total" ["reason"];
+        /// Protocol messages, by direction and type.
+        messages: IntCounterVec = "tonk_relay_messages_total" ["direction", "type"];
+        /// Bytes of protocol messages, by direction and type.
+        message_bytes: IntCounterVec = "tonk_relay_message_bytes_total" ["direction", "type"];
+        /// Messages that were dropped, by reason.
+        dropped: IntCounterVec = "tonk_relay_messages_dropped_total" ["reason"];
+        /// Ephemeral messages passed on, once for each receiver.
+        ephemera: IntCounter = "tonk_relay_ephemera_forwarded_total" [];
+        /// Bytes that wait to be sent, all sessions together.
+        unsent: IntGauge = "tonk_relay_unsent_bytes" [];
+        /// Received bytes that wait for their documents, all sessions together.
+        unread: IntGauge = "tonk_relay_received_queue_bytes" [];
+        /// Panics in session tasks.
+        panics: IntCounter = "tonk_relay_session_panics_total" [];
+    }
+
+    /// Rooms: the live documents.
+    RoomMetrics {
+        /// Documents in memory, by state: live, or opening (being loaded or asked for).
+        rooms: IntGaugeVec = "tonk_relay_rooms" ["state"];
+        /// Unknown documents that sessions wait for.
+        waiting: IntGauge = "tonk_relay_rooms_waiting" [];
+        /// Documents that left memory, by reason.
+        unloaded: IntCounterVec = "tonk_relay_rooms_unloaded_total" ["reason"];
+        /// Tasks that room engines run.
+        engine_tasks: IntGauge = "tonk_relay_room_engine_tasks" [];
+        /// Panics in rooms; each hurt one document.
+        panics: IntCounter = "tonk_relay_room_panics_total" [];
+        /// Seconds from a session's first mention of a document until the room has taken it in.
+        join_seconds: Histogram = "tonk_relay_room_join_seconds" [];
+        /// Seconds from a session's first mention of a document until it was sent what the relay has of it.
+        sync_seconds: Histogram = "tonk_relay_room_first_sync_seconds" [];
+        /// Requests for unknown documents, by outcome: passed on, unavailable, or found.
+        requests: IntCounterVec = "tonk_relay_unknown_requests_total" ["outcome"];
+    }
+
+    /// Documents on disk.
+    StorageMetrics {
+        /// Seconds a storage operation took, by operation.
+        seconds: HistogramVec = "tonk_relay_storage_seconds" ["operation"];
+        /// Storage operations that failed, by operation.
+        failures: IntCounterVec = "tonk_relay_storage_failures_total" ["operation"];
+        /// Writes that were tried again.
+        retries: IntCounter = "tonk_relay_storage_retries_total" [];
+        /// Writes that are not durable yet.
+        queue: IntGauge = "tonk_relay_storage_queue" [];
+        /// Bytes that are not durable yet.
+        unsaved_bytes: IntGauge = "tonk_relay_storage_unsaved_bytes" [];
+        /// Stored chunks that do not parse and were moved to quarantine.
+        broken_chunks: IntCounter = "tonk_relay_storage_broken_chunks_total" [];
+        /// Snapshots of the served bundle that share no change with the stored document of their id.
+        unrelated_snapshots: IntCounter = "tonk_relay_storage_unrelated_snapshots_total" [];
+    }
+
+    /// Bundles, served and uploaded.
+    BundleMetrics {
+        /// Loads of the served bundle, by result.
+        loads: IntCounterVec = "tonk_relay_bundle_loads_total" ["result"];
+        /// When the served bundle was last loaded, in seconds since 1970.
+        loaded_at: Gauge = "tonk_relay_bundle_loaded_timestamp_seconds" [];
+        /// The served bundle: always 1, with the SHA-256 of its file.
+        info: IntGaugeVec = "tonk_relay_bundle_info" ["sha256"];
+        /// Uploads, by result.
+        uploads: IntCounterVec = "tonk_relay_bundle_uploads_total" ["result"];
+        /// Downloads of uploaded bundles, by result.
+        downloads: IntCounterVec = "tonk_relay_bundle_downloads_total" ["result"];
+    }
+
+    /// HTTP.
+    HttpMetrics {
+        /// Open HTTP connections, by listener; one that was upgraded to a WebSocket is counted there.
+        sockets: IntGaugeVec = "tonk_relay_http_connections" ["listener"];
+        /// HTTP requests, by route and status.
+        requests: IntCounterVec = "tonk_relay_http_requests_total" ["route", "status"];
+        /// Seconds until the head of the answer, by route.
+        seconds: HistogramVec = "tonk_relay_http_request_seconds" ["route"];
+    }
+
+    /// The process.
+    ProcessMetrics {
+        /// Tasks that ended without being asked, by task and verdict.
+        task_exits: IntCounterVec = "tonk_relay_task_exits_total" ["task", "verdict"];
+        /// Config reloads, by result.
+        reloads: IntCounterVec = "tonk_relay_config_reloads_total" ["result"];
+        /// Seconds the drain has taken; 0 while serving.
+        drain_seconds: Gauge = "tonk_relay_drain_seconds" [];
+        /// Whether sync can be promised: 1 as long as /readyz answers 200.
+        ready: IntGauge = "tonk_relay_ready" [];
+        /// Configured limits, by key, in the unit of the key.
+        limits: IntGaugeVec = "tonk_relay_limit" ["key"];
+        /// Always 1, with the version.
+        build: IntGaugeVec = "tonk_relay_build_info" ["version"];
+        /// When the process started, in seconds since 1970.
+        started_at: Gauge = "tonk_relay_start_timestamp_seconds" [];
+    }
+}
+
+/// All metrics and their registry.
+#[derive(Clone, Debug)]
+#[expect(missing_docs, reason = "each struct says what it is")]
+pub struct Metrics {
+    registry: Registry,
+    pub sessions: SessionMetrics,
+    pub rooms: RoomMetrics,
+    pub storage: StorageMetrics,
+    pub bundles: BundleMetrics,
+    pub http: HttpMetrics,
+    pub process: ProcessMetrics,
+}
+
+impl Metrics {
+    /// Register all of them, once a process (tests make one registry each).
+    ///
+    /// # Errors
+    /// A name stands here twice, or is no name.
+    pub fn new() -> prometheus::Result<Self> {
+        let registry = Registry::new();
+        registry.register(Box::new(ProcessCollector::for_self()))?;
+        let metrics = Self {
+            sessions: SessionMetrics::register(&registry)?,
+            rooms: RoomMetrics::register(&registry)?,
+            storage: StorageMetrics::register(&registry)?,
+            bundles: BundleMetrics::register(&registry)?,
+            http: HttpMetrics::register(&registry)?,
+            process: ProcessMetrics::register(&registry)?,
+            registry,
+        };
+        metrics.process.build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        metrics.process.started_at.set(now());
+        Ok(metrics)
+    }
+
+    /// The text form that Prometheus reads.
+    ///
+    /// # Errors
+    /// A collector's figures do not fit together.
+    pub fn text(&self) -> prometheus::Result<Vec<u8>> {
+        let mut out = Vec::new();
+        TextEncoder::new().encode(&self.registry.gather(), &mut out)?;
+        Ok(out)
+    }
+}
+
+/// Seconds since 1970.
+pub fn now() -> f64 {
+    std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0.0, |since| since.as_secs_f64())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_metric_has_help_and_can_be_read() {
+        let metrics = Metrics::new().expect("names are good and stand once");
+        metrics.http.requests.with_label_values(&["/", "200"]).inc();
+        let text = String::from_utf8(metrics.text().expect("encodes")).expect("UTF-8");
+        assert!(text.contains("# HELP tonk_relay_connections Open WebSocket connections.\n"), "{text}");
+        assert!(text.contains("tonk_relay_http_requests_total{route=\"/\",status=\"200\"} 1\n"));
+        assert!(text.contains("process_resident_memory_bytes"));
+    }
+}

@@ -1,0 +1,133 @@
+//! Taking over a changed config while running: all of it, or nothing and the reason.
+
+use std::{fmt, path::PathBuf, sync::Arc};
+
+use tokio::sync::{Mutex, watch};
+use tracing::{error, info, warn};
+
+use crate::{
+    bundle::watch::{BundleKeeper, PathWatch},
+    config::{Config, check, load, load::LoadedConfig, reload},
+    health::Health,
+    log::{LogLevel, Repeats},
+    metrics::ProcessMetrics,
+    systemd,
+};
+
+/// Reads the config file again when asked.
+pub struct Reloader {
+    loaded: Mutex<LoadedConfig>,
+    config: watch::Sender<Arc<Config>>,
+    keeper: Arc<BundleKeeper>,
+    log_level: Option<LogLevel>,
+    repeats: Arc<Repeats>,
+    health: Arc<Health>,
+    metrics: ProcessMetrics,
+}
+
+/// Why a config was not taken over; what was in effect still is.
+#[derive(Debug)]
+pub struct Refused {
+    /// What is wrong, a line each.
+    pub problems: Vec<String>,
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.problems.join("; "))
+    }
+}
+
+impl Reloader {
+    /// A reloader of what is in effect now.
+    pub fn new(
+        loaded: LoadedConfig,
+        config: watch::Sender<Arc<Config>>,
+        keeper: Arc<BundleKeeper>,
+        log_level: Option<LogLevel>,
+        repeats: Arc<Repeats>,
+        health: Arc<Health>,
+        metrics: ProcessMetrics,
+    ) -> Self {
+        Self { loaded: Mutex::new(loaded), config, keeper, log_level, repeats, health, metrics }
+    }
+
+    /// Take over the config file as it is now. Returns the keys that changed.
+    ///
+    /// # Errors
+    /// It has a fault, changes a key that needs a restart, or names a bundle that cannot be served.
+    pub async fn reload(&self) -> Result<Vec<String>, Refused> {
+        systemd::reloading();
+        let result = self.take_over().await;
+        match &result {
+            Ok(changed) => {
+                info!(changed = changed.join(" "), "config reloaded");
+                self.health.degrade("reload", None);
+                self.metrics.reloads.with_label_values(&["applied"]).inc();
+            }
+            Err(refused) => {
+                error!(reason = %refused, "config not reloaded; the former one stays in effect");
+                self.health.degrade("reload", Some(refused.to_string()));
+                self.metrics.reloads.with_label_values(&["refused"]).inc();
+            }
+        }
+        systemd::ready(&crate::app::status_line(&self.health.report()));
+        result
+    }
+
+    async fn take_over(&self) -> Result<Vec<String>, Refused> {
+        // Held throughout: reloads come one after the other.
+        let mut loaded = self.loaded.lock().await;
+        let file = loaded.file.clone().ok_or_else(|| {
+            refused(["the relay was started without a config file: there is nothing to reload".to_owned()])
+        })?;
+        let faults = |faults: Vec<load::Fault>| refused(faults.iter().map(ToString::to_string));
+        let new = load::read_file(&file).map_err(faults)?;
+        let found = check::check(&new);
+        if !found.is_empty() {
+            return Err(faults(found));
+        }
+        let changes = reload::compare(&loaded.config, &new.config);
+        if !changes.restart.is_empty() {
+            let needs = |key: &String| format!("{}: {key}: needs a restart to change", new.origins.of(key));
+            return Err(refused(changes.restart.iter().map(needs)));
+        }
+        if changes.live.iter().any(|key| key.starts_with("bundle.") || key == "http.public_url") {
+            let problem = |error| refused([format!("{}: bundle.path: {error}", new.origins.of("bundle.path"))]);
+            self.keeper.load(&new.config).await.map_err(problem)?;
+        }
+        if let Some(log_level) = &self.log_level {
+            log_level.set(&new.config.log.level).map_err(|error| refused([error.to_string()]))?;
+        }
+        self.repeats.set_window(new.config.log.repeat.0);
+        crate::app::show_limits(&new.config, &self.metrics);
+        self.config.send_replace(Arc::new(new.config.clone()));
+        *loaded = new;
+        Ok(changes.live)
+    }
+
+    /// Watch the config file: apply it, or report that it has changed. Runs for ever.
+    pub async fn watch(&self) {
+        let file: Option<PathBuf> = self.loaded.lock().await.file.clone();
+        let Some(file) = file else {
+            return std::future::pending().await;
+        };
+        let mut watch = PathWatch::new(&file);
+        loop {
+            watch.changed().await;
+            if self.config.borrow().reload.watch_config {
+                // The outcome is in the log, the metrics and the status line.
+                let _ = self.reload().await;
+            } else {
+                warn!(
+                    file = %file.display(),
+                    "the config file has changed and is not in effect: tonk-relay --check-config, then tonk-relay reload"
+                );
+            }
+        }
+    }
+}
+
+fn refused(problems: impl IntoIterator<Item = String>) -> Refused {
+    Refused { problems: problems.into_iter().collect() }
+}

@@ -1,0 +1,338 @@
+//! Documents above a [`ChunkStore`]: loaded with what the served bundle puts underneath, every chunk
+//! checked, writes repeated until they are durable.
+
+use std::{
+    collections::HashSet,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use automerge::{Automerge, AutomergeError, ChangeHash, LoadOptions, OnPartialLoad, ReadDoc};
+use bytes::Bytes;
+use sha2::{Digest, Sha256};
+use tracing::{error, info, warn};
+
+use super::{ChunkKind, ChunkStore, Key, StorageError};
+use crate::{
+    backoff::Backoff, bundle::served::Served, document_id::DocumentId, health::Health,
+    metrics::StorageMetrics,
+};
+
+/// Pause before a failed operation is tried again: the first, and the longest.
+const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
+/// Up to so many changes a document's change hashes are listed in [`Opened`].
+const FEW: usize = 64;
+
+/// All documents of the relay.
+pub struct Documents {
+    store: Arc<dyn ChunkStore>,
+    served: Served,
+    health: Arc<Health>,
+    metrics: StorageMetrics,
+}
+
+/// A document as an engine starts from it.
+#[derive(Default)]
+pub struct Opened {
+    /// The chunks that parse, the bundle's snapshot among them where it adds something.
+    pub chunks: Vec<(Key, Vec<u8>)>,
+    /// The bundle's snapshot where storage has nothing: it must be saved before the first change that
+    /// builds on it is stored or told to anybody.
+    pub base: Option<Base>,
+    /// The document's heads; none if there is no such document.
+    pub heads: Vec<ChangeHash>,
+    /// The hashes of its changes where they are few.
+    pub changes: HashSet<ChangeHash>,
+}
+
+/// A snapshot that is not in storage yet.
+#[derive(Clone, Debug)]
+pub struct Base {
+    /// Where it belongs.
+    pub key: Key,
+    /// The snapshot.
+    pub data: Bytes,
+}
+
+/// How a snapshot stands to a document of the same id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Relation {
+    /// The document has all of it.
+    Contained,
+    /// They share changes, and the snapshot has more.
+    Newer,
+    /// They share no change: two documents that were given one id.
+    Unrelated,
+}
+
+impl Relation {
+    /// Compare `snapshot` with `document`, neither of them empty.
+    pub fn of(snapshot: &Automerge, document: &Automerge) -> Self {
+        let has = |hash: &ChangeHash| document.get_change_by_hash(hash).is_some();
+        if snapshot.get_heads().iter().all(has) {
+            Self::Contained
+        } else if snapshot.get_changes(&[]).iter().any(|change| has(&change.hash())) {
+            Self::Newer
+        } else {
+            Self::Unrelated
+        }
+    }
+}
+
+/// The key of a snapshot at `heads`: SHA-256 over them, as samod names its own.
+pub fn snapshot_key(document: DocumentId, heads: &[ChangeHash]) -> Key {
+    let mut hasher = Sha256::new();
+    for head in heads {
+        hasher.update(head.0);
+    }
+    Key::Chunk {
+        document,
+        kind: ChunkKind::Snapshot,
+        name: hex(&hasher.finalize()),
+    }
+}
+
+/// Bytes as lower-case hexadecimal digits.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+impl Documents {
+    /// Documents in `store`, above those of the served bundle.
+    pub fn new(
+        store: Arc<dyn ChunkStore>,
+        served: Served,
+        health: Arc<Health>,
+        metrics: StorageMetrics,
+    ) -> Self {
+        Self {
+            store,
+            served,
+            health,
+            metrics,
+        }
+    }
+
+    /// The id of this storage; made and stored at the first start.
+    ///
+    /// # Errors
+    /// The store cannot be read or written.
+    pub async fn storage_id(&self) -> Result<String, StorageError> {
+        let stored = self.timed("load", self.store.load(&Key::StorageId)).await?;
+        match stored.map(String::from_utf8) {
+            Some(Ok(id)) if !id.trim().is_empty() => return Ok(id.trim().to_owned()),
+            Some(_) => warn!("the storage id is not a text: a new one is made"),
+            None => {}
+        }
+        let id = new_storage_id();
+        self.timed("put", self.store.put(&Key::StorageId, Bytes::from(id.clone()))).await?;
+        info!(storage_id = id, "a new storage");
+        Ok(id)
+    }
+
+    /// Load a document, with the served bundle's snapshot underneath. Chunks that do not parse are moved
+    /// to quarantine; a snapshot of unrelated history is refused and reported.
+    ///
+    /// # Errors
+    /// Bytes that are there cannot be read. That is not "no document".
+    pub async fn open(&self, document: DocumentId) -> Result<Opened, StorageError> {
+        let stored = self.timed("load", self.store.load_document(document)).await?;
+        let underneath = self.underneath(document);
+        if stored.is_empty() && underneath.is_none() {
+            return Ok(Opened::default());
+        }
+        let checked = tokio::task::spawn_blocking(move || check(document, stored, underneath));
+        let Checked { mut opened, broken, newer, unrelated } =
+            checked.await.map_err(|error| StorageError {
+                action: "load",
+                path: document.to_string().into(),
+                source: std::io::Error::other(error),
+            })?;
+        for (key, reason) in broken {
+            self.metrics.broken_chunks.inc();
+            error!(%document, %key, reason, "a stored chunk does not parse; it is moved to quarantine");
+            if let Err(error) = self.timed("quarantine", self.store.quarantine(&key, &reason)).await {
+                error!(%document, %error, "the chunk stays where it is");
+            }
+        }
+        if unrelated {
+            self.report_unrelated(document);
+        }
+        if let Some(base) = newer {
+            self.save(&base.key, base.data.clone()).await;
+            opened.chunks.push((base.key, base.data.to_vec()));
+        }
+        Ok(opened)
+    }
+
+    /// The served bundle's snapshot of a document.
+    pub fn underneath(&self, document: DocumentId) -> Option<Bytes> {
+        let served = self.served.borrow();
+        served.as_ref().and_then(|bundle| bundle.documents.get(&document).cloned())
+    }
+
+    /// Say that a bundle's snapshot shares no change with the stored document of its id.
+    pub fn report_unrelated(&self, document: DocumentId) {
+        self.metrics.unrelated_snapshots.inc();
+        error!(
+            %document,
+            "the served bundle has a document of this id with another history; the stored one stays as it is"
+        );
+    }
+
+    /// Store a chunk, however often it takes; returns when it is durable.
+    pub async fn save(&self, key: &Key, data: Bytes) {
+        let _unsaved = Unsaved::new(&self.metrics, data.len());
+        let mut backoff = Backoff::new(RETRY.0, RETRY.1);
+        let mut failing = None;
+        while let Err(error) = self.timed("put", self.store.put(key, data.clone())).await {
+            self.metrics.retries.inc();
+            let pause = backoff.next();
+            if failing.is_none() {
+                error!(%error, %key, "a change cannot be stored; it is kept in memory and tried again");
+            }
+            failing = Some(self.health.storage_fails(&error.to_string()));
+            tokio::time::sleep(pause).await;
+        }
+        if failing.is_some() {
+            info!(%key, "the change is stored now");
+        }
+    }
+
+    /// Delete a chunk that something durable replaced. A failure leaves a chunk too many: no harm.
+    pub async fn remove(&self, key: &Key) {
+        if let Err(error) = self.timed("delete", self.store.delete(key)).await {
+            warn!(%error, "a chunk that is not needed any more stays");
+        }
+    }
+
+    /// Bytes that wait to be durable.
+    pub fn unsaved(&self) -> u64 {
+        u64::try_from(self.metrics.unsaved_bytes.get()).unwrap_or(0)
+    }
+
+    async fn timed<T>(
+        &self,
+        operation: &'static str,
+        work: impl Future<Output = Result<T, StorageError>>,
+    ) -> Result<T, StorageError> {
+        let start = Instant::now();
+        let result = work.await;
+        let seconds = start.elapsed().as_secs_f64();
+        self.metrics.seconds.with_label_values(&[operation]).observe(seconds);
+        if result.is_err() {
+            self.metrics.failures.with_label_values(&[operation]).inc();
+        }
+        result
+    }
+}
+
+/// Bytes counted as unsaved for as long as this lives.
+struct Unsaved<'a> {
+    metrics: &'a StorageMetrics,
+    bytes: i64,
+}
+
+impl<'a> Unsaved<'a> {
+    fn new(metrics: &'a StorageMetrics, bytes: usize) -> Self {
+        let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
+        metrics.unsaved_bytes.add(bytes);
+        metrics.queue.inc();
+        Self { metrics, bytes }
+    }
+}
+
+impl Drop for Unsaved<'_> {
+    fn drop(&mut self) {
+        self.metrics.unsaved_bytes.sub(self.bytes);
+        self.metrics.queue.dec();
+    }
+}
+
+struct Checked {
+    opened: Opened,
+    broken: Vec<(Key, String)>,
+    newer: Option<Base>,
+    unrelated: bool,
+}
+
+fn check(document: DocumentId, stored: Vec<(Key, Vec<u8>)>, underneath: Option<Bytes>) -> Checked {
+    let mut broken = Vec::new();
+    let mut chunks = Vec::new();
+    for (key, data) in stored {
+        match parses(&data) {
+            Ok(()) => chunks.push((key, data)),
+            Err(reason) => broken.push((key, reason)),
+        }
+    }
+    let mut doc = load(chunks.iter().map(|(_, data)| data.as_slice()));
+    let (mut base, mut newer, mut unrelated) = (None, None, false);
+    if let Some(data) = underneath
+        && let Ok(snapshot) = Automerge::load(&data)
+    {
+        let add = Base {
+            key: snapshot_key(document, &snapshot.get_heads()),
+            data,
+        };
+        if doc.get_heads().is_empty() {
+            chunks.push((add.key.clone(), add.data.to_vec()));
+            base = Some(add);
+            doc = load(chunks.iter().map(|(_, data)| data.as_slice()));
+        } else {
+            match Relation::of(&snapshot, &doc) {
+                Relation::Contained => {}
+                Relation::Newer => newer = Some(add),
+                Relation::Unrelated => unrelated = true,
+            }
+        }
+    }
+    let changes = doc.get_changes(&[]);
+    let changes = if changes.len() <= FEW {
+        changes.iter().map(automerge::Change::hash).collect()
+    } else {
+        HashSet::new()
+    };
+    Checked {
+        opened: Opened { heads: doc.get_heads(), changes, chunks, base },
+        broken,
+        newer,
+        unrelated,
+    }
+}
+
+/// Whether a chunk parses by itself. Changes whose dependencies are elsewhere do.
+fn parses(chunk: &[u8]) -> Result<(), String> {
+    if chunk.is_empty() {
+        return Err("the file is empty".to_owned());
+    }
+    let options = LoadOptions::new().on_partial_load(OnPartialLoad::Error);
+    match Automerge::load_with_options(chunk, options) {
+        Ok(_) | Err(AutomergeError::MissingDeps) => Ok(()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// One document from chunks of which each parses.
+fn load<'a>(chunks: impl Iterator<Item = &'a [u8]>) -> Automerge {
+    let all: Vec<u8> = chunks.flatten().copied().collect();
+    let options = LoadOptions::new().on_partial_load(OnPartialLoad::Ignore);
+    Automerge::load_with_options(&all, options).unwrap_or_default()
+}
+
+/// A random UUID, version 4 (RFC 9562), as automerge-repo makes them.
+fn new_storage_id() -> String {
+    // automerge draws an actor id from the operating system's randomness: 16 bytes, as needed here.
+    let mut bytes = [0u8; 16];
+    for (to, from) in bytes.iter_mut().zip(automerge::ActorId::random().to_bytes()) {
+        *to = *from;
+    }
+    let [.., _, _, _, _, _, _, version, _, variant, _, _, _, _, _, _, _] = &mut bytes;
+    *version = (*version & 0x0f) | 0x40;
+    *variant = (*variant & 0x3f) | 0x80;
+    let text = hex(&bytes);
+    let part = |range| text.get::<std::ops::Range<usize>>(range).unwrap_or_default();
+    format!("{}-{}-{}-{}-{}", part(0..8), part(8..12), part(12..16), part(16..20), part(20..32))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,106 @@
+//! Documents on disk.
+//!
+//! [`ChunkStore`] is what a store must do; [`nodefs`] is the one there is, in automerge-repo's folder
+//! layout. [`documents`] stands above it: it loads a document with what the served bundle puts
+//! underneath, checks every chunk, retries what fails, and knows how much waits to be written.
+
+pub mod documents;
+pub mod nodefs;
+
+use std::{fmt, io, path::PathBuf};
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+
+use crate::document_id::DocumentId;
+
+/// A snapshot of a whole document, or changes that build on one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum ChunkKind {
+    /// The whole document at some heads.
+    Snapshot,
+    /// One or more changes.
+    Incremental,
+}
+
+impl ChunkKind {
+    /// Both kinds, in the order in which a document is loaded.
+    pub const ALL: [Self; 2] = [Self::Snapshot, Self::Incremental];
+
+    /// The kind's name in keys, which is automerge-repo's (`StorageSubsystem.ts`).
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Snapshot => "snapshot",
+            Self::Incremental => "incremental",
+        }
+    }
+
+    /// The kind of that name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.name() == name)
+    }
+}
+
+/// The key of a stored value.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Key {
+    /// The id of this storage, which clients see in the handshake.
+    StorageId,
+    /// A chunk of a document.
+    Chunk {
+        /// The document.
+        document: DocumentId,
+        /// What the chunk holds.
+        kind: ChunkKind,
+        /// The chunk's name: a hash, or whatever wrote it called it. One part of a path.
+        name: String,
+    },
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::StorageId => f.write_str("storage-adapter-id"),
+            Self::Chunk { document, kind, name } => {
+                write!(f, "{document}/{}/{name}", kind.name())
+            }
+        }
+    }
+}
+
+/// What a store could not do, to which file, and why.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {action} {}: {source}", path.display())]
+pub struct StorageError {
+    /// What was tried: "write", "read", "list", "delete", "create".
+    pub action: &'static str,
+    /// The file or folder.
+    pub path: PathBuf,
+    /// Why it failed.
+    pub source: io::Error,
+}
+
+/// A place for chunks. Every call says whether it worked: samod's own `Storage` cannot.
+pub trait ChunkStore: Send + Sync + 'static {
+    /// The value of `key`, if there is one.
+    fn load<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<Vec<u8>>, StorageError>>;
+
+    /// All chunks of a document.
+    fn load_document(
+        &self,
+        document: DocumentId,
+    ) -> BoxFuture<'_, Result<Vec<(Key, Vec<u8>)>, StorageError>>;
+
+    /// Store a value. Once this returns, the value survives a power loss.
+    fn put<'a>(&'a self, key: &'a Key, data: Bytes) -> BoxFuture<'a, Result<(), StorageError>>;
+
+    /// Delete a value; deleting what is not there is no error.
+    fn delete<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<(), StorageError>>;
+
+    /// Move a chunk that does not parse out of the documents, and keep it.
+    fn quarantine<'a>(
+        &'a self,
+        key: &'a Key,
+        reason: &'a str,
+    ) -> BoxFuture<'a, Result<(), StorageError>>;
+}

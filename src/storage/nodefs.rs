@@ -1,0 +1,299 @@
+//! The folder layout of automerge-repo's nodefs adapter (`NodeFSStorageAdapter.ts`), so that either program
+//! reads what the other wrote: the parts of a key are folders, and the first part is split after two
+//! characters. `4C/SBjwx.../snapshot/<hash>`, `st/orage-adapter-id`.
+//!
+//! Two folders of our own lie beside the documents, where that adapter never looks: `.tmp`, in which a
+//! file is written before it is renamed into place, and `quarantine`.
+
+use std::{
+    fs::{self, File},
+    io::{self, Write},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use bytes::Bytes;
+use futures::{FutureExt, future::BoxFuture};
+use tokio::sync::Semaphore;
+
+use super::{ChunkKind, ChunkStore, Key, StorageError};
+use crate::document_id::DocumentId;
+
+/// Disk operations at a time; more only queue up in the kernel.
+const PARALLEL: usize = 64;
+/// How often a document is listed again because a chunk was gone when it was to be read. Another
+/// process may compact the same folder; each of its compactions takes one round.
+const LISTINGS: usize = 10;
+
+/// Documents in a folder.
+pub struct NodefsStore {
+    root: Arc<Path>,
+    places: Arc<Semaphore>,
+}
+
+impl NodefsStore {
+    /// Open the folder, which is made if it is not there, and show that it can be written.
+    ///
+    /// # Errors
+    /// The folder cannot be made, or a file in it not written, synchronised, renamed or deleted.
+    pub fn open(root: &Path) -> Result<Self, StorageError> {
+        let tmp = root.join(TMP);
+        fs::create_dir_all(&tmp).map_err(failed("create", &tmp))?;
+        // What an earlier process was writing when it was killed was never announced as saved.
+        for left in fs::read_dir(&tmp).map_err(failed("list", &tmp))?.flatten() {
+            fs::remove_file(left.path()).map_err(failed("delete", &left.path()))?;
+        }
+        let probe = root.join(TMP).join("probe-renamed");
+        write_atomically(root, &probe, b"probe")?;
+        fs::remove_file(&probe).map_err(failed("delete", &probe))?;
+        Ok(Self {
+            root: root.into(),
+            places: Arc::new(Semaphore::new(PARALLEL)),
+        })
+    }
+
+    /// Run `work` with the root folder on a thread that may block.
+    async fn run<T: Send + 'static>(
+        &self,
+        action: &'static str,
+        work: impl FnOnce(&Path) -> Result<T, StorageError> + Send + 'static,
+    ) -> Result<T, StorageError> {
+        // The semaphore is never closed.
+        let _place = self.places.acquire().await;
+        let root = self.root.clone();
+        match tokio::task::spawn_blocking(move || work(&root)).await {
+            Ok(result) => result,
+            Err(error) => Err(failed(action, &self.root)(io::Error::other(error))),
+        }
+    }
+}
+
+const TMP: &str = ".tmp";
+const QUARANTINE: &str = "quarantine";
+
+fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StorageError {
+    let path = path.to_owned();
+    move |source| StorageError {
+        action,
+        path,
+        source,
+    }
+}
+
+fn document_folder(document: DocumentId) -> PathBuf {
+    let text = document.to_string();
+    let (first, rest) = text.split_at_checked(2).unwrap_or((&text, ""));
+    Path::new(first).join(rest)
+}
+
+fn relative(key: &Key) -> PathBuf {
+    match key {
+        Key::StorageId => Path::new("st").join("orage-adapter-id"),
+        Key::Chunk { document, kind, name } => {
+            document_folder(*document).join(kind.name()).join(name)
+        }
+    }
+}
+
+/// Make `data` durable at `path`: write it aside, synchronise it, rename it, synchronise the folders.
+fn write_atomically(root: &Path, path: &Path, data: &[u8]) -> Result<(), StorageError> {
+    let folder = path.parent().unwrap_or(root);
+    make_folders(root, folder)?;
+    // tempfile: removes the file again on every way out but the rename.
+    let mut file = tempfile::NamedTempFile::new_in(root.join(TMP)).map_err(failed("write", path))?;
+    file.write_all(data).map_err(failed("write", path))?;
+    file.as_file().sync_all().map_err(failed("write", path))?;
+    file.persist(path).map_err(|e| failed("write", path)(e.error))?;
+    sync_folder(folder)
+}
+
+fn sync_folder(folder: &Path) -> Result<(), StorageError> {
+    File::open(folder)
+        .and_then(|folder| folder.sync_all())
+        .map_err(failed("write", folder))
+}
+
+/// Make `folder` below `root` and what is missing above it, each durable in its parent.
+fn make_folders(root: &Path, folder: &Path) -> Result<(), StorageError> {
+    if folder.is_dir() || folder == root {
+        return Ok(());
+    }
+    let parent = folder.parent().unwrap_or(root);
+    make_folders(root, parent)?;
+    match fs::create_dir(folder) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+            Err(failed("create", folder)(error))
+        }
+        _ => sync_folder(parent),
+    }
+}
+
+fn read(path: &Path) -> Result<Option<Vec<u8>>, StorageError> {
+    match fs::read(path) {
+        Ok(data) => Ok(Some(data)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(failed("read", path)(error)),
+    }
+}
+
+/// The chunks of a document as they stand, or none if one was gone before it was read.
+fn read_chunks(
+    root: &Path,
+    document: DocumentId,
+) -> Result<Option<Vec<(Key, Vec<u8>)>>, StorageError> {
+    let mut chunks = Vec::new();
+    for kind in ChunkKind::ALL {
+        let folder = root.join(document_folder(document)).join(kind.name());
+        let entries = match fs::read_dir(&folder) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            entries => entries.map_err(failed("list", &folder))?,
+        };
+        for entry in entries {
+            let entry = entry.map_err(failed("list", &folder))?;
+            // A name that is not UTF-8, or a folder, is no chunk of automerge-repo's.
+            let (Ok(name), Ok(true)) =
+                (entry.file_name().into_string(), entry.file_type().map(|t| t.is_file()))
+            else {
+                continue;
+            };
+            match read(&entry.path())? {
+                Some(data) => chunks.push((Key::Chunk { document, kind, name }, data)),
+                None => return Ok(None),
+            }
+        }
+    }
+    Ok(Some(chunks))
+}
+
+impl ChunkStore for NodefsStore {
+    fn load<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<Vec<u8>>, StorageError>> {
+        let path = relative(key);
+        self.run("read", move |root| read(&root.join(path))).boxed()
+    }
+
+    fn load_document(
+        &self,
+        document: DocumentId,
+    ) -> BoxFuture<'_, Result<Vec<(Key, Vec<u8>)>, StorageError>> {
+        self.run("read", move |root| {
+            for _ in 0..LISTINGS {
+                if let Some(chunks) = read_chunks(root, document)? {
+                    return Ok(chunks);
+                }
+            }
+            let gone = io::Error::other("its chunks change faster than they can be read");
+            Err(failed("read", &root.join(document_folder(document)))(gone))
+        })
+        .boxed()
+    }
+
+    fn put<'a>(&'a self, key: &'a Key, data: Bytes) -> BoxFuture<'a, Result<(), StorageError>> {
+        let path = relative(key);
+        self.run("write", move |root| write_atomically(root, &root.join(path), &data)).boxed()
+    }
+
+    fn delete<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<(), StorageError>> {
+        let path = relative(key);
+        self.run("delete", move |root| {
+            let path = root.join(path);
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    Err(failed("delete", &path)(error))
+                }
+                _ => Ok(()),
+            }
+        })
+        .boxed()
+    }
+
+    fn quarantine<'a>(
+        &'a self,
+        key: &'a Key,
+        reason: &'a str,
+    ) -> BoxFuture<'a, Result<(), StorageError>> {
+        let path = relative(key);
+        let reason = format!("{reason}\n");
+        self.run("move", move |root| {
+            let (from, to) = (root.join(&path), root.join(QUARANTINE).join(&path));
+            let mut reason_file = to.clone().into_os_string();
+            reason_file.push(".reason");
+            // The reason first: a chunk in quarantine never stands there without one.
+            write_atomically(root, Path::new(&reason_file), reason.as_bytes())?;
+            fs::rename(&from, &to).map_err(failed("move", &from))?;
+            sync_folder(to.parent().unwrap_or(root))
+        })
+        .boxed()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(kind: ChunkKind, name: &str) -> Key {
+        Key::Chunk {
+            document: "2XehcERzGALTcjP7C7VxwFJdWoEW".parse().expect("an id"),
+            kind,
+            name: name.to_owned(),
+        }
+    }
+
+    #[tokio::test]
+    async fn values_lie_where_automerge_repo_looks_for_them() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let store = NodefsStore::open(folder.path()).expect("opens");
+        let chunk = key(ChunkKind::Snapshot, "abc");
+        store.put(&chunk, Bytes::from_static(b"one")).await.expect("writes");
+        store.put(&Key::StorageId, Bytes::from_static(b"id")).await.expect("writes");
+        let path = folder.path().join("2X/ehcERzGALTcjP7C7VxwFJdWoEW/snapshot/abc");
+        assert_eq!(fs::read(&path).expect("is there"), b"one");
+        assert_eq!(fs::read(folder.path().join("st/orage-adapter-id")).expect("is there"), b"id");
+        assert_eq!(store.load(&Key::StorageId).await.expect("reads"), Some(b"id".to_vec()));
+        assert_eq!(fs::read_dir(folder.path().join(TMP)).expect("lists").count(), 0, "nothing left aside");
+
+        store.delete(&chunk).await.expect("deletes");
+        store.delete(&chunk).await.expect("deleting again is no error");
+        assert!(!path.exists());
+    }
+
+    #[tokio::test]
+    async fn a_document_is_all_its_chunks_and_nothing_else() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let store = NodefsStore::open(folder.path()).expect("opens");
+        let chunks = [key(ChunkKind::Snapshot, "bundle_export"), key(ChunkKind::Incremental, "b")];
+        for chunk in &chunks {
+            store.put(chunk, Bytes::from(chunk.to_string())).await.expect("writes");
+        }
+        fs::create_dir(folder.path().join("2X/ehcERzGALTcjP7C7VxwFJdWoEW/snapshot/a-folder")).expect("made");
+        let Key::Chunk { document, .. } = chunks[0] else { panic!("a chunk") };
+        let mut loaded = store.load_document(document).await.expect("loads");
+        loaded.sort();
+        let expected: Vec<_> = chunks.iter().map(|c| (c.clone(), c.to_string().into_bytes())).collect();
+        assert_eq!(loaded, expected);
+        let other = DocumentId::from_bytes([7; 16]);
+        assert_eq!(store.load_document(other).await.expect("loads"), []);
+    }
+
+    #[tokio::test]
+    async fn what_fails_says_what_and_where() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let store = NodefsStore::open(folder.path()).expect("opens");
+        fs::write(folder.path().join("2X"), b"a file where a folder must be").expect("written");
+        let error = store.put(&key(ChunkKind::Snapshot, "abc"), Bytes::new()).await.expect_err("fails");
+        assert!(error.to_string().starts_with("cannot create "), "{error}");
+        assert!(error.to_string().contains("/2X/"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn quarantine_keeps_the_chunk_and_its_reason() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let store = NodefsStore::open(folder.path()).expect("opens");
+        let chunk = key(ChunkKind::Incremental, "bad");
+        store.put(&chunk, Bytes::from_static(b"garbage")).await.expect("writes");
+        store.quarantine(&chunk, "does not parse").await.expect("moves");
+        let at = folder.path().join("quarantine/2X/ehcERzGALTcjP7C7VxwFJdWoEW/incremental/bad");
+        assert_eq!(fs::read(&at).expect("is there"), b"garbage");
+        assert_eq!(fs::read_to_string(at.with_extension("reason")).expect("is there"), "does not parse\n");
+        assert_eq!(store.load(&chunk).await.expect("reads"), None);
+    }
+}

@@ -1,0 +1,78 @@
+//! What a room's engine is: the part that synchronises one document.
+//!
+//! The room around it (`super::rooms`) knows who is in it, passes on ephemera, looks for documents that
+//! nobody has brought yet, and unloads; the engine holds the document and a sync state for each session.
+
+pub mod samod;
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+
+use super::{peers::SessionId, session::Session, wire};
+use crate::{
+    document_id::DocumentId,
+    storage::documents::{Documents, Opened, Relation},
+};
+
+/// Where an engine sends what it has for one session.
+#[derive(Clone)]
+pub struct Port {
+    session: Arc<Session>,
+    document: DocumentId,
+    answered: Arc<AtomicBool>,
+}
+
+impl Port {
+    /// The port of `session` in the room of `document`.
+    pub fn new(session: Arc<Session>, document: DocumentId) -> Self {
+        Self { session, document, answered: Arc::default() }
+    }
+
+    /// The session.
+    pub fn session(&self) -> SessionId {
+        self.session.id
+    }
+
+    /// Send an automerge sync message.
+    pub fn sync(&self, data: &[u8]) {
+        if wire::heads_in(data).is_some_and(|heads| heads > 0) {
+            self.answered.store(true, Ordering::Relaxed);
+        }
+        self.session.send_sync(self.document, false, data);
+    }
+
+    /// Whether the session was sent something of the document.
+    pub fn is_answered(&self) -> bool {
+        self.answered.load(Ordering::Relaxed)
+    }
+}
+
+/// Synchronises one document with the sessions that joined it.
+pub trait Engine: Send {
+    /// Take in a session.
+    fn join(&mut self, port: Port) -> BoxFuture<'_, ()>;
+
+    /// Forget a session.
+    fn leave(&mut self, session: SessionId);
+
+    /// Take in a sync message of a session that has joined. Waits while too much is under way.
+    fn receive(&mut self, from: SessionId, request: bool, data: Bytes) -> BoxFuture<'_, ()>;
+
+    /// Merge a snapshot of the same document; none if the engine has no document yet.
+    fn merge(&mut self, snapshot: Bytes) -> BoxFuture<'_, Option<Relation>>;
+
+    /// Wait until the engine has failed; it answers nothing after that, and is dropped.
+    fn failed(&self) -> BoxFuture<'static, ()>;
+
+    /// Make all of it durable, and end.
+    fn close(self: Box<Self>) -> BoxFuture<'static, ()>;
+}
+
+/// Starts an engine for a document.
+pub type EngineStart =
+    Arc<dyn Fn(Arc<Documents>, DocumentId, Opened) -> BoxFuture<'static, Box<dyn Engine>> + Send + Sync>;

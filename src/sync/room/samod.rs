@@ -1,0 +1,393 @@
+//! The engine on samod: the room is a `samod::Repo` of its own.
+//!
+//! Each session is a connection of that repo, under the session's id rather than the peer id it claims.
+//! The repo runs on a runtime of ours: its tasks are counted, a panic in one ends the engine and nothing
+//! else, and they are aborted when the room closes (`Repo::stop` leaves four). Its clock stands still: a
+//! room dials nobody, and samod's 100 ms tick would cost thousands of rooms a core.
+
+use std::{
+    collections::{HashMap, HashSet},
+    future::Future,
+    panic::AssertUnwindSafe,
+    pin::Pin,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use automerge::{Automerge, ChangeHash};
+use bytes::Bytes;
+use futures::{FutureExt, Sink, future::BoxFuture, stream};
+use samod::{
+    AcceptorHandle, ConcurrencyConfig, Repo, RepoEvent, RepoObserver, ShareConfig, Transport,
+    runtime::RuntimeHandle,
+    storage::{Storage, StorageKey},
+};
+use tokio::{
+    sync::{Notify, mpsc},
+    task::AbortHandle,
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, error, warn};
+
+use super::{Engine, EngineStart, Port};
+use crate::{
+    document_id::DocumentId,
+    metrics::RoomMetrics,
+    storage::{
+        ChunkKind, Key,
+        documents::{Documents, Opened, Relation},
+    },
+    sync::{
+        peers::SessionId,
+        wire::{self, Body, Message},
+    },
+};
+
+/// The repo's own name towards the sessions' connections; nobody else sees it.
+const REPO: &str = "room";
+/// Frames of one session on their way into the repo.
+const FRAMES: usize = 16;
+/// Bytes on their way through the repo, beyond which a room takes no more in; samod's own queues have
+/// no bound.
+const UNDER_WAY: usize = 16 << 20;
+/// The longest a room waits for them: samod does not report messages that it refuses.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// A starter of samod engines. `storage_id` is what the repo takes for its own.
+pub fn engine(storage_id: String, metrics: RoomMetrics) -> EngineStart {
+    Arc::new(move |documents, document, opened| {
+        let (storage_id, metrics) = (storage_id.clone(), metrics.clone());
+        SamodEngine::start(documents, document, opened, storage_id, metrics)
+            .map(|engine| Box::new(engine) as Box<dyn Engine>)
+            .boxed()
+    })
+}
+
+struct SamodEngine {
+    document: DocumentId,
+    repo: Repo,
+    acceptor: Option<AcceptorHandle>,
+    runtime: Runtime,
+    under_way: Arc<UnderWay>,
+    sessions: HashMap<SessionId, mpsc::Sender<Vec<u8>>>,
+}
+
+impl SamodEngine {
+    async fn start(
+        documents: Arc<Documents>,
+        document: DocumentId,
+        opened: Opened,
+        storage_id: String,
+        metrics: RoomMetrics,
+    ) -> Self {
+        let runtime = Runtime::new(document, metrics);
+        let under_way = Arc::new(UnderWay::default());
+        let storage = RoomStorage {
+            documents,
+            storage_id,
+            known: Arc::new(opened.chunks.iter().map(|(key, _)| key.clone()).collect()),
+            changes: Arc::new(opened.changes),
+            chunks: Arc::new(Mutex::new(opened.chunks)),
+        };
+        let repo = Repo::builder(runtime.clone())
+            .with_peer_id(samod::PeerId::from(REPO))
+            .with_storage(storage)
+            // Threads of its own would park one a document.
+            .with_concurrency(ConcurrencyConfig::AsyncRuntime)
+            .with_share_policy(ShareConfig::read_write().with_announce(false))
+            .with_observer(Observer(under_way.clone()))
+            .load()
+            .await;
+        let acceptor = samod::Url::parse("room://sessions")
+            .ok()
+            .and_then(|url| repo.make_acceptor(url).ok());
+        Self { document, repo, acceptor, runtime, under_way, sessions: HashMap::new() }
+    }
+}
+
+impl Engine for SamodEngine {
+    fn join(&mut self, port: Port) -> BoxFuture<'_, ()> {
+        let session = port.session();
+        let (frames, mut receiver) = mpsc::channel::<Vec<u8>>(FRAMES);
+        let incoming = stream::poll_fn(move |cx| {
+            receiver.poll_recv(cx).map(|frame| frame.map(Ok::<_, std::io::Error>))
+        });
+        let transport = Transport::new(incoming, PortSink(port));
+        match self.acceptor.as_ref().map(|acceptor| acceptor.accept(transport)) {
+            Some(Ok(_)) => {}
+            _ => error!(document = %self.document, %session, "the repo takes no session"),
+        }
+        self.sessions.insert(session, frames.clone());
+        async move {
+            let _ = frames.send(wire::join(&session.to_string()).to_vec()).await;
+        }
+        .boxed()
+    }
+
+    fn leave(&mut self, session: SessionId) {
+        self.sessions.remove(&session);
+    }
+
+    fn receive(&mut self, from: SessionId, request: bool, data: Bytes) -> BoxFuture<'_, ()> {
+        let Some(frames) = self.sessions.get(&from).cloned() else {
+            return futures::future::ready(()).boxed();
+        };
+        let frame = wire::sync(request, &from.to_string(), REPO, self.document, &data);
+        if !request {
+            self.under_way.add(data.len());
+        }
+        async move {
+            let _ = frames.send(frame.to_vec()).await;
+            self.under_way.wait().await;
+        }
+        .boxed()
+    }
+
+    fn merge(&mut self, snapshot: Bytes) -> BoxFuture<'_, Option<Relation>> {
+        let Ok(id) = self.document.to_string().parse::<samod::DocumentId>() else {
+            return futures::future::ready(None).boxed();
+        };
+        let found = self.repo.find(id);
+        async move {
+            // A repo whose document is still on its way finds it only later; the next load merges then.
+            let found = tokio::time::timeout(PATIENCE, found).await.ok()?;
+            let handle = found.ok().flatten()?;
+            let merging = handle.with_document_async(move |doc| {
+                let other = Automerge::load(&snapshot).ok()?;
+                let relation = Relation::of(&other, doc);
+                if relation == Relation::Newer {
+                    doc.load_incremental(&snapshot).ok()?;
+                }
+                Some(relation)
+            });
+            merging.await.ok().flatten()
+        }
+        .boxed()
+    }
+
+    fn failed(&self) -> BoxFuture<'static, ()> {
+        self.runtime.failed.clone().cancelled_owned().boxed()
+    }
+
+    fn close(self: Box<Self>) -> BoxFuture<'static, ()> {
+        async move {
+            // What sessions sent is in the repo before it is told to stop.
+            self.under_way.wait_for(0).await;
+            self.repo.stop().await;
+        }
+        .boxed()
+    }
+}
+
+impl Drop for SamodEngine {
+    fn drop(&mut self) {
+        self.runtime.abort();
+    }
+}
+
+/// Bytes of sync messages that the repo has not taken in yet.
+#[derive(Default)]
+struct UnderWay {
+    bytes: AtomicUsize,
+    less: Notify,
+}
+
+impl UnderWay {
+    fn add(&self, bytes: usize) {
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    fn remove(&self, bytes: usize) {
+        let _ = self.bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |now| {
+            Some(now.saturating_sub(bytes))
+        });
+        self.less.notify_waiters();
+    }
+
+    async fn wait(&self) {
+        self.wait_for(UNDER_WAY).await;
+    }
+
+    async fn wait_for(&self, limit: usize) {
+        let shrunk = async {
+            loop {
+                let less = self.less.notified();
+                if self.bytes.load(Ordering::Relaxed) <= limit {
+                    return;
+                }
+                less.await;
+            }
+        };
+        if tokio::time::timeout(PATIENCE, shrunk).await.is_err() {
+            // Refused messages were never counted off.
+            self.bytes.store(0, Ordering::Relaxed);
+        }
+    }
+}
+
+struct Observer(Arc<UnderWay>);
+
+impl RepoObserver for Observer {
+    fn observe(&self, event: &RepoEvent) {
+        if let RepoEvent::SyncMessageReceived { bytes, .. } = event {
+            self.0.remove(*bytes);
+        }
+    }
+}
+
+/// What the repo sends to one session.
+struct PortSink(Port);
+
+impl Sink<Vec<u8>> for PortSink {
+    type Error = std::io::Error;
+
+    fn poll_ready(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn start_send(self: Pin<&mut Self>, frame: Vec<u8>) -> Result<(), Self::Error> {
+        match Message::decode(&frame).map(|message| message.body) {
+            Ok(Body::Sync { data, .. }) => self.0.sync(&data),
+            // The room answers for documents that nobody has: it also knows who else was asked.
+            Ok(Body::Peer | Body::DocUnavailable { .. }) => {}
+            Ok(other) => debug!(kind = other.name(), "the repo sent what no session needs"),
+            Err(error) => warn!(%error, "the repo sent what is no message"),
+        }
+        Ok(())
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_close(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// Runs a repo's tasks, and ends them.
+#[derive(Clone)]
+struct Runtime {
+    document: DocumentId,
+    metrics: RoomMetrics,
+    tasks: Arc<Mutex<Vec<AbortHandle>>>,
+    failed: CancellationToken,
+}
+
+impl Runtime {
+    fn new(document: DocumentId, metrics: RoomMetrics) -> Self {
+        Self { document, metrics, tasks: Arc::default(), failed: CancellationToken::new() }
+    }
+
+    fn abort(&self) {
+        let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        for task in tasks.drain(..) {
+            task.abort();
+        }
+    }
+}
+
+/// Counts a task for as long as it lives.
+struct Counted(RoomMetrics);
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.engine_tasks.dec();
+    }
+}
+
+impl RuntimeHandle for Runtime {
+    fn spawn(&self, task: Pin<Box<dyn Future<Output = ()> + Send + 'static>>) {
+        let (failed, document) = (self.failed.clone(), self.document);
+        self.metrics.engine_tasks.inc();
+        let counted = Counted(self.metrics.clone());
+        let task = tokio::spawn(async move {
+            let _counted = counted;
+            if AssertUnwindSafe(task).catch_unwind().await.is_err() {
+                error!(%document, "a panic in the document's engine; it is started anew");
+                failed.cancel();
+            }
+        });
+        self.tasks.lock().unwrap_or_else(PoisonError::into_inner).push(task.abort_handle());
+    }
+
+    fn sleep(&self, _: Duration) -> Pin<Box<dyn Future<Output = ()> + Send + 'static>> {
+        Box::pin(std::future::pending())
+    }
+}
+
+/// The store of one room, as samod wants it.
+#[derive(Clone)]
+struct RoomStorage {
+    documents: Arc<Documents>,
+    storage_id: String,
+    /// Keys that need not be written: they were loaded, or lie underneath.
+    known: Arc<HashSet<Key>>,
+    /// Changes that need not be written by themselves: a known chunk has them.
+    changes: Arc<HashSet<ChangeHash>>,
+    chunks: Arc<Mutex<Vec<(Key, Vec<u8>)>>>,
+}
+
+/// Our key for one of samod's; none for what is no key of a document.
+fn key(key: &StorageKey) -> Option<Key> {
+    let mut parts = key.into_iter();
+    match (parts.next(), parts.next(), parts.next(), parts.next()) {
+        (Some(document), Some(kind), Some(name), None) => Some(Key::Chunk {
+            document: document.parse().ok()?,
+            kind: ChunkKind::from_name(kind)?,
+            name: name.clone(),
+        }),
+        _ => None,
+    }
+}
+
+impl RoomStorage {
+    fn is_stored(&self, key: &Key) -> bool {
+        let is_known_change = match key {
+            Key::Chunk { kind: ChunkKind::Incremental, name, .. } => {
+                name.parse().is_ok_and(|hash| self.changes.contains(&hash))
+            }
+            _ => false,
+        };
+        is_known_change || self.known.contains(key)
+    }
+}
+
+impl Storage for RoomStorage {
+    async fn load(&self, key: StorageKey) -> Option<Vec<u8>> {
+        (key == StorageKey::storage_id_path()).then(|| self.storage_id.clone().into_bytes())
+    }
+
+    /// The chunks that the room was opened with, once.
+    async fn load_range(&self, prefix: StorageKey) -> HashMap<StorageKey, Vec<u8>> {
+        let mut chunks = self.chunks.lock().unwrap_or_else(PoisonError::into_inner);
+        let (taken, left) = std::mem::take(&mut *chunks)
+            .into_iter()
+            .filter_map(|(key, data)| {
+                let parts = key.to_string();
+                Some((StorageKey::from_parts(parts.split('/')).ok()?, key, data))
+            })
+            .partition::<Vec<_>, _>(|(samod, _, _)| prefix.is_prefix_of(samod));
+        *chunks = left.into_iter().map(|(_, key, data)| (key, data)).collect();
+        taken.into_iter().map(|(samod, _, data)| (samod, data)).collect()
+    }
+
+    /// Returns when the bytes are durable, however long that takes: samod then deletes what they replace.
+    async fn put(&self, samod: StorageKey, data: Vec<u8>) {
+        match key(&samod) {
+            Some(key) if self.is_stored(&key) => {}
+            Some(key) => self.documents.save(&key, data.into()).await,
+            None => error!(key = %samod, "the repo stores what is no chunk; it is not stored"),
+        }
+    }
+
+    async fn delete(&self, samod: StorageKey) {
+        if let Some(key) = key(&samod) {
+            self.documents.remove(&key).await;
+        }
+    }
+}

@@ -1,0 +1,349 @@
+//! The live documents.
+//!
+//! A document has a room from a session's first mention of it until a while after the last session left.
+//! The directory here knows each room; `Room` (in `live`) is the task that runs it. A document that nobody
+//! has is no room but an entry with the ids of the sessions that wait for it.
+
+mod live;
+
+use std::{
+    collections::{HashMap, HashSet},
+    panic::AssertUnwindSafe,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use futures::FutureExt;
+use tokio::sync::{Notify, OwnedSemaphorePermit, mpsc, watch};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::error;
+
+use super::{
+    peers::{Peers, SessionId},
+    room::EngineStart,
+    session::Session,
+};
+use crate::{
+    config::Config, document_id::DocumentId, metrics::Metrics, storage::documents::Documents,
+};
+
+/// Messages that wait for one room; what is in them is bounded by `sync.receive_queue`.
+const MAILBOX: usize = 64;
+/// A peer is asked for one document at most once in this time.
+const ASK_AGAIN: Duration = Duration::from_secs(3600);
+/// Documents remembered as asked, for each session.
+const ASKED: usize = 4096;
+
+/// What a room takes in.
+pub enum Input {
+    /// An automerge sync message.
+    Sync {
+        /// Who sent it.
+        from: Arc<Session>,
+        /// Whether the peer does not hold the document.
+        request: bool,
+        /// The message.
+        data: Bytes,
+        /// Its place in the receive queue.
+        held: Held,
+    },
+    /// Presence and the like.
+    Ephemeral {
+        /// Who brought it.
+        from: Arc<Session>,
+        /// Its author's peer id.
+        author: String,
+        /// Its author's session.
+        session: String,
+        /// The author's count of such messages.
+        count: u64,
+        /// The payload.
+        data: Bytes,
+        /// Its place in the receive queue.
+        held: Held,
+    },
+    /// A session has ended.
+    Leave(SessionId),
+    /// The served bundle has changed.
+    BundleChanged,
+}
+
+/// A place in the receive queue, given back when the message has been taken in.
+pub struct Held {
+    _permit: OwnedSemaphorePermit,
+    bytes: i64,
+    unread: prometheus::IntGauge,
+}
+
+impl Held {
+    /// A place for `bytes`, which `permit` stands for.
+    pub fn new(permit: OwnedSemaphorePermit, bytes: usize, unread: prometheus::IntGauge) -> Self {
+        let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
+        unread.add(bytes);
+        Self { _permit: permit, bytes, unread }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.unread.sub(self.bytes);
+    }
+}
+
+/// The way into a room.
+pub type Mailbox = mpsc::Sender<Input>;
+
+/// The directory of rooms.
+pub struct Rooms {
+    /// What rooms need of the rest.
+    pub(super) shared: Shared,
+    directory: Mutex<HashMap<DocumentId, Entry>>,
+    tasks: TaskTracker,
+    stopping: CancellationToken,
+}
+
+/// What rooms need of the rest of the relay.
+#[expect(missing_docs, reason = "the types say it")]
+pub struct Shared {
+    pub config: watch::Receiver<Arc<Config>>,
+    pub documents: Arc<Documents>,
+    pub peers: Arc<Peers>,
+    pub engine: EngineStart,
+    pub metrics: Metrics,
+}
+
+enum Entry {
+    Live(Arc<Handle>),
+    /// Nobody has the document; these sessions are told when somebody brings it.
+    Waiting(Vec<SessionId>),
+}
+
+/// What the directory and a room's task share.
+struct Handle {
+    document: DocumentId,
+    mailbox: Mailbox,
+    /// Sessions that mentioned the document.
+    members: Mutex<HashSet<SessionId>>,
+    /// Nobody has brought the document yet.
+    unknown: AtomicBool,
+    /// The peers that were asked for it, and whether they have answered that they lack it.
+    asked: Mutex<HashMap<SessionId, bool>>,
+    answer: Notify,
+    /// The task has ended: whoever finds the mailbox closed looks in the directory again.
+    retired: CancellationToken,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Rooms {
+    /// No room yet.
+    pub fn new(shared: Shared) -> Arc<Self> {
+        Arc::new(Self {
+            shared,
+            directory: Mutex::default(),
+            tasks: TaskTracker::new(),
+            stopping: CancellationToken::new(),
+        })
+    }
+
+    /// The mailbox of a document's room for a session that mentions it; the room is made if there is none.
+    pub async fn enter(self: &Arc<Self>, document: DocumentId, session: &Session) -> Mailbox {
+        loop {
+            let retired = {
+                let mut directory = lock(&self.directory);
+                let waiting = match directory.get(&document) {
+                    Some(Entry::Live(handle)) if handle.mailbox.is_closed() => {
+                        Some(handle.retired.clone())
+                    }
+                    Some(Entry::Live(handle)) => {
+                        lock(&handle.members).insert(session.id);
+                        return handle.mailbox.clone();
+                    }
+                    Some(Entry::Waiting(_)) | None => None,
+                };
+                match waiting {
+                    Some(retired) => retired,
+                    None => return self.open(&mut directory, document, Some(session.id)),
+                }
+            };
+            retired.cancelled().await;
+        }
+    }
+
+    /// Start the room of a document that has none.
+    fn open(
+        self: &Arc<Self>,
+        directory: &mut HashMap<DocumentId, Entry>,
+        document: DocumentId,
+        first: Option<SessionId>,
+    ) -> Mailbox {
+        let waiting = match directory.remove(&document) {
+            Some(Entry::Waiting(waiting)) => waiting,
+            _ => Vec::new(),
+        };
+        self.shared.metrics.rooms.waiting.sub(i64::from(!waiting.is_empty()));
+        let (handle, receiver) = Handle::new(document);
+        lock(&handle.members).extend(waiting.iter().copied().chain(first));
+        directory.insert(document, Entry::Live(handle.clone()));
+        let mailbox = handle.mailbox.clone();
+        let room = live::Room::new(self.clone(), handle.clone(), receiver, &waiting);
+        let rooms = self.clone();
+        self.tasks.spawn(async move {
+            if AssertUnwindSafe(room.run()).catch_unwind().await.is_err() {
+                error!(%document, "a panic in the document's room; its sessions are closed");
+                rooms.abandon(&handle);
+            }
+        });
+        mailbox
+    }
+
+    /// Tell a document's room that a session has ended.
+    pub async fn leave(&self, document: DocumentId, session: SessionId) {
+        let mailbox = {
+            let mut directory = lock(&self.directory);
+            match directory.get_mut(&document) {
+                Some(Entry::Live(handle)) => {
+                    lock(&handle.members).remove(&session);
+                    handle.mailbox.clone()
+                }
+                Some(Entry::Waiting(waiting)) => {
+                    waiting.retain(|id| *id != session);
+                    if waiting.is_empty() {
+                        directory.remove(&document);
+                        self.shared.metrics.rooms.waiting.dec();
+                    }
+                    return;
+                }
+                None => return,
+            }
+        };
+        // A mailbox that is closed belongs to a room that looks at its members before it ends.
+        let _ = mailbox.send(Input::Leave(session)).await;
+    }
+
+    /// A peer says that it lacks a document. True if it was asked for it.
+    pub fn lacks(&self, document: DocumentId, session: SessionId) -> bool {
+        let directory = lock(&self.directory);
+        let Some(Entry::Live(handle)) = directory.get(&document) else {
+            return false;
+        };
+        let mut asked = lock(&handle.asked);
+        let Some(answered) = asked.get_mut(&session) else {
+            return false;
+        };
+        *answered = true;
+        handle.answer.notify_one();
+        true
+    }
+
+    /// Sessions that share a document with `requester`, at most `most`, and were not asked for `document` of
+    /// late. They are noted as asked.
+    fn to_be_asked(
+        &self,
+        document: DocumentId,
+        requester: &Session,
+        most: usize,
+    ) -> Vec<Arc<Session>> {
+        let mut ids = HashSet::new();
+        {
+            let directory = lock(&self.directory);
+            for shared in requester.documents() {
+                if let Some(Entry::Live(handle)) = directory.get(&shared)
+                    && !handle.unknown.load(Ordering::Relaxed)
+                {
+                    ids.extend(lock(&handle.members).iter().copied());
+                }
+            }
+        }
+        ids.remove(&requester.id);
+        ids.into_iter()
+            .filter_map(|id| self.shared.peers.get(id))
+            .filter(|peer| peer.may_be_asked(document, ASK_AGAIN, ASKED))
+            .take(most)
+            .collect()
+    }
+
+    /// The served bundle has changed: live rooms merge it, and documents that were waited for may be there.
+    pub async fn bundle_changed(self: &Arc<Self>) {
+        let mut mailboxes = Vec::new();
+        {
+            let mut directory = lock(&self.directory);
+            let documents: Vec<DocumentId> = directory.keys().copied().collect();
+            for document in documents {
+                if self.shared.documents.underneath(document).is_none() {
+                    continue;
+                }
+                match directory.get(&document) {
+                    Some(Entry::Live(handle)) => mailboxes.push(handle.mailbox.clone()),
+                    _ => _ = self.open(&mut directory, document, None),
+                }
+            }
+        }
+        for mailbox in mailboxes {
+            let _ = mailbox.send(Input::BundleChanged).await;
+        }
+    }
+
+    /// How many documents are live, and how many are waited for.
+    pub fn count(&self) -> (usize, usize) {
+        let directory = lock(&self.directory);
+        let live = directory.values().filter(|entry| matches!(entry, Entry::Live(_))).count();
+        (live, directory.len() - live)
+    }
+
+    /// Make all rooms durable and end them; what is late is in the answer's count when the future is dropped.
+    pub async fn stop(&self) {
+        self.stopping.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+
+    /// The documents whose rooms have not ended.
+    pub fn late(&self) -> Vec<DocumentId> {
+        let directory = lock(&self.directory);
+        let live = directory.iter().filter(|(_, entry)| matches!(entry, Entry::Live(_)));
+        live.map(|(document, _)| *document).collect()
+    }
+
+    /// A room's task is gone without having put its things in order.
+    fn abandon(&self, handle: &Arc<Handle>) {
+        self.shared.metrics.rooms.panics.inc();
+        lock(&self.directory).remove(&handle.document);
+        for id in lock(&handle.members).drain() {
+            if let Some(session) = self.shared.peers.get(id) {
+                session.close(1011, "a document of yours failed here; please come again", "room_panic");
+            }
+        }
+        handle.retired.cancel();
+    }
+}
+
+impl Handle {
+    fn new(document: DocumentId) -> (Arc<Self>, mpsc::Receiver<Input>) {
+        let (mailbox, receiver) = mpsc::channel(MAILBOX);
+        let handle = Self {
+            document,
+            mailbox,
+            members: Mutex::default(),
+            unknown: AtomicBool::new(false),
+            asked: Mutex::default(),
+            answer: Notify::new(),
+            retired: CancellationToken::new(),
+        };
+        (Arc::new(handle), receiver)
+    }
+}
+
+/// Seconds since `start`, for a histogram.
+fn seconds_since(start: Instant) -> f64 {
+    start.elapsed().as_secs_f64()
+}
+
+#[cfg(test)]
+mod tests;

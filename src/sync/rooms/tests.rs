@@ -1,0 +1,419 @@
+use std::{collections::HashMap, sync::atomic::AtomicUsize};
+
+use automerge::{
+    Automerge, AutomergeError, ROOT, ReadDoc,
+    sync::{State, SyncDoc},
+    transaction::Transactable,
+};
+use futures::future::BoxFuture;
+
+use super::*;
+use crate::{
+    bundle::served::ServedBundle,
+    config::Time,
+    health::Health,
+    storage::{documents::Relation, nodefs::NodefsStore},
+    sync::{
+        outbound::{Closing, Next},
+        peers::Principal,
+        room::{Engine, Port, samod},
+        wire::{self, Body},
+    },
+};
+
+struct Fixture {
+    _folder: tempfile::TempDir,
+    rooms: Arc<Rooms>,
+    metrics: Metrics,
+    served: watch::Sender<Option<Arc<ServedBundle>>>,
+}
+
+fn config() -> Config {
+    let mut config = Config::default();
+    config.sync.idle_unload = Time(Duration::from_millis(50));
+    config.sync.forward_timeout = Time(Duration::from_millis(200));
+    config
+}
+
+fn fixture(config: Config, engine: Option<EngineStart>) -> Fixture {
+    let folder = tempfile::tempdir().expect("a folder");
+    let metrics = Metrics::new().expect("metrics");
+    let store = Arc::new(NodefsStore::open(folder.path()).expect("opens"));
+    let (served, receiver) = watch::channel(None);
+    let documents = Documents::new(store, receiver, Arc::new(Health::default()), metrics.storage.clone());
+    let (sender, receiver) = watch::channel(Arc::new(config));
+    std::mem::forget(sender);
+    let rooms = Rooms::new(Shared {
+        config: receiver,
+        documents: Arc::new(documents),
+        peers: Arc::new(Peers::default()),
+        engine: engine.unwrap_or_else(|| samod::engine("storage".into(), metrics.rooms.clone())),
+        metrics: metrics.clone(),
+    });
+    Fixture { _folder: folder, rooms, metrics, served }
+}
+
+/// A peer as the relay's sessions see it, with documents of its own.
+struct Peer {
+    session: Arc<Session>,
+    rooms: Arc<Rooms>,
+    documents: HashMap<DocumentId, (Automerge, State)>,
+    unavailable: Vec<DocumentId>,
+    asked_for: Vec<DocumentId>,
+    presence: Vec<Vec<u8>>,
+    closed: Option<Closing>,
+}
+
+impl Fixture {
+    fn peer(&self, name: &str) -> Peer {
+        let peers = &self.rooms.shared.peers;
+        let session = Arc::new(Session::for_test(peers.next_id(), name, Principal::anybody()));
+        peers.join(&session);
+        Peer {
+            session,
+            rooms: self.rooms.clone(),
+            documents: HashMap::new(),
+            unavailable: Vec::new(),
+            asked_for: Vec::new(),
+            presence: Vec::new(),
+            closed: None,
+        }
+    }
+
+    fn waiting(&self) -> i64 {
+        self.metrics.rooms.waiting.get()
+    }
+}
+
+fn held() -> Held {
+    let permits = Arc::new(tokio::sync::Semaphore::new(1));
+    let permit = permits.try_acquire_owned().expect("a place");
+    Held::new(permit, 1, prometheus::IntGauge::new("unread", "unread").expect("a metric"))
+}
+
+impl Peer {
+    async fn deliver(&self, document: DocumentId, input: Input) {
+        self.session.deliver(&self.rooms, document, input).await;
+    }
+
+    async fn push(&mut self, document: DocumentId, request: bool) {
+        let (doc, state) = self.documents.entry(document).or_default();
+        if let Some(message) = doc.generate_sync_message(state) {
+            let (from, data) = (self.session.clone(), message.encode().into());
+            self.deliver(document, Input::Sync { from, request, data, held: held() }).await;
+        }
+    }
+
+    async fn edit(&mut self, document: DocumentId, key: &str) {
+        let (doc, _) = self.documents.entry(document).or_default();
+        doc.transact::<_, _, AutomergeError>(|tx| tx.put(ROOT, key, 1)).expect("an edit");
+        self.push(document, false).await;
+    }
+
+    async fn say(&self, document: DocumentId, count: u64, data: &'static [u8]) {
+        let (from, author) = (self.session.clone(), self.session.peer_id.to_string());
+        let data = Bytes::from_static(data);
+        let input = Input::Ephemeral { from, author, session: "s".into(), count, data, held: held() };
+        self.deliver(document, input).await;
+    }
+
+    /// Take in one frame and answer it.
+    async fn step(&mut self) {
+        let frame = match self.session.outbound().next().await {
+            Next::Send(frame) => frame,
+            Next::Close(closing) => {
+                self.closed = Some(closing);
+                return;
+            }
+        };
+        match wire::Message::decode(&frame).expect("a message").body {
+            Body::Sync { document, request: true, .. } => self.asked_for.push(document),
+            Body::Sync { document, data, .. } => {
+                let (doc, state) = self.documents.entry(document).or_default();
+                let message = automerge::sync::Message::decode(&data).expect("a sync message");
+                doc.receive_sync_message(state, message).expect("applies");
+                self.push(document, false).await;
+            }
+            Body::DocUnavailable { document } => self.unavailable.push(document),
+            Body::Ephemeral { data, .. } => self.presence.push(data.to_vec()),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Answer until `done`.
+    async fn until(&mut self, what: &str, done: impl Fn(&Self) -> bool) {
+        let stepping = async {
+            while !done(self) {
+                self.step().await;
+            }
+        };
+        let result = tokio::time::timeout(Duration::from_secs(10), stepping).await;
+        assert!(result.is_ok(), "not in time: {what}");
+    }
+
+    fn has(&self, document: DocumentId, key: &str) -> bool {
+        let doc = self.documents.get(&document).map(|(doc, _)| doc);
+        doc.is_some_and(|doc| doc.get(ROOT, key).is_ok_and(|value| value.is_some()))
+    }
+
+    /// What the relay says it has is what this peer has.
+    fn in_sync(&self, document: DocumentId) -> bool {
+        let (doc, state) = &self.documents[&document];
+        let mut theirs = state.their_heads.clone().unwrap_or_default();
+        theirs.sort();
+        theirs == doc.get_heads()
+    }
+
+    async fn leave(self) {
+        self.rooms.shared.peers.leave(&self.session);
+        for document in self.documents.keys() {
+            self.rooms.leave(*document, self.session.id).await;
+        }
+    }
+}
+
+fn id(n: u8) -> DocumentId {
+    DocumentId::from_bytes([n; 16])
+}
+
+async fn until(what: &str, done: impl Fn() -> bool) {
+    let waiting = async {
+        while !done() {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    assert!(tokio::time::timeout(Duration::from_secs(10), waiting).await.is_ok(), "not in time: {what}");
+}
+
+#[tokio::test]
+async fn two_peers_share_a_document_and_its_presence() {
+    let fixture = fixture(config(), None);
+    let (mut alice, mut bob) = (fixture.peer("alice"), fixture.peer("bob"));
+    alice.edit(id(1), "a").await;
+    alice.until("stored", |alice| alice.in_sync(id(1))).await;
+    bob.push(id(1), true).await;
+    bob.until("the document", |bob| bob.has(id(1), "a")).await;
+    bob.edit(id(1), "b").await;
+    alice.until("bob's edit", |alice| alice.has(id(1), "b")).await;
+    for count in [1, 2, 2, 1, 3] {
+        alice.say(id(1), count, b"hello").await;
+    }
+    bob.until("presence", |bob| bob.presence.len() == 3).await;
+    assert!(alice.presence.is_empty(), "nobody hears himself");
+}
+
+#[tokio::test]
+async fn an_idle_room_gives_its_tasks_back_and_loses_nothing() {
+    let fixture = fixture(config(), None);
+    let mut alice = fixture.peer("alice");
+    for n in 1..=20 {
+        alice.edit(id(n), "a").await;
+        alice.until("stored", |alice| alice.in_sync(id(n))).await;
+    }
+    assert!(fixture.metrics.rooms.engine_tasks.get() >= 20);
+    alice.leave().await;
+    let rooms = &fixture.metrics.rooms;
+    until("rooms unload", || rooms.unloaded.with_label_values(&["idle"]).get() == 20).await;
+    until("tasks end", || rooms.engine_tasks.get() == 0).await;
+    assert_eq!(fixture.rooms.count(), (0, 0));
+    let mut bob = fixture.peer("bob");
+    bob.push(id(7), true).await;
+    bob.until("the document", |bob| bob.has(id(7), "a")).await;
+}
+
+#[tokio::test]
+async fn an_unknown_document_is_unavailable_and_later_arrives() {
+    let fixture = fixture(config(), None);
+    let mut bob = fixture.peer("bob");
+    for n in 1..=50 {
+        bob.push(id(n), true).await;
+    }
+    bob.until("the answers", |bob| bob.unavailable.len() == 50).await;
+    until("no room is left", || fixture.rooms.count() == (0, 50)).await;
+    assert_eq!(fixture.waiting(), 50);
+    assert_eq!(fixture.metrics.rooms.engine_tasks.get(), 0);
+
+    let mut alice = fixture.peer("alice");
+    alice.edit(id(3), "a").await;
+    bob.until("the document", |bob| bob.has(id(3), "a")).await;
+    assert_eq!(fixture.waiting(), 49);
+    bob.leave().await;
+    until("nobody waits", || fixture.waiting() == 0).await;
+}
+
+#[tokio::test]
+async fn a_request_is_passed_on_to_those_who_share_a_document_once_and_within_bounds() {
+    let mut config = config();
+    config.sync.forward_peers = 3;
+    config.sync.forward_timeout = Time::secs(60);
+    let fixture = fixture(config, None);
+    let mut bob = fixture.peer("bob");
+    bob.edit(id(1), "shared").await;
+    bob.until("stored", |bob| bob.in_sync(id(1))).await;
+    let mut friends: Vec<Peer> = (0..5).map(|n| fixture.peer(&format!("friend {n}"))).collect();
+    for friend in &mut friends {
+        friend.push(id(1), true).await;
+        friend.until("the shared document", |friend| friend.has(id(1), "shared")).await;
+    }
+    let mut stranger = fixture.peer("stranger");
+    stranger.edit(id(9), "elsewhere").await;
+    stranger.until("stored", |stranger| stranger.in_sync(id(9))).await;
+
+    bob.push(id(2), true).await;
+    let asked = fixture.metrics.rooms.requests.with_label_values(&["passed_on"]);
+    until("peers are asked", || asked.get() == 3).await;
+    let mut answered = 0;
+    for friend in &mut friends {
+        while let Some(Next::Send(frame)) = friend.session.outbound().try_next() {
+            let message = wire::Message::decode(&frame).expect("a message");
+            if matches!(message.body, Body::Sync { request: true, document, .. } if document == id(2)) {
+                assert!(fixture.rooms.lacks(id(2), friend.session.id));
+                answered += 1;
+            }
+        }
+    }
+    assert_eq!(answered, 3);
+    // All have answered: no need to wait for the minute to pass.
+    bob.until("the answer", |bob| bob.unavailable == [id(2)]).await;
+    assert!(stranger.session.outbound().try_next().is_none(), "a stranger hears of nothing");
+    assert!(!fixture.rooms.lacks(id(2), stranger.session.id));
+    assert_eq!(asked.get(), 3);
+}
+
+#[tokio::test]
+async fn a_forwarded_request_brings_the_document() {
+    let fixture = fixture(config(), None);
+    let (mut alice, mut bob) = (fixture.peer("alice"), fixture.peer("bob"));
+    alice.edit(id(1), "shared").await;
+    alice.until("stored", |alice| alice.in_sync(id(1))).await;
+    bob.push(id(1), true).await;
+    bob.until("the shared document", |bob| bob.has(id(1), "shared")).await;
+
+    bob.push(id(2), true).await;
+    alice.until("the question", |alice| alice.asked_for == [id(2)]).await;
+    alice.edit(id(2), "found").await;
+    let serving = async {
+        loop {
+            alice.step().await;
+        }
+    };
+    tokio::select! {
+        () = bob.until("the document", |bob| bob.has(id(2), "found")) => {}
+        () = serving => {}
+    }
+    assert!(bob.unavailable.is_empty());
+}
+
+#[tokio::test]
+async fn a_new_bundle_reaches_live_rooms_and_those_who_wait() {
+    let fixture = fixture(config(), None);
+    let mut doc = Automerge::new();
+    let mut put = |key: &str| {
+        doc.transact::<_, _, AutomergeError>(|tx| tx.put(ROOT, key, 1)).expect("an edit");
+        Bytes::from(doc.save())
+    };
+    let (one, two) = (put("one"), put("two"));
+    let serve = |documents: Vec<(DocumentId, Bytes)>| {
+        fixture.served.send_replace(Some(Arc::new(ServedBundle::of_documents(documents))));
+        fixture.rooms.bundle_changed()
+    };
+    serve(vec![(id(1), one)]).await;
+    let mut alice = fixture.peer("alice");
+    alice.push(id(1), true).await;
+    alice.until("the bundle's document", |alice| alice.has(id(1), "one")).await;
+    alice.push(id(2), true).await;
+    alice.until("the answer", |alice| alice.unavailable == [id(2)]).await;
+    serve(vec![(id(1), two.clone()), (id(2), two)]).await;
+    alice
+        .until("the new snapshots", |alice| alice.has(id(1), "two") && alice.has(id(2), "two"))
+        .await;
+}
+
+/// An engine that panics, or fails, when it is told to.
+struct Fragile {
+    port: Option<Port>,
+    failed: CancellationToken,
+}
+
+impl Engine for Fragile {
+    fn join(&mut self, port: Port) -> BoxFuture<'_, ()> {
+        self.port = Some(port);
+        futures::future::ready(()).boxed()
+    }
+
+    fn leave(&mut self, _: SessionId) {}
+
+    fn receive(&mut self, _: SessionId, request: bool, data: Bytes) -> BoxFuture<'_, ()> {
+        if request {
+            // Say something that has heads, so that the peer sees the engine at work.
+            let mut doc = Automerge::new();
+            doc.transact::<_, _, AutomergeError>(|tx| tx.put(ROOT, "a", 1)).expect("an edit");
+            let message = doc.generate_sync_message(&mut State::new()).expect("a message");
+            if let Some(port) = &self.port {
+                port.sync(&message.encode());
+            }
+        } else if data.len() > 1000 {
+            panic!("killed on purpose");
+        } else {
+            self.failed.cancel();
+        }
+        futures::future::ready(()).boxed()
+    }
+
+    fn merge(&mut self, _: Bytes) -> BoxFuture<'_, Option<Relation>> {
+        futures::future::ready(None).boxed()
+    }
+
+    fn failed(&self) -> BoxFuture<'static, ()> {
+        self.failed.clone().cancelled_owned().boxed()
+    }
+
+    fn close(self: Box<Self>) -> BoxFuture<'static, ()> {
+        futures::future::ready(()).boxed()
+    }
+}
+
+fn fragile(starts: Arc<AtomicUsize>) -> EngineStart {
+    Arc::new(move |_, _, _| {
+        starts.fetch_add(1, Ordering::SeqCst);
+        let engine: Box<dyn Engine> = Box::new(Fragile { port: None, failed: CancellationToken::new() });
+        futures::future::ready(engine).boxed()
+    })
+}
+
+#[tokio::test]
+async fn a_panic_hurts_one_room() {
+    let starts = Arc::new(AtomicUsize::new(0));
+    let fixture = fixture(config(), Some(fragile(starts)));
+    let (mut alice, mut bob) = (fixture.peer("alice"), fixture.peer("bob"));
+    bob.edit(id(2), "b").await;
+    let (doc, _) = alice.documents.entry(id(1)).or_default();
+    for n in 0..200 {
+        doc.transact::<_, _, AutomergeError>(|tx| tx.put(ROOT, format!("key {n}"), n)).expect("an edit");
+    }
+    let mut data = alice.documents[&id(1)].0.generate_sync_message(&mut State::new()).expect("a message").encode();
+    data.resize(2000, 0);
+    let from = alice.session.clone();
+    alice.deliver(id(1), Input::Sync { from, request: false, data: data.into(), held: held() }).await;
+    alice.until("the close", |alice| alice.closed.is_some()).await;
+    assert_eq!(alice.closed.as_ref().map(|closing| closing.code), Some(1011));
+    assert_eq!(fixture.metrics.rooms.panics.get(), 1);
+    assert_eq!(fixture.rooms.count().0, 1, "the other room lives");
+    assert!(bob.session.outbound().closing().is_none());
+}
+
+#[tokio::test]
+async fn an_engine_that_fails_is_started_anew_with_everybody() {
+    let starts = Arc::new(AtomicUsize::new(0));
+    let fixture = fixture(config(), Some(fragile(starts.clone())));
+    let mut alice = fixture.peer("alice");
+    alice.edit(id(1), "a").await;
+    alice.until("a word from the new engine", |alice| alice.has(id(1), "a") && {
+        let (_, state) = &alice.documents[&id(1)];
+        state.their_heads.is_some()
+    })
+    .await;
+    assert!(starts.load(Ordering::SeqCst) >= 2);
+    assert!(fixture.metrics.rooms.panics.get() >= 1);
+    assert!(alice.session.outbound().closing().is_none());
+}

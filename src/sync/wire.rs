@@ -1,0 +1,359 @@
+//! Messages of the automerge-repo network protocol, version 1: CBOR maps. Pure, no I/O.
+//!
+//! Source: automerge-repo 2.5, `packages/automerge-repo/src/network/messages.ts` and
+//! `packages/automerge-repo-network-websocket/src/messages.ts`. JavaScript peers encode with cbor-x, so
+//! numbers may be floats, byte strings may carry a typed-array tag, absent fields may be `undefined`, and
+//! lengths may be indefinite; all of that is read here.
+
+use std::borrow::Cow;
+
+use bytes::Bytes;
+use minicbor::{
+    Decoder, Encoder,
+    data::Type,
+    decode::Error as DecodeError,
+    encode::{Error as EncodeError, Write},
+};
+
+use crate::document_id::DocumentId;
+
+/// The protocol version that this relay speaks.
+pub const VERSION: &str = "1";
+/// The longest peer id, session id or version name that is read.
+const MAX_NAME: usize = 1024;
+/// How many protocol versions of a join are read.
+const MAX_VERSIONS: u64 = 64;
+
+/// Why bytes are no message.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[expect(missing_docs, reason = "the texts say it")]
+pub enum WireError {
+    #[error("is no CBOR map of a message: {0}")]
+    Cbor(String),
+    #[error("has no {0}")]
+    Missing(&'static str),
+    #[error("{0}")]
+    DocumentId(#[from] crate::document_id::BadDocumentId),
+}
+
+/// A received message. Texts and bytes are borrowed from the frame where its encoding lets them be.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Message<'a> {
+    /// Who sent it, as it claims; not every type has one.
+    pub sender: Option<Cow<'a, str>>,
+    /// Whom it is for.
+    pub target: Option<Cow<'a, str>>,
+    /// What it says.
+    pub body: Body<'a>,
+}
+
+/// What a message says.
+#[derive(Debug, Clone, PartialEq)]
+#[expect(missing_docs, reason = "the protocol's own names")]
+pub enum Body<'a> {
+    Join {
+        /// None where the field is absent, which is taken for version 1.
+        versions: Option<Vec<Cow<'a, str>>>,
+    },
+    Peer,
+    Leave,
+    Sync {
+        document: DocumentId,
+        /// A `request` comes from a peer that does not hold the document.
+        request: bool,
+        data: Cow<'a, [u8]>,
+    },
+    DocUnavailable {
+        document: DocumentId,
+    },
+    Ephemeral {
+        document: DocumentId,
+        count: u64,
+        session: Cow<'a, str>,
+        data: Cow<'a, [u8]>,
+    },
+    Error {
+        message: Cow<'a, str>,
+    },
+    RemoteSubscriptionChange,
+    RemoteHeadsChanged,
+    /// A type that this version of the protocol does not have.
+    Unknown,
+}
+
+impl Body<'_> {
+    /// The type's name, for metrics: one of a fixed set.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Join { .. } => "join",
+            Self::Peer => "peer",
+            Self::Leave => "leave",
+            Self::Sync { request: true, .. } => "request",
+            Self::Sync { request: false, .. } => "sync",
+            Self::DocUnavailable { .. } => "doc-unavailable",
+            Self::Ephemeral { .. } => "ephemeral",
+            Self::Error { .. } => "error",
+            Self::RemoteSubscriptionChange => "remote-subscription-change",
+            Self::RemoteHeadsChanged => "remote-heads-changed",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+#[derive(Default)]
+struct Fields<'a> {
+    kind: Option<Cow<'a, str>>,
+    sender: Option<Cow<'a, str>>,
+    target: Option<Cow<'a, str>>,
+    document: Option<Cow<'a, str>>,
+    session: Option<Cow<'a, str>>,
+    message: Option<Cow<'a, str>>,
+    data: Option<Cow<'a, [u8]>>,
+    count: Option<u64>,
+    versions: Option<Vec<Cow<'a, str>>>,
+}
+
+impl<'a> Message<'a> {
+    /// Read a frame.
+    ///
+    /// # Errors
+    /// It is no CBOR map, or lacks a field that its type needs.
+    pub fn decode(frame: &'a [u8]) -> Result<Self, WireError> {
+        let fields = read_fields(frame).map_err(|e| WireError::Cbor(e.to_string()))?;
+        let kind = fields.kind.ok_or(WireError::Missing("type"))?;
+        let document = || -> Result<DocumentId, WireError> {
+            let text = fields.document.as_deref().ok_or(WireError::Missing("documentId"))?;
+            Ok(text.parse()?)
+        };
+        let body = match kind.as_ref() {
+            "join" => Body::Join { versions: fields.versions },
+            "peer" => Body::Peer,
+            "leave" => Body::Leave,
+            "request" | "sync" => Body::Sync {
+                document: document()?,
+                request: kind == "request",
+                data: fields.data.ok_or(WireError::Missing("data"))?,
+            },
+            "doc-unavailable" => Body::DocUnavailable { document: document()? },
+            "ephemeral" => Body::Ephemeral {
+                document: document()?,
+                count: fields.count.ok_or(WireError::Missing("count"))?,
+                session: fields.session.ok_or(WireError::Missing("sessionId"))?,
+                data: fields.data.ok_or(WireError::Missing("data"))?,
+            },
+            "error" => Body::Error { message: fields.message.unwrap_or_default() },
+            "remote-subscription-change" => Body::RemoteSubscriptionChange,
+            "remote-heads-changed" => Body::RemoteHeadsChanged,
+            _ => Body::Unknown,
+        };
+        Ok(Self {
+            sender: fields.sender,
+            target: fields.target,
+            body,
+        })
+    }
+}
+
+fn read_fields(frame: &[u8]) -> Result<Fields<'_>, DecodeError> {
+    let mut d = Decoder::new(frame);
+    let mut fields = Fields::default();
+    let mut left = d.map()?;
+    loop {
+        match &mut left {
+            Some(0) => return Ok(fields),
+            Some(n) => *n -= 1,
+            None if d.datatype()? == Type::Break => return Ok(fields),
+            None => {}
+        }
+        let key = name(&mut d)?;
+        if matches!(d.datatype()?, Type::Null | Type::Undefined) {
+            d.skip()?;
+            continue;
+        }
+        match key.as_ref() {
+            "type" => fields.kind = Some(name(&mut d)?),
+            "senderId" => fields.sender = Some(name(&mut d)?),
+            "targetId" => fields.target = Some(name(&mut d)?),
+            "documentId" => fields.document = Some(name(&mut d)?),
+            "sessionId" => fields.session = Some(name(&mut d)?),
+            "message" => fields.message = Some(name(&mut d)?),
+            "data" => fields.data = Some(byte_string(&mut d)?),
+            "count" => fields.count = Some(whole_number(&mut d)?),
+            "supportedProtocolVersions" => fields.versions = Some(names(&mut d)?),
+            _ => d.skip()?,
+        }
+    }
+}
+
+fn name<'a>(d: &mut Decoder<'a>) -> Result<Cow<'a, str>, DecodeError> {
+    let text = if d.datatype()? == Type::StringIndef {
+        let mut text = String::new();
+        for part in d.str_iter()? {
+            text.push_str(part?);
+            if text.len() > MAX_NAME {
+                break;
+            }
+        }
+        Cow::Owned(text)
+    } else {
+        Cow::Borrowed(d.str()?)
+    };
+    if text.len() > MAX_NAME {
+        return Err(DecodeError::message("a name is longer than 1,024 bytes"));
+    }
+    Ok(text)
+}
+
+fn names<'a>(d: &mut Decoder<'a>) -> Result<Vec<Cow<'a, str>>, DecodeError> {
+    let mut names = Vec::new();
+    let mut left = d.array()?;
+    loop {
+        match &mut left {
+            Some(0) => return Ok(names),
+            Some(n) => *n -= 1,
+            None if d.datatype()? == Type::Break => {
+                d.skip()?;
+                return Ok(names);
+            }
+            None => {}
+        }
+        if names.len() as u64 >= MAX_VERSIONS {
+            return Err(DecodeError::message("more than 64 protocol versions"));
+        }
+        names.push(name(d)?);
+    }
+}
+
+fn byte_string<'a>(d: &mut Decoder<'a>) -> Result<Cow<'a, [u8]>, DecodeError> {
+    // cbor-x may tag a Uint8Array as such (tag 64, RFC 8746).
+    while d.datatype()? == Type::Tag {
+        d.tag()?;
+    }
+    if d.datatype()? == Type::BytesIndef {
+        let mut bytes = Vec::new();
+        for part in d.bytes_iter()? {
+            bytes.extend_from_slice(part?);
+        }
+        return Ok(Cow::Owned(bytes));
+    }
+    d.bytes().map(Cow::Borrowed)
+}
+
+fn whole_number(d: &mut Decoder<'_>) -> Result<u64, DecodeError> {
+    let number = match d.datatype()? {
+        Type::F16 => f64::from(d.f16()?),
+        Type::F32 => f64::from(d.f32()?),
+        Type::F64 => d.f64()?,
+        _ => return d.u64(),
+    };
+    // Whole numbers of a float64 are exact up to 2^53.
+    if number.fract() == 0.0 && (0.0..=9_007_199_254_740_992.0).contains(&number) {
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "in range and whole")]
+        Ok(number as u64)
+    } else {
+        Err(DecodeError::message("a count is no whole number"))
+    }
+}
+
+/// How many heads an automerge sync message names, without decoding the rest of it; none if it is no sync
+/// message. Format: automerge 0.12, `sync.rs` (a type byte, then a LEB128 count of 32-byte hashes).
+pub fn heads_in(sync_message: &[u8]) -> Option<u64> {
+    let (kind, rest) = sync_message.split_first()?;
+    if !matches!(kind, 0x42 | 0x43) {
+        return None;
+    }
+    let mut count = 0u64;
+    for (place, byte) in rest.iter().enumerate().take(5) {
+        count |= u64::from(byte & 0x7f) << (7 * place);
+        if byte & 0x80 == 0 {
+            return Some(count);
+        }
+    }
+    None
+}
+
+type Encoded<W> = Result<(), EncodeError<<W as Write>::Error>>;
+
+fn encode(build: impl FnOnce(&mut Encoder<&mut Vec<u8>>) -> Encoded<Vec<u8>>) -> Bytes {
+    let mut out = Vec::new();
+    match build(&mut Encoder::new(&mut out)) {
+        Ok(()) => out.into(),
+        // Writing to a Vec cannot fail, and no value written here has a form of its own that can.
+        Err(error) => unreachable!("{error}"),
+    }
+}
+
+/// `peer`: the answer to a join.
+pub fn peer(us: &str, target: &str, storage_id: &str) -> Bytes {
+    encode(|e| {
+        e.map(5)?.str("type")?.str("peer")?;
+        e.str("senderId")?.str(us)?.str("targetId")?.str(target)?;
+        e.str("selectedProtocolVersion")?.str(VERSION)?;
+        e.str("peerMetadata")?.map(2)?;
+        e.str("storageId")?.str(storage_id)?.str("isEphemeral")?.bool(false)?;
+        Ok(())
+    })
+}
+
+/// `sync`, or `request`: an automerge sync message.
+pub fn sync(request: bool, us: &str, target: &str, document: DocumentId, data: &[u8]) -> Bytes {
+    encode(|e| {
+        e.map(5)?.str("type")?.str(if request { "request" } else { "sync" })?;
+        e.str("senderId")?.str(us)?.str("targetId")?.str(target)?;
+        e.str("documentId")?.str(&document.to_string())?;
+        e.str("data")?.bytes(data)?;
+        Ok(())
+    })
+}
+
+/// `doc-unavailable`: nobody here has the document.
+pub fn doc_unavailable(us: &str, target: &str, document: DocumentId) -> Bytes {
+    encode(|e| {
+        e.map(4)?.str("type")?.str("doc-unavailable")?;
+        e.str("senderId")?.str(us)?.str("targetId")?.str(target)?;
+        e.str("documentId")?.str(&document.to_string())?;
+        Ok(())
+    })
+}
+
+/// `ephemeral`: presence and the like, passed on with its author's name.
+pub fn ephemeral(
+    author: &str,
+    target: &str,
+    document: DocumentId,
+    count: u64,
+    session: &str,
+    data: &[u8],
+) -> Bytes {
+    encode(|e| {
+        e.map(7)?.str("type")?.str("ephemeral")?;
+        e.str("senderId")?.str(author)?.str("targetId")?.str(target)?;
+        e.str("count")?.u64(count)?.str("sessionId")?.str(session)?;
+        e.str("documentId")?.str(&document.to_string())?;
+        e.str("data")?.bytes(data)?;
+        Ok(())
+    })
+}
+
+/// `error`: sent before a socket is closed.
+pub fn error(us: &str, target: &str, message: &str) -> Bytes {
+    encode(|e| {
+        e.map(4)?.str("type")?.str("error")?;
+        e.str("senderId")?.str(us)?.str("targetId")?.str(target)?;
+        e.str("message")?.str(message)?;
+        Ok(())
+    })
+}
+
+/// `join`: what a peer says first.
+pub fn join(sender: &str) -> Bytes {
+    encode(|e| {
+        e.map(4)?.str("type")?.str("join")?.str("senderId")?.str(sender)?;
+        e.str("peerMetadata")?.map(1)?.str("isEphemeral")?.bool(true)?;
+        e.str("supportedProtocolVersions")?.array(1)?.str(VERSION)?;
+        Ok(())
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,137 @@
+use proptest::prelude::*;
+
+use super::*;
+
+const ID: &str = "2XehcERzGALTcjP7C7VxwFJdWoEW";
+
+fn id() -> DocumentId {
+    ID.parse().expect("an id")
+}
+
+fn cbor(build: impl FnOnce(&mut Encoder<&mut Vec<u8>>) -> Encoded<Vec<u8>>) -> Vec<u8> {
+    encode(build).to_vec()
+}
+
+#[test]
+fn what_cbor_x_writes_is_read() {
+    // A float for a number, a tagged typed array, undefined fields, a map of indefinite length.
+    let frame = cbor(|e| {
+        e.begin_map()?.str("type")?.str("ephemeral")?;
+        e.str("senderId")?.begin_str()?.str("peer-")?.str("1")?.end()?;
+        e.str("targetId")?.undefined()?;
+        e.str("count")?.f64(7.0)?;
+        e.str("sessionId")?.str("s")?;
+        e.str("documentId")?.str(ID)?;
+        e.str("extra")?.array(2)?.map(0)?.begin_array()?.u8(1)?.end()?;
+        e.str("data")?.tag(minicbor::data::Tag::new(64))?.begin_bytes()?.bytes(b"ab")?.bytes(b"c")?.end()?;
+        e.end()?;
+        Ok(())
+    });
+    assert_eq!(
+        Message::decode(&frame),
+        Ok(Message {
+            sender: Some("peer-1".into()),
+            target: None,
+            body: Body::Ephemeral { document: id(), count: 7, session: "s".into(), data: b"abc".as_slice().into() },
+        })
+    );
+}
+
+#[test]
+fn a_join_without_versions_is_one() {
+    let frame = cbor(|e| {
+        e.map(3)?.str("type")?.str("join")?.str("senderId")?.str("p")?;
+        e.str("supportedProtocolVersions")?.undefined()?;
+        Ok(())
+    });
+    let message = Message::decode(&frame).expect("a message");
+    assert_eq!(message.body, Body::Join { versions: None });
+    assert_eq!(
+        Message::decode(&join("p")).expect("a message").body,
+        Body::Join { versions: Some(vec!["1".into()]) }
+    );
+}
+
+#[test]
+fn what_is_missing_or_wrong_is_named() {
+    let with = |kind: &str, document: &str| {
+        cbor(|e| {
+            e.map(2)?.str("type")?.str(kind)?.str("documentId")?.str(document)?;
+            Ok(())
+        })
+    };
+    assert_eq!(Message::decode(&cbor(|e| e.map(0).map(drop))), Err(WireError::Missing("type")));
+    assert_eq!(Message::decode(&with("sync", ID)), Err(WireError::Missing("data")));
+    assert_eq!(Message::decode(&with("ephemeral", ID)), Err(WireError::Missing("count")));
+    assert!(matches!(Message::decode(&with("sync", "../etc")), Err(WireError::DocumentId(_))));
+    assert!(matches!(Message::decode(b"\xff\xff"), Err(WireError::Cbor(_))));
+    assert!(matches!(Message::decode(b""), Err(WireError::Cbor(_))));
+    assert_eq!(Message::decode(&with("brand-new", ID)).map(|m| m.body), Ok(Body::Unknown));
+    let long = "x".repeat(MAX_NAME + 1);
+    assert!(matches!(Message::decode(&with(&long, ID)), Err(WireError::Cbor(_))));
+    for count in [-1.0, 0.5, f64::NAN, 1e300] {
+        let frame = cbor(|e| e.map(1)?.str("count")?.f64(count).map(drop));
+        assert!(matches!(Message::decode(&frame), Err(WireError::Cbor(_))), "{count}");
+    }
+}
+
+#[test]
+fn deep_nesting_is_skipped_without_a_stack() {
+    let mut frame = cbor(|e| e.map(1)?.str("x").map(drop));
+    frame.extend(std::iter::repeat_n(0x81, 2_000_000));
+    assert!(Message::decode(&frame).is_err());
+}
+
+#[test]
+fn heads_are_counted_as_automerge_counts_them() {
+    use automerge::{Automerge, ROOT, sync::{State, SyncDoc}, transaction::Transactable};
+    let mut doc = Automerge::new();
+    let empty = doc.generate_sync_message(&mut State::new()).expect("a message").encode();
+    assert_eq!(heads_in(&empty), Some(0));
+    doc.transact::<_, _, automerge::AutomergeError>(|tx| tx.put(ROOT, "a", 1)).expect("an edit");
+    let one = doc.generate_sync_message(&mut State::new()).expect("a message").encode();
+    assert_eq!(heads_in(&one), Some(1));
+    assert_eq!(heads_in(b"nothing"), None);
+    assert_eq!(heads_in(b""), None);
+}
+
+proptest! {
+    #[test]
+    fn any_bytes_are_a_message_or_an_error(frame in proptest::collection::vec(any::<u8>(), 0..200)) {
+        let _ = Message::decode(&frame);
+        let _ = heads_in(&frame);
+    }
+
+    #[test]
+    fn a_message_with_bytes_changed_is_a_message_or_an_error(
+        changes in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..8),
+    ) {
+        let mut frame = ephemeral("a", "b", id(), 3, "s", b"data").to_vec();
+        for (index, byte) in changes {
+            let at = index.index(frame.len());
+            frame[at] = byte;
+        }
+        let _ = Message::decode(&frame);
+    }
+
+    #[test]
+    fn what_is_written_is_read(
+        sender in ".{0,40}", target in ".{0,40}", data in proptest::collection::vec(any::<u8>(), 0..100),
+        count: u64, request: bool,
+    ) {
+        let frame = sync(request, &sender, &target, id(), &data);
+        let message = Message::decode(&frame).expect("a message");
+        prop_assert_eq!(message.sender.as_deref(), Some(sender.as_str()));
+        prop_assert_eq!(message.target.as_deref(), Some(target.as_str()));
+        prop_assert_eq!(message.body, Body::Sync { document: id(), request, data: data.as_slice().into() });
+        let frame = ephemeral(&sender, &target, id(), count, &sender, &data);
+        let body = Message::decode(&frame).expect("a message").body;
+        prop_assert_eq!(body, Body::Ephemeral { document: id(), count, session: sender.as_str().into(), data: data.as_slice().into() });
+        let frame = doc_unavailable(&sender, &target, id());
+        prop_assert_eq!(Message::decode(&frame).expect("a message").body, Body::DocUnavailable { document: id() });
+        let frame = error(&sender, &target, "why");
+        prop_assert_eq!(Message::decode(&frame).expect("a message").body, Body::Error { message: "why".into() });
+        let frame = peer(&sender, &target, "id");
+        prop_assert_eq!(Message::decode(&frame).expect("a message").body, Body::Peer);
+    }
+}
