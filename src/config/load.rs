@@ -129,10 +129,18 @@ pub fn parse(name: &str, text: &str) -> Result<(Config, Origins), Vec<Fault>> {
 
     let mut faults = Vec::new();
     let mut origins = Origins::default();
-    for (key, value) in leaves(&table) {
+    let known = settings(&Config::default());
+    // A table where a plain value belongs is that key's fault, not a section.
+    let misplaced = table
+        .iter()
+        .filter(|(name, value)| value.is_table() && known.get(*name).is_some_and(|v| !v.is_table()));
+    let misplaced: Vec<(String, &Value)> = misplaced.map(|(n, v)| (n.clone(), v)).collect();
+    let found = leaves(&table).into_iter();
+    let found = found.filter(|(key, _)| !misplaced.iter().any(|(name, _)| key.starts_with(&format!("{name}."))));
+    for (key, value) in found.chain(misplaced.iter().cloned()) {
         let place = format!("{name}:{}", line_of(text, key_start(spans.get_ref(), &key)));
         // Each key is read by itself, beside defaults: so one fault does not hide the next.
-        match read_key(&key, value) {
+        match read_key(&known, &key, value) {
             Ok(()) => origins.set(&key, place),
             Err(problem) => faults.push(Fault { place, key, problem }),
         }
@@ -172,14 +180,13 @@ pub fn changed_keys(one: &Config, other: &Config) -> Vec<String> {
     pairs.filter(|((_, a), (_, b))| a != b).map(|((key, _), _)| key).collect()
 }
 
-fn read_key(key: &str, value: &Value) -> Result<(), String> {
-    let known = settings(&Config::default());
+fn read_key(known: &Table, key: &str, value: &Value) -> Result<(), String> {
     let (section, name) = match key.split_once('.') {
         Some((section, name)) => (Some(section), name),
         None => (None, key),
     };
     let siblings = match section {
-        None => &known,
+        None => known,
         Some(section) => match known.get(section) {
             Some(Value::Table(keys)) => keys,
             _ => {

@@ -66,8 +66,10 @@ struct Member {
     port: Option<Port>,
     /// It asked for the document and has had no answer.
     asks: Option<Deadline>,
-    /// It takes part, and what it sent was lost: the engine begins anew with it.
+    /// It takes part, and the next engine is to begin with it.
     begin_anew: bool,
+    /// What it sent was lost.
+    lost: bool,
     measured: bool,
 }
 
@@ -79,6 +81,7 @@ impl Member {
             port: None,
             asks: None,
             begin_anew: false,
+            lost: false,
             measured: false,
         }
     }
@@ -216,7 +219,8 @@ impl Room {
             match input {
                 Input::Sync { from, .. } => {
                     self.rooms.shared.metrics.sessions.dropped.with_label_values(&[why]).inc();
-                    self.member(&from).begin_anew = true;
+                    let member = self.member(&from);
+                    (member.begin_anew, member.lost) = (true, true);
                 }
                 Input::Ephemeral { .. } => self.pass_on(input),
                 Input::Leave(_) | Input::BundleChanged => {}
@@ -300,7 +304,9 @@ impl Room {
                     self.metrics().panics.inc();
                     drop(engine);
                     for member in self.members.values_mut() {
-                        member.begin_anew |= member.port.take().is_some();
+                        let took_part = member.port.take().is_some();
+                        member.begin_anew |= took_part;
+                        member.lost |= took_part;
                     }
                     tokio::select! {
                         () = self.pause("room_failed") => return End::Reopen,
@@ -324,7 +330,7 @@ impl Room {
     async fn begin(&mut self, engine: &mut Box<dyn Engine>, id: SessionId) {
         let document = self.handle.document;
         let Some(member) = self.members.get_mut(&id) else { return };
-        member.begin_anew = false;
+        (member.begin_anew, member.lost) = (false, false);
         if member.port.is_none() {
             let port = Port::new(member.session.clone(), document);
             member.port = Some(port.clone());
@@ -422,6 +428,7 @@ impl Room {
     /// Nobody has brought the document: ask peers that may have it, answer those who wait.
     async fn unknown(&mut self) -> End {
         self.handle.unknown.store(true, Ordering::Relaxed);
+        self.ask_the_lost();
         let stopping = self.rooms.stopping.clone();
         let end = tokio::select! {
             end = self.look_for_it() => end,
@@ -436,10 +443,14 @@ impl Room {
         for input in std::mem::take(&mut self.stash) {
             self.note_unknown(input);
         }
+        let is_asking = !lock(&self.handle.asked).is_empty();
+        let until = is_asking.then(|| Deadline::now() + self.forward_timeout());
         loop {
             let asked_out = lock(&self.handle.asked).values().all(|answered| *answered);
+            let recovers = !asked_out && until.is_some_and(|until| until > Deadline::now());
             let now = Deadline::now();
-            let (mut open, mut next) = (false, self.presence_until.filter(|until| *until > now));
+            let waits = [self.presence_until, until].into_iter().flatten().filter(|until| *until > now);
+            let (mut open, mut next) = (false, waits.min());
             for member in self.members.values_mut() {
                 match member.asks {
                     Some(by) if asked_out || by <= now => {
@@ -456,7 +467,7 @@ impl Room {
                 }
             }
             let lingers = self.presence_until.is_some_and(|until| until > now);
-            if !open && !lingers && self.inbox.is_empty() {
+            if !open && !lingers && !recovers && self.inbox.is_empty() {
                 return End::Retire("unknown");
             }
             let handle = self.handle.clone();
@@ -472,6 +483,17 @@ impl Room {
                     }
                     Some(input) => self.note_unknown(input),
                 },
+            }
+        }
+    }
+
+    /// Members may hold what was lost before it was durable: they think that it is here.
+    fn ask_the_lost(&mut self) {
+        let document = self.document();
+        for (id, member) in &mut self.members {
+            if std::mem::take(&mut member.lost) {
+                lock(&self.handle.asked).insert(*id, false);
+                member.session.send_sync(document, true, &NOTHING);
             }
         }
     }

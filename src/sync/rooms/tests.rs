@@ -127,7 +127,13 @@ impl Peer {
             }
         };
         match wire::Message::decode(&frame).expect("a message").body {
-            Body::Sync { document, request: true, .. } => self.asked_for.push(document),
+            Body::Sync { document, request: true, .. } => {
+                self.asked_for.push(document);
+                if let Some((_, state)) = self.documents.get_mut(&document) {
+                    *state = State::new();
+                    self.push(document, false).await;
+                }
+            }
             Body::Sync { document, data, .. } => {
                 let (doc, state) = self.documents.entry(document).or_default();
                 let message = automerge::sync::Message::decode(&data).expect("a sync message");
@@ -235,6 +241,7 @@ async fn an_unknown_document_is_unavailable_and_later_arrives() {
 
     let mut alice = fixture.peer("alice");
     alice.edit(id(3), "a").await;
+    alice.until("stored", |alice| alice.in_sync(id(3))).await;
     bob.until("the document", |bob| bob.has(id(3), "a")).await;
     assert_eq!(fixture.waiting(), 49);
     bob.leave().await;
@@ -332,6 +339,7 @@ async fn a_new_bundle_reaches_live_rooms_and_those_who_wait() {
 /// An engine that panics, or fails, when it is told to.
 struct Fragile {
     port: Option<Port>,
+    fails: bool,
     failed: CancellationToken,
 }
 
@@ -354,7 +362,7 @@ impl Engine for Fragile {
             }
         } else if data.len() > 1000 {
             panic!("killed on purpose");
-        } else {
+        } else if self.fails {
             self.failed.cancel();
         }
         futures::future::ready(()).boxed()
@@ -373,10 +381,12 @@ impl Engine for Fragile {
     }
 }
 
-fn fragile(starts: Arc<AtomicUsize>) -> EngineStart {
+/// Engines of which the first `failing` fail at the first sync message.
+fn fragile(starts: Arc<AtomicUsize>, failing: usize) -> EngineStart {
     Arc::new(move |_, _, _| {
-        starts.fetch_add(1, Ordering::SeqCst);
-        let engine: Box<dyn Engine> = Box::new(Fragile { port: None, failed: CancellationToken::new() });
+        let fails = starts.fetch_add(1, Ordering::SeqCst) < failing;
+        let failed = CancellationToken::new();
+        let engine: Box<dyn Engine> = Box::new(Fragile { port: None, fails, failed });
         futures::future::ready(engine).boxed()
     })
 }
@@ -384,7 +394,7 @@ fn fragile(starts: Arc<AtomicUsize>) -> EngineStart {
 #[tokio::test]
 async fn a_panic_hurts_one_room() {
     let starts = Arc::new(AtomicUsize::new(0));
-    let fixture = fixture(config(), Some(fragile(starts)));
+    let fixture = fixture(config(), Some(fragile(starts, 0)));
     let (mut alice, mut bob) = (fixture.peer("alice"), fixture.peer("bob"));
     bob.edit(id(2), "b").await;
     let (doc, _) = alice.documents.entry(id(1)).or_default();
@@ -405,7 +415,7 @@ async fn a_panic_hurts_one_room() {
 #[tokio::test]
 async fn an_engine_that_fails_is_started_anew_with_everybody() {
     let starts = Arc::new(AtomicUsize::new(0));
-    let fixture = fixture(config(), Some(fragile(starts.clone())));
+    let fixture = fixture(config(), Some(fragile(starts.clone(), 2)));
     let mut alice = fixture.peer("alice");
     alice.edit(id(1), "a").await;
     alice.until("a word from the new engine", |alice| alice.has(id(1), "a") && {
