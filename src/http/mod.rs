@@ -109,7 +109,13 @@ async fn finish(State(metrics): State<Metrics>, request: Request, next: Next) ->
     let is_upgrade = is_websocket(request.headers());
     let mut response = next.run(request).await;
 
-    if is_preflight && response.status() == StatusCode::OK {
+    // The spelling of the TypeScript relay, which tower-http writes in lower case and answers with 200.
+    let headers = response.headers_mut();
+    headers.insert(header::VARY, HeaderValue::from_static("Origin"));
+    if is_preflight && headers.contains_key(header::ACCESS_CONTROL_ALLOW_METHODS) {
+        let allowed = HeaderValue::from_static("Content-Type,Authorization");
+        headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, allowed);
+        headers.remove(header::ALLOW);
         *response.status_mut() = StatusCode::NO_CONTENT;
     }
     let status = response.status();

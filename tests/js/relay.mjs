@@ -1,0 +1,168 @@
+// Starts the real relay for a test, and clients of automerge-repo that talk to it.
+import { spawn } from 'node:child_process';
+import { mkdtemp, mkdir, rm, writeFile } from 'node:fs/promises';
+import { once } from 'node:events';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import * as Automerge from '@automerge/automerge';
+import { Repo, parseAutomergeUrl, stringifyAutomergeUrl } from '@automerge/automerge-repo';
+import { WebSocketClientAdapter } from '@automerge/automerge-repo-network-websocket';
+import { strToU8, zipSync } from 'fflate';
+
+export const BINARY = process.env.TONK_RELAY;
+if (!BINARY) throw new Error('TONK_RELAY must name the relay to test; tests/run sets it');
+
+/** Wait until `condition` holds. */
+export async function until(what, condition, seconds = 20) {
+  const end = Date.now() + seconds * 1000;
+  for (;;) {
+    const value = await condition();
+    if (value) return value;
+    if (Date.now() > end) throw new Error(`not within ${seconds} s: ${what}`);
+    await new Promise(resolve => setTimeout(resolve, 20));
+  }
+}
+
+/** A folder that goes with the test. */
+export async function folder(t) {
+  const path = await mkdtemp(join(tmpdir(), 'tonk-relay-test-'));
+  t.after(() => rm(path, { recursive: true, force: true }));
+  return path;
+}
+
+/**
+ * A relay with storage in `at`. `config` is appended to the config file: `{ sync: { idle_unload: '"1s"' } }`.
+ * The port stays the same over restarts.
+ */
+export class Relay {
+  constructor(at, config = {}) {
+    this.at = at;
+    this.config = config;
+    this.port = 0;
+    this.log = '';
+  }
+
+  static async start(t, config, at) {
+    const relay = new Relay(at ?? await folder(t), config);
+    t.after(() => relay.kill());
+    await relay.start();
+    return relay;
+  }
+
+  get documents() { return join(this.at, 'documents'); }
+  get url() { return `http://127.0.0.1:${this.port}`; }
+  get ws() { return `ws://127.0.0.1:${this.port}`; }
+
+  async start() {
+    const sections = structuredClone(this.config);
+    const set = (section, key, value) => (sections[section] ??= {})[key] ??= value;
+    set('http', 'listen', `["127.0.0.1:${this.port}"]`);
+    set('admin', 'listen', `["unix:${this.at}/admin.sock"]`);
+    set('storage', 'path', `"${this.documents}"`);
+    set('bundles', 'path', `"${this.at}/bundles"`);
+    const { drain_timeout, ...named } = sections;
+    let text = drain_timeout ? `drain_timeout = ${drain_timeout}\n` : '';
+    for (const [section, keys] of Object.entries(named)) {
+      text += `[${section}]\n` + Object.entries(keys).map(([k, v]) => `${k} = ${v}\n`).join('');
+    }
+    const file = join(this.at, 'tonk-relay.toml');
+    await mkdir(this.at, { recursive: true });
+    await writeFile(file, text);
+    this.log = '';
+    this.child = spawn(BINARY, ['--config', file], { stdio: ['ignore', 'ignore', 'pipe'] });
+    this.child.stderr.on('data', data => { this.log += data; });
+    this.exited = once(this.child, 'exit').then(([code, signal]) => (this.ended = { code, signal }));
+    this.ended = undefined;
+    await until('the relay is ready', () => {
+      if (this.ended) throw new Error(`the relay ended: ${JSON.stringify(this.ended)}\n${this.log}`);
+      return this.log.includes(' ready ');
+    });
+    this.port = Number(/listening on http:\/\/\S*:(\d+)/.exec(this.log)[1]);
+  }
+
+  /** SIGTERM; returns how it ended and how long it took. */
+  async stop() {
+    const start = Date.now();
+    this.child.kill('SIGTERM');
+    const ended = await this.exited;
+    return { ...ended, seconds: (Date.now() - start) / 1000 };
+  }
+
+  async kill() {
+    if (!this.child || this.ended) return;
+    this.child.kill('SIGKILL');
+    await this.exited;
+  }
+
+  async restart() {
+    const ended = await this.stop();
+    await this.start();
+    return ended;
+  }
+
+  /** The value of a metric, its labels in the order of the text form; 0 if it is not there yet. */
+  async metric(name) {
+    const text = await (await fetch(`${this.url}/metrics`)).text();
+    const line = text.split('\n').find(line => line.startsWith(`${name} `));
+    return line ? Number(line.slice(name.length + 1)) : 0;
+  }
+
+  /** A client of automerge-repo, gone with the test. */
+  client(t, options = {}) {
+    const adapter = new WebSocketClientAdapter(options.url ?? this.ws, options.retry ?? 200);
+    const repo = new Repo({ network: [adapter], ...options.repo });
+    const client = { repo, adapter };
+    t.after(() => close(client));
+    return client;
+  }
+}
+
+/** End a client, once. Its adapter goes on reconnecting otherwise, and Node never ends. */
+export async function close(client) {
+  if (client.closed) return;
+  client.closed = true;
+  await client.repo.shutdown();
+}
+
+/** A new document of a client that the relay has. */
+export async function share(client, contents) {
+  const handle = client.repo.create(contents);
+  await saved(client, handle);
+  return handle;
+}
+
+/** Wait until the relay has told that it stores all of a handle's document. */
+export async function saved(client, handle) {
+  const storageId = await until('the handshake', () => {
+    const peers = Object.values(client.repo.peerMetadataByPeerId);
+    return peers.find(peer => peer?.storageId)?.storageId;
+  });
+  await until('the relay has it', () => {
+    const info = handle.getSyncInfo(storageId);
+    return info && JSON.stringify([...info.lastHeads].sort()) === JSON.stringify([...handle.heads()].sort());
+  });
+}
+
+/** An id for a document whose bytes are all `n`, but for the last ones. */
+export function documentId(n) {
+  const url = stringifyAutomergeUrl({ documentId: new Uint8Array(16).fill(n) });
+  return parseAutomergeUrl(url).documentId;
+}
+
+/** The name of a document's entry in a bundle. */
+export const entry = id => `storage/${id.slice(0, 2)}/${id.slice(2)}/snapshot/bundle_export`;
+
+/** A bundle of documents: `{ [id]: plain object or automerge document }`, the first one the root. */
+export function bundle(documents, manifest = {}) {
+  const rootId = Object.keys(documents)[0];
+  const files = {
+    'manifest.json': strToU8(JSON.stringify({
+      manifestVersion: 1, version: { major: 1, minor: 0 }, rootId,
+      entrypoints: [], networkUris: [], xNotes: null, xVendor: null, ...manifest,
+    })),
+  };
+  for (const [id, contents] of Object.entries(documents)) {
+    files[entry(id)] = Automerge.save(Automerge.isAutomerge(contents) ? contents : Automerge.from(contents));
+  }
+  return zipSync(files, { mtime: new Date(1980, 0, 1) });
+}

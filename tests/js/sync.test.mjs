@@ -1,0 +1,133 @@
+// Two real clients of automerge-repo, and the relay between them.
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import * as Automerge from '@automerge/automerge';
+import { Repo, cbor } from '@automerge/automerge-repo';
+import { NodeFSStorageAdapter } from '@automerge/automerge-repo-storage-nodefs';
+import WebSocket from 'ws';
+import { Relay, close, documentId, folder, saved, share, until } from './relay.mjs';
+
+const url = id => `automerge:${id}`;
+
+test('clients create, find and edit both ways', async t => {
+  const relay = await Relay.start(t);
+  const [alice, bob] = [relay.client(t), relay.client(t)];
+  const hers = await share(alice, { title: 'hello', list: [] });
+  const his = await bob.repo.find(hers.url);
+  assert.equal(his.doc().title, 'hello');
+  his.change(doc => { doc.list.push('from bob'); });
+  hers.change(doc => { doc.list.push('from alice'); });
+  await until('both have both', () => hers.doc().list.length === 2 && his.doc().list.length === 2);
+  assert.deepEqual(hers.doc(), his.doc());
+});
+
+test('clients see each other\'s presence', async t => {
+  const relay = await Relay.start(t);
+  const [alice, bob] = [relay.client(t), relay.client(t)];
+  const hers = await share(alice, {});
+  const his = await bob.repo.find(hers.url);
+  const [seenByBob, seenByAlice] = [[], []];
+  his.on('ephemeral-message', ({ message, senderId }) => seenByBob.push({ message, senderId }));
+  hers.on('ephemeral-message', ({ message }) => seenByAlice.push(message));
+  hers.broadcast({ cursor: 1 });
+  await until('bob sees alice', () => seenByBob.length === 1);
+  assert.deepEqual(seenByBob, [{ message: { cursor: 1 }, senderId: alice.repo.networkSubsystem.peerId }]);
+  his.broadcast({ cursor: 2 });
+  await until('alice sees bob', () => seenByAlice.length === 1);
+  for (let n = 0; n < 20; n++) hers.broadcast({ cursor: n });
+  await until('each comes once', () => seenByBob.length === 21);
+});
+
+test('an edit made offline arrives when its author is back', async t => {
+  const relay = await Relay.start(t);
+  const [alice, bob] = [relay.client(t), relay.client(t)];
+  const hers = await share(alice, { n: 0 });
+  const his = await bob.repo.find(hers.url);
+  bob.adapter.disconnect();
+  await until('bob is gone', async () => await relay.metric('tonk_relay_connections') === 1);
+  his.change(doc => { doc.offline = true; });
+  hers.change(doc => { doc.n = 1; });
+  bob.adapter.connect(bob.repo.networkSubsystem.peerId, bob.repo.peerMetadata ?? {});
+  await until('both edits meet', () => hers.doc().offline && his.doc().n === 1);
+});
+
+test('clients go on after the relay restarts between edits', async t => {
+  const relay = await Relay.start(t);
+  const [alice, bob] = [relay.client(t), relay.client(t)];
+  const hers = await share(alice, { n: 0 });
+  const his = await bob.repo.find(hers.url);
+  for (let n = 1; n <= 3; n++) {
+    const ended = await relay.restart();
+    assert.deepEqual([ended.code, ended.signal], [0, null], relay.log);
+    (n % 2 ? hers : his).change(doc => { doc.n = n; });
+    await until(`edit ${n}`, () => hers.doc().n === n && his.doc().n === n);
+  }
+});
+
+test('an unknown document is unavailable, and later arrives', async t => {
+  const relay = await Relay.start(t);
+  const [alice, bob] = [relay.client(t), relay.client(t)];
+  const id = documentId(7);
+  await assert.rejects(bob.repo.find(url(id)), /unavailable/);
+  const hers = alice.repo.import(Automerge.save(Automerge.from({ title: 'here now' })), { docId: id });
+  await saved(alice, hers);
+  await until('the document arrives', () => bob.repo.handles[id].state === 'ready');
+  assert.equal(bob.repo.handles[id].doc().title, 'here now');
+});
+
+test('a document of another user that only his client holds is found through the relay', async t => {
+  const relay = await Relay.start(t);
+  // A document that Bob made while he was offline.
+  const storage = await folder(t);
+  const offline = new Repo({ storage: new NodeFSStorageAdapter(storage), network: [] });
+  const secret = offline.create({ only: 'bob' });
+  await offline.flush();
+  const alice = relay.client(t);
+  const bob = relay.client(t, { repo: { storage: new NodeFSStorageAdapter(storage) } });
+  const hers = await share(alice, { shared: true });
+  await bob.repo.find(hers.url);
+  const found = await alice.repo.find(secret.url);
+  assert.equal(found.doc().only, 'bob');
+});
+
+test('documents stay apart', async t => {
+  const relay = await Relay.start(t);
+  const [alice, bob] = [relay.client(t), relay.client(t)];
+  alice.repo.create({ secret: true });
+  const shared = await share(alice, { shared: true });
+  await bob.repo.find(shared.url);
+  assert.deepEqual(Object.keys(bob.repo.handles), [shared.documentId]);
+});
+
+test('an idle document leaves memory and comes back whole', async t => {
+  const relay = await Relay.start(t, { sync: { idle_unload: '"200ms"' } });
+  const alice = relay.client(t);
+  const handle = await share(alice, { n: 1 });
+  assert.equal(await relay.metric('tonk_relay_rooms{state="live"}'), 1);
+  await close(alice);
+  await until('no room', async () => await relay.metric('tonk_relay_rooms{state="live"}') === 0);
+  assert.equal(await relay.metric('tonk_relay_room_engine_tasks'), 0);
+  const bob = relay.client(t);
+  assert.equal((await bob.repo.find(handle.url)).doc().n, 1);
+});
+
+test('the same peer again: the newer connection wins', async t => {
+  const relay = await Relay.start(t);
+  const join = cbor.encode({ type: 'join', senderId: 'tab', peerMetadata: {}, supportedProtocolVersions: ['1'] });
+  const connect = async () => {
+    const socket = new WebSocket(relay.ws);
+    t.after(() => socket.terminate());
+    await new Promise((resolve, reject) => { socket.on('open', resolve); socket.on('error', reject); });
+    socket.closed = new Promise(resolve => socket.on('close', (code, reason) => resolve({ code, reason: String(reason) })));
+    const answer = new Promise(resolve => socket.once('message', data => resolve(cbor.decode(data))));
+    socket.send(join);
+    assert.equal((await answer).type, 'peer');
+    return socket;
+  };
+  const older = await connect();
+  const newer = await connect();
+  const { code, reason } = await older.closed;
+  assert.equal(code, 1000);
+  assert.match(reason, /connected anew \(connection c\d+\)/);
+  assert.equal(newer.readyState, WebSocket.OPEN);
+});
