@@ -69,26 +69,29 @@ fn named_paths(config: &Config) -> Vec<(&'static str, &Path)> {
     paths
 }
 
-/// Every fault that shows when what is named is opened, as this user.
+/// Every fault that shows when what is named is opened, as this user. Relative paths are [`check`]'s matter.
 pub fn open(loaded: &LoadedConfig) -> Vec<Fault> {
     let config = &loaded.config;
+    let is_named = |path: &Path| path.is_absolute();
     let mut faults = Vec::new();
     let mut fault = |key: &str, problem: String| faults.push(loaded.fault(key, problem));
 
-    if !config.bundle.path.as_os_str().is_empty()
+    if is_named(&config.bundle.path)
         && let Err(error) = ServedBundle::load(&config.bundle.path, config.bundles.max_inflated.0)
     {
         fault("bundle.path", error.to_string());
     }
     for (key, path) in [("bundle.wasm", &config.bundle.wasm), ("bundle.blank", &config.bundle.blank)] {
-        if !path.as_os_str().is_empty()
+        if is_named(path)
             && let Err(problem) = can_read(path)
         {
             fault(key, format!("{}: {problem}", path.display()));
         }
     }
     for (key, path) in [("storage.path", &config.storage.path), ("bundles.path", &config.bundles.path)] {
-        if let Err(problem) = can_write(path) {
+        if is_named(path)
+            && let Err(problem) = can_write(path)
+        {
             fault(key, format!("{}: {problem}", path.display()));
         }
     }

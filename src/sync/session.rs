@@ -38,6 +38,9 @@ use crate::{
 
 /// How long a close may take: to get the close frame out, and then to hear the peer's.
 const CLOSE_GRACE: Duration = Duration::from_secs(2);
+/// Silence between the last message and the close frame: automerge-repo's adapter handles messages a little
+/// after it has received them, and its handles break when the answer finds the socket closing.
+const QUIET: Duration = Duration::from_millis(100);
 /// The longest reason of a close frame (RFC 6455, 5.5: 125 bytes with the code).
 const MAX_REASON: usize = 123;
 
@@ -581,19 +584,20 @@ async fn close(
     id: SessionId,
     closing: &Closing,
 ) {
-    let reason = format!("{} (connection {id})", closing.reason);
+    let suffix = format!(" (connection {id})");
+    let reason = format!("{}{suffix}", shortened(&closing.reason, MAX_REASON - suffix.len()));
     let may_close = !matches!(closing.label, "peer" | "broken" | "dead");
     let say = async {
         if may_close {
             if !matches!(closing.label, "superseded" | "left") {
                 let _ = writer.feed(Frame::Binary(wire::error(us, peer_id, &reason))).await;
             }
-            let mut end = reason.len().min(MAX_REASON);
-            while !reason.is_char_boundary(end) {
-                end -= 1;
+            if !peer_id.is_empty() {
+                let _ = writer.flush().await;
+                tokio::time::sleep(QUIET).await;
             }
-            let reason = reason.get(..end).unwrap_or_default().into();
-            let _ = writer.send(Frame::Close(Some(CloseFrame { code: closing.code, reason }))).await;
+            let (code, reason) = (closing.code, reason.as_str().into());
+            let _ = writer.send(Frame::Close(Some(CloseFrame { code, reason }))).await;
         }
         let _ = writer.close().await;
         if may_close {
@@ -601,6 +605,15 @@ async fn close(
         }
     };
     let _ = tokio::time::timeout(CLOSE_GRACE, say).await;
+}
+
+/// The beginning of a text, at most so many bytes of it.
+fn shortened(text: &str, bytes: usize) -> &str {
+    let mut end = text.len().min(bytes);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text.get(..end).unwrap_or_default()
 }
 
 /// Counts an open WebSocket for as long as it lives.

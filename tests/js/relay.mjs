@@ -121,7 +121,8 @@ export class Relay {
 export async function close(client) {
   if (client.closed) return;
   client.closed = true;
-  await client.repo.shutdown();
+  const patience = new Promise(resolve => setTimeout(resolve, 2000).unref());
+  await Promise.race([client.repo.shutdown(), patience]);
 }
 
 /** A new document of a client that the relay has. */

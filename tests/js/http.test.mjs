@@ -1,0 +1,230 @@
+// Every row of the HTTP contract, as a client sees it.
+import assert from 'node:assert/strict';
+import { readdir, writeFile } from 'node:fs/promises';
+import http from 'node:http';
+import net from 'node:net';
+import { join } from 'node:path';
+import { test } from 'node:test';
+import { gzipSync } from 'node:zlib';
+import { strToU8, unzipSync, zipSync } from 'fflate';
+import { Relay, bundle, documentId, entry, folder, until } from './relay.mjs';
+
+const id = documentId(1);
+const contents = bundle({ [id]: { root: true }, [documentId(2)]: { other: true } });
+
+async function withBundle(t, config = {}) {
+  const at = await folder(t);
+  await writeFile(join(at, 'app.tonk'), contents);
+  await writeFile(join(at, 'core.wasm'), 'wasm!');
+  const relay = await Relay.start(t, {
+    bundle: { path: `"${at}/app.tonk"`, wasm: `"${at}/core.wasm"`, ...config.bundle }, ...config.more,
+  }, at);
+  return relay;
+}
+
+const upload = (relay, body, headers = {}) => fetch(`${relay.url}/api/bundles`, {
+  method: 'POST', body, headers: { 'content-type': 'application/octet-stream', ...headers }, duplex: 'half',
+});
+const bytes = async response => new Uint8Array(await response.arrayBuffer());
+
+test('GET / and CORS', async t => {
+  const relay = await withBundle(t);
+  const response = await fetch(relay.url, { headers: { origin: 'https://app.example.org' } });
+  assert.equal(await response.text(), '👍 Tonk relay server is running');
+  assert.equal(response.headers.get('vary'), 'Origin');
+  assert.equal(response.headers.get('access-control-allow-credentials'), 'true');
+  assert.equal(response.headers.get('access-control-allow-origin'), 'https://app.example.org');
+  const plain = await fetch(relay.url);
+  assert.equal(plain.headers.get('access-control-allow-origin'), null);
+  assert.equal(plain.headers.get('vary'), 'Origin');
+  const preflight = await fetch(`${relay.url}/api/bundles`, {
+    method: 'OPTIONS', headers: { origin: 'https://x', 'access-control-request-method': 'POST' },
+  });
+  assert.equal(preflight.status, 204);
+  assert.equal(preflight.headers.get('access-control-allow-methods'), 'GET,POST,PUT,DELETE,OPTIONS');
+  assert.equal(preflight.headers.get('access-control-allow-headers'), 'Content-Type,Authorization');
+});
+
+test('an origin that is not allowed gets no CORS', async t => {
+  const relay = await withBundle(t, { more: { http: { allowed_origins: '["https://app.example.org"]' } } });
+  const response = await fetch(relay.url, { headers: { origin: 'https://evil.example.org' } });
+  assert.equal(response.headers.get('access-control-allow-origin'), null);
+});
+
+test('the manifest', async t => {
+  const relay = await withBundle(t);
+  const response = await fetch(`${relay.url}/.manifest.tonk`);
+  assert.equal(response.headers.get('content-type'), 'application/zip');
+  assert.equal(response.headers.get('content-disposition'), 'attachment; filename="manifest.tonk"');
+  const body = await bytes(response);
+  assert.equal(Number(response.headers.get('content-length')), body.length);
+  assert.deepEqual(Object.keys(unzipSync(body)), ['manifest.json', entry(id)]);
+  const etag = response.headers.get('etag');
+  const again = await fetch(`${relay.url}/.manifest.tonk`, { headers: { 'if-none-match': `"x", ${etag}` } });
+  assert.equal(again.status, 304);
+  const head = await fetch(`${relay.url}/.manifest.tonk`, { method: 'HEAD' });
+  assert.equal(Number(head.headers.get('content-length')), body.length);
+});
+
+test('wasm and blank', async t => {
+  const relay = await withBundle(t);
+  const wasm = await fetch(`${relay.url}/tonk_core_bg.wasm`);
+  assert.equal(wasm.headers.get('content-type'), 'application/wasm');
+  assert.equal(wasm.headers.get('cache-control'), 'public, max-age=31536000, immutable');
+  assert.equal(await wasm.text(), 'wasm!');
+  const blank = await fetch(`${relay.url}/api/blank-tonk`);
+  assert.equal(blank.headers.get('content-type'), 'application/octet-stream');
+  assert.equal(blank.headers.get('content-disposition'), 'attachment; filename="latergram.tonk"');
+  assert.equal(blank.headers.get('cache-control'), 'public, max-age=31536000');
+  assert.deepEqual(await bytes(blank), contents, 'the served bundle, where no other is named');
+});
+
+test('a relay without a bundle says so', async t => {
+  const relay = await Relay.start(t);
+  for (const [path, status, error] of [
+    ['/.manifest.tonk', 503, 'No bundle is served'],
+    ['/tonk_core_bg.wasm', 404, 'WASM file not found'],
+    ['/api/blank-tonk', 404, 'Blank tonk template not found'],
+    [`/api/bundles/${id}`, 404, 'Bundle not found'],
+    [`/api/bundles/${id}/manifest`, 404, 'Bundle not found'],
+    ['/no/such/page', 404, 'Not found'],
+  ]) {
+    const response = await fetch(relay.url + path);
+    assert.equal(response.status, status, path);
+    assert.equal(response.headers.get('content-type'), 'application/json', path);
+    assert.deepEqual(await response.json(), { error }, path);
+  }
+  const badId = await fetch(`${relay.url}/api/bundles/..%2f..%2fetc`);
+  assert.equal(badId.status, 400);
+  assert.match((await badId.json()).error, /is no document id/);
+  const method = await fetch(relay.url, { method: 'DELETE' });
+  assert.equal(method.status, 405);
+  assert.match(method.headers.get('allow'), /GET/);
+  assert.deepEqual(await method.json(), { error: 'Method Not Allowed' });
+});
+
+test('upload and download', async t => {
+  const relay = await Relay.start(t);
+  const stored = await upload(relay, contents);
+  assert.deepEqual(await stored.json(), { id, message: 'Bundle uploaded successfully' });
+  const whole = await fetch(`${relay.url}/api/bundles/${id}`);
+  assert.equal(whole.headers.get('content-type'), 'application/octet-stream');
+  assert.equal(whole.headers.get('content-disposition'), `attachment; filename="${id}.tonk"`);
+  assert.equal(whole.headers.get('cache-control'), 'public, max-age=3600');
+  assert.deepEqual(await bytes(whole), contents);
+  const etag = whole.headers.get('etag');
+  const ask = headers => fetch(`${relay.url}/api/bundles/${id}`, { headers });
+  assert.equal((await ask({ 'if-none-match': etag })).status, 304);
+  const part = await ask({ range: 'bytes=2-5' });
+  assert.equal(part.status, 206);
+  assert.equal(part.headers.get('content-range'), `bytes 2-5/${contents.length}`);
+  assert.deepEqual(await bytes(part), contents.slice(2, 6));
+  assert.equal((await ask({ range: 'bytes=2-5', 'if-range': '"other"' })).status, 200);
+  assert.equal((await ask({ range: 'bytes=0-1,4-5' })).status, 200);
+  const beyond = await ask({ range: `bytes=${contents.length}-` });
+  assert.equal(beyond.status, 416);
+  assert.equal(beyond.headers.get('content-range'), `bytes */${contents.length}`);
+  const slim = await fetch(`${relay.url}/api/bundles/${id}/manifest`);
+  assert.equal(slim.headers.get('content-type'), 'application/zip');
+  assert.deepEqual(Object.keys(unzipSync(await bytes(slim))), ['manifest.json', entry(id)]);
+  const gzipped = await upload(relay, gzipSync(contents), { 'content-encoding': 'gzip' });
+  assert.equal(gzipped.status, 200);
+  assert.deepEqual(await bytes(await ask({})), contents);
+  assert.notEqual((await ask({})).headers.get('etag'), etag, 'another upload, another ETag');
+});
+
+test('bad uploads are refused with the reason, and nothing is left of them', async t => {
+  const relay = await Relay.start(t, {
+    bundles: { max_upload: '"100KiB"', max_inflated: '"1MiB"' }, http: { body_idle_timeout: '"300ms"' },
+  });
+  const manifest = (extra = {}) => strToU8(JSON.stringify({ manifestVersion: 1, rootId: id, ...extra }));
+  const zeros = new Uint8Array(4 << 20);
+  const twice = zipSync({ 'manifest.json': manifest(), 'one-name': strToU8('1'), 'two-name': strToU8('2') }, { level: 0 });
+  for (let at = 0; at + 8 < twice.length; at++) {
+    if (Buffer.from(twice.slice(at, at + 8)).toString() === 'two-name') twice.set(strToU8('one-name'), at);
+  }
+  // A single stored entry that declares 10 GB in its ZIP64 extra field would do as well: what is declared counts first.
+  for (const [what, body, status, error] of [
+    ['empty', '', 400, /^Invalid bundle data$/],
+    ['no ZIP', 'hello', 400, /^Invalid bundle: not a ZIP archive/],
+    ['no manifest', zipSync({ 'a.txt': strToU8('x') }), 400, /^Invalid bundle: manifest\.json not found$/],
+    ['bad JSON', zipSync({ 'manifest.json': strToU8('{') }), 400, /^Invalid bundle: manifest\.json is not valid/],
+    ['no rootId', zipSync({ 'manifest.json': strToU8('{}') }), 400, /^Invalid bundle: rootId not found in manifest$/],
+    ['a bad rootId', zipSync({ 'manifest.json': manifest({ rootId: '../../x' }) }), 400, /is no document id/],
+    ['version 2', zipSync({ 'manifest.json': manifest({ manifestVersion: 2 }) }), 400, /manifestVersion 2 is not supported/],
+    ['an absolute path', zipSync({ 'manifest.json': manifest(), '/etc/passwd': strToU8('x') }), 400, /absolute/],
+    ['a path upwards', zipSync({ 'manifest.json': manifest(), 'storage/../../x': strToU8('x') }), 400, /"\.\."/],
+    ['a name twice', twice, 400, /twice/],
+    ['a broken document', zipSync({ 'manifest.json': manifest(), [entry(id)]: strToU8('x') }), 400, /is no automerge document/],
+    ['a bomb', zipSync({ 'manifest.json': manifest(), [entry(id)]: zeros }, { level: 9 }), 400, /unpacks to more than 1048576 bytes/],
+    ['too large', crypto.getRandomValues(new Uint8Array(60_000)).length && new Uint8Array(200_000), 413, /larger than 102400 bytes/],
+  ]) {
+    const response = await upload(relay, body);
+    assert.equal(response.status, status, what);
+    assert.match((await response.json()).error, error, what);
+  }
+  const type = await upload(relay, contents, { 'content-type': 'text/plain' });
+  assert.deepEqual([type.status, await type.json()], [400, { error: 'Invalid bundle data' }]);
+  const bomb = await upload(relay, gzipSync(zeros), { 'content-encoding': 'gzip' });
+  assert.equal(bomb.status, 413, 'what is gzipped counts unpacked');
+
+  // A client that sends a part and then nothing.
+  const slow = await new Promise((resolve, reject) => {
+    const request = http.request(`${relay.url}/api/bundles`, {
+      method: 'POST', headers: { 'content-type': 'application/octet-stream', 'content-length': 5000 },
+    }, resolve);
+    request.on('error', reject);
+    request.write(contents.slice(0, 100));
+  });
+  assert.equal(slow.statusCode, 408);
+  slow.destroy();
+  // And one that goes away.
+  const cut = net.connect(relay.port, '127.0.0.1');
+  cut.write('POST /api/bundles HTTP/1.1\r\nHost: x\r\nContent-Type: application/octet-stream\r\nContent-Length: 5000\r\n\r\nhalf');
+  cut.end();
+  await until('nothing is left', async () => {
+    const left = await readdir(join(relay.at, 'bundles'), { recursive: true });
+    return left.length === 1 && left[0] === '.incoming';
+  });
+  assert.equal((await fetch(`${relay.url}/api/bundles/${id}`)).status, 404);
+});
+
+test('metrics, for Prometheus and as the TypeScript relay gave them', async t => {
+  const relay = await Relay.start(t);
+  const text = await fetch(`${relay.url}/metrics`);
+  assert.match(text.headers.get('content-type'), /^text\/plain; version=0\.0\.4/);
+  assert.match(await text.text(), /# TYPE tonk_relay_connections gauge\ntonk_relay_connections 0\n/);
+  const json = await (await fetch(`${relay.url}/metrics`, { headers: { accept: 'application/json' } })).json();
+  assert.ok(Math.abs(json.timestamp - Date.now()) < 5000);
+  assert.ok(json.memory.rss > 1 << 20);
+  assert.deepEqual([json.connections, json.process.pid], [0, relay.child.pid]);
+  assert.equal(typeof json.uptime, 'number');
+  assert.equal(await relay.metric('tonk_relay_http_requests_total{route="/metrics",status="200"}'), 2);
+});
+
+test('/metrics can be taken off the public port; the admin listener has it', async t => {
+  const relay = await Relay.start(t, { http: { metrics: 'false' } });
+  assert.equal((await fetch(`${relay.url}/metrics`)).status, 404);
+  const answer = await new Promise((resolve, reject) => {
+    http.get({ socketPath: join(relay.at, 'admin.sock'), path: '/metrics' }, resolve).on('error', reject);
+  });
+  assert.equal(answer.statusCode, 200);
+  answer.resume();
+});
+
+test('health', async t => {
+  const relay = await Relay.start(t);
+  for (const path of ['/livez', '/readyz']) {
+    const response = await fetch(relay.url + path);
+    assert.deepEqual([response.status, await response.text()], [200, 'ok\n']);
+  }
+});
+
+test('a slow head is cut off', async t => {
+  const relay = await Relay.start(t, { http: { header_timeout: '"200ms"' } });
+  const socket = net.connect(relay.port, '127.0.0.1');
+  t.after(() => socket.destroy());
+  socket.write('GET / HTTP/1.1\r\nHost');
+  socket.resume();
+  await new Promise(resolve => socket.on('close', resolve));
+});

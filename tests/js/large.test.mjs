@@ -1,0 +1,67 @@
+// Large documents, also over a slow line.
+import assert from 'node:assert/strict';
+import net from 'node:net';
+import { test } from 'node:test';
+import { Relay, saved, share, until } from './relay.mjs';
+
+const MIB = 1 << 20;
+
+/** Bytes that do not compress, so that what is stored and sent is as large as they are. */
+function noise(bytes) {
+  const out = new Uint8Array(bytes);
+  for (let at = 0; at < bytes; at += 65536) crypto.getRandomValues(out.subarray(at, Math.min(at + 65536, bytes)));
+  return out;
+}
+
+/** A TCP line to `port` that carries `bitsPerSecond` towards the client, and no more at a time. */
+function slowLine(t, port, bitsPerSecond) {
+  const tick = 20;
+  const share = Math.floor(bitsPerSecond / 8 * tick / 1000);
+  const server = net.createServer(client => {
+    const relay = net.connect(port, '127.0.0.1');
+    client.pipe(relay);
+    let waiting = [];
+    relay.on('data', data => { waiting.push(data); relay.pause(); });
+    const timer = setInterval(() => {
+      if (!waiting.length) return;
+      const data = Buffer.concat(waiting);
+      client.write(data.subarray(0, share));
+      waiting = data.length > share ? [data.subarray(share)] : [];
+      if (!waiting.length) relay.resume();
+    }, tick);
+    const end = () => { clearInterval(timer); client.destroy(); relay.destroy(); };
+    for (const socket of [client, relay]) { socket.on('close', end); socket.on('error', end); }
+  });
+  t.after(() => server.close());
+  return new Promise(resolve => server.listen(0, '127.0.0.1', () => resolve(server.address().port)));
+}
+
+test('a document of 20 MiB, also over a line of 10 Mbit/s', async t => {
+  const relay = await Relay.start(t, { sync: { ping_interval: '"1s"' } });
+  const writer = relay.client(t);
+  const handle = writer.repo.create({ blob: noise(20 * MIB) });
+  await saved(writer, handle);
+  const fast = relay.client(t);
+  const fetched = await fast.repo.find(handle.url);
+  assert.equal(fetched.doc().blob.length, 20 * MIB);
+
+  const port = await slowLine(t, relay.port, 10_000_000);
+  const slow = relay.client(t, { url: `ws://127.0.0.1:${port}` });
+  const start = Date.now();
+  const arrived = await slow.repo.find(handle.url);
+  const seconds = (Date.now() - start) / 1000;
+  assert.equal(arrived.doc().blob.length, 20 * MIB);
+  assert.ok(seconds > 10, `the line was not slow: ${seconds} s`);
+  assert.equal(await relay.metric('tonk_relay_connections_ended_total{outcome="dead"}'), 0);
+  handle.change(doc => { doc.after = true; });
+  await until('the next edit', () => arrived.doc().after === true);
+});
+
+test('many documents of one client at once', async t => {
+  const relay = await Relay.start(t);
+  const writer = relay.client(t);
+  const handles = await Promise.all(Array.from({ length: 200 }, (_, n) => share(writer, { n })));
+  const reader = relay.client(t);
+  const found = await Promise.all(handles.map(handle => reader.repo.find(handle.url)));
+  found.forEach((handle, n) => assert.equal(handle.doc().n, n));
+});

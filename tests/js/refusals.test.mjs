@@ -1,0 +1,225 @@
+// A refused client of each kind is told why, and lives on; a malformed message closes one socket.
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import net from 'node:net';
+import { cbor } from '@automerge/automerge-repo';
+import * as Automerge from '@automerge/automerge';
+import WebSocket from 'ws';
+import { Relay, documentId, saved, share, until } from './relay.mjs';
+
+/** A bare WebSocket that keeps what it hears. */
+async function connect(t, relay, options = {}) {
+  const socket = new WebSocket(relay.ws + (options.path ?? ''), { headers: options.headers });
+  t.after(() => socket.terminate());
+  socket.heard = [];
+  socket.on('message', data => socket.heard.push(cbor.decode(data)));
+  socket.on('error', () => {});
+  socket.closed = new Promise(resolve =>
+    socket.on('close', (code, reason) => resolve({ code, reason: String(reason) })));
+  await new Promise((resolve, reject) => { socket.on('open', resolve); socket.on('error', reject); });
+  return socket;
+}
+
+const say = (socket, message) => socket.send(cbor.encode(message));
+const join = (socket, senderId = 'peer-1', extra = {}) =>
+  say(socket, { type: 'join', senderId, peerMetadata: {}, supportedProtocolVersions: ['1'], ...extra });
+
+async function joined(t, relay, senderId) {
+  const socket = await connect(t, relay);
+  join(socket, senderId);
+  await until('the handshake', () => socket.heard.length === 1);
+  return socket;
+}
+
+const emptySync = () => Automerge.generateSyncMessage(Automerge.init(), Automerge.initSyncState())[1];
+
+test('the handshake answers with what clients need', async t => {
+  const relay = await Relay.start(t, { sync: { peer_id: '"the-relay"' } });
+  const socket = await connect(t, relay, { path: '/any/path?x=1' });
+  join(socket);
+  await until('the answer', () => socket.heard.length === 1);
+  const [{ peerMetadata, ...answer }] = socket.heard;
+  assert.deepEqual(answer, { type: 'peer', senderId: 'the-relay', targetId: 'peer-1', selectedProtocolVersion: '1' });
+  assert.equal(peerMetadata.isEphemeral, false);
+  assert.match(peerMetadata.storageId, /^[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$/);
+});
+
+test('a join without versions is taken, one without version 1 is refused', async t => {
+  const relay = await Relay.start(t);
+  const without = await connect(t, relay);
+  join(without, 'a', { supportedProtocolVersions: undefined });
+  await until('the answer', () => without.heard.length === 1);
+  assert.equal(without.heard[0].type, 'peer');
+  const other = await connect(t, relay);
+  join(other, 'b', { supportedProtocolVersions: ['2'] });
+  const { code, reason } = await other.closed;
+  assert.equal(code, 1002);
+  assert.match(reason, /^unsupported protocol version \(connection c\d+\)$/);
+  assert.equal(other.heard[0].type, 'error');
+  assert.match(other.heard[0].message, /unsupported protocol version/);
+});
+
+const BAD = {
+  'a text frame': [socket => socket.send('hello'), 1003, /text frames/],
+  'garbage': [socket => socket.send(Buffer.from([0xff, 0x00, 0x13])), 1007, /no CBOR map/],
+  'an empty frame': [socket => socket.send(Buffer.alloc(0)), 1007, /no CBOR map/],
+  'a message without a type': [socket => say(socket, { senderId: 'peer-1' }), 1007, /has no type/],
+  'a sync message without data': [
+    socket => say(socket, { type: 'sync', senderId: 'peer-1', targetId: 'relay', documentId: documentId(1) }), 1007, /has no data/],
+  'a document id that is none': [
+    socket => say(socket, { type: 'sync', senderId: 'peer-1', documentId: '../../etc/passwd', data: emptySync() }), 1007, /is no document id/],
+  'data that is no sync message': [
+    socket => say(socket, { type: 'sync', senderId: 'peer-1', documentId: documentId(1), data: new Uint8Array([1, 2, 3]) }), 1007, /no automerge sync message/],
+  'sync data cut off': [
+    socket => say(socket, { type: 'sync', senderId: 'peer-1', documentId: documentId(1), data: new Uint8Array([0x42, 9, 9]) }), 1007, /no automerge sync message/],
+  'ephemera without a count': [
+    socket => say(socket, { type: 'ephemeral', senderId: 'peer-1', documentId: documentId(1), sessionId: 's', data: new Uint8Array() }), 1007, /has no count/],
+  'a message that is too large': [socket => socket.send(Buffer.alloc(300_000)), 1009, /larger than/],
+};
+
+for (const [what, [send, code, text]] of Object.entries(BAD)) {
+  test(`${what} closes one socket, and nothing else`, async t => {
+    const relay = await Relay.start(t, { sync: { max_message: '"256KiB"', peer_id: '"relay"' } });
+    const honest = relay.client(t);
+    const handle = await share(honest, { n: 1 });
+    const bad = await joined(t, relay, 'peer-1');
+    send(bad);
+    const closed = await bad.closed;
+    assert.equal(closed.code, code);
+    assert.match(closed.reason, text);
+    assert.match(closed.reason, /connection c\d+/);
+    const error = bad.heard.find(({ type }) => type === 'error');
+    assert.match(error.message, text);
+    handle.change(doc => { doc.n = 2; });
+    await saved(honest, handle);
+  });
+}
+
+test('a sender or target that is another is dropped and counted, the socket lives', async t => {
+  const relay = await Relay.start(t, { sync: { peer_id: '"relay"' } });
+  const socket = await joined(t, relay, 'peer-1');
+  const message = { type: 'request', documentId: documentId(1), data: emptySync() };
+  say(socket, { ...message, senderId: 'somebody else', targetId: 'relay' });
+  say(socket, { ...message, senderId: 'peer-1', targetId: 'somebody else' });
+  say(socket, { type: 'brand-new', senderId: 'peer-1', targetId: 'relay' });
+  say(socket, { ...message, senderId: 'peer-1', targetId: 'relay' });
+  await until('the last one is answered', () => socket.heard.length === 2);
+  assert.equal(socket.heard[1].type, 'doc-unavailable');
+  for (const reason of ['sender', 'target', 'unknown_type']) {
+    assert.equal(await relay.metric(`tonk_relay_messages_dropped_total{reason="${reason}"}`), 1, reason);
+  }
+});
+
+test('nobody speaks for a peer that is here itself', async t => {
+  const relay = await Relay.start(t);
+  const [alice, tab, mallory] = [await joined(t, relay, 'alice'), await joined(t, relay, 'worker'), await joined(t, relay, 'mallory')];
+  const presence = (senderId, count) => ({
+    type: 'ephemeral', senderId, targetId: alice.heard[0].senderId, documentId: documentId(1), sessionId: 's', count,
+    data: new Uint8Array(cbor.encode({ hello: count })),
+  });
+  say(alice, presence('alice', 1));
+  await until('alice is in', async () => await relay.metric('tonk_relay_messages_total{direction="in",type="ephemeral"}') === 1);
+  say(tab, presence('a tab of worker', 1));
+  await until('a tab is heard through its worker', () => alice.heard.length === 2);
+  assert.equal(alice.heard[1].senderId, 'a tab of worker');
+  say(mallory, presence('worker', 1));
+  await until('the theft is dropped', async () => await relay.metric('tonk_relay_messages_dropped_total{reason="sender"}') === 1);
+  assert.equal(alice.heard.length, 2);
+});
+
+test('who does not join in time is closed', async t => {
+  const relay = await Relay.start(t, { sync: { handshake_timeout: '"200ms"' } });
+  const silent = await connect(t, relay);
+  const { code, reason } = await silent.closed;
+  assert.equal(code, 1002);
+  assert.match(reason, /no join message within 200ms/);
+  const wrong = await connect(t, relay);
+  say(wrong, { type: 'sync', senderId: 'x', documentId: documentId(1), data: emptySync() });
+  assert.match((await wrong.closed).reason, /expected a join message first, got sync/);
+});
+
+test('a peer that does not answer pings is closed, one that does is not', async t => {
+  const relay = await Relay.start(t, { sync: { ping_interval: '"300ms"' } });
+  const alive = await joined(t, relay, 'alive');
+  // A socket whose process hangs: the kernel takes bytes, nobody answers.
+  const dead = net.connect(relay.port, '127.0.0.1');
+  t.after(() => dead.destroy());
+  dead.write('GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n' +
+    'Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n');
+  const message = Buffer.from(cbor.encode({ type: 'join', senderId: 'dead', supportedProtocolVersions: ['1'] }));
+  dead.write(Buffer.concat([Buffer.from([0x82, 0x80 | message.length, 0, 0, 0, 0]), message]));
+  await until('it is closed', async () => await relay.metric('tonk_relay_connections_ended_total{outcome="dead"}') === 1);
+  assert.equal(alive.readyState, WebSocket.OPEN);
+});
+
+test('a page of another origin is refused after the upgrade', async t => {
+  const relay = await Relay.start(t, { http: { allowed_origins: '["https://app.example.org"]' } });
+  const good = await connect(t, relay, { headers: { origin: 'https://app.example.org' } });
+  join(good);
+  await until('the handshake', () => good.heard.length === 1);
+  const bad = await connect(t, relay, { headers: { origin: 'https://evil.example.org' } });
+  const { code } = await bad.closed;
+  assert.equal(code, 4403);
+  assert.equal(bad.heard[0].type, 'error');
+});
+
+test('a relay that is full refuses further connections, and serves the others', async t => {
+  const relay = await Relay.start(t, { limits: { connections: '2' } });
+  const here = [await joined(t, relay, 'a'), await joined(t, relay, 'b')];
+  const third = await connect(t, relay);
+  const { code, reason } = await third.closed;
+  assert.equal(code, 1013);
+  assert.match(reason, /full/);
+  here[0].close();
+  await until('room again', async () => await relay.metric('tonk_relay_connections') === 1);
+  await joined(t, relay, 'c');
+});
+
+test('who opens too many documents is closed', async t => {
+  const relay = await Relay.start(t, { limits: { documents_per_connection: '3' }, sync: { peer_id: '"relay"' } });
+  const socket = await joined(t, relay, 'peer-1');
+  for (let n = 1; n <= 4; n++) {
+    say(socket, { type: 'request', senderId: 'peer-1', targetId: 'relay', documentId: documentId(n), data: emptySync() });
+  }
+  assert.equal((await socket.closed).code, 4429);
+});
+
+test('a slow reader loses its socket, not the relay its memory', async t => {
+  const relay = await Relay.start(t, { sync: { send_queue: '"1MiB"' } });
+  const writer = relay.client(t);
+  const handle = await share(writer, { blob: new Uint8Array(0) });
+  const slow = await joined(t, relay, 'slow');
+  say(slow, { type: 'request', senderId: 'slow', targetId: slow.heard[0].senderId, documentId: handle.documentId, data: emptySync() });
+  await until('it follows the document', () => slow.heard.some(({ type }) => type === 'sync'));
+  slow._socket.pause();
+  let mib = 0;
+  await until('it is closed', async () => {
+    const blob = crypto.getRandomValues(new Uint8Array(65536));
+    if (mib < 64) handle.change(doc => { doc.blob = blob; });
+    mib += 1 / 16;
+    // It hears nothing of its own: what it does not take back is all that is sent to it.
+    slow._socket.pause();
+    say(slow, { type: 'sync', senderId: 'slow', targetId: slow.heard[0].senderId, documentId: handle.documentId, data: emptySync() });
+    return await relay.metric('tonk_relay_refused_total{reason="send_queue"}') === 1;
+  }, 60);
+  assert.equal(await relay.metric('tonk_relay_unsent_bytes'), 0);
+  handle.change(doc => { doc.after = true; });
+  await saved(writer, handle);
+});
+
+test('a client of automerge-repo survives every refusal, and comes back', async t => {
+  const relay = await Relay.start(t, {
+    http: { allowed_origins: '["https://only.example.org"]' }, limits: { connections: '1' }, sync: { ping_interval: '"200ms"' },
+  });
+  // A full relay refuses this one again and again.
+  const first = await joined(t, relay, 'first');
+  const client = relay.client(t, { retry: 50 });
+  await until('several refusals', async () => await relay.metric('tonk_relay_refused_total{reason="connections"}') >= 3);
+  first.close();
+  const handle = await share(client, { n: 1 });
+  // And a relay that goes away and comes back.
+  await relay.kill();
+  handle.change(doc => { doc.n = 2; });
+  await relay.start();
+  await saved(client, handle);
+});

@@ -1,0 +1,240 @@
+// The program as an operator meets it: starts that fail, the config, reload, the log.
+import assert from 'node:assert/strict';
+import { execFile, spawnSync } from 'node:child_process';
+import { mkdir, writeFile, chmod, readFile, rm } from 'node:fs/promises';
+import net from 'node:net';
+import { join } from 'node:path';
+import { test } from 'node:test';
+import { BINARY, Relay, bundle, documentId, folder, share, until } from './relay.mjs';
+
+/** Run to the end without blocking this process, which the relay may need. */
+function run(args, env = {}) {
+  return new Promise(resolve => {
+    execFile(BINARY, args, { env: { ...process.env, ...env }, timeout: 20_000 }, (error, stdout, stderr) =>
+      resolve({ code: error ? error.code : 0, stdout, stderr }));
+  });
+}
+
+async function configured(t, text) {
+  const at = await folder(t);
+  const file = join(at, 'tonk-relay.toml');
+  const paths = `[storage]\npath = "${at}/documents"\n[bundles]\npath = "${at}/bundles"\n[admin]\nlisten = []\n`;
+  await writeFile(file, typeof text === 'function' ? text(at) + paths : text + paths);
+  return { at, file };
+}
+
+test('every fault of a config is named, with file, line and key, and the exit code is 78', async t => {
+  const { file } = await configured(t, 'drain_timeout = "soon"\n[http]\nlisten = ["0.0.0.0:0"]\nlisen = 1\n[log]\nlevel = "x=loud"\n');
+  const { code, stderr } = await run(['--config', file, '--check-config']);
+  assert.equal(code, 78);
+  assert.deepEqual(stderr.trim().split('\n'), [
+    `${file}:1: drain_timeout: "soon" is no duration above zero: expected one such as "20ms", "5s" or "10m"`,
+    `${file}:4: http.lisen: unknown key; expected one of [http]: listen, public_url, allowed_origins, metrics, header_timeout, body_idle_timeout`,
+  ]);
+  await writeFile(file, (await readFile(file, 'utf8')).replace('"soon"', '"5s"').replace('lisen = 1\n', ''));
+  const next = await run(['--config', file, '--check-config']);
+  assert.equal(next.code, 78);
+  assert.deepEqual(next.stderr.trim().split('\n').map(line => line.split(': ').slice(0, 2).join(': ')), [
+    `${file}: auth.mode`, `${file}:5: log.level`,
+  ]);
+  const start = await run(['--config', file]);
+  assert.deepEqual([start.code, start.stderr], [78, next.stderr], 'a start says the same');
+});
+
+const CONFIG_FAULTS = [
+  ['[http', /^\S+:1: is no TOML: /],
+  ['[nope]\nx = 1\n', /:2: nope\.x: unknown section \[nope\]; expected one of \[http\], \[admin\], \[bundle\]/],
+  ['[sync]\nmax_message = "0B"\n', /:2: sync\.max_message: "0B" is no size above zero/],
+  ['[sync]\nforward_requests = "sometimes"\n', /:2: sync\.forward_requests: unknown variant `sometimes`, expected one of `open`, `always`, `never`/],
+  ['[auth]\nmode = "token"\n', /:2: auth\.mode: unknown variant `token`, expected `` or `open`/],
+  ['[http]\nlisten = ["localhost"]\n', /:2: http\.listen: invalid socket address syntax/],
+  ['[http]\npublic_url = "example.org"\n', /:2: http\.public_url: "example\.org" is no URL of a relay/],
+  ['[http]\nallowed_origins = ["example.org"]\n', /:2: http\.allowed_origins: "example\.org" is no origin/],
+  ['[limits]\nconnections = -1\n', /:2: limits\.connections: invalid value: integer `-1`, expected usize/],
+  ['[bundle]\npath = "app.tonk"\n', /:2: bundle\.path: app\.tonk is a relative path; expected an absolute one/],
+  ['[bundle]\npath = "/no/such.tonk"\n', /:2: bundle\.path: \/no\/such\.tonk: not found/],
+  ['[bundle]\nwasm = "/no/such.wasm"\n', /:2: bundle\.wasm: \/no\/such\.wasm: not found/],
+];
+for (const [text, expected] of CONFIG_FAULTS) {
+  test(`config fault: ${text.replaceAll('\n', ' ')}`, async t => {
+    const { file } = await configured(t, text);
+    const { code, stderr } = await run(['--config', file, '--check-config']);
+    assert.equal(code, 78);
+    assert.match(stderr, expected);
+    assert.equal(stderr.trim().split('\n').length, 1, stderr);
+  });
+}
+
+test('a good config has no fault, and is printed with where each key comes from', async t => {
+  const { file } = await configured(t, '[http]\nlisten = ["127.0.0.1:0"]\n');
+  const check = await run(['--config', file, '--check-config']);
+  assert.deepEqual([check.code, check.stdout], [0, `${file}: no fault\n`]);
+  const { stdout } = await run(['--config', file, '--print-config']);
+  assert.match(stdout, new RegExp(`listen = \\["127\\.0\\.0\\.1:0"\\] +# ${file}:2\n`));
+  assert.match(stdout, /drain_timeout = "30s" +# default\n/);
+  const missing = await run(['--config', '/no/such.toml']);
+  assert.deepEqual([missing.code, missing.stderr],
+    [78, '/no/such.toml: not found; name the file with --config, or install the package\'s own\n']);
+});
+
+test('starts that fail say which, and leave nothing half-written', async t => {
+  const taken = net.createServer().listen(0, '127.0.0.1');
+  await new Promise(resolve => taken.on('listening', resolve));
+  t.after(() => taken.close());
+  const { port } = taken.address();
+  const listen = '[http]\nlisten = ["127.0.0.1:0"]\n';
+  const at = await folder(t);
+  await writeFile(join(at, 'text.tonk'), 'no ZIP');
+  await writeFile(join(at, 'file'), '');
+  await mkdir(join(at, 'folder'));
+  const serve = name => `${listen}[bundle]\npath = "${join(at, name)}"\n`;
+  for (const [text, expected] of [
+    [`[http]\nlisten = ["127.0.0.1:${port}"]\n`, new RegExp(`http\\.listen: cannot listen on 127\\.0\\.0\\.1:${port}: Address already in use`)],
+    [serve('missing.tonk'), /bundle\.path: \S+missing\.tonk: not found/],
+    [serve('text.tonk'), /bundle\.path: \S+text\.tonk: not a ZIP archive/],
+    [serve('folder'), /bundle\.path: \S+folder: is no regular file/],
+  ]) {
+    const { file } = await configured(t, text);
+    const { code, stderr } = await run(['--config', file]);
+    assert.equal(code, 1, stderr);
+    assert.match(stderr.trim().split('\n').at(-1), expected);
+    assert.match(stderr, new RegExp(file));
+  }
+  const { file, at: root } = await configured(t, listen);
+  await writeFile(join(root, 'documents'), 'a file where the folder must be');
+  const { code, stderr } = await run(['--config', file]);
+  assert.equal(code, 1);
+  assert.match(stderr, /storage\.path: cannot create \S+documents\/\.tmp/);
+});
+
+test('the TypeScript relay\'s command line', async t => {
+  const at = await folder(t);
+  await writeFile(join(at, 'app.tonk'), bundle({ [documentId(1)]: { n: 1 } }));
+  const missing = await run(['0', join(at, 'missing.tonk')]);
+  assert.equal(missing.code, 1);
+  assert.match(missing.stderr, /missing\.tonk: not found/);
+  const s3 = await run(['0', join(at, 'app.tonk'), join(at, 'data')], { S3_BUCKET_NAME: 'x' });
+  assert.equal(s3.code, 78);
+  assert.match(s3.stderr, /S3_BUCKET_NAME is set/);
+  const relay = new Relay(at);
+  relay.start = undefined;
+  const { spawn } = await import('node:child_process');
+  const child = spawn(BINARY, ['0', join(at, 'app.tonk'), join(at, 'data')], { env: { ...process.env, HOST: '127.0.0.1', S3_BUCKET_NAME: '' } });
+  t.after(() => child.kill('SIGKILL'));
+  let log = '';
+  child.stderr.on('data', data => { log += data; });
+  await until('ready', () => log.includes(' ready '));
+  assert.match(log, /WARN .*open: anybody/);
+  const port = /listening on http:\/\/\S*:(\d+)/.exec(log)[1];
+  assert.equal((await fetch(`http://127.0.0.1:${port}/.manifest.tonk`)).status, 200);
+});
+
+test('reload takes over what it can, and refuses the rest by name, all or nothing', async t => {
+  const relay = await Relay.start(t);
+  const file = join(relay.at, 'tonk-relay.toml');
+  const before = await readFile(file, 'utf8');
+  const reload = () => run(['reload', '--config', file]);
+  assert.deepEqual(await reload(), { code: 0, stdout: 'reloaded: nothing has changed\n', stderr: '' });
+
+  await writeFile(file, `${before}[limits]\nconnections = 0\n`);
+  const fault = await reload();
+  assert.equal(fault.code, 1);
+  assert.match(fault.stderr, /^not reloaded:\n\S+: limits\.connections: is 0; expected at least 1\n$/);
+  assert.equal(await (await fetch(`${relay.url}/readyz`)).text(), 'degraded: reload\n');
+
+  await writeFile(file, `${before}[limits]\nconnections = 7\n[sync]\npeer_id = "other"\n`);
+  const restart = await reload();
+  assert.equal(restart.code, 1);
+  assert.match(restart.stderr, /^not reloaded:\n\S+:\d+: sync\.peer_id: needs a restart to change\n$/);
+  assert.equal(await relay.metric('tonk_relay_limit{key="limits.connections"}'), 15000, 'nothing of it is in effect');
+
+  await writeFile(file, `${before}[limits]\nconnections = 7\n[log]\nlevel = "debug"\n`);
+  assert.deepEqual(await reload(), { code: 0, stdout: 'reloaded: limits.connections log.level\n', stderr: '' });
+  assert.equal(await relay.metric('tonk_relay_limit{key="limits.connections"}'), 7);
+  assert.equal(await (await fetch(`${relay.url}/readyz`)).text(), 'ok\n');
+  await share(relay.client(t), { n: 1 });
+  assert.match(relay.log, /DEBUG tonk_relay::sync::rooms/, 'the new level is in effect');
+
+  await writeFile(file, `${before}[limits]\nconnections = 8\n`);
+  relay.child.kill('SIGHUP');
+  await until('SIGHUP', async () => await relay.metric('tonk_relay_limit{key="limits.connections"}') === 8);
+  assert.equal(await relay.metric('tonk_relay_config_reloads_total{result="applied"}'), 3);
+  assert.equal(await relay.metric('tonk_relay_config_reloads_total{result="refused"}'), 2);
+});
+
+test('a changed config file is reported, and applied only where that is configured', async t => {
+  const relay = await Relay.start(t);
+  const file = join(relay.at, 'tonk-relay.toml');
+  const before = await readFile(file, 'utf8');
+  await writeFile(file, `${before}[limits]\nconnections = 7\n`);
+  await until('the report', () => relay.log.includes('the config file has changed and is not in effect'));
+  assert.equal(await relay.metric('tonk_relay_limit{key="limits.connections"}'), 15000);
+  await relay.stop();
+  relay.config = { reload: { watch_config: 'true' } };
+  await relay.start();
+  const watching = await readFile(file, 'utf8');
+  await writeFile(file, `${watching}[limits]\nconnections = 9\n`);
+  await until('it is applied', async () => await relay.metric('tonk_relay_limit{key="limits.connections"}') === 9);
+});
+
+test('status', async t => {
+  const relay = await Relay.start(t);
+  const handle = await share(relay.client(t), { n: 1 });
+  assert.ok(handle);
+  const file = join(relay.at, 'tonk-relay.toml');
+  const { stdout } = await run(['status', '--config', file]);
+  assert.match(stdout, /^tonk-relay \d+\.\d+\.\d+ \(pid \d+\), running for \d+s\nready        yes\nconnections  1 \(1 peers\)\ndocuments    1 live, 0 waited for\n/);
+  const json = JSON.parse((await run(['status', '--json', '--socket', join(relay.at, 'admin.sock')])).stdout);
+  assert.deepEqual([json.pid, json.connections, json.ready], [relay.child.pid, 1, true]);
+  await relay.stop();
+  const gone = await run(['status', '--config', file]);
+  assert.equal(gone.code, 1);
+  assert.match(gone.stderr, /admin\.sock: no relay runs there/);
+});
+
+test('several addresses, of IPv4 and IPv6', async t => {
+  const relay = await Relay.start(t, { http: { listen: '["127.0.0.1:0", "[::1]:0"]' } });
+  const ports = [...relay.log.matchAll(/listening on http:\/\/(\S+):(\d+)/g)];
+  assert.deepEqual(ports.map(match => match[1]), ['127.0.0.1', '[::1]']);
+  for (const [, host, port] of ports) {
+    assert.equal((await fetch(`http://${host}:${port}/livez`)).status, 200);
+  }
+});
+
+test('a line that repeats for one client comes once, with a count', async t => {
+  const relay = await Relay.start(t, { log: { repeat: '"500ms"' }, sync: { handshake_timeout: '"10ms"' } });
+  const { default: WebSocket } = await import('ws');
+  for (let n = 0; n < 10; n++) {
+    const socket = new WebSocket(relay.ws);
+    await new Promise(resolve => { socket.on('close', resolve); socket.on('error', resolve); });
+  }
+  const lines = () => relay.log.split('\n').filter(line => line.includes('handshake_timeout') || line.includes('no join message'));
+  await until('the count', () => lines().some(line => /times=\d/.test(line) && line.includes('repeated')));
+  assert.ok(lines().length <= 4, relay.log);
+});
+
+test('the drain ends in time although a peer does not read, and a second signal quits at once', async t => {
+  const relay = await Relay.start(t, { drain_timeout: '"3s"' });
+  const stuck = net.connect(relay.port, '127.0.0.1');
+  t.after(() => stuck.destroy());
+  stuck.write('POST /api/bundles HTTP/1.1\r\nHost: x\r\nContent-Type: application/octet-stream\r\nContent-Length: 5000\r\n\r\nhalf');
+  await until('it is open', async () => await relay.metric('tonk_relay_http_connections{listener="public"}') >= 1);
+  await new Promise(resolve => setTimeout(resolve, 100));
+  relay.child.kill('SIGTERM');
+  await until('the drain', () => relay.log.includes('draining'));
+  const start = Date.now();
+  relay.child.kill('SIGTERM');
+  const { code } = await relay.exited;
+  assert.equal(code, 1);
+  assert.ok(Date.now() - start < 1500);
+  assert.match(relay.log, /stopped at once by a second signal/);
+});
+
+test('a FIFO or a folder instead of a bundle does not hang the start', async t => {
+  const at = await folder(t);
+  spawnSync('mkfifo', [join(at, 'fifo.tonk')]);
+  const { file } = await configured(t, `[http]\nlisten = ["127.0.0.1:0"]\n[bundle]\npath = "${at}/fifo.tonk"\n`);
+  const { code, stderr } = await run(['--config', file]);
+  assert.equal(code, 1);
+  assert.match(stderr, /is no regular file/);
+});
