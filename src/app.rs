@@ -119,12 +119,18 @@ impl Loaded {
         let mut public = Vec::new();
         for address in config.http.listen.iter().copied() {
             let bound = http::listener::bind(address);
-            public.push(bound.map_err(|source| AppError::Listen { file: file(), address, source })?);
+            public.push(bound.map_err(|source| AppError::Listen {
+                file: file(),
+                address,
+                source,
+            })?);
         }
         let mut admin = Vec::new();
         for address in &config.admin.listen {
             let bound = match address {
-                AdminAddress::Tcp(address) => http::listener::bind(*address).map(AdminListener::Tcp),
+                AdminAddress::Tcp(address) => {
+                    http::listener::bind(*address).map(AdminListener::Tcp)
+                }
                 AdminAddress::Unix(path) => http::listener::bind_unix(path)
                     .map(|listener| AdminListener::Unix(listener, path.clone())),
             };
@@ -142,10 +148,7 @@ impl Loaded {
         })?;
         let (sender, receiver) = watch::channel(Arc::new(config.clone()));
         let keeper = BundleKeeper::new(receiver, health.clone(), metrics.bundles.clone());
-        keeper
-            .load(&config)
-            .await
-            .map_err(|source| AppError::Bundle { file: file(), source })?;
+        keeper.load(&config).await.map_err(|source| AppError::Bundle { file: file(), source })?;
         let documents = Documents::new(
             Arc::new(store),
             keeper.served(),
@@ -193,7 +196,8 @@ pub fn show_limits(config: &Config, metrics: &ProcessMetrics) {
 /// The line for `systemctl status`.
 pub fn status_line(report: &Report) -> String {
     let list = |checks: &std::collections::BTreeMap<&'static str, String>| {
-        let lines: Vec<String> = checks.iter().map(|(check, why)| format!("{check}: {why}")).collect();
+        let lines: Vec<String> =
+            checks.iter().map(|(check, why)| format!("{check}: {why}")).collect();
         lines.join("; ")
     };
     match (report.ready, report.degraded.is_empty()) {
@@ -383,7 +387,9 @@ impl Bound {
             }
         });
         if now.auth.mode == AuthMode::Open {
-            warn!("open: anybody who reaches this port may read and write every document whose id they know");
+            warn!(
+                "open: anybody who reaches this port may read and write every document whose id they know"
+            );
             self.health.degrade("auth", Some("open to anybody".to_owned()));
         }
         self.health.enter(Phase::Running);

@@ -17,7 +17,7 @@ impl Backoff {
     }
 
     /// The next pause.
-    pub fn next(&mut self) -> Duration {
+    pub fn pause(&mut self) -> Duration {
         let pause = self.next;
         self.next = pause.saturating_mul(2).min(self.longest);
         pause
@@ -36,9 +36,9 @@ mod tests {
     #[test]
     fn pauses_double_up_to_the_longest() {
         let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(5));
-        let pauses: Vec<u64> = (0..5).map(|_| backoff.next().as_secs()).collect();
+        let pauses: Vec<u64> = (0..5).map(|_| backoff.pause().as_secs()).collect();
         assert_eq!(pauses, [1, 2, 4, 5, 5]);
         backoff.reset();
-        assert_eq!(backoff.next().as_secs(), 1);
+        assert_eq!(backoff.pause().as_secs(), 1);
     }
 }

@@ -145,7 +145,7 @@ pub fn run() -> ExitCode {
     let arguments = Arguments::parse();
     let result = match arguments.command {
         Some(Command::Demo { bundle, folder, listen }) => {
-            demo(bundle, &folder, listen).and_then(|loaded| daemon(loaded))
+            demo(bundle, &folder, listen).and_then(daemon)
         }
         Some(Command::Status { relay, json }) => status(&relay, json),
         Some(Command::Reload { relay }) => reload(&relay),
@@ -367,7 +367,8 @@ mod tests {
 
     #[test]
     fn the_typescript_relays_form_is_understood() {
-        let arguments = Arguments::try_parse_from(["tonk-relay", "8081", "app.tonk"]).expect("parses");
+        let arguments =
+            Arguments::try_parse_from(["tonk-relay", "8081", "app.tonk"]).expect("parses");
         assert_eq!(arguments.daemon.port, Some(8081));
         assert_eq!(arguments.daemon.storage, Path::new("automerge-repo-data"));
         assert!(Arguments::try_parse_from(["tonk-relay", "8081"]).is_err(), "a bundle is missing");

@@ -14,7 +14,9 @@ pub struct DocumentId([u8; 16]);
 
 /// Why a text is no document id.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{text:?} is no document id: expected base58check of 16 bytes, such as 2XehcERzGALTcjP7C7VxwFJdWoEW")]
+#[error(
+    "{text:?} is no document id: expected base58check of 16 bytes, such as 2XehcERzGALTcjP7C7VxwFJdWoEW"
+)]
 pub struct BadDocumentId {
     text: String,
 }
@@ -44,9 +46,7 @@ impl FromStr for DocumentId {
         decoded
             .and_then(|bytes| <[u8; 16]>::try_from(bytes).ok())
             .map(Self)
-            .ok_or_else(|| BadDocumentId {
-                text: text.chars().take(2 * MAX_TEXT).collect(),
-            })
+            .ok_or_else(|| BadDocumentId { text: text.chars().take(2 * MAX_TEXT).collect() })
     }
 }
 

@@ -24,7 +24,9 @@ pub struct LogLevel(reload::Handle<EnvFilter, Registry>);
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the texts say it")]
 pub enum LogError {
-    #[error("log.level: {0}; expected a level such as \"info\", or \"tonk_relay::sync=debug,info\"")]
+    #[error(
+        "log.level: {0}; expected a level such as \"info\", or \"tonk_relay::sync=debug,info\""
+    )]
     Level(#[from] tracing_subscriber::filter::ParseError),
     #[error("log.format = \"journal\": the journal cannot be reached: {0}")]
     Journal(io::Error),

@@ -9,9 +9,8 @@ use prometheus::{
 };
 
 /// Seconds, from 100 us to a minute.
-const SECONDS: [f64; 12] = [
-    0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 20.0, 60.0,
-];
+const SECONDS: [f64; 12] =
+    [0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 20.0, 60.0];
 
 /// A metric that can be made from its name, HELP text and labels.
 trait Metric: Collector + Clone + Sized + 'static {
@@ -255,7 +254,10 @@ mod tests {
         let metrics = Metrics::new().expect("names are good and stand once");
         metrics.http.requests.with_label_values(&["/", "200"]).inc();
         let text = String::from_utf8(metrics.text().expect("encodes")).expect("UTF-8");
-        assert!(text.contains("# HELP tonk_relay_connections Open WebSocket connections.\n"), "{text}");
+        assert!(
+            text.contains("# HELP tonk_relay_connections Open WebSocket connections.\n"),
+            "{text}"
+        );
         assert!(text.contains("tonk_relay_http_requests_total{route=\"/\",status=\"200\"} 1\n"));
         assert!(text.contains("process_resident_memory_bytes"));
     }

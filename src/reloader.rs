@@ -79,7 +79,8 @@ impl Reloader {
         // Held throughout: reloads come one after the other.
         let mut loaded = self.loaded.lock().await;
         let file = loaded.file.clone().ok_or_else(|| {
-            refused(["the relay was started without a config file: there is nothing to reload".to_owned()])
+            refused(["the relay was started without a config file: there is nothing to reload"
+                .to_owned()])
         })?;
         let faults = |faults: Vec<load::Fault>| refused(faults.iter().map(ToString::to_string));
         let new = load::read_file(&file).map_err(faults)?;
@@ -89,11 +90,14 @@ impl Reloader {
         }
         let changes = reload::compare(&loaded.config, &new.config);
         if !changes.restart.is_empty() {
-            let needs = |key: &String| format!("{}: {key}: needs a restart to change", new.origins.of(key));
+            let needs =
+                |key: &String| format!("{}: {key}: needs a restart to change", new.origins.of(key));
             return Err(refused(changes.restart.iter().map(needs)));
         }
         if changes.live.iter().any(|key| key.starts_with("bundle.") || key == "http.public_url") {
-            let problem = |error| refused([format!("{}: bundle.path: {error}", new.origins.of("bundle.path"))]);
+            let problem = |error| {
+                refused([format!("{}: bundle.path: {error}", new.origins.of("bundle.path"))])
+            };
             self.keeper.load(&new.config).await.map_err(problem)?;
         }
         if let Some(log_level) = &self.log_level {

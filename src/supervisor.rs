@@ -89,7 +89,7 @@ impl Supervisor {
                 if started.elapsed() >= RAN_WELL {
                     backoff.reset();
                 }
-                let pause = backoff.next();
+                let pause = backoff.pause();
                 error!(task, cause, ?pause, "a task ended; it is started again");
                 tokio::select! {
                     () = tokio::time::sleep(pause) => {}
@@ -159,7 +159,8 @@ mod tests {
     #[tokio::test]
     async fn a_fatal_task_is_reported_with_its_panic() {
         let (mut supervisor, stopping, metrics) = supervisor();
-        supervisor.keep("vital", OnExit::Fatal, &stopping, || async { panic!("killed on purpose") });
+        supervisor
+            .keep("vital", OnExit::Fatal, &stopping, || async { panic!("killed on purpose") });
         let ended = supervisor.failed().await;
         assert_eq!(ended.to_string(), "the task \"vital\" ended: a panic: killed on purpose");
         assert_eq!(metrics.task_exits.with_label_values(&["vital", "fatal"]).get(), 1);

@@ -1,48 +1,19 @@
 //! A samod client over the network: the other implementation of the protocol, against the real relay.
+#![expect(clippy::expect_used, reason = "a failed expectation is a failed test")]
 
-use std::{
-    io::{BufRead, BufReader},
-    process::{Child, Command, Stdio},
-    time::Duration,
-};
+mod common;
+
+use std::time::Duration;
 
 use automerge::{Automerge, AutomergeError, ROOT, ReadDoc, transaction::Transactable};
 use futures::{FutureExt, SinkExt, StreamExt, future::BoxFuture};
-use samod::{BackoffConfig, ConcurrencyConfig, DialError, Dialer, Repo, Transport, Url, runtime::RuntimeHandle};
+use samod::{
+    BackoffConfig, ConcurrencyConfig, DialError, Dialer, Repo, Transport, Url,
+    runtime::RuntimeHandle,
+};
 use tokio_tungstenite::tungstenite::Message;
 
-/// The relay, in a folder that goes with it.
-struct Relay {
-    child: Child,
-    port: u16,
-    _folder: tempfile::TempDir,
-}
-
-impl Relay {
-    fn start() -> Self {
-        let folder = tempfile::tempdir().expect("a folder");
-        let mut child = Command::new(env!("CARGO_BIN_EXE_tonk-relay"))
-            .args(["demo", "--listen", "127.0.0.1:0", "--folder"])
-            .arg(folder.path().join("data"))
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("starts");
-        let log = BufReader::new(child.stderr.take().expect("its log"));
-        let mut lines = log.lines().map(|line| line.expect("a line"));
-        let line = lines.find(|line| line.contains("listening on")).expect("it says where");
-        let port = line.rsplit(':').next().and_then(|port| port.parse().ok()).expect("a port");
-        // The rest of the log must be read, or the relay would wait for room in the pipe.
-        std::thread::spawn(move || lines.for_each(drop));
-        Self { child, port, _folder: folder }
-    }
-}
-
-impl Drop for Relay {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
+use common::Relay;
 
 #[derive(Clone)]
 struct Tokio;
@@ -66,7 +37,9 @@ impl Dialer for WebSocketDialer {
         self.0.clone()
     }
 
-    fn connect(&self) -> BoxFuture<'static, Result<Transport, DialError<std::convert::Infallible>>> {
+    fn connect(
+        &self,
+    ) -> BoxFuture<'static, Result<Transport, DialError<std::convert::Infallible>>> {
         let url = self.0.to_string();
         async move {
             let (socket, _) =
@@ -101,7 +74,7 @@ fn put(doc: &mut Automerge, key: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn samod_clients_share_a_document_through_the_relay() {
-    let relay = Relay::start();
+    let relay = Relay::start(&[]);
     let (alice, bob) = (client(&relay).await, client(&relay).await);
     let mut doc = Automerge::new();
     put(&mut doc, "from alice");

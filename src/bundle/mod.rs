@@ -128,10 +128,7 @@ impl<R: Read + Seek> Bundle<R> {
             }
         }
         let mut zip = ZipArchive::new(reader).map_err(|e| BundleError::NotZip(e.to_string()))?;
-        let mut budget = Budget {
-            left: max_inflated,
-            limit: max_inflated,
-        };
+        let mut budget = Budget { left: max_inflated, limit: max_inflated };
         let manifest_json = match zip.by_name(MANIFEST) {
             Ok(entry) if entry.size() > MAX_MANIFEST => {
                 return Err(BundleError::BadManifest(format!("larger than {MAX_MANIFEST} bytes")));
@@ -154,15 +151,11 @@ impl<R: Read + Seek> Bundle<R> {
         }
         for chunks in documents.values_mut() {
             // Snapshots first: increments build on them.
-            chunks.sort_by(|a, b| (b.kind == ChunkKind::Snapshot).cmp(&(a.kind == ChunkKind::Snapshot)));
+            chunks.sort_by(|a, b| {
+                (b.kind == ChunkKind::Snapshot).cmp(&(a.kind == ChunkKind::Snapshot))
+            });
         }
-        Ok(Self {
-            zip,
-            manifest,
-            manifest_json,
-            documents,
-            budget,
-        })
+        Ok(Self { zip, manifest, manifest_json, documents, budget })
     }
 
     /// The manifest.
@@ -242,10 +235,7 @@ fn not_zip(error: zip::result::ZipError) -> BundleError {
 }
 
 fn entry_error(name: &str, problem: &str) -> BundleError {
-    BundleError::Entry {
-        name: name.to_owned(),
-        problem: problem.to_owned(),
-    }
+    BundleError::Entry { name: name.to_owned(), problem: problem.to_owned() }
 }
 
 fn parse_manifest(json: &[u8]) -> Result<Manifest, BundleError> {
@@ -268,10 +258,7 @@ fn parse_manifest(json: &[u8]) -> Result<Manifest, BundleError> {
         Some(serde_json::Value::String(id)) if !id.is_empty() => id.parse()?,
         _ => return Err(BundleError::NoRootId),
     };
-    Ok(Manifest {
-        root,
-        network_uris: fields.network_uris.unwrap_or_default(),
-    })
+    Ok(Manifest { root, network_uris: fields.network_uris.unwrap_or_default() })
 }
 
 /// Names as they stand in the central directory (APPNOTE.TXT 4.3.12).

@@ -58,7 +58,8 @@ impl ServedBundle {
     /// The file cannot be read, or is no bundle.
     pub fn load(path: &Path, max_inflated: u64) -> Result<Self, ServeError> {
         let file = read_file(path, max_inflated)?;
-        Self::parse(file, max_inflated).map_err(|source| ServeError::Broken { path: path.to_owned(), source })
+        Self::parse(file, max_inflated)
+            .map_err(|source| ServeError::Broken { path: path.to_owned(), source })
     }
 
     fn parse(file: Bytes, max_inflated: u64) -> Result<Self, BundleError> {
@@ -81,9 +82,7 @@ impl ServedBundle {
 
     /// A bundle of these documents and nothing else.
     #[cfg(test)]
-    pub(crate) fn of_documents(
-        documents: impl IntoIterator<Item = (DocumentId, Bytes)>,
-    ) -> Self {
+    pub(crate) fn of_documents(documents: impl IntoIterator<Item = (DocumentId, Bytes)>) -> Self {
         Self { documents: documents.into_iter().collect(), ..Self::default() }
     }
 }

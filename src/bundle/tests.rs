@@ -16,7 +16,8 @@ fn entry(document: DocumentId) -> String {
 
 fn save(text: &str) -> Vec<u8> {
     let mut doc = Automerge::new();
-    doc.transact::<_, _, automerge::AutomergeError>(|tx| tx.put(ROOT, "text", text)).expect("an edit");
+    doc.transact::<_, _, automerge::AutomergeError>(|tx| tx.put(ROOT, "text", text))
+        .expect("an edit");
     doc.save()
 }
 
@@ -30,7 +31,8 @@ fn zip(entries: &[(&str, &[u8])]) -> Vec<u8> {
 }
 
 fn manifest() -> Vec<u8> {
-    format!(r#"{{"manifestVersion":1,"rootId":"{ROOT_ID}","networkUris":["wss://x"],"xNew":[1]}}"#).into_bytes()
+    format!(r#"{{"manifestVersion":1,"rootId":"{ROOT_ID}","networkUris":["wss://x"],"xNew":[1]}}"#)
+        .into_bytes()
 }
 
 fn open(bytes: &[u8]) -> Result<Bundle<Cursor<&[u8]>>, BundleError> {
@@ -62,16 +64,17 @@ fn namesakes() -> (DocumentId, DocumentId) {
 fn the_slim_form_is_the_manifest_and_the_root_document_alone() {
     let (root, other) = namesakes();
     let (root_save, other_save) = (save("root"), save("other"));
-    let full = zip(&[
-        (&entry(other), &other_save),
-        (&entry(root), &root_save),
-        (MANIFEST, &manifest()),
-    ]);
+    let full =
+        zip(&[(&entry(other), &other_save), (&entry(root), &root_save), (MANIFEST, &manifest())]);
     let mut bundle = open(&full).expect("a bundle");
     bundle.verify().expect("whole");
     assert_eq!(bundle.documents().len(), 2);
     let slim = bundle.slim().expect("the slim form");
-    assert_eq!(slim, open(&full).expect("a bundle").slim().expect("again"), "the same bytes each time");
+    assert_eq!(
+        slim,
+        open(&full).expect("a bundle").slim().expect("again"),
+        "the same bytes each time"
+    );
 
     let mut archive = ZipArchive::new(Cursor::new(&slim[..])).expect("a ZIP");
     assert_eq!(archive.len(), 2);

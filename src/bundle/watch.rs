@@ -198,12 +198,10 @@ impl BundleKeeper {
             let path = path.clone();
             move || ServedBundle::load(&path, max_inflated)
         });
-        let loaded = loading
-            .await
-            .unwrap_or_else(|panic| {
-                let source = std::io::Error::other(panic);
-                Err(ServeError::Unreadable { path: path.clone(), source })
-            });
+        let loaded = loading.await.unwrap_or_else(|panic| {
+            let source = std::io::Error::other(panic);
+            Err(ServeError::Unreadable { path: path.clone(), source })
+        });
         let bundle = match loaded {
             Ok(bundle) => Arc::new(bundle),
             Err(error) => {

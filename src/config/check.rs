@@ -12,7 +12,10 @@ pub fn check(loaded: &LoadedConfig) -> Vec<Fault> {
     let mut fault = |key: &str, problem: String| faults.push(loaded.fault(key, problem));
 
     if config.http.listen.is_empty() {
-        fault("http.listen", r#"expected at least one address with a port, such as "127.0.0.1:8081""#.into());
+        fault(
+            "http.listen",
+            r#"expected at least one address with a port, such as "127.0.0.1:8081""#.into(),
+        );
     }
     if config.auth.mode == AuthMode::Unset
         && let Some(address) = config.http.listen.iter().find(|address| !address.ip().is_loopback())
@@ -29,13 +32,22 @@ pub fn check(loaded: &LoadedConfig) -> Vec<Fault> {
         if origin != "*" && !host.is_some_and(|host| !host.is_empty() && !host.contains('/')) {
             fault(
                 "http.allowed_origins",
-                format!(r#"{origin:?} is no origin; expected "*" or one such as "https://app.example.org""#),
+                format!(
+                    r#"{origin:?} is no origin; expected "*" or one such as "https://app.example.org""#
+                ),
             );
         }
     }
     let url = &config.http.public_url;
-    if !url.is_empty() && !["ws://", "wss://", "http://", "https://"].iter().any(|s| url.starts_with(s)) {
-        fault("http.public_url", format!(r#"{url:?} is no URL of a relay; expected one such as "wss://sync.example.org""#));
+    if !url.is_empty()
+        && !["ws://", "wss://", "http://", "https://"].iter().any(|s| url.starts_with(s))
+    {
+        fault(
+            "http.public_url",
+            format!(
+                r#"{url:?} is no URL of a relay; expected one such as "wss://sync.example.org""#
+            ),
+        );
     }
     if let Err(error) = log::check_level(&config.log.level) {
         fault("log.level", error.to_string().replacen("log.level: ", "", 1));
@@ -81,14 +93,18 @@ pub fn open(loaded: &LoadedConfig) -> Vec<Fault> {
     {
         fault("bundle.path", error.to_string());
     }
-    for (key, path) in [("bundle.wasm", &config.bundle.wasm), ("bundle.blank", &config.bundle.blank)] {
+    for (key, path) in
+        [("bundle.wasm", &config.bundle.wasm), ("bundle.blank", &config.bundle.blank)]
+    {
         if is_named(path)
             && let Err(problem) = can_read(path)
         {
             fault(key, format!("{}: {problem}", path.display()));
         }
     }
-    for (key, path) in [("storage.path", &config.storage.path), ("bundles.path", &config.bundles.path)] {
+    for (key, path) in
+        [("storage.path", &config.storage.path), ("bundles.path", &config.bundles.path)]
+    {
         if is_named(path)
             && let Err(problem) = can_write(path)
         {
@@ -119,7 +135,9 @@ fn can_write(folder: &Path) -> Result<(), String> {
     let mut there = folder;
     loop {
         match fs::metadata(there) {
-            Ok(found) if !found.is_dir() => return Err(format!("{} is no folder", there.display())),
+            Ok(found) if !found.is_dir() => {
+                return Err(format!("{} is no folder", there.display()));
+            }
             Ok(_) => break,
             Err(error) if error.kind() == io::ErrorKind::NotFound => match there.parent() {
                 Some(above) => there = above,
@@ -169,10 +187,18 @@ mod tests {
 
     #[test]
     fn beyond_loopback_the_mode_must_be_chosen() {
-        let faults = texts(&check(&loaded("[http]\nlisten = [\"127.0.0.1:1\", \"0.0.0.0:8081\"]\n")));
+        let faults =
+            texts(&check(&loaded("[http]\nlisten = [\"127.0.0.1:1\", \"0.0.0.0:8081\"]\n")));
         assert_eq!(faults.len(), 1);
-        assert!(faults[0].starts_with("x.toml: auth.mode: is not set, and http.listen has 0.0.0.0:8081"), "{faults:?}");
-        assert_eq!(check(&loaded("[http]\nlisten = [\"0.0.0.0:8081\"]\n[auth]\nmode = \"open\"\n")), []);
+        assert!(
+            faults[0]
+                .starts_with("x.toml: auth.mode: is not set, and http.listen has 0.0.0.0:8081"),
+            "{faults:?}"
+        );
+        assert_eq!(
+            check(&loaded("[http]\nlisten = [\"0.0.0.0:8081\"]\n[auth]\nmode = \"open\"\n")),
+            []
+        );
     }
 
     #[test]
@@ -183,7 +209,14 @@ mod tests {
         let keys: Vec<&str> = faults.iter().filter_map(|fault| fault.split(": ").nth(1)).collect();
         assert_eq!(
             keys,
-            ["http.listen", "http.allowed_origins", "http.public_url", "log.level", "limits.connections", "bundle.path"]
+            [
+                "http.listen",
+                "http.allowed_origins",
+                "http.public_url",
+                "log.level",
+                "limits.connections",
+                "bundle.path"
+            ]
         );
     }
 
@@ -194,12 +227,25 @@ mod tests {
         fs::write(at("file"), "no ZIP").expect("written");
         let text = format!(
             "[bundle]\npath = {:?}\nwasm = {:?}\n[storage]\npath = {:?}\n[bundles]\npath = {:?}\n[admin]\nlisten = [\"unix:{}\"]\n",
-            at("file"), at("missing"), at("file").join("below"), at("new"), at("admin.sock").display()
+            at("file"),
+            at("missing"),
+            at("file").join("below"),
+            at("new"),
+            at("admin.sock").display()
         );
         let faults = texts(&open(&loaded(&text)));
         assert_eq!(faults.len(), 3, "{faults:?}");
-        assert!(faults[0].contains(&format!("x.toml:2: bundle.path: {}: not a ZIP archive", at("file").display())), "{faults:?}");
-        assert!(faults[1].contains("x.toml:3: bundle.wasm: ") && faults[1].contains("not found"), "{faults:?}");
+        assert!(
+            faults[0].contains(&format!(
+                "x.toml:2: bundle.path: {}: not a ZIP archive",
+                at("file").display()
+            )),
+            "{faults:?}"
+        );
+        assert!(
+            faults[1].contains("x.toml:3: bundle.wasm: ") && faults[1].contains("not found"),
+            "{faults:?}"
+        );
         assert!(faults[2].contains("x.toml:5: storage.path: "), "{faults:?}");
         assert!(!at("new").exists(), "a check makes nothing");
     }

@@ -67,11 +67,7 @@ impl LoadedConfig {
             "default" => file().unwrap_or_else(|| "built-in".to_owned()),
             origin => origin.to_owned(),
         };
-        Fault {
-            place,
-            key: key.to_owned(),
-            problem: problem.into(),
-        }
+        Fault { place, key: key.to_owned(), problem: problem.into() }
     }
 }
 
@@ -91,18 +87,10 @@ pub fn read_file(file: &Path) -> Result<LoadedConfig, Vec<Fault>> {
             }
             _ => format!("cannot be read: {error}"),
         };
-        vec![Fault {
-            place: file.display().to_string(),
-            key: String::new(),
-            problem,
-        }]
+        vec![Fault { place: file.display().to_string(), key: String::new(), problem }]
     })?;
     let (config, origins) = parse(&file.display().to_string(), &text)?;
-    Ok(LoadedConfig {
-        file: Some(file.to_owned()),
-        config,
-        origins,
-    })
+    Ok(LoadedConfig { file: Some(file.to_owned()), config, origins })
 }
 
 /// Parse a config's text; `name` is what faults call it.
@@ -110,13 +98,8 @@ pub fn read_file(file: &Path) -> Result<LoadedConfig, Vec<Fault>> {
 /// # Errors
 /// As [`read_file`].
 pub fn parse(name: &str, text: &str) -> Result<(Config, Origins), Vec<Fault>> {
-    let whole = |problem: String| {
-        vec![Fault {
-            place: name.to_owned(),
-            key: String::new(),
-            problem,
-        }]
-    };
+    let whole =
+        |problem: String| vec![Fault { place: name.to_owned(), key: String::new(), problem }];
     let spans = DeTable::parse(text).map_err(|error| {
         let line = error.span().map_or(1, |span| line_of(text, span.start));
         vec![Fault {
@@ -131,12 +114,13 @@ pub fn parse(name: &str, text: &str) -> Result<(Config, Origins), Vec<Fault>> {
     let mut origins = Origins::default();
     let known = settings(&Config::default());
     // A table where a plain value belongs is that key's fault, not a section.
-    let misplaced = table
-        .iter()
-        .filter(|(name, value)| value.is_table() && known.get(*name).is_some_and(|v| !v.is_table()));
+    let misplaced = table.iter().filter(|(name, value)| {
+        value.is_table() && known.get(*name).is_some_and(|v| !v.is_table())
+    });
     let misplaced: Vec<(String, &Value)> = misplaced.map(|(n, v)| (n.clone(), v)).collect();
     let found = leaves(&table).into_iter();
-    let found = found.filter(|(key, _)| !misplaced.iter().any(|(name, _)| key.starts_with(&format!("{name}."))));
+    let found = found
+        .filter(|(key, _)| !misplaced.iter().any(|(name, _)| key.starts_with(&format!("{name}."))));
     for (key, value) in found.chain(misplaced.iter().cloned()) {
         let place = format!("{name}:{}", line_of(text, key_start(spans.get_ref(), &key)));
         // Each key is read by itself, beside defaults: so one fault does not hide the next.
@@ -157,10 +141,9 @@ pub(super) fn leaves(table: &Table) -> Vec<(String, &Value)> {
     table
         .iter()
         .flat_map(|(name, value)| match value {
-            Value::Table(section) => section
-                .iter()
-                .map(|(key, value)| (format!("{name}.{key}"), value))
-                .collect(),
+            Value::Table(section) => {
+                section.iter().map(|(key, value)| (format!("{name}.{key}"), value)).collect()
+            }
             value => vec![(name.clone(), value)],
         })
         .collect()
@@ -199,7 +182,9 @@ fn read_key(known: &Table, key: &str, value: &Value) -> Result<(), String> {
         },
     };
     match siblings.get(name) {
-        Some(Value::Table(_)) => return Err(format!("is a section: write [{name}] on a line of its own")),
+        Some(Value::Table(_)) => {
+            return Err(format!("is a section: write [{name}] on a line of its own"));
+        }
         Some(_) => {}
         None => {
             let keys = siblings.iter().filter(|(_, v)| !v.is_table()).map(|(key, _)| key.clone());
@@ -267,11 +252,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn faults(text: &str) -> Vec<String> {
-        parse("x.toml", text)
-            .expect_err("has faults")
-            .iter()
-            .map(ToString::to_string)
-            .collect()
+        parse("x.toml", text).expect_err("has faults").iter().map(ToString::to_string).collect()
     }
 
     #[test]
@@ -297,7 +278,9 @@ mod tests {
     #[test]
     fn every_fault_is_named_with_its_line_and_key() {
         assert_eq!(
-            faults("drain_timeout = 5\n[http]\nlisen = 1\nmetrics = \"yes\"\n[sync]\nmax_message = \"big\"\n[bundle]\npath = 7\n[nope]\na = 1\n"),
+            faults(
+                "drain_timeout = 5\n[http]\nlisen = 1\nmetrics = \"yes\"\n[sync]\nmax_message = \"big\"\n[bundle]\npath = 7\n[nope]\na = 1\n"
+            ),
             [
                 "x.toml:1: drain_timeout: invalid type: integer `5`, expected a duration in quotes, such as \"20ms\", \"5s\" or \"10m\"",
                 "x.toml:3: http.lisen: unknown key; expected one of [http]: listen, public_url, allowed_origins, metrics, header_timeout, body_idle_timeout",
@@ -319,11 +302,18 @@ mod tests {
 
     #[test]
     fn what_is_printed_reads_back_the_same() {
-        let (config, origins) = parse("x.toml", "drain_timeout = \"7s\"\n[sync]\nsend_queue = \"3MiB\"\n").expect("fine");
+        let (config, origins) =
+            parse("x.toml", "drain_timeout = \"7s\"\n[sync]\nsend_queue = \"3MiB\"\n")
+                .expect("fine");
         let loaded = LoadedConfig { file: None, config, origins };
         let text = print(&loaded);
         assert_eq!(parse("printed", &text).expect("fine").0, loaded.config);
-        assert!(text.contains("# x.toml:1\n") && text.contains("# x.toml:3\n") && text.contains("# default\n"), "{text}");
+        assert!(
+            text.contains("# x.toml:1\n")
+                && text.contains("# x.toml:3\n")
+                && text.contains("# default\n"),
+            "{text}"
+        );
     }
 
     proptest! {

@@ -238,10 +238,7 @@ impl Default for Bundles {
 
 impl Default for Storage {
     fn default() -> Self {
-        Self {
-            path: "/var/lib/tonk-relay/documents".into(),
-            max_unsaved: Size::mib(256),
-        }
+        Self { path: "/var/lib/tonk-relay/documents".into(), max_unsaved: Size::mib(256) }
     }
 }
 
@@ -264,20 +261,13 @@ impl Default for Sync {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self {
-            connections: 15_000,
-            documents_per_connection: 2_000,
-        }
+        Self { connections: 15_000, documents_per_connection: 2_000 }
     }
 }
 
 impl Default for Log {
     fn default() -> Self {
-        Self {
-            level: "info".to_owned(),
-            format: LogFormat::Auto,
-            repeat: Time::secs(10),
-        }
+        Self { level: "info".to_owned(), format: LogFormat::Auto, repeat: Time::secs(10) }
     }
 }
 

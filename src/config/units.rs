@@ -51,7 +51,7 @@ impl Size {
     }
 
     /// As a length of something in memory.
-    pub fn len(self) -> usize {
+    pub fn bytes(self) -> usize {
         usize::try_from(self.0).unwrap_or(usize::MAX)
     }
 }
@@ -85,7 +85,7 @@ impl fmt::Display for Size {
             (1 << 10, "KiB"),
             (1_000, "kB"),
         ];
-        match UNITS.iter().find(|(unit, _)| self.0 >= *unit && self.0 % unit == 0) {
+        match UNITS.iter().find(|(unit, _)| self.0 >= *unit && self.0.is_multiple_of(*unit)) {
             Some((unit, name)) => write!(f, "{}{name}", self.0 / unit),
             None => write!(f, "{}B", self.0),
         }

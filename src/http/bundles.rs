@@ -200,10 +200,8 @@ pub async fn slim(
 async fn send_slim(app: &App, id: &str, headers: &HeaderMap) -> Result<Response, HttpError> {
     let (id, stored) = find(app, id).await?;
     let etag = stored.etag.replacen('"', "\"slim-", 1);
-    let common = [
-        (header::ETAG, etag.clone()),
-        (header::CACHE_CONTROL, "public, max-age=3600".to_owned()),
-    ];
+    let common =
+        [(header::ETAG, etag.clone()), (header::CACHE_CONTROL, "public, max-age=3600".to_owned())];
     if is_known(headers, &etag) {
         return Ok((StatusCode::NOT_MODIFIED, common).into_response());
     }
@@ -213,7 +211,8 @@ async fn send_slim(app: &App, id: &str, headers: &HeaderMap) -> Result<Response,
     });
     let made = making.await.map_err(|error| HttpError::Internal(error.to_string()))?;
     // It was whole when it was stored.
-    let slim = made.map_err(|error| HttpError::Store(io::Error::other(format!("{id}: {error}"))))?;
+    let slim =
+        made.map_err(|error| HttpError::Store(io::Error::other(format!("{id}: {error}"))))?;
     let own = [
         (header::CONTENT_TYPE, "application/zip".to_owned()),
         (header::CONTENT_DISPOSITION, format!("attachment; filename=\"{id}.manifest.tonk\"")),

@@ -1,12 +1,7 @@
 //! Sockets that listen, and the connections they accept.
 
 use std::{
-    io,
-    net::SocketAddr,
-    os::unix::fs::PermissionsExt,
-    path::Path,
-    sync::Arc,
-    time::Duration,
+    io, net::SocketAddr, os::unix::fs::PermissionsExt, path::Path, sync::Arc, time::Duration,
 };
 
 use axum::{Router, extract::Request};
@@ -34,6 +29,9 @@ const BACKLOG: i32 = 4096;
 /// Plain HTTP connections beside `limits.connections`; further ones are cut at once. As many file
 /// descriptors as the shipped config asks for beyond the connections, less some for files.
 const HTTP_BESIDE: usize = 400;
+/// Bytes that the kernel takes beyond what it can send: little, so that a write goes on only as the peer
+/// takes what was written before, which is how a slow peer is told from a dead one.
+const UNSENT_IN_KERNEL: u32 = 128 << 10;
 /// The pause after an accept that failed for want of file descriptors or memory.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 
@@ -63,8 +61,12 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 /// The folder is not there or not writable, or another process answers at the socket.
 pub fn bind_unix(path: &Path) -> io::Result<UnixListener> {
     match std::os::unix::net::UnixStream::connect(path) {
-        Ok(_) => return Err(io::Error::new(io::ErrorKind::AddrInUse, "another process answers there")),
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path)?,
+        Ok(_) => {
+            return Err(io::Error::new(io::ErrorKind::AddrInUse, "another process answers there"));
+        }
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            std::fs::remove_file(path)?
+        }
         Err(_) => {}
     }
     let listener = UnixListener::bind(path)?;
@@ -106,6 +108,7 @@ impl Connections {
                 continue;
             }
             let _ = stream.set_nodelay(true);
+            let _ = socket2::SockRef::from(&stream).set_tcp_notsent_lowat(UNSENT_IN_KERNEL);
             self.spawn(stream, router.clone(), Some(ClientAddress(address)));
         }
     }

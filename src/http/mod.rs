@@ -161,12 +161,11 @@ async fn upgrade(State(app): State<App>, request: Request, next: Next) -> Respon
         Err(rejection) => return rejection.into_response(),
     };
     let address = parts.extensions.get::<ClientAddress>().map(|address| address.0);
-    let Extension(activity) = Extension::<Arc<Activity>>::from_request_parts(&mut parts, &())
-        .await
-        .unwrap_or_default();
+    let Extension(activity) =
+        Extension::<Arc<Activity>>::from_request_parts(&mut parts, &()).await.unwrap_or_default();
     let config = app.config.borrow().clone();
     let refuse = refusal(&app, &config, &parts.headers);
-    let max_message = config.sync.max_message.len();
+    let max_message = config.sync.max_message.bytes();
     let (sessions, tasks) = (app.sessions, app.tasks);
     socket
         .read_buffer_size(READ_BUFFER)

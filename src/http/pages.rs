@@ -101,7 +101,8 @@ async fn open(path: PathBuf) -> Option<Response> {
     };
     match opened(&path).await {
         Ok((file, size)) => {
-            let body = Body::from_stream(ReaderStream::new(tokio::io::AsyncReadExt::take(file, size)));
+            let body =
+                Body::from_stream(ReaderStream::new(tokio::io::AsyncReadExt::take(file, size)));
             Some(([(header::CONTENT_LENGTH, size)], body).into_response())
         }
         Err(error) => {

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use sha2::{Digest, Sha256};
 use tracing::{error, info, warn};
 
-use super::{ChunkKind, ChunkStore, Key, StorageError};
+use super::{ChunkKind, ChunkStore, Key, StorageError, StoredChunk};
 use crate::{
     backoff::Backoff, bundle::served::Served, document_id::DocumentId, health::Health,
     metrics::StorageMetrics,
@@ -35,7 +35,7 @@ pub struct Documents {
 #[derive(Default)]
 pub struct Opened {
     /// The chunks that parse, the bundle's snapshot among them where it adds something.
-    pub chunks: Vec<(Key, Vec<u8>)>,
+    pub chunks: Vec<StoredChunk>,
     /// The bundle's snapshot where storage has nothing: it must be saved before the first change that
     /// builds on it is stored or told to anybody.
     pub base: Option<Base>,
@@ -85,11 +85,7 @@ pub fn snapshot_key(document: DocumentId, heads: &[ChangeHash]) -> Key {
     for head in heads {
         hasher.update(head.0);
     }
-    Key::Chunk {
-        document,
-        kind: ChunkKind::Snapshot,
-        name: hex(&hasher.finalize()),
-    }
+    Key::Chunk { document, kind: ChunkKind::Snapshot, name: hex(&hasher.finalize()) }
 }
 
 /// Bytes as lower-case hexadecimal digits.
@@ -105,12 +101,7 @@ impl Documents {
         health: Arc<Health>,
         metrics: StorageMetrics,
     ) -> Self {
-        Self {
-            store,
-            served,
-            health,
-            metrics,
-        }
+        Self { store, served, health, metrics }
     }
 
     /// The id of this storage; made and stored at the first start.
@@ -151,7 +142,8 @@ impl Documents {
         for (key, reason) in broken {
             self.metrics.broken_chunks.inc();
             error!(%document, %key, reason, "a stored chunk does not parse; it is moved to quarantine");
-            if let Err(error) = self.timed("quarantine", self.store.quarantine(&key, &reason)).await {
+            if let Err(error) = self.timed("quarantine", self.store.quarantine(&key, &reason)).await
+            {
                 error!(%document, %error, "the chunk stays where it is");
             }
         }
@@ -187,7 +179,7 @@ impl Documents {
         let mut failing = None;
         while let Err(error) = self.timed("put", self.store.put(key, data.clone())).await {
             self.metrics.retries.inc();
-            let pause = backoff.next();
+            let pause = backoff.pause();
             if failing.is_none() {
                 error!(%error, %key, "a change cannot be stored; it is kept in memory and tried again");
             }
@@ -256,7 +248,7 @@ struct Checked {
     unrelated: bool,
 }
 
-fn check(document: DocumentId, stored: Vec<(Key, Vec<u8>)>, underneath: Option<Bytes>) -> Checked {
+fn check(document: DocumentId, stored: Vec<StoredChunk>, underneath: Option<Bytes>) -> Checked {
     let mut broken = Vec::new();
     let mut chunks = Vec::new();
     for (key, data) in stored {
@@ -270,10 +262,7 @@ fn check(document: DocumentId, stored: Vec<(Key, Vec<u8>)>, underneath: Option<B
     if let Some(data) = underneath
         && let Ok(snapshot) = Automerge::load(&data)
     {
-        let add = Base {
-            key: snapshot_key(document, &snapshot.get_heads()),
-            data,
-        };
+        let add = Base { key: snapshot_key(document, &snapshot.get_heads()), data };
         if doc.get_heads().is_empty() {
             chunks.push((add.key.clone(), add.data.to_vec()));
             base = Some(add);

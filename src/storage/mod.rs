@@ -80,6 +80,9 @@ pub struct StorageError {
     pub source: io::Error,
 }
 
+/// A stored chunk: its key, and what it holds.
+pub type StoredChunk = (Key, Vec<u8>);
+
 /// A place for chunks. Every call says whether it worked: samod's own `Storage` cannot.
 pub trait ChunkStore: Send + Sync + 'static {
     /// The value of `key`, if there is one.
@@ -89,7 +92,7 @@ pub trait ChunkStore: Send + Sync + 'static {
     fn load_document(
         &self,
         document: DocumentId,
-    ) -> BoxFuture<'_, Result<Vec<(Key, Vec<u8>)>, StorageError>>;
+    ) -> BoxFuture<'_, Result<Vec<StoredChunk>, StorageError>>;
 
     /// Store a value. Once this returns, the value survives a power loss.
     fn put<'a>(&'a self, key: &'a Key, data: Bytes) -> BoxFuture<'a, Result<(), StorageError>>;

@@ -16,7 +16,7 @@ use bytes::Bytes;
 use futures::{FutureExt, future::BoxFuture};
 use tokio::sync::Semaphore;
 
-use super::{ChunkKind, ChunkStore, Key, StorageError};
+use super::{ChunkKind, ChunkStore, Key, StorageError, StoredChunk};
 use crate::document_id::DocumentId;
 
 /// Disk operations at a time; more only queue up in the kernel.
@@ -46,10 +46,7 @@ impl NodefsStore {
         let probe = root.join(TMP).join("probe-renamed");
         write_atomically(root, &probe, b"probe")?;
         fs::remove_file(&probe).map_err(failed("delete", &probe))?;
-        Ok(Self {
-            root: root.into(),
-            places: Arc::new(Semaphore::new(PARALLEL)),
-        })
+        Ok(Self { root: root.into(), places: Arc::new(Semaphore::new(PARALLEL)) })
     }
 
     /// Run `work` with the root folder on a thread that may block.
@@ -73,11 +70,7 @@ const QUARANTINE: &str = "quarantine";
 
 fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StorageError {
     let path = path.to_owned();
-    move |source| StorageError {
-        action,
-        path,
-        source,
-    }
+    move |source| StorageError { action, path, source }
 }
 
 fn document_folder(document: DocumentId) -> PathBuf {
@@ -100,7 +93,8 @@ fn write_atomically(root: &Path, path: &Path, data: &[u8]) -> Result<(), Storage
     let folder = path.parent().unwrap_or(root);
     make_folders(root, folder)?;
     // tempfile: removes the file again on every way out but the rename.
-    let mut file = tempfile::NamedTempFile::new_in(root.join(TMP)).map_err(failed("write", path))?;
+    let mut file =
+        tempfile::NamedTempFile::new_in(root.join(TMP)).map_err(failed("write", path))?;
     file.write_all(data).map_err(failed("write", path))?;
     file.as_file().sync_all().map_err(failed("write", path))?;
     file.persist(path).map_err(|e| failed("write", path)(e.error))?;
@@ -108,9 +102,7 @@ fn write_atomically(root: &Path, path: &Path, data: &[u8]) -> Result<(), Storage
 }
 
 fn sync_folder(folder: &Path) -> Result<(), StorageError> {
-    File::open(folder)
-        .and_then(|folder| folder.sync_all())
-        .map_err(failed("write", folder))
+    File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed("write", folder))
 }
 
 /// Make `folder` below `root` and what is missing above it, each durable in its parent.
@@ -140,7 +132,7 @@ fn read(path: &Path) -> Result<Option<Vec<u8>>, StorageError> {
 fn read_chunks(
     root: &Path,
     document: DocumentId,
-) -> Result<Option<Vec<(Key, Vec<u8>)>>, StorageError> {
+) -> Result<Option<Vec<StoredChunk>>, StorageError> {
     let mut chunks = Vec::new();
     for kind in ChunkKind::ALL {
         let folder = root.join(document_folder(document)).join(kind.name());
@@ -174,7 +166,7 @@ impl ChunkStore for NodefsStore {
     fn load_document(
         &self,
         document: DocumentId,
-    ) -> BoxFuture<'_, Result<Vec<(Key, Vec<u8>)>, StorageError>> {
+    ) -> BoxFuture<'_, Result<Vec<StoredChunk>, StorageError>> {
         self.run("read", move |root| {
             for _ in 0..LISTINGS {
                 if let Some(chunks) = read_chunks(root, document)? {
@@ -249,7 +241,11 @@ mod tests {
         assert_eq!(fs::read(&path).expect("is there"), b"one");
         assert_eq!(fs::read(folder.path().join("st/orage-adapter-id")).expect("is there"), b"id");
         assert_eq!(store.load(&Key::StorageId).await.expect("reads"), Some(b"id".to_vec()));
-        assert_eq!(fs::read_dir(folder.path().join(TMP)).expect("lists").count(), 0, "nothing left aside");
+        assert_eq!(
+            fs::read_dir(folder.path().join(TMP)).expect("lists").count(),
+            0,
+            "nothing left aside"
+        );
 
         store.delete(&chunk).await.expect("deletes");
         store.delete(&chunk).await.expect("deleting again is no error");
@@ -264,11 +260,13 @@ mod tests {
         for chunk in &chunks {
             store.put(chunk, Bytes::from(chunk.to_string())).await.expect("writes");
         }
-        fs::create_dir(folder.path().join("2X/ehcERzGALTcjP7C7VxwFJdWoEW/snapshot/a-folder")).expect("made");
+        fs::create_dir(folder.path().join("2X/ehcERzGALTcjP7C7VxwFJdWoEW/snapshot/a-folder"))
+            .expect("made");
         let Key::Chunk { document, .. } = chunks[0] else { panic!("a chunk") };
         let mut loaded = store.load_document(document).await.expect("loads");
         loaded.sort();
-        let expected: Vec<_> = chunks.iter().map(|c| (c.clone(), c.to_string().into_bytes())).collect();
+        let expected: Vec<_> =
+            chunks.iter().map(|c| (c.clone(), c.to_string().into_bytes())).collect();
         assert_eq!(loaded, expected);
         let other = DocumentId::from_bytes([7; 16]);
         assert_eq!(store.load_document(other).await.expect("loads"), []);
@@ -279,7 +277,8 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let store = NodefsStore::open(folder.path()).expect("opens");
         fs::write(folder.path().join("2X"), b"a file where a folder must be").expect("written");
-        let error = store.put(&key(ChunkKind::Snapshot, "abc"), Bytes::new()).await.expect_err("fails");
+        let error =
+            store.put(&key(ChunkKind::Snapshot, "abc"), Bytes::new()).await.expect_err("fails");
         assert!(error.to_string().starts_with("cannot create "), "{error}");
         assert!(error.to_string().contains("/2X/"), "{error}");
     }
@@ -293,7 +292,10 @@ mod tests {
         store.quarantine(&chunk, "does not parse").await.expect("moves");
         let at = folder.path().join("quarantine/2X/ehcERzGALTcjP7C7VxwFJdWoEW/incremental/bad");
         assert_eq!(fs::read(&at).expect("is there"), b"garbage");
-        assert_eq!(fs::read_to_string(at.with_extension("reason")).expect("is there"), "does not parse\n");
+        assert_eq!(
+            fs::read_to_string(at.with_extension("reason")).expect("is there"),
+            "does not parse\n"
+        );
         assert_eq!(store.load(&chunk).await.expect("reads"), None);
     }
 }

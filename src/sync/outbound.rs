@@ -72,7 +72,13 @@ pub enum Push {
 impl Outbound {
     /// A queue of at most `limit` bytes; `unsent` counts the bytes of all queues.
     pub fn new(limit: usize, unsent: IntGauge) -> Self {
-        Self { limit, queue: Mutex::default(), ready: Notify::new(), closed: CancellationToken::new(), unsent }
+        Self {
+            limit,
+            queue: Mutex::default(),
+            ready: Notify::new(),
+            closed: CancellationToken::new(),
+            unsent,
+        }
     }
 
     fn queue(&self) -> MutexGuard<'_, Queue> {
@@ -103,7 +109,8 @@ impl Outbound {
             if frame.presence {
                 return Push::Dropped;
             }
-            let reason = format!("more than {} bytes (sync.send_queue) wait to be read", self.limit);
+            let reason =
+                format!("more than {} bytes (sync.send_queue) wait to be read", self.limit);
             self.close_queue(&mut queue, Closing { code: 1013, reason, label: "send_queue" });
             drop(queue);
             self.ready.notify_one();

@@ -317,7 +317,11 @@ impl Rooms {
         lock(&self.directory).remove(&handle.document);
         for id in lock(&handle.members).drain() {
             if let Some(session) = self.shared.peers.get(id) {
-                session.close(1011, "a document of yours failed here; please come again", "room_panic");
+                session.close(
+                    1011,
+                    "a document of yours failed here; please come again",
+                    "room_panic",
+                );
             }
         }
         handle.retired.cancel();

@@ -28,12 +28,8 @@ use super::{
     wire::{self, Body, Message, VERSION},
 };
 use crate::{
-    config::Config,
-    document_id::DocumentId,
-    http::activity::Activity,
-    log::Repeats,
-    metrics::SessionMetrics,
-    storage::documents::Documents,
+    config::Config, document_id::DocumentId, http::activity::Activity, log::Repeats,
+    metrics::SessionMetrics, storage::documents::Documents,
 };
 
 /// How long a close may take: to get the close frame out, and then to hear the peer's.
@@ -231,7 +227,8 @@ impl Sessions {
         let id = self.peers.next_id();
         let open = Open::new(&self.metrics);
         let (mut writer, mut reader) = socket.split();
-        let client = address.map_or_else(|| "unknown".to_owned(), |address| address.ip().to_string());
+        let client =
+            address.map_or_else(|| "unknown".to_owned(), |address| address.ip().to_string());
         let refuse = refuse.or_else(|| self.draining.is_cancelled().then(drain));
         let joined = match refuse {
             Some(closing) => Err(closing),
@@ -306,7 +303,7 @@ impl Sessions {
         let Some(peer_id) = message.sender.as_deref().filter(|sender| !sender.is_empty()) else {
             return Err(garbage(wire::WireError::Missing("senderId")));
         };
-        let send_queue = self.config.borrow().sync.send_queue.len();
+        let send_queue = self.config.borrow().sync.send_queue.bytes();
         Ok(Arc::new(Session {
             id,
             peer_id: peer_id.into(),
@@ -369,7 +366,8 @@ impl Sessions {
         loop {
             let interval = self.config.borrow().sync.ping_interval.0;
             // Spread by a tenth, so that thousands of sessions do not ping in one beat.
-            let spread = interval.mul_f64((session.id.0.wrapping_mul(0x9e37_79b9) % 1000) as f64 / 10_000.0);
+            let spread =
+                interval.mul_f64((session.id.0.wrapping_mul(0x9e37_79b9) % 1000) as f64 / 10_000.0);
             tokio::time::sleep(interval + spread).await;
             let moved = activity.moved();
             if moved != seen {
@@ -400,7 +398,8 @@ impl Sessions {
                 // axum hides tungstenite's error type; its texts are what remains to tell them apart.
                 if text.contains("too long") {
                     let max_message = self.config.borrow().sync.max_message;
-                    let reason = format!("a message is larger than {max_message} (sync.max_message)");
+                    let reason =
+                        format!("a message is larger than {max_message} (sync.max_message)");
                     Err(closing(1009, reason, "too_large"))
                 } else if text.contains("protocol error") && !text.contains("Connection reset") {
                     Err(closing(1002, text, "protocol"))
@@ -450,10 +449,18 @@ impl Sessions {
             Body::Sync { document, request, data } => {
                 let heads = wire::heads_in(&data);
                 let Some(heads) = heads else {
-                    return Err(closing(1007, "data is no automerge sync message".to_owned(), "garbage"));
+                    return Err(closing(
+                        1007,
+                        "data is no automerge sync message".to_owned(),
+                        "garbage",
+                    ));
                 };
                 if automerge::sync::Message::decode(&data).is_err() {
-                    return Err(closing(1007, "data is no automerge sync message".to_owned(), "garbage"));
+                    return Err(closing(
+                        1007,
+                        "data is no automerge sync message".to_owned(),
+                        "garbage",
+                    ));
                 }
                 if heads == 0 && self.rooms.lacks(document, session.id) {
                     return Ok(());

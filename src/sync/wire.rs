@@ -146,11 +146,7 @@ impl<'a> Message<'a> {
             "remote-heads-changed" => Body::RemoteHeadsChanged,
             _ => Body::Unknown,
         };
-        Ok(Self {
-            sender: fields.sender,
-            target: fields.target,
-            body,
-        })
+        Ok(Self { sender: fields.sender, target: fields.target, body })
     }
 }
 
@@ -248,7 +244,11 @@ fn whole_number(d: &mut Decoder<'_>) -> Result<u64, DecodeError> {
     };
     // Whole numbers of a float64 are exact up to 2^53.
     if number.fract() == 0.0 && (0.0..=9_007_199_254_740_992.0).contains(&number) {
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "in range and whole")]
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "in range and whole"
+        )]
         Ok(number as u64)
     } else {
         Err(DecodeError::message("a count is no whole number"))

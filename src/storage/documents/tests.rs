@@ -102,7 +102,8 @@ async fn chunks_that_do_not_parse_go_to_quarantine_and_the_rest_is_served() {
     let mut flipped = doc.save();
     let middle = flipped.len() / 2;
     flipped[middle] ^= 1;
-    for (name, data) in [("garbage", b"garbage".to_vec()), ("empty", vec![]), ("flipped", flipped)] {
+    for (name, data) in [("garbage", b"garbage".to_vec()), ("empty", vec![]), ("flipped", flipped)]
+    {
         fixture.documents.save(&chunk(ChunkKind::Incremental, name), data.into()).await;
     }
     let opened = fixture.open().await;

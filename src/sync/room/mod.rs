@@ -74,5 +74,6 @@ pub trait Engine: Send {
 }
 
 /// Starts an engine for a document.
-pub type EngineStart =
-    Arc<dyn Fn(Arc<Documents>, DocumentId, Opened) -> BoxFuture<'static, Box<dyn Engine>> + Send + Sync>;
+pub type EngineStart = Arc<
+    dyn Fn(Arc<Documents>, DocumentId, Opened) -> BoxFuture<'static, Box<dyn Engine>> + Send + Sync,
+>;

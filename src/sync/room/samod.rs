@@ -38,7 +38,7 @@ use crate::{
     document_id::DocumentId,
     metrics::RoomMetrics,
     storage::{
-        ChunkKind, Key,
+        ChunkKind, Key, StoredChunk,
         documents::{Documents, Opened, Relation},
     },
     sync::{
@@ -102,9 +102,8 @@ impl SamodEngine {
             .with_observer(Observer(under_way.clone()))
             .load()
             .await;
-        let acceptor = samod::Url::parse("room://sessions")
-            .ok()
-            .and_then(|url| repo.make_acceptor(url).ok());
+        let acceptor =
+            samod::Url::parse("room://sessions").ok().and_then(|url| repo.make_acceptor(url).ok());
         Self { document, repo, acceptor, runtime, under_way, sessions: HashMap::new() }
     }
 }
@@ -329,7 +328,7 @@ struct RoomStorage {
     known: Arc<HashSet<Key>>,
     /// Changes that need not be written by themselves: a known chunk has them.
     changes: Arc<HashSet<ChangeHash>>,
-    chunks: Arc<Mutex<Vec<(Key, Vec<u8>)>>>,
+    chunks: Arc<Mutex<Vec<StoredChunk>>>,
 }
 
 /// Our key for one of samod's; none for what is no key of a document.

@@ -107,9 +107,7 @@ impl Room {
         let members = waiting
             .iter()
             .filter_map(|id| Some((*id, rooms.shared.peers.get(*id)?)))
-            .map(|(id, session)| {
-                (id, Member { begin_anew: true, ..Member::new(session) })
-            })
+            .map(|(id, session)| (id, Member { begin_anew: true, ..Member::new(session) }))
             .collect();
         Self {
             rooms,
@@ -190,7 +188,7 @@ impl Room {
 
     /// Wait a while; what comes meanwhile is lost, and its senders begin anew afterwards.
     async fn pause(&mut self, why: &'static str) {
-        let pause = sleep(self.backoff.next());
+        let pause = sleep(self.backoff.pause());
         tokio::pin!(pause);
         loop {
             tokio::select! {
@@ -251,7 +249,13 @@ impl Room {
         }
         for (id, member) in &self.members {
             if *id != from.id {
-                member.session.send_ephemeral(&author, self.handle.document, count, &session, &data);
+                member.session.send_ephemeral(
+                    &author,
+                    self.handle.document,
+                    count,
+                    &session,
+                    &data,
+                );
             }
         }
     }
@@ -389,7 +393,9 @@ impl Room {
             Some(Relation::Newer) => info!(%document, "merged the new bundle's snapshot"),
             Some(Relation::Unrelated) => self.rooms.shared.documents.report_unrelated(document),
             Some(Relation::Contained) => {}
-            None => warn!(%document, "the new bundle's snapshot is merged when the document is next loaded"),
+            None => {
+                warn!(%document, "the new bundle's snapshot is merged when the document is next loaded")
+            }
         }
     }
 
@@ -449,7 +455,8 @@ impl Room {
             let asked_out = lock(&self.handle.asked).values().all(|answered| *answered);
             let recovers = !asked_out && until.is_some_and(|until| until > Deadline::now());
             let now = Deadline::now();
-            let waits = [self.presence_until, until].into_iter().flatten().filter(|until| *until > now);
+            let waits =
+                [self.presence_until, until].into_iter().flatten().filter(|until| *until > now);
             let (mut open, mut next) = (false, waits.min());
             for member in self.members.values_mut() {
                 match member.asks {

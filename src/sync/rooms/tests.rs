@@ -40,7 +40,8 @@ fn fixture(config: Config, engine: Option<EngineStart>) -> Fixture {
     let metrics = Metrics::new().expect("metrics");
     let store = Arc::new(NodefsStore::open(folder.path()).expect("opens"));
     let (served, receiver) = watch::channel(None);
-    let documents = Documents::new(store, receiver, Arc::new(Health::default()), metrics.storage.clone());
+    let documents =
+        Documents::new(store, receiver, Arc::new(Health::default()), metrics.storage.clone());
     let (sender, receiver) = watch::channel(Arc::new(config));
     std::mem::forget(sender);
     let rooms = Rooms::new(Shared {
@@ -113,7 +114,8 @@ impl Peer {
     async fn say(&self, document: DocumentId, count: u64, data: &'static [u8]) {
         let (from, author) = (self.session.clone(), self.session.peer_id.to_string());
         let data = Bytes::from_static(data);
-        let input = Input::Ephemeral { from, author, session: "s".into(), count, data, held: held() };
+        let input =
+            Input::Ephemeral { from, author, session: "s".into(), count, data, held: held() };
         self.deliver(document, input).await;
     }
 
@@ -188,7 +190,10 @@ async fn until(what: &str, done: impl Fn() -> bool) {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     };
-    assert!(tokio::time::timeout(Duration::from_secs(10), waiting).await.is_ok(), "not in time: {what}");
+    assert!(
+        tokio::time::timeout(Duration::from_secs(10), waiting).await.is_ok(),
+        "not in time: {what}"
+    );
 }
 
 #[tokio::test]
@@ -273,7 +278,8 @@ async fn a_request_is_passed_on_to_those_who_share_a_document_once_and_within_bo
     for friend in &mut friends {
         while let Some(Next::Send(frame)) = friend.session.outbound().try_next() {
             let message = wire::Message::decode(&frame).expect("a message");
-            if matches!(message.body, Body::Sync { request: true, document, .. } if document == id(2)) {
+            if matches!(message.body, Body::Sync { request: true, document, .. } if document == id(2))
+            {
                 assert!(fixture.rooms.lacks(id(2), friend.session.id));
                 answered += 1;
             }
@@ -399,12 +405,19 @@ async fn a_panic_hurts_one_room() {
     bob.edit(id(2), "b").await;
     let (doc, _) = alice.documents.entry(id(1)).or_default();
     for n in 0..200 {
-        doc.transact::<_, _, AutomergeError>(|tx| tx.put(ROOT, format!("key {n}"), n)).expect("an edit");
+        doc.transact::<_, _, AutomergeError>(|tx| tx.put(ROOT, format!("key {n}"), n))
+            .expect("an edit");
     }
-    let mut data = alice.documents[&id(1)].0.generate_sync_message(&mut State::new()).expect("a message").encode();
+    let mut data = alice.documents[&id(1)]
+        .0
+        .generate_sync_message(&mut State::new())
+        .expect("a message")
+        .encode();
     data.resize(2000, 0);
     let from = alice.session.clone();
-    alice.deliver(id(1), Input::Sync { from, request: false, data: data.into(), held: held() }).await;
+    alice
+        .deliver(id(1), Input::Sync { from, request: false, data: data.into(), held: held() })
+        .await;
     alice.until("the close", |alice| alice.closed.is_some()).await;
     assert_eq!(alice.closed.as_ref().map(|closing| closing.code), Some(1011));
     assert_eq!(fixture.metrics.rooms.panics.get(), 1);
@@ -418,11 +431,14 @@ async fn an_engine_that_fails_is_started_anew_with_everybody() {
     let fixture = fixture(config(), Some(fragile(starts.clone(), 2)));
     let mut alice = fixture.peer("alice");
     alice.edit(id(1), "a").await;
-    alice.until("a word from the new engine", |alice| alice.has(id(1), "a") && {
-        let (_, state) = &alice.documents[&id(1)];
-        state.their_heads.is_some()
-    })
-    .await;
+    alice
+        .until("a word from the new engine", |alice| {
+            alice.has(id(1), "a") && {
+                let (_, state) = &alice.documents[&id(1)];
+                state.their_heads.is_some()
+            }
+        })
+        .await;
     assert!(starts.load(Ordering::SeqCst) >= 2);
     assert!(fixture.metrics.rooms.panics.get() >= 1);
     assert!(alice.session.outbound().closing().is_none());

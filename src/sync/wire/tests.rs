@@ -23,7 +23,12 @@ fn what_cbor_x_writes_is_read() {
         e.str("sessionId")?.str("s")?;
         e.str("documentId")?.str(ID)?;
         e.str("extra")?.array(2)?.map(0)?.begin_array()?.u8(1)?.end()?;
-        e.str("data")?.tag(minicbor::data::Tag::new(64))?.begin_bytes()?.bytes(b"ab")?.bytes(b"c")?.end()?;
+        e.str("data")?
+            .tag(minicbor::data::Tag::new(64))?
+            .begin_bytes()?
+            .bytes(b"ab")?
+            .bytes(b"c")?
+            .end()?;
         e.end()?;
         Ok(())
     });
@@ -32,7 +37,12 @@ fn what_cbor_x_writes_is_read() {
         Ok(Message {
             sender: Some("peer-1".into()),
             target: None,
-            body: Body::Ephemeral { document: id(), count: 7, session: "s".into(), data: b"abc".as_slice().into() },
+            body: Body::Ephemeral {
+                document: id(),
+                count: 7,
+                session: "s".into(),
+                data: b"abc".as_slice().into()
+            },
         })
     );
 }
@@ -84,7 +94,11 @@ fn deep_nesting_is_skipped_without_a_stack() {
 
 #[test]
 fn heads_are_counted_as_automerge_counts_them() {
-    use automerge::{Automerge, ROOT, sync::{State, SyncDoc}, transaction::Transactable};
+    use automerge::{
+        Automerge, ROOT,
+        sync::{State, SyncDoc},
+        transaction::Transactable,
+    };
     let mut doc = Automerge::new();
     let empty = doc.generate_sync_message(&mut State::new()).expect("a message").encode();
     assert_eq!(heads_in(&empty), Some(0));

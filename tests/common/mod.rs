@@ -1,0 +1,43 @@
+//! The real relay, for tests in Rust.
+
+use std::{
+    io::{BufRead, BufReader},
+    process::{Child, Command, Stdio},
+};
+
+/// A relay in a folder that goes with it.
+pub(crate) struct Relay {
+    /// Its process.
+    pub(crate) child: Child,
+    /// Where it listens.
+    pub(crate) port: u16,
+    _folder: tempfile::TempDir,
+}
+
+impl Relay {
+    /// Start one, with these variables in its environment.
+    pub(crate) fn start(environment: &[(&str, &str)]) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut child = Command::new(env!("CARGO_BIN_EXE_tonk-relay"))
+            .args(["demo", "--listen", "127.0.0.1:0", "--folder"])
+            .arg(folder.path().join("data"))
+            .envs(environment.iter().copied())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("starts");
+        let log = BufReader::new(child.stderr.take().expect("its log"));
+        let mut lines = log.lines().map(|line| line.expect("a line"));
+        let line = lines.find(|line| line.contains("listening on")).expect("it says where");
+        let port = line.rsplit(':').next().and_then(|port| port.parse().ok()).expect("a port");
+        // The rest of the log must be read, or the relay would wait for room in the pipe.
+        std::thread::spawn(move || lines.for_each(drop));
+        Self { child, port, _folder: folder }
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
