@@ -349,7 +349,7 @@ impl Bound {
                 async move {
                     served.mark_unchanged();
                     while served.changed().await.is_ok() {
-                        rooms.bundle_changed().await;
+                        rooms.bundle_changed();
                     }
                 }
             }

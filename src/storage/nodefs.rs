@@ -134,7 +134,9 @@ fn read_chunks(
     document: DocumentId,
 ) -> Result<Option<Vec<StoredChunk>>, StorageError> {
     let mut chunks = Vec::new();
-    for kind in ChunkKind::ALL {
+    // Increments first: another process writes a snapshot before it deletes the increments that are in it,
+    // so that whatever is gone by the time we look for it is in a snapshot that we find later.
+    for kind in ChunkKind::ALL.into_iter().rev() {
         let folder = root.join(document_folder(document)).join(kind.name());
         let entries = match fs::read_dir(&folder) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
@@ -154,6 +156,7 @@ fn read_chunks(
             }
         }
     }
+    chunks.reverse();
     Ok(Some(chunks))
 }
 

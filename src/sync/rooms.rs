@@ -66,10 +66,6 @@ pub enum Input {
         /// Its place in the receive queue.
         held: Held,
     },
-    /// A session has ended.
-    Leave(SessionId),
-    /// The served bundle has changed.
-    BundleChanged,
 }
 
 /// A place in the receive queue, given back when the message has been taken in.
@@ -133,6 +129,12 @@ struct Handle {
     /// The peers that were asked for it, and whether they have answered that they lack it.
     asked: Mutex<HashMap<SessionId, bool>>,
     answer: Notify,
+    /// Sessions that have ended.
+    gone: Mutex<Vec<SessionId>>,
+    /// The served bundle has changed.
+    bundle_changed: AtomicBool,
+    /// There is something in `gone`, or the bundle has changed.
+    news: Notify,
     /// The task has ended: whoever finds the mailbox closed looks in the directory again.
     retired: CancellationToken,
 }
@@ -192,39 +194,35 @@ impl Rooms {
         lock(&handle.members).extend(waiting.iter().copied().chain(first));
         directory.insert(document, Entry::Live(handle.clone()));
         let mailbox = handle.mailbox.clone();
-        let room = live::Room::new(self.clone(), handle.clone(), receiver, &waiting);
+        let room = live::Room::new(self.clone(), handle, receiver, &waiting);
         let rooms = self.clone();
         self.tasks.spawn(async move {
             if AssertUnwindSafe(room.run()).catch_unwind().await.is_err() {
                 error!(%document, "a panic in the document's room; its sessions are closed");
-                rooms.abandon(&handle);
+                rooms.abandon(document);
             }
         });
         mailbox
     }
 
     /// Tell a document's room that a session has ended.
-    pub async fn leave(&self, document: DocumentId, session: SessionId) {
-        let mailbox = {
-            let mut directory = lock(&self.directory);
-            match directory.get_mut(&document) {
-                Some(Entry::Live(handle)) => {
-                    lock(&handle.members).remove(&session);
-                    handle.mailbox.clone()
-                }
-                Some(Entry::Waiting(waiting)) => {
-                    waiting.retain(|id| *id != session);
-                    if waiting.is_empty() {
-                        directory.remove(&document);
-                        self.shared.metrics.rooms.waiting.dec();
-                    }
-                    return;
-                }
-                None => return,
+    pub fn leave(&self, document: DocumentId, session: SessionId) {
+        let mut directory = lock(&self.directory);
+        match directory.get_mut(&document) {
+            Some(Entry::Live(handle)) => {
+                lock(&handle.members).remove(&session);
+                lock(&handle.gone).push(session);
+                handle.news.notify_one();
             }
-        };
-        // A mailbox that is closed belongs to a room that looks at its members before it ends.
-        let _ = mailbox.send(Input::Leave(session)).await;
+            Some(Entry::Waiting(waiting)) => {
+                waiting.retain(|id| *id != session);
+                if waiting.is_empty() {
+                    directory.remove(&document);
+                    self.shared.metrics.rooms.waiting.dec();
+                }
+            }
+            None => {}
+        }
     }
 
     /// A peer says that it lacks a document. True if it was asked for it.
@@ -242,13 +240,14 @@ impl Rooms {
         true
     }
 
-    /// Sessions that share a document with `requester`, at most `most`, and were not asked for `document` of
-    /// late. They are noted as asked.
+    /// Sessions that share a document with `requester`, at most `most` and none of `but`, that were not asked for
+    /// `document` of late. They are noted as asked.
     fn to_be_asked(
         &self,
         document: DocumentId,
         requester: &Session,
         most: usize,
+        but: impl Fn(SessionId) -> bool,
     ) -> Vec<Arc<Session>> {
         let mut ids = HashSet::new();
         {
@@ -261,8 +260,8 @@ impl Rooms {
                 }
             }
         }
-        ids.remove(&requester.id);
         ids.into_iter()
+            .filter(|id| *id != requester.id && !but(*id))
             .filter_map(|id| self.shared.peers.get(id))
             .filter(|peer| peer.may_be_asked(document, ASK_AGAIN, ASKED))
             .take(most)
@@ -270,23 +269,20 @@ impl Rooms {
     }
 
     /// The served bundle has changed: live rooms merge it, and documents that were waited for may be there.
-    pub async fn bundle_changed(self: &Arc<Self>) {
-        let mut mailboxes = Vec::new();
-        {
-            let mut directory = lock(&self.directory);
-            let documents: Vec<DocumentId> = directory.keys().copied().collect();
-            for document in documents {
-                if self.shared.documents.underneath(document).is_none() {
-                    continue;
-                }
-                match directory.get(&document) {
-                    Some(Entry::Live(handle)) => mailboxes.push(handle.mailbox.clone()),
-                    _ => _ = self.open(&mut directory, document, None),
-                }
+    pub fn bundle_changed(self: &Arc<Self>) {
+        let mut directory = lock(&self.directory);
+        let documents: Vec<DocumentId> = directory.keys().copied().collect();
+        for document in documents {
+            if self.shared.documents.underneath(document).is_none() {
+                continue;
             }
-        }
-        for mailbox in mailboxes {
-            let _ = mailbox.send(Input::BundleChanged).await;
+            match directory.get(&document) {
+                Some(Entry::Live(handle)) => {
+                    handle.bundle_changed.store(true, Ordering::Relaxed);
+                    handle.news.notify_one();
+                }
+                _ => _ = self.open(&mut directory, document, None),
+            }
         }
     }
 
@@ -312,9 +308,11 @@ impl Rooms {
     }
 
     /// A room's task is gone without having put its things in order.
-    fn abandon(&self, handle: &Arc<Handle>) {
+    fn abandon(&self, document: DocumentId) {
         self.shared.metrics.rooms.panics.inc();
-        lock(&self.directory).remove(&handle.document);
+        let Some(Entry::Live(handle)) = lock(&self.directory).remove(&document) else {
+            return;
+        };
         for id in lock(&handle.members).drain() {
             if let Some(session) = self.shared.peers.get(id) {
                 session.close(
@@ -338,6 +336,9 @@ impl Handle {
             unknown: AtomicBool::new(false),
             asked: Mutex::default(),
             answer: Notify::new(),
+            gone: Mutex::default(),
+            bundle_changed: AtomicBool::new(false),
+            news: Notify::new(),
             retired: CancellationToken::new(),
         };
         (Arc::new(handle), receiver)

@@ -7,7 +7,10 @@ use std::{
     collections::HashMap,
     net::SocketAddr,
     ops::ControlFlow,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -236,10 +239,11 @@ impl Sessions {
                 let handshake_timeout = self.config.borrow().sync.handshake_timeout.0;
                 let joining = self.join(id, &mut reader);
                 tokio::select! {
+                    biased;
+                    () = self.draining.cancelled() => Err(drain()),
                     joined = tokio::time::timeout(handshake_timeout, joining) => joined.unwrap_or_else(|_| {
                         Err(closing(1002, format!("no join message within {handshake_timeout:?}"), "handshake_timeout"))
                     }),
-                    () = self.draining.cancelled() => Err(drain()),
                 }
             }
         };
@@ -251,20 +255,19 @@ impl Sessions {
                 return;
             }
         };
+        let _joined = Joined { sessions: &self, session: &session };
         if let Some(older) = self.peers.join(&session) {
             older.close(1000, "the same peer has connected anew", "superseded");
+        }
+        if self.draining.is_cancelled() {
+            // The drain may have looked at who is here before this one was.
+            session.outbound.close(drain());
         }
         info!(peer = %session.peer_id, connection = %id, client, "connected");
         let welcome = wire::peer(&self.us, &session.peer_id, &self.storage_id);
         session.send("peer", welcome);
 
         let end = self.serve(&session, &mut writer, &mut reader, &activity).await;
-        // Whatever ended it: rooms must not keep a session that nobody reads.
-        self.peers.leave(&session);
-        let documents = std::mem::take(&mut *lock(&session.documents));
-        for document in documents.into_keys() {
-            self.rooms.leave(document, id).await;
-        }
         open.ended(end.label);
         info!(
             peer = %session.peer_id, connection = %id, client, close_code = end.code,
@@ -325,14 +328,15 @@ impl Sessions {
         activity: &Activity,
     ) -> Closing {
         let pings = tokio::sync::Notify::new();
+        let busy = AtomicBool::new(false);
         let stuck = async {
             session.outbound.closed().await;
             tokio::time::sleep(CLOSE_GRACE).await;
         };
         let read_end = tokio::select! {
-            end = self.read_all(session, reader) => Some(end),
+            end = self.read_all(session, reader, &busy) => Some(end),
             () = write_all(session, writer, &pings) => None,
-            () = self.watch_liveness(session, activity, &pings) => None,
+            () = self.watch_liveness(session, activity, &busy, &pings) => None,
             () = stuck => None,
         };
         let end = match (session.outbound.closing(), read_end) {
@@ -359,6 +363,7 @@ impl Sessions {
         &self,
         session: &Session,
         activity: &Activity,
+        busy: &AtomicBool,
         pings: &tokio::sync::Notify,
     ) {
         let mut seen = activity.moved();
@@ -370,7 +375,8 @@ impl Sessions {
                 interval.mul_f64((session.id.0.wrapping_mul(0x9e37_79b9) % 1000) as f64 / 10_000.0);
             tokio::time::sleep(interval + spread).await;
             let moved = activity.moved();
-            if moved != seen {
+            // Nothing is read while a message waits for its document: that silence is ours.
+            if moved != seen || busy.load(Ordering::Relaxed) {
                 (seen, pinged) = (moved, false);
             } else if pinged {
                 return session.close(1006, "the peer does not answer pings", "dead");
@@ -411,16 +417,23 @@ impl Sessions {
         }
     }
 
-    async fn read_all(&self, session: &Arc<Session>, reader: &mut Reader) -> Closing {
+    async fn read_all(
+        &self,
+        session: &Arc<Session>,
+        reader: &mut Reader,
+        busy: &AtomicBool,
+    ) -> Closing {
         loop {
             let frame = match self.read(reader).await {
                 Ok(ControlFlow::Break(frame)) => frame,
                 Ok(ControlFlow::Continue(())) => continue,
                 Err(closing) => return closing,
             };
+            busy.store(true, Ordering::Relaxed);
             if let Err(closing) = self.take_in(session, frame).await {
                 return closing;
             }
+            busy.store(false, Ordering::Relaxed);
         }
     }
 
@@ -469,13 +482,13 @@ impl Sessions {
                     let reason = "changes wait to be stored; please come again".to_owned();
                     return Err(closing(1013, reason, "unsaved"));
                 }
-                let held = self.hold(data.len()).await;
+                let held = self.hold(frame.len()).await;
                 let data = bytes(data);
                 let input = Input::Sync { from: session.clone(), request, data, held };
                 self.deliver(session, document, input).await
             }
             Body::Ephemeral { document, count, session: author_session, data } => {
-                let held = self.hold(data.len()).await;
+                let held = self.hold(frame.len()).await;
                 let input = Input::Ephemeral {
                     from: session.clone(),
                     author: sender.into_owned(),
@@ -621,6 +634,22 @@ fn shortened(text: &str, bytes: usize) -> &str {
         end -= 1;
     }
     text.get(..end).unwrap_or_default()
+}
+
+/// A session that is among the peers; whatever ends it, rooms do not keep one that nobody reads.
+struct Joined<'a> {
+    sessions: &'a Sessions,
+    session: &'a Session,
+}
+
+impl Drop for Joined<'_> {
+    fn drop(&mut self) {
+        self.sessions.peers.leave(self.session);
+        let documents = std::mem::take(&mut *lock(&self.session.documents));
+        for document in documents.into_keys() {
+            self.sessions.rooms.leave(document, self.session.id);
+        }
+    }
 }
 
 /// Counts an open WebSocket for as long as it lives.

@@ -23,6 +23,8 @@ pub const VERSION: &str = "1";
 const MAX_NAME: usize = 1024;
 /// How many protocol versions of a join are read.
 const MAX_VERSIONS: u64 = 64;
+/// How many states a sync message may summarise; automerge sends one.
+const MAX_HAVE: usize = 16;
 
 /// Why bytes are no message.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -262,11 +264,48 @@ pub fn heads_in(sync_message: &[u8]) -> Option<u64> {
     if !matches!(kind, 0x42 | 0x43) {
         return None;
     }
-    let mut count = 0u64;
-    for (place, byte) in rest.iter().enumerate().take(5) {
-        count |= u64::from(byte & 0x7f) << (7 * place);
+    leb128(&mut &*rest)
+}
+
+/// Whether an automerge sync message is one that automerge can take in without harm: it decodes, and the
+/// Bloom filters in it have sizes that make sense. automerge 0.12 divides by the one and allocates the other.
+///
+/// # Errors
+/// What is wrong with it, for the peer's eyes.
+pub fn check_sync_message(data: &[u8]) -> Result<(), &'static str> {
+    let message =
+        automerge::sync::Message::decode(data).map_err(|_| "data is no automerge sync message")?;
+    if message.have.len() > MAX_HAVE {
+        return Err("data summarises too many states");
+    }
+    let is_sane = |filter: Vec<u8>| {
+        let mut rest = filter.as_slice();
+        let sizes = [leb128(&mut rest), leb128(&mut rest), leb128(&mut rest)];
+        match sizes {
+            [None, ..] => true,
+            [Some(entries), Some(bits), Some(probes)] => {
+                entries == 0
+                    || ((1..=64).contains(&bits) && (1..=64).contains(&probes) && !rest.is_empty())
+            }
+            _ => false,
+        }
+    };
+    if message.have.iter().all(|have| is_sane(have.bloom.to_bytes())) {
+        Ok(())
+    } else {
+        Err("data has a Bloom filter of an impossible size")
+    }
+}
+
+/// Read an unsigned LEB128 number of at most 32 bits.
+fn leb128(rest: &mut &[u8]) -> Option<u64> {
+    let mut number = 0u64;
+    for place in 0..5 {
+        let (byte, after) = rest.split_first()?;
+        *rest = after;
+        number |= u64::from(byte & 0x7f) << (7 * place);
         if byte & 0x80 == 0 {
-            return Some(count);
+            return Some(number);
         }
     }
     None

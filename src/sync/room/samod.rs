@@ -54,7 +54,7 @@ const FRAMES: usize = 16;
 /// Bytes on their way through the repo, beyond which a room takes no more in; samod's own queues have
 /// no bound.
 const UNDER_WAY: usize = 16 << 20;
-/// The longest a room waits for them: samod does not report messages that it refuses.
+/// The longest a room waits for the next of them: samod does not report messages that it refuses.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A starter of samod engines. `storage_id` is what the repo takes for its own.
@@ -112,10 +112,13 @@ impl Engine for SamodEngine {
     fn join(&mut self, port: Port) -> BoxFuture<'_, ()> {
         let session = port.session();
         let (frames, mut receiver) = mpsc::channel::<Vec<u8>>(FRAMES);
+        let reading = Reading(self.under_way.clone());
         let incoming = stream::poll_fn(move |cx| {
+            let _ = &reading;
             receiver.poll_recv(cx).map(|frame| frame.map(Ok::<_, std::io::Error>))
         });
         let transport = Transport::new(incoming, PortSink(port));
+        self.under_way.streams.fetch_add(1, Ordering::Relaxed);
         match self.acceptor.as_ref().map(|acceptor| acceptor.accept(transport)) {
             Some(Ok(_)) => {}
             _ => error!(document = %self.document, %session, "the repo takes no session"),
@@ -136,12 +139,10 @@ impl Engine for SamodEngine {
             return futures::future::ready(()).boxed();
         };
         let frame = wire::sync(request, &from.to_string(), REPO, self.document, &data);
-        if !request {
-            self.under_way.add(data.len());
-        }
+        self.under_way.bytes.fetch_add(data.len(), Ordering::Relaxed);
         async move {
             let _ = frames.send(frame.to_vec()).await;
-            self.under_way.wait().await;
+            self.under_way.wait_for(|_, bytes| bytes <= UNDER_WAY).await;
         }
         .boxed()
     }
@@ -172,10 +173,12 @@ impl Engine for SamodEngine {
         self.runtime.failed.clone().cancelled_owned().boxed()
     }
 
-    fn close(self: Box<Self>) -> BoxFuture<'static, ()> {
+    fn close(mut self: Box<Self>) -> BoxFuture<'static, ()> {
         async move {
-            // What sessions sent is in the repo before it is told to stop.
-            self.under_way.wait_for(0).await;
+            // The repo reads what is in the streams to their ends, and takes it into the document, before it
+            // is told to stop; then it ends when all is durable.
+            self.sessions.clear();
+            self.under_way.wait_for(|streams, bytes| streams == 0 && bytes == 0).await;
             self.repo.stop().await;
         }
         .boxed()
@@ -188,43 +191,47 @@ impl Drop for SamodEngine {
     }
 }
 
-/// Bytes of sync messages that the repo has not taken in yet.
+/// What the repo has not taken in yet.
 #[derive(Default)]
 struct UnderWay {
+    /// Of sync messages.
     bytes: AtomicUsize,
+    /// Streams of sessions that it has not read to their ends.
+    streams: AtomicUsize,
     less: Notify,
 }
 
 impl UnderWay {
-    fn add(&self, bytes: usize) {
-        self.bytes.fetch_add(bytes, Ordering::Relaxed);
-    }
-
-    fn remove(&self, bytes: usize) {
+    fn taken_in(&self, bytes: usize) {
         let _ = self.bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |now| {
             Some(now.saturating_sub(bytes))
         });
         self.less.notify_waiters();
     }
 
-    async fn wait(&self) {
-        self.wait_for(UNDER_WAY).await;
-    }
-
-    async fn wait_for(&self, limit: usize) {
-        let shrunk = async {
-            loop {
-                let less = self.less.notified();
-                if self.bytes.load(Ordering::Relaxed) <= limit {
-                    return;
-                }
-                less.await;
+    /// Wait until there are few enough streams and bytes, or nothing has moved for long.
+    async fn wait_for(&self, few: impl Fn(usize, usize) -> bool) {
+        loop {
+            let less = self.less.notified();
+            if few(self.streams.load(Ordering::Relaxed), self.bytes.load(Ordering::Relaxed)) {
+                return;
             }
-        };
-        if tokio::time::timeout(PATIENCE, shrunk).await.is_err() {
-            // Refused messages were never counted off.
-            self.bytes.store(0, Ordering::Relaxed);
+            if tokio::time::timeout(PATIENCE, less).await.is_err() {
+                // Messages that samod refuses are never reported.
+                self.bytes.store(0, Ordering::Relaxed);
+                return;
+            }
         }
+    }
+}
+
+/// A stream that the repo reads; dropped when it is at its end.
+struct Reading(Arc<UnderWay>);
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        self.0.streams.fetch_sub(1, Ordering::Relaxed);
+        self.0.less.notify_waiters();
     }
 }
 
@@ -233,7 +240,7 @@ struct Observer(Arc<UnderWay>);
 impl RepoObserver for Observer {
     fn observe(&self, event: &RepoEvent) {
         if let RepoEvent::SyncMessageReceived { bytes, .. } = event {
-            self.0.remove(*bytes);
+            self.0.taken_in(*bytes);
         }
     }
 }
@@ -346,13 +353,15 @@ fn key(key: &StorageKey) -> Option<Key> {
 
 impl RoomStorage {
     fn is_stored(&self, key: &Key) -> bool {
-        let is_known_change = match key {
+        match key {
             Key::Chunk { kind: ChunkKind::Incremental, name, .. } => {
-                name.parse().is_ok_and(|hash| self.changes.contains(&hash))
+                self.known.contains(key)
+                    || name.parse().is_ok_and(|hash| self.changes.contains(&hash))
             }
-            _ => false,
-        };
-        is_known_change || self.known.contains(key)
+            // Once samod thinks that it wrote a snapshot it deletes every other chunk, also those with
+            // changes that the document lacks dependencies for. Written anew, it holds those as well.
+            _ => self.known.len() == 1 && self.known.contains(key),
+        }
     }
 }
 

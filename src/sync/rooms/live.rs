@@ -38,7 +38,7 @@ const STASH: usize = 64;
 const REOPEN: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(60));
 /// A room of a document that nobody has stays for so long after presence passed through it.
 const PRESENCE_LINGERS: Duration = Duration::from_secs(10);
-/// The longest a room waits for the leave of a session that its own list does not have any more.
+/// A time that does not come, for timers that are not set.
 const FAR: Duration = Duration::from_secs(3600);
 
 /// What a peer without a document says first: an automerge sync message without heads.
@@ -168,11 +168,13 @@ impl Room {
                 tokio::select! {
                     opened = &mut open => break opened,
                     Some(input) = self.inbox.recv(), if self.stash.len() < STASH => {
-                        self.stash_or_note(input);
+                        self.stash.push(input);
                     }
                 }
             };
             match opened {
+                // What lies underneath has changed while it was read.
+                Ok(_) if self.takes_bundle_change() => {}
                 Ok(opened) => return Some(opened),
                 Err(error) => {
                     error!(%document, %error, "the document cannot be read; it is tried again");
@@ -194,22 +196,25 @@ impl Room {
             tokio::select! {
                 () = &mut pause => return,
                 Some(input) = self.inbox.recv() => {
-                    self.stash_or_note(input);
+                    self.stash.push(input);
                     self.lose_stash(why);
                 }
             }
         }
     }
 
-    fn stash_or_note(&mut self, input: Input) {
-        match input {
-            Input::Leave(session) => {
-                self.stash.retain(|input| sender(input) != Some(session));
-                self.forget(session);
-            }
-            Input::BundleChanged => {}
-            input => self.stash.push(input),
-        }
+    /// Whether the served bundle has changed since this was last asked.
+    fn takes_bundle_change(&self) -> bool {
+        self.handle.bundle_changed.swap(false, Ordering::Relaxed)
+    }
+
+    /// The sessions that have ended since this was last asked.
+    fn gone(&self) -> Vec<SessionId> {
+        std::mem::take(&mut *lock(&self.handle.gone))
+    }
+
+    fn is_here(&self, session: SessionId) -> bool {
+        lock(&self.handle.members).contains(&session)
     }
 
     fn lose_stash(&mut self, why: &'static str) {
@@ -221,7 +226,6 @@ impl Room {
                     (member.begin_anew, member.lost) = (true, true);
                 }
                 Input::Ephemeral { .. } => self.pass_on(input),
-                Input::Leave(_) | Input::BundleChanged => {}
             }
         }
     }
@@ -233,7 +237,6 @@ impl Room {
     fn forget(&mut self, session: SessionId) {
         self.members.remove(&session);
         self.seen.forget(session);
-        lock(&self.handle.members).remove(&session);
     }
 
     /// Pass an ephemeral message on to everybody else here.
@@ -242,7 +245,9 @@ impl Room {
             return;
         };
         self.presence_until = Some(Deadline::now() + PRESENCE_LINGERS);
-        self.member(&from);
+        if self.is_here(from.id) {
+            self.member(&from);
+        }
         if !self.seen.is_new(from.id, &author, &session, count) {
             let dropped = &self.rooms.shared.metrics.sessions.dropped;
             return dropped.with_label_values(&["ephemeral_seen"]).inc();
@@ -270,19 +275,24 @@ impl Room {
         let mut engine = (shared.engine)(documents, document, opened).await;
         debug!(%document, "live");
 
-        let again: Vec<SessionId> = self
-            .members
-            .iter()
-            .filter(|(_, member)| member.begin_anew)
-            .map(|(id, _)| *id)
-            .collect();
-        for id in again {
+        for id in self.gone() {
+            self.forget(id);
+        }
+        let again = self.members.iter().filter(|(_, member)| member.begin_anew);
+        let again: Vec<(SessionId, bool)> = again.map(|(id, member)| (*id, member.lost)).collect();
+        for (id, lost) in again {
+            if lost && let Some(member) = self.members.get(&id) {
+                // A peer does not repeat what it has sent, unless it hears that all of it is gone.
+                member.session.send_sync(document, false, &NOTHING);
+            }
             self.begin(&mut engine, id).await;
             engine.receive(id, true, NOTHING.clone()).await;
         }
         for input in std::mem::take(&mut self.stash) {
             self.take_in(&mut engine, &mut base, input).await;
         }
+        let started = Instant::now();
+        let handle = self.handle.clone();
         let mut idle_since = None;
         loop {
             if self.members.is_empty() {
@@ -299,7 +309,26 @@ impl Room {
                     Some(input) => self.take_in(&mut engine, &mut base, input).await,
                     None => return End::Stop,
                 },
-                () = sleep_until(next_answer) => self.answer_the_unanswered(),
+                () = handle.news.notified() => {
+                    for id in self.gone() {
+                        engine.leave(id);
+                        self.forget(id);
+                    }
+                    if self.takes_bundle_change() {
+                        self.merge_bundle(&mut engine, &mut base).await;
+                    }
+                }
+                () = sleep_until(next_answer) => {
+                    // Whoever brought the document left before it was here: ask others for it.
+                    if self.is_unanswered() {
+                        engine.close().await;
+                        for member in self.members.values_mut() {
+                            member.begin_anew |= member.port.take().is_some();
+                        }
+                        return End::Reopen;
+                    }
+                    self.answer_the_unanswered();
+                }
                 () = sleep_until(unload) => {
                     engine.close().await;
                     return End::Retire("idle");
@@ -307,6 +336,9 @@ impl Room {
                 () = failed => {
                     self.metrics().panics.inc();
                     drop(engine);
+                    if started.elapsed() > REOPEN.1 {
+                        self.backoff.reset();
+                    }
                     for member in self.members.values_mut() {
                         let took_part = member.port.take().is_some();
                         member.begin_anew |= took_part;
@@ -351,11 +383,6 @@ impl Room {
     ) {
         match input {
             Input::Ephemeral { .. } => self.pass_on(input),
-            Input::Leave(session) => {
-                engine.leave(session);
-                self.forget(session);
-            }
-            Input::BundleChanged => self.merge_bundle(engine, base).await,
             Input::Sync { from, request, data, held: _held } => {
                 let answer_by = Deadline::now() + self.forward_timeout();
                 let member = self.member(&from);
@@ -368,6 +395,10 @@ impl Room {
                 }
                 engine.receive(from.id, request, data).await;
                 self.measure(from.id);
+                if !self.is_here(from.id) {
+                    engine.leave(from.id);
+                    self.forget(from.id);
+                }
             }
         }
     }
@@ -413,6 +444,12 @@ impl Room {
 
     fn next_answer(&self) -> Deadline {
         self.members.values().filter_map(|member| member.asks).min().unwrap_or_else(far)
+    }
+
+    /// Whether all who take part have asked in vain: the engine has no document, and nobody brings one.
+    fn is_unanswered(&self) -> bool {
+        let mut taking_part = self.members.values().filter_map(|m| Some((m, m.port.as_ref()?)));
+        taking_part.all(|(member, port)| member.asks.is_some() && !port.is_answered())
     }
 
     /// Tell those whose time is over that the document is not there, if they were sent nothing of it.
@@ -480,10 +517,17 @@ impl Room {
             let handle = self.handle.clone();
             tokio::select! {
                 () = handle.answer.notified() => {}
+                () = handle.news.notified() => {
+                    for id in self.gone() {
+                        self.forget(id);
+                    }
+                    if self.takes_bundle_change() {
+                        return self.is_found();
+                    }
+                }
                 () = sleep_until(next.unwrap_or(now)) => {}
                 input = self.inbox.recv() => match input {
                     None => return End::Stop,
-                    Some(Input::BundleChanged) => return self.is_found(),
                     Some(input) if brings_heads(&input) => {
                         self.stash.push(input);
                         return self.is_found();
@@ -520,8 +564,7 @@ impl Room {
     fn note_unknown(&mut self, input: Input) {
         match input {
             Input::Ephemeral { .. } => self.pass_on(input),
-            Input::Leave(session) => self.forget(session),
-            Input::BundleChanged => {}
+            Input::Sync { from, .. } if !self.is_here(from.id) => {}
             Input::Sync { from, request, held: _held, .. } => {
                 let member = self.member(&from);
                 member.begin_anew = true;
@@ -542,10 +585,8 @@ impl Room {
         }
         let document = self.document();
         let most = config.sync.forward_peers.saturating_sub(lock(&self.handle.asked).len());
-        for peer in self.rooms.to_be_asked(document, requester, most) {
-            if self.members.contains_key(&peer.id) {
-                continue;
-            }
+        let is_member = |id| self.members.contains_key(&id);
+        for peer in self.rooms.to_be_asked(document, requester, most, is_member) {
             lock(&self.handle.asked).insert(peer.id, false);
             peer.send_sync(document, true, &NOTHING);
             self.rooms.shared.metrics.rooms.requests.with_label_values(&["passed_on"]).inc();
@@ -557,20 +598,23 @@ impl Room {
         self.inbox.close();
         // Until all who were about to send have done so, or found the mailbox closed.
         while let Some(input) = self.inbox.recv().await {
-            self.stash_or_note(input);
+            self.stash.push(input);
         }
         let document = self.document();
-        let mut directory = lock(&self.rooms.directory);
+        let rooms = self.rooms.clone();
+        let mut directory = lock(&rooms.directory);
+        for id in self.gone() {
+            self.forget(id);
+        }
+        let here = lock(&self.handle.members).clone();
+        self.members.retain(|id, _| here.contains(id));
         let is_wanted = match reason {
             "unknown" => !self.stash.is_empty(),
             _ => !self.stash.is_empty() || !self.members.is_empty(),
-        };
+        } || self.takes_bundle_change();
         if is_wanted {
             let (handle, inbox) = Handle::new(document);
-            lock(&handle.members).extend(lock(&self.handle.members).iter().copied());
-            for id in self.members.keys().copied() {
-                lock(&handle.members).insert(id);
-            }
+            *lock(&handle.members) = here;
             for member in self.members.values_mut() {
                 member.begin_anew = true;
                 member.port = None;
@@ -605,13 +649,6 @@ impl Room {
 
 fn far() -> Deadline {
     Deadline::now() + FAR
-}
-
-fn sender(input: &Input) -> Option<SessionId> {
-    match input {
-        Input::Sync { from, .. } | Input::Ephemeral { from, .. } => Some(from.id),
-        Input::Leave(_) | Input::BundleChanged => None,
-    }
 }
 
 fn brings_heads(input: &Input) -> bool {

@@ -109,11 +109,28 @@ fn heads_are_counted_as_automerge_counts_them() {
     assert_eq!(heads_in(b""), None);
 }
 
+#[test]
+fn bloom_filters_that_would_harm_automerge_are_refused() {
+    let with_filter = |filter: &[u8]| {
+        let mut data = vec![0x42, 0, 0, 1, 0, filter.len() as u8];
+        data.extend(filter);
+        data.push(0);
+        check_sync_message(&data)
+    };
+    assert_eq!(with_filter(&[]), Ok(()));
+    assert_eq!(with_filter(&[1, 10, 7, 0, 0]), Ok(()));
+    // No bits at all: automerge divides by their number.
+    assert!(with_filter(&[1, 0, 1]).is_err());
+    // Four thousand million probes: automerge allocates them.
+    assert!(with_filter(&[1, 10, 0xff, 0xff, 0xff, 0xff, 0x0f, 0, 0]).is_err());
+    assert!(check_sync_message(b"garbage").is_err());
+}
+
 proptest! {
     #[test]
     fn any_bytes_are_a_message_or_an_error(frame in proptest::collection::vec(any::<u8>(), 0..200)) {
         let _ = Message::decode(&frame);
-        let _ = heads_in(&frame);
+        let _ = (heads_in(&frame), check_sync_message(&frame));
     }
 
     #[test]
