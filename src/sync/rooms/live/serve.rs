@@ -1,0 +1,204 @@
+//! A room whose document is here: its engine, and the sessions that take part.
+
+use super::*;
+
+impl Room {
+    /// Serve the document until nobody follows it.
+    pub(super) async fn live(&mut self, opened: Opened) -> End {
+        let shared = &self.rooms.shared;
+        let (documents, document) = (shared.documents.clone(), self.document());
+        let stopping = self.rooms.stopping.clone();
+        let mut config = shared.config.clone();
+        let mut base = opened.base.clone();
+        let mut engine = (shared.engine)(documents, document, opened).await;
+        debug!(%document, "live");
+
+        for id in self.gone() {
+            self.forget(id);
+        }
+        let again = self.members.iter().filter(|(_, member)| member.begin_anew);
+        let again: Vec<(SessionId, bool)> = again.map(|(id, member)| (*id, member.lost)).collect();
+        for (id, lost) in again {
+            if lost && let Some(member) = self.members.get(&id) {
+                // A peer does not repeat what it has sent, unless it hears that all of it is gone.
+                member.session.send_sync(document, false, &NOTHING);
+            }
+            self.begin(&mut engine, id).await;
+            engine.receive(id, true, NOTHING.clone()).await;
+        }
+        for input in std::mem::take(&mut self.stash) {
+            self.take_in(&mut engine, &mut base, input).await;
+        }
+        let started = Instant::now();
+        let handle = self.handle.clone();
+        let mut idle_since = None;
+        loop {
+            if self.members.is_empty() {
+                idle_since.get_or_insert_with(Deadline::now);
+            } else {
+                idle_since = None;
+            }
+            let idle_unload = config.borrow_and_update().sync.idle_unload.0;
+            let unload = idle_since.map_or_else(far, |since| since + idle_unload);
+            let next_answer = self.next_answer();
+            let failed = engine.failed();
+            tokio::select! {
+                input = self.inbox.recv() => match input {
+                    Some(input) => self.take_in(&mut engine, &mut base, input).await,
+                    None => return End::Stop,
+                },
+                () = handle.news.notified() => {
+                    for id in self.gone() {
+                        engine.leave(id);
+                        self.forget(id);
+                    }
+                    if self.takes_bundle_change() {
+                        self.merge_bundle(&mut engine, &mut base).await;
+                    }
+                }
+                () = sleep_until(next_answer) => {
+                    // Whoever brought the document left before it was here: ask others for it.
+                    if self.is_unanswered() {
+                        engine.close().await;
+                        for member in self.members.values_mut() {
+                            member.begin_anew |= member.port.take().is_some();
+                        }
+                        return End::Reopen;
+                    }
+                    self.answer_the_unanswered();
+                }
+                () = sleep_until(unload) => {
+                    engine.close().await;
+                    return End::Retire("idle");
+                }
+                () = failed => {
+                    self.metrics().panics.inc();
+                    drop(engine);
+                    if started.elapsed() > REOPEN.1 {
+                        self.backoff.reset();
+                    }
+                    for member in self.members.values_mut() {
+                        let took_part = member.port.take().is_some();
+                        member.begin_anew |= took_part;
+                        member.lost |= took_part;
+                    }
+                    tokio::select! {
+                        () = self.pause("room_failed") => return End::Reopen,
+                        () = stopping.cancelled() => return End::Stop,
+                    }
+                }
+                _ = config.changed() => {}
+                () = stopping.cancelled() => {
+                    // Sessions have ended by now: what they sent is in the mailbox.
+                    while let Ok(input) = self.inbox.try_recv() {
+                        self.take_in(&mut engine, &mut base, input).await;
+                    }
+                    engine.close().await;
+                    return End::Stop;
+                }
+            }
+        }
+    }
+
+    /// Let a member take part in synchronising.
+    async fn begin(&mut self, engine: &mut Box<dyn Engine>, id: SessionId) {
+        let document = self.handle.document;
+        let Some(member) = self.members.get_mut(&id) else { return };
+        (member.begin_anew, member.lost) = (false, false);
+        if member.port.is_none() {
+            let port = Port::new(member.session.clone(), document);
+            member.port = Some(port.clone());
+            engine.join(port).await;
+            self.rooms.shared.metrics.rooms.join_seconds.observe(seconds_since(member.since));
+        }
+    }
+
+    async fn take_in(
+        &mut self,
+        engine: &mut Box<dyn Engine>,
+        base: &mut Option<Base>,
+        input: Input,
+    ) {
+        match input {
+            Input::Ephemeral { .. } => self.pass_on(input),
+            Input::Sync { from, request, data, held: _held } => {
+                let answer_by = Deadline::now() + self.forward_timeout();
+                let member = self.member(&from);
+                if request {
+                    member.asks.get_or_insert(answer_by);
+                }
+                self.begin(engine, from.id).await;
+                if base.is_some() && brings_changes(&data) {
+                    self.save_base(base).await;
+                }
+                engine.receive(from.id, request, data).await;
+                self.measure(from.id);
+                if !self.is_here(from.id) {
+                    engine.leave(from.id);
+                    self.forget(from.id);
+                }
+            }
+        }
+    }
+
+    /// The bundle may be gone tomorrow: what is built on it must not be without it.
+    async fn save_base(&self, base: &mut Option<Base>) {
+        if let Some(base) = base.take() {
+            self.rooms.shared.documents.save(&base.key, base.data).await;
+        }
+    }
+
+    async fn merge_bundle(&mut self, engine: &mut Box<dyn Engine>, base: &mut Option<Base>) {
+        let document = self.document();
+        let Some(snapshot) = self.rooms.shared.documents.underneath(document) else {
+            return;
+        };
+        self.save_base(base).await;
+        match engine.merge(snapshot).await {
+            Some(Relation::Newer) => info!(%document, "merged the new bundle's snapshot"),
+            Some(Relation::Unrelated) => self.rooms.shared.documents.report_unrelated(document),
+            Some(Relation::Contained) => {}
+            None => {
+                warn!(%document, "the new bundle's snapshot is merged when the document is next loaded")
+            }
+        }
+    }
+
+    /// Note how long a member waited for its first answer, once.
+    fn measure(&mut self, id: SessionId) {
+        if let Some(member) = self.members.get_mut(&id)
+            && !member.measured
+            && member.port.as_ref().is_some_and(Port::is_answered)
+        {
+            member.measured = true;
+            let seconds = seconds_since(member.since);
+            self.rooms.shared.metrics.rooms.sync_seconds.observe(seconds);
+        }
+    }
+
+    fn next_answer(&self) -> Deadline {
+        self.members.values().filter_map(|member| member.asks).min().unwrap_or_else(far)
+    }
+
+    /// Whether all who take part have asked in vain: the engine has no document, and nobody brings one.
+    fn is_unanswered(&self) -> bool {
+        let mut taking_part = self.members.values().filter_map(|m| Some((m, m.port.as_ref()?)));
+        taking_part.all(|(member, port)| member.asks.is_some() && !port.is_answered())
+    }
+
+    /// Tell those whose time is over that the document is not there, if they were sent nothing of it.
+    fn answer_the_unanswered(&mut self) {
+        let (now, document) = (Deadline::now(), self.handle.document);
+        let mut late = Vec::new();
+        for (id, member) in &mut self.members {
+            if member.asks.is_some_and(|by| by <= now) {
+                member.asks = None;
+                late.push(*id);
+                if !member.port.as_ref().is_some_and(Port::is_answered) {
+                    member.session.send_unavailable(document);
+                }
+            }
+        }
+        late.into_iter().for_each(|id| self.measure(id));
+    }
+}

@@ -1,0 +1,130 @@
+//! A room whose document nobody has brought: ask peers that may have it, answer those who wait.
+
+use super::*;
+
+impl Room {
+    /// Nobody has brought the document: ask peers that may have it, answer those who wait.
+    pub(super) async fn unknown(&mut self) -> End {
+        self.handle.unknown.store(true, Ordering::Relaxed);
+        self.ask_the_lost();
+        let stopping = self.rooms.stopping.clone();
+        let end = tokio::select! {
+            end = self.look_for_it() => end,
+            () = stopping.cancelled() => End::Stop,
+        };
+        lock(&self.handle.asked).clear();
+        self.handle.unknown.store(false, Ordering::Relaxed);
+        end
+    }
+
+    async fn look_for_it(&mut self) -> End {
+        for input in std::mem::take(&mut self.stash) {
+            self.note_unknown(input);
+        }
+        let is_asking = !lock(&self.handle.asked).is_empty();
+        let until = is_asking.then(|| Deadline::now() + self.forward_timeout());
+        loop {
+            let asked_out = lock(&self.handle.asked).values().all(|answered| *answered);
+            let recovers = !asked_out && until.is_some_and(|until| until > Deadline::now());
+            let now = Deadline::now();
+            let waits =
+                [self.presence_until, until].into_iter().flatten().filter(|until| *until > now);
+            let (mut open, mut next) = (false, waits.min());
+            for member in self.members.values_mut() {
+                match member.asks {
+                    Some(by) if asked_out || by <= now => {
+                        member.asks = None;
+                        member.session.send_unavailable(self.handle.document);
+                        let requests = &self.rooms.shared.metrics.rooms.requests;
+                        requests.with_label_values(&["unavailable"]).inc();
+                    }
+                    Some(by) => {
+                        open = true;
+                        next = Some(next.map_or(by, |next| next.min(by)));
+                    }
+                    None => {}
+                }
+            }
+            let lingers = self.presence_until.is_some_and(|until| until > now);
+            if !open && !lingers && !recovers && self.inbox.is_empty() {
+                return End::Retire("unknown");
+            }
+            let handle = self.handle.clone();
+            tokio::select! {
+                () = handle.answer.notified() => {}
+                () = handle.news.notified() => {
+                    for id in self.gone() {
+                        self.forget(id);
+                    }
+                    if self.takes_bundle_change() {
+                        return self.is_found();
+                    }
+                }
+                () = sleep_until(next.unwrap_or(now)) => {}
+                input = self.inbox.recv() => match input {
+                    None => return End::Stop,
+                    Some(input) if brings_heads(&input) => {
+                        self.stash.push(input);
+                        return self.is_found();
+                    }
+                    Some(input) => self.note_unknown(input),
+                },
+            }
+        }
+    }
+
+    /// Members may hold what was lost before it was durable: they think that it is here.
+    fn ask_the_lost(&mut self) {
+        let document = self.document();
+        for (id, member) in &mut self.members {
+            if std::mem::take(&mut member.lost) {
+                lock(&self.handle.asked).insert(*id, false);
+                member.session.send_sync(document, true, &NOTHING);
+            }
+        }
+    }
+
+    /// The document is there now: those who wait for it begin when it is open.
+    fn is_found(&mut self) -> End {
+        for member in self.members.values_mut() {
+            member.begin_anew = true;
+            if member.asks.is_some() {
+                let requests = &self.rooms.shared.metrics.rooms.requests;
+                requests.with_label_values(&["found"]).inc();
+            }
+        }
+        End::Reopen
+    }
+
+    fn note_unknown(&mut self, input: Input) {
+        match input {
+            Input::Ephemeral { .. } => self.pass_on(input),
+            Input::Sync { from, .. } if !self.is_here(from.id) => {}
+            Input::Sync { from, request, held: _held, .. } => {
+                let member = self.member(&from);
+                member.begin_anew = true;
+                if request && member.asks.is_none() {
+                    let by = Deadline::now() + self.forward_timeout();
+                    self.member(&from).asks = Some(by);
+                    self.ask_others(&from);
+                }
+            }
+        }
+    }
+
+    /// Pass a request on to peers that share a document with the requester.
+    fn ask_others(&self, requester: &Arc<Session>) {
+        let config = self.rooms.shared.config.borrow().clone();
+        if !config.forwards_requests() {
+            return;
+        }
+        let document = self.document();
+        let most = config.sync.forward_peers.saturating_sub(lock(&self.handle.asked).len());
+        let is_member = |id| self.members.contains_key(&id);
+        for peer in self.rooms.to_be_asked(document, requester, most, is_member) {
+            lock(&self.handle.asked).insert(peer.id, false);
+            peer.send_sync(document, true, &NOTHING);
+            self.rooms.shared.metrics.rooms.requests.with_label_values(&["passed_on"]).inc();
+        }
+    }
+}
