@@ -33,7 +33,7 @@ use crate::{
         peers::Peers,
         room::samod,
         rooms::{Rooms, Shared},
-        session::Sessions,
+        sessions::Sessions,
     },
     systemd,
 };

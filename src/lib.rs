@@ -18,7 +18,7 @@
 //! | the log, and lines that repeat | [`log`] |
 //!
 //! # How a message goes
-//! `http::listener` accepts a connection; `http::upgrade` turns it into a [`sync::session`], which answers the
+//! `http::listener` accepts a connection; `http::upgrade` turns it into a session ([`sync::sessions`]), which answers the
 //! handshake and reads the document id of each message. [`sync::rooms`] has a room for each live document; the
 //! room hands sync messages to its [`sync::room::Engine`], which holds the document and answers through each
 //! session's [`sync::outbound`] queue. What changed goes to [`storage::documents`], which returns when it is

@@ -33,7 +33,7 @@ use crate::{
     config::Config,
     health::Health,
     metrics::Metrics,
-    sync::{outbound::Closing, peers::Peers, session::Sessions},
+    sync::{outbound::Closing, peers::Peers, sessions::Sessions},
 };
 
 /// The WebSocket read buffer of a connection: axum's default of 128 KiB is memory for each idle socket.

@@ -1,7 +1,8 @@
 //! Synchronisation: the automerge-repo network protocol, version 1, over WebSocket.
 //!
-//! [`wire`] reads and writes its messages. [`session`] is one WebSocket: handshake, routing by document
-//! id, liveness, [`outbound`] queue. [`peers`] knows all sessions; [`rooms`] knows the live documents, each
+//! [`wire`] reads and writes its messages. [`sessions`] runs each WebSocket: handshake, routing by document
+//! id, what ends it; `socket` is reading, writing, liveness and closing. A [`session`] is what the rest of
+//! the relay sees of one, with its [`outbound`] queue. [`peers`] knows all sessions; [`rooms`] knows the live documents, each
 //! a [`room`] with an engine that synchronises it and the [`ephemera`] that pass through.
 
 pub mod ephemera;
@@ -10,4 +11,6 @@ pub mod peers;
 pub mod room;
 pub mod rooms;
 pub mod session;
+pub mod sessions;
+mod socket;
 pub mod wire;

@@ -1,0 +1,374 @@
+//! Running sessions: handshake, routing by document id, and what ends them.
+//!
+//! A refusal never happens at the upgrade, where an HTTP status throws inside automerge-repo's adapter and
+//! ends a Node client: the upgrade is taken, then the peer gets an `error` message and a close frame.
+
+use std::{
+    borrow::Cow,
+    net::SocketAddr,
+    ops::ControlFlow,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use axum::extract::ws::WebSocket;
+use bytes::Bytes;
+use futures::StreamExt;
+use tokio::sync::{Semaphore, watch};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use super::{
+    outbound::{Closing, Outbound},
+    peers::{Peers, Principal, SessionId},
+    rooms::{Held, Input, Rooms},
+    session::Session,
+    socket::{self, CLOSE_GRACE, Reader, Writer, closing},
+    wire::{self, Body, Message, VERSION},
+};
+use crate::{
+    config::Config, document_id::DocumentId, http::activity::Activity, log::Repeats,
+    metrics::SessionMetrics, storage::documents::Documents,
+};
+
+/// What sessions need of the rest of the relay.
+#[expect(missing_docs, reason = "the types say it")]
+pub struct Sessions {
+    pub config: watch::Receiver<Arc<Config>>,
+    pub rooms: Arc<Rooms>,
+    pub peers: Arc<Peers>,
+    pub documents: Arc<Documents>,
+    pub metrics: SessionMetrics,
+    pub repeats: Arc<Repeats>,
+    /// The peer id that clients see.
+    pub us: Arc<str>,
+    /// The storage id that clients see.
+    pub storage_id: String,
+    /// Places for received bytes, in KiB.
+    pub receive_queue: Arc<Semaphore>,
+    /// How many places there are.
+    pub receive_places: u32,
+    /// No session is taken any more.
+    pub draining: CancellationToken,
+}
+
+impl Sessions {
+    /// Run one WebSocket from its upgrade to its end. `refuse` is why it may not live, if that is known.
+    pub async fn run(
+        self: Arc<Self>,
+        socket: WebSocket,
+        address: Option<SocketAddr>,
+        activity: Arc<Activity>,
+        refuse: Option<Closing>,
+    ) {
+        let id = self.peers.next_id();
+        let open = Open::new(&self.metrics);
+        let (mut writer, mut reader) = socket.split();
+        let client =
+            address.map_or_else(|| "unknown".to_owned(), |address| address.ip().to_string());
+        let refuse = refuse.or_else(|| self.draining.is_cancelled().then(drain));
+        let joined = match refuse {
+            Some(closing) => Err(closing),
+            None => {
+                let handshake_timeout = self.config.borrow().sync.handshake_timeout.0;
+                let joining = self.join(id, &mut reader);
+                tokio::select! {
+                    biased;
+                    () = self.draining.cancelled() => Err(drain()),
+                    joined = tokio::time::timeout(handshake_timeout, joining) => joined.unwrap_or_else(|_| {
+                        Err(closing(1002, format!("no join message within {handshake_timeout:?}"), "handshake_timeout"))
+                    }),
+                }
+            }
+        };
+        let session = match joined {
+            Ok(session) => session,
+            Err(closing) => {
+                self.say_refused(id, &client, &closing);
+                socket::close(&mut writer, &mut reader, &self.us, "", id, &closing).await;
+                return;
+            }
+        };
+        let _joined = Joined { sessions: &self, session: &session };
+        if let Some(older) = self.peers.join(&session) {
+            older.close(1000, "the same peer has connected anew", "superseded");
+        }
+        if self.draining.is_cancelled() {
+            // The drain may have looked at who is here before this one was.
+            session.outbound.close(drain());
+        }
+        info!(peer = %session.peer_id, connection = %id, client, "connected");
+        let welcome = wire::peer(&self.us, &session.peer_id, &self.storage_id);
+        session.send("peer", welcome);
+
+        let end = self.serve(&session, &mut writer, &mut reader, &activity).await;
+        open.ended(end.label);
+        info!(
+            peer = %session.peer_id, connection = %id, client, close_code = end.code,
+            close_reason = end.reason, "disconnected"
+        );
+    }
+
+    fn say_refused(&self, id: SessionId, client: &str, closing: &Closing) {
+        self.metrics.ended.with_label_values(&[closing.label]).inc();
+        if closing.label == "peer" {
+            return debug!(connection = %id, client, "gone before it joined");
+        }
+        self.metrics.refused.with_label_values(&[closing.label]).inc();
+        if let Some(times) = self.repeats.pass(client, closing.label) {
+            warn!(connection = %id, client, close_code = closing.code, close_reason = closing.reason, times, "refused");
+        }
+    }
+
+    /// Read the join message.
+    async fn join(&self, id: SessionId, reader: &mut Reader) -> Result<Arc<Session>, Closing> {
+        let max_message = self.config.borrow().sync.max_message;
+        let frame = loop {
+            match socket::read(reader, max_message).await? {
+                ControlFlow::Break(frame) => break frame,
+                ControlFlow::Continue(()) => {}
+            }
+        };
+        let message = Message::decode(&frame).map_err(garbage)?;
+        self.count_in(&message, frame.len());
+        let Body::Join { versions } = &message.body else {
+            let reason = format!("expected a join message first, got {}", message.body.name());
+            return Err(closing(1002, reason, "no_join"));
+        };
+        if versions.as_ref().is_some_and(|versions| !versions.iter().any(|v| v == VERSION)) {
+            return Err(closing(1002, "unsupported protocol version".to_owned(), "version"));
+        }
+        let Some(peer_id) = message.sender.as_deref().filter(|sender| !sender.is_empty()) else {
+            return Err(garbage(wire::WireError::Missing("senderId")));
+        };
+        let send_queue = self.config.borrow().sync.send_queue.bytes();
+        let outbound = Outbound::new(send_queue, self.metrics.unsent.clone());
+        let (us, metrics) = (self.us.clone(), self.metrics.clone());
+        let principal = Principal::anybody();
+        Ok(Arc::new(Session::new(id, peer_id, principal, us, outbound, metrics)))
+    }
+
+    /// Serve a session that has joined, and close its socket. Returns how it ended.
+    async fn serve(
+        &self,
+        session: &Arc<Session>,
+        writer: &mut Writer,
+        reader: &mut Reader,
+        activity: &Activity,
+    ) -> Closing {
+        let pings = tokio::sync::Notify::new();
+        let busy = AtomicBool::new(false);
+        let stuck = async {
+            session.outbound.closed().await;
+            tokio::time::sleep(CLOSE_GRACE).await;
+        };
+        let read_end = tokio::select! {
+            end = self.read_all(session, reader, &busy) => Some(end),
+            () = socket::write_all(session, writer, &pings) => None,
+            () = socket::watch_liveness(session, activity, &busy, &pings, &self.config) => None,
+            () = stuck => None,
+        };
+        let end = match (session.outbound.closing(), read_end) {
+            (Some(closing), _) => closing,
+            (None, Some(closing)) => closing,
+            (None, None) => closing(1006, "the connection broke".to_owned(), "broken"),
+        };
+        session.outbound.close(end.clone());
+        if !matches!(end.label, "peer" | "left" | "superseded" | "drain" | "broken") {
+            self.metrics.refused.with_label_values(&[end.label]).inc();
+            if let Some(times) = self.repeats.pass(&session.peer_id, end.label) {
+                warn!(
+                    peer = %session.peer_id, connection = %session.id, close_code = end.code,
+                    close_reason = end.reason, times, "closed"
+                );
+            }
+        }
+        socket::close(writer, reader, &self.us, &session.peer_id, session.id, &end).await;
+        end
+    }
+
+    async fn read_all(
+        &self,
+        session: &Arc<Session>,
+        reader: &mut Reader,
+        busy: &AtomicBool,
+    ) -> Closing {
+        loop {
+            let max_message = self.config.borrow().sync.max_message;
+            let frame = match socket::read(reader, max_message).await {
+                Ok(ControlFlow::Break(frame)) => frame,
+                Ok(ControlFlow::Continue(())) => continue,
+                Err(closing) => return closing,
+            };
+            busy.store(true, Ordering::Relaxed);
+            if let Err(closing) = self.take_in(session, frame).await {
+                return closing;
+            }
+            busy.store(false, Ordering::Relaxed);
+        }
+    }
+
+    async fn take_in(&self, session: &Arc<Session>, frame: Bytes) -> Result<(), Closing> {
+        let message = Message::decode(&frame).map_err(garbage)?;
+        self.count_in(&message, frame.len());
+        let is_ours = message.target.as_deref().is_none_or(|target| target == &*self.us);
+        let is_theirs = match (&message.body, message.sender.as_deref()) {
+            (_, None) => true,
+            (_, Some(sender)) if sender == &*session.peer_id => true,
+            // A shared worker gossips for its tabs; but nobody speaks for a peer that is here itself.
+            (Body::Ephemeral { .. }, Some(author)) => {
+                !self.peers.is_joined_elsewhere(author, session.id)
+            }
+            _ => false,
+        };
+        if !is_ours || !is_theirs {
+            return self.dropped(session, if is_ours { "sender" } else { "target" });
+        }
+        let bytes = |data: Cow<'_, [u8]>| match data {
+            Cow::Borrowed(data) => frame.slice_ref(data),
+            Cow::Owned(data) => data.into(),
+        };
+        let sender = message.sender.unwrap_or_default();
+        match message.body {
+            Body::Sync { document, request, data } => {
+                let heads = wire::heads_in(&data);
+                let Some(heads) = heads else {
+                    return Err(closing(
+                        1007,
+                        "data is no automerge sync message".to_owned(),
+                        "garbage",
+                    ));
+                };
+                if automerge::sync::Message::decode(&data).is_err() {
+                    return Err(closing(
+                        1007,
+                        "data is no automerge sync message".to_owned(),
+                        "garbage",
+                    ));
+                }
+                if heads == 0 && self.rooms.lacks(document, session.id) {
+                    return Ok(());
+                }
+                if self.documents.unsaved() > self.config.borrow().storage.max_unsaved.0 {
+                    let reason = "changes wait to be stored; please come again".to_owned();
+                    return Err(closing(1013, reason, "unsaved"));
+                }
+                let held = self.hold(frame.len()).await;
+                let data = bytes(data);
+                let input = Input::Sync { from: session.clone(), request, data, held };
+                self.deliver(session, document, input).await
+            }
+            Body::Ephemeral { document, count, session: author_session, data } => {
+                let held = self.hold(frame.len()).await;
+                let input = Input::Ephemeral {
+                    from: session.clone(),
+                    author: sender.into_owned(),
+                    session: author_session.into_owned(),
+                    count,
+                    data: bytes(data),
+                    held,
+                };
+                self.deliver(session, document, input).await
+            }
+            Body::DocUnavailable { document } => {
+                self.rooms.lacks(document, session.id);
+                Ok(())
+            }
+            Body::Leave => Err(closing(1000, "the peer left".to_owned(), "left")),
+            Body::Error { message } => {
+                debug!(peer = %session.peer_id, connection = %session.id, %message, "the peer reports an error");
+                Ok(())
+            }
+            Body::Join { .. } | Body::Peer => self.dropped(session, "second_handshake"),
+            Body::RemoteSubscriptionChange | Body::RemoteHeadsChanged => Ok(()),
+            Body::Unknown => self.dropped(session, "unknown_type"),
+        }
+    }
+
+    /// Wait for a place in the receive queue.
+    async fn hold(&self, bytes: usize) -> Held {
+        let places = u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX);
+        let places = places.clamp(1, self.receive_places);
+        loop {
+            // The semaphore is never closed.
+            if let Ok(permit) = self.receive_queue.clone().acquire_many_owned(places).await {
+                return Held::new(permit, bytes, self.metrics.unread.clone());
+            }
+        }
+    }
+
+    async fn deliver(
+        &self,
+        session: &Arc<Session>,
+        document: DocumentId,
+        input: Input,
+    ) -> Result<(), Closing> {
+        let limit = self.config.borrow().limits.documents_per_connection;
+        if !session.may_open(document, limit) {
+            let reason = format!("more than {limit} documents (limits.documents_per_connection)");
+            return Err(closing(4429, reason, "documents"));
+        }
+        session.deliver(&self.rooms, document, input).await;
+        Ok(())
+    }
+
+    fn dropped(&self, session: &Session, reason: &'static str) -> Result<(), Closing> {
+        self.metrics.dropped.with_label_values(&[reason]).inc();
+        if let Some(times) = self.repeats.pass(&session.peer_id, reason) {
+            warn!(peer = %session.peer_id, connection = %session.id, reason, times, "a message is dropped");
+        }
+        Ok(())
+    }
+
+    fn count_in(&self, message: &Message<'_>, bytes: usize) {
+        let labels = ["in", message.body.name()];
+        self.metrics.messages.with_label_values(&labels).inc();
+        self.metrics.message_bytes.with_label_values(&labels).inc_by(bytes as u64);
+    }
+}
+
+fn garbage(error: wire::WireError) -> Closing {
+    closing(1007, format!("the message {error}"), "garbage")
+}
+
+/// The relay is stopping; the client is to come again.
+fn drain() -> Closing {
+    closing(1012, "the relay restarts".to_owned(), "drain")
+}
+
+/// A session that is among the peers; whatever ends it, rooms do not keep one that nobody reads.
+struct Joined<'a> {
+    sessions: &'a Sessions,
+    session: &'a Session,
+}
+
+impl Drop for Joined<'_> {
+    fn drop(&mut self) {
+        self.sessions.peers.leave(self.session);
+        for document in self.session.take_documents() {
+            self.sessions.rooms.leave(document, self.session.id);
+        }
+    }
+}
+
+/// Counts an open WebSocket for as long as it lives.
+struct Open<'a>(&'a SessionMetrics);
+
+impl<'a> Open<'a> {
+    fn new(metrics: &'a SessionMetrics) -> Self {
+        metrics.open.inc();
+        Self(metrics)
+    }
+
+    fn ended(&self, outcome: &str) {
+        self.0.ended.with_label_values(&[outcome]).inc();
+    }
+}
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        self.0.open.dec();
+    }
+}
