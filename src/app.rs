@@ -1,5 +1,7 @@
 //! The phases of the process, as types: [`Loaded`] -> [`Bound`] -> [`Running`] -> [`Draining`]. Each step
-//! consumes the last one.
+//! consumes the last one. `tasks` has what is started between the second and the third.
+
+mod tasks;
 
 use std::{
     net::SocketAddr,
@@ -28,7 +30,7 @@ use crate::{
     reloader::Reloader,
     signals::{self, Request},
     storage::{StorageError, documents::Documents, nodefs::NodefsStore},
-    supervisor::{OnExit, Supervisor, TaskEnded},
+    supervisor::{Supervisor, TaskEnded},
     sync::{
         peers::Peers,
         room::samod,
@@ -40,8 +42,6 @@ use crate::{
 
 /// File descriptors beside the connections: files, listeners, the log.
 const FILES_BESIDE: u64 = 500;
-/// How often systemd's status line is renewed.
-const STATUS_EVERY: Duration = Duration::from_secs(5);
 /// Sockets are closed one after the other in a drain, so that clients, which all come back after the same
 /// fixed interval, do not come back at once: so long for each, and at most so long for all.
 const STAGGER: (Duration, Duration) = (Duration::from_millis(2), Duration::from_secs(5));
@@ -266,11 +266,10 @@ impl Bound {
             receive_places,
             draining: draining.clone(),
         });
-        let served = self.keeper.served();
         let tasks = TaskTracker::new();
         let app = App {
             config: config.clone(),
-            served: served.clone(),
+            served: self.keeper.served(),
             store: self.store,
             health: self.health.clone(),
             metrics: self.metrics.clone(),
@@ -296,96 +295,35 @@ impl Bound {
             tasks: tasks.clone(),
             stopping: draining.clone(),
         };
-        let router = http::router(app.clone());
-        for listener in self.public {
-            if let Ok(address) = listener.local_addr() {
-                info!("listening on http://{address}");
-            }
-            let (public, router, listener) = (public.clone(), router.clone(), Arc::new(listener));
-            supervisor.keep("http", OnExit::Restart, &draining, move || {
-                let (public, router, listener) = (public.clone(), router.clone(), listener.clone());
-                async move { public.serve(&listener, router).await }
-            });
-        }
-        let private = Connections {
+        let admin = Connections {
             config,
             open: self.metrics.http.sockets.with_label_values(&["admin"]),
             tasks: TaskTracker::new(),
             stopping: stopping.clone(),
         };
+        tasks::listen(&mut supervisor, self.public, &public, &http::router(app.clone()));
         let mut sockets = Vec::new();
         for listener in self.admin {
-            let private = private.clone();
             match listener {
                 AdminListener::Tcp(listener) => {
-                    let (listener, router) = (Arc::new(listener), admin::router(app.clone()));
-                    supervisor.keep("admin", OnExit::Restart, &stopping, move || {
-                        let (private, listener) = (private.clone(), listener.clone());
-                        let router = router.clone();
-                        async move { private.serve(&listener, router).await }
-                    });
+                    tasks::listen_admin(
+                        &mut supervisor,
+                        listener,
+                        &admin,
+                        &admin::router(app.clone()),
+                    );
                 }
                 AdminListener::Unix(listener, path) => {
-                    sockets.push(path);
                     let router = admin::unix_router(app.clone(), rooms.clone(), reloader.clone());
-                    let listener = Arc::new(listener);
-                    supervisor.keep("admin", OnExit::Restart, &stopping, move || {
-                        let (private, listener) = (private.clone(), listener.clone());
-                        let router = router.clone();
-                        async move { private.serve_unix(&listener, router).await }
-                    });
+                    tasks::listen_unix(&mut supervisor, listener, &admin, &router);
+                    sockets.push(path);
                 }
             }
         }
-        let keeper = self.keeper;
-        supervisor.keep("bundle", OnExit::Restart, &stopping, move || {
-            let keeper = keeper.clone();
-            async move { keeper.run().await }
-        });
-        supervisor.keep("bundle-rooms", OnExit::Restart, &stopping, {
-            let (rooms, served) = (rooms.clone(), served);
-            move || {
-                let (rooms, mut served) = (rooms.clone(), served.clone());
-                async move {
-                    served.mark_unchanged();
-                    while served.changed().await.is_ok() {
-                        rooms.bundle_changed();
-                    }
-                }
-            }
-        });
-        supervisor.keep("config", OnExit::Restart, &stopping, {
-            let reloader = reloader.clone();
-            move || {
-                let reloader = reloader.clone();
-                async move { reloader.watch().await }
-            }
-        });
-        supervisor.keep("log", OnExit::Restart, &stopping, move || {
-            let repeats = repeats.clone();
-            async move { repeats.run().await }
-        });
-        supervisor.keep("status", OnExit::Restart, &stopping, {
-            let (health, ready) = (self.health.clone(), self.metrics.process.ready.clone());
-            let (sessions, rooms) = (self.metrics.sessions.clone(), rooms.clone());
-            move || {
-                let (health, ready) = (health.clone(), ready.clone());
-                let (sessions, rooms) = (sessions.clone(), rooms.clone());
-                async move {
-                    loop {
-                        let report = health.report();
-                        ready.set(report.ready.into());
-                        let (live, _) = rooms.count();
-                        systemd::status(&format!(
-                            "{} ({} connections, {live} documents)",
-                            status_line(&report),
-                            sessions.open.get()
-                        ));
-                        tokio::time::sleep(STATUS_EVERY).await;
-                    }
-                }
-            }
-        });
+        tasks::follow_bundle(&mut supervisor, &stopping, &self.keeper, &rooms);
+        tasks::follow_config(&mut supervisor, &stopping, &reloader);
+        tasks::flush_log(&mut supervisor, &stopping, &repeats);
+        tasks::show_status(&mut supervisor, &stopping, &self.health, &self.metrics, &rooms);
         if now.auth.mode == AuthMode::Open {
             warn!(
                 "open: anybody who reaches this port may read and write every document whose id they know"

@@ -11,7 +11,7 @@ use std::{
     fs::{self, Metadata},
     os::unix::fs::MetadataExt,
     path::{Component, Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -65,6 +65,11 @@ impl Identity {
 impl PathWatch {
     /// Watch `path` from its present state on.
     pub fn new(path: &Path) -> Self {
+        Self::since(path, Identity::of(path))
+    }
+
+    /// Watch `path` from a state on that it was seen in.
+    fn since(path: &Path, seen: Option<Identity>) -> Self {
         // One event says all: the receiver looks for itself.
         let (sender, events) = mpsc::channel(1);
         let watcher = recommended_watcher(move |_| _ = sender.try_send(()))
@@ -72,22 +77,20 @@ impl PathWatch {
                 warn!(%error, path = %path.display(), "changes are not reported; the file is looked at every {LOOK:?}");
             })
             .ok();
-        let mut watch = Self {
-            path: path.to_owned(),
-            watcher,
-            watched: BTreeSet::new(),
-            events,
-            seen: Identity::of(path),
-        };
+        let mut watch =
+            Self { path: path.to_owned(), watcher, watched: BTreeSet::new(), events, seen };
         watch.watch_folders();
         watch
     }
 
     /// Wait until the path leads to another file, or to one with another content, that has come to rest.
     pub async fn changed(&mut self) {
+        // It may have changed before it was watched.
+        let mut look_at_once = Identity::of(&self.path) != self.seen;
         loop {
             // A sender lives as long as the watcher; without one only the looks remain.
             tokio::select! {
+                () = std::future::ready(()), if std::mem::take(&mut look_at_once) => {}
                 Some(()) = self.events.recv() => {}
                 () = tokio::time::sleep(LOOK) => {}
             }
@@ -163,6 +166,8 @@ pub struct BundleKeeper {
     served: watch::Sender<Option<Arc<ServedBundle>>>,
     health: Arc<Health>,
     metrics: BundleMetrics,
+    /// The file as it was when it was last read.
+    seen: Mutex<Option<Identity>>,
 }
 
 impl BundleKeeper {
@@ -173,7 +178,7 @@ impl BundleKeeper {
         metrics: BundleMetrics,
     ) -> Self {
         let (served, _) = watch::channel(None);
-        Self { config, served, health, metrics }
+        Self { config, served, health, metrics, seen: Mutex::default() }
     }
 
     /// What is served, and every swap of it.
@@ -193,6 +198,7 @@ impl BundleKeeper {
             self.health.degrade("bundle", None);
             return Ok(());
         }
+        *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = Identity::of(&path);
         let max_inflated = config.bundles.max_inflated.0;
         let loading = tokio::task::spawn_blocking({
             let path = path.clone();
@@ -237,7 +243,8 @@ impl BundleKeeper {
                 }
                 continue;
             }
-            let mut file = PathWatch::new(&path);
+            let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            let mut file = PathWatch::since(&path, seen);
             loop {
                 tokio::select! {
                     () = file.changed() => self.reload().await,

@@ -1,0 +1,161 @@
+//! The supervised tasks: what each one runs. All of them are started again if they end.
+
+use std::{sync::Arc, time::Duration};
+
+use axum::Router;
+use tokio::net::{TcpListener, UnixListener};
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+use super::status_line;
+use crate::{
+    bundle::watch::BundleKeeper,
+    health::Health,
+    http::listener::Connections,
+    log::Repeats,
+    metrics::Metrics,
+    reloader::Reloader,
+    supervisor::{OnExit, Supervisor},
+    sync::rooms::Rooms,
+    systemd,
+};
+
+/// How often systemd's status line is renewed.
+const STATUS_EVERY: Duration = Duration::from_secs(5);
+
+/// Serve the public addresses.
+pub(super) fn listen(
+    supervisor: &mut Supervisor,
+    listeners: Vec<TcpListener>,
+    connections: &Connections,
+    router: &Router,
+) {
+    for listener in listeners {
+        if let Ok(address) = listener.local_addr() {
+            info!("listening on http://{address}");
+        }
+        keep_listening(supervisor, "http", listener, connections, router);
+    }
+}
+
+/// Serve an admin address.
+pub(super) fn listen_admin(
+    supervisor: &mut Supervisor,
+    listener: TcpListener,
+    connections: &Connections,
+    router: &Router,
+) {
+    keep_listening(supervisor, "admin", listener, connections, router);
+}
+
+fn keep_listening(
+    supervisor: &mut Supervisor,
+    task: &'static str,
+    listener: TcpListener,
+    connections: &Connections,
+    router: &Router,
+) {
+    let stopping = connections.stopping.clone();
+    let (connections, router) = (connections.clone(), router.clone());
+    let listener = Arc::new(listener);
+    supervisor.keep(task, OnExit::Restart, &stopping, move || {
+        let (connections, router) = (connections.clone(), router.clone());
+        let listener = listener.clone();
+        async move { connections.serve(&listener, router).await }
+    });
+}
+
+/// Serve the admin socket.
+pub(super) fn listen_unix(
+    supervisor: &mut Supervisor,
+    listener: UnixListener,
+    connections: &Connections,
+    router: &Router,
+) {
+    let stopping = connections.stopping.clone();
+    let (connections, router) = (connections.clone(), router.clone());
+    let listener = Arc::new(listener);
+    supervisor.keep("admin", OnExit::Restart, &stopping, move || {
+        let (connections, router) = (connections.clone(), router.clone());
+        let listener = listener.clone();
+        async move { connections.serve_unix(&listener, router).await }
+    });
+}
+
+/// Swap the served bundle when its file changes, and tell the rooms.
+pub(super) fn follow_bundle(
+    supervisor: &mut Supervisor,
+    stopping: &CancellationToken,
+    keeper: &Arc<BundleKeeper>,
+    rooms: &Arc<Rooms>,
+) {
+    let served = keeper.served();
+    let keeper = keeper.clone();
+    supervisor.keep("bundle", OnExit::Restart, stopping, move || {
+        let keeper = keeper.clone();
+        async move { keeper.run().await }
+    });
+    let rooms = rooms.clone();
+    supervisor.keep("bundle-rooms", OnExit::Restart, stopping, move || {
+        // Started again it hears of every swap since the relay's start, and so misses none.
+        let (rooms, mut served) = (rooms.clone(), served.clone());
+        async move {
+            while served.changed().await.is_ok() {
+                rooms.bundle_changed();
+            }
+        }
+    });
+}
+
+/// Notice that the config file has changed.
+pub(super) fn follow_config(
+    supervisor: &mut Supervisor,
+    stopping: &CancellationToken,
+    reloader: &Arc<Reloader>,
+) {
+    let reloader = reloader.clone();
+    supervisor.keep("config", OnExit::Restart, stopping, move || {
+        let reloader = reloader.clone();
+        async move { reloader.watch().await }
+    });
+}
+
+/// Write the log lines that were held back.
+pub(super) fn flush_log(
+    supervisor: &mut Supervisor,
+    stopping: &CancellationToken,
+    repeats: &Arc<Repeats>,
+) {
+    let repeats = repeats.clone();
+    supervisor.keep("log", OnExit::Restart, stopping, move || {
+        let repeats = repeats.clone();
+        async move { repeats.run().await }
+    });
+}
+
+/// Keep systemd's status line and the readiness metric as they are.
+pub(super) fn show_status(
+    supervisor: &mut Supervisor,
+    stopping: &CancellationToken,
+    health: &Arc<Health>,
+    metrics: &Metrics,
+    rooms: &Arc<Rooms>,
+) {
+    let (health, metrics, rooms) = (health.clone(), metrics.clone(), rooms.clone());
+    supervisor.keep("status", OnExit::Restart, stopping, move || {
+        let (health, metrics, rooms) = (health.clone(), metrics.clone(), rooms.clone());
+        async move {
+            loop {
+                let report = health.report();
+                metrics.process.ready.set(report.ready.into());
+                let (live, _) = rooms.count();
+                systemd::status(&format!(
+                    "{} ({} connections, {live} documents)",
+                    status_line(&report),
+                    metrics.sessions.open.get()
+                ));
+                tokio::time::sleep(STATUS_EVERY).await;
+            }
+        }
+    });
+}
