@@ -10,10 +10,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures::{Stream, StreamExt};
 use tokio::{
     net::{TcpListener, UnixListener},
-    sync::{Semaphore, watch},
+    sync::{Semaphore, mpsc, watch},
     time::timeout,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -45,6 +44,13 @@ const FILES_BESIDE: u64 = 500;
 /// Sockets are closed one after the other in a drain, so that clients, which all come back after the same
 /// fixed interval, do not come back at once: so long for each, and at most so long for all.
 const STAGGER: (Duration, Duration) = (Duration::from_millis(2), Duration::from_secs(5));
+
+/// Requests that were begun may take so long to end, once all documents are durable.
+const HTTP_GRACE: Duration = Duration::from_secs(5);
+/// systemd waits a little longer than we do, so that what was late is still named.
+const SYSTEMD_WAITS_LONGER: Duration = Duration::from_secs(5);
+/// Bundles unpacked at a time.
+const UNPACKING: usize = 2;
 
 /// Why the relay did not start, or did not end well.
 #[derive(Debug, thiserror::Error)]
@@ -116,14 +122,17 @@ impl Loaded {
         show_limits(&config, &metrics.process);
 
         // Listeners first: of two relays started by mistake, the second must not touch the first's files.
+        let is_default = config.http.listen == Config::default().http.listen;
         let mut public = Vec::new();
         for address in config.http.listen.iter().copied() {
-            let bound = http::listener::bind(address);
-            public.push(bound.map_err(|source| AppError::Listen {
-                file: file(),
-                address,
-                source,
-            })?);
+            match http::listener::bind(address) {
+                Ok(listener) => public.push(listener),
+                // The default names both; a machine without IPv6 has one of them.
+                Err(error) if is_default && address.is_ipv6() && !is_taken(&error) => {
+                    warn!(%address, %error, "not listening there");
+                }
+                Err(source) => return Err(AppError::Listen { file: file(), address, source }),
+            }
         }
         let mut admin = Vec::new();
         for address in &config.admin.listen {
@@ -174,6 +183,10 @@ impl Loaded {
     }
 }
 
+fn is_taken(error: &std::io::Error) -> bool {
+    matches!(error.kind(), std::io::ErrorKind::AddrInUse | std::io::ErrorKind::PermissionDenied)
+}
+
 /// Show the configured limits as metrics.
 pub fn show_limits(config: &Config, metrics: &ProcessMetrics) {
     let bytes = |size: crate::config::Size| i64::try_from(size.0).unwrap_or(i64::MAX);
@@ -208,9 +221,9 @@ pub fn status_line(report: &Report) -> String {
 }
 
 /// Serving. Ends by a signal, or because a task ended that it cannot do without.
-pub struct Running<S> {
+pub struct Running {
     parts: Parts,
-    signals: S,
+    requests: mpsc::Receiver<Request>,
 }
 
 /// What runs.
@@ -222,8 +235,9 @@ struct Parts {
     reloader: Arc<Reloader>,
     rooms: Arc<Rooms>,
     sessions: Arc<Sessions>,
-    /// Connections and sessions of the public port.
-    tasks: TaskTracker,
+    sessions_running: TaskTracker,
+    /// Connections of the public port that are no sessions.
+    http_running: TaskTracker,
     /// The public port takes nothing new.
     draining: CancellationToken,
     /// The other tasks end.
@@ -236,7 +250,7 @@ impl Bound {
     ///
     /// # Errors
     /// Signals cannot be caught.
-    pub fn run(self) -> Result<Running<impl Stream<Item = Request> + Unpin>, AppError> {
+    pub fn run(self) -> Result<Running, AppError> {
         let signals = signals::requests().map_err(AppError::Signals)?;
         let config = self.config.subscribe();
         let now = config.borrow().clone();
@@ -266,7 +280,7 @@ impl Bound {
             receive_places,
             draining: draining.clone(),
         });
-        let tasks = TaskTracker::new();
+        let (http_running, sessions_running) = (TaskTracker::new(), TaskTracker::new());
         let app = App {
             config: config.clone(),
             served: self.keeper.served(),
@@ -275,7 +289,8 @@ impl Bound {
             metrics: self.metrics.clone(),
             sessions: sessions.clone(),
             peers,
-            tasks: tasks.clone(),
+            sessions_running: sessions_running.clone(),
+            unpacking: Arc::new(Semaphore::new(UNPACKING)),
             started: Instant::now(),
         };
         let reloader = Arc::new(Reloader::new(
@@ -292,12 +307,14 @@ impl Bound {
         let public = Connections {
             config: config.clone(),
             open: self.metrics.http.sockets.with_label_values(&["public"]),
-            tasks: tasks.clone(),
+            upgraded: self.metrics.sessions.open.clone(),
+            tasks: http_running.clone(),
             stopping: draining.clone(),
         };
         let admin = Connections {
             config,
             open: self.metrics.http.sockets.with_label_values(&["admin"]),
+            upgraded: self.metrics.sessions.open.clone(),
             tasks: TaskTracker::new(),
             stopping: stopping.clone(),
         };
@@ -320,6 +337,7 @@ impl Bound {
                 }
             }
         }
+        let requests = tasks::catch_signals(&mut supervisor, &stopping, signals);
         tasks::follow_bundle(&mut supervisor, &stopping, &self.keeper, &rooms);
         tasks::follow_config(&mut supervisor, &stopping, &reloader);
         tasks::flush_log(&mut supervisor, &stopping, &repeats);
@@ -342,12 +360,13 @@ impl Bound {
             reloader,
             rooms,
             sessions,
-            tasks,
+            sessions_running,
+            http_running,
             draining,
             stopping,
             sockets,
         };
-        Ok(Running { parts, signals })
+        Ok(Running { parts, requests })
     }
 }
 
@@ -363,16 +382,16 @@ fn warn_of_few_files(config: &Config) {
     }
 }
 
-impl<S: Stream<Item = Request> + Unpin> Running<S> {
+impl Running {
     /// Serve until a signal says to stop, or a task ends that the relay cannot do without.
-    pub async fn serve(mut self) -> Draining<S> {
+    pub async fn serve(mut self) -> Draining {
         let cause = loop {
             tokio::select! {
-                request = self.signals.next() => match request {
-                    // The outcome is in the log, the metrics and the status line.
-                    Some(Request::Reload) => _ = self.parts.reloader.reload().await,
-                    Some(Request::Stop) => break None,
-                    None => break Some(TaskEnded { task: "signals", cause: "it returned".to_owned() }),
+                Some(request) = self.requests.recv() => match request {
+                    // Beside this loop: a bundle that takes long to read must not keep a stop waiting. The
+                    // outcome is in the log, the metrics and the status line.
+                    Request::Reload => drop(self.parts.reloader.start()),
+                    Request::Stop => break None,
                 },
                 ended = self.parts.supervisor.failed() => break Some(ended),
             }
@@ -380,18 +399,18 @@ impl<S: Stream<Item = Request> + Unpin> Running<S> {
         if let Some(ended) = &cause {
             error!(%ended, "the relay cannot go on");
         }
-        Draining { parts: self.parts, signals: self.signals, cause }
+        Draining { parts: self.parts, requests: self.requests, cause }
     }
 }
 
 /// Finishing what was begun.
-pub struct Draining<S> {
+pub struct Draining {
     parts: Parts,
-    signals: S,
+    requests: mpsc::Receiver<Request>,
     cause: Option<TaskEnded>,
 }
 
-impl<S: Stream<Item = Request> + Unpin> Draining<S> {
+impl Draining {
     /// Tell every peer, make every document durable, and end.
     ///
     /// # Errors
@@ -403,13 +422,14 @@ impl<S: Stream<Item = Request> + Unpin> Draining<S> {
         info!(connections = parts.sessions.peers.len(), "draining");
         parts.health.enter(Phase::Draining);
         parts.metrics.process.ready.set(0);
-        systemd::stopping(limit.0, "Draining");
+        systemd::stopping(limit.0 + SYSTEMD_WAITS_LONGER, "Draining");
 
         let finished = tokio::select! {
             finished = timeout(limit.0, parts.drain(limit.0)) => finished.is_ok(),
-            () = second_stop(&mut self.signals) => return Err(AppError::Quit(parts.late())),
+            () = show_drain(start, &parts.metrics.process) => false,
+            () = second_stop(&mut self.requests) => return Err(AppError::Quit(parts.late())),
         };
-        parts.metrics.process.drain_seconds.set(start.elapsed().as_secs_f64());
+        parts.stopping.cancel();
         for socket in &parts.sockets {
             let _ = std::fs::remove_file(socket);
         }
@@ -431,10 +451,14 @@ impl Parts {
             session.close(1012, "the relay restarts", "drain");
             tokio::time::sleep(all / count).await;
         }
-        self.tasks.close();
-        self.tasks.wait().await;
+        self.sessions_running.close();
+        self.sessions_running.wait().await;
         self.rooms.stop().await;
-        self.stopping.cancel();
+        // Documents first: a client that reads its download slowly, or sends nothing, holds nobody up.
+        self.http_running.close();
+        if timeout(HTTP_GRACE.min(limit / 3), self.http_running.wait()).await.is_err() {
+            info!(requests = self.http_running.len(), "requests that did not end are cut off");
+        }
     }
 
     fn late(&self) -> String {
@@ -449,8 +473,16 @@ impl Parts {
     }
 }
 
-async fn second_stop(signals: &mut (impl Stream<Item = Request> + Unpin)) {
-    while let Some(request) = signals.next().await {
+/// Show how long the drain has taken, for as long as it takes.
+async fn show_drain(start: Instant, metrics: &ProcessMetrics) {
+    loop {
+        metrics.drain_seconds.set(start.elapsed().as_secs_f64());
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+async fn second_stop(requests: &mut mpsc::Receiver<Request>) {
+    while let Some(request) = requests.recv().await {
         if request == Request::Stop {
             return;
         }

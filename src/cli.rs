@@ -177,7 +177,8 @@ fn configured(arguments: Daemon) -> Result<(), CliError> {
         return Err(CliError::Config(faults));
     }
     if arguments.check_config {
-        print(&format!("{}: no fault\n", arguments.config.display()));
+        let place = loaded.file.as_ref().map(|file| format!("{}: ", file.display()));
+        print(&format!("{}no fault\n", place.unwrap_or_default()));
         return Ok(());
     }
     daemon(loaded)
@@ -216,7 +217,7 @@ fn without_file(origin: &str, set: impl FnOnce(&mut Config)) -> LoadedConfig {
     for key in load::changed_keys(&Config::default(), &config) {
         origins.set(&key, origin);
     }
-    LoadedConfig { file: None, config, origins }
+    LoadedConfig { file: None, text: String::new(), config, origins }
 }
 
 /// `tonk-relay PORT BUNDLE [STORAGE]`, as the TypeScript relay was started: open by definition, with no

@@ -52,10 +52,9 @@ pub fn check_level(level: &str) -> Result<EnvFilter, LogError> {
 /// The level is none, or the journal was asked for and cannot be reached.
 pub fn init(config: &Log) -> Result<LogLevel, LogError> {
     let (filter, handle) = reload::Layer::new(check_level(&config.level)?);
-    // systemd sets JOURNAL_STREAM where stderr is the journal (systemd.exec(5)).
-    let journal = match (config.format, env::var_os("JOURNAL_STREAM")) {
-        (LogFormat::Journal, _) => Some(tracing_journald::layer().map_err(LogError::Journal)?),
-        (LogFormat::Auto, Some(_)) => tracing_journald::layer().ok(),
+    let journal = match config.format {
+        LogFormat::Journal => Some(tracing_journald::layer().map_err(LogError::Journal)?),
+        LogFormat::Auto if is_stderr_the_journal() => tracing_journald::layer().ok(),
         _ => None,
     };
     let output: Box<dyn Layer<_> + Send + Sync> = match (journal, config.format) {
@@ -70,6 +69,14 @@ pub fn init(config: &Log) -> Result<LogLevel, LogError> {
     };
     tracing_subscriber::registry().with(filter).with(output).try_init()?;
     Ok(LogLevel(handle))
+}
+
+/// Whether stderr leads to the journal: systemd says which file does in JOURNAL_STREAM, which every process
+/// below inherits, whatever its own stderr is (systemd.exec(5)).
+fn is_stderr_the_journal() -> bool {
+    let stream = env::var("JOURNAL_STREAM").unwrap_or_default();
+    rustix::fs::fstat(io::stderr())
+        .is_ok_and(|found| stream == format!("{}:{}", found.st_dev, found.st_ino))
 }
 
 impl LogLevel {

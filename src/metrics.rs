@@ -91,9 +91,9 @@ metrics! {
     SessionMetrics {
         /// Open WebSocket connections.
         open: IntGauge = "tonk_relay_connections" [];
-        /// WebSocket connections that ended, by outcome: the close code that ended them, or how the peer left.
+        /// WebSocket connections that ended, by outcome: why the relay closed them, or "peer" where the peer did.
         ended: IntCounterVec = "tonk_relay_connections_ended_total" ["outcome"];
-        /// WebSocket connections that the relay refused or closed for a limit, by reason.
+        /// WebSocket connections that the relay refused, or closed for something the peer did, by reason.
         refused: IntCounterVec = "tonk_relay_refused_total" ["reason"];
         /// Protocol messages, by direction and type.
         messages: IntCounterVec = "tonk_relay_messages_total" ["direction", "type"];
@@ -175,13 +175,13 @@ metrics! {
 
     /// The process.
     ProcessMetrics {
-        /// Tasks that ended without being asked, by task and verdict.
+        /// Ends of tasks, by task and verdict: restart, fatal, or expected where the relay stops.
         task_exits: IntCounterVec = "tonk_relay_task_exits_total" ["task", "verdict"];
         /// Config reloads, by result.
         reloads: IntCounterVec = "tonk_relay_config_reloads_total" ["result"];
-        /// Seconds the drain has taken; 0 while serving.
+        /// Seconds that the drain has taken so far; 0 while serving.
         drain_seconds: Gauge = "tonk_relay_drain_seconds" [];
-        /// Whether sync can be promised: 1 as long as /readyz answers 200.
+        /// Whether sync can be promised, as /readyz says; looked at every 5 s.
         ready: IntGauge = "tonk_relay_ready" [];
         /// Configured limits, by key, in the unit of the key.
         limits: IntGaugeVec = "tonk_relay_limit" ["key"];

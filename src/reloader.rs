@@ -2,13 +2,16 @@
 
 use std::{fmt, path::PathBuf, sync::Arc};
 
-use tokio::sync::{Mutex, watch};
+use tokio::{
+    sync::{Mutex, watch},
+    task::JoinHandle,
+};
 use tracing::{error, info, warn};
 
 use crate::{
     bundle::watch::{BundleKeeper, PathWatch},
     config::{Config, check, load, load::LoadedConfig, reload},
-    health::Health,
+    health::{Health, Phase},
     log::{LogLevel, Repeats},
     metrics::ProcessMetrics,
     systemd,
@@ -52,13 +55,24 @@ impl Reloader {
         Self { loaded: Mutex::new(loaded), config, keeper, log_level, repeats, health, metrics }
     }
 
-    /// Take over the config file as it is now. Returns the keys that changed.
+    /// Begin to take over the config file as it is now. It goes on to its end whether or not somebody waits
+    /// for the keys that changed.
     ///
     /// # Errors
-    /// It has a fault, changes a key that needs a restart, or names a bundle that cannot be served.
-    pub async fn reload(&self) -> Result<Vec<String>, Refused> {
+    /// The file has a fault, changes a key that needs a restart, or names a bundle that cannot be served.
+    pub fn start(self: &Arc<Self>) -> JoinHandle<Result<Vec<String>, Refused>> {
+        let reloader = self.clone();
+        tokio::spawn(async move { reloader.reload().await })
+    }
+
+    async fn reload(&self) -> Result<Vec<String>, Refused> {
+        // Held throughout: reloads come one after the other.
+        let mut loaded = self.loaded.lock().await;
+        if self.health.report().phase != Phase::Running {
+            return Err(refused(["the relay is not running yet, or not any more".to_owned()]));
+        }
         systemd::reloading();
-        let result = self.take_over().await;
+        let result = self.take_over(&mut loaded).await;
         match &result {
             Ok(changed) => {
                 info!(changed = changed.join(" "), "config reloaded");
@@ -75,9 +89,7 @@ impl Reloader {
         result
     }
 
-    async fn take_over(&self) -> Result<Vec<String>, Refused> {
-        // Held throughout: reloads come one after the other.
-        let mut loaded = self.loaded.lock().await;
+    async fn take_over(&self, loaded: &mut LoadedConfig) -> Result<Vec<String>, Refused> {
         let file = loaded.file.clone().ok_or_else(|| {
             refused(["the relay was started without a config file: there is nothing to reload"
                 .to_owned()])
@@ -94,7 +106,9 @@ impl Reloader {
                 |key: &String| format!("{}: {key}: needs a restart to change", new.origins.of(key));
             return Err(refused(changes.restart.iter().map(needs)));
         }
-        if changes.live.iter().any(|key| key.starts_with("bundle.") || key == "http.public_url") {
+        let decides = ["bundle.path", "bundles.max_inflated", "http.public_url"];
+        let is_degraded = self.health.report().degraded.contains_key("bundle");
+        if is_degraded || changes.live.iter().any(|key| decides.contains(&key.as_str())) {
             let problem = |error| {
                 refused([format!("{}: bundle.path: {error}", new.origins.of("bundle.path"))])
             };
@@ -111,7 +125,7 @@ impl Reloader {
     }
 
     /// Watch the config file: apply it, or report that it has changed. Runs for ever.
-    pub async fn watch(&self) {
+    pub async fn watch(self: &Arc<Self>) {
         let file: Option<PathBuf> = self.loaded.lock().await.file.clone();
         let Some(file) = file else {
             return std::future::pending().await;
@@ -119,9 +133,13 @@ impl Reloader {
         let mut watch = PathWatch::new(&file);
         loop {
             watch.changed().await;
+            let text = tokio::fs::read_to_string(&file).await.unwrap_or_default();
+            if text == self.loaded.lock().await.text {
+                continue;
+            }
             if self.config.borrow().reload.watch_config {
                 // The outcome is in the log, the metrics and the status line.
-                let _ = self.reload().await;
+                let _ = self.start().await;
             } else {
                 warn!(
                     file = %file.display(),

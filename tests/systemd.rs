@@ -48,6 +48,6 @@ fn ready_reload_and_stop_are_told_in_order() {
 
     signal(&relay, "-TERM");
     let stopping = wait_for(&manager, "STOPPING=1");
-    assert!(stopping.contains("EXTEND_TIMEOUT_USEC=30000000"), "{stopping}");
+    assert!(stopping.contains("EXTEND_TIMEOUT_USEC=35000000"), "{stopping}");
     assert_eq!(relay.child.wait().expect("ends").code(), Some(0));
 }

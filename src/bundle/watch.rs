@@ -15,7 +15,11 @@ use std::{
     time::Duration,
 };
 
-use notify::{RecursiveMode, Watcher, recommended_watcher};
+use notify::{
+    EventKind, RecursiveMode, Watcher,
+    event::{AccessKind, AccessMode},
+    recommended_watcher,
+};
 use tokio::sync::{mpsc, watch};
 use tracing::{error, info, warn};
 
@@ -49,6 +53,8 @@ struct Identity {
     inode: u64,
     size: u64,
     modified: (i64, i64),
+    /// The times of the inode too: a file that may be read now is not what it was.
+    changed: (i64, i64),
 }
 
 impl Identity {
@@ -58,6 +64,7 @@ impl Identity {
             inode: found.ino(),
             size: found.size(),
             modified: (found.mtime(), found.mtime_nsec()),
+            changed: (found.ctime(), found.ctime_nsec()),
         })
     }
 }
@@ -72,7 +79,13 @@ impl PathWatch {
     fn since(path: &Path, seen: Option<Identity>) -> Self {
         // One event says all: the receiver looks for itself.
         let (sender, events) = mpsc::channel(1);
-        let watcher = recommended_watcher(move |_| _ = sender.try_send(()))
+        let tell = move |event: notify::Result<notify::Event>| {
+            // Every program that is started opens files of /etc: that they are read is no change.
+            if !event.is_ok_and(|event| event.kind.is_access() && !is_written(event.kind)) {
+                let _ = sender.try_send(());
+            }
+        };
+        let watcher = recommended_watcher(tell)
             .inspect_err(|error| {
                 warn!(%error, path = %path.display(), "changes are not reported; the file is looked at every {LOOK:?}");
             })
@@ -129,6 +142,10 @@ impl PathWatch {
     }
 }
 
+fn is_written(kind: EventKind) -> bool {
+    kind == EventKind::Access(AccessKind::Close(AccessMode::Write))
+}
+
 /// The folders whose entries decide what `path` leads to.
 fn folders_of(path: &Path) -> BTreeSet<PathBuf> {
     let mut folders = BTreeSet::new();
@@ -168,6 +185,8 @@ pub struct BundleKeeper {
     metrics: BundleMetrics,
     /// The file as it was when it was last read.
     seen: Mutex<Option<Identity>>,
+    /// Held while a bundle is loaded: one load after the other.
+    loading: tokio::sync::Mutex<()>,
 }
 
 impl BundleKeeper {
@@ -178,7 +197,14 @@ impl BundleKeeper {
         metrics: BundleMetrics,
     ) -> Self {
         let (served, _) = watch::channel(None);
-        Self { config, served, health, metrics, seen: Mutex::default() }
+        Self {
+            config,
+            served,
+            health,
+            metrics,
+            seen: Mutex::default(),
+            loading: tokio::sync::Mutex::default(),
+        }
     }
 
     /// What is served, and every swap of it.
@@ -191,6 +217,7 @@ impl BundleKeeper {
     /// # Errors
     /// It cannot be read or is no bundle; what was served before still is.
     pub async fn load(&self, config: &Config) -> Result<(), ServeError> {
+        let _one_at_a_time = self.loading.lock().await;
         let path = config.bundle.path.clone();
         if path.as_os_str().is_empty() {
             self.served.send_replace(None);

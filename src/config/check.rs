@@ -114,9 +114,13 @@ pub fn open(loaded: &LoadedConfig) -> Vec<Fault> {
     for address in &config.admin.listen {
         if let AdminAddress::Unix(path) = address
             && let Some(folder) = path.parent()
-            && let Err(problem) = can_write(folder)
         {
-            fault("admin.listen", format!("{}: {problem}", folder.display()));
+            if !folder.is_dir() {
+                let problem = "not found; under systemd, RuntimeDirectory makes it";
+                fault("admin.listen", format!("{}: {problem}", folder.display()));
+            } else if let Err(problem) = can_write(folder) {
+                fault("admin.listen", format!("{}: {problem}", folder.display()));
+            }
         }
     }
     faults
@@ -173,7 +177,7 @@ mod tests {
 
     fn loaded(text: &str) -> LoadedConfig {
         let (config, origins) = load::parse("x.toml", text).expect("reads");
-        LoadedConfig { file: Some("x.toml".into()), config, origins }
+        LoadedConfig { file: Some("x.toml".into()), text: text.to_owned(), config, origins }
     }
 
     fn texts(faults: &[Fault]) -> Vec<String> {

@@ -53,6 +53,8 @@ impl Origins {
 pub struct LoadedConfig {
     /// The file it was read from; a relay started without one has none to reload.
     pub file: Option<PathBuf>,
+    /// The file's text.
+    pub text: String,
     /// What is in effect.
     pub config: Config,
     /// Where each value comes from.
@@ -90,7 +92,7 @@ pub fn read_file(file: &Path) -> Result<LoadedConfig, Vec<Fault>> {
         vec![Fault { place: file.display().to_string(), key: String::new(), problem }]
     })?;
     let (config, origins) = parse(&file.display().to_string(), &text)?;
-    Ok(LoadedConfig { file: Some(file.to_owned()), config, origins })
+    Ok(LoadedConfig { file: Some(file.to_owned()), text, config, origins })
 }
 
 /// Parse a config's text; `name` is what faults call it.
@@ -305,7 +307,7 @@ mod tests {
         let (config, origins) =
             parse("x.toml", "drain_timeout = \"7s\"\n[sync]\nsend_queue = \"3MiB\"\n")
                 .expect("fine");
-        let loaded = LoadedConfig { file: None, config, origins };
+        let loaded = LoadedConfig { file: None, text: String::new(), config, origins };
         let text = print(&loaded);
         assert_eq!(parse("printed", &text).expect("fine").0, loaded.config);
         assert!(

@@ -13,6 +13,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use futures::StreamExt;
+use http_range_header::StartPosition;
 use serde_json::json;
 use tempfile::NamedTempFile;
 use tokio::io::{AsyncReadExt, AsyncSeekExt, AsyncWriteExt, BufWriter};
@@ -66,16 +67,32 @@ async fn receive(app: &App, headers: &HeaderMap, body: Body) -> Result<DocumentI
         return Err(HttpError::BundleData);
     }
     let max_inflated = config.bundles.max_inflated.0;
-    let verifying = tokio::task::spawn_blocking(move || -> Result<_, BundleError> {
-        let mut bundle = Bundle::open(io::BufReader::new(file.reopen()?), max_inflated)?;
+    let reader = io::BufReader::new(file.reopen()?);
+    let verify = move || -> Result<_, BundleError> {
+        let mut bundle = Bundle::open(reader, max_inflated)?;
         bundle.verify()?;
-        Ok((bundle.manifest().root, file))
-    });
-    let verified = verifying.await.map_err(|error| HttpError::Internal(error.to_string()))?;
-    let (id, file) = verified?;
+        Ok(bundle.manifest().root)
+    };
+    let id = unpack(app, verify).await??;
     app.store.put(id, file).await?;
     info!(bundle = %id, bytes = size, "stored an uploaded bundle");
     Ok(id)
+}
+
+/// Unpack a bundle on a thread that may block; few at a time, so that storage keeps its threads.
+async fn unpack<T: Send + 'static>(
+    app: &App,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, HttpError> {
+    let patience = app.config.borrow().http.body_idle_timeout.0;
+    let place = tokio::time::timeout(patience, app.unpacking.clone().acquire_owned()).await;
+    let place = place.map_err(|_| HttpError::Busy)?;
+    let working = tokio::task::spawn_blocking(move || {
+        // Kept until the work is done, also when nobody waits for it any more.
+        let _place = place;
+        work()
+    });
+    working.await.map_err(|error| HttpError::Internal(error.to_string()))
 }
 
 async fn write(
@@ -181,8 +198,15 @@ fn range(
     let Ok(parsed) = http_range_header::parse_range_header(range) else {
         return Ok(None);
     };
-    let mut parts = parsed.validate(size).map_err(|_| HttpError::Range(size))?;
-    Ok(if parts.len() == 1 { parts.pop() } else { None })
+    let is_beyond = parsed.ranges.iter().all(|range| match range.start {
+        StartPosition::Index(start) => start >= size,
+        StartPosition::FromLast(last) => last == 0,
+    });
+    match parsed.validate(size) {
+        Ok(mut parts) if parts.len() == 1 => Ok(parts.pop()),
+        Err(_) if is_beyond => Err(HttpError::Range(size)),
+        _ => Ok(None),
+    }
 }
 
 /// `GET /api/bundles/{id}/manifest`: the slim form of an uploaded bundle.
@@ -206,10 +230,8 @@ async fn send_slim(app: &App, id: &str, headers: &HeaderMap) -> Result<Response,
         return Ok((StatusCode::NOT_MODIFIED, common).into_response());
     }
     let max_inflated = app.config.borrow().bundles.max_inflated.0;
-    let making = tokio::task::spawn_blocking(move || {
-        Bundle::open(io::BufReader::new(stored.file), max_inflated)?.slim()
-    });
-    let made = making.await.map_err(|error| HttpError::Internal(error.to_string()))?;
+    let make = move || Bundle::open(io::BufReader::new(stored.file), max_inflated)?.slim();
+    let made = unpack(app, make).await?;
     // It was whole when it was stored.
     let slim =
         made.map_err(|error| HttpError::Store(io::Error::other(format!("{id}: {error}"))))?;

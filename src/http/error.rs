@@ -36,6 +36,8 @@ pub enum HttpError {
     Slow(std::time::Duration),
     #[error("The bundle store is not available")]
     Store(#[from] std::io::Error),
+    #[error("Too many bundles are being read")]
+    Busy,
     #[error("Range not satisfiable")]
     Range(u64),
     #[error("Not ready: {0}")]
@@ -54,7 +56,9 @@ impl HttpError {
             Self::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Slow(_) => StatusCode::REQUEST_TIMEOUT,
             Self::Range(_) => StatusCode::RANGE_NOT_SATISFIABLE,
-            Self::NoBundle | Self::Store(_) | Self::NotReady(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::NoBundle | Self::Busy | Self::Store(_) | Self::NotReady(_) => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
             Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
@@ -70,7 +74,7 @@ impl IntoResponse for HttpError {
         let mut response = json_error(self.status(), &self.to_string());
         let headers = response.headers_mut();
         match self {
-            Self::Store(_) => _ = headers.insert(header::RETRY_AFTER, 5.into()),
+            Self::Store(_) | Self::Busy => _ = headers.insert(header::RETRY_AFTER, 5.into()),
             Self::Range(size) => {
                 if let Ok(value) = format!("bytes */{size}").parse() {
                     headers.insert(header::CONTENT_RANGE, value);

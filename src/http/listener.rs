@@ -1,7 +1,12 @@
 //! Sockets that listen, and the connections they accept.
 
 use std::{
-    io, net::SocketAddr, os::unix::fs::PermissionsExt, path::Path, sync::Arc, time::Duration,
+    io,
+    net::SocketAddr,
+    os::unix::fs::{FileTypeExt, PermissionsExt},
+    path::Path,
+    sync::Arc,
+    time::Duration,
 };
 
 use axum::{Router, extract::Request};
@@ -65,7 +70,11 @@ pub fn bind_unix(path: &Path) -> io::Result<UnixListener> {
             return Err(io::Error::new(io::ErrorKind::AddrInUse, "another process answers there"));
         }
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            std::fs::remove_file(path)?
+            // A regular file refuses connections as well: it is not ours to remove.
+            if !std::fs::symlink_metadata(path)?.file_type().is_socket() {
+                return Err(io::Error::new(io::ErrorKind::AlreadyExists, "is there and no socket"));
+            }
+            std::fs::remove_file(path)?;
         }
         Err(_) => {}
     }
@@ -80,6 +89,8 @@ pub fn bind_unix(path: &Path) -> io::Result<UnixListener> {
 pub struct Connections {
     pub config: watch::Receiver<Arc<Config>>,
     pub open: IntGauge,
+    /// Connections that were upgraded.
+    pub upgraded: IntGauge,
     /// Where connections are counted until they end.
     pub tasks: TaskTracker,
     /// No request is taken any more.
@@ -101,7 +112,8 @@ impl Connections {
                 () = self.stopping.cancelled() => return,
             };
             let limit = self.config.borrow().limits.connections + HTTP_BESIDE;
-            if usize::try_from(self.open.get()).unwrap_or(0) >= limit {
+            let open = self.open.get() + self.upgraded.get();
+            if usize::try_from(open).unwrap_or(0) >= limit {
                 // The kernel resets it: a flood is not worth an answer.
                 let _ = socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO));
                 debug!(client = %address, "cut: too many connections");

@@ -19,7 +19,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, post},
 };
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::task::TaskTracker;
 use tower_http::{
     catch_panic::CatchPanicLayer,
@@ -53,7 +53,9 @@ pub struct App {
     pub sessions: Arc<Sessions>,
     pub peers: Arc<Peers>,
     /// Where sessions are counted until they end.
-    pub tasks: TaskTracker,
+    pub sessions_running: TaskTracker,
+    /// Places for unpacking bundles, which takes processor time and memory.
+    pub unpacking: Arc<Semaphore>,
     pub started: Instant,
 }
 
@@ -166,7 +168,7 @@ async fn upgrade(State(app): State<App>, request: Request, next: Next) -> Respon
     let config = app.config.borrow().clone();
     let refuse = refusal(&app, &config, &parts.headers);
     let max_message = config.sync.max_message.bytes();
-    let (sessions, tasks) = (app.sessions, app.tasks);
+    let (sessions, running) = (app.sessions, app.sessions_running);
     socket
         .read_buffer_size(READ_BUFFER)
         .write_buffer_size(WRITE_BUFFER)
@@ -174,7 +176,7 @@ async fn upgrade(State(app): State<App>, request: Request, next: Next) -> Respon
         .max_frame_size(max_message)
         .on_upgrade(move |socket| {
             let panics = sessions.metrics.panics.clone();
-            let session = tasks.track_future(sessions.run(socket, address, activity, refuse));
+            let session = running.track_future(sessions.run(socket, address, activity, refuse));
             async move {
                 let session = std::panic::AssertUnwindSafe(session);
                 if futures::FutureExt::catch_unwind(session).await.is_err() {

@@ -230,6 +230,18 @@ test('the drain ends in time although a peer does not read, and a second signal 
   assert.match(relay.log, /stopped at once by a second signal/);
 });
 
+test('an admin socket never replaces a file', async t => {
+  const at = await folder(t);
+  await writeFile(join(at, 'app.tonk'), 'precious');
+  const file = join(at, 'tonk-relay.toml');
+  await writeFile(file, `[http]\nlisten = ["127.0.0.1:0"]\n[admin]\nlisten = ["unix:${at}/app.tonk"]\n`
+    + `[storage]\npath = "${at}/documents"\n[bundles]\npath = "${at}/bundles"\n`);
+  const { code, stderr } = await run(['--config', file]);
+  assert.equal(code, 1);
+  assert.match(stderr, /admin\.listen: cannot listen on unix:\S+app\.tonk: is there and no socket/);
+  assert.equal(await readFile(join(at, 'app.tonk'), 'utf8'), 'precious');
+});
+
 test('a FIFO or a folder instead of a bundle does not hang the start', async t => {
   const at = await folder(t);
   spawnSync('mkfifo', [join(at, 'fifo.tonk')]);
