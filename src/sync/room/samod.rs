@@ -188,6 +188,11 @@ impl Engine for SamodEngine {
 impl Drop for SamodEngine {
     fn drop(&mut self) {
         self.runtime.abort();
+        // The repo holds its acceptor and the acceptor the repo: neither would ever be freed. samod's locks are
+        // poisoned where a task of it has panicked, and it panics on those.
+        if let Some(acceptor) = self.acceptor.take() {
+            let _ = std::panic::catch_unwind(AssertUnwindSafe(|| acceptor.close()));
+        }
     }
 }
 
