@@ -111,6 +111,22 @@ test('an idle document leaves memory and comes back whole', async t => {
   assert.equal((await bob.repo.find(handle.url)).doc().n, 1);
 });
 
+test('memory of documents that left is used again', async t => {
+  const relay = await Relay.start(t, { sync: { idle_unload: '"100ms"' } });
+  const contents = { text: 'x'.repeat(1000), list: Array.from({ length: 200 }, (_, n) => n) };
+  const resident = [];
+  for (let round = 0; round < 5; round++) {
+    const client = relay.client(t);
+    const handles = Array.from({ length: 150 }, () => client.repo.create(contents));
+    for (const handle of handles) await saved(client, handle);
+    await close(client);
+    await until('no room', async () => await relay.metric('tonk_relay_rooms{state="live"}') === 0);
+    resident.push(await relay.metric('process_resident_memory_bytes'));
+  }
+  const growth = resident[4] / resident[1];
+  assert.ok(growth < 1.3, `${resident.map(bytes => Math.round(bytes / 1024))} KiB`);
+});
+
 test('the same peer again: the newer connection wins', async t => {
   const relay = await Relay.start(t);
   const join = cbor.encode({ type: 'join', senderId: 'tab', peerMetadata: {}, supportedProtocolVersions: ['1'] });
