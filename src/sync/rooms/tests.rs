@@ -473,3 +473,30 @@ async fn edits_that_a_panic_took_are_asked_for_again() {
     }
     alice.until("stored again", |alice| alice.in_sync(id(1))).await;
 }
+
+#[tokio::test]
+async fn a_document_whose_bringer_left_is_asked_for_elsewhere() {
+    let fixture = fixture(config(), None);
+    let (mut alice, mut bob) = (fixture.peer("alice"), fixture.peer("bob"));
+    alice.edit(id(1), "shared").await;
+    alice.until("stored", |alice| alice.in_sync(id(1))).await;
+    bob.push(id(1), true).await;
+    bob.until("the shared document", |bob| bob.has(id(1), "shared")).await;
+    // Carol names heads of a document, and is gone before its changes are.
+    let mut carol = fixture.peer("carol");
+    carol.edit(id(2), "never sent").await;
+    until("a live room", || fixture.rooms.count().0 == 2).await;
+    carol.leave();
+    bob.push(id(2), true).await;
+    alice.until("the question", |alice| alice.asked_for == [id(2)]).await;
+    alice.edit(id(2), "found").await;
+    let serving = async {
+        loop {
+            alice.step().await;
+        }
+    };
+    tokio::select! {
+        () = bob.until("the document", |bob| bob.has(id(2), "found")) => {}
+        () = serving => {}
+    }
+}

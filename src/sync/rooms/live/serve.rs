@@ -63,6 +63,7 @@ impl Room {
                         for member in self.members.values_mut() {
                             member.begin_anew |= member.port.take().is_some();
                         }
+                        // From here on the document is unknown.
                         return End::Reopen;
                     }
                     self.answer_the_unanswered();

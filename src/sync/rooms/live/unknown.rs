@@ -7,6 +7,12 @@ impl Room {
     pub(super) async fn unknown(&mut self) -> End {
         self.handle.unknown.store(true, Ordering::Relaxed);
         self.ask_the_lost();
+        // Those who asked an engine in vain have not had others asked for them.
+        let asking = self.members.values().filter(|member| member.asks.is_some());
+        let asking: Vec<Arc<Session>> = asking.map(|member| member.session.clone()).collect();
+        for session in asking {
+            self.look_for(&session);
+        }
         let stopping = self.rooms.stopping.clone();
         let end = tokio::select! {
             end = self.look_for_it() => end,
@@ -104,12 +110,17 @@ impl Room {
                 let member = self.member(&from);
                 member.begin_anew = true;
                 if request && member.asks.is_none() {
-                    let by = Deadline::now() + self.forward_timeout();
-                    self.member(&from).asks = Some(by);
-                    self.ask_others(&from);
+                    self.look_for(&from);
                 }
             }
         }
+    }
+
+    /// Let a session wait for the answers of others.
+    fn look_for(&mut self, requester: &Arc<Session>) {
+        let by = Deadline::now() + self.forward_timeout();
+        self.member(requester).asks = Some(by);
+        self.ask_others(requester);
     }
 
     /// Pass a request on to peers that share a document with the requester.
