@@ -213,7 +213,7 @@ test('a client of automerge-repo survives every refusal, and comes back', async 
   });
   // A full relay refuses this one again and again.
   const first = await joined(t, relay, 'first');
-  const client = relay.client(t, { retry: 50 });
+  const client = relay.client(t, { retry: 50, strict: true });
   await until('several refusals', async () => await relay.metric('tonk_relay_refused_total{reason="connections"}') >= 3);
   first.close();
   const handle = await share(client, { n: 1 });
