@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
@@ -12,7 +12,7 @@ use tracing::warn;
 use super::{
     outbound::{Closing, Outbound, Push},
     peers::{Principal, SessionId},
-    rooms::{Input, Mailbox, Rooms},
+    rooms::{Input, Mailbox, Rooms, lock},
     wire,
 };
 use crate::{document_id::DocumentId, metrics::SessionMetrics};
@@ -33,10 +33,6 @@ pub struct Session {
     documents: Mutex<HashMap<DocumentId, Option<Mailbox>>>,
     /// When it was asked for documents that others look for.
     asked: Mutex<HashMap<DocumentId, Instant>>,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Session {

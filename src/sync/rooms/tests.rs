@@ -159,6 +159,19 @@ impl Peer {
         assert!(result.is_ok(), "not in time: {what}");
     }
 
+    /// Answer until `done`, while `other` answers too.
+    async fn until_with(&mut self, other: &mut Peer, what: &str, done: impl Fn(&Self) -> bool) {
+        let serving = async {
+            loop {
+                other.step().await;
+            }
+        };
+        tokio::select! {
+            () = self.until(what, done) => {}
+            () = serving => {}
+        }
+    }
+
     fn has(&self, document: DocumentId, key: &str) -> bool {
         let doc = self.documents.get(&document).map(|(doc, _)| doc);
         doc.is_some_and(|doc| doc.get(ROOT, key).is_ok_and(|value| value.is_some()))
@@ -305,15 +318,7 @@ async fn a_forwarded_request_brings_the_document() {
     bob.push(id(2), true).await;
     alice.until("the question", |alice| alice.asked_for == [id(2)]).await;
     alice.edit(id(2), "found").await;
-    let serving = async {
-        loop {
-            alice.step().await;
-        }
-    };
-    tokio::select! {
-        () = bob.until("the document", |bob| bob.has(id(2), "found")) => {}
-        () = serving => {}
-    }
+    bob.until_with(&mut alice, "the document", |bob| bob.has(id(2), "found")).await;
     assert!(bob.unavailable.is_empty());
 }
 
@@ -461,16 +466,9 @@ async fn edits_that_a_panic_took_are_asked_for_again() {
     alice.edit(id(1), "while it pauses").await;
     let mut bob = fixture.peer("bob");
     bob.push(id(1), true).await;
-    let serving = async {
-        loop {
-            alice.step().await;
-        }
-    };
     let keys = ["stored", "while it panics", "right after", "while it pauses"];
-    tokio::select! {
-        () = bob.until("every edit", |bob| keys.iter().all(|key| bob.has(id(1), key))) => {}
-        () = serving => {}
-    }
+    bob.until_with(&mut alice, "every edit", |bob| keys.iter().all(|key| bob.has(id(1), key)))
+        .await;
     alice.until("stored again", |alice| alice.in_sync(id(1))).await;
 }
 
@@ -490,13 +488,5 @@ async fn a_document_whose_bringer_left_is_asked_for_elsewhere() {
     bob.push(id(2), true).await;
     alice.until("the question", |alice| alice.asked_for == [id(2)]).await;
     alice.edit(id(2), "found").await;
-    let serving = async {
-        loop {
-            alice.step().await;
-        }
-    };
-    tokio::select! {
-        () = bob.until("the document", |bob| bob.has(id(2), "found")) => {}
-        () = serving => {}
-    }
+    bob.until_with(&mut alice, "the document", |bob| bob.has(id(2), "found")).await;
 }
