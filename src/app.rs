@@ -21,7 +21,7 @@ use tracing::{error, info, warn};
 use crate::{
     admin,
     bundle::{served::ServeError, store::FolderStore, watch::BundleKeeper},
-    config::{AdminAddress, AuthMode, Config, load::LoadedConfig},
+    config::{AdminAddress, AuthMode, Config, EngineKind, load::LoadedConfig},
     health::{Health, Phase, Report},
     http::{self, App, listener::Connections},
     log::{LogLevel, Repeats},
@@ -32,7 +32,7 @@ use crate::{
     supervisor::{Supervisor, TaskEnded},
     sync::{
         peers::Peers,
-        room::samod,
+        room::{native, samod},
         rooms::{Rooms, Shared},
         sessions::Sessions,
     },
@@ -261,7 +261,12 @@ impl Bound {
             config: config.clone(),
             documents: self.documents.clone(),
             peers: peers.clone(),
-            engine: samod::engine(self.storage_id.clone(), self.metrics.rooms.clone()),
+            engine: match now.sync.engine {
+                EngineKind::Native => native::engine(),
+                EngineKind::Samod => {
+                    samod::engine(self.storage_id.clone(), self.metrics.rooms.clone())
+                }
+            },
             metrics: self.metrics.clone(),
         });
         let (draining, stopping) = (CancellationToken::new(), CancellationToken::new());

@@ -96,6 +96,7 @@ pub struct Storage {
 #[serde(default, deny_unknown_fields)]
 #[expect(missing_docs, reason = "etc/tonk-relay.toml describes the keys")]
 pub struct Sync {
+    pub engine: EngineKind,
     pub peer_id: String,
     pub handshake_timeout: Time,
     pub ping_interval: Time,
@@ -106,6 +107,16 @@ pub struct Sync {
     pub forward_requests: Forward,
     pub forward_peers: usize,
     pub forward_timeout: Time,
+}
+
+/// What synchronises a live document.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EngineKind {
+    /// automerge itself.
+    Native,
+    /// A samod repository for each document: the reference that the native one is compared with.
+    Samod,
 }
 
 /// When requests for unknown documents are passed on to other peers.
@@ -245,6 +256,7 @@ impl Default for Storage {
 impl Default for Sync {
     fn default() -> Self {
         Self {
+            engine: EngineKind::Native,
             peer_id: String::new(),
             handshake_timeout: Time::secs(10),
             ping_interval: Time::secs(5),

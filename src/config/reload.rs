@@ -3,11 +3,12 @@
 use super::{Config, load};
 
 /// Keys that a running relay cannot change, as `section.key`; they are marked (R) in the shipped file.
-pub const NEED_A_RESTART: [&str; 7] = [
+pub const NEED_A_RESTART: [&str; 8] = [
     "http.listen",
     "admin.listen",
     "bundles.path",
     "storage.path",
+    "sync.engine",
     "sync.peer_id",
     "sync.receive_queue",
     "log.format",

@@ -7,8 +7,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use automerge::{Automerge, AutomergeError, ChangeHash, LoadOptions, OnPartialLoad, ReadDoc};
+use automerge::{Automerge, AutomergeError, ChangeHash, LoadOptions, OnPartialLoad};
 use bytes::Bytes;
+use prometheus::IntGauge;
 use sha2::{Digest, Sha256};
 use tracing::{error, info, warn};
 
@@ -34,6 +35,8 @@ pub struct Documents {
 /// A document as an engine starts from it.
 #[derive(Default)]
 pub struct Opened {
+    /// The document.
+    pub doc: Automerge,
     /// The chunks that parse, the bundle's snapshot among them where it adds something.
     pub chunks: Vec<StoredChunk>,
     /// The bundle's snapshot where storage has nothing: it must be saved before the first change that
@@ -68,10 +71,10 @@ pub enum Relation {
 impl Relation {
     /// Compare `snapshot` with `document`, neither of them empty.
     pub fn of(snapshot: &Automerge, document: &Automerge) -> Self {
-        let has = |hash: &ChangeHash| document.get_change_by_hash(hash).is_some();
+        let has = |hash: &ChangeHash| document.get_change_meta_by_hash(hash).is_some();
         if snapshot.get_heads().iter().all(has) {
             Self::Contained
-        } else if snapshot.get_changes(&[]).iter().any(|change| has(&change.hash())) {
+        } else if snapshot.get_changes_meta(&[]).iter().any(|change| has(&change.hash)) {
             Self::Newer
         } else {
             Self::Unrelated
@@ -152,7 +155,11 @@ impl Documents {
         }
         if let Some(base) = newer {
             self.save(&base.key, base.data.clone()).await;
+            if let Err(error) = opened.doc.load_incremental(&base.data) {
+                error!(%document, %error, "the served bundle's snapshot cannot be merged");
+            }
             opened.chunks.push((base.key, base.data.to_vec()));
+            opened.heads = opened.doc.get_heads();
         }
         Ok(opened)
     }
@@ -174,7 +181,8 @@ impl Documents {
 
     /// Store a chunk, however often it takes; returns when it is durable.
     pub async fn save(&self, key: &Key, data: Bytes) {
-        let _unsaved = Unsaved::new(&self.metrics, data.len());
+        let _unsaved = self.unsaved_bytes(data.len());
+        let _queued = Queued::new(&self.metrics);
         let mut backoff = Backoff::new(RETRY.0, RETRY.1);
         let mut failing = None;
         while let Err(error) = self.timed("put", self.store.put(key, data.clone())).await {
@@ -196,6 +204,13 @@ impl Documents {
         if let Err(error) = self.timed("delete", self.store.delete(key)).await {
             warn!(%error, "a chunk that is not needed any more stays");
         }
+    }
+
+    /// Count bytes as unsaved for as long as what this returns is kept.
+    pub fn unsaved_bytes(&self, bytes: usize) -> Unsaved {
+        let mut unsaved = Unsaved { bytes: 0, total: self.metrics.unsaved_bytes.clone() };
+        unsaved.add(bytes);
+        unsaved
     }
 
     /// Bytes that wait to be durable.
@@ -220,24 +235,39 @@ impl Documents {
 }
 
 /// Bytes counted as unsaved for as long as this lives.
-struct Unsaved<'a> {
-    metrics: &'a StorageMetrics,
+pub struct Unsaved {
     bytes: i64,
+    total: IntGauge,
 }
 
-impl<'a> Unsaved<'a> {
-    fn new(metrics: &'a StorageMetrics, bytes: usize) -> Self {
+impl Unsaved {
+    /// Count more of them.
+    pub fn add(&mut self, bytes: usize) {
         let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
-        metrics.unsaved_bytes.add(bytes);
-        metrics.queue.inc();
-        Self { metrics, bytes }
+        self.total.add(bytes);
+        self.bytes = self.bytes.saturating_add(bytes);
     }
 }
 
-impl Drop for Unsaved<'_> {
+impl Drop for Unsaved {
     fn drop(&mut self) {
-        self.metrics.unsaved_bytes.sub(self.bytes);
-        self.metrics.queue.dec();
+        self.total.sub(self.bytes);
+    }
+}
+
+/// A write that is not durable yet.
+struct Queued<'a>(&'a StorageMetrics);
+
+impl<'a> Queued<'a> {
+    fn new(metrics: &'a StorageMetrics) -> Self {
+        metrics.queue.inc();
+        Self(metrics)
+    }
+}
+
+impl Drop for Queued<'_> {
+    fn drop(&mut self) {
+        self.0.queue.dec();
     }
 }
 
@@ -250,14 +280,18 @@ struct Checked {
 
 fn check(document: DocumentId, stored: Vec<StoredChunk>, underneath: Option<Bytes>) -> Checked {
     let mut broken = Vec::new();
-    let mut chunks = Vec::new();
-    for (key, data) in stored {
-        match parses(&data) {
-            Ok(()) => chunks.push((key, data)),
-            Err(reason) => broken.push((key, reason)),
-        }
-    }
-    let mut doc = load(chunks.iter().map(|(_, data)| data.as_slice()));
+    let mut chunks = stored;
+    // Nearly always all of them are whole.
+    let mut doc = load_strictly(&chunks).unwrap_or_else(|| {
+        chunks.retain(|(key, data)| match parses(data) {
+            Ok(()) => true,
+            Err(reason) => {
+                broken.push((key.clone(), reason));
+                false
+            }
+        });
+        load(&chunks)
+    });
     let (mut base, mut newer, mut unrelated) = (None, None, false);
     if let Some(data) = underneath
         && let Ok(snapshot) = Automerge::load(&data)
@@ -266,7 +300,7 @@ fn check(document: DocumentId, stored: Vec<StoredChunk>, underneath: Option<Byte
         if doc.get_heads().is_empty() {
             chunks.push((add.key.clone(), add.data.to_vec()));
             base = Some(add);
-            doc = load(chunks.iter().map(|(_, data)| data.as_slice()));
+            doc = load(&chunks);
         } else {
             match Relation::of(&snapshot, &doc) {
                 Relation::Contained => {}
@@ -275,18 +309,36 @@ fn check(document: DocumentId, stored: Vec<StoredChunk>, underneath: Option<Byte
             }
         }
     }
-    let changes = doc.get_changes(&[]);
+    let changes = doc.get_changes_meta(&[]);
     let changes = if changes.len() <= FEW {
-        changes.iter().map(automerge::Change::hash).collect()
+        changes.iter().map(|change| change.hash).collect()
     } else {
         HashSet::new()
     };
     Checked {
-        opened: Opened { heads: doc.get_heads(), changes, chunks, base },
+        opened: Opened { heads: doc.get_heads(), doc, changes, chunks, base },
         broken,
         newer,
         unrelated,
     }
+}
+
+/// One document from chunks, if all of them parse.
+fn load_strictly(chunks: &[StoredChunk]) -> Option<Automerge> {
+    let whole = |(_, data): &StoredChunk| !data.is_empty();
+    if !chunks.iter().all(whole) {
+        return None;
+    }
+    let options = LoadOptions::new().on_partial_load(OnPartialLoad::Error);
+    match chunks {
+        [] => Some(Automerge::new()),
+        [(_, only)] => Automerge::load_with_options(only, options).ok(),
+        _ => Automerge::load_with_options(&joined(chunks), options).ok(),
+    }
+}
+
+fn joined(chunks: &[StoredChunk]) -> Vec<u8> {
+    chunks.iter().flat_map(|(_, data)| data).copied().collect()
 }
 
 /// Whether a chunk parses by itself. Changes whose dependencies are elsewhere do.
@@ -302,10 +354,9 @@ fn parses(chunk: &[u8]) -> Result<(), String> {
 }
 
 /// One document from chunks of which each parses.
-fn load<'a>(chunks: impl Iterator<Item = &'a [u8]>) -> Automerge {
-    let all: Vec<u8> = chunks.flatten().copied().collect();
+fn load(chunks: &[StoredChunk]) -> Automerge {
     let options = LoadOptions::new().on_partial_load(OnPartialLoad::Ignore);
-    Automerge::load_with_options(&all, options).unwrap_or_default()
+    Automerge::load_with_options(&joined(chunks), options).unwrap_or_default()
 }
 
 /// A random UUID, version 4 (RFC 9562), as automerge-repo makes them.

@@ -26,6 +26,7 @@ use super::{
     peers::{Peers, SessionId},
     room::EngineStart,
     session::Session,
+    wire::SyncMessage,
 };
 use crate::{
     config::Config, document_id::DocumentId, metrics::Metrics, storage::documents::Documents,
@@ -47,7 +48,7 @@ pub enum Input {
         /// Whether the peer does not hold the document.
         request: bool,
         /// The message.
-        data: Bytes,
+        message: SyncMessage,
         /// Its place in the receive queue.
         held: Held,
     },
@@ -90,8 +91,8 @@ impl Drop for Held {
     }
 }
 
-/// The way into a room.
-pub type Mailbox = mpsc::Sender<Input>;
+/// The way into a room. In boxes: the channel keeps memory for 32 of them, used or not.
+pub type Mailbox = mpsc::Sender<Box<Input>>;
 
 /// The directory of rooms.
 pub struct Rooms {
@@ -328,7 +329,7 @@ impl Rooms {
 }
 
 impl Handle {
-    fn new(document: DocumentId) -> (Arc<Self>, mpsc::Receiver<Input>) {
+    fn new(document: DocumentId) -> (Arc<Self>, mpsc::Receiver<Box<Input>>) {
         let (mailbox, receiver) = mpsc::channel(MAILBOX);
         let handle = Self {
             document,

@@ -147,7 +147,7 @@ impl Session {
 
     /// Put something into the mailbox of a document's room, which is made if there is none.
     pub(super) async fn deliver(&self, rooms: &Arc<Rooms>, document: DocumentId, input: Input) {
-        let mut input = input;
+        let mut input = Box::new(input);
         loop {
             let known = lock(&self.documents).get(&document).cloned().flatten();
             let room = match known {

@@ -26,7 +26,7 @@ use super::{
     rooms::{Held, Input, Rooms},
     session::Session,
     socket::{self, CLOSE_GRACE, Reader, Writer, closing},
-    wire::{self, Body, Message, VERSION},
+    wire::{self, Body, Message, SyncMessage, VERSION},
 };
 use crate::{
     config::Config, document_id::DocumentId, http::activity::Activity, log::Repeats,
@@ -233,22 +233,9 @@ impl Sessions {
         let sender = message.sender.unwrap_or_default();
         match message.body {
             Body::Sync { document, request, data } => {
-                let heads = wire::heads_in(&data);
-                let Some(heads) = heads else {
-                    return Err(closing(
-                        1007,
-                        "data is no automerge sync message".to_owned(),
-                        "garbage",
-                    ));
-                };
-                if automerge::sync::Message::decode(&data).is_err() {
-                    return Err(closing(
-                        1007,
-                        "data is no automerge sync message".to_owned(),
-                        "garbage",
-                    ));
-                }
-                if heads == 0 && self.rooms.lacks(document, session.id) {
+                let message = SyncMessage::read(bytes(data))
+                    .map_err(|why| closing(1007, why.to_owned(), "garbage"))?;
+                if !message.has_heads() && self.rooms.lacks(document, session.id) {
                     return Ok(());
                 }
                 if self.documents.unsaved() > self.config.borrow().storage.max_unsaved.0 {
@@ -256,8 +243,7 @@ impl Sessions {
                     return Err(closing(1013, reason, "unsaved"));
                 }
                 let held = self.hold(frame.len()).await;
-                let data = bytes(data);
-                let input = Input::Sync { from: session.clone(), request, data, held };
+                let input = Input::Sync { from: session.clone(), request, message, held };
                 self.deliver(session, document, input).await
             }
             Body::Ephemeral { document, count, session: author_session, data } => {

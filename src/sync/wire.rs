@@ -257,6 +257,57 @@ fn whole_number(d: &mut Decoder<'_>) -> Result<u64, DecodeError> {
     }
 }
 
+/// An automerge sync message, as it came and decoded.
+#[derive(Clone, Debug)]
+pub struct SyncMessage {
+    /// As it came.
+    pub raw: Bytes,
+    /// What it says.
+    pub message: automerge::sync::Message,
+}
+
+impl SyncMessage {
+    /// Read a message, and see that automerge can take it in without harm: it decodes, and the Bloom
+    /// filters in it have sizes that make sense. automerge 0.12 divides by the one and allocates the other.
+    ///
+    /// # Errors
+    /// What is wrong with it, for the peer's eyes.
+    pub fn read(raw: Bytes) -> Result<Self, &'static str> {
+        let message = automerge::sync::Message::decode(&raw)
+            .map_err(|_| "data is no automerge sync message")?;
+        if message.have.len() > MAX_HAVE {
+            return Err("data summarises too many states");
+        }
+        if !message.have.iter().all(|have| is_sane_filter(&have.bloom.to_bytes())) {
+            return Err("data has a Bloom filter of an impossible size");
+        }
+        Ok(Self { raw, message })
+    }
+
+    /// Whether its sender has anything of the document.
+    pub fn has_heads(&self) -> bool {
+        !self.message.heads.is_empty()
+    }
+
+    /// Whether it brings changes.
+    pub fn has_changes(&self) -> bool {
+        !self.message.changes.is_empty()
+    }
+}
+
+/// Format: automerge 0.12, `sync/bloom.rs` (LEB128 numbers of entries, bits an entry and probes; the bits).
+fn is_sane_filter(filter: &[u8]) -> bool {
+    let mut rest = filter;
+    match [leb128(&mut rest), leb128(&mut rest), leb128(&mut rest)] {
+        [None, ..] => true,
+        [Some(entries), Some(bits), Some(probes)] => {
+            entries == 0
+                || ((1..=64).contains(&bits) && (1..=64).contains(&probes) && !rest.is_empty())
+        }
+        _ => false,
+    }
+}
+
 /// How many heads an automerge sync message names, without decoding the rest of it; none if it is no sync
 /// message. Format: automerge 0.12, `sync.rs` (a type byte, then a LEB128 count of 32-byte hashes).
 pub fn heads_in(sync_message: &[u8]) -> Option<u64> {
@@ -265,36 +316,6 @@ pub fn heads_in(sync_message: &[u8]) -> Option<u64> {
         return None;
     }
     leb128(&mut &*rest)
-}
-
-/// Whether an automerge sync message is one that automerge can take in without harm: it decodes, and the
-/// Bloom filters in it have sizes that make sense. automerge 0.12 divides by the one and allocates the other.
-///
-/// # Errors
-/// What is wrong with it, for the peer's eyes.
-pub fn check_sync_message(data: &[u8]) -> Result<(), &'static str> {
-    let message =
-        automerge::sync::Message::decode(data).map_err(|_| "data is no automerge sync message")?;
-    if message.have.len() > MAX_HAVE {
-        return Err("data summarises too many states");
-    }
-    let is_sane = |filter: Vec<u8>| {
-        let mut rest = filter.as_slice();
-        let sizes = [leb128(&mut rest), leb128(&mut rest), leb128(&mut rest)];
-        match sizes {
-            [None, ..] => true,
-            [Some(entries), Some(bits), Some(probes)] => {
-                entries == 0
-                    || ((1..=64).contains(&bits) && (1..=64).contains(&probes) && !rest.is_empty())
-            }
-            _ => false,
-        }
-    };
-    if message.have.iter().all(|have| is_sane(have.bloom.to_bytes())) {
-        Ok(())
-    } else {
-        Err("data has a Bloom filter of an impossible size")
-    }
 }
 
 /// Read an unsigned LEB128 number of at most 32 bits.

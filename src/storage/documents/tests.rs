@@ -130,7 +130,7 @@ async fn changes_in_any_order_make_the_document() {
     let opened = fixture.open().await;
     assert_eq!(opened.heads, doc.get_heads());
     assert_eq!(opened.changes.len(), 3);
-    let loaded = load(opened.chunks.iter().map(|(_, data)| data.as_slice()));
+    let loaded = load(&opened.chunks);
     assert_eq!(loaded.keys(ROOT).count(), 3);
 }
 

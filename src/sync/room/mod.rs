@@ -3,6 +3,7 @@
 //! The room around it (`super::rooms`) knows who is in it, passes on ephemera, looks for documents that
 //! nobody has brought yet, and unloads; the engine holds the document and a sync state for each session.
 
+pub mod native;
 pub mod samod;
 
 use std::sync::{
@@ -10,10 +11,15 @@ use std::sync::{
     atomic::{AtomicBool, Ordering},
 };
 
+use automerge::ChangeHash;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 
-use super::{peers::SessionId, session::Session, wire};
+use super::{
+    peers::SessionId,
+    session::Session,
+    wire::{self, SyncMessage},
+};
 use crate::{
     document_id::DocumentId,
     storage::documents::{Documents, Opened, Relation},
@@ -46,6 +52,11 @@ impl Port {
         self.session.send_sync(self.document, false, data);
     }
 
+    /// Close the session: what it sent cannot be.
+    pub fn refuse(&self, reason: &str) {
+        self.session.close(1007, reason, "changes");
+    }
+
     /// Whether the session was sent something of the document.
     pub fn is_answered(&self) -> bool {
         self.answered.load(Ordering::Relaxed)
@@ -61,17 +72,39 @@ pub trait Engine: Send {
     fn leave(&mut self, session: SessionId);
 
     /// Take in a sync message of a session that has joined. Waits while too much is under way.
-    fn receive(&mut self, from: SessionId, request: bool, data: Bytes) -> BoxFuture<'_, ()>;
+    fn receive(
+        &mut self,
+        from: SessionId,
+        request: bool,
+        message: SyncMessage,
+    ) -> BoxFuture<'_, ()>;
+
+    /// Answer what was taken in: called after all that came at once.
+    fn settle(&mut self) -> BoxFuture<'_, ()>;
 
     /// Merge a snapshot of the same document; none if the engine has no document yet.
     fn merge(&mut self, snapshot: Bytes) -> BoxFuture<'_, Option<Relation>>;
 
-    /// Wait until the engine has failed; it answers nothing after that, and is dropped.
-    fn failed(&self) -> BoxFuture<'static, ()>;
+    /// Wait for something that the engine has to do by itself, such as after a write, and do it. The wait may
+    /// be given up at any time.
+    ///
+    /// # Errors
+    /// The engine has failed: it answers nothing any more, and is to be dropped.
+    fn work(&mut self) -> BoxFuture<'_, Result<(), EngineFailed>>;
+
+    /// The heads up to which all is durable; none where the engine cannot tell, or not now.
+    fn durable_heads(&self) -> Option<&[ChangeHash]>;
+
+    /// Whether nothing is lost if the engine is dropped now.
+    fn is_durable(&self) -> bool;
 
     /// Make all of it durable, and end.
     fn close(self: Box<Self>) -> BoxFuture<'static, ()>;
 }
+
+/// A panic in an engine.
+#[derive(Debug)]
+pub struct EngineFailed;
 
 /// Starts an engine for a document.
 pub type EngineStart = Arc<

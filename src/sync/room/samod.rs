@@ -33,7 +33,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, warn};
 
-use super::{Engine, EngineStart, Port};
+use super::{Engine, EngineFailed, EngineStart, Port};
 use crate::{
     document_id::DocumentId,
     metrics::RoomMetrics,
@@ -43,7 +43,7 @@ use crate::{
     },
     sync::{
         peers::SessionId,
-        wire::{self, Body, Message},
+        wire::{self, Body, Message, SyncMessage},
     },
 };
 
@@ -134,7 +134,13 @@ impl Engine for SamodEngine {
         self.sessions.remove(&session);
     }
 
-    fn receive(&mut self, from: SessionId, request: bool, data: Bytes) -> BoxFuture<'_, ()> {
+    fn receive(
+        &mut self,
+        from: SessionId,
+        request: bool,
+        message: SyncMessage,
+    ) -> BoxFuture<'_, ()> {
+        let data = message.raw;
         let Some(frames) = self.sessions.get(&from).cloned() else {
             return futures::future::ready(()).boxed();
         };
@@ -145,6 +151,10 @@ impl Engine for SamodEngine {
             self.under_way.wait_for(|_, bytes| bytes <= UNDER_WAY).await;
         }
         .boxed()
+    }
+
+    fn settle(&mut self) -> BoxFuture<'_, ()> {
+        std::future::ready(()).boxed()
     }
 
     fn merge(&mut self, snapshot: Bytes) -> BoxFuture<'_, Option<Relation>> {
@@ -169,8 +179,18 @@ impl Engine for SamodEngine {
         .boxed()
     }
 
-    fn failed(&self) -> BoxFuture<'static, ()> {
-        self.runtime.failed.clone().cancelled_owned().boxed()
+    fn work(&mut self) -> BoxFuture<'_, Result<(), EngineFailed>> {
+        self.runtime.failed.cancelled().map(|()| Err(EngineFailed)).boxed()
+    }
+
+    /// samod does not tell.
+    fn durable_heads(&self) -> Option<&[ChangeHash]> {
+        None
+    }
+
+    /// Closing it is the only way to know.
+    fn is_durable(&self) -> bool {
+        true
     }
 
     fn close(mut self: Box<Self>) -> BoxFuture<'static, ()> {

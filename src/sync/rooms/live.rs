@@ -11,9 +11,8 @@ use std::{
 
 use automerge::{
     Automerge,
-    sync::{Message, State, SyncDoc},
+    sync::{State, SyncDoc},
 };
-use bytes::Bytes;
 use tokio::{
     sync::mpsc,
     time::{Instant as Deadline, sleep, sleep_until},
@@ -31,7 +30,7 @@ use crate::{
         peers::SessionId,
         room::{Engine, Port},
         session::Session,
-        wire,
+        wire::SyncMessage,
     },
 };
 
@@ -45,17 +44,17 @@ const PRESENCE_LINGERS: Duration = Duration::from_secs(10);
 const FAR: Duration = Duration::from_secs(3600);
 
 /// What a peer without a document says first: an automerge sync message without heads.
-static NOTHING: LazyLock<Bytes> = LazyLock::new(|| {
-    let message = Automerge::new().generate_sync_message(&mut State::new());
-    message.map_or_else(Bytes::new, |message| message.encode().into())
+static NOTHING: LazyLock<Option<SyncMessage>> = LazyLock::new(|| {
+    let message = Automerge::new().generate_sync_message(&mut State::new())?;
+    SyncMessage::read(message.encode().into()).ok()
 });
 
 pub(super) struct Room {
     rooms: Arc<Rooms>,
     handle: Arc<Handle>,
-    inbox: mpsc::Receiver<Input>,
+    inbox: mpsc::Receiver<Box<Input>>,
     members: HashMap<SessionId, Member>,
-    stash: Vec<Input>,
+    stash: Vec<Box<Input>>,
     seen: Seen,
     presence_until: Option<Deadline>,
     backoff: Backoff,
@@ -104,7 +103,7 @@ impl Room {
     pub(super) fn new(
         rooms: Arc<Rooms>,
         handle: Arc<Handle>,
-        inbox: mpsc::Receiver<Input>,
+        inbox: mpsc::Receiver<Box<Input>>,
         waiting: &[SessionId],
     ) -> Self {
         let members = waiting
@@ -131,7 +130,8 @@ impl Room {
             let Some(opened) = self.open().await else {
                 return self.stopped().await;
             };
-            let is_known = !opened.heads.is_empty() || self.stash.iter().any(brings_heads);
+            let is_known =
+                !opened.heads.is_empty() || self.stash.iter().any(|input| brings_heads(input));
             let end = if is_known {
                 drop(opening);
                 let _live = InState::new(&metrics, "live");
@@ -222,13 +222,13 @@ impl Room {
 
     fn lose_stash(&mut self, why: &'static str) {
         for input in std::mem::take(&mut self.stash) {
-            match input {
+            match &*input {
                 Input::Sync { from, .. } => {
                     self.rooms.shared.metrics.sessions.dropped.with_label_values(&[why]).inc();
-                    let member = self.member(&from);
+                    let member = self.member(from);
                     (member.begin_anew, member.lost) = (true, true);
                 }
-                Input::Ephemeral { .. } => self.pass_on(input),
+                Input::Ephemeral { .. } => self.pass_on(*input),
             }
         }
     }
@@ -332,14 +332,9 @@ fn far() -> Deadline {
 
 fn brings_heads(input: &Input) -> bool {
     match input {
-        Input::Sync { data, .. } => wire::heads_in(data).is_some_and(|heads| heads > 0),
-        _ => false,
+        Input::Sync { message, .. } => message.has_heads(),
+        Input::Ephemeral { .. } => false,
     }
-}
-
-/// Whether a sync message brings changes; one that does not decode brings none.
-fn brings_changes(data: &[u8]) -> bool {
-    Message::decode(data).is_ok_and(|message| !message.changes.is_empty())
 }
 
 /// Counts a room in a state for as long as it lives.

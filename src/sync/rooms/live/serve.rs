@@ -2,6 +2,9 @@
 
 use super::*;
 
+/// Messages that are taken in before they are answered: answers to one document's edits go out together.
+const BATCH: usize = 64;
+
 impl Room {
     /// Serve the document until nobody follows it.
     pub(super) async fn live(&mut self, opened: Opened) -> End {
@@ -19,16 +22,18 @@ impl Room {
         let again = self.members.iter().filter(|(_, member)| member.begin_anew);
         let again: Vec<(SessionId, bool)> = again.map(|(id, member)| (*id, member.lost)).collect();
         for (id, lost) in again {
+            let Some(nothing) = NOTHING.clone() else { continue };
             if lost && let Some(member) = self.members.get(&id) {
                 // A peer does not repeat what it has sent, unless it hears that all of it is gone.
-                member.session.send_sync(document, false, &NOTHING);
+                member.session.send_sync(document, false, &nothing.raw);
             }
             self.begin(&mut engine, id).await;
-            engine.receive(id, true, NOTHING.clone()).await;
+            engine.receive(id, true, nothing).await;
         }
         for input in std::mem::take(&mut self.stash) {
             self.take_in(&mut engine, &mut base, input).await;
         }
+        engine.settle().await;
         let started = Instant::now();
         let handle = self.handle.clone();
         let mut idle_since = None;
@@ -39,19 +44,48 @@ impl Room {
                 idle_since = None;
             }
             let idle_unload = config.borrow_and_update().sync.idle_unload.0;
-            let unload = idle_since.map_or_else(far, |since| since + idle_unload);
+            // A document that waits for its disk is still here for whoever comes.
+            let unload = idle_since.filter(|_| engine.is_durable());
+            let unload = unload.map_or_else(far, |since| since + idle_unload);
             let next_answer = self.next_answer();
-            let failed = engine.failed();
             tokio::select! {
                 input = self.inbox.recv() => match input {
-                    Some(input) => self.take_in(&mut engine, &mut base, input).await,
+                    Some(input) => {
+                        let mut next = Some(input);
+                        let mut from = Vec::new();
+                        for _ in 0..BATCH {
+                            let Some(input) = next else { break };
+                            from.extend(sender(&input));
+                            self.take_in(&mut engine, &mut base, input).await;
+                            next = self.inbox.try_recv().ok();
+                        }
+                        engine.settle().await;
+                        from.into_iter().for_each(|id| self.measure(id));
+                    }
                     None => return End::Stop,
+                },
+                worked = engine.work() => if worked.is_err() {
+                    self.metrics().panics.inc();
+                    drop(engine);
+                    if started.elapsed() > REOPEN.1 {
+                        self.backoff.reset();
+                    }
+                    for member in self.members.values_mut() {
+                        let took_part = member.port.take().is_some();
+                        member.begin_anew |= took_part;
+                        member.lost |= took_part;
+                    }
+                    tokio::select! {
+                        () = self.pause("room_failed") => return End::Reopen,
+                        () = stopping.cancelled() => return End::Stop,
+                    }
                 },
                 () = handle.news.notified() => {
                     for id in self.gone() {
                         engine.leave(id);
                         self.forget(id);
                     }
+                    engine.settle().await;
                     if self.takes_bundle_change() {
                         self.merge_bundle(&mut engine, &mut base).await;
                     }
@@ -71,22 +105,6 @@ impl Room {
                 () = sleep_until(unload) => {
                     engine.close().await;
                     return End::Retire("idle");
-                }
-                () = failed => {
-                    self.metrics().panics.inc();
-                    drop(engine);
-                    if started.elapsed() > REOPEN.1 {
-                        self.backoff.reset();
-                    }
-                    for member in self.members.values_mut() {
-                        let took_part = member.port.take().is_some();
-                        member.begin_anew |= took_part;
-                        member.lost |= took_part;
-                    }
-                    tokio::select! {
-                        () = self.pause("room_failed") => return End::Reopen,
-                        () = stopping.cancelled() => return End::Stop,
-                    }
                 }
                 _ = config.changed() => {}
                 () = stopping.cancelled() => {
@@ -118,22 +136,21 @@ impl Room {
         &mut self,
         engine: &mut Box<dyn Engine>,
         base: &mut Option<Base>,
-        input: Input,
+        input: Box<Input>,
     ) {
-        match input {
-            Input::Ephemeral { .. } => self.pass_on(input),
-            Input::Sync { from, request, data, held: _held } => {
+        match *input {
+            Input::Ephemeral { .. } => self.pass_on(*input),
+            Input::Sync { from, request, message, held: _held } => {
                 let answer_by = Deadline::now() + self.forward_timeout();
                 let member = self.member(&from);
                 if request {
                     member.asks.get_or_insert(answer_by);
                 }
                 self.begin(engine, from.id).await;
-                if base.is_some() && brings_changes(&data) {
+                if base.is_some() && message.has_changes() {
                     self.save_base(base).await;
                 }
-                engine.receive(from.id, request, data).await;
-                self.measure(from.id);
+                engine.receive(from.id, request, message).await;
                 if !self.is_here(from.id) {
                     engine.leave(from.id);
                     self.forget(from.id);
@@ -201,5 +218,12 @@ impl Room {
             }
         }
         late.into_iter().for_each(|id| self.measure(id));
+    }
+}
+
+fn sender(input: &Input) -> Option<SessionId> {
+    match input {
+        Input::Sync { from, .. } => Some(from.id),
+        Input::Ephemeral { .. } => None,
     }
 }

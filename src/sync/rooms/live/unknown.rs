@@ -85,7 +85,7 @@ impl Room {
         for (id, member) in &mut self.members {
             if std::mem::take(&mut member.lost) {
                 lock(&self.handle.asked).insert(*id, false);
-                member.session.send_sync(document, true, &NOTHING);
+                ask_for(&member.session, document);
             }
         }
     }
@@ -102,9 +102,9 @@ impl Room {
         End::Reopen
     }
 
-    fn note_unknown(&mut self, input: Input) {
-        match input {
-            Input::Ephemeral { .. } => self.pass_on(input),
+    fn note_unknown(&mut self, input: Box<Input>) {
+        match *input {
+            Input::Ephemeral { .. } => self.pass_on(*input),
             Input::Sync { from, .. } if !self.is_here(from.id) => {}
             Input::Sync { from, request, held: _held, .. } => {
                 let member = self.member(&from);
@@ -134,8 +134,15 @@ impl Room {
         let is_member = |id| self.members.contains_key(&id);
         for peer in self.rooms.to_be_asked(document, requester, most, is_member) {
             lock(&self.handle.asked).insert(peer.id, false);
-            peer.send_sync(document, true, &NOTHING);
+            ask_for(&peer, document);
             self.rooms.shared.metrics.rooms.requests.with_label_values(&["passed_on"]).inc();
         }
+    }
+}
+
+/// Ask a peer for a document that the relay does not have.
+fn ask_for(peer: &Session, document: DocumentId) {
+    if let Some(nothing) = &*NOTHING {
+        peer.send_sync(document, true, &nothing.raw);
     }
 }

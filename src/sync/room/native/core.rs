@@ -1,0 +1,322 @@
+//! The native room's core: a pure step from what came to what is to be done. No I/O, no clock.
+//!
+//! "Saved" means saved: automerge-repo takes the heads in our sync messages as what our storage has. So a
+//! peer that has something which is not durable here, and was not told of it by us, hears the durable heads
+//! until it is; everybody else gets a change at once.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use automerge::{
+    Automerge, ChangeHash,
+    sync::{State, SyncDoc},
+};
+use bytes::Bytes;
+use sha2::{Digest, Sha256};
+
+use super::exchange::{self, Exchange};
+use crate::{
+    document_id::DocumentId,
+    storage::{
+        ChunkKind, Key,
+        documents::{Relation, hex, snapshot_key},
+    },
+    sync::{peers::SessionId, wire::SyncMessage},
+};
+
+/// Increments up to so many bytes are kept beside a snapshot, however small that is.
+const SMALL: usize = 4 << 10;
+/// Peers from which on equal states are looked for: below, remembering costs more than it saves.
+const CROWD: usize = 3;
+/// Bytes of a message, or of a document that is to be read or written as a whole, from which on a step is
+/// long enough (about 1 ms) to hold up what else waits for the thread.
+const HEAVY: usize = 32 << 10;
+
+/// What came.
+pub(super) enum Event {
+    /// A session takes part.
+    Join(SessionId),
+    /// A session does not any more.
+    Leave(SessionId),
+    /// A session sent a message.
+    Message(SessionId, SyncMessage),
+    /// The write that was asked for last is durable.
+    Saved,
+}
+
+/// What is to be done.
+#[derive(Debug)]
+pub(super) enum Effect {
+    /// Send a sync message.
+    Send { to: SessionId, message: Bytes },
+    /// Make a chunk durable, and say so by [`Event::Saved`]. One at a time.
+    Save { key: Key, data: Bytes },
+    /// Delete chunks whose changes are in a durable snapshot.
+    Remove(Vec<Key>),
+    /// A peer sent changes that cannot be.
+    Refuse { from: SessionId, reason: String },
+}
+
+/// One document and its peers.
+pub(super) struct Core {
+    document: DocumentId,
+    doc: Automerge,
+    /// The document's heads.
+    heads: Vec<ChangeHash>,
+    /// The heads up to which all is durable.
+    durable: Vec<ChangeHash>,
+    /// In the order of their ids, so that equal inputs give equal outputs.
+    peers: BTreeMap<SessionId, Peer>,
+    exchange: Exchange,
+    chunks: Chunks,
+    /// Writes begun so far.
+    writes: u64,
+    writing: Option<Write>,
+}
+
+#[derive(Default)]
+struct Peer {
+    state: Arc<State>,
+    /// The write after which it may hear all heads, if it may not yet.
+    held_until: Option<u64>,
+    /// There may be something to say to it.
+    is_due: bool,
+}
+
+/// What stands in storage.
+#[derive(Default)]
+struct Chunks {
+    keys: Vec<Key>,
+    snapshot: usize,
+    increments: usize,
+}
+
+/// A write under way.
+struct Write {
+    heads: Vec<ChangeHash>,
+    key: Key,
+    size: usize,
+    /// The chunks that it replaces.
+    replaces: Vec<Key>,
+}
+
+impl Chunks {
+    fn add(&mut self, key: Key, size: usize) {
+        let is_snapshot = matches!(key, Key::Chunk { kind: ChunkKind::Snapshot, .. });
+        *(if is_snapshot { &mut self.snapshot } else { &mut self.increments }) += size;
+        self.keys.push(key);
+    }
+
+    /// Whether the next write is to be a snapshot: by size, as automerge-repo does it
+    /// (`StorageSubsystem.ts`, `#shouldCompact`), so that a document's writes cost O(its size) in all.
+    fn wants_snapshot(&self) -> bool {
+        self.snapshot == 0 || self.increments >= self.snapshot.max(SMALL)
+    }
+}
+
+impl Core {
+    /// A document as it stands in storage, without peers.
+    pub(super) fn new(
+        document: DocumentId,
+        doc: Automerge,
+        stored: impl IntoIterator<Item = (Key, usize)>,
+    ) -> Self {
+        let heads = doc.get_heads();
+        let mut chunks = Chunks::default();
+        for (key, size) in stored {
+            chunks.add(key, size);
+        }
+        Self {
+            document,
+            doc,
+            durable: heads.clone(),
+            heads,
+            peers: BTreeMap::new(),
+            exchange: Exchange::default(),
+            chunks,
+            writes: 0,
+            writing: None,
+        }
+    }
+
+    /// The heads up to which all is durable.
+    pub(super) fn durable(&self) -> &[ChangeHash] {
+        &self.durable
+    }
+
+    /// Whether all of the document is durable.
+    pub(super) fn is_durable(&self) -> bool {
+        self.heads == self.durable && self.writing.is_none()
+    }
+
+    /// Whether a step with these events takes long.
+    pub(super) fn is_heavy(&self, events: &[Event]) -> bool {
+        let size = self.chunks.snapshot + self.chunks.increments;
+        let mut bytes = 0;
+        for event in events {
+            if let Event::Message(from, message) = event {
+                bytes += message.raw.len();
+                let peer = self.peers.get(from);
+                let is_new = peer.is_none_or(|peer| peer.state.their_heads.is_none());
+                if is_new || (message.has_changes() && self.chunks.wants_snapshot()) {
+                    bytes += size;
+                }
+            }
+        }
+        bytes > HEAVY
+    }
+
+    /// Take in what came, in order, and say what is to be done.
+    pub(super) fn step(&mut self, events: Vec<Event>) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        for event in events {
+            match event {
+                Event::Join(id) => _ = self.peers.insert(id, Peer::default()),
+                Event::Leave(id) => _ = self.peers.remove(&id),
+                Event::Message(from, message) => {
+                    if let Err(reason) = self.receive(from, message) {
+                        effects.push(Effect::Refuse { from, reason });
+                    }
+                }
+                Event::Saved => self.saved(&mut effects),
+            }
+        }
+        self.finish(effects)
+    }
+
+    /// Merge a snapshot of the same document, unless it shares no change with what is here.
+    pub(super) fn merge(&mut self, snapshot: &[u8]) -> (Option<Relation>, Vec<Effect>) {
+        let Ok(other) = Automerge::load(snapshot) else { return (None, Vec::new()) };
+        let relation = Relation::of(&other, &self.doc);
+        if relation == Relation::Newer && self.doc.load_incremental(snapshot).is_err() {
+            return (None, Vec::new());
+        }
+        self.note_heads();
+        (Some(relation), self.finish(Vec::new()))
+    }
+
+    fn finish(&mut self, mut effects: Vec<Effect>) -> Vec<Effect> {
+        self.answer(&mut effects);
+        self.write(&mut effects);
+        effects
+    }
+
+    fn receive(&mut self, from: SessionId, message: SyncMessage) -> Result<(), String> {
+        let shared = self.peers.len() >= CROWD;
+        let Some(peer) = self.peers.get_mut(&from) else { return Ok(()) };
+        peer.is_due = true;
+        let told = peer.state.clone();
+        let claims = message.message.heads.clone();
+        let has_changes = message.has_changes();
+        if has_changes {
+            let mut after = State::clone(&peer.state);
+            exchange::receive(&mut self.doc, &mut after, message.message)
+                .map_err(|error| format!("the changes do not fit the document: {error}"))?;
+            peer.state = Arc::new(after);
+            self.note_heads();
+        } else {
+            peer.state = self
+                .exchange
+                .receive(&mut self.doc, &peer.state, message, shared)
+                .map_err(|error| error.to_string())?;
+        }
+        let is_told = |head| told.last_sent_heads.contains(head) || self.durable.contains(head);
+        if self.heads != self.durable && (has_changes || !claims.iter().all(is_told)) {
+            let is_being_written = self.writing.as_ref().is_some_and(|w| w.heads == self.heads);
+            let until = if is_being_written { self.writes } else { self.writes + 1 };
+            if let Some(peer) = self.peers.get_mut(&from) {
+                peer.held_until = Some(until);
+            }
+        }
+        Ok(())
+    }
+
+    /// The document may have changed: then there is something to say to everybody.
+    fn note_heads(&mut self) {
+        let heads = self.doc.get_heads();
+        if heads != self.heads {
+            self.heads = heads;
+            self.exchange.forget();
+            self.peers.values_mut().for_each(|peer| peer.is_due = true);
+        }
+    }
+
+    fn saved(&mut self, effects: &mut Vec<Effect>) {
+        let Some(write) = self.writing.take() else { return };
+        self.durable = write.heads;
+        if matches!(write.key, Key::Chunk { kind: ChunkKind::Snapshot, .. }) {
+            self.chunks = Chunks::default();
+            if !write.replaces.is_empty() {
+                effects.push(Effect::Remove(write.replaces));
+            }
+        }
+        self.chunks.add(write.key, write.size);
+        for peer in self.peers.values_mut() {
+            if peer.held_until.is_some_and(|until| until <= self.writes) {
+                peer.held_until = None;
+                peer.is_due = true;
+                // A peer that names our heads itself is not told them again (`SyncDoc::receive_sync_message`);
+                // but this one has not heard that they are here.
+                Arc::make_mut(&mut peer.state).have_responded = false;
+            }
+        }
+    }
+
+    fn answer(&mut self, effects: &mut Vec<Effect>) {
+        let shared = self.peers.len() >= CROWD;
+        for (id, peer) in &mut self.peers {
+            if !std::mem::take(&mut peer.is_due) {
+                continue;
+            }
+            let message = if peer.held_until.is_none() {
+                let (state, message) = self.exchange.generate(&self.doc, &peer.state, shared);
+                peer.state = state;
+                message
+            } else {
+                held_message(&self.doc, &self.durable, &mut peer.state)
+            };
+            if let Some(message) = message {
+                effects.push(Effect::Send { to: *id, message });
+            }
+        }
+    }
+
+    /// Begin to write what is not durable, unless a write is under way: what comes meanwhile goes with the
+    /// next one.
+    fn write(&mut self, effects: &mut Vec<Effect>) {
+        if self.writing.is_some() || self.heads == self.durable {
+            return;
+        }
+        let (key, data, replaces) = if self.chunks.wants_snapshot() {
+            let key = snapshot_key(self.document, &self.heads);
+            let mut replaces = self.chunks.keys.clone();
+            replaces.retain(|old| *old != key);
+            (key, self.doc.save(), replaces)
+        } else {
+            let data = self.doc.save_after(&self.durable);
+            let name = hex(&Sha256::digest(&data));
+            let kind = ChunkKind::Incremental;
+            (Key::Chunk { document: self.document, kind, name }, data, Vec::new())
+        };
+        self.writes += 1;
+        let (heads, size) = (self.heads.clone(), data.len());
+        self.writing = Some(Write { heads, key: key.clone(), size, replaces });
+        effects.push(Effect::Save { key, data: data.into() });
+    }
+}
+
+/// What a peer may hear that has something which is not durable: changes of others and questions, at once,
+/// but of our heads the durable ones alone. A message without heads would say that all is lost.
+fn held_message(doc: &Automerge, durable: &[ChangeHash], state: &mut Arc<State>) -> Option<Bytes> {
+    if durable.is_empty() {
+        return None;
+    }
+    let mut after = State::clone(state);
+    let mut message = doc.generate_sync_message(&mut after)?;
+    if message.changes.is_empty() && message.need.is_empty() {
+        return None;
+    }
+    message.heads = durable.to_vec();
+    after.last_sent_heads = durable.to_vec();
+    *state = Arc::new(after);
+    Some(message.encode().into())
+}

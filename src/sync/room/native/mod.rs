@@ -1,0 +1,242 @@
+//! The engine on automerge itself: one document, one [`State`](automerge::sync::State) a session.
+//!
+//! [`core`] decides, [`exchange`] speaks automerge's sync protocol; here is what happens: steps that take
+//! long go to a thread of their own, one write at a time is under way, and what the core wants sent is sent.
+
+mod core;
+mod exchange;
+
+use std::{
+    collections::HashMap,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+};
+
+use automerge::ChangeHash;
+use bytes::Bytes;
+use futures::{FutureExt, future::BoxFuture};
+use tokio::task::JoinHandle;
+use tracing::error;
+
+use self::core::{Core, Effect, Event};
+use super::{Engine, EngineFailed, EngineStart, Port};
+use crate::{
+    document_id::DocumentId,
+    storage::documents::{Documents, Opened, Relation, Unsaved},
+    sync::{peers::SessionId, wire::SyncMessage},
+};
+
+/// A starter of native engines.
+pub fn engine() -> EngineStart {
+    Arc::new(|documents, document, opened| {
+        let engine: Box<dyn Engine> = Box::new(NativeEngine::new(documents, document, opened));
+        std::future::ready(engine).boxed()
+    })
+}
+
+struct NativeEngine {
+    document: DocumentId,
+    documents: Arc<Documents>,
+    core: Place,
+    /// What came since the last step.
+    events: Vec<Event>,
+    ports: HashMap<SessionId, Port>,
+    write: Option<BoxFuture<'static, ()>>,
+    /// Bytes of changes that wait for the write under way.
+    waiting: Option<Unsaved>,
+}
+
+/// Where the core is.
+enum Place {
+    Here(Box<Core>),
+    /// In a step that takes long.
+    Away(JoinHandle<Stepped>),
+    /// In a panic.
+    Lost,
+}
+
+/// A core after a step, and what is to be done.
+struct Stepped {
+    core: Box<Core>,
+    effects: Vec<Effect>,
+    relation: Option<Relation>,
+}
+
+impl NativeEngine {
+    fn new(documents: Arc<Documents>, document: DocumentId, opened: Opened) -> Self {
+        let stored = opened.chunks.into_iter().map(|(key, data)| (key, data.len()));
+        let core = Box::new(Core::new(document, opened.doc, stored));
+        Self {
+            document,
+            documents,
+            core: Place::Here(core),
+            events: Vec::new(),
+            ports: HashMap::new(),
+            write: None,
+            waiting: None,
+        }
+    }
+
+    /// Run `work` on the core, on a thread that may block where it takes long.
+    async fn run(
+        &mut self,
+        is_heavy: impl FnOnce(&Core) -> bool,
+        work: impl FnOnce(&mut Core) -> (Option<Relation>, Vec<Effect>) + Send + 'static,
+    ) -> Option<Relation> {
+        self.come_back().await;
+        let Place::Here(core) = std::mem::replace(&mut self.core, Place::Lost) else {
+            return None;
+        };
+        let step = |mut core: Box<Core>| {
+            let (relation, effects) = work(&mut core);
+            Stepped { core, effects, relation }
+        };
+        if is_heavy(&core) {
+            self.core = Place::Away(tokio::task::spawn_blocking(move || step(core)));
+            return self.come_back().await;
+        }
+        match catch_unwind(AssertUnwindSafe(move || step(core))) {
+            Ok(stepped) => self.stepped(stepped),
+            Err(_) => {
+                self.panicked();
+                None
+            }
+        }
+    }
+
+    /// Wait until the core is here, or lost. Nothing is forgotten if the wait is given up.
+    async fn come_back(&mut self) -> Option<Relation> {
+        let Place::Away(step) = &mut self.core else { return None };
+        match step.await {
+            Ok(stepped) => self.stepped(stepped),
+            Err(_) => {
+                self.core = Place::Lost;
+                self.panicked();
+                None
+            }
+        }
+    }
+
+    fn panicked(&self) {
+        error!(document = %self.document, "a panic in the document's engine; it is started anew");
+    }
+
+    fn stepped(&mut self, stepped: Stepped) -> Option<Relation> {
+        self.core = Place::Here(stepped.core);
+        for effect in stepped.effects {
+            match effect {
+                Effect::Send { to, message } => {
+                    if let Some(port) = self.ports.get(&to) {
+                        port.sync(&message);
+                    }
+                }
+                Effect::Save { key, data } => {
+                    self.waiting = None;
+                    let documents = self.documents.clone();
+                    self.write = Some(async move { documents.save(&key, data).await }.boxed());
+                }
+                Effect::Remove(keys) => {
+                    let documents = self.documents.clone();
+                    tokio::spawn(async move {
+                        for key in keys {
+                            documents.remove(&key).await;
+                        }
+                    });
+                }
+                Effect::Refuse { from, reason } => {
+                    if let Some(port) = self.ports.get(&from) {
+                        port.refuse(&reason);
+                    }
+                }
+            }
+        }
+        stepped.relation
+    }
+
+    async fn settle(&mut self) {
+        self.come_back().await;
+        if self.events.is_empty() {
+            return;
+        }
+        let events = std::mem::take(&mut self.events);
+        let is_heavy = matches!(&self.core, Place::Here(core) if core.is_heavy(&events));
+        self.run(|_| is_heavy, move |core| (None, core.step(events))).await;
+    }
+
+    async fn work(&mut self) -> Result<(), EngineFailed> {
+        // Every wait here may be given up and begun again.
+        self.come_back().await;
+        if matches!(self.core, Place::Lost) {
+            return Err(EngineFailed);
+        }
+        let Some(write) = &mut self.write else { return std::future::pending().await };
+        write.await;
+        self.write = None;
+        self.events.push(Event::Saved);
+        self.settle().await;
+        Ok(())
+    }
+}
+
+impl Engine for NativeEngine {
+    fn join(&mut self, port: Port) -> BoxFuture<'_, ()> {
+        self.events.push(Event::Join(port.session()));
+        self.ports.insert(port.session(), port);
+        std::future::ready(()).boxed()
+    }
+
+    fn leave(&mut self, session: SessionId) {
+        self.events.push(Event::Leave(session));
+        self.ports.remove(&session);
+    }
+
+    fn receive(
+        &mut self,
+        from: SessionId,
+        _request: bool,
+        message: SyncMessage,
+    ) -> BoxFuture<'_, ()> {
+        if self.write.is_some() && message.has_changes() {
+            let documents = &self.documents;
+            let waiting = self.waiting.get_or_insert_with(|| documents.unsaved_bytes(0));
+            waiting.add(message.raw.len());
+        }
+        self.events.push(Event::Message(from, message));
+        std::future::ready(()).boxed()
+    }
+
+    fn settle(&mut self) -> BoxFuture<'_, ()> {
+        self.settle().boxed()
+    }
+
+    fn merge(&mut self, snapshot: Bytes) -> BoxFuture<'_, Option<Relation>> {
+        async move {
+            self.settle().await;
+            self.run(|_| true, move |core| core.merge(&snapshot)).await
+        }
+        .boxed()
+    }
+
+    fn work(&mut self) -> BoxFuture<'_, Result<(), EngineFailed>> {
+        self.work().boxed()
+    }
+
+    fn durable_heads(&self) -> Option<&[ChangeHash]> {
+        match &self.core {
+            Place::Here(core) => Some(core.durable()),
+            Place::Away(_) | Place::Lost => None,
+        }
+    }
+
+    fn is_durable(&self) -> bool {
+        self.events.is_empty() && matches!(&self.core, Place::Here(core) if core.is_durable())
+    }
+
+    fn close(mut self: Box<Self>) -> BoxFuture<'static, ()> {
+        async move {
+            self.settle().await;
+            while !self.is_durable() && self.work().await.is_ok() {}
+        }
+        .boxed()
+    }
+}
