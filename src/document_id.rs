@@ -23,7 +23,7 @@ pub struct BadDocumentId {
 
 impl DocumentId {
     /// An id from its 16 bytes.
-    pub fn from_bytes(bytes: [u8; 16]) -> Self {
+    pub const fn from_bytes(bytes: [u8; 16]) -> Self {
         Self(bytes)
     }
 

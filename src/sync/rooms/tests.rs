@@ -1,3 +1,5 @@
+mod differential;
+
 use std::{collections::HashMap, sync::atomic::AtomicUsize};
 
 use automerge::{
@@ -139,7 +141,12 @@ impl Peer {
 
     /// Take in one frame and answer it.
     async fn step(&mut self) {
-        let frame = match self.session.outbound().next().await {
+        let next = self.session.outbound().next().await;
+        self.take(next).await;
+    }
+
+    async fn take(&mut self, next: Next) {
+        let frame = match next {
             Next::Send(frame) => frame,
             Next::Close(closing) => {
                 self.closed = Some(closing);
@@ -205,8 +212,8 @@ impl Peer {
 
     fn leave(self) {
         self.rooms.shared.peers.leave(&self.session);
-        for document in self.documents.keys() {
-            self.rooms.leave(*document, self.session.id);
+        for document in self.session.take_documents() {
+            self.rooms.leave(document, self.session.id);
         }
     }
 }

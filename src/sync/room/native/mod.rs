@@ -5,6 +5,8 @@
 
 mod core;
 mod exchange;
+#[cfg(test)]
+mod simulation;
 
 use std::{
     collections::HashMap,
