@@ -37,7 +37,7 @@ use crate::{
 };
 
 /// The WebSocket read buffer of a connection: axum's default of 128 KiB is memory for each idle socket.
-const READ_BUFFER: usize = 4 << 10;
+const READ_BUFFER: usize = 2 << 10;
 /// Frames up to this size together are written at once.
 const WRITE_BUFFER: usize = 8 << 10;
 

@@ -35,8 +35,8 @@ pub struct Documents {
 /// A document as an engine starts from it.
 #[derive(Default)]
 pub struct Opened {
-    /// The document.
-    pub doc: Automerge,
+    /// The document. In a box: it is a few KiB, and would be that in every future that holds it.
+    pub doc: Box<Automerge>,
     /// The chunks that parse, the bundle's snapshot among them where it adds something.
     pub chunks: Vec<StoredChunk>,
     /// The bundle's snapshot where storage has nothing: it must be saved before the first change that
@@ -316,7 +316,7 @@ fn check(document: DocumentId, stored: Vec<StoredChunk>, underneath: Option<Byte
         HashSet::new()
     };
     Checked {
-        opened: Opened { heads: doc.get_heads(), doc, changes, chunks, base },
+        opened: Opened { heads: doc.get_heads(), doc: Box::new(doc), changes, chunks, base },
         broken,
         newer,
         unrelated,

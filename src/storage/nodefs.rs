@@ -20,7 +20,7 @@ use super::{ChunkKind, ChunkStore, Key, StorageError, StoredChunk};
 use crate::document_id::DocumentId;
 
 /// Disk operations at a time; more only queue up in the kernel.
-const PARALLEL: usize = 64;
+const PARALLEL: usize = 16;
 /// How often a document is listed again because a chunk was gone when it was to be read. Another
 /// process may compact the same folder; each of its compactions takes one round.
 const LISTINGS: usize = 10;
@@ -91,33 +91,26 @@ fn relative(key: &Key) -> PathBuf {
 /// Make `data` durable at `path`: write it aside, synchronise it, rename it, synchronise the folders.
 fn write_atomically(root: &Path, path: &Path, data: &[u8]) -> Result<(), StorageError> {
     let folder = path.parent().unwrap_or(root);
-    make_folders(root, folder)?;
+    let is_new = !folder.is_dir();
+    if is_new {
+        fs::create_dir_all(folder).map_err(failed("create", folder))?;
+    }
     // tempfile: removes the file again on every way out but the rename.
     let mut file =
         tempfile::NamedTempFile::new_in(root.join(TMP)).map_err(failed("write", path))?;
     file.write_all(data).map_err(failed("write", path))?;
-    file.as_file().sync_all().map_err(failed("write", path))?;
+    file.as_file().sync_data().map_err(failed("write", path))?;
     file.persist(path).map_err(|e| failed("write", path)(e.error))?;
-    sync_folder(folder)
+    sync_folder(folder)?;
+    // Folders that were made are durable in those above them: one after the other, when all are there, for
+    // a journalling file system then writes them at once. All of them, for another thread may just have
+    // made some.
+    let above = folder.ancestors().skip(1).take_while(|above| above.starts_with(root));
+    if is_new { above.into_iter().try_for_each(sync_folder) } else { Ok(()) }
 }
 
 fn sync_folder(folder: &Path) -> Result<(), StorageError> {
     File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed("write", folder))
-}
-
-/// Make `folder` below `root` and what is missing above it, each durable in its parent.
-fn make_folders(root: &Path, folder: &Path) -> Result<(), StorageError> {
-    if folder.is_dir() || folder == root {
-        return Ok(());
-    }
-    let parent = folder.parent().unwrap_or(root);
-    make_folders(root, parent)?;
-    match fs::create_dir(folder) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-            Err(failed("create", folder)(error))
-        }
-        _ => sync_folder(parent),
-    }
 }
 
 fn read(path: &Path) -> Result<Option<Vec<u8>>, StorageError> {

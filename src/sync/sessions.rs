@@ -73,7 +73,8 @@ impl Sessions {
             Some(closing) => Err(closing),
             None => {
                 let handshake_timeout = self.config.borrow().sync.handshake_timeout.0;
-                let joining = self.join(id, &mut reader);
+                // What comes once is in a box: a session keeps no memory for it.
+                let joining = Box::pin(self.join(id, &mut reader));
                 tokio::select! {
                     biased;
                     () = self.draining.cancelled() => Err(drain()),
@@ -87,7 +88,8 @@ impl Sessions {
             Ok(session) => session,
             Err(closing) => {
                 self.say_refused(id, &client, &closing);
-                socket::close(&mut writer, &mut reader, &self.us, "", id, &closing).await;
+                let closing = socket::close(&mut writer, &mut reader, &self.us, "", id, &closing);
+                Box::pin(closing).await;
                 return;
             }
         };
@@ -185,7 +187,8 @@ impl Sessions {
                 );
             }
         }
-        socket::close(writer, reader, &self.us, &session.peer_id, session.id, &end).await;
+        let (us, peer_id) = (&self.us, &session.peer_id);
+        Box::pin(socket::close(writer, reader, us, peer_id, session.id, &end)).await;
         end
     }
 
@@ -203,7 +206,7 @@ impl Sessions {
                 Err(closing) => return closing,
             };
             busy.store(true, Ordering::Relaxed);
-            if let Err(closing) = self.take_in(session, frame).await {
+            if let Err(closing) = Box::pin(self.take_in(session, frame)).await {
                 return closing;
             }
             busy.store(false, Ordering::Relaxed);

@@ -82,6 +82,9 @@ pub trait Engine: Send {
     /// Answer what was taken in: called after all that came at once.
     fn settle(&mut self) -> BoxFuture<'_, ()>;
 
+    /// Nothing has come for a while: keep as little memory as can be.
+    fn rest(&mut self);
+
     /// Merge a snapshot of the same document; none if the engine has no document yet.
     fn merge(&mut self, snapshot: Bytes) -> BoxFuture<'_, Option<Relation>>;
 

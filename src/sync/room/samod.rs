@@ -157,6 +157,8 @@ impl Engine for SamodEngine {
         std::future::ready(()).boxed()
     }
 
+    fn rest(&mut self) {}
+
     fn merge(&mut self, snapshot: Bytes) -> BoxFuture<'_, Option<Relation>> {
         let Ok(id) = self.document.to_string().parse::<samod::DocumentId>() else {
             return futures::future::ready(None).boxed();

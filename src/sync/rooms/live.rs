@@ -40,8 +40,6 @@ const STASH: usize = 64;
 const REOPEN: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(60));
 /// A room of a document that nobody has stays for so long after presence passed through it.
 const PRESENCE_LINGERS: Duration = Duration::from_secs(10);
-/// A time that does not come, for timers that are not set.
-const FAR: Duration = Duration::from_secs(3600);
 
 /// What a peer without a document says first: an automerge sync message without heads.
 static NOTHING: LazyLock<Option<SyncMessage>> = LazyLock::new(|| {
@@ -127,7 +125,8 @@ impl Room {
         let metrics = self.metrics().clone();
         loop {
             let opening = InState::new(&metrics, "opening");
-            let Some(opened) = self.open().await else {
+            // Each phase in a box: a room keeps memory for the one it is in.
+            let Some(opened) = Box::pin(self.open()).await else {
                 return self.stopped().await;
             };
             let is_known =
@@ -135,9 +134,9 @@ impl Room {
             let end = if is_known {
                 drop(opening);
                 let _live = InState::new(&metrics, "live");
-                self.live(opened).await
+                Box::pin(self.live(opened)).await
             } else {
-                self.unknown().await
+                Box::pin(self.unknown()).await
             };
             match end {
                 End::Reopen => {}
@@ -324,10 +323,6 @@ impl Room {
         self.metrics().unloaded.with_label_values(&["stop"]).inc();
         self.handle.retired.cancel();
     }
-}
-
-fn far() -> Deadline {
-    Deadline::now() + FAR
 }
 
 fn brings_heads(input: &Input) -> bool {

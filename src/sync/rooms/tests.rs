@@ -414,6 +414,8 @@ impl Engine for Fragile {
         futures::future::ready(()).boxed()
     }
 
+    fn rest(&mut self) {}
+
     fn merge(&mut self, _: Bytes) -> BoxFuture<'_, Option<Relation>> {
         futures::future::ready(None).boxed()
     }

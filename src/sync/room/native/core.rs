@@ -31,6 +31,10 @@ const CROWD: usize = 3;
 /// long enough (about 1 ms) to hold up what else waits for the thread.
 const HEAVY: usize = 32 << 10;
 
+/// Documents up to so many stored bytes are kept as such while their rooms are quiet: automerge takes at
+/// least 14 KiB for a document, and reads one of this size in about 100 us.
+const SLEEPS: usize = 16 << 10;
+
 /// What came.
 pub(super) enum Event {
     /// A session takes part.
@@ -59,13 +63,16 @@ pub(super) enum Effect {
 /// One document and its peers.
 pub(super) struct Core {
     document: DocumentId,
-    doc: Automerge,
+    doc: Doc,
     /// The document's heads.
     heads: Vec<ChangeHash>,
     /// The heads up to which all is durable.
     durable: Vec<ChangeHash>,
     /// In the order of their ids, so that equal inputs give equal outputs.
     peers: BTreeMap<SessionId, Peer>,
+    /// The peers to which there may be something to say, or all.
+    due: Vec<SessionId>,
+    all_due: bool,
     exchange: Exchange,
     chunks: Chunks,
     /// Writes begun so far.
@@ -78,8 +85,30 @@ struct Peer {
     state: Arc<State>,
     /// The write after which it may hear all heads, if it may not yet.
     held_until: Option<u64>,
-    /// There may be something to say to it.
+    /// It is among those to which there may be something to say.
     is_due: bool,
+}
+
+/// The document, or what it was saved as.
+enum Doc {
+    Awake(Box<Automerge>),
+    Asleep(Vec<u8>),
+}
+
+impl Doc {
+    fn awake(&mut self) -> &mut Automerge {
+        if let Self::Asleep(saved) = self {
+            match Automerge::load(saved) {
+                Ok(doc) => *self = Self::Awake(Box::new(doc)),
+                #[expect(clippy::panic, reason = "the engine is then started anew, from storage")]
+                Err(error) => panic!("a document that was saved does not load: {error}"),
+            }
+        }
+        match self {
+            Self::Awake(doc) => doc,
+            Self::Asleep(_) => unreachable!("it was just read"),
+        }
+    }
 }
 
 /// What stands in storage.
@@ -117,7 +146,7 @@ impl Core {
     /// A document as it stands in storage, without peers.
     pub(super) fn new(
         document: DocumentId,
-        doc: Automerge,
+        doc: Box<Automerge>,
         stored: impl IntoIterator<Item = (Key, usize)>,
     ) -> Self {
         let heads = doc.get_heads();
@@ -127,10 +156,12 @@ impl Core {
         }
         Self {
             document,
-            doc,
+            doc: Doc::Awake(doc),
             durable: heads.clone(),
             heads,
             peers: BTreeMap::new(),
+            due: Vec::new(),
+            all_due: false,
             exchange: Exchange::default(),
             chunks,
             writes: 0,
@@ -148,9 +179,26 @@ impl Core {
         self.heads == self.durable && self.writing.is_none()
     }
 
+    fn size(&self) -> usize {
+        self.chunks.snapshot + self.chunks.increments
+    }
+
+    /// The room is quiet: keep as little as can be.
+    pub(super) fn rest(&mut self) {
+        self.exchange.forget();
+        if self.is_durable()
+            && self.size() <= SLEEPS
+            && let Doc::Awake(doc) = &self.doc
+        {
+            let mut saved = doc.save();
+            saved.shrink_to_fit();
+            self.doc = Doc::Asleep(saved);
+        }
+    }
+
     /// Whether a step with these events takes long.
     pub(super) fn is_heavy(&self, events: &[Event]) -> bool {
-        let size = self.chunks.snapshot + self.chunks.increments;
+        let size = self.size();
         let mut bytes = 0;
         for event in events {
             if let Event::Message(from, message) = event {
@@ -186,8 +234,9 @@ impl Core {
     /// Merge a snapshot of the same document, unless it shares no change with what is here.
     pub(super) fn merge(&mut self, snapshot: &[u8]) -> (Option<Relation>, Vec<Effect>) {
         let Ok(other) = Automerge::load(snapshot) else { return (None, Vec::new()) };
-        let relation = Relation::of(&other, &self.doc);
-        if relation == Relation::Newer && self.doc.load_incremental(snapshot).is_err() {
+        let doc = self.doc.awake();
+        let relation = Relation::of(&other, doc);
+        if relation == Relation::Newer && doc.load_incremental(snapshot).is_err() {
             return (None, Vec::new());
         }
         self.note_heads();
@@ -203,20 +252,22 @@ impl Core {
     fn receive(&mut self, from: SessionId, message: SyncMessage) -> Result<(), String> {
         let shared = self.peers.len() >= CROWD;
         let Some(peer) = self.peers.get_mut(&from) else { return Ok(()) };
-        peer.is_due = true;
+        if !std::mem::replace(&mut peer.is_due, true) {
+            self.due.push(from);
+        }
         let told = peer.state.clone();
         let claims = message.message.heads.clone();
         let has_changes = message.has_changes();
         if has_changes {
             let mut after = State::clone(&peer.state);
-            exchange::receive(&mut self.doc, &mut after, message.message)
+            exchange::receive(self.doc.awake(), &mut after, message.message)
                 .map_err(|error| format!("the changes do not fit the document: {error}"))?;
             peer.state = Arc::new(after);
             self.note_heads();
         } else {
             peer.state = self
                 .exchange
-                .receive(&mut self.doc, &peer.state, message, shared)
+                .receive(self.doc.awake(), &peer.state, message, shared)
                 .map_err(|error| error.to_string())?;
         }
         let is_told = |head| told.last_sent_heads.contains(head) || self.durable.contains(head);
@@ -232,11 +283,11 @@ impl Core {
 
     /// The document may have changed: then there is something to say to everybody.
     fn note_heads(&mut self) {
-        let heads = self.doc.get_heads();
+        let heads = self.doc.awake().get_heads();
         if heads != self.heads {
             self.heads = heads;
             self.exchange.forget();
-            self.peers.values_mut().for_each(|peer| peer.is_due = true);
+            self.all_due = true;
         }
     }
 
@@ -250,10 +301,12 @@ impl Core {
             }
         }
         self.chunks.add(write.key, write.size);
-        for peer in self.peers.values_mut() {
+        for (id, peer) in &mut self.peers {
             if peer.held_until.is_some_and(|until| until <= self.writes) {
                 peer.held_until = None;
-                peer.is_due = true;
+                if !std::mem::replace(&mut peer.is_due, true) {
+                    self.due.push(*id);
+                }
                 // A peer that names our heads itself is not told them again (`SyncDoc::receive_sync_message`);
                 // but this one has not heard that they are here.
                 Arc::make_mut(&mut peer.state).have_responded = false;
@@ -262,21 +315,29 @@ impl Core {
     }
 
     fn answer(&mut self, effects: &mut Vec<Effect>) {
+        let due = std::mem::take(&mut self.due);
+        let due = if std::mem::take(&mut self.all_due) {
+            self.peers.keys().copied().collect()
+        } else {
+            due
+        };
+        due.into_iter().for_each(|id| self.answer_one(id, effects));
+    }
+
+    fn answer_one(&mut self, to: SessionId, effects: &mut Vec<Effect>) {
         let shared = self.peers.len() >= CROWD;
-        for (id, peer) in &mut self.peers {
-            if !std::mem::take(&mut peer.is_due) {
-                continue;
-            }
-            let message = if peer.held_until.is_none() {
-                let (state, message) = self.exchange.generate(&self.doc, &peer.state, shared);
-                peer.state = state;
-                message
-            } else {
-                held_message(&self.doc, &self.durable, &mut peer.state)
-            };
-            if let Some(message) = message {
-                effects.push(Effect::Send { to: *id, message });
-            }
+        let Some(peer) = self.peers.get_mut(&to) else { return };
+        peer.is_due = false;
+        let doc = self.doc.awake();
+        let message = if peer.held_until.is_none() {
+            let (state, message) = self.exchange.generate(doc, &peer.state, shared);
+            peer.state = state;
+            message
+        } else {
+            held_message(doc, &self.durable, &mut peer.state)
+        };
+        if let Some(message) = message {
+            effects.push(Effect::Send { to, message });
         }
     }
 
@@ -286,13 +347,14 @@ impl Core {
         if self.writing.is_some() || self.heads == self.durable {
             return;
         }
+        let doc = self.doc.awake();
         let (key, data, replaces) = if self.chunks.wants_snapshot() {
             let key = snapshot_key(self.document, &self.heads);
             let mut replaces = self.chunks.keys.clone();
             replaces.retain(|old| *old != key);
-            (key, self.doc.save(), replaces)
+            (key, doc.save(), replaces)
         } else {
-            let data = self.doc.save_after(&self.durable);
+            let data = doc.save_after(&self.durable);
             let name = hex(&Sha256::digest(&data));
             let kind = ChunkKind::Incremental;
             (Key::Chunk { document: self.document, kind, name }, data, Vec::new())

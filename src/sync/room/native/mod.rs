@@ -211,6 +211,12 @@ impl Engine for NativeEngine {
         self.settle().boxed()
     }
 
+    fn rest(&mut self) {
+        if let Place::Here(core) = &mut self.core {
+            core.rest();
+        }
+    }
+
     fn merge(&mut self, snapshot: Bytes) -> BoxFuture<'_, Option<Relation>> {
         async move {
             self.settle().await;

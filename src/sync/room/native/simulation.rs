@@ -39,6 +39,8 @@ enum Action {
     Written,
     /// Chunks that were replaced are deleted.
     Delete,
+    /// Nothing came for a while.
+    Rest,
     /// The process dies, with the write under way done or not, and starts again.
     Crash {
         written: bool,
@@ -62,6 +64,7 @@ fn action() -> impl Strategy<Value = Action> {
         8 => Just(Action::Step),
         4 => Just(Action::Written),
         2 => Just(Action::Delete),
+        1 => Just(Action::Rest),
         1 => any::<bool>().prop_map(|written| Action::Crash { written }),
         1 => peer.clone().prop_map(Action::Drop),
         2 => (peer.clone(), any::<bool>())
@@ -130,7 +133,7 @@ fn load(disk: &BTreeMap<Key, Vec<u8>>) -> Automerge {
 
 fn core(disk: &BTreeMap<Key, Vec<u8>>) -> Core {
     let stored = disk.iter().map(|(key, data)| (key.clone(), data.len()));
-    Core::new(DOCUMENT, load(disk), stored)
+    Core::new(DOCUMENT, Box::new(load(disk)), stored)
 }
 
 impl World {
@@ -176,6 +179,7 @@ impl World {
                 }
             }
             Action::Delete => self.delete(),
+            Action::Rest => self.core.rest(),
             Action::Crash { written } => {
                 if let Some((key, data)) = self.writing.take().filter(|_| written) {
                     self.disk.insert(key, data);

@@ -4,6 +4,8 @@ use super::*;
 
 /// Messages that are taken in before they are answered: answers to one document's edits go out together.
 const BATCH: usize = 64;
+/// After so long without a message a room keeps as little memory as can be.
+const QUIET: Duration = Duration::from_millis(1500);
 
 impl Room {
     /// Serve the document until nobody follows it.
@@ -37,6 +39,7 @@ impl Room {
         let started = Instant::now();
         let handle = self.handle.clone();
         let mut idle_since = None;
+        let mut quiet = Some(Deadline::now() + QUIET);
         loop {
             if self.members.is_empty() {
                 idle_since.get_or_insert_with(Deadline::now);
@@ -45,9 +48,16 @@ impl Room {
             }
             let idle_unload = config.borrow_and_update().sync.idle_unload.0;
             // A document that waits for its disk is still here for whoever comes.
-            let unload = idle_since.filter(|_| engine.is_durable());
-            let unload = unload.map_or_else(far, |since| since + idle_unload);
-            let next_answer = self.next_answer();
+            let unload =
+                idle_since.filter(|_| engine.is_durable()).map(|since| since + idle_unload);
+            let next = [self.next_answer(), unload, quiet].into_iter().flatten().min();
+            // One timer: each costs a lock, and most are never due.
+            let due = async {
+                match next {
+                    Some(next) => sleep_until(next).await,
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
                 input = self.inbox.recv() => match input {
                     Some(input) => {
@@ -60,6 +70,7 @@ impl Room {
                             next = self.inbox.try_recv().ok();
                         }
                         engine.settle().await;
+                        quiet = Some(Deadline::now() + QUIET);
                         from.into_iter().for_each(|id| self.measure(id));
                     }
                     None => return End::Stop,
@@ -90,21 +101,28 @@ impl Room {
                         self.merge_bundle(&mut engine, &mut base).await;
                     }
                 }
-                () = sleep_until(next_answer) => {
-                    // Whoever brought the document left before it was here: ask others for it.
-                    if self.is_unanswered() {
-                        engine.close().await;
-                        for member in self.members.values_mut() {
-                            member.begin_anew |= member.port.take().is_some();
-                        }
-                        // From here on the document is unknown.
-                        return End::Reopen;
+                () = due => {
+                    let now = Deadline::now();
+                    if quiet.is_some_and(|at| at <= now) {
+                        quiet = None;
+                        engine.rest();
                     }
-                    self.answer_the_unanswered();
-                }
-                () = sleep_until(unload) => {
-                    engine.close().await;
-                    return End::Retire("idle");
+                    if unload.is_some_and(|at| at <= now) {
+                        engine.close().await;
+                        return End::Retire("idle");
+                    }
+                    if self.next_answer().is_some_and(|at| at <= now) {
+                        // Whoever brought the document left before it was here: ask others for it.
+                        if self.is_unanswered() {
+                            engine.close().await;
+                            for member in self.members.values_mut() {
+                                member.begin_anew |= member.port.take().is_some();
+                            }
+                            // From here on the document is unknown.
+                            return End::Reopen;
+                        }
+                        self.answer_the_unanswered();
+                    }
                 }
                 _ = config.changed() => {}
                 () = stopping.cancelled() => {
@@ -194,8 +212,8 @@ impl Room {
         }
     }
 
-    fn next_answer(&self) -> Deadline {
-        self.members.values().filter_map(|member| member.asks).min().unwrap_or_else(far)
+    fn next_answer(&self) -> Option<Deadline> {
+        self.members.values().filter_map(|member| member.asks).min()
     }
 
     /// Whether all who take part have asked in vain: the engine has no document, and nobody brings one.
