@@ -31,6 +31,7 @@ use crate::{
     storage::{StorageError, documents::Documents, nodefs::NodefsStore},
     supervisor::{Supervisor, TaskEnded},
     sync::{
+        memory,
         peers::Peers,
         room::{native, samod},
         rooms::{Rooms, Shared},
@@ -194,6 +195,10 @@ pub fn show_limits(config: &Config, metrics: &ProcessMetrics) {
     for (key, value) in [
         ("limits.connections", count(config.limits.connections)),
         ("limits.documents_per_connection", count(config.limits.documents_per_connection)),
+        (
+            "sync.memory",
+            memory::limit(config.sync.memory).map_or(0, |limit| bytes(crate::config::Size(limit))),
+        ),
         ("sync.max_message", bytes(config.sync.max_message)),
         ("sync.send_queue", bytes(config.sync.send_queue)),
         ("sync.receive_queue", bytes(config.sync.receive_queue)),
@@ -267,6 +272,7 @@ impl Bound {
                     samod::engine(self.storage_id.clone(), self.metrics.rooms.clone())
                 }
             },
+            storage_id: self.storage_id.as_str().into(),
             metrics: self.metrics.clone(),
         });
         let (draining, stopping) = (CancellationToken::new(), CancellationToken::new());

@@ -13,7 +13,7 @@ mod units;
 use std::{net::SocketAddr, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
-pub use units::{Size, Time};
+pub use units::{MemoryLimit, Size, Time};
 
 /// Everything that can be configured.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -101,6 +101,7 @@ pub struct Sync {
     pub handshake_timeout: Time,
     pub ping_interval: Time,
     pub idle_unload: Time,
+    pub memory: MemoryLimit,
     pub max_message: Size,
     pub send_queue: Size,
     pub receive_queue: Size,
@@ -261,6 +262,7 @@ impl Default for Sync {
             handshake_timeout: Time::secs(10),
             ping_interval: Time::secs(5),
             idle_unload: Time::secs(60),
+            memory: MemoryLimit::Percent(70),
             max_message: Size::mib(100),
             send_queue: Size::mib(8),
             receive_queue: Size::mib(256),

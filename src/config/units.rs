@@ -92,6 +92,43 @@ impl fmt::Display for Size {
     }
 }
 
+/// A share of the machine's memory, `"70%"`, or a size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the names say it")]
+pub enum MemoryLimit {
+    Percent(u8),
+    Bytes(Size),
+}
+
+impl<'de> Deserialize<'de> for MemoryLimit {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text =
+            text(deserializer, r#"a share in quotes, such as "70%", or a size, such as "2GiB""#)?;
+        let limit = match text.strip_suffix('%') {
+            Some(share) => {
+                share.trim().parse().ok().filter(|p| (1..=100).contains(p)).map(Self::Percent)
+            }
+            None => {
+                text.parse::<bytesize::ByteSize>().ok().map(|size| Self::Bytes(Size(size.as_u64())))
+            }
+        };
+        limit.filter(|limit| *limit != Self::Bytes(Size(0))).ok_or_else(|| {
+            de::Error::custom(format!(
+                r#"{text:?} is no share of memory: expected "1%" to "100%", or a size above zero, such as "2GiB""#
+            ))
+        })
+    }
+}
+
+impl Serialize for MemoryLimit {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Percent(share) => serializer.collect_str(&format_args!("{share}%")),
+            Self::Bytes(size) => size.serialize(serializer),
+        }
+    }
+}
+
 fn text<'de, D: Deserializer<'de>>(
     deserializer: D,
     expected: &'static str,

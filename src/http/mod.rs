@@ -176,7 +176,9 @@ async fn upgrade(State(app): State<App>, request: Request, next: Next) -> Respon
         .max_frame_size(max_message)
         .on_upgrade(move |socket| {
             let panics = sessions.metrics.panics.clone();
-            let session = running.track_future(sessions.run(socket, address, activity, refuse));
+            // In a box: the future around it would have room for it twice.
+            let session = sessions.run(socket, address, activity, refuse);
+            let session = Box::pin(running.track_future(session));
             async move {
                 let session = std::panic::AssertUnwindSafe(session);
                 if futures::FutureExt::catch_unwind(session).await.is_err() {

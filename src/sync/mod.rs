@@ -3,9 +3,11 @@
 //! [`wire`] reads and writes its messages. [`sessions`] runs each WebSocket: handshake, routing by document
 //! id, what ends it; `socket` is reading, writing, liveness and closing. A [`session`] is what the rest of
 //! the relay sees of one, with its [`outbound`] queue. [`peers`] knows all sessions; [`rooms`] knows the live documents, each
-//! a [`room`] with an engine that synchronises it and the [`ephemera`] that pass through.
+//! a [`room`] with an engine that synchronises it and the [`ephemera`] that pass through; [`memory`] is what
+//! all of them may take.
 
 pub mod ephemera;
+pub mod memory;
 pub mod outbound;
 pub mod peers;
 pub mod room;

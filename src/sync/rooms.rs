@@ -11,9 +11,9 @@ use std::{
     panic::AssertUnwindSafe,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use bytes::Bytes;
@@ -23,6 +23,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::error;
 
 use super::{
+    memory,
     peers::{Peers, SessionId},
     room::EngineStart,
     session::Session,
@@ -38,6 +39,17 @@ const MAILBOX: usize = 64;
 const ASK_AGAIN: Duration = Duration::from_secs(3600);
 /// Documents remembered as asked, for each session.
 const ASKED: usize = 4096;
+
+/// When memory is short, a session that wants a further document waits so long for idle rooms to leave; the
+/// allocator gives memory back within a second.
+const FREED_WITHIN: Duration = Duration::from_secs(3);
+/// How often it looks whether they have.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
+
+/// There is no memory for a further room.
+#[derive(Debug, thiserror::Error)]
+#[error("the relay has no memory for a further document (sync.memory)")]
+pub struct NoMemory;
 
 /// What a room takes in.
 pub enum Input {
@@ -66,6 +78,11 @@ pub enum Input {
         data: Bytes,
         /// Its place in the receive queue.
         held: Held,
+    },
+    /// A session wants to hear which heads are durable.
+    Subscribed {
+        /// Which one.
+        from: Arc<Session>,
     },
 }
 
@@ -99,6 +116,8 @@ pub struct Rooms {
     /// What rooms need of the rest.
     pub(super) shared: Shared,
     directory: Mutex<HashMap<DocumentId, Entry>>,
+    /// When durable heads were last told, in milliseconds since 1970.
+    told_at: AtomicU64,
     tasks: TaskTracker,
     stopping: CancellationToken,
 }
@@ -110,6 +129,8 @@ pub struct Shared {
     pub documents: Arc<Documents>,
     pub peers: Arc<Peers>,
     pub engine: EngineStart,
+    /// The storage id that clients see.
+    pub storage_id: Arc<str>,
     pub metrics: Metrics,
 }
 
@@ -134,7 +155,9 @@ struct Handle {
     gone: Mutex<Vec<SessionId>>,
     /// The served bundle has changed.
     bundle_changed: AtomicBool,
-    /// There is something in `gone`, or the bundle has changed.
+    /// Memory is short: unload as soon as nobody is here.
+    sent_away: AtomicBool,
+    /// There is something in `gone`, the bundle has changed, or the room is sent away.
     news: Notify,
     /// The task has ended: whoever finds the mailbox closed looks in the directory again.
     retired: CancellationToken,
@@ -151,13 +174,60 @@ impl Rooms {
         Arc::new(Self {
             shared,
             directory: Mutex::default(),
+            told_at: AtomicU64::new(0),
             tasks: TaskTracker::new(),
             stopping: CancellationToken::new(),
         })
     }
 
     /// The mailbox of a document's room for a session that mentions it; the room is made if there is none.
-    pub async fn enter(self: &Arc<Self>, document: DocumentId, session: &Session) -> Mailbox {
+    ///
+    /// # Errors
+    /// There is none, and no memory for one.
+    pub async fn enter(
+        self: &Arc<Self>,
+        document: DocumentId,
+        session: &Session,
+    ) -> Result<Mailbox, NoMemory> {
+        if !self.is_live(document) {
+            self.find_memory().await?;
+        }
+        Ok(self.enter_or_open(document, session).await)
+    }
+
+    fn is_live(&self, document: DocumentId) -> bool {
+        matches!(lock(&self.directory).get(&document), Some(Entry::Live(_)))
+    }
+
+    /// See that there is memory for a room, if need be by sending idle ones away.
+    async fn find_memory(&self) -> Result<(), NoMemory> {
+        let Some(limit) = memory::limit(self.shared.config.borrow().sync.memory) else {
+            return Ok(());
+        };
+        let until = Instant::now() + FREED_WITHIN;
+        while memory::used().is_some_and(|used| used > limit) {
+            if Instant::now() >= until {
+                return Err(NoMemory);
+            }
+            self.send_idle_away();
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+        Ok(())
+    }
+
+    /// Have all rooms unload that no session is in.
+    fn send_idle_away(&self) {
+        for entry in lock(&self.directory).values() {
+            if let Entry::Live(handle) = entry
+                && lock(&handle.members).is_empty()
+            {
+                handle.sent_away.store(true, Ordering::Relaxed);
+                handle.news.notify_one();
+            }
+        }
+    }
+
+    async fn enter_or_open(self: &Arc<Self>, document: DocumentId, session: &Session) -> Mailbox {
         loop {
             let retired = {
                 let mut directory = lock(&self.directory);
@@ -167,6 +237,7 @@ impl Rooms {
                     }
                     Some(Entry::Live(handle)) => {
                         lock(&handle.members).insert(session.id);
+                        handle.sent_away.store(false, Ordering::Relaxed);
                         return handle.mailbox.clone();
                     }
                     Some(Entry::Waiting(_)) | None => None,
@@ -295,6 +366,16 @@ impl Rooms {
         (live, directory.len() - live)
     }
 
+    /// The time in milliseconds since 1970, for what is durable now: strictly rising, whatever the clock does,
+    /// for clients take nothing that is not newer than what they have.
+    fn timestamp(&self) -> u64 {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
+        let now = u64::try_from(now).unwrap_or(0);
+        let next = |last: u64| Some(now.max(last + 1));
+        let last = self.told_at.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next);
+        now.max(last.map_or(0, |last| last + 1))
+    }
+
     /// Make all rooms durable and end them; what is late is in the answer's count when the future is dropped.
     pub async fn stop(&self) {
         self.stopping.cancel();
@@ -340,6 +421,7 @@ impl Handle {
             answer: Notify::new(),
             gone: Mutex::default(),
             bundle_changed: AtomicBool::new(false),
+            sent_away: AtomicBool::new(false),
             news: Notify::new(),
             retired: CancellationToken::new(),
         };

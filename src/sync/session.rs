@@ -2,17 +2,21 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
+use automerge::ChangeHash;
 use bytes::Bytes;
 use tracing::warn;
 
 use super::{
     outbound::{Closing, Outbound, Push},
     peers::{Principal, SessionId},
-    rooms::{Input, Mailbox, Rooms, lock},
+    rooms::{Input, Mailbox, NoMemory, Rooms, lock},
     wire,
 };
 use crate::{document_id::DocumentId, metrics::SessionMetrics};
@@ -31,6 +35,8 @@ pub struct Session {
     /// The documents it mentioned, with the mailbox of each one's room; none where it waits for one that
     /// nobody has.
     documents: Mutex<HashMap<DocumentId, Option<Mailbox>>>,
+    /// It wants to hear what of its documents is durable here.
+    subscribed: AtomicBool,
     /// When it was asked for documents that others look for.
     asked: Mutex<HashMap<DocumentId, Instant>>,
 }
@@ -53,6 +59,7 @@ impl Session {
             outbound,
             metrics,
             documents: Mutex::default(),
+            subscribed: AtomicBool::new(false),
             asked: Mutex::default(),
         }
     }
@@ -104,6 +111,29 @@ impl Session {
         }
     }
 
+    /// Say which heads of a document are durable in our storage.
+    pub fn send_durable(
+        &self,
+        document: DocumentId,
+        storage_id: &str,
+        heads: &[ChangeHash],
+        timestamp: u64,
+    ) {
+        let (us, peer_id) = (&self.us, &self.peer_id);
+        let frame = wire::remote_heads_changed(us, peer_id, document, storage_id, heads, timestamp);
+        self.send("remote-heads-changed", frame);
+    }
+
+    /// Whether it wants to hear which heads are durable in our storage.
+    pub fn is_subscribed(&self) -> bool {
+        self.subscribed.load(Ordering::Relaxed)
+    }
+
+    /// It wants to hear that from now on, or not any more.
+    pub fn subscribe(&self, on: bool) {
+        self.subscribed.store(on, Ordering::Relaxed);
+    }
+
     /// Close the session.
     pub fn close(&self, code: u16, reason: &str, label: &'static str) {
         self.outbound.close(Closing { code, reason: reason.to_owned(), label });
@@ -146,20 +176,28 @@ impl Session {
     }
 
     /// Put something into the mailbox of a document's room, which is made if there is none.
-    pub(super) async fn deliver(&self, rooms: &Arc<Rooms>, document: DocumentId, input: Input) {
+    ///
+    /// # Errors
+    /// There is none, and no memory for one.
+    pub(super) async fn deliver(
+        &self,
+        rooms: &Arc<Rooms>,
+        document: DocumentId,
+        input: Input,
+    ) -> Result<(), NoMemory> {
         let mut input = Box::new(input);
         loop {
             let known = lock(&self.documents).get(&document).cloned().flatten();
             let room = match known {
                 Some(room) => room,
                 None => {
-                    let room = rooms.enter(document, self).await;
+                    let room = rooms.enter(document, self).await?;
                     lock(&self.documents).insert(document, Some(room.clone()));
                     room
                 }
             };
             match room.send(input).await {
-                Ok(()) => return,
+                Ok(()) => return Ok(()),
                 // The room ended meanwhile: the next round enters the one that comes after it.
                 Err(returned) => {
                     input = returned.0;

@@ -271,9 +271,32 @@ impl Sessions {
                 Ok(())
             }
             Body::Join { .. } | Body::Peer => self.dropped(session, "second_handshake"),
-            Body::RemoteSubscriptionChange | Body::RemoteHeadsChanged => Ok(()),
+            Body::RemoteSubscriptionChange { add, remove } => {
+                self.change_subscription(session, &add, &remove).await
+            }
+            // Of other storages' heads the relay knows nothing.
+            Body::RemoteHeadsChanged => Ok(()),
             Body::Unknown => self.dropped(session, "unknown_type"),
         }
+    }
+
+    async fn change_subscription(
+        &self,
+        session: &Arc<Session>,
+        add: &[Cow<'_, str>],
+        remove: &[Cow<'_, str>],
+    ) -> Result<(), Closing> {
+        if remove.iter().any(|id| *id == self.storage_id) {
+            session.subscribe(false);
+        }
+        if add.iter().any(|id| *id == self.storage_id) {
+            session.subscribe(true);
+            for document in session.documents() {
+                let input = Input::Subscribed { from: session.clone() };
+                self.deliver(session, document, input).await?;
+            }
+        }
+        Ok(())
     }
 
     /// Wait for a place in the receive queue.
@@ -299,8 +322,8 @@ impl Sessions {
             let reason = format!("more than {limit} documents (limits.documents_per_connection)");
             return Err(closing(4429, reason, "documents"));
         }
-        session.deliver(&self.rooms, document, input).await;
-        Ok(())
+        let delivered = session.deliver(&self.rooms, document, input).await;
+        delivered.map_err(|error| closing(1013, format!("{error}; please come again"), "memory"))
     }
 
     fn dropped(&self, session: &Session, reason: &'static str) -> Result<(), Closing> {

@@ -7,6 +7,7 @@
 
 use std::borrow::Cow;
 
+use automerge::ChangeHash;
 use bytes::Bytes;
 use minicbor::{
     Decoder, Encoder,
@@ -21,8 +22,8 @@ use crate::document_id::DocumentId;
 pub const VERSION: &str = "1";
 /// The longest peer id, session id or version name that is read.
 const MAX_NAME: usize = 1024;
-/// How many protocol versions of a join are read.
-const MAX_VERSIONS: u64 = 64;
+/// How many names of a list are read, such as the protocol versions of a join.
+const MAX_NAMES: usize = 1024;
 /// How many states a sync message may summarise; automerge sends one.
 const MAX_HAVE: usize = 16;
 
@@ -77,7 +78,11 @@ pub enum Body<'a> {
     Error {
         message: Cow<'a, str>,
     },
-    RemoteSubscriptionChange,
+    RemoteSubscriptionChange {
+        /// Storage ids whose heads the peer wants to hear of.
+        add: Vec<Cow<'a, str>>,
+        remove: Vec<Cow<'a, str>>,
+    },
     RemoteHeadsChanged,
     /// A type that this version of the protocol does not have.
     Unknown,
@@ -95,7 +100,7 @@ impl Body<'_> {
             Self::DocUnavailable { .. } => "doc-unavailable",
             Self::Ephemeral { .. } => "ephemeral",
             Self::Error { .. } => "error",
-            Self::RemoteSubscriptionChange => "remote-subscription-change",
+            Self::RemoteSubscriptionChange { .. } => "remote-subscription-change",
             Self::RemoteHeadsChanged => "remote-heads-changed",
             Self::Unknown => "unknown",
         }
@@ -113,6 +118,8 @@ struct Fields<'a> {
     data: Option<Cow<'a, [u8]>>,
     count: Option<u64>,
     versions: Option<Vec<Cow<'a, str>>>,
+    add: Vec<Cow<'a, str>>,
+    remove: Vec<Cow<'a, str>>,
 }
 
 impl<'a> Message<'a> {
@@ -144,7 +151,9 @@ impl<'a> Message<'a> {
                 data: fields.data.ok_or(WireError::Missing("data"))?,
             },
             "error" => Body::Error { message: fields.message.unwrap_or_default() },
-            "remote-subscription-change" => Body::RemoteSubscriptionChange,
+            "remote-subscription-change" => {
+                Body::RemoteSubscriptionChange { add: fields.add, remove: fields.remove }
+            }
             "remote-heads-changed" => Body::RemoteHeadsChanged,
             _ => Body::Unknown,
         };
@@ -178,6 +187,8 @@ fn read_fields(frame: &[u8]) -> Result<Fields<'_>, DecodeError> {
             "data" => fields.data = Some(byte_string(&mut d)?),
             "count" => fields.count = Some(whole_number(&mut d)?),
             "supportedProtocolVersions" => fields.versions = Some(names(&mut d)?),
+            "add" => fields.add = names(&mut d)?,
+            "remove" => fields.remove = names(&mut d)?,
             _ => d.skip()?,
         }
     }
@@ -215,8 +226,8 @@ fn names<'a>(d: &mut Decoder<'a>) -> Result<Vec<Cow<'a, str>>, DecodeError> {
             }
             None => {}
         }
-        if names.len() as u64 >= MAX_VERSIONS {
-            return Err(DecodeError::message("more than 64 protocol versions"));
+        if names.len() >= MAX_NAMES {
+            return Err(DecodeError::message("a list has more than 1,024 names"));
         }
         names.push(name(d)?);
     }
@@ -391,6 +402,32 @@ pub fn ephemeral(
         e.str("count")?.u64(count)?.str("sessionId")?.str(session)?;
         e.str("documentId")?.str(&document.to_string())?;
         e.str("data")?.bytes(data)?;
+        Ok(())
+    })
+}
+
+/// `remote-heads-changed`: the heads of a document that are durable in a storage, as of a time in
+/// milliseconds since 1970. Heads are written as automerge-repo 2.5 does it (`AutomergeUrl.ts`,
+/// `encodeHeads`: base58check), the time as cbor-x does it (float64).
+pub fn remote_heads_changed(
+    us: &str,
+    target: &str,
+    document: DocumentId,
+    storage_id: &str,
+    heads: &[ChangeHash],
+    timestamp: u64,
+) -> Bytes {
+    encode(|e| {
+        e.map(5)?.str("type")?.str("remote-heads-changed")?;
+        e.str("senderId")?.str(us)?.str("targetId")?.str(target)?;
+        e.str("documentId")?.str(&document.to_string())?;
+        e.str("newHeads")?.map(1)?.str(storage_id)?.map(2)?;
+        e.str("heads")?.array(heads.len() as u64)?;
+        for head in heads {
+            e.str(&bs58::encode(head.0).with_check().into_string())?;
+        }
+        #[expect(clippy::cast_precision_loss, reason = "exact up to 2^53")]
+        e.str("timestamp")?.f64(timestamp as f64)?;
         Ok(())
     })
 }

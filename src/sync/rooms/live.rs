@@ -10,7 +10,7 @@ use std::{
 };
 
 use automerge::{
-    Automerge,
+    Automerge, ChangeHash,
     sync::{State, SyncDoc},
 };
 use tokio::{
@@ -56,6 +56,11 @@ pub(super) struct Room {
     seen: Seen,
     presence_until: Option<Deadline>,
     backoff: Backoff,
+    /// The durable heads as they were last told, and when.
+    durable: (Vec<ChangeHash>, u64),
+    someone_wants_durable: bool,
+    /// No member that asks is to be answered before this.
+    next_answer: Option<Deadline>,
 }
 
 /// A session in this room.
@@ -71,6 +76,8 @@ struct Member {
     /// What it sent was lost.
     lost: bool,
     measured: bool,
+    /// It is to hear which heads are durable.
+    wants_durable: bool,
 }
 
 impl Member {
@@ -83,6 +90,7 @@ impl Member {
             begin_anew: false,
             lost: false,
             measured: false,
+            wants_durable: false,
         }
     }
 }
@@ -118,6 +126,9 @@ impl Room {
             seen: Seen::default(),
             presence_until: None,
             backoff: Backoff::new(REOPEN.0, REOPEN.1),
+            durable: (Vec::new(), 0),
+            someone_wants_durable: false,
+            next_answer: None,
         }
     }
 
@@ -228,6 +239,7 @@ impl Room {
                     (member.begin_anew, member.lost) = (true, true);
                 }
                 Input::Ephemeral { .. } => self.pass_on(*input),
+                Input::Subscribed { .. } => {}
             }
         }
     }
@@ -328,7 +340,7 @@ impl Room {
 fn brings_heads(input: &Input) -> bool {
     match input {
         Input::Sync { message, .. } => message.has_heads(),
-        Input::Ephemeral { .. } => false,
+        Input::Ephemeral { .. } | Input::Subscribed { .. } => false,
     }
 }
 

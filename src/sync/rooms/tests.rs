@@ -61,6 +61,7 @@ fn fixture(config: Config, engine: impl FnOnce(&Metrics) -> EngineStart) -> Fixt
         documents: Arc::new(documents),
         peers: Arc::new(Peers::default()),
         engine: engine(&metrics),
+        storage_id: "storage".into(),
         metrics: metrics.clone(),
     });
     Fixture { _folder: folder, rooms, metrics, served }
@@ -106,7 +107,7 @@ fn held() -> Held {
 
 impl Peer {
     async fn deliver(&self, document: DocumentId, input: Input) {
-        self.session.deliver(&self.rooms, document, input).await;
+        self.session.deliver(&self.rooms, document, input).await.expect("there is memory");
     }
 
     async fn push(&mut self, document: DocumentId, request: bool) {

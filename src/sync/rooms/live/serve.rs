@@ -36,11 +36,13 @@ impl Room {
             self.take_in(&mut engine, &mut base, input).await;
         }
         engine.settle().await;
+        self.next_answer = self.first_answer();
         let started = Instant::now();
         let handle = self.handle.clone();
         let mut idle_since = None;
         let mut quiet = Some(Deadline::now() + QUIET);
         loop {
+            self.tell_durable(&*engine);
             if self.members.is_empty() {
                 idle_since.get_or_insert_with(Deadline::now);
             } else {
@@ -48,9 +50,10 @@ impl Room {
             }
             let idle_unload = config.borrow_and_update().sync.idle_unload.0;
             // A document that waits for its disk is still here for whoever comes.
-            let unload =
-                idle_since.filter(|_| engine.is_durable()).map(|since| since + idle_unload);
-            let next = [self.next_answer(), unload, quiet].into_iter().flatten().min();
+            let sent_away = handle.sent_away.load(Ordering::Relaxed);
+            let idle_for = if sent_away { Duration::ZERO } else { idle_unload };
+            let unload = idle_since.filter(|_| engine.is_durable()).map(|since| since + idle_for);
+            let next = [self.next_answer, unload, quiet].into_iter().flatten().min();
             // One timer: each costs a lock, and most are never due.
             let due = async {
                 match next {
@@ -109,9 +112,9 @@ impl Room {
                     }
                     if unload.is_some_and(|at| at <= now) {
                         engine.close().await;
-                        return End::Retire("idle");
+                        return End::Retire(if sent_away { "memory" } else { "idle" });
                     }
-                    if self.next_answer().is_some_and(|at| at <= now) {
+                    if self.next_answer.is_some_and(|at| at <= now) {
                         // Whoever brought the document left before it was here: ask others for it.
                         if self.is_unanswered() {
                             engine.close().await;
@@ -122,6 +125,7 @@ impl Room {
                             return End::Reopen;
                         }
                         self.answer_the_unanswered();
+                        self.next_answer = self.first_answer();
                     }
                 }
                 _ = config.changed() => {}
@@ -145,6 +149,8 @@ impl Room {
         if member.port.is_none() {
             let port = Port::new(member.session.clone(), document);
             member.port = Some(port.clone());
+            member.wants_durable = member.session.is_subscribed();
+            self.someone_wants_durable |= member.wants_durable;
             engine.join(port).await;
             self.rooms.shared.metrics.rooms.join_seconds.observe(seconds_since(member.since));
         }
@@ -158,11 +164,18 @@ impl Room {
     ) {
         match *input {
             Input::Ephemeral { .. } => self.pass_on(*input),
+            Input::Subscribed { from } => {
+                if let Some(member) = self.members.get_mut(&from.id) {
+                    member.wants_durable = true;
+                    self.someone_wants_durable = true;
+                }
+            }
             Input::Sync { from, request, message, held: _held } => {
                 let answer_by = Deadline::now() + self.forward_timeout();
                 let member = self.member(&from);
                 if request {
-                    member.asks.get_or_insert(answer_by);
+                    let by = *member.asks.get_or_insert(answer_by);
+                    self.next_answer = Some(self.next_answer.map_or(by, |next| next.min(by)));
                 }
                 self.begin(engine, from.id).await;
                 if base.is_some() && message.has_changes() {
@@ -173,6 +186,28 @@ impl Room {
                     engine.leave(from.id);
                     self.forget(from.id);
                 }
+            }
+        }
+    }
+
+    /// Tell those who want to hear it which heads are durable, when these have changed or somebody is new.
+    fn tell_durable(&mut self, engine: &dyn Engine) {
+        let Some(heads) = engine.durable_heads() else { return };
+        let has_changed = self.durable.0 != heads;
+        if has_changed {
+            self.durable = (heads.to_vec(), self.rooms.timestamp());
+        }
+        if !std::mem::take(&mut self.someone_wants_durable) && !has_changed {
+            return;
+        }
+        let (heads, told_at) = &self.durable;
+        let shared = &self.rooms.shared;
+        for member in self.members.values_mut() {
+            let wants = std::mem::take(&mut member.wants_durable) || has_changed;
+            if wants && !heads.is_empty() && member.port.is_some() && member.session.is_subscribed()
+            {
+                let (document, storage_id) = (self.handle.document, &shared.storage_id);
+                member.session.send_durable(document, storage_id, heads, *told_at);
             }
         }
     }
@@ -212,7 +247,7 @@ impl Room {
         }
     }
 
-    fn next_answer(&self) -> Option<Deadline> {
+    fn first_answer(&self) -> Option<Deadline> {
         self.members.values().filter_map(|member| member.asks).min()
     }
 
@@ -242,6 +277,6 @@ impl Room {
 fn sender(input: &Input) -> Option<SessionId> {
     match input {
         Input::Sync { from, .. } => Some(from.id),
-        Input::Ephemeral { .. } => None,
+        Input::Ephemeral { .. } | Input::Subscribed { .. } => None,
     }
 }

@@ -105,6 +105,8 @@ impl Room {
     fn note_unknown(&mut self, input: Box<Input>) {
         match *input {
             Input::Ephemeral { .. } => self.pass_on(*input),
+            // What is durable is told when the document is here.
+            Input::Subscribed { .. } => {}
             Input::Sync { from, .. } if !self.is_here(from.id) => {}
             Input::Sync { from, request, held: _held, .. } => {
                 let member = self.member(&from);

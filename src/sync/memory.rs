@@ -1,0 +1,70 @@
+//! The memory that live documents may take: beyond it idle rooms leave, and then no new room is made.
+
+use std::{fs, path::Path};
+
+use crate::config::MemoryLimit;
+
+/// Bytes that `limit` means on this machine: of a percentage, that of the RAM or of what systemd's `MemoryMax`
+/// (or a container's limit) leaves of it. None where neither can be told: then nothing is limited.
+pub fn limit(limit: MemoryLimit) -> Option<u64> {
+    match limit {
+        MemoryLimit::Bytes(size) => Some(size.0),
+        MemoryLimit::Percent(percent) => {
+            let of = [ram(), cgroup_limit()].into_iter().flatten().min()?;
+            Some(of / 100 * u64::from(percent))
+        }
+    }
+}
+
+/// Bytes of memory that the process has and that are not files' (`proc(5)`, `/proc/self/statm`).
+pub fn used() -> Option<u64> {
+    let statm = fs::read_to_string("/proc/self/statm").ok()?;
+    let mut pages = statm.split(' ').skip(1).map_while(|pages| pages.parse::<u64>().ok());
+    let (resident, shared) = (pages.next()?, pages.next()?);
+    Some(resident.saturating_sub(shared) * rustix::param::page_size() as u64)
+}
+
+/// `proc(5)`, `/proc/meminfo`.
+fn ram() -> Option<u64> {
+    let meminfo = fs::read_to_string("/proc/meminfo").ok()?;
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    Some(line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()? << 10)
+}
+
+/// The lowest limit of this process's control group and those above it (`cgroups(7)`).
+fn cgroup_limit() -> Option<u64> {
+    let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
+    groups.lines().filter_map(group_limit).min()
+}
+
+/// The limit of one line of `/proc/self/cgroup`: `0::/system.slice/x.service`, or `9:memory:/...` in the old
+/// hierarchy.
+fn group_limit(line: &str) -> Option<u64> {
+    let (mount, file, path) = match line.splitn(3, ':').collect::<Vec<_>>().as_slice() {
+        ["0", "", path] => ("/sys/fs/cgroup", "memory.max", *path),
+        [_, "memory", path] => ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", *path),
+        _ => return None,
+    };
+    let group = Path::new(mount).join(path.trim_start_matches('/'));
+    let above = group.ancestors().take_while(|above| above.starts_with(mount));
+    // "max" is no number, and no limit.
+    let limits = above.filter_map(|group| fs::read_to_string(group.join(file)).ok());
+    limits.filter_map(|limit| limit.trim().parse().ok()).min()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Size;
+
+    #[test]
+    fn a_percentage_is_of_what_there_is() {
+        let all = limit(MemoryLimit::Percent(100)).expect("a machine's memory");
+        let half = limit(MemoryLimit::Percent(50)).expect("a machine's memory");
+        assert!(all > 64 << 20 && half.abs_diff(all / 2) < 100, "{half} of {all}");
+        assert_eq!(limit(MemoryLimit::Bytes(Size::mib(7))), Some(7 << 20));
+        assert!(used().expect("this process") > 1 << 20);
+        assert_eq!(group_limit("4:cpu:/a"), None);
+        assert_eq!(group_limit("garbage"), None);
+    }
+}
