@@ -15,16 +15,29 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 /// Bytes that show that the peer is there: all that it sent, and what it took of what had to wait for it.
 /// Bytes that the kernel takes at once prove nothing: it would take them for a dead peer too.
 #[derive(Debug, Default)]
-pub struct Activity(AtomicU64);
+pub struct Activity {
+    moved: AtomicU64,
+    taken: AtomicU64,
+}
 
 impl Activity {
     /// How many such bytes there were.
     pub fn moved(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
+        self.moved.load(Ordering::Relaxed)
     }
 
-    fn add(&self, bytes: usize) {
-        self.0.fetch_add(bytes as u64, Ordering::Relaxed);
+    /// How many of them the peer took.
+    pub fn taken(&self) -> u64 {
+        self.taken.load(Ordering::Relaxed)
+    }
+
+    fn sent(&self, bytes: usize) {
+        self.moved.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    fn took(&self, bytes: usize) {
+        self.sent(bytes);
+        self.taken.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 }
 
@@ -46,7 +59,7 @@ impl<S> Metered<S> {
         match &result {
             Poll::Pending => self.had_to_wait = true,
             Poll::Ready(Ok(bytes)) if std::mem::take(&mut self.had_to_wait) => {
-                self.activity.add(*bytes);
+                self.activity.took(*bytes);
             }
             Poll::Ready(_) => {}
         }
@@ -62,7 +75,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Metered<S> {
     ) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
         ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;
-        self.activity.add(buffer.filled().len() - before);
+        self.activity.sent(buffer.filled().len() - before);
         Poll::Ready(Ok(()))
     }
 }

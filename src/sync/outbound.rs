@@ -1,11 +1,15 @@
 //! The outbound queue of a session, bounded in bytes.
 //!
-//! Rooms put frames in without waiting; the session's writer takes them out. A frame of any size fits
-//! into an empty queue; what goes beyond the limit costs presence first, and then the session.
+//! Rooms put frames in without waiting; the session's writer takes them out. While the queue is full, rooms
+//! keep what they have for the session: it is told later, at once, what it missed ([`Outbound::when_room`]).
+//! What cannot wait costs presence first, and then the session; a frame of any size fits into an empty queue.
 
 use std::{
     collections::VecDeque,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use bytes::Bytes;
@@ -18,6 +22,7 @@ pub struct Outbound {
     limit: usize,
     queue: Mutex<Queue>,
     ready: Notify,
+    full: Arc<AtomicBool>,
     closed: CancellationToken,
     unsent: IntGauge,
 }
@@ -27,6 +32,8 @@ struct Queue {
     frames: VecDeque<Frame>,
     bytes: usize,
     closing: Option<Closing>,
+    /// Who is told when there is room again.
+    waiting: Vec<Arc<Notify>>,
 }
 
 #[derive(Debug)]
@@ -76,6 +83,7 @@ impl Outbound {
             limit,
             queue: Mutex::default(),
             ready: Notify::new(),
+            full: Arc::default(),
             closed: CancellationToken::new(),
             unsent,
         }
@@ -93,6 +101,55 @@ impl Outbound {
     /// Put a frame in that may be dropped.
     pub fn push_presence(&self, data: Bytes) -> Push {
         self.push_frame(Frame { data, presence: true })
+    }
+
+    /// Put a frame in that is too late to be kept back; whether the queue is full was asked before it was made.
+    pub fn push_granted(&self, data: Bytes) -> Push {
+        let mut queue = self.queue();
+        if queue.closing.is_some() {
+            return Push::Closed;
+        }
+        self.append(&mut queue, Frame { data, presence: false });
+        drop(queue);
+        self.ready.notify_one();
+        Push::Queued
+    }
+
+    /// Whether what can wait is to be kept back for now.
+    pub fn full(&self) -> &Arc<AtomicBool> {
+        &self.full
+    }
+
+    /// Notify `room` once there is room again, which may be now.
+    pub fn when_room(&self, room: &Arc<Notify>) {
+        let mut queue = self.queue();
+        if !self.full.load(Ordering::Relaxed) {
+            room.notify_one();
+        } else if !queue.waiting.iter().any(|waiting| Arc::ptr_eq(waiting, room)) {
+            queue.waiting.push(room.clone());
+        }
+    }
+
+    /// Bytes that wait to be sent.
+    pub fn unsent(&self) -> usize {
+        self.queue().bytes
+    }
+
+    fn append(&self, queue: &mut Queue, frame: Frame) {
+        let size = frame.data.len();
+        queue.bytes += size;
+        self.unsent.add(size as i64);
+        queue.frames.push_back(frame);
+        self.note_room(queue);
+    }
+
+    /// Full is the whole limit; room is half of it, so that those who wait are not woken for each frame.
+    fn note_room(&self, queue: &mut Queue) {
+        if queue.bytes >= self.limit {
+            self.full.store(true, Ordering::Relaxed);
+        } else if queue.bytes <= self.limit / 2 && self.full.swap(false, Ordering::Relaxed) {
+            queue.waiting.drain(..).for_each(|room| room.notify_one());
+        }
     }
 
     fn push_frame(&self, frame: Frame) -> Push {
@@ -116,9 +173,7 @@ impl Outbound {
             self.ready.notify_one();
             return Push::Overflow;
         }
-        queue.bytes += size;
-        self.unsent.add(size as i64);
-        queue.frames.push_back(frame);
+        self.append(&mut queue, frame);
         drop(queue);
         self.ready.notify_one();
         Push::Queued
@@ -129,12 +184,14 @@ impl Outbound {
         queue.frames.retain(|frame| !frame.presence);
         queue.bytes = queue.frames.iter().map(|frame| frame.data.len()).sum();
         self.unsent.sub((before - queue.bytes) as i64);
+        self.note_room(queue);
     }
 
     fn close_queue(&self, queue: &mut Queue, closing: Closing) {
         self.unsent.sub(queue.bytes as i64);
         queue.frames = VecDeque::new();
         queue.bytes = 0;
+        self.note_room(queue);
         queue.closing = Some(closing);
         self.closed.cancel();
     }
@@ -168,6 +225,7 @@ impl Outbound {
         let frame = queue.frames.pop_front()?;
         queue.bytes -= frame.data.len();
         self.unsent.sub(frame.data.len() as i64);
+        self.note_room(&mut queue);
         Some(Next::Send(frame.data))
     }
 
@@ -225,6 +283,23 @@ mod tests {
         assert_eq!(outbound.try_next(), Some(Next::Send(frame(5))));
         assert_eq!(outbound.try_next(), None);
         assert_eq!(unsent.get(), 0);
+    }
+
+    #[tokio::test]
+    async fn whoever_waits_is_told_when_there_is_room() {
+        let (outbound, _) = outbound(10);
+        let room = Arc::new(Notify::new());
+        assert_eq!(outbound.push_granted(frame(6)), Push::Queued);
+        assert_eq!(outbound.push_granted(frame(100)), Push::Queued);
+        assert!(outbound.full().load(Ordering::Relaxed));
+        outbound.when_room(&room);
+        let told = room.notified();
+        tokio::pin!(told);
+        assert!(outbound.try_next().is_some());
+        assert!(futures::poll!(&mut told).is_pending(), "there is none yet");
+        assert!(outbound.try_next().is_some());
+        told.await;
+        assert!(!outbound.full().load(Ordering::Relaxed));
     }
 
     #[tokio::test]

@@ -18,7 +18,7 @@ use std::{
 
 use bytes::Bytes;
 use futures::FutureExt;
-use tokio::sync::{Notify, OwnedSemaphorePermit, mpsc, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::error;
 
@@ -40,16 +40,16 @@ const ASK_AGAIN: Duration = Duration::from_secs(3600);
 /// Documents remembered as asked, for each session.
 const ASKED: usize = 4096;
 
+/// Documents that are loaded at a time: what they will take is known only then, and goes beyond `sync.memory`.
+const LOADING: usize = 8;
 /// When memory is short, a session that wants a further document waits so long for idle rooms to leave; the
 /// allocator gives memory back within a second.
 const FREED_WITHIN: Duration = Duration::from_secs(3);
 /// How often it looks whether they have.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
-/// There is no memory for a further room.
-#[derive(Debug, thiserror::Error)]
-#[error("the relay has no memory for a further document (sync.memory)")]
-pub struct NoMemory;
+/// There is no memory for a further document.
+struct NoMemory;
 
 /// What a room takes in.
 pub enum Input {
@@ -118,6 +118,8 @@ pub struct Rooms {
     directory: Mutex<HashMap<DocumentId, Entry>>,
     /// When durable heads were last told, in milliseconds since 1970.
     told_at: AtomicU64,
+    /// Places for documents that are being loaded.
+    loading: Semaphore,
     tasks: TaskTracker,
     stopping: CancellationToken,
 }
@@ -157,8 +159,9 @@ struct Handle {
     bundle_changed: AtomicBool,
     /// Memory is short: unload as soon as nobody is here.
     sent_away: AtomicBool,
-    /// There is something in `gone`, the bundle has changed, or the room is sent away.
-    news: Notify,
+    /// There is something in `gone`, the bundle has changed, the room is sent away, or a
+    /// session can be told what was kept back.
+    news: Arc<Notify>,
     /// The task has ended: whoever finds the mailbox closed looks in the directory again.
     retired: CancellationToken,
 }
@@ -175,28 +178,10 @@ impl Rooms {
             shared,
             directory: Mutex::default(),
             told_at: AtomicU64::new(0),
+            loading: Semaphore::new(LOADING),
             tasks: TaskTracker::new(),
             stopping: CancellationToken::new(),
         })
-    }
-
-    /// The mailbox of a document's room for a session that mentions it; the room is made if there is none.
-    ///
-    /// # Errors
-    /// There is none, and no memory for one.
-    pub async fn enter(
-        self: &Arc<Self>,
-        document: DocumentId,
-        session: &Session,
-    ) -> Result<Mailbox, NoMemory> {
-        if !self.is_live(document) {
-            self.find_memory().await?;
-        }
-        Ok(self.enter_or_open(document, session).await)
-    }
-
-    fn is_live(&self, document: DocumentId) -> bool {
-        matches!(lock(&self.directory).get(&document), Some(Entry::Live(_)))
     }
 
     /// See that there is memory for a room, if need be by sending idle ones away.
@@ -227,7 +212,8 @@ impl Rooms {
         }
     }
 
-    async fn enter_or_open(self: &Arc<Self>, document: DocumentId, session: &Session) -> Mailbox {
+    /// The mailbox of a document's room for a session that mentions it; the room is made if there is none.
+    pub async fn enter(self: &Arc<Self>, document: DocumentId, session: &Session) -> Mailbox {
         loop {
             let retired = {
                 let mut directory = lock(&self.directory);
@@ -422,7 +408,7 @@ impl Handle {
             gone: Mutex::default(),
             bundle_changed: AtomicBool::new(false),
             sent_away: AtomicBool::new(false),
-            news: Notify::new(),
+            news: Arc::default(),
             retired: CancellationToken::new(),
         };
         (Arc::new(handle), receiver)

@@ -322,8 +322,8 @@ impl Sessions {
             let reason = format!("more than {limit} documents (limits.documents_per_connection)");
             return Err(closing(4429, reason, "documents"));
         }
-        let delivered = session.deliver(&self.rooms, document, input).await;
-        delivered.map_err(|error| closing(1013, format!("{error}; please come again"), "memory"))
+        session.deliver(&self.rooms, document, input).await;
+        Ok(())
     }
 
     fn dropped(&self, session: &Session, reason: &'static str) -> Result<(), Closing> {

@@ -74,7 +74,8 @@ pub(super) async fn read(
     }
 }
 
-/// End the session when nothing moves: silence is pinged, and unanswered until the next ping it is dead.
+/// End the session when nothing moves: silence is pinged, and unanswered until the next ping it is dead. One
+/// that sends, but takes nothing of a full queue, is closed as well: it costs memory for nothing.
 pub(super) async fn watch_liveness(
     session: &Session,
     activity: &Activity,
@@ -82,8 +83,8 @@ pub(super) async fn watch_liveness(
     pings: &Notify,
     config: &watch::Receiver<Arc<Config>>,
 ) {
-    let mut seen = activity.moved();
-    let mut pinged = false;
+    let (mut seen, mut taken) = (activity.moved(), activity.taken());
+    let (mut pinged, mut stuck) = (false, false);
     loop {
         let interval = config.borrow().sync.ping_interval.0;
         // Spread by a tenth, so that thousands of sessions do not ping in one beat.
@@ -91,6 +92,16 @@ pub(super) async fn watch_liveness(
             interval.mul_f64((session.id.0.wrapping_mul(0x9e37_79b9) % 1000) as f64 / 10_000.0);
         tokio::time::sleep(interval + spread).await;
         let moved = activity.moved();
+        let takes = std::mem::replace(&mut taken, activity.taken()) != taken;
+        let was_stuck = stuck;
+        stuck = !takes && session.outbound.full().load(Ordering::Relaxed);
+        if was_stuck && stuck {
+            let reason = format!(
+                "{} bytes wait to be read (sync.send_queue), and none is",
+                session.outbound.unsent()
+            );
+            return session.close(1013, &reason, "send_queue");
+        }
         // Nothing is read while a message waits for its document: that silence is ours.
         if moved != seen || busy.load(Ordering::Relaxed) {
             (seen, pinged) = (moved, false);

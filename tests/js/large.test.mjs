@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict';
 import net from 'node:net';
 import { test } from 'node:test';
-import { Relay, saved, share, until } from './relay.mjs';
+import { Relay, close, saved, share, until } from './relay.mjs';
 
 const MIB = 1 << 20;
 
@@ -68,4 +68,42 @@ test('many documents of one client at once', async t => {
   const reader = relay.client(t);
   const found = await Promise.all(handles.map(handle => reader.repo.find(handle.url)));
   found.forEach((handle, n) => assert.equal(handle.doc().n, n));
+});
+
+test('more documents than memory: idle ones leave, then new ones are refused, and nothing is lost', async t => {
+  const relay = await Relay.start(t, { sync: { memory: '"64MiB"', idle_unload: '"1h"' } });
+  // In memory each takes more than its size: ten times the budget in all.
+  const contents = n => ({ n, noise: noise(4 * MIB) });
+  const urls = [];
+  // One client after the other: documents that nobody follows leave.
+  for (let n = 0; n < 30; n++) {
+    const client = relay.client(t);
+    urls.push((await share(client, contents(n))).url);
+    await close(client);
+  }
+  assert.ok(await relay.metric('tonk_relay_rooms_unloaded_total{reason="memory"}') > 0);
+  assert.equal(await relay.metric('tonk_relay_refused_total{reason="memory"}'), 0);
+  // One client that follows all of them.
+  const greedy = relay.client(t, { retry: 60_000 });
+  for (const url of urls) greedy.repo.find(url).catch(() => {});
+  await until('a refusal', async () => await relay.metric('tonk_relay_refused_total{reason="memory"}') > 0, 60);
+  const resident = await relay.metric('process_resident_memory_bytes') / MIB;
+  assert.ok(resident < 256, `${resident} MiB`);
+  await close(greedy);
+  for (const [n, url] of urls.entries()) {
+    const client = relay.client(t);
+    assert.equal((await client.repo.find(url)).doc().n, n);
+    await close(client);
+  }
+});
+
+test('a client that asks at once for far more than its queue takes gets all of it', async t => {
+  const relay = await Relay.start(t, { sync: { send_queue: '"1MiB"' } });
+  const writer = relay.client(t);
+  const urls = [];
+  for (let n = 0; n < 24; n++) urls.push((await share(writer, { n, noise: noise(MIB) })).url);
+  const reader = relay.client(t, { retry: 60_000 });
+  const found = await Promise.all(urls.map(url => reader.repo.find(url)));
+  assert.deepEqual(found.map(handle => handle.doc().n), urls.map((_, n) => n));
+  assert.equal(await relay.metric('tonk_relay_refused_total{reason="send_queue"}'), 0);
 });

@@ -4,7 +4,7 @@ import { cp, mkdir, readFile, readdir, rename, rm, writeFile } from 'node:fs/pro
 import { join } from 'node:path';
 import { test } from 'node:test';
 import * as Automerge from '@automerge/automerge';
-import { Repo } from '@automerge/automerge-repo';
+import { Repo, cbor } from '@automerge/automerge-repo';
 import { NodeFSStorageAdapter } from '@automerge/automerge-repo-storage-nodefs';
 import { Relay, close, documentId, folder, saved, share, until } from './relay.mjs';
 
@@ -167,4 +167,91 @@ test('a chunk of garbage is put aside with its reason, and the document is serve
   const aside = join(relay.documents, 'quarantine', id.slice(0, 2), id.slice(2), 'incremental');
   assert.deepEqual((await readdir(aside)).sort(), ['garbage', 'garbage.reason']);
   assert.equal(await relay.metric('tonk_relay_storage_broken_chunks_total'), 1);
+});
+
+/** A client that hears which heads are durable in the relay's storage. */
+async function subscriber(t, relay) {
+  const client = relay.client(t, { repo: { enableRemoteHeadsGossiping: true } });
+  const storageId = await storageOf(client);
+  client.repo.subscribeToRemotes([storageId]);
+  return Object.assign(client, { storageId });
+}
+
+const storageOf = client => until('the handshake', () =>
+  Object.values(client.repo.peerMetadataByPeerId).find(peer => peer?.storageId)?.storageId);
+
+test('saved means saved: a writer hears of no heads that are not durable, and readers do not wait', async t => {
+  const relay = await Relay.start(t);
+  const [writer, reader] = [await subscriber(t, relay), await subscriber(t, relay)];
+  const handle = await share(writer, { n: 1 });
+  const read = await reader.repo.find(handle.url);
+  const heard = [];
+  read.on('remote-heads', ({ storageId, heads, timestamp }) => {
+    if (storageId === reader.storageId) heard.push({ heads: [...heads], timestamp });
+  });
+  const isSaved = () => JSON.stringify(handle.getSyncInfo(writer.storageId).lastHeads) === JSON.stringify(handle.heads());
+  assert.ok(isSaved());
+
+  // A file where the folder must be: nothing can be written there until it is gone.
+  const first = join(relay.documents, handle.documentId.slice(0, 2));
+  await rename(first, `${first}.aside`);
+  await writeFile(first, '');
+  handle.change(doc => { doc.n = 2; });
+  await until('the reader has it', () => read.doc().n === 2);
+  await until('the write fails', async () => await relay.metric('tonk_relay_storage_failures_total{operation="put"}') > 0);
+  handle.change(doc => { doc.n = 3; });
+  await until('the reader has that as well', () => read.doc().n === 3);
+  assert.ok(!isSaved(), 'the writer was told that it is saved');
+
+  await rm(first);
+  await rename(`${first}.aside`, first);
+  await until('the writer hears that it is saved', isSaved);
+  await until('the reader hears of the durable heads', () =>
+    heard.some(({ heads }) => JSON.stringify(heads) === JSON.stringify(handle.heads())));
+  await relay.kill();
+  await close(writer);
+  await close(reader);
+  await relay.start();
+  assert.equal((await relay.client(t).repo.find(handle.url)).doc().n, 3);
+});
+
+test('a client whose clock runs an hour ahead hears that it is saved', async t => {
+  const relay = await Relay.start(t);
+  const now = Date.now;
+  t.after(() => { Date.now = now; });
+  Date.now = () => now() + 3_600_000;
+  const client = await subscriber(t, relay);
+  const handle = client.repo.create({ n: 0 });
+  for (let n = 1; n <= 3; n++) {
+    handle.change(doc => { doc.n = n; });
+    await saved(client, handle);
+  }
+});
+
+test('durable heads are told on joining, and of joined documents alone', async t => {
+  const relay = await Relay.start(t);
+  const writer = relay.client(t);
+  const [mine, other] = [await share(writer, { n: 1 }), await share(writer, { n: 1 })];
+  const reader = await subscriber(t, relay);
+  const told = [];
+  const receive = reader.adapter.receiveMessage.bind(reader.adapter);
+  reader.adapter.receiveMessage = bytes => {
+    const message = cbor.decode(new Uint8Array(bytes));
+    if (message.type === 'remote-heads-changed') told.push(message);
+    receive(bytes);
+  };
+  const read = await reader.repo.find(mine.url);
+  await until('the heads on joining', () => told.length > 0);
+  for (let n = 2; n <= 4; n++) {
+    for (const handle of [mine, other]) {
+      handle.change(doc => { doc.n = n; });
+      await saved(writer, handle);
+    }
+  }
+  await until('every edit', () => read.doc().n === 4);
+  await until('the last heads', () =>
+    JSON.stringify(told.at(-1).newHeads[reader.storageId].heads) === JSON.stringify(mine.heads()));
+  assert.ok(told.every(message => message.documentId === mine.documentId));
+  const times = told.map(message => message.newHeads[reader.storageId].timestamp);
+  assert.ok(times.every((time, n) => Number.isInteger(time) && (n === 0 || time > times[n - 1])), `${times}`);
 });

@@ -14,6 +14,7 @@ use std::sync::{
 use automerge::ChangeHash;
 use bytes::Bytes;
 use futures::future::BoxFuture;
+use tokio::sync::Notify;
 
 use super::{
     peers::SessionId,
@@ -31,12 +32,13 @@ pub struct Port {
     session: Arc<Session>,
     document: DocumentId,
     answered: Arc<AtomicBool>,
+    news: Arc<Notify>,
 }
 
 impl Port {
-    /// The port of `session` in the room of `document`.
-    pub fn new(session: Arc<Session>, document: DocumentId) -> Self {
-        Self { session, document, answered: Arc::default() }
+    /// The port of `session` in the room of `document`, which listens to `news`.
+    pub fn new(session: Arc<Session>, document: DocumentId, news: Arc<Notify>) -> Self {
+        Self { session, document, answered: Arc::default(), news }
     }
 
     /// The session.
@@ -44,12 +46,32 @@ impl Port {
         self.session.id
     }
 
-    /// Send an automerge sync message.
+    /// Send an automerge sync message; if there is no room for it the session is closed.
     pub fn sync(&self, data: &[u8]) {
+        self.note_answer(data);
+        self.session.send_sync(self.document, false, data);
+    }
+
+    /// Send an automerge sync message that was made while the session's queue was not [`full`](Self::full).
+    pub fn sync_granted(&self, data: &[u8]) {
+        self.note_answer(data);
+        self.session.send_granted(self.document, data);
+    }
+
+    fn note_answer(&self, data: &[u8]) {
         if wire::heads_in(data).is_some_and(|heads| heads > 0) {
             self.answered.store(true, Ordering::Relaxed);
         }
-        self.session.send_sync(self.document, false, data);
+    }
+
+    /// Whether there is no room for messages to the session: what can wait is made later.
+    pub fn full(&self) -> Arc<AtomicBool> {
+        self.session.outbound.full().clone()
+    }
+
+    /// Have the engine [resumed](Engine::resume) when there is room.
+    pub fn when_room(&self) {
+        self.session.outbound.when_room(&self.news);
     }
 
     /// Close the session: what it sent cannot be.
@@ -81,6 +103,9 @@ pub trait Engine: Send {
 
     /// Answer what was taken in: called after all that came at once.
     fn settle(&mut self) -> BoxFuture<'_, ()>;
+
+    /// There may be room for messages that were kept back; [`settle`](Self::settle) follows.
+    fn resume(&mut self);
 
     /// Nothing has come for a while: keep as little memory as can be.
     fn rest(&mut self);

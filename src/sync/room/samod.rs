@@ -157,6 +157,8 @@ impl Engine for SamodEngine {
         std::future::ready(()).boxed()
     }
 
+    fn resume(&mut self) {}
+
     fn rest(&mut self) {}
 
     fn merge(&mut self, snapshot: Bytes) -> BoxFuture<'_, Option<Relation>> {

@@ -19,7 +19,7 @@ use tokio::{
 };
 use tracing::{debug, error, info, warn};
 
-use super::{Entry, Handle, Input, Rooms, lock, seconds_since};
+use super::{Entry, Handle, Input, NoMemory, Rooms, lock, seconds_since};
 use crate::{
     backoff::Backoff,
     document_id::DocumentId,
@@ -103,6 +103,8 @@ enum End {
     Reopen,
     /// The relay is stopping.
     Stop,
+    /// There is no memory for the document.
+    Refuse,
 }
 
 impl Room {
@@ -137,8 +139,10 @@ impl Room {
         loop {
             let opening = InState::new(&metrics, "opening");
             // Each phase in a box: a room keeps memory for the one it is in.
-            let Some(opened) = Box::pin(self.open()).await else {
-                return self.stopped().await;
+            let opened = match Box::pin(self.open()).await {
+                Ok(opened) => opened,
+                Err(End::Refuse) => return self.refuse(),
+                Err(_) => return self.stopped("stop"),
             };
             let is_known =
                 !opened.heads.is_empty() || self.stash.iter().any(|input| brings_heads(input));
@@ -151,7 +155,7 @@ impl Room {
             };
             match end {
                 End::Reopen => {}
-                End::Stop => return self.stopped().await,
+                End::Stop | End::Refuse => return self.stopped("stop"),
                 End::Retire(reason) => {
                     if self.retire(reason).await {
                         return;
@@ -169,17 +173,27 @@ impl Room {
         self.handle.document
     }
 
-    /// Load the document, however often it takes. None if the relay stops first.
-    async fn open(&mut self) -> Option<Opened> {
-        let documents = self.rooms.shared.documents.clone();
+    /// Load the document, however often it takes.
+    ///
+    /// # Errors
+    /// The relay stops first, or has no memory for it.
+    async fn open(&mut self) -> Result<Opened, End> {
+        let rooms = self.rooms.clone();
         let stopping = self.rooms.stopping.clone();
         let document = self.document();
         loop {
-            let open = documents.open(document);
+            let open = async {
+                // The semaphore is never closed.
+                let _place = rooms.loading.acquire().await;
+                match rooms.find_memory().await {
+                    Ok(()) => Ok(rooms.shared.documents.open(document).await),
+                    Err(NoMemory) => Err(End::Refuse),
+                }
+            };
             tokio::pin!(open);
             let opened = loop {
                 tokio::select! {
-                    opened = &mut open => break opened,
+                    opened = &mut open => break opened?,
                     Some(input) = self.inbox.recv(), if self.stash.len() < STASH => {
                         self.stash.push(input);
                     }
@@ -188,13 +202,13 @@ impl Room {
             match opened {
                 // What lies underneath has changed while it was read.
                 Ok(_) if self.takes_bundle_change() => {}
-                Ok(opened) => return Some(opened),
+                Ok(opened) => return Ok(opened),
                 Err(error) => {
                     error!(%document, %error, "the document cannot be read; it is tried again");
                     self.lose_stash("unreadable");
                     tokio::select! {
                         () = self.pause("unreadable") => {}
-                        () = stopping.cancelled() => return None,
+                        () = stopping.cancelled() => return Err(End::Stop),
                     }
                 }
             }
@@ -329,10 +343,21 @@ impl Room {
         true
     }
 
-    /// The relay stops: nobody comes any more.
-    async fn stopped(self) {
+    /// There is no memory for the document: who wants it is to come again.
+    fn refuse(self) {
+        let members = lock(&self.handle.members).clone();
+        for session in members.into_iter().filter_map(|id| self.rooms.shared.peers.get(id)) {
+            let reason =
+                "the relay has no memory for a further document (sync.memory); please come again";
+            session.close(1013, reason, "memory");
+        }
+        self.stopped("memory");
+    }
+
+    /// Nobody comes any more: the relay stops, or those who came were refused.
+    fn stopped(self, reason: &str) {
         lock(&self.rooms.directory).remove(&self.handle.document);
-        self.metrics().unloaded.with_label_values(&["stop"]).inc();
+        self.metrics().unloaded.with_label_values(&[reason]).inc();
         self.handle.retired.cancel();
     }
 }

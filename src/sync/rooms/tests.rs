@@ -107,7 +107,7 @@ fn held() -> Held {
 
 impl Peer {
     async fn deliver(&self, document: DocumentId, input: Input) {
-        self.session.deliver(&self.rooms, document, input).await.expect("there is memory");
+        self.session.deliver(&self.rooms, document, input).await;
     }
 
     async fn push(&mut self, document: DocumentId, request: bool) {
@@ -414,6 +414,8 @@ impl Engine for Fragile {
     fn settle(&mut self) -> BoxFuture<'_, ()> {
         futures::future::ready(()).boxed()
     }
+
+    fn resume(&mut self) {}
 
     fn rest(&mut self) {}
 

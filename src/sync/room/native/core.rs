@@ -4,7 +4,13 @@
 //! peer that has something which is not durable here, and was not told of it by us, hears the durable heads
 //! until it is; everybody else gets a change at once.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use automerge::{
     Automerge, ChangeHash,
@@ -37,12 +43,14 @@ const SLEEPS: usize = 16 << 10;
 
 /// What came.
 pub(super) enum Event {
-    /// A session takes part.
-    Join(SessionId),
+    /// A session takes part; the flag says when there is no room for messages to it.
+    Join(SessionId, Arc<AtomicBool>),
     /// A session does not any more.
     Leave(SessionId),
     /// A session sent a message.
     Message(SessionId, SyncMessage),
+    /// There may be room for messages that were kept back.
+    Resume,
     /// The write that was asked for last is durable.
     Saved,
 }
@@ -52,6 +60,9 @@ pub(super) enum Event {
 pub(super) enum Effect {
     /// Send a sync message.
     Send { to: SessionId, message: Bytes },
+    /// There is something to say to a session, and no room for it: it is said when there is
+    /// ([`Event::Resume`]), and is then what has come of it.
+    KeepBack { from: SessionId },
     /// Make a chunk durable, and say so by [`Event::Saved`]. One at a time.
     Save { key: Key, data: Bytes },
     /// Delete chunks whose changes are in a durable snapshot.
@@ -73,6 +84,8 @@ pub(super) struct Core {
     /// The peers to which there may be something to say, or all.
     due: Vec<SessionId>,
     all_due: bool,
+    /// Those of them for whom there was no room.
+    kept_back: Vec<SessionId>,
     exchange: Exchange,
     chunks: Chunks,
     /// Writes begun so far.
@@ -87,6 +100,9 @@ struct Peer {
     held_until: Option<u64>,
     /// It is among those to which there may be something to say.
     is_due: bool,
+    /// There was no room for it.
+    is_kept_back: bool,
+    full: Arc<AtomicBool>,
 }
 
 /// The document, or what it was saved as.
@@ -162,6 +178,7 @@ impl Core {
             peers: BTreeMap::new(),
             due: Vec::new(),
             all_due: false,
+            kept_back: Vec::new(),
             exchange: Exchange::default(),
             chunks,
             writes: 0,
@@ -218,7 +235,10 @@ impl Core {
         let mut effects = Vec::new();
         for event in events {
             match event {
-                Event::Join(id) => _ = self.peers.insert(id, Peer::default()),
+                Event::Join(id, full) => {
+                    self.peers.insert(id, Peer { full, ..Peer::default() });
+                }
+                Event::Resume => self.resume(),
                 Event::Leave(id) => _ = self.peers.remove(&id),
                 Event::Message(from, message) => {
                     if let Err(reason) = self.receive(from, message) {
@@ -281,6 +301,15 @@ impl Core {
         Ok(())
     }
 
+    fn resume(&mut self) {
+        for id in std::mem::take(&mut self.kept_back) {
+            if let Some(peer) = self.peers.get_mut(&id) {
+                peer.is_kept_back = false;
+                self.due.push(id);
+            }
+        }
+    }
+
     /// The document may have changed: then there is something to say to everybody.
     fn note_heads(&mut self) {
         let heads = self.doc.awake().get_heads();
@@ -327,7 +356,15 @@ impl Core {
     fn answer_one(&mut self, to: SessionId, effects: &mut Vec<Effect>) {
         let shared = self.peers.len() >= CROWD;
         let Some(peer) = self.peers.get_mut(&to) else { return };
-        peer.is_due = false;
+        if peer.full.load(Ordering::Relaxed) {
+            peer.is_due = true;
+            if !std::mem::replace(&mut peer.is_kept_back, true) {
+                self.kept_back.push(to);
+            }
+            effects.push(Effect::KeepBack { from: to });
+            return;
+        }
+        (peer.is_due, peer.is_kept_back) = (false, false);
         let doc = self.doc.awake();
         let message = if peer.held_until.is_none() {
             let (state, message) = self.exchange.generate(doc, &peer.state, shared);

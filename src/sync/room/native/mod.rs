@@ -17,7 +17,10 @@ use std::{
 use automerge::ChangeHash;
 use bytes::Bytes;
 use futures::{FutureExt, future::BoxFuture};
-use tokio::task::JoinHandle;
+use tokio::{
+    sync::Semaphore,
+    task::{JoinError, JoinHandle},
+};
 use tracing::error;
 
 use self::core::{Core, Effect, Event};
@@ -30,15 +33,20 @@ use crate::{
 
 /// A starter of native engines.
 pub fn engine() -> EngineStart {
-    Arc::new(|documents, document, opened| {
-        let engine: Box<dyn Engine> = Box::new(NativeEngine::new(documents, document, opened));
-        std::future::ready(engine).boxed()
+    // More long steps at a time than processors only take more memory at a time.
+    let heavy = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let heavy = Arc::new(Semaphore::new(heavy));
+    Arc::new(move |documents, document, opened| {
+        let engine = NativeEngine::new(documents, heavy.clone(), document, opened);
+        std::future::ready(Box::new(engine) as Box<dyn Engine>).boxed()
     })
 }
 
 struct NativeEngine {
     document: DocumentId,
     documents: Arc<Documents>,
+    /// Places for steps that take long.
+    heavy: Arc<Semaphore>,
     core: Place,
     /// What came since the last step.
     events: Vec<Event>,
@@ -52,7 +60,7 @@ struct NativeEngine {
 enum Place {
     Here(Box<Core>),
     /// In a step that takes long.
-    Away(JoinHandle<Stepped>),
+    Away(JoinHandle<Result<Stepped, JoinError>>),
     /// In a panic.
     Lost,
 }
@@ -65,12 +73,18 @@ struct Stepped {
 }
 
 impl NativeEngine {
-    fn new(documents: Arc<Documents>, document: DocumentId, opened: Opened) -> Self {
+    fn new(
+        documents: Arc<Documents>,
+        heavy: Arc<Semaphore>,
+        document: DocumentId,
+        opened: Opened,
+    ) -> Self {
         let stored = opened.chunks.into_iter().map(|(key, data)| (key, data.len()));
         let core = Box::new(Core::new(document, opened.doc, stored));
         Self {
             document,
             documents,
+            heavy,
             core: Place::Here(core),
             events: Vec::new(),
             ports: HashMap::new(),
@@ -94,7 +108,12 @@ impl NativeEngine {
             Stepped { core, effects, relation }
         };
         if is_heavy(&core) {
-            self.core = Place::Away(tokio::task::spawn_blocking(move || step(core)));
+            let heavy = self.heavy.clone();
+            self.core = Place::Away(tokio::spawn(async move {
+                // The semaphore is never closed.
+                let _place = heavy.acquire_owned().await;
+                tokio::task::spawn_blocking(move || step(core)).await
+            }));
             return self.come_back().await;
         }
         match catch_unwind(AssertUnwindSafe(move || step(core))) {
@@ -110,8 +129,8 @@ impl NativeEngine {
     async fn come_back(&mut self) -> Option<Relation> {
         let Place::Away(step) = &mut self.core else { return None };
         match step.await {
-            Ok(stepped) => self.stepped(stepped),
-            Err(_) => {
+            Ok(Ok(stepped)) => self.stepped(stepped),
+            Ok(Err(_)) | Err(_) => {
                 self.core = Place::Lost;
                 self.panicked();
                 None
@@ -129,7 +148,12 @@ impl NativeEngine {
             match effect {
                 Effect::Send { to, message } => {
                     if let Some(port) = self.ports.get(&to) {
-                        port.sync(&message);
+                        port.sync_granted(&message);
+                    }
+                }
+                Effect::KeepBack { from } => {
+                    if let Some(port) = self.ports.get(&from) {
+                        port.when_room();
                     }
                 }
                 Effect::Save { key, data } => {
@@ -182,7 +206,7 @@ impl NativeEngine {
 
 impl Engine for NativeEngine {
     fn join(&mut self, port: Port) -> BoxFuture<'_, ()> {
-        self.events.push(Event::Join(port.session()));
+        self.events.push(Event::Join(port.session(), port.full()));
         self.ports.insert(port.session(), port);
         std::future::ready(()).boxed()
     }
@@ -209,6 +233,10 @@ impl Engine for NativeEngine {
 
     fn settle(&mut self) -> BoxFuture<'_, ()> {
         self.settle().boxed()
+    }
+
+    fn resume(&mut self) {
+        self.events.push(Event::Resume);
     }
 
     fn rest(&mut self) {

@@ -3,7 +3,13 @@
 //!
 //! `TONK_RELAY_CASES=100000 cargo test --release simulation` runs it long.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use automerge::{
     ActorId, Automerge, AutomergeError, ROOT,
@@ -41,6 +47,8 @@ enum Action {
     Delete,
     /// Nothing came for a while.
     Rest,
+    /// A peer reads too slowly: there is no room for messages to it, or again there is.
+    Full(usize, bool),
     /// The process dies, with the write under way done or not, and starts again.
     Crash {
         written: bool,
@@ -69,7 +77,8 @@ fn action() -> impl Strategy<Value = Action> {
         1 => peer.clone().prop_map(Action::Drop),
         2 => (peer.clone(), any::<bool>())
             .prop_map(|(peer, keeps_state)| Action::Connect { peer, keeps_state }),
-        1 => (peer, any::<bool>()).prop_map(|(peer, on)| Action::ReadOnly(peer, on)),
+        1 => (peer.clone(), any::<bool>()).prop_map(|(peer, on)| Action::ReadOnly(peer, on)),
+        2 => (peer, any::<bool>()).prop_map(|(peer, on)| Action::Full(peer, on)),
     ]
 }
 
@@ -84,6 +93,7 @@ struct Peer {
 #[derive(Default)]
 struct Link {
     session: u64,
+    full: Arc<AtomicBool>,
     to_relay: VecDeque<Vec<u8>>,
     to_peer: VecDeque<Vec<u8>>,
 }
@@ -180,6 +190,13 @@ impl World {
             }
             Action::Delete => self.delete(),
             Action::Rest => self.core.rest(),
+            Action::Full(n, on) => {
+                if let Some(link) = &self.peers[n].link {
+                    link.full.store(on, Ordering::Relaxed);
+                    // Also when there is none: another session of the room may have been told.
+                    self.heard.push(Event::Resume);
+                }
+            }
             Action::Crash { written } => {
                 if let Some((key, data)) = self.writing.take().filter(|_| written) {
                     self.disk.insert(key, data);
@@ -214,9 +231,10 @@ impl World {
             State::new()
         };
         peer.state.read_only = read_only;
-        peer.link = Some(Link { session: self.sessions, ..Link::default() });
+        let link = Link { session: self.sessions, ..Link::default() };
+        self.heard.push(Event::Join(SessionId(self.sessions), link.full.clone()));
+        peer.link = Some(link);
         peer.say();
-        self.heard.push(Event::Join(SessionId(self.sessions)));
         self.act(&Action::Hear(n));
     }
 
@@ -229,6 +247,7 @@ impl World {
                     assert!(self.writing.is_none(), "one write at a time");
                     self.writing = Some((key, data.to_vec()));
                 }
+                Effect::KeepBack { .. } => {}
                 Effect::Remove(keys) => self.to_delete.extend(keys),
                 Effect::Refuse { reason, .. } => panic!("{reason}"),
             }
@@ -239,6 +258,8 @@ impl World {
     fn send(&mut self, to: SessionId, message: Vec<u8>) {
         let linked = |peer: &&mut Peer| peer.link.as_ref().is_some_and(|l| l.session == to.0);
         let Some(peer) = self.peers.iter_mut().find(linked) else { return };
+        let is_full = peer.link.as_ref().is_some_and(|link| link.full.load(Ordering::Relaxed));
+        assert!(!is_full, "there is no room for it");
         let heads = Message::decode(&message).expect("a message").heads;
         let known: Vec<_> = heads
             .into_iter()

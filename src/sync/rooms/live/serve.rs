@@ -99,6 +99,7 @@ impl Room {
                         engine.leave(id);
                         self.forget(id);
                     }
+                    engine.resume();
                     engine.settle().await;
                     if self.takes_bundle_change() {
                         self.merge_bundle(&mut engine, &mut base).await;
@@ -147,7 +148,7 @@ impl Room {
         let Some(member) = self.members.get_mut(&id) else { return };
         (member.begin_anew, member.lost) = (false, false);
         if member.port.is_none() {
-            let port = Port::new(member.session.clone(), document);
+            let port = Port::new(member.session.clone(), document, self.handle.news.clone());
             member.port = Some(port.clone());
             member.wants_durable = member.session.is_subscribed();
             self.someone_wants_durable |= member.wants_durable;
