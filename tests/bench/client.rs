@@ -1,0 +1,185 @@
+//! A client of the protocol with real automerge sync states, on the relay's own reading and writing of messages.
+
+use std::{
+    collections::HashMap,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use automerge::{
+    Automerge, ROOT, ReadDoc,
+    sync::{Message, State, SyncDoc},
+    transaction::Transactable,
+};
+use futures::{SinkExt, StreamExt};
+use tokio::{net::TcpStream, time::timeout};
+use tokio_tungstenite::{
+    MaybeTlsStream, WebSocketStream, connect_async_with_config,
+    tungstenite::{self, protocol::WebSocketConfig},
+};
+use tonk_relay::{
+    document_id::DocumentId,
+    sync::wire::{self, Body},
+};
+
+/// The longest wait for anything.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+pub(crate) struct Client {
+    socket: WebSocketStream<MaybeTlsStream<TcpStream>>,
+    name: String,
+    server: String,
+    documents: HashMap<DocumentId, (Automerge, State)>,
+}
+
+/// What a message did.
+pub(crate) enum Event {
+    /// A document is other than it was.
+    Changed(DocumentId),
+    /// Presence, with its payload.
+    Presence(Vec<u8>),
+    Other,
+}
+
+pub(crate) fn random_id() -> DocumentId {
+    let mut id = [0; 16];
+    for (to, from) in id.iter_mut().zip(automerge::ActorId::random().to_bytes()) {
+        *to = *from;
+    }
+    DocumentId::from_bytes(id)
+}
+
+/// Microseconds since 1970.
+pub(crate) fn now() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970");
+    u64::try_from(now.as_micros()).expect("before the year 586,912")
+}
+
+/// Write a number and the time into a document.
+pub(crate) fn put(doc: &mut Automerge, n: u64) {
+    let mut edit = doc.transaction();
+    edit.put(ROOT, "n", n).expect("an edit");
+    edit.put(ROOT, "at", now()).expect("an edit");
+    edit.commit();
+}
+
+/// Read one of them.
+pub(crate) fn get(doc: &Automerge, key: &str) -> u64 {
+    doc.get(ROOT, key).ok().flatten().and_then(|(value, _)| value.as_u64()).unwrap_or(0)
+}
+
+/// A text that was typed a letter at a time, a change each.
+pub(crate) fn typed(letters: usize) -> Automerge {
+    let mut doc = Automerge::new();
+    let mut edit = doc.transaction();
+    let text = edit.put_object(ROOT, "text", automerge::ObjType::Text).expect("an edit");
+    edit.commit();
+    for n in 0..letters {
+        let mut edit = doc.transaction();
+        // Now and then the cursor jumps.
+        let at = if n % 50 == 0 { n / 2 } else { n };
+        let letter = char::from(b'a' + (n * 7 % 26) as u8).to_string();
+        edit.splice_text(&text, at, 0, &letter).expect("an edit");
+        edit.commit();
+    }
+    doc
+}
+
+impl Client {
+    pub(crate) async fn connect(url: &str) -> Self {
+        let config = WebSocketConfig::default()
+            .read_buffer_size(8 << 10)
+            .write_buffer_size(0)
+            .max_message_size(None)
+            .max_frame_size(None);
+        let (socket, _) =
+            connect_async_with_config(url, Some(config), true).await.expect("connects");
+        let name = format!("bench-{}", random_id());
+        let mut client = Self { socket, name, server: String::new(), documents: HashMap::new() };
+        client.send(wire::join(&client.name)).await;
+        let frame = client.receive().await;
+        let answer = wire::Message::decode(&frame).expect("a message");
+        assert!(matches!(answer.body, Body::Peer), "{answer:?}");
+        client.server = answer.sender.expect("a sender").into_owned();
+        client
+    }
+
+    async fn send(&mut self, frame: bytes::Bytes) {
+        self.socket.send(tungstenite::Message::Binary(frame)).await.expect("is sent");
+    }
+
+    async fn receive(&mut self) -> bytes::Bytes {
+        loop {
+            let next = timeout(PATIENCE, self.socket.next()).await.expect("something in time");
+            match next.expect("an open socket").expect("a frame") {
+                tungstenite::Message::Binary(frame) => return frame,
+                tungstenite::Message::Close(frame) => panic!("closed by the server: {frame:?}"),
+                _ => {}
+            }
+        }
+    }
+
+    pub(crate) fn document(&mut self, id: DocumentId) -> &mut Automerge {
+        &mut self.documents.entry(id).or_default().0
+    }
+
+    /// Say what there is to say of a document.
+    pub(crate) async fn push(&mut self, id: DocumentId, request: bool) {
+        let (doc, state) = self.documents.entry(id).or_default();
+        if let Some(message) = doc.generate_sync_message(state) {
+            let frame = wire::sync(request, &self.name, &self.server, id, &message.encode());
+            self.send(frame).await;
+        }
+    }
+
+    /// Take up a document, and wait until the server has it.
+    pub(crate) async fn share(&mut self, id: DocumentId, doc: Automerge) {
+        self.documents.insert(id, (doc, State::new()));
+        self.push(id, false).await;
+        while !self.in_sync(id) {
+            self.step().await;
+        }
+    }
+
+    /// Ask for documents, and wait for all of them.
+    pub(crate) async fn fetch(&mut self, ids: &[DocumentId]) {
+        for id in ids {
+            self.push(*id, true).await;
+        }
+        for id in ids {
+            while self.document(*id).get_heads().is_empty() || !self.in_sync(*id) {
+                self.step().await;
+            }
+        }
+    }
+
+    /// Whether the server has said that it has what we have.
+    pub(crate) fn in_sync(&self, id: DocumentId) -> bool {
+        let Some((doc, state)) = self.documents.get(&id) else { return false };
+        let mut theirs = state.their_heads.clone().unwrap_or_default();
+        theirs.sort();
+        theirs == doc.get_heads()
+    }
+
+    pub(crate) async fn say(&mut self, id: DocumentId, count: u64, payload: &[u8]) {
+        let frame = wire::ephemeral(&self.name, &self.server, id, count, &self.name, payload);
+        self.send(frame).await;
+    }
+
+    /// Receive a message, apply it and answer it.
+    pub(crate) async fn step(&mut self) -> Event {
+        let frame = self.receive().await;
+        match wire::Message::decode(&frame).expect("a message").body {
+            Body::Sync { document, data, .. } => {
+                let (doc, state) = self.documents.entry(document).or_default();
+                let before = doc.get_heads();
+                let message = Message::decode(&data).expect("a sync message");
+                doc.receive_sync_message(state, message).expect("applies");
+                let changed = doc.get_heads() != before;
+                self.push(document, false).await;
+                if changed { Event::Changed(document) } else { Event::Other }
+            }
+            Body::Ephemeral { data, .. } => Event::Presence(data.into_owned()),
+            _ => Event::Other,
+        }
+    }
+}

@@ -1,0 +1,354 @@
+//! The same sync work on this relay and on automerge-repo's own server, one after the other: processor time and
+//! memory of each server's process, and their ratio. Ends with a table of what a machine needs.
+//!
+//! `cargo bench --bench relay` runs all of it; `-- fanout idle` some, `-- --relay-only` without Node.js.
+#![expect(clippy::expect_used, clippy::panic, reason = "a failed expectation ends the benchmark")]
+#![expect(clippy::print_stdout, reason = "the tables are what it is for")]
+#![expect(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    reason = "figures for people"
+)]
+
+mod client;
+mod server;
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+use futures::{StreamExt, stream};
+use tonk_relay::document_id::DocumentId;
+
+use client::{Client, Event, get, now, put, random_id, typed};
+use server::{Kind, Server, Usage};
+
+/// Figures by name; of each the smaller is the better.
+type Figures = BTreeMap<&'static str, f64>;
+
+const EDIT: &str = "us of CPU a delivered edit";
+const P99: &str = "p99 in ms";
+const JOIN: &str = "us of CPU a join";
+const LINK: &str = "KiB a user's document";
+const CONNECTION: &str = "KiB a connection and its document";
+const CONNECT: &str = "us of CPU a connection and its document";
+
+/// Who follows what.
+struct Crowd {
+    documents: usize,
+    users: usize,
+    /// Every user follows every document; else the nth the nth alone.
+    all: bool,
+    /// Edits a second of each document.
+    rate: f64,
+    edits: u64,
+    /// Letters typed into each document before.
+    history: usize,
+}
+
+#[tokio::main]
+async fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
+    let relay_only = arguments.iter().any(|argument| argument == "--relay-only");
+    let wanted = |name: &str| {
+        let mut names = arguments.iter().filter(|argument| !argument.starts_with('-')).peekable();
+        names.peek().is_none() || names.any(|wanted| wanted == name)
+    };
+    let crowd = |documents, users, all, rate, edits, history| Crowd {
+        documents,
+        users,
+        all,
+        rate,
+        edits,
+        history,
+    };
+    let crowds = [
+        ("fanout", crowd(1, 100, true, 5.0, 25, 0)),
+        ("hot", crowd(1, 400, true, 2.0, 10, 0)),
+        ("pairs", crowd(300, 300, false, 1.0, 6, 0)),
+        ("crowd", crowd(29, 100, true, 0.2, 2, 200)),
+        ("history", crowd(1, 1, true, 20.0, 120, 60_000)),
+    ];
+    let mut relay_figures = HashMap::new();
+    println!("{:10} {:42} {:>10} {:>10} {:>8}", "", "", "relay", "JavaScript", "ratio");
+    for name in ["fanout", "hot", "pairs", "crowd", "history", "idle", "presence", "big"] {
+        if !wanted(name) {
+            continue;
+        }
+        let mut columns = Vec::new();
+        let kinds: &[Kind] =
+            if relay_only { &[Kind::Relay] } else { &[Kind::Relay, Kind::JavaScript] };
+        for kind in kinds {
+            let server = Server::start(*kind);
+            let figures = match name {
+                "idle" => idle(&server).await,
+                "presence" => presence(&server).await,
+                "big" => big(&server).await,
+                _ => {
+                    let crowd = crowds.iter().find(|(crowd, _)| *crowd == name);
+                    edits(&server, &crowd.expect("one of them").1).await
+                }
+            };
+            columns.push(figures);
+        }
+        print_rows(name, &columns);
+        if let Some(figures) = columns.into_iter().next() {
+            relay_figures.insert(name, figures);
+        }
+    }
+    print_sizes(&relay_figures);
+}
+
+fn print_rows(name: &str, columns: &[Figures]) {
+    for (figure, relay) in columns.first().into_iter().flatten() {
+        match columns.get(1).and_then(|javascript| javascript.get(figure)) {
+            Some(other) => println!(
+                "{name:10} {figure:42} {relay:10.1} {other:10.1} {:7.1}x",
+                other / relay.max(0.001)
+            ),
+            None => println!("{name:10} {figure:42} {relay:10.1}"),
+        }
+    }
+}
+
+fn micros(from: Usage, to: Usage, of: f64) -> f64 {
+    (to.cpu_seconds - from.cpu_seconds) * 1e6 / of
+}
+
+/// Latencies of all clients, in microseconds.
+#[derive(Clone, Default)]
+struct Latencies(Arc<Mutex<Vec<u64>>>);
+
+impl Latencies {
+    fn note(&self, since: u64) {
+        self.0.lock().expect("no panic").push(now().saturating_sub(since));
+    }
+
+    fn count(&self) -> usize {
+        self.0.lock().expect("no panic").len()
+    }
+
+    fn p99_ms(&self) -> f64 {
+        let mut all = self.0.lock().expect("no panic").clone();
+        all.sort_unstable();
+        all.get(all.len() * 99 / 100).map_or(f64::NAN, |micros| *micros as f64 / 1000.0)
+    }
+}
+
+/// Writers edit, everybody else follows.
+async fn edits(server: &Server, crowd: &Crowd) -> Figures {
+    let mut writers = Vec::new();
+    for _ in 0..crowd.documents {
+        let (id, mut writer) = (random_id(), Client::connect(&server.url).await);
+        let mut doc = typed(crowd.history);
+        put(&mut doc, 1);
+        writer.share(id, doc).await;
+        writers.push((id, writer));
+    }
+    let ids: Arc<[DocumentId]> = writers.iter().map(|(id, _)| *id).collect();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+
+    let before = server.usage();
+    let users: Vec<(Vec<DocumentId>, Client)> = stream::iter(0..crowd.users)
+        .map(|n| {
+            let follows: Vec<DocumentId> =
+                if crowd.all { ids.to_vec() } else { ids.get(n).copied().into_iter().collect() };
+            async {
+                let mut client = Client::connect(&server.url).await;
+                client.fetch(&follows).await;
+                (follows, client)
+            }
+        })
+        .buffer_unordered(16)
+        .collect()
+        .await;
+    let joined = server.usage();
+    let links: usize = users.iter().map(|(follows, _)| follows.len()).sum();
+
+    let latencies = Latencies::default();
+    let last = 1 + crowd.edits;
+    let mut tasks = Vec::new();
+    for (follows, mut client) in users {
+        let latencies = latencies.clone();
+        tasks.push(tokio::spawn(async move {
+            let mut seen: HashMap<DocumentId, u64> = follows.iter().map(|id| (*id, 1)).collect();
+            while seen.values().any(|seen| *seen < last) {
+                if let Event::Changed(id) = client.step().await {
+                    let doc = client.document(id);
+                    let n = get(doc, "n");
+                    if seen.insert(id, n).is_some_and(|seen| n > seen) {
+                        latencies.note(get(doc, "at"));
+                    }
+                }
+            }
+            client
+        }));
+    }
+    let start = server.usage();
+    let count = writers.len() as f64;
+    for (nth, (id, mut writer)) in writers.into_iter().enumerate() {
+        let gap = Duration::from_secs_f64(1.0 / crowd.rate);
+        tasks.push(tokio::spawn(async move {
+            // Writers take turns.
+            tokio::time::sleep(gap.mul_f64(nth as f64 / count)).await;
+            let mut tick = tokio::time::interval(gap);
+            let mut n = 1;
+            while n < last {
+                tokio::select! {
+                    _ = tick.tick() => {
+                        n += 1;
+                        put(writer.document(id), n);
+                        writer.push(id, false).await;
+                    }
+                    _ = writer.step() => {}
+                }
+            }
+            while !writer.in_sync(id) {
+                writer.step().await;
+            }
+            writer
+        }));
+    }
+    for task in tasks {
+        task.await.expect("ends well");
+    }
+    let end = server.usage();
+    Figures::from([
+        (EDIT, micros(start, end, latencies.count() as f64)),
+        (P99, latencies.p99_ms()),
+        (JOIN, micros(before, joined, links as f64)),
+        (LINK, (joined.resident_kib - before.resident_kib) / links as f64),
+    ])
+}
+
+/// Connections that have a document each and do nothing.
+async fn idle(server: &Server) -> Figures {
+    const CONNECTIONS: usize = 1000;
+    let before = server.usage();
+    let clients: Vec<Client> = stream::iter(0..CONNECTIONS)
+        .map(|_| async {
+            let mut client = Client::connect(&server.url).await;
+            let mut doc = automerge::Automerge::new();
+            put(&mut doc, 1);
+            client.share(random_id(), doc).await;
+            client
+        })
+        .buffer_unordered(16)
+        .collect()
+        .await;
+    let after = server.usage();
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let rested = server.usage();
+    drop(clients);
+    let each = |usage: Usage| (usage.resident_kib - before.resident_kib) / CONNECTIONS as f64;
+    Figures::from([
+        (CONNECTION, each(after)),
+        ("the same, after 3 s of rest", each(rested)),
+        (CONNECT, micros(before, after, CONNECTIONS as f64)),
+    ])
+}
+
+/// Everybody's cursor to everybody else.
+async fn presence(server: &Server) -> Figures {
+    const USERS: usize = 50;
+    const EACH: u64 = 25;
+    let id = random_id();
+    let mut clients = Vec::new();
+    for n in 0..USERS {
+        let mut client = Client::connect(&server.url).await;
+        if n == 0 {
+            let mut doc = automerge::Automerge::new();
+            put(&mut doc, 1);
+            client.share(id, doc).await;
+        } else {
+            client.fetch(&[id]).await;
+        }
+        clients.push(client);
+    }
+    let latencies = Latencies::default();
+    let start = server.usage();
+    let mut tasks = Vec::new();
+    for (n, mut client) in clients.into_iter().enumerate() {
+        let latencies = latencies.clone();
+        tasks.push(tokio::spawn(async move {
+            let wanted = EACH * (USERS as u64 - 1);
+            let (mut sent, mut heard) = (0, 0);
+            tokio::time::sleep(Duration::from_millis(4 * n as u64)).await;
+            let mut tick = tokio::time::interval(Duration::from_millis(200));
+            let end = Instant::now() + Duration::from_secs(30);
+            while (sent < EACH || heard < wanted) && Instant::now() < end {
+                tokio::select! {
+                    _ = tick.tick(), if sent < EACH => {
+                        sent += 1;
+                        // A CBOR byte string of eight bytes: automerge-repo passes on nothing but CBOR.
+                        let mut payload = vec![0x48];
+                        payload.extend(now().to_be_bytes());
+                        client.say(id, sent, &payload).await;
+                    }
+                    event = client.step() => if let Event::Presence(payload) = event {
+                        heard += 1;
+                        let at = payload.get(1..).and_then(|at| <[u8; 8]>::try_from(at).ok());
+                        latencies.note(at.map_or(0, u64::from_be_bytes));
+                    }
+                }
+            }
+            client
+        }));
+    }
+    for task in tasks {
+        task.await.expect("ends well");
+    }
+    let end = server.usage();
+    Figures::from([
+        ("us of CPU a delivered cursor", micros(start, end, latencies.count() as f64)),
+        (P99, latencies.p99_ms()),
+    ])
+}
+
+/// One document with a long history, pushed and fetched.
+async fn big(server: &Server) -> Figures {
+    let (id, doc) = (random_id(), typed(100_000));
+    let start = server.usage();
+    let mut writer = Client::connect(&server.url).await;
+    writer.share(id, doc).await;
+    let pushed = server.usage();
+    let mut reader = Client::connect(&server.url).await;
+    reader.fetch(&[id]).await;
+    let fetched = server.usage();
+    Figures::from([
+        ("ms of CPU to push 100,000 edits", micros(start, pushed, 1000.0)),
+        ("ms of CPU to fetch them", micros(pushed, fetched, 1000.0)),
+        ("MiB resident then", fetched.resident_kib / 1024.0),
+    ])
+}
+
+/// What a machine needs, from the figures of this run.
+fn print_sizes(figures: &HashMap<&str, Figures>) {
+    let figure = |scenario: &str, name: &str| figures.get(scenario)?.get(name).copied();
+    let (Some(connection), Some(link), Some(edit), Some(stored)) = (
+        figure("idle", CONNECTION),
+        figure("crowd", LINK),
+        figure("crowd", EDIT),
+        figure("pairs", EDIT),
+    ) else {
+        return;
+    };
+    println!(
+        "\nFor N users who each follow the same M documents of a few KiB, and each make an edit every ten \
+         seconds:\n{:>8} {:>10} {:>12} {:>16} {:>12}",
+        "users", "documents", "memory, MiB", "CPU, % of a core", "open files"
+    );
+    for users in [100.0, 1_000.0, 10_000.0] {
+        for documents in [10.0, 30.0, 100.0] {
+            let memory = 16.0 + (users * (connection + documents * link)) / 1024.0;
+            // An edit is stored once, and reaches all who follow its document.
+            let cpu = users / 10.0 * (stored + users * edit) / 1e4;
+            println!("{users:8} {documents:10} {memory:12.0} {cpu:16.0} {:12.0}", users + 500.0);
+        }
+    }
+    println!(
+        "Disk: what the documents take as automerge saves them, at most twice that and 4 KiB for each chunk."
+    );
+}

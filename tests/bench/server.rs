@@ -1,0 +1,87 @@
+//! The servers that are compared, as processes of their own, and what they cost.
+
+use std::{
+    fs,
+    net::{Ipv4Addr, TcpListener, TcpStream},
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+/// Which server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// This relay.
+    Relay,
+    /// automerge-repo's own sync server, as `server.mjs` sets it up.
+    JavaScript,
+}
+
+/// A running server in a folder that goes with it.
+pub(crate) struct Server {
+    child: Child,
+    pub(crate) url: String,
+    _folder: tempfile::TempDir,
+}
+
+/// Processor time and memory of a process.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Usage {
+    pub(crate) cpu_seconds: f64,
+    pub(crate) resident_kib: f64,
+}
+
+impl Server {
+    /// Start one, and wait until it listens.
+    pub(crate) fn start(kind: Kind) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let any = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
+        let port = any.local_addr().expect("an address").port();
+        drop(any);
+        let mut command = match kind {
+            Kind::Relay => {
+                let mut command = Command::new(env!("CARGO_BIN_EXE_tonk-relay"));
+                command.args(["demo", "--listen", &format!("127.0.0.1:{port}"), "--folder"]);
+                command
+            }
+            Kind::JavaScript => {
+                let script = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/js/server.mjs");
+                let mut command = Command::new("node");
+                command.arg(script).arg(port.to_string());
+                command
+            }
+        };
+        command.arg(folder.path().join("data"));
+        let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+        let child = child
+            .expect("it starts; for the JavaScript server, Node.js and `tests/run`'s npm install");
+        let start = Instant::now();
+        while TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err() {
+            assert!(start.elapsed() < Duration::from_secs(20), "{kind:?} does not listen");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Self { child, url: format!("ws://127.0.0.1:{port}"), _folder: folder }
+    }
+
+    /// What it has used so far (`proc(5)`; a tick is a hundredth of a second).
+    pub(crate) fn usage(&self) -> Usage {
+        let read = |file: &str| {
+            fs::read_to_string(format!("/proc/{}/{file}", self.child.id())).unwrap_or_default()
+        };
+        let stat = read("stat");
+        let after_name = stat.rsplit(") ").next().unwrap_or_default();
+        let ticks: f64 =
+            after_name.split(' ').skip(11).take(2).filter_map(|t| t.parse::<f64>().ok()).sum();
+        let status = read("status");
+        let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let resident = resident.and_then(|kib| kib.trim().trim_end_matches(" kB").parse().ok());
+        Usage { cpu_seconds: ticks / 100.0, resident_kib: resident.unwrap_or(f64::NAN) }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

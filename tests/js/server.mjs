@@ -1,0 +1,17 @@
+// automerge-repo's own sync server, set up as its authors do it (WebSocket adapter, folder storage, announces
+// nothing), for the benchmark: node tests/js/server.mjs PORT FOLDER
+import { createServer } from 'node:http';
+import { Repo } from '@automerge/automerge-repo';
+import { WebSocketServerAdapter } from '@automerge/automerge-repo-network-websocket';
+import { NodeFSStorageAdapter } from '@automerge/automerge-repo-storage-nodefs';
+import { WebSocketServer } from 'ws';
+
+const [port, folder] = process.argv.slice(2);
+const http = createServer((_, response) => response.end());
+const repo = new Repo({
+  network: [new WebSocketServerAdapter(new WebSocketServer({ server: http }))],
+  storage: new NodeFSStorageAdapter(folder),
+  peerId: `server-${port}`,
+  sharePolicy: async () => false,
+});
+http.listen(Number(port), '127.0.0.1', () => console.log(`${repo.peerId} listens`));
