@@ -20,7 +20,7 @@ use super::{ChunkKind, ChunkStore, Key, StorageError, StoredChunk};
 use crate::document_id::DocumentId;
 
 /// Disk operations at a time; more only queue up in the kernel.
-const PARALLEL: usize = 16;
+const PARALLEL: usize = 64;
 /// How often a document is listed again because a chunk was gone when it was to be read. Another
 /// process may compact the same folder; each of its compactions takes one round.
 const LISTINGS: usize = 10;

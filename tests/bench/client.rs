@@ -86,6 +86,15 @@ pub(crate) fn typed(letters: usize) -> Automerge {
 
 impl Client {
     pub(crate) async fn connect(url: &str) -> Self {
+        loop {
+            // The JavaScript server now and then resets a connection that has just been made.
+            if let Some(client) = Self::try_connect(url).await {
+                return client;
+            }
+        }
+    }
+
+    async fn try_connect(url: &str) -> Option<Self> {
         let config = WebSocketConfig::default()
             .read_buffer_size(8 << 10)
             .write_buffer_size(0)
@@ -96,11 +105,13 @@ impl Client {
         let name = format!("bench-{}", random_id());
         let mut client = Self { socket, name, server: String::new(), documents: HashMap::new() };
         client.send(wire::join(&client.name)).await;
-        let frame = client.receive().await;
+        let Some(Ok(tungstenite::Message::Binary(frame))) = client.socket.next().await else {
+            return None;
+        };
         let answer = wire::Message::decode(&frame).expect("a message");
         assert!(matches!(answer.body, Body::Peer), "{answer:?}");
         client.server = answer.sender.expect("a sender").into_owned();
-        client
+        Some(client)
     }
 
     async fn send(&mut self, frame: bytes::Bytes) {

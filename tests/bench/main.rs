@@ -73,7 +73,7 @@ async fn main() {
     ];
     let mut relay_figures = HashMap::new();
     println!("{:10} {:42} {:>10} {:>10} {:>8}", "", "", "relay", "JavaScript", "ratio");
-    for name in ["fanout", "hot", "pairs", "crowd", "history", "idle", "presence", "big"] {
+    for name in ["fanout", "hot", "pairs", "crowd", "history", "idle", "quiet", "presence", "big"] {
         if !wanted(name) {
             continue;
         }
@@ -84,6 +84,7 @@ async fn main() {
             let server = Server::start(*kind);
             let figures = match name {
                 "idle" => idle(&server).await,
+                "quiet" => quiet(&server).await,
                 "presence" => presence(&server).await,
                 "big" => big(&server).await,
                 _ => {
@@ -247,6 +248,42 @@ async fn idle(server: &Server) -> Figures {
         (CONNECTION, each(after)),
         ("the same, after 3 s of rest", each(rested)),
         (CONNECT, micros(before, after, CONNECTIONS as f64)),
+    ])
+}
+
+/// Many documents that nobody touches.
+async fn quiet(server: &Server) -> Figures {
+    const CONNECTIONS: usize = 100;
+    const EACH: usize = 100;
+    const SECONDS: u64 = 20;
+    let before = server.usage();
+    let mut clients = Vec::new();
+    for _ in 0..CONNECTIONS {
+        let mut client = Client::connect(&server.url).await;
+        for _ in 0..EACH {
+            let mut doc = automerge::Automerge::new();
+            put(&mut doc, 1);
+            client.share(random_id(), doc).await;
+        }
+        // Somebody has to answer pings.
+        clients.push(tokio::spawn(async move {
+            loop {
+                client.step().await;
+            }
+        }));
+    }
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let start = server.usage();
+    tokio::time::sleep(Duration::from_secs(SECONDS)).await;
+    let end = server.usage();
+    clients.iter().for_each(tokio::task::JoinHandle::abort);
+    let documents = (CONNECTIONS * EACH) as f64;
+    Figures::from([
+        (
+            "% of a core for 10,000 documents at rest",
+            (end.cpu_seconds - start.cpu_seconds) / SECONDS as f64 * 100.0,
+        ),
+        ("KiB a document at rest", (start.resident_kib - before.resident_kib) / documents),
     ])
 }
 

@@ -2,11 +2,15 @@
 
 use std::{
     fs,
-    net::{Ipv4Addr, TcpListener, TcpStream},
+    net::{Ipv4Addr, TcpListener},
     path::PathBuf,
     process::{Child, Command, Stdio},
+    sync::atomic::{AtomicU16, Ordering},
     time::{Duration, Instant},
 };
+
+/// Each server has another one: the last one's connections may not be quite gone.
+static NEXT_PORT: AtomicU16 = AtomicU16::new(20_000);
 
 /// Which server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,9 +39,10 @@ impl Server {
     /// Start one, and wait until it listens.
     pub(crate) fn start(kind: Kind) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
-        let any = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
-        let port = any.local_addr().expect("an address").port();
-        drop(any);
+        // Below those that the kernel gives to clients: a client that tries one of those may reach itself.
+        let is_free = |port: &u16| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok();
+        let first = NEXT_PORT.fetch_add(10, Ordering::Relaxed);
+        let port = (first..30_000).find(is_free).expect("a port");
         let mut command = match kind {
             Kind::Relay => {
                 let mut command = Command::new(env!("CARGO_BIN_EXE_tonk-relay"));
@@ -56,7 +61,7 @@ impl Server {
         let child = child
             .expect("it starts; for the JavaScript server, Node.js and `tests/run`'s npm install");
         let start = Instant::now();
-        while TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err() {
+        while ureq::get(format!("http://127.0.0.1:{port}/")).call().is_err() {
             assert!(start.elapsed() < Duration::from_secs(20), "{kind:?} does not listen");
             std::thread::sleep(Duration::from_millis(20));
         }

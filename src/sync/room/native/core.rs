@@ -186,6 +186,12 @@ impl Core {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn distinct_states(&self) -> usize {
+        let states = self.peers.values().map(|peer| Arc::as_ptr(&peer.state));
+        states.collect::<std::collections::BTreeSet<_>>().len()
+    }
+
     /// The heads up to which all is durable.
     pub(super) fn durable(&self) -> &[ChangeHash] {
         &self.durable

@@ -316,6 +316,46 @@ impl World {
     }
 }
 
+/// automerge answers a peer that remembers what we do not have with the same message however often it is asked:
+/// it must be asked once.
+#[test]
+fn a_peer_that_remembers_more_than_the_relay_is_answered_once_a_message() {
+    let mut world = World::new();
+    world.connect(0, false);
+    world.act(&Action::Edit(0));
+    world.act(&Action::Hear(0));
+    for action in [Action::Step, Action::Tell(0), Action::Hear(0), Action::Step] {
+        world.act(&action);
+    }
+    // All is lost before it was durable; the peer thinks that both have it.
+    world.peers[0].state.shared_heads = world.peers[0].doc.get_heads();
+    world.act(&Action::Crash { written: false });
+    world.connect(0, true);
+    world.act(&Action::Step);
+    assert_eq!(world.peers[0].link.as_ref().expect("a link").to_peer.len(), 1);
+    world.settle();
+    assert_eq!(load(&world.disk).get_heads(), world.peers[0].doc.get_heads());
+}
+
+/// A reader in a crowd costs one look at what was worked out for the first of them.
+#[test]
+fn peers_in_equal_states_share_one() {
+    let mut world = World::new();
+    world.act(&Action::Edit(0));
+    for n in 0..PEERS {
+        world.connect(n, false);
+    }
+    for _ in 0..10 {
+        for n in 0..PEERS {
+            world.act(&Action::Tell(n));
+            world.act(&Action::Hear(n));
+        }
+        world.act(&Action::Step);
+        world.act(&Action::Written);
+    }
+    assert_eq!(world.core.distinct_states(), 2, "the writer's, and that of all readers");
+}
+
 fn cases(default: u32) -> ProptestConfig {
     let cases = std::env::var("TONK_RELAY_CASES").ok().and_then(|cases| cases.parse().ok());
     ProptestConfig { cases: cases.unwrap_or(default), ..ProptestConfig::default() }
