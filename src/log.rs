@@ -41,8 +41,14 @@ pub enum LogError {
 /// # Errors
 /// It is none.
 pub fn check_level(level: &str) -> Result<EnvFilter, LogError> {
-    // samod's own lines at info and below are about single messages: they need asking for by name.
-    let quiet = if level.contains("samod") { "" } else { ",samod=warn,samod_core=warn" };
+    // Their own lines at info and below are about single messages, and automerge 0.12 writes the whole history
+    // of a document for the span around each load (`storage::load`, 500 ms at 60,000 changes): they need asking
+    // for by name.
+    let quiet: String = ["samod", "samod_core", "automerge"]
+        .into_iter()
+        .filter(|name| !level.contains(name))
+        .map(|name| format!(",{name}=warn"))
+        .collect();
     Ok(EnvFilter::try_new(format!("{level}{quiet}"))?)
 }
 
@@ -164,6 +170,17 @@ impl Repeats {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_libraries_are_heard_when_they_are_asked_for_by_name() {
+        let filter = check_level("info").expect("a level").to_string();
+        assert!(filter.contains("automerge=warn") && filter.contains("samod=warn"), "{filter}");
+        let filter = check_level("info,automerge=trace").expect("a level").to_string();
+        assert!(
+            filter.contains("automerge=trace") && !filter.contains("automerge=warn"),
+            "{filter}"
+        );
+    }
 
     #[test]
     fn a_line_that_repeats_for_one_client_comes_once_with_a_count() {

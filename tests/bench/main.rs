@@ -20,6 +20,7 @@ use std::{
 };
 
 use futures::{StreamExt, stream};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tonk_relay::document_id::DocumentId;
 
 use client::{Client, Event, get, now, put, random_id, typed};
@@ -138,90 +139,118 @@ impl Latencies {
     }
 }
 
-/// Writers edit, everybody else follows.
+/// Writers edit, everybody else follows. All of them read all the time: who answers no ping is cut off.
 async fn edits(server: &Server, crowd: &Crowd) -> Figures {
-    let mut writers = Vec::new();
-    for _ in 0..crowd.documents {
+    let (go, _) = watch::channel(false);
+    let last = 1 + crowd.edits;
+    let (mut ids, mut tasks) = (Vec::new(), Vec::new());
+    for nth in 0..crowd.documents {
         let (id, mut writer) = (random_id(), Client::connect(&server.url).await);
         let mut doc = typed(crowd.history);
         put(&mut doc, 1);
         writer.share(id, doc).await;
-        writers.push((id, writer));
+        ids.push(id);
+        let gap = Duration::from_secs_f64(1.0 / crowd.rate);
+        // Writers take turns.
+        let turn = gap.mul_f64(nth as f64 / crowd.documents as f64);
+        tasks.push(tokio::spawn(write(writer, id, go.subscribe(), turn, gap, last)));
     }
-    let ids: Arc<[DocumentId]> = writers.iter().map(|(id, _)| *id).collect();
     tokio::time::sleep(Duration::from_secs(1)).await;
 
     let before = server.usage();
-    let users: Vec<(Vec<DocumentId>, Client)> = stream::iter(0..crowd.users)
-        .map(|n| {
-            let follows: Vec<DocumentId> =
-                if crowd.all { ids.to_vec() } else { ids.get(n).copied().into_iter().collect() };
-            async {
-                let mut client = Client::connect(&server.url).await;
-                client.fetch(&follows).await;
-                (follows, client)
-            }
-        })
-        .buffer_unordered(16)
-        .collect()
-        .await;
-    let joined = server.usage();
-    let links: usize = users.iter().map(|(follows, _)| follows.len()).sum();
-
     let latencies = Latencies::default();
-    let last = 1 + crowd.edits;
-    let mut tasks = Vec::new();
-    for (follows, mut client) in users {
-        let latencies = latencies.clone();
+    let (joined, mut joins) = mpsc::channel(16);
+    let places = Arc::new(Semaphore::new(16));
+    let mut links = 0;
+    for n in 0..crowd.users {
+        let follows: Vec<DocumentId> =
+            if crowd.all { ids.clone() } else { ids.get(n).copied().into_iter().collect() };
+        links += follows.len();
+        let (url, latencies) = (server.url.clone(), latencies.clone());
+        let (joined, places) = (joined.clone(), places.clone());
         tasks.push(tokio::spawn(async move {
-            let mut seen: HashMap<DocumentId, u64> = follows.iter().map(|id| (*id, 1)).collect();
-            while seen.values().any(|seen| *seen < last) {
-                if let Event::Changed(id) = client.step().await {
-                    let doc = client.document(id);
-                    let n = get(doc, "n");
-                    if seen.insert(id, n).is_some_and(|seen| n > seen) {
-                        latencies.note(get(doc, "at"));
-                    }
-                }
-            }
-            client
+            let place = places.acquire().await.expect("open");
+            let mut client = Client::connect(&url).await;
+            client.fetch(&follows).await;
+            drop(place);
+            joined.send(()).await.expect("somebody waits");
+            follow(client, &follows, last, &latencies).await
         }));
+    }
+    for _ in 0..crowd.users {
+        joins.recv().await.expect("everybody joins");
     }
     let start = server.usage();
-    let count = writers.len() as f64;
-    for (nth, (id, mut writer)) in writers.into_iter().enumerate() {
-        let gap = Duration::from_secs_f64(1.0 / crowd.rate);
-        tasks.push(tokio::spawn(async move {
-            // Writers take turns.
-            tokio::time::sleep(gap.mul_f64(nth as f64 / count)).await;
-            let mut tick = tokio::time::interval(gap);
-            let mut n = 1;
-            while n < last {
-                tokio::select! {
-                    _ = tick.tick() => {
-                        n += 1;
-                        put(writer.document(id), n);
-                        writer.push(id, false).await;
-                    }
-                    _ = writer.step() => {}
-                }
-            }
-            while !writer.in_sync(id) {
-                writer.step().await;
-            }
-            writer
-        }));
-    }
+    go.send_replace(true);
+    // Kept until all have ended: leaving is not part of the figures.
+    let mut clients = Vec::new();
     for task in tasks {
-        task.await.expect("ends well");
+        clients.push(task.await.expect("ends well"));
     }
     let end = server.usage();
-    Figures::from([
+    let mut figures = Figures::from([
         (EDIT, micros(start, end, latencies.count() as f64)),
         (P99, latencies.p99_ms()),
-        (JOIN, micros(before, joined, links as f64)),
-        (LINK, (joined.resident_kib - before.resident_kib) / links as f64),
-    ])
+        (JOIN, micros(before, start, links as f64)),
+    ]);
+    if crowd.history == 0 {
+        // A long history is a matter of the document, not of who follows it.
+        figures.insert(LINK, (start.resident_kib - before.resident_kib) / links as f64);
+    }
+    figures
+}
+
+/// Edit a document from `turn` after the start on, until edit `last` has come to the server.
+async fn write(
+    mut writer: Client,
+    id: DocumentId,
+    mut go: watch::Receiver<bool>,
+    turn: Duration,
+    gap: Duration,
+    last: u64,
+) -> Client {
+    loop {
+        tokio::select! {
+            _ = go.wait_for(|go| *go) => break,
+            _ = writer.step() => {}
+        }
+    }
+    let mut tick = tokio::time::interval_at(tokio::time::Instant::now() + turn, gap);
+    let mut n = 1;
+    while n < last {
+        tokio::select! {
+            _ = tick.tick() => {
+                n += 1;
+                put(writer.document(id), n);
+                writer.push(id, false).await;
+            }
+            _ = writer.step() => {}
+        }
+    }
+    while !writer.in_sync(id) {
+        writer.step().await;
+    }
+    writer
+}
+
+/// Read until edit `last` of every document is here.
+async fn follow(
+    mut client: Client,
+    follows: &[DocumentId],
+    last: u64,
+    latencies: &Latencies,
+) -> Client {
+    let mut seen: HashMap<DocumentId, u64> = follows.iter().map(|id| (*id, 1)).collect();
+    while seen.values().any(|seen| *seen < last) {
+        if let Event::Changed(id) = client.step().await {
+            let doc = client.document(id);
+            let n = get(doc, "n");
+            if seen.insert(id, n).is_some_and(|seen| n > seen) {
+                latencies.note(get(doc, "at"));
+            }
+        }
+    }
+    client
 }
 
 /// Connections that have a document each and do nothing.
