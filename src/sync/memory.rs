@@ -1,8 +1,29 @@
 //! The memory that live documents may take: beyond it idle rooms leave, and then no new room is made.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::Path,
+    sync::{Mutex, PoisonError},
+};
 
 use crate::config::MemoryLimit;
+
+/// The limit in effect. What a share means on this machine is worked out once for each.
+#[derive(Default)]
+pub struct Budget(Mutex<Option<(MemoryLimit, Option<u64>)>>);
+
+impl Budget {
+    /// Whether the process has more memory than `of`.
+    pub fn is_exceeded(&self, of: MemoryLimit) -> bool {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (_, bytes) = match *known {
+            Some(known) if known.0 == of => known,
+            _ => *known.insert((of, limit(of))),
+        };
+        drop(known);
+        bytes.is_some_and(|limit| used().is_some_and(|used| used > limit))
+    }
+}
 
 /// Bytes that `limit` means on this machine: of a percentage, that of the RAM or of what systemd's `MemoryMax`
 /// (or a container's limit) leaves of it. None where neither can be told: then nothing is limited.
@@ -17,7 +38,7 @@ pub fn limit(limit: MemoryLimit) -> Option<u64> {
 }
 
 /// Bytes of memory that the process has and that are not files' (`proc(5)`, `/proc/self/statm`).
-pub fn used() -> Option<u64> {
+fn used() -> Option<u64> {
     let statm = fs::read_to_string("/proc/self/statm").ok()?;
     let mut pages = statm.split(' ').skip(1).map_while(|pages| pages.parse::<u64>().ok());
     let (resident, shared) = (pages.next()?, pages.next()?);
@@ -64,6 +85,9 @@ mod tests {
         assert!(all > 64 << 20 && half.abs_diff(all / 2) < 100, "{half} of {all}");
         assert_eq!(limit(MemoryLimit::Bytes(Size::mib(7))), Some(7 << 20));
         assert!(used().expect("this process") > 1 << 20);
+        let budget = Budget::default();
+        assert!(budget.is_exceeded(MemoryLimit::Bytes(Size(1))));
+        assert!(!budget.is_exceeded(MemoryLimit::Percent(100)));
         assert_eq!(group_limit("4:cpu:/a"), None);
         assert_eq!(group_limit("garbage"), None);
     }

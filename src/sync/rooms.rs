@@ -23,7 +23,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::error;
 
 use super::{
-    memory,
+    memory::Budget,
     peers::{Peers, SessionId},
     room::EngineStart,
     session::Session,
@@ -120,6 +120,7 @@ pub struct Rooms {
     told_at: AtomicU64,
     /// Places for documents that are being loaded.
     loading: Semaphore,
+    memory: Budget,
     tasks: TaskTracker,
     stopping: CancellationToken,
 }
@@ -179,6 +180,7 @@ impl Rooms {
             directory: Mutex::default(),
             told_at: AtomicU64::new(0),
             loading: Semaphore::new(LOADING),
+            memory: Budget::default(),
             tasks: TaskTracker::new(),
             stopping: CancellationToken::new(),
         })
@@ -186,11 +188,9 @@ impl Rooms {
 
     /// See that there is memory for a room, if need be by sending idle ones away.
     async fn find_memory(&self) -> Result<(), NoMemory> {
-        let Some(limit) = memory::limit(self.shared.config.borrow().sync.memory) else {
-            return Ok(());
-        };
         let until = Instant::now() + FREED_WITHIN;
-        while memory::used().is_some_and(|used| used > limit) {
+        let limit = || self.shared.config.borrow().sync.memory;
+        while self.memory.is_exceeded(limit()) {
             if Instant::now() >= until {
                 return Err(NoMemory);
             }

@@ -52,7 +52,7 @@ pub(super) struct Room {
     handle: Arc<Handle>,
     inbox: mpsc::Receiver<Box<Input>>,
     members: HashMap<SessionId, Member>,
-    stash: Vec<Box<Input>>,
+    stash: Vec<Input>,
     seen: Seen,
     presence_until: Option<Deadline>,
     backoff: Backoff,
@@ -144,8 +144,7 @@ impl Room {
                 Err(End::Refuse) => return self.refuse(),
                 Err(_) => return self.stopped("stop"),
             };
-            let is_known =
-                !opened.heads.is_empty() || self.stash.iter().any(|input| brings_heads(input));
+            let is_known = !opened.heads.is_empty() || self.stash.iter().any(brings_heads);
             let end = if is_known {
                 drop(opening);
                 let _live = InState::new(&metrics, "live");
@@ -195,7 +194,7 @@ impl Room {
                 tokio::select! {
                     opened = &mut open => break opened?,
                     Some(input) = self.inbox.recv(), if self.stash.len() < STASH => {
-                        self.stash.push(input);
+                        self.stash.push(*input);
                     }
                 }
             };
@@ -223,7 +222,7 @@ impl Room {
             tokio::select! {
                 () = &mut pause => return,
                 Some(input) = self.inbox.recv() => {
-                    self.stash.push(input);
+                    self.stash.push(*input);
                     self.lose_stash(why);
                 }
             }
@@ -246,13 +245,13 @@ impl Room {
 
     fn lose_stash(&mut self, why: &'static str) {
         for input in std::mem::take(&mut self.stash) {
-            match &*input {
+            match &input {
                 Input::Sync { from, .. } => {
                     self.rooms.shared.metrics.sessions.dropped.with_label_values(&[why]).inc();
                     let member = self.member(from);
                     (member.begin_anew, member.lost) = (true, true);
                 }
-                Input::Ephemeral { .. } => self.pass_on(*input),
+                Input::Ephemeral { .. } => self.pass_on(input),
                 Input::Subscribed { .. } => {}
             }
         }
@@ -302,7 +301,7 @@ impl Room {
         self.inbox.close();
         // Until all who were about to send have done so, or found the mailbox closed.
         while let Some(input) = self.inbox.recv().await {
-            self.stash.push(input);
+            self.stash.push(*input);
         }
         let document = self.document();
         let rooms = self.rooms.clone();

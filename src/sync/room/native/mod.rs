@@ -52,6 +52,8 @@ struct NativeEngine {
     events: Vec<Event>,
     ports: HashMap<SessionId, Port>,
     write: Option<BoxFuture<'static, ()>>,
+    /// Chunks that a snapshot replaced are being deleted.
+    removal: Option<BoxFuture<'static, ()>>,
     /// Bytes of changes that wait for the write under way.
     waiting: Option<Unsaved>,
 }
@@ -89,6 +91,7 @@ impl NativeEngine {
             events: Vec::new(),
             ports: HashMap::new(),
             write: None,
+            removal: None,
             waiting: None,
         }
     }
@@ -162,12 +165,16 @@ impl NativeEngine {
                     self.write = Some(async move { documents.save(&key, data).await }.boxed());
                 }
                 Effect::Remove(keys) => {
-                    let documents = self.documents.clone();
-                    tokio::spawn(async move {
+                    let (documents, earlier) = (self.documents.clone(), self.removal.take());
+                    let removal = async move {
+                        if let Some(earlier) = earlier {
+                            earlier.await;
+                        }
                         for key in keys {
                             documents.remove(&key).await;
                         }
-                    });
+                    };
+                    self.removal = Some(removal.boxed());
                 }
                 Effect::Refuse { from, reason } => {
                     if let Some(port) = self.ports.get(&from) {
@@ -195,12 +202,23 @@ impl NativeEngine {
         if matches!(self.core, Place::Lost) {
             return Err(EngineFailed);
         }
-        let Some(write) = &mut self.write else { return std::future::pending().await };
-        write.await;
-        self.write = None;
-        self.events.push(Event::Saved);
-        self.settle().await;
+        tokio::select! {
+            () = done(&mut self.write) => {
+                self.write = None;
+                self.events.push(Event::Saved);
+                self.settle().await;
+            }
+            () = done(&mut self.removal) => self.removal = None,
+        }
         Ok(())
+    }
+}
+
+/// Wait for the end of some work, if there is any.
+async fn done(work: &mut Option<BoxFuture<'static, ()>>) {
+    match work {
+        Some(work) => work.await,
+        None => std::future::pending().await,
     }
 }
 
@@ -271,7 +289,7 @@ impl Engine for NativeEngine {
     fn close(mut self: Box<Self>) -> BoxFuture<'static, ()> {
         async move {
             self.settle().await;
-            while !self.is_durable() && self.work().await.is_ok() {}
+            while (!self.is_durable() || self.removal.is_some()) && self.work().await.is_ok() {}
         }
         .boxed()
     }

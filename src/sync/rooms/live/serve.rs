@@ -69,7 +69,7 @@ impl Room {
                         for _ in 0..BATCH {
                             let Some(input) = next else { break };
                             from.extend(sender(&input));
-                            self.take_in(&mut engine, &mut base, input).await;
+                            self.take_in(&mut engine, &mut base, *input).await;
                             next = self.inbox.try_recv().ok();
                         }
                         engine.settle().await;
@@ -133,7 +133,7 @@ impl Room {
                 () = stopping.cancelled() => {
                     // Sessions have ended by now: what they sent is in the mailbox.
                     while let Ok(input) = self.inbox.try_recv() {
-                        self.take_in(&mut engine, &mut base, input).await;
+                        self.take_in(&mut engine, &mut base, *input).await;
                     }
                     engine.close().await;
                     return End::Stop;
@@ -161,10 +161,10 @@ impl Room {
         &mut self,
         engine: &mut Box<dyn Engine>,
         base: &mut Option<Base>,
-        input: Box<Input>,
+        input: Input,
     ) {
-        match *input {
-            Input::Ephemeral { .. } => self.pass_on(*input),
+        match input {
+            Input::Ephemeral { .. } => self.pass_on(input),
             Input::Subscribed { from } => {
                 if let Some(member) = self.members.get_mut(&from.id) {
                     member.wants_durable = true;

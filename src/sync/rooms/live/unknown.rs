@@ -70,10 +70,10 @@ impl Room {
                 input = self.inbox.recv() => match input {
                     None => return End::Stop,
                     Some(input) if brings_heads(&input) => {
-                        self.stash.push(input);
+                        self.stash.push(*input);
                         return self.is_found();
                     }
-                    Some(input) => self.note_unknown(input),
+                    Some(input) => self.note_unknown(*input),
                 },
             }
         }
@@ -102,9 +102,9 @@ impl Room {
         End::Reopen
     }
 
-    fn note_unknown(&mut self, input: Box<Input>) {
-        match *input {
-            Input::Ephemeral { .. } => self.pass_on(*input),
+    fn note_unknown(&mut self, input: Input) {
+        match input {
+            Input::Ephemeral { .. } => self.pass_on(input),
             // What is durable is told when the document is here.
             Input::Subscribed { .. } => {}
             Input::Sync { from, .. } if !self.is_here(from.id) => {}
