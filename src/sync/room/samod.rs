@@ -140,12 +140,14 @@ impl Engine for SamodEngine {
         request: bool,
         message: SyncMessage,
     ) -> BoxFuture<'_, ()> {
-        let data = message.raw;
         let Some(frames) = self.sessions.get(&from).cloned() else {
             return futures::future::ready(()).boxed();
         };
+        let data = message.raw;
         let frame = wire::sync(request, &from.to_string(), REPO, self.document, &data);
-        self.under_way.bytes.fetch_add(data.len(), Ordering::Relaxed);
+        if !request {
+            self.under_way.bytes.fetch_add(data.len(), Ordering::Relaxed);
+        }
         async move {
             let _ = frames.send(frame.to_vec()).await;
             self.under_way.wait_for(|_, bytes| bytes <= UNDER_WAY).await;
@@ -223,7 +225,7 @@ impl Drop for SamodEngine {
 /// What the repo has not taken in yet.
 #[derive(Default)]
 struct UnderWay {
-    /// Of sync messages.
+    /// Of sync messages; samod does not report requests.
     bytes: AtomicUsize,
     /// Streams of sessions that it has not read to their ends.
     streams: AtomicUsize,

@@ -295,6 +295,21 @@ async fn an_unknown_document_is_unavailable_and_later_arrives() {
     }
 }
 
+/// The engine may need longer for its first answer than those who ask have left.
+#[tokio::test]
+async fn a_document_that_is_asked_for_and_brought_at_once_reaches_everybody() {
+    let mut config = config();
+    config.sync.forward_timeout = Time(Duration::from_millis(1));
+    for fixture in both(&config) {
+        let (mut alice, mut bob) = (fixture.peer("alice"), fixture.peer("bob"));
+        let (doc, _) = alice.documents.entry(id(1)).or_default();
+        doc.transact::<_, _, AutomergeError>(|tx| tx.put(ROOT, "a", 1)).expect("an edit");
+        bob.push(id(1), true).await;
+        alice.push(id(1), true).await;
+        bob.until_with(&mut alice, "the document", |bob| bob.has(id(1), "a")).await;
+    }
+}
+
 #[tokio::test]
 async fn a_request_is_passed_on_to_those_who_share_a_document_once_and_within_bounds() {
     let mut config = config();

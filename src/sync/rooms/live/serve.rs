@@ -15,6 +15,7 @@ impl Room {
         let stopping = self.rooms.stopping.clone();
         let mut config = shared.config.clone();
         let mut base = opened.base.clone();
+        let was_empty = opened.heads.is_empty();
         let mut engine = (shared.engine)(documents, document, opened).await;
         debug!(%document, "live");
 
@@ -36,6 +37,11 @@ impl Room {
             self.take_in(&mut engine, &mut base, input).await;
         }
         engine.settle().await;
+        // The time to answer begins when there is something to answer from.
+        let answer_by = Deadline::now() + self.forward_timeout();
+        for asks in self.members.values_mut().filter_map(|member| member.asks.as_mut()) {
+            *asks = answer_by;
+        }
         self.next_answer = self.first_answer();
         let started = Instant::now();
         let handle = self.handle.clone();
@@ -117,7 +123,7 @@ impl Room {
                     }
                     if self.next_answer.is_some_and(|at| at <= now) {
                         // Whoever brought the document left before it was here: ask others for it.
-                        if self.is_unanswered() {
+                        if was_empty && self.is_unanswered() {
                             engine.close().await;
                             for member in self.members.values_mut() {
                                 member.begin_anew |= member.port.take().is_some();
@@ -174,6 +180,8 @@ impl Room {
             Input::Sync { from, request, message, held: _held } => {
                 let answer_by = Deadline::now() + self.forward_timeout();
                 let member = self.member(&from);
+                // Who has something of the document brings it, whatever the message says of itself.
+                let request = request && !message.has_heads();
                 if request {
                     let by = *member.asks.get_or_insert(answer_by);
                     self.next_answer = Some(self.next_answer.map_or(by, |next| next.min(by)));
