@@ -345,8 +345,8 @@ async fn presence(server: &Server) -> Figures {
         tasks.push(tokio::spawn(async move {
             let wanted = EACH * (USERS as u64 - 1);
             let (mut sent, mut heard) = (0, 0);
-            tokio::time::sleep(Duration::from_millis(4 * n as u64)).await;
-            let mut tick = tokio::time::interval(Duration::from_millis(200));
+            let first = tokio::time::Instant::now() + Duration::from_millis(4 * n as u64);
+            let mut tick = tokio::time::interval_at(first, Duration::from_millis(200));
             let end = Instant::now() + Duration::from_secs(30);
             while (sent < EACH || heard < wanted) && Instant::now() < end {
                 tokio::select! {
