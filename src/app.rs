@@ -28,7 +28,7 @@ use crate::{
     metrics::{Metrics, ProcessMetrics},
     reloader::Reloader,
     signals::{self, Request},
-    storage::{StorageError, documents::Documents, nodefs::NodefsStore},
+    storage::{StorageError, documents::Documents, journal::Journal},
     supervisor::{Supervisor, TaskEnded},
     sync::{
         memory,
@@ -98,6 +98,7 @@ pub struct Bound {
     health: Arc<Health>,
     config: watch::Sender<Arc<Config>>,
     keeper: Arc<BundleKeeper>,
+    journal: Arc<Journal>,
     documents: Arc<Documents>,
     storage_id: String,
     store: Arc<FolderStore>,
@@ -151,8 +152,9 @@ impl Loaded {
             })?);
         }
 
-        let store = NodefsStore::open(&config.storage.path)
+        let journal = Journal::open(&config.storage, metrics.storage.clone())
             .map_err(|source| AppError::Storage { file: file(), source })?;
+        let journal = Arc::new(journal);
         let uploads = FolderStore::open(&config.bundles.path).map_err(|source| {
             AppError::Bundles { file: file(), path: config.bundles.path.clone(), source }
         })?;
@@ -160,7 +162,7 @@ impl Loaded {
         let keeper = BundleKeeper::new(receiver, health.clone(), metrics.bundles.clone());
         keeper.load(&config).await.map_err(|source| AppError::Bundle { file: file(), source })?;
         let documents = Documents::new(
-            Arc::new(store),
+            journal.clone(),
             keeper.served(),
             health.clone(),
             metrics.storage.clone(),
@@ -175,6 +177,7 @@ impl Loaded {
             health,
             config: sender,
             keeper: Arc::new(keeper),
+            journal,
             documents: Arc::new(documents),
             storage_id,
             store: Arc::new(uploads),
@@ -203,6 +206,7 @@ pub fn show_limits(config: &Config, metrics: &ProcessMetrics) {
         ("sync.send_queue", bytes(config.sync.send_queue)),
         ("sync.receive_queue", bytes(config.sync.receive_queue)),
         ("sync.forward_peers", count(config.sync.forward_peers)),
+        ("storage.journal_size", bytes(config.storage.journal_size)),
         ("storage.max_unsaved", bytes(config.storage.max_unsaved)),
         ("bundles.max_upload", bytes(config.bundles.max_upload)),
         ("bundles.max_inflated", bytes(config.bundles.max_inflated)),
@@ -238,6 +242,7 @@ struct Parts {
     config: watch::Receiver<Arc<Config>>,
     supervisor: Supervisor,
     reloader: Arc<Reloader>,
+    journal: Arc<Journal>,
     rooms: Arc<Rooms>,
     sessions: Arc<Sessions>,
     sessions_running: TaskTracker,
@@ -369,6 +374,7 @@ impl Bound {
             config: sessions.config.clone(),
             supervisor,
             reloader,
+            journal: self.journal,
             rooms,
             sessions,
             sessions_running,
@@ -465,6 +471,12 @@ impl Parts {
         self.sessions_running.close();
         self.sessions_running.wait().await;
         self.rooms.stop().await;
+        match self.journal.checkpoint().await {
+            Ok(chunks) => info!(chunks, "the journal is empty: the folders hold everything"),
+            Err(error) => {
+                warn!(%error, "the journal keeps what could not be moved into the folders")
+            }
+        }
         // Documents first: a client that reads its download slowly, or sends nothing, holds nobody up.
         self.http_running.close();
         if timeout(HTTP_GRACE.min(limit / 3), self.http_running.wait()).await.is_err() {

@@ -143,6 +143,14 @@ metrics! {
         queue: IntGauge = "tonk_relay_storage_queue" [];
         /// Bytes that are not durable yet.
         unsaved_bytes: IntGauge = "tonk_relay_storage_unsaved_bytes" [];
+        /// Commits of the journal: each makes what all documents wrote meanwhile durable.
+        commits: IntCounter = "tonk_relay_storage_commits_total" [];
+        /// Bytes of chunks in the journal, which have not moved into the folders yet.
+        journal_bytes: IntGauge = "tonk_relay_storage_journal_bytes" [];
+        /// Chunks in the journal, which have not moved into the folders yet.
+        journal_chunks: IntGauge = "tonk_relay_storage_journal_chunks" [];
+        /// Chunks that moved from the journal into the folders.
+        moved: IntCounter = "tonk_relay_storage_moved_chunks_total" [];
         /// Stored chunks that do not parse and were moved to quarantine.
         broken_chunks: IntCounter = "tonk_relay_storage_broken_chunks_total" [];
         /// Snapshots of the served bundle that share no change with the stored document of their id.

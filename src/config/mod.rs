@@ -88,7 +88,21 @@ pub struct Bundles {
 #[expect(missing_docs, reason = "etc/tonk-relay.toml describes the keys")]
 pub struct Storage {
     pub path: PathBuf,
+    pub durability: Durability,
+    pub commit_interval: Time,
+    pub journal_size: Size,
+    pub grace: Time,
     pub max_unsaved: Size,
+}
+
+/// What a change that was told as saved survives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Durability {
+    /// A power loss.
+    Fsync,
+    /// The end of the process, however it comes.
+    Relaxed,
 }
 
 /// `[sync]`: sessions and rooms.
@@ -250,7 +264,14 @@ impl Default for Bundles {
 
 impl Default for Storage {
     fn default() -> Self {
-        Self { path: "/var/lib/tonk-relay/documents".into(), max_unsaved: Size::mib(256) }
+        Self {
+            path: "/var/lib/tonk-relay/documents".into(),
+            durability: Durability::Fsync,
+            commit_interval: Time(std::time::Duration::from_millis(20)),
+            journal_size: Size::mib(64),
+            grace: Time::secs(60),
+            max_unsaved: Size::mib(256),
+        }
     }
 }
 

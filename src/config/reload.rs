@@ -3,11 +3,15 @@
 use super::{Config, load};
 
 /// Keys that a running relay cannot change, as `section.key`; they are marked (R) in the shipped file.
-pub const NEED_A_RESTART: [&str; 8] = [
+pub const NEED_A_RESTART: [&str; 12] = [
     "http.listen",
     "admin.listen",
     "bundles.path",
     "storage.path",
+    "storage.durability",
+    "storage.commit_interval",
+    "storage.journal_size",
+    "storage.grace",
     "sync.engine",
     "sync.peer_id",
     "sync.receive_queue",

@@ -154,7 +154,13 @@ impl Documents {
             self.report_unrelated(document);
         }
         if let Some(base) = newer {
-            self.save(&base.key, base.data.clone()).await;
+            if let Err(error) =
+                self.timed("put", self.store.put(&base.key, base.data.clone())).await
+            {
+                // It waits in memory, as for a document that is the bundle's alone.
+                warn!(%document, %error, "the served bundle's snapshot cannot be stored yet");
+                opened.base = Some(base.clone());
+            }
             if let Err(error) = opened.doc.load_incremental(&base.data) {
                 error!(%document, %error, "the served bundle's snapshot cannot be merged");
             }
@@ -290,7 +296,10 @@ fn check(document: DocumentId, stored: Vec<StoredChunk>, underneath: Option<Byte
                 false
             }
         });
-        load(&chunks)
+        let (doc, misfits) = load(&chunks);
+        chunks.retain(|(key, _)| !misfits.iter().any(|(misfit, _)| misfit == key));
+        broken.extend(misfits);
+        doc
     });
     let (mut base, mut newer, mut unrelated) = (None, None, false);
     if let Some(data) = underneath
@@ -300,7 +309,7 @@ fn check(document: DocumentId, stored: Vec<StoredChunk>, underneath: Option<Byte
         if doc.get_heads().is_empty() {
             chunks.push((add.key.clone(), add.data.to_vec()));
             base = Some(add);
-            doc = load(&chunks);
+            (doc, _) = load(&chunks);
         } else {
             match Relation::of(&snapshot, &doc) {
                 Relation::Contained => {}
@@ -353,10 +362,19 @@ fn parses(chunk: &[u8]) -> Result<(), String> {
     }
 }
 
-/// One document from chunks of which each parses.
-fn load(chunks: &[StoredChunk]) -> Automerge {
+/// One document from chunks of which each parses, and those that fit no document with the others.
+fn load(chunks: &[StoredChunk]) -> (Automerge, Vec<(Key, String)>) {
     let options = LoadOptions::new().on_partial_load(OnPartialLoad::Ignore);
-    Automerge::load_with_options(&joined(chunks), options).unwrap_or_default()
+    if let Ok(doc) = Automerge::load_with_options(&joined(chunks), options) {
+        return (doc, Vec::new());
+    }
+    let (mut doc, mut misfits) = (Automerge::new(), Vec::new());
+    for (key, data) in chunks {
+        if let Err(error) = doc.load_incremental(data) {
+            misfits.push((key.clone(), format!("it does not fit the other chunks: {error}")));
+        }
+    }
+    (doc, misfits)
 }
 
 /// A random UUID, version 4 (RFC 9562), as automerge-repo makes them.

@@ -5,6 +5,7 @@
 //! underneath, checks every chunk, retries what fails, and knows how much waits to be written.
 
 pub mod documents;
+pub mod journal;
 pub mod nodefs;
 
 use std::{fmt, io, path::PathBuf};

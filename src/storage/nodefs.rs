@@ -2,11 +2,12 @@
 //! reads what the other wrote: the parts of a key are folders, and the first part is split after two
 //! characters. `4C/SBjwx.../snapshot/<hash>`, `st/orage-adapter-id`.
 //!
-//! Two folders of our own lie beside the documents, where that adapter never looks: `.tmp`, in which a
-//! file is written before it is renamed into place, and `quarantine`.
+//! What is our own lies beside the documents, where that adapter never looks: `.tmp`, in which a file is
+//! written before it is renamed into place, `quarantine`, `.lock`, and `.journal`.
 
 use std::{
-    fs::{self, File},
+    collections::BTreeSet,
+    fs::{self, File, TryLockError},
     io::{self, Write},
     path::{Path, PathBuf},
     sync::Arc,
@@ -17,7 +18,7 @@ use futures::{FutureExt, future::BoxFuture};
 use tokio::sync::Semaphore;
 
 use super::{ChunkKind, ChunkStore, Key, StorageError, StoredChunk};
-use crate::document_id::DocumentId;
+use crate::{config::Durability, document_id::DocumentId};
 
 /// Disk operations at a time; more only queue up in the kernel.
 const PARALLEL: usize = 64;
@@ -26,27 +27,59 @@ const PARALLEL: usize = 64;
 const LISTINGS: usize = 10;
 
 /// Documents in a folder.
+#[derive(Clone)]
 pub struct NodefsStore {
     root: Arc<Path>,
     places: Arc<Semaphore>,
+    /// Whether what is written is to survive a power loss, not just the process.
+    syncs: bool,
+    /// Held for as long as the store lives: the kernel gives the lock back however the process ends.
+    _lock: Arc<File>,
 }
 
 impl NodefsStore {
-    /// Open the folder, which is made if it is not there, and show that it can be written.
+    /// Open the folder, which is made if it is not there, and show that it can be written. One process at
+    /// a time has it open: two relays would each think that they know what is stored.
     ///
     /// # Errors
-    /// The folder cannot be made, or a file in it not written, synchronised, renamed or deleted.
-    pub fn open(root: &Path) -> Result<Self, StorageError> {
+    /// The folder cannot be made, another process has it, or a file in it cannot be written, synchronised,
+    /// renamed or deleted.
+    pub fn open(root: &Path, durability: Durability) -> Result<Self, StorageError> {
         let tmp = root.join(TMP);
         fs::create_dir_all(&tmp).map_err(failed("create", &tmp))?;
+        let lock = lock(&root.join(LOCK))?;
         // What an earlier process was writing when it was killed was never announced as saved.
         for left in fs::read_dir(&tmp).map_err(failed("list", &tmp))?.flatten() {
             fs::remove_file(left.path()).map_err(failed("delete", &left.path()))?;
         }
         let probe = root.join(TMP).join("probe-renamed");
-        write_atomically(root, &probe, b"probe")?;
+        write_atomically(root, &[(probe.clone(), Bytes::from_static(b"probe"))], true)?;
         fs::remove_file(&probe).map_err(failed("delete", &probe))?;
-        Ok(Self { root: root.into(), places: Arc::new(Semaphore::new(PARALLEL)) })
+        Ok(Self {
+            root: root.into(),
+            places: Arc::new(Semaphore::new(PARALLEL)),
+            syncs: durability == Durability::Fsync,
+            _lock: Arc::new(lock),
+        })
+    }
+
+    /// The folder.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Store many values: for each file that costs less than storing it alone.
+    ///
+    /// # Errors
+    /// One of them cannot be written; some of the others may have been.
+    pub async fn put_all(&self, values: Vec<(Key, Bytes)>) -> Result<(), StorageError> {
+        let syncs = self.syncs;
+        self.run("write", move |root| {
+            let files: Vec<(PathBuf, Bytes)> =
+                values.into_iter().map(|(key, data)| (root.join(relative(&key)), data)).collect();
+            write_atomically(root, &files, syncs)
+        })
+        .await
     }
 
     /// Run `work` with the root folder on a thread that may block.
@@ -66,6 +99,7 @@ impl NodefsStore {
 }
 
 const TMP: &str = ".tmp";
+const LOCK: &str = ".lock";
 const QUARANTINE: &str = "quarantine";
 
 fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StorageError {
@@ -88,25 +122,58 @@ fn relative(key: &Key) -> PathBuf {
     }
 }
 
-/// Make `data` durable at `path`: write it aside, synchronise it, rename it, synchronise the folders.
-fn write_atomically(root: &Path, path: &Path, data: &[u8]) -> Result<(), StorageError> {
-    let folder = path.parent().unwrap_or(root);
-    let is_new = !folder.is_dir();
-    if is_new {
-        fs::create_dir_all(folder).map_err(failed("create", folder))?;
+/// Take the lock, and write into it who has it.
+fn lock(path: &Path) -> Result<File, StorageError> {
+    let open = File::options().create(true).truncate(false).read(true).write(true).open(path);
+    let mut file = open.map_err(failed("open", path))?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            let holder = io::read_to_string(&file).unwrap_or_default();
+            let held = format!("another process has this folder: {}", holder.trim());
+            return Err(failed("open", path)(io::Error::other(held)));
+        }
+        Err(TryLockError::Error(error)) => return Err(failed("lock", path)(error)),
     }
-    // tempfile: removes the file again on every way out but the rename.
-    let mut file =
-        tempfile::NamedTempFile::new_in(root.join(TMP)).map_err(failed("write", path))?;
-    file.write_all(data).map_err(failed("write", path))?;
-    file.as_file().sync_data().map_err(failed("write", path))?;
-    file.persist(path).map_err(|e| failed("write", path)(e.error))?;
-    sync_folder(folder)?;
-    // Folders that were made are durable in those above them: one after the other, when all are there, for
-    // a journalling file system then writes them at once. All of them, for another thread may just have
-    // made some.
-    let above = folder.ancestors().skip(1).take_while(|above| above.starts_with(root));
-    if is_new { above.into_iter().try_for_each(sync_folder) } else { Ok(()) }
+    let holder = format!("tonk-relay, process {}\n", std::process::id());
+    let written = file.set_len(0).and_then(|()| file.write_all(holder.as_bytes()));
+    written.map_err(failed("write", path))?;
+    Ok(file)
+}
+
+/// Write files, each with its content: aside, synchronised, renamed into place, and the folders
+/// synchronised. All of each step before the next, for a journalling file system then does it at once.
+fn write_atomically(
+    root: &Path,
+    files: &[(PathBuf, Bytes)],
+    syncs: bool,
+) -> Result<(), StorageError> {
+    let mut folders = BTreeSet::new();
+    let mut aside = Vec::with_capacity(files.len());
+    for (path, data) in files {
+        let folder = path.parent().unwrap_or(root);
+        if !folder.is_dir() {
+            fs::create_dir_all(folder).map_err(failed("create", folder))?;
+            // Folders that were made are durable in those above them. All of them, for another thread may just
+            // have made some.
+            folders.extend(folder.ancestors().skip(1).take_while(|above| above.starts_with(root)));
+        }
+        folders.insert(folder);
+        // tempfile: removes the file again on every way out but the rename.
+        let mut file =
+            tempfile::NamedTempFile::new_in(root.join(TMP)).map_err(failed("write", path))?;
+        file.write_all(data).map_err(failed("write", path))?;
+        aside.push((path, file));
+    }
+    if syncs {
+        for (path, file) in &aside {
+            file.as_file().sync_data().map_err(failed("write", path))?;
+        }
+    }
+    for (path, file) in aside {
+        file.persist(path).map_err(|e| failed("write", path)(e.error))?;
+    }
+    if syncs { folders.into_iter().try_for_each(sync_folder) } else { Ok(()) }
 }
 
 fn sync_folder(folder: &Path) -> Result<(), StorageError> {
@@ -176,8 +243,7 @@ impl ChunkStore for NodefsStore {
     }
 
     fn put<'a>(&'a self, key: &'a Key, data: Bytes) -> BoxFuture<'a, Result<(), StorageError>> {
-        let path = relative(key);
-        self.run("write", move |root| write_atomically(root, &root.join(path), &data)).boxed()
+        self.put_all(vec![(key.clone(), data)]).boxed()
     }
 
     fn delete<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<(), StorageError>> {
@@ -206,7 +272,7 @@ impl ChunkStore for NodefsStore {
             let mut reason_file = to.clone().into_os_string();
             reason_file.push(".reason");
             // The reason first: a chunk in quarantine never stands there without one.
-            write_atomically(root, Path::new(&reason_file), reason.as_bytes())?;
+            write_atomically(root, &[(reason_file.into(), reason.into())], true)?;
             fs::rename(&from, &to).map_err(failed("move", &from))?;
             sync_folder(to.parent().unwrap_or(root))
         })
@@ -229,7 +295,7 @@ mod tests {
     #[tokio::test]
     async fn values_lie_where_automerge_repo_looks_for_them() {
         let folder = tempfile::tempdir().expect("a folder");
-        let store = NodefsStore::open(folder.path()).expect("opens");
+        let store = NodefsStore::open(folder.path(), Durability::Fsync).expect("opens");
         let chunk = key(ChunkKind::Snapshot, "abc");
         store.put(&chunk, Bytes::from_static(b"one")).await.expect("writes");
         store.put(&Key::StorageId, Bytes::from_static(b"id")).await.expect("writes");
@@ -251,7 +317,7 @@ mod tests {
     #[tokio::test]
     async fn a_document_is_all_its_chunks_and_nothing_else() {
         let folder = tempfile::tempdir().expect("a folder");
-        let store = NodefsStore::open(folder.path()).expect("opens");
+        let store = NodefsStore::open(folder.path(), Durability::Fsync).expect("opens");
         let chunks = [key(ChunkKind::Snapshot, "bundle_export"), key(ChunkKind::Incremental, "b")];
         for chunk in &chunks {
             store.put(chunk, Bytes::from(chunk.to_string())).await.expect("writes");
@@ -271,7 +337,7 @@ mod tests {
     #[tokio::test]
     async fn what_fails_says_what_and_where() {
         let folder = tempfile::tempdir().expect("a folder");
-        let store = NodefsStore::open(folder.path()).expect("opens");
+        let store = NodefsStore::open(folder.path(), Durability::Fsync).expect("opens");
         fs::write(folder.path().join("2X"), b"a file where a folder must be").expect("written");
         let error =
             store.put(&key(ChunkKind::Snapshot, "abc"), Bytes::new()).await.expect_err("fails");
@@ -282,7 +348,7 @@ mod tests {
     #[tokio::test]
     async fn quarantine_keeps_the_chunk_and_its_reason() {
         let folder = tempfile::tempdir().expect("a folder");
-        let store = NodefsStore::open(folder.path()).expect("opens");
+        let store = NodefsStore::open(folder.path(), Durability::Fsync).expect("opens");
         let chunk = key(ChunkKind::Incremental, "bad");
         store.put(&chunk, Bytes::from_static(b"garbage")).await.expect("writes");
         store.quarantine(&chunk, "does not parse").await.expect("moves");

@@ -1,6 +1,6 @@
 // Starts the real relay for a test, and clients of automerge-repo that talk to it.
-import { spawn } from 'node:child_process';
-import { mkdtemp, mkdir, rm, writeFile } from 'node:fs/promises';
+import { execFileSync, spawn } from 'node:child_process';
+import { mkdtemp, mkdir, open, rm, writeFile } from 'node:fs/promises';
 import { once } from 'node:events';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -34,6 +34,33 @@ export async function folder(t) {
  * A relay with storage in `at`. `config` is appended to the config file: `{ sync: { idle_unload: '"1s"' } }`.
  * The port stays the same over restarts.
  */
+/** A folder on a small disk of its own; nothing, and the test is skipped, where none may be mounted. */
+export async function smallDisk(t, mib) {
+  if (process.getuid() !== 0) return t.skip('needs root, to mount a small disk');
+  const at = await mkdtemp(join(tmpdir(), 'tonk-relay-disk-'));
+  execFileSync('mount', ['-t', 'tmpfs', '-o', `size=${mib}m`, 'tmpfs', at]);
+  t.after(async () => {
+    execFileSync('umount', ['--lazy', at]);
+    await rm(at, { recursive: true });
+  });
+  return at;
+}
+
+/** Fill a disk to its last byte; returns the file to delete. */
+export async function fill(at) {
+  const ballast = join(at, 'ballast');
+  const file = await open(ballast, 'w');
+  try {
+    for (let size = 1 << 20; size > 0;) {
+      const { bytesWritten } = await file.write(Buffer.alloc(size)).catch(() => ({ bytesWritten: 0 }));
+      if (bytesWritten === 0) size >>= 1;
+    }
+  } finally {
+    await file.close();
+  }
+  return ballast;
+}
+
 export class Relay {
   constructor(at, config = {}) {
     this.at = at;

@@ -1,12 +1,12 @@
 // Documents on disk: shared with automerge-repo's own adapter, whole after every end.
 import assert from 'node:assert/strict';
-import { cp, mkdir, readFile, readdir, rename, rm, writeFile } from 'node:fs/promises';
+import { mkdir, readFile, readdir, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import * as Automerge from '@automerge/automerge';
 import { Repo, cbor } from '@automerge/automerge-repo';
 import { NodeFSStorageAdapter } from '@automerge/automerge-repo-storage-nodefs';
-import { Relay, close, documentId, folder, saved, share, until } from './relay.mjs';
+import { Relay, close, fill, folder, saved, share, smallDisk, until } from './relay.mjs';
 
 test('a folder that automerge-repo wrote is read', async t => {
   const at = await folder(t);
@@ -123,33 +123,29 @@ test('kill -9 at random moments: what was readable a second before is there, and
   assert.ok((await last.repo.find(url)).doc().n >= n);
 });
 
-test('a document that cannot be stored: not ready, kept in memory, stored when the fault is gone', async t => {
-  const relay = await Relay.start(t);
+test('a full disk: not ready, kept in memory, served meanwhile, stored when there is room again', async t => {
+  const at = await smallDisk(t, 8);
+  if (!at) return;
+  const relay = await Relay.start(t, {}, at);
   const client = relay.client(t);
   const handle = await share(client, { n: 1 });
-  const id = [7, 8].map(documentId).find(id => id.slice(0, 2) !== handle.documentId.slice(0, 2));
-  const blocked = client.repo.import(Automerge.save(Automerge.from({ n: 1 })), { docId: id });
-  await saved(client, blocked);
-  // A file where its folder must be: no user, root included, can write below it.
-  const first = join(relay.documents, id.slice(0, 2));
-  await until('it is stored', async () => (await readdir(first, { recursive: true })).some(name => /(snapshot|incremental)\/./.test(name)));
-  await rename(first, `${first}.aside`);
-  await writeFile(first, '');
-  blocked.change(doc => { doc.n = 2; });
-  await until('not ready', async () => (await fetch(`${relay.url}/readyz`)).status === 503);
-  assert.match(await (await fetch(`${relay.url}/readyz`)).text(), /"error":"Not ready: storage"/);
-  assert.ok(await relay.metric('tonk_relay_storage_failures_total{operation="put"}') > 0);
+  const ballast = await fill(at);
   handle.change(doc => { doc.n = 2; });
-  await saved(client, handle);
+  await until('not ready', async () => (await fetch(`${relay.url}/readyz`)).status === 503);
+  const answer = await (await fetch(`${relay.url}/readyz`)).text();
+  assert.match(answer, /"error":"Not ready: storage"/);
+  assert.ok(await relay.metric('tonk_relay_storage_failures_total{operation="put"}') > 0);
+  assert.ok(await relay.metric('tonk_relay_storage_unsaved_bytes') > 0);
   const reader = relay.client(t);
-  const read = await reader.repo.find(blocked.url);
+  const read = await reader.repo.find(handle.url);
   await until('it is served meanwhile', () => read.doc().n === 2);
-  await rm(first);
+  await rm(ballast);
   await until('ready', async () => (await fetch(`${relay.url}/readyz`)).status === 200);
-  await cp(`${first}.aside`, first, { recursive: true });
+  await until('saved', async () => await relay.metric('tonk_relay_storage_unsaved_bytes') === 0);
+  await relay.kill();
   await Promise.all([close(client), close(reader)]);
-  await relay.restart();
-  assert.equal((await relay.client(t).repo.find(blocked.url)).doc().n, 2);
+  await relay.start();
+  assert.equal((await relay.client(t).repo.find(handle.url)).doc().n, 2);
 });
 
 test('a chunk of garbage is put aside with its reason, and the document is served', async t => {
@@ -181,7 +177,9 @@ const storageOf = client => until('the handshake', () =>
   Object.values(client.repo.peerMetadataByPeerId).find(peer => peer?.storageId)?.storageId);
 
 test('saved means saved: a writer hears of no heads that are not durable, and readers do not wait', async t => {
-  const relay = await Relay.start(t);
+  const at = await smallDisk(t, 8);
+  if (!at) return;
+  const relay = await Relay.start(t, {}, at);
   const [writer, reader] = [await subscriber(t, relay), await subscriber(t, relay)];
   const handle = await share(writer, { n: 1 });
   const read = await reader.repo.find(handle.url);
@@ -192,10 +190,7 @@ test('saved means saved: a writer hears of no heads that are not durable, and re
   const isSaved = () => JSON.stringify(handle.getSyncInfo(writer.storageId).lastHeads) === JSON.stringify(handle.heads());
   assert.ok(isSaved());
 
-  // A file where the folder must be: nothing can be written there until it is gone.
-  const first = join(relay.documents, handle.documentId.slice(0, 2));
-  await rename(first, `${first}.aside`);
-  await writeFile(first, '');
+  const ballast = await fill(at);
   handle.change(doc => { doc.n = 2; });
   await until('the reader has it', () => read.doc().n === 2);
   await until('the write fails', async () => await relay.metric('tonk_relay_storage_failures_total{operation="put"}') > 0);
@@ -203,8 +198,7 @@ test('saved means saved: a writer hears of no heads that are not durable, and re
   await until('the reader has that as well', () => read.doc().n === 3);
   assert.ok(!isSaved(), 'the writer was told that it is saved');
 
-  await rm(first);
-  await rename(`${first}.aside`, first);
+  await rm(ballast);
   await until('the writer hears that it is saved', isSaved);
   await until('the reader hears of the durable heads', () =>
     heard.some(({ heads }) => JSON.stringify(heads) === JSON.stringify(handle.heads())));

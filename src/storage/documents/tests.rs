@@ -2,7 +2,10 @@ use automerge::{ROOT, ReadDoc, transaction::Transactable};
 use tokio::sync::watch;
 
 use super::*;
-use crate::{bundle::served::ServedBundle, metrics::Metrics, storage::nodefs::NodefsStore};
+use crate::{
+    bundle::served::ServedBundle, config::Durability, metrics::Metrics,
+    storage::nodefs::NodefsStore,
+};
 
 const ID: &str = "2XehcERzGALTcjP7C7VxwFJdWoEW";
 
@@ -18,7 +21,7 @@ fn fixture() -> Fixture {
     let (served, receiver) = watch::channel(None);
     let health = Arc::new(Health::default());
     health.enter(crate::health::Phase::Running);
-    let store = Arc::new(NodefsStore::open(folder.path()).expect("opens"));
+    let store = Arc::new(NodefsStore::open(folder.path(), Durability::Fsync).expect("opens"));
     let metrics = Metrics::new().expect("metrics").storage;
     let documents = Documents::new(store, receiver, health.clone(), metrics);
     Fixture { folder, served, documents, health }
@@ -131,7 +134,27 @@ async fn changes_in_any_order_make_the_document() {
     assert_eq!(opened.heads, doc.get_heads());
     assert_eq!(opened.changes.len(), 3);
     let loaded = load(&opened.chunks);
-    assert_eq!(loaded.keys(ROOT).count(), 3);
+    assert_eq!(loaded.0.keys(ROOT).count(), 3);
+    assert!(loaded.1.is_empty());
+}
+
+/// Two programs that wrote as one actor, each of them in good faith.
+#[tokio::test]
+async fn a_chunk_that_fits_no_other_goes_to_quarantine_and_the_rest_is_served() {
+    let fixture = fixture();
+    for name in ["a", "b"] {
+        let mut doc = Automerge::new().with_actor(automerge::ActorId::from([1; 16]));
+        edit(&mut doc, name);
+        let data = doc.save();
+        assert_eq!(parses(&data), Ok(()));
+        fixture.documents.save(&chunk(ChunkKind::Incremental, name), data.into()).await;
+    }
+    let opened = fixture.open().await;
+    assert_eq!((opened.heads.len(), opened.chunks.len()), (1, 1));
+    assert_eq!(fixture.documents.metrics.broken_chunks.get(), 1);
+    let folder = fixture.folder.path().join(format!("quarantine/2X/{}/incremental", &ID[2..]));
+    let reasons = std::fs::read_dir(folder).expect("lists").count();
+    assert_eq!(reasons, 2, "a chunk and its reason");
 }
 
 #[tokio::test]

@@ -12,7 +12,7 @@ use futures::future::BoxFuture;
 use super::*;
 use crate::{
     bundle::served::ServedBundle,
-    config::{EngineKind, Time},
+    config::{Durability, EngineKind, Time},
     health::Health,
     storage::{documents::Relation, nodefs::NodefsStore},
     sync::{
@@ -50,7 +50,7 @@ fn both(config: &Config) -> [Fixture; 2] {
 fn fixture(config: Config, engine: impl FnOnce(&Metrics) -> EngineStart) -> Fixture {
     let folder = tempfile::tempdir().expect("a folder");
     let metrics = Metrics::new().expect("metrics");
-    let store = Arc::new(NodefsStore::open(folder.path()).expect("opens"));
+    let store = Arc::new(NodefsStore::open(folder.path(), Durability::Fsync).expect("opens"));
     let (served, receiver) = watch::channel(None);
     let documents =
         Documents::new(store, receiver, Arc::new(Health::default()), metrics.storage.clone());
@@ -365,6 +365,28 @@ async fn a_forwarded_request_brings_the_document() {
         alice.edit(id(2), "found").await;
         bob.until_with(&mut alice, "the document", |bob| bob.has(id(2), "found")).await;
         assert!(bob.unavailable.is_empty());
+    }
+}
+
+/// automerge-repo does not ask again for what it was asked for and did not have.
+#[tokio::test]
+async fn who_was_asked_in_vain_gets_the_document_when_somebody_brings_it() {
+    for fixture in both(&config()) {
+        let (mut alice, mut bob) = (fixture.peer("alice"), fixture.peer("bob"));
+        alice.edit(id(1), "shared").await;
+        alice.until("stored", |alice| alice.in_sync(id(1))).await;
+        bob.push(id(1), true).await;
+        bob.until("the shared document", |bob| bob.has(id(1), "shared")).await;
+
+        bob.push(id(2), true).await;
+        alice.until("the question", |alice| alice.asked_for == [id(2)]).await;
+        alice.push(id(2), false).await;
+        bob.until("the answer", |bob| bob.unavailable == [id(2)]).await;
+        assert!(alice.unavailable.is_empty(), "it has not asked");
+        let mut carol = fixture.peer("carol");
+        carol.edit(id(2), "late").await;
+        alice.until_with(&mut carol, "the document", |alice| alice.has(id(2), "late")).await;
+        bob.until_with(&mut carol, "the document", |bob| bob.has(id(2), "late")).await;
     }
 }
 

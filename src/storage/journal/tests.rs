@@ -1,0 +1,331 @@
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::{
+    config::{Size, Time},
+    metrics::Metrics,
+};
+
+fn document(n: u8) -> DocumentId {
+    DocumentId::from_bytes([n; 16])
+}
+
+fn key(n: u8, kind: ChunkKind, name: &str) -> Key {
+    Key::Chunk { document: document(n), kind, name: name.to_owned() }
+}
+
+fn increment(n: u8, name: &str) -> Key {
+    key(n, ChunkKind::Incremental, name)
+}
+
+fn config(folder: &Path) -> config::Storage {
+    config::Storage {
+        path: folder.to_owned(),
+        commit_interval: Time(Duration::from_millis(5)),
+        grace: Time(Duration::ZERO),
+        ..config::Storage::default()
+    }
+}
+
+fn metrics() -> StorageMetrics {
+    Metrics::new().expect("good names").storage
+}
+
+fn open_at(folder: &Path) -> Journal {
+    Journal::open(&config(folder), metrics()).expect("opens")
+}
+
+/// Copy a folder as a kill would leave it, or open it when its owner is gone.
+fn copy(from: &Path, to: &Path) {
+    for entry in fs::read_dir(from).expect("lists") {
+        let entry = entry.expect("an entry");
+        let to = to.join(entry.file_name());
+        if entry.file_type().expect("a type").is_dir() {
+            fs::create_dir_all(&to).expect("makes");
+            copy(&entry.path(), &to);
+        } else {
+            fs::copy(entry.path(), to).expect("copies");
+        }
+    }
+}
+
+async fn names(store: &dyn ChunkStore, n: u8) -> Vec<String> {
+    let chunks = store.load_document(document(n)).await.expect("loads");
+    chunks
+        .into_iter()
+        .map(|(key, _)| key.to_string().split('/').nth(2).unwrap_or("").into())
+        .collect()
+}
+
+async fn until(what: &str, mut done: impl AsyncFnMut() -> bool) {
+    let waiting = async {
+        while !done().await {
+            sleep(Duration::from_millis(2)).await;
+        }
+    };
+    assert!(
+        tokio::time::timeout(Duration::from_secs(10), waiting).await.is_ok(),
+        "not in time: {what}"
+    );
+}
+
+#[tokio::test]
+async fn what_was_put_is_there_after_a_kill_and_makes_no_file() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let journal = open_at(folder.path());
+    journal.put(&increment(1, "a"), Bytes::from_static(b"one")).await.expect("puts");
+    journal.put(&increment(1, "b"), Bytes::from_static(b"two")).await.expect("puts");
+    journal.put(&increment(1, "b"), Bytes::from_static(b"two again")).await.expect("puts");
+    journal.put(&increment(2, "c"), Bytes::from_static(b"three")).await.expect("puts");
+    journal.delete(&increment(2, "c")).await.expect("deletes");
+    let left = tempfile::tempdir().expect("a folder");
+    copy(folder.path(), left.path());
+    let again = open_at(left.path());
+    let expected =
+        [(increment(1, "a"), b"one".to_vec()), (increment(1, "b"), b"two again".to_vec())];
+    for journal in [&journal, &again] {
+        assert_eq!(journal.load_document(document(1)).await.expect("loads"), expected);
+        assert_eq!(journal.load_document(document(2)).await.expect("loads"), []);
+    }
+    assert!(names(&journal.folders, 1).await.is_empty(), "no file");
+}
+
+#[tokio::test]
+async fn writes_of_many_become_durable_together() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let metrics = metrics();
+    let journal = Journal::open(&config(folder.path()), metrics.clone()).expect("opens");
+    let puts = (0..200).map(|n| {
+        let journal = &journal;
+        async move {
+            let key = increment(n, "a");
+            journal.put(&key, Bytes::from_static(b"one")).await
+        }
+    });
+    for put in futures::future::join_all(puts).await {
+        put.expect("puts");
+    }
+    assert!(metrics.commits.get() <= 3, "{} commits", metrics.commits.get());
+    assert_eq!(metrics.journal_chunks.get(), 200);
+    assert_eq!(metrics.journal_bytes.get(), 600);
+}
+
+#[tokio::test]
+async fn a_checkpoint_leaves_everything_to_the_folders() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let journal = open_at(folder.path());
+    for n in 0..50 {
+        journal.put(&increment(n, "a"), Bytes::from(vec![n; 9])).await.expect("puts");
+    }
+    let large = key(1, ChunkKind::Snapshot, "large");
+    journal.put(&large, Bytes::from(vec![1; LARGE])).await.expect("puts");
+    assert_eq!(names(&journal.folders, 1).await, ["large"], "it is a file at once");
+    assert_eq!(journal.checkpoint().await.expect("moves"), 50);
+    assert_eq!(journal.checkpoint().await.expect("moves"), 0);
+    assert_eq!(names(&journal.folders, 1).await, ["large", "a"]);
+    assert_eq!(names(&journal, 1).await, ["large", "a"]);
+    assert_eq!(journal.shared.metrics.journal_chunks.get(), 0);
+    // What the folders have leaves them when nobody can need it any more.
+    journal.delete(&increment(7, "a")).await.expect("deletes");
+    until("the file is gone", async || names(&journal.folders, 7).await.is_empty()).await;
+}
+
+#[tokio::test]
+async fn a_replaced_chunk_stays_for_other_readers_until_its_grace_time_is_over() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let config =
+        config::Storage { grace: Time(Duration::from_millis(300)), ..config(folder.path()) };
+    let journal = Journal::open(&config, metrics()).expect("opens");
+    journal.put(&increment(1, "a"), Bytes::from_static(b"one")).await.expect("puts");
+    journal.checkpoint().await.expect("moves");
+    let deleted = Instant::now();
+    journal.delete(&increment(1, "a")).await.expect("deletes");
+    assert_eq!(names(&journal.folders, 1).await, ["a"], "it is still there");
+    until("it is gone", async || names(&journal.folders, 1).await.is_empty()).await;
+    assert!(deleted.elapsed() >= Duration::from_millis(300), "{:?}", deleted.elapsed());
+}
+
+#[tokio::test]
+async fn what_is_put_again_is_not_deleted_when_the_grace_time_of_its_like_is_over() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let config =
+        config::Storage { grace: Time(Duration::from_millis(50)), ..config(folder.path()) };
+    let journal = Journal::open(&config, metrics()).expect("opens");
+    let large = key(1, ChunkKind::Snapshot, "large");
+    for (key, data) in [(increment(1, "a"), vec![1]), (large, vec![1; LARGE])] {
+        let data = Bytes::from(data);
+        journal.put(&key, data.clone()).await.expect("puts");
+        journal.checkpoint().await.expect("moves");
+        journal.delete(&key).await.expect("deletes");
+        journal.put(&key, data).await.expect("puts");
+        journal.checkpoint().await.expect("moves");
+    }
+    journal.delete(&increment(1, "a")).await.expect("deletes");
+    until("a is gone", async || names(&journal, 1).await == ["large"]).await;
+}
+
+#[tokio::test]
+async fn beyond_its_size_the_oldest_move_into_the_folders() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let config = config::Storage { journal_size: Size(100_000), ..config(folder.path()) };
+    let journal = Journal::open(&config, metrics()).expect("opens");
+    for n in 0..150 {
+        journal.put(&increment(n, "a"), Bytes::from(vec![n; 1000])).await.expect("puts");
+    }
+    until("it is small", async || journal.shared.metrics.journal_bytes.get() <= 100_000).await;
+    assert_eq!(names(&journal.folders, 0).await, ["a"], "the oldest moved");
+    assert!(names(&journal.folders, 149).await.is_empty(), "the newest did not");
+    for n in 0..150 {
+        assert_eq!(names(&journal, n).await, ["a"]);
+    }
+}
+
+#[tokio::test]
+async fn a_folder_has_one_owner() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let journal = open_at(folder.path());
+    let error = Journal::open(&config(folder.path()), metrics()).err().expect("is refused");
+    let expected =
+        format!("another process has this folder: tonk-relay, process {}", std::process::id());
+    assert!(error.to_string().contains(&expected), "{error}");
+    drop(journal);
+    until("it is free", async || Journal::open(&config(folder.path()), metrics()).is_ok()).await;
+}
+
+#[tokio::test]
+async fn a_newer_format_is_refused_by_name() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join(".journal/journal.sqlite");
+    fs::create_dir(path.parent().expect("a folder")).expect("makes");
+    let connection = Connection::open(&path).expect("opens");
+    connection.pragma_update(None, "user_version", 2).expect("sets");
+    drop(connection);
+    let error = Journal::open(&config(folder.path()), metrics()).err().expect("is refused");
+    assert!(error.to_string().contains("format 2, and this tonk-relay knows 1"), "{error}");
+}
+
+#[tokio::test]
+async fn a_broken_journal_is_kept_aside() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join(".journal/journal.sqlite");
+    fs::create_dir(path.parent().expect("a folder")).expect("makes");
+    for n in 0..2 {
+        let _ = fs::remove_file(path.with_file_name("journal.sqlite-wal"));
+        fs::write(&path, b"garbage, and no journal, but long enough to be looked at".repeat(100))
+            .expect("writes");
+        let metrics = metrics();
+        let journal = Journal::open(&config(folder.path()), metrics.clone()).expect("opens");
+        assert_eq!(metrics.broken_chunks.get(), 1);
+        journal.put(&increment(1, "a"), Bytes::from_static(b"one")).await.expect("puts");
+        journal.checkpoint().await.expect("moves");
+        let aside = folder.path().join(format!("quarantine/journal-{n}"));
+        assert!(fs::read(aside.join("journal.sqlite")).expect("is kept").starts_with(b"garbage"));
+        assert!(
+            fs::read_to_string(aside.join("reason")).expect("says why").contains("not a database")
+        );
+        drop(journal);
+        until("it is free", async || open_is_free(folder.path())).await;
+    }
+}
+
+fn open_is_free(folder: &Path) -> bool {
+    let lock = fs::File::open(folder.join(".lock")).expect("is there");
+    lock.try_lock().is_ok()
+}
+
+/// A power loss may leave the end of the last write out, or torn.
+#[tokio::test]
+async fn a_torn_end_costs_nothing_that_was_durable_before_it() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let journal = open_at(folder.path());
+    let wal = folder.path().join(".journal/journal.sqlite-wal");
+    let mut sizes = Vec::new();
+    for n in 0..8 {
+        journal.put(&increment(1, &n.to_string()), Bytes::from(vec![n; 3000])).await.expect("puts");
+        sizes.push(fs::metadata(&wal).expect("is there").len());
+    }
+    let whole = fs::read(&wal).expect("reads");
+    for cut in (0..whole.len()).step_by(1777) {
+        for torn in [false, true] {
+            let left = tempfile::tempdir().expect("a folder");
+            copy(folder.path(), left.path());
+            let mut bytes = whole[..cut].to_vec();
+            if torn {
+                bytes.resize(whole.len(), 0);
+            }
+            fs::write(left.path().join(".journal/journal.sqlite-wal"), bytes).expect("writes");
+            let durable = sizes.iter().filter(|size| **size <= cut as u64).count();
+            let found = names(&open_at(left.path()), 1).await.len();
+            assert!(found >= durable, "{found} of {durable} are there when cut at {cut}");
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Action {
+    Put(u8, u8, u8),
+    Delete(u8, u8),
+    Checkpoint,
+    Reopen,
+}
+
+fn action() -> impl Strategy<Value = Action> {
+    prop_oneof![
+        6 => (0..3u8, 0..6u8, any::<u8>()).prop_map(|(d, name, value)| Action::Put(d, name, value)),
+        3 => (0..3u8, 0..6u8).prop_map(|(d, name)| Action::Delete(d, name)),
+        1 => Just(Action::Checkpoint),
+        1 => Just(Action::Reopen),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    /// Whatever is done, all that was put and not deleted is there, as it was put last.
+    #[test]
+    fn nothing_is_lost_between_journal_and_folders(
+        actions in proptest::collection::vec(action(), 1..40),
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(async {
+            let mut folder = tempfile::tempdir().expect("a folder");
+            let mut config = config(folder.path());
+            // Deleted files stay: what was put after them is then really seen to win.
+            config.grace = Time(Duration::from_secs(60));
+            config.commit_interval = Time(Duration::ZERO);
+            let mut journal = Journal::open(&config, metrics()).expect("opens");
+            let mut expected: BTreeMap<Key, u8> = BTreeMap::new();
+            for action in actions {
+                match action {
+                    Action::Put(d, name, value) => {
+                        let key = increment(d, &name.to_string());
+                        journal.put(&key, Bytes::from(vec![value])).await.expect("puts");
+                        expected.insert(key, value);
+                    }
+                    Action::Delete(d, name) => {
+                        let key = increment(d, &name.to_string());
+                        journal.delete(&key).await.expect("deletes");
+                        expected.remove(&key);
+                    }
+                    Action::Checkpoint => _ = journal.checkpoint().await.expect("moves"),
+                    Action::Reopen => {
+                        let left = tempfile::tempdir().expect("a folder");
+                        copy(folder.path(), left.path());
+                        folder = left;
+                        config.path = folder.path().to_owned();
+                        journal = Journal::open(&config, metrics()).expect("opens");
+                    }
+                }
+            }
+            for d in 0..3 {
+                let found = journal.load_document(document(d)).await.expect("loads");
+                let found: BTreeMap<Key, Vec<u8>> = found.into_iter().collect();
+                for (key, value) in expected.iter().filter(|(key, _)| matches!(key, Key::Chunk { document: id, .. } if *id == document(d))) {
+                    assert_eq!(found.get(key), Some(&vec![*value]), "{key}");
+                }
+            }
+        });
+    }
+}
