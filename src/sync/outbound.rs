@@ -31,6 +31,8 @@ pub struct Outbound {
 struct Queue {
     frames: VecDeque<Frame>,
     bytes: usize,
+    /// Those of them that were neither granted nor may be dropped.
+    urgent: usize,
     closing: Option<Closing>,
     /// Who is told when there is room again.
     waiting: Vec<Arc<Notify>>,
@@ -39,8 +41,17 @@ struct Queue {
 #[derive(Debug)]
 struct Frame {
     data: Bytes,
+    kind: Kind,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// There was room when it was made.
+    Granted,
     /// May be dropped: the next one says it anew.
-    presence: bool,
+    Presence,
+    /// Cannot wait.
+    Urgent,
 }
 
 /// What to do with a session's socket: an `error` message, then a close frame.
@@ -93,14 +104,14 @@ impl Outbound {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Put a frame in.
+    /// Put a frame in that cannot wait. What was granted takes none of its room.
     pub fn push(&self, data: Bytes) -> Push {
-        self.push_frame(Frame { data, presence: false })
+        self.push_frame(Frame { data, kind: Kind::Urgent })
     }
 
     /// Put a frame in that may be dropped.
     pub fn push_presence(&self, data: Bytes) -> Push {
-        self.push_frame(Frame { data, presence: true })
+        self.push_frame(Frame { data, kind: Kind::Presence })
     }
 
     /// Put a frame in that is too late to be kept back; whether the queue is full was asked before it was made.
@@ -109,7 +120,7 @@ impl Outbound {
         if queue.closing.is_some() {
             return Push::Closed;
         }
-        self.append(&mut queue, Frame { data, presence: false });
+        self.append(&mut queue, Frame { data, kind: Kind::Granted });
         drop(queue);
         self.ready.notify_one();
         Push::Queued
@@ -138,6 +149,7 @@ impl Outbound {
     fn append(&self, queue: &mut Queue, frame: Frame) {
         let size = frame.data.len();
         queue.bytes += size;
+        queue.urgent += if frame.kind == Kind::Urgent { size } else { 0 };
         self.unsent.add(size as i64);
         queue.frames.push_back(frame);
         self.note_room(queue);
@@ -158,14 +170,14 @@ impl Outbound {
         if queue.closing.is_some() {
             return Push::Closed;
         }
-        let fits = |queue: &Queue| queue.bytes == 0 || queue.bytes + size <= self.limit;
-        if !fits(&queue) && !frame.presence {
+        let fits = |bytes: usize| bytes == 0 || bytes + size <= self.limit;
+        if frame.kind == Kind::Presence && !fits(queue.bytes) {
+            return Push::Dropped;
+        }
+        if !fits(queue.bytes) {
             self.drop_presence(&mut queue);
         }
-        if !fits(&queue) {
-            if frame.presence {
-                return Push::Dropped;
-            }
+        if frame.kind == Kind::Urgent && !fits(queue.urgent) {
             let reason =
                 format!("more than {} bytes (sync.send_queue) wait to be read", self.limit);
             self.close_queue(&mut queue, Closing { code: 1013, reason, label: "send_queue" });
@@ -181,7 +193,7 @@ impl Outbound {
 
     fn drop_presence(&self, queue: &mut Queue) {
         let before = queue.bytes;
-        queue.frames.retain(|frame| !frame.presence);
+        queue.frames.retain(|frame| frame.kind != Kind::Presence);
         queue.bytes = queue.frames.iter().map(|frame| frame.data.len()).sum();
         self.unsent.sub((before - queue.bytes) as i64);
         self.note_room(queue);
@@ -190,7 +202,7 @@ impl Outbound {
     fn close_queue(&self, queue: &mut Queue, closing: Closing) {
         self.unsent.sub(queue.bytes as i64);
         queue.frames = VecDeque::new();
-        queue.bytes = 0;
+        (queue.bytes, queue.urgent) = (0, 0);
         self.note_room(queue);
         queue.closing = Some(closing);
         self.closed.cancel();
@@ -224,6 +236,7 @@ impl Outbound {
         }
         let frame = queue.frames.pop_front()?;
         queue.bytes -= frame.data.len();
+        queue.urgent -= if frame.kind == Kind::Urgent { frame.data.len() } else { 0 };
         self.unsent.sub(frame.data.len() as i64);
         self.note_room(&mut queue);
         Some(Next::Send(frame.data))
@@ -282,6 +295,16 @@ mod tests {
         assert_eq!(outbound.try_next(), Some(Next::Send(frame(4))));
         assert_eq!(outbound.try_next(), Some(Next::Send(frame(5))));
         assert_eq!(outbound.try_next(), None);
+        assert_eq!(unsent.get(), 0);
+    }
+
+    #[test]
+    fn a_large_document_on_its_way_leaves_room_for_what_cannot_wait() {
+        let (outbound, unsent) = outbound(10);
+        assert_eq!(outbound.push_granted(frame(1000)), Push::Queued);
+        assert_eq!(outbound.push_presence(frame(1)), Push::Dropped);
+        assert_eq!(outbound.push(frame(6)), Push::Queued);
+        assert_eq!(outbound.push(frame(5)), Push::Overflow);
         assert_eq!(unsent.get(), 0);
     }
 

@@ -238,7 +238,13 @@ impl Sessions {
             Body::Sync { document, request, data } => {
                 let message = SyncMessage::read(bytes(data))
                     .map_err(|why| closing(1007, why.to_owned(), "garbage"))?;
-                if !message.has_heads() && self.rooms.lacks(document, session.id) {
+                // It was asked for the document, and is told when somebody brings it; half of its places are left
+                // to what it opens by itself.
+                let places = self.config.borrow().limits.documents_per_connection / 2;
+                if !message.has_heads()
+                    && self.rooms.lacks(document, session.id)
+                    && !session.may_open(document, places)
+                {
                     return Ok(());
                 }
                 if self.documents.unsaved() > self.config.borrow().storage.max_unsaved.0 {

@@ -90,6 +90,21 @@ test('a document of another user that only his client holds is found through the
   assert.equal(found.doc().only, 'bob');
 });
 
+test('who was asked for a document in vain finds it when it is there', async t => {
+  const relay = await Relay.start(t);
+  const [alice, bob, carol] = [relay.client(t), relay.client(t), relay.client(t)];
+  const hers = await share(alice, { shared: true });
+  await bob.repo.find(hers.url);
+  const id = documentId(8);
+  await assert.rejects(bob.repo.find(url(id)), /unavailable/);
+  const late = carol.repo.import(Automerge.save(Automerge.from({ only: 'carol' })), { docId: id });
+  await saved(carol, late);
+  await until('alice has it', async () => {
+    const found = await alice.repo.find(url(id)).catch(() => undefined);
+    return found?.doc().only === 'carol';
+  });
+});
+
 test('documents stay apart', async t => {
   const relay = await Relay.start(t);
   const [alice, bob] = [relay.client(t), relay.client(t)];

@@ -142,7 +142,10 @@ impl Room {
             let opened = match Box::pin(self.open()).await {
                 Ok(opened) => opened,
                 Err(End::Refuse) => return self.refuse(),
-                Err(_) => return self.stopped("stop"),
+                Err(_) => {
+                    self.stopped("stop");
+                    return;
+                }
             };
             let is_known = !opened.heads.is_empty() || self.stash.iter().any(brings_heads);
             let end = if is_known {
@@ -154,7 +157,10 @@ impl Room {
             };
             match end {
                 End::Reopen => {}
-                End::Stop | End::Refuse => return self.stopped("stop"),
+                End::Stop | End::Refuse => {
+                    self.stopped("stop");
+                    return;
+                }
                 End::Retire(reason) => {
                     if self.retire(reason).await {
                         return;
@@ -246,6 +252,7 @@ impl Room {
     fn lose_stash(&mut self, why: &'static str) {
         for input in std::mem::take(&mut self.stash) {
             match &input {
+                Input::Sync { from, .. } if !self.is_here(from.id) => {}
                 Input::Sync { from, .. } => {
                     self.rooms.shared.metrics.sessions.dropped.with_label_values(&[why]).inc();
                     let member = self.member(from);
@@ -344,20 +351,22 @@ impl Room {
 
     /// There is no memory for the document: who wants it is to come again.
     fn refuse(self) {
-        let members = lock(&self.handle.members).clone();
-        for session in members.into_iter().filter_map(|id| self.rooms.shared.peers.get(id)) {
+        for session in self.stopped("memory") {
             let reason =
                 "the relay has no memory for a further document (sync.memory); please come again";
             session.close(1013, reason, "memory");
         }
-        self.stopped("memory");
     }
 
-    /// Nobody comes any more: the relay stops, or those who came were refused.
-    fn stopped(self, reason: &str) {
-        lock(&self.rooms.directory).remove(&self.handle.document);
+    /// Leave the directory for good: the relay stops, or those who came are refused. Returns who is here.
+    fn stopped(self, reason: &str) -> Vec<Arc<Session>> {
+        let mut directory = lock(&self.rooms.directory);
+        directory.remove(&self.handle.document);
+        let members = lock(&self.handle.members).clone();
+        drop(directory);
         self.metrics().unloaded.with_label_values(&[reason]).inc();
         self.handle.retired.cancel();
+        members.into_iter().filter_map(|id| self.rooms.shared.peers.get(id)).collect()
     }
 }
 

@@ -98,6 +98,8 @@ struct Peer {
     state: Arc<State>,
     /// The write after which it may hear all heads, if it may not yet.
     held_until: Option<u64>,
+    /// It has said that it has something which was not here.
+    has_more: bool,
     /// It is among those to which there may be something to say.
     is_due: bool,
     /// There was no room for it.
@@ -297,14 +299,26 @@ impl Core {
                 .map_err(|error| error.to_string())?;
         }
         let is_told = |head| told.last_sent_heads.contains(head) || self.durable.contains(head);
-        if self.heads != self.durable && (has_changes || !claims.iter().all(is_told)) {
-            let is_being_written = self.writing.as_ref().is_some_and(|w| w.heads == self.heads);
-            let until = if is_being_written { self.writes } else { self.writes + 1 };
-            if let Some(peer) = self.peers.get_mut(&from) {
+        let all_told = claims.iter().all(is_told);
+        let doc = &mut self.doc;
+        let mut is_here =
+            |head| self.heads.contains(head) || doc.awake().get_change_meta_by_hash(head).is_some();
+        let has_more = !all_told && !claims.iter().all(&mut is_here);
+        let hold = self.heads != self.durable && (has_changes || !all_told);
+        let until = self.covering_write();
+        if let Some(peer) = self.peers.get_mut(&from) {
+            peer.has_more = has_more;
+            if hold {
                 peer.held_until = Some(until);
             }
         }
         Ok(())
+    }
+
+    /// The write that makes all that is here durable.
+    fn covering_write(&self) -> u64 {
+        let is_being_written = self.writing.as_ref().is_some_and(|w| w.heads == self.heads);
+        if is_being_written { self.writes } else { self.writes + 1 }
     }
 
     fn resume(&mut self) {
@@ -361,6 +375,7 @@ impl Core {
 
     fn answer_one(&mut self, to: SessionId, effects: &mut Vec<Effect>) {
         let shared = self.peers.len() >= CROWD;
+        let until = self.covering_write();
         let Some(peer) = self.peers.get_mut(&to) else { return };
         if peer.full.load(Ordering::Relaxed) {
             peer.is_due = true;
@@ -371,6 +386,10 @@ impl Core {
             return;
         }
         (peer.is_due, peer.is_kept_back) = (false, false);
+        // What it has and we had not may have come from somebody else by now.
+        if peer.has_more && peer.held_until.is_none() && self.heads != self.durable {
+            peer.held_until = Some(until);
+        }
         let doc = self.doc.awake();
         let message = if peer.held_until.is_none() {
             let (state, message) = self.exchange.generate(doc, &peer.state, shared);

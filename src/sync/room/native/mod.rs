@@ -207,6 +207,10 @@ impl NativeEngine {
                 self.write = None;
                 self.events.push(Event::Saved);
                 self.settle().await;
+                if self.write.is_none() {
+                    // It was there already, or was refused.
+                    self.waiting = None;
+                }
             }
             () = done(&mut self.removal) => self.removal = None,
         }

@@ -337,6 +337,26 @@ fn a_peer_that_remembers_more_than_the_relay_is_answered_once_a_message() {
     assert_eq!(load(&world.disk).get_heads(), world.peers[0].doc.get_heads());
 }
 
+/// What a peer said that it has may come from somebody else: also then it is not told as saved before it is.
+#[test]
+fn what_a_peer_claimed_and_another_brought_is_told_when_it_is_durable() {
+    let mut world = World::new();
+    world.act(&Action::Edit(0));
+    let written = world.peers[0].doc.clone();
+    world.peers[1].doc.merge(&mut written.clone()).expect("merges");
+    for n in [0, 1] {
+        world.connect(n, false);
+        world.act(&Action::Step);
+    }
+    // Sending to the first what it must not hear yet is asserted against in the world.
+    for action in [Action::Tell(1), Action::Hear(1), Action::Step] {
+        world.act(&action);
+    }
+    assert!(world.writing.is_some(), "the second has brought it");
+    world.settle();
+    assert_eq!(load(&world.disk).get_heads(), written.get_heads());
+}
+
 /// A reader in a crowd costs one look at what was worked out for the first of them.
 #[test]
 fn peers_in_equal_states_share_one() {
