@@ -347,7 +347,12 @@ impl Bound {
                     );
                 }
                 AdminListener::Unix(listener, path) => {
-                    let router = admin::unix_router(app.clone(), rooms.clone(), reloader.clone());
+                    let router = admin::unix_router(
+                        app.clone(),
+                        rooms.clone(),
+                        reloader.clone(),
+                        self.journal.clone(),
+                    );
                     tasks::listen_unix(&mut supervisor, listener, &admin, &router);
                     sockets.push(path);
                 }

@@ -4,6 +4,7 @@ use std::{
     env,
     ffi::OsString,
     net::{SocketAddr, ToSocketAddrs},
+    os::unix::{fs::MetadataExt, process::CommandExt},
     path::{Path, PathBuf},
     process::ExitCode,
 };
@@ -12,13 +13,15 @@ use clap::{Args, Parser, Subcommand};
 use hyper::Method;
 
 use crate::{
-    admin::{self, ReloadAnswer, Status, client::AdminError},
+    admin::{self, CheckpointAnswer, ReloadAnswer, Status, client::AdminError},
     app::{AppError, Loaded},
     config::{
         AdminAddress, AuthMode, Config, check,
         load::{self, Fault, LoadedConfig, Origins},
     },
     log::{self, LogError},
+    metrics::Metrics,
+    storage::{StorageError, journal::Journal},
 };
 
 /// The config is wrong (`sysexits.h`).
@@ -86,6 +89,17 @@ enum Command {
         #[command(flatten)]
         relay: RunningRelay,
     },
+    /// Move all that is stored into the documents' folders, whether or not the relay runs
+    Checkpoint {
+        #[command(flatten)]
+        relay: RunningRelay,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+        /// The relay was found not to run
+        #[arg(long, hide = true)]
+        stopped: bool,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -109,6 +123,12 @@ enum CliError {
     App(#[from] AppError),
     #[error(transparent)]
     Admin(#[from] AdminError),
+    #[error("not all is in the folders: {0}")]
+    NotMoved(String),
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    #[error(transparent)]
+    Metrics(#[from] prometheus::Error),
     #[error("not reloaded:\n{}", .0.join("\n"))]
     NotReloaded(Vec<String>),
     #[error("{}: not found", .0.display())]
@@ -149,6 +169,7 @@ pub fn run() -> ExitCode {
         }
         Some(Command::Status { relay, json }) => status(&relay, json),
         Some(Command::Reload { relay }) => reload(&relay),
+        Some(Command::Checkpoint { relay, json, stopped }) => checkpoint(&relay, json, stopped),
         None => configured(arguments.daemon),
     };
     match result {
@@ -302,6 +323,20 @@ impl RunningRelay {
         let socket = self.socket()?;
         Ok(runtime()?.block_on(admin::client::ask(&socket, method, path))?)
     }
+
+    /// The answer of the relay, or nothing where none runs. A socket that was named must answer.
+    fn ask_if_running<T: serde::de::DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+    ) -> Result<Option<T>, CliError> {
+        match self.ask(method, path) {
+            Err(CliError::Admin(AdminError::NotRunning { .. })) if self.socket.is_none() => {
+                Ok(None)
+            }
+            answer => answer.map(Some),
+        }
+    }
 }
 
 fn reload(relay: &RunningRelay) -> Result<(), CliError> {
@@ -314,6 +349,48 @@ fn reload(relay: &RunningRelay) -> Result<(), CliError> {
         keys => format!("reloaded: {}\n", keys.join(" ")),
     });
     Ok(())
+}
+
+fn checkpoint(relay: &RunningRelay, json: bool, stopped: bool) -> Result<(), CliError> {
+    let running = if stopped { None } else { relay.ask_if_running(Method::POST, "/checkpoint")? };
+    let answer = match running {
+        Some(answer) => answer,
+        None => {
+            let config = load::read_file(&relay.config).map_err(CliError::Config)?.config;
+            if let Some(ended) = as_owner_of(&config.storage.path)? {
+                std::process::exit(ended);
+            }
+            runtime()?.block_on(async {
+                let journal = Journal::open(&config.storage, Metrics::new()?.storage)?;
+                Ok::<_, CliError>(CheckpointAnswer::of(&journal).await)
+            })?
+        }
+    };
+    if json {
+        print(&format!("{}\n", serde_json::to_string_pretty(&answer).unwrap_or_default()));
+    }
+    match answer.problem {
+        Some(problem) => Err(CliError::NotMoved(problem)),
+        None if json => Ok(()),
+        None => {
+            print(&format!("{} chunks moved; the folders hold everything\n", answer.moved));
+            Ok(())
+        }
+    }
+}
+
+/// Root's files would be closed to the relay, which does not run: run this command again as the owner of `folder`. Returns its exit
+/// code, or nothing where we are the owner already.
+fn as_owner_of(folder: &Path) -> Result<Option<i32>, CliError> {
+    let failed = |source| CliError::Io { path: folder.to_owned(), source };
+    let owner = std::fs::metadata(folder).map_err(failed)?;
+    if !rustix::process::geteuid().is_root() || owner.uid() == 0 {
+        return Ok(None);
+    }
+    // Not by its path, which may lead through folders that are root's alone.
+    let mut again = std::process::Command::new("/proc/self/exe");
+    again.args(env::args_os().skip(1)).arg("--stopped").uid(owner.uid()).gid(owner.gid());
+    Ok(Some(again.status().map_err(failed)?.code().unwrap_or(1)))
 }
 
 fn status(relay: &RunningRelay, json: bool) -> Result<(), CliError> {

@@ -1,7 +1,8 @@
 //! The admin listener: metrics, health, and the live commands.
 //!
 //! Every address of `[admin] listen` answers `GET /metrics`, `/livez` and `/readyz?verbose`. The Unix socket,
-//! whose file lets root and the service's group in, also answers `GET /status` and `POST /reload`;
+//! whose file lets root and the service's group in, also answers `GET /status`, `POST /reload` and
+//! `POST /checkpoint`;
 //! [`client`] is what `tonk-relay status` and `reload` speak to it with.
 
 pub mod client;
@@ -21,6 +22,7 @@ use crate::{
     health::{Phase, Report},
     http::{App, pages},
     reloader::{Refused, Reloader},
+    storage::journal::Journal,
     sync::rooms::Rooms,
 };
 
@@ -55,6 +57,25 @@ pub struct ReloadAnswer {
     pub problems: Vec<String>,
 }
 
+/// What `POST /checkpoint` answers.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct CheckpointAnswer {
+    /// How many chunks moved from the journal into the folders.
+    pub moved: usize,
+    /// Why not all of them did.
+    pub problem: Option<String>,
+}
+
+impl CheckpointAnswer {
+    /// Move everything from `journal` into the folders.
+    pub async fn of(journal: &Journal) -> Self {
+        match journal.checkpoint().await {
+            Ok(moved) => Self { moved, problem: None },
+            Err(error) => Self { moved: 0, problem: Some(error.to_string()) },
+        }
+    }
+}
+
 /// The router of the TCP addresses.
 pub fn router(app: App) -> Router {
     Router::new()
@@ -69,14 +90,21 @@ struct Live {
     app: App,
     rooms: Arc<Rooms>,
     reloader: Arc<Reloader>,
+    journal: Arc<Journal>,
 }
 
 /// The router of the Unix socket.
-pub fn unix_router(app: App, rooms: Arc<Rooms>, reloader: Arc<Reloader>) -> Router {
+pub fn unix_router(
+    app: App,
+    rooms: Arc<Rooms>,
+    reloader: Arc<Reloader>,
+    journal: Arc<Journal>,
+) -> Router {
     let live = Router::new()
         .route("/status", get(status))
         .route("/reload", post(reload))
-        .with_state(Live { app: app.clone(), rooms, reloader });
+        .route("/checkpoint", post(checkpoint))
+        .with_state(Live { app: app.clone(), rooms, reloader, journal });
     router(app).merge(live)
 }
 
@@ -112,6 +140,15 @@ fn phase(report: &Report) -> &'static str {
 
 fn lines(checks: &std::collections::BTreeMap<&'static str, String>) -> Vec<String> {
     checks.iter().map(|(check, reason)| format!("{check}: {reason}")).collect()
+}
+
+async fn checkpoint(State(live): State<Live>) -> Response {
+    let answer = CheckpointAnswer::of(&live.journal).await;
+    let status = match answer.problem {
+        None => StatusCode::OK,
+        Some(_) => StatusCode::INTERNAL_SERVER_ERROR,
+    };
+    (status, Json(answer)).into_response()
 }
 
 async fn reload(State(live): State<Live>) -> Response {

@@ -127,6 +127,11 @@ export class Relay {
     return ended;
   }
 
+  /** What a sub-command prints. */
+  command(...words) {
+    return execFileSync(BINARY, [...words, '--config', join(this.at, 'tonk-relay.toml')], { encoding: 'utf8' });
+  }
+
   /** The value of a metric, its labels in the order of the text form; 0 if it is not there yet. */
   async metric(name) {
     const text = await (await fetch(`${this.url}/metrics`)).text();

@@ -1,6 +1,7 @@
 // Documents on disk: shared with automerge-repo's own adapter, whole after every end.
 import assert from 'node:assert/strict';
-import { mkdir, readFile, readdir, rm, writeFile } from 'node:fs/promises';
+import { execFileSync } from 'node:child_process';
+import { mkdir, readFile, readdir, rm, stat, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import * as Automerge from '@automerge/automerge';
@@ -45,6 +46,37 @@ test('a folder that the relay wrote is read by automerge-repo', async t => {
   assert.equal(code, 0);
   const theirs = new Repo({ storage: new NodeFSStorageAdapter(relay.documents), network: [] });
   assert.deepEqual((await theirs.find(handle.url)).doc(), handle.doc());
+});
+
+test('a checkpoint leaves everything to the folders, with the relay running or stopped', async t => {
+  const relay = await Relay.start(t);
+  const client = relay.client(t);
+  const read = async url => {
+    const theirs = new Repo({ storage: new NodeFSStorageAdapter(relay.documents), network: [] });
+    return (await theirs.find(url)).doc().n;
+  };
+  const handle = await share(client, { n: 1 });
+  await assert.rejects(read(handle.url), /unavailable/, 'it is in the journal');
+  assert.match(relay.command('checkpoint'), /^1 chunks moved; the folders hold everything\n$/);
+  assert.equal(await read(handle.url), 1);
+  assert.deepEqual(JSON.parse(relay.command('checkpoint', '--json')), { moved: 0, problem: null });
+
+  handle.change(doc => { doc.n = 2; });
+  await saved(client, handle);
+  await close(client);
+  await relay.kill();
+  assert.equal(await read(handle.url), 1);
+  // Its owner may be somebody else than who asks; what root does is still its owner's.
+  if (process.getuid() === 0) {
+    execFileSync('chown', ['-R', '65534:65534', relay.documents]);
+    execFileSync('chmod', ['755', relay.at]);
+  }
+  assert.match(relay.command('checkpoint'), /^1 chunks moved/);
+  assert.equal(await read(handle.url), 2);
+  for (const name of await readdir(relay.documents, { recursive: true })) {
+    const { uid } = await stat(join(relay.documents, name));
+    assert.equal(uid, process.getuid() === 0 ? 65534 : process.getuid(), name);
+  }
 });
 
 test('SIGTERM under continuous edits: an exit in time, and what another client saw is there', async t => {
