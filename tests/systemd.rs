@@ -1,6 +1,7 @@
 //! What the service manager hears: the datagrams of `sd_notify(3)`, in their order.
 #![expect(clippy::expect_used, reason = "a failed expectation is a failed test")]
 
+#[allow(dead_code, reason = "other tests use more of it")]
 mod common;
 
 use std::{net::TcpStream, os::unix::net::UnixDatagram, process::Command, time::Duration};

@@ -2,6 +2,7 @@
 
 use std::{
     io::{BufRead, BufReader},
+    path::Path,
     process::{Child, Command, Stdio},
 };
 
@@ -11,20 +12,28 @@ pub(crate) struct Relay {
     pub(crate) child: Child,
     /// Where it listens.
     pub(crate) port: u16,
-    _folder: tempfile::TempDir,
+    _folder: Option<tempfile::TempDir>,
 }
 
 impl Relay {
     /// Start one, with these variables in its environment.
     pub(crate) fn start(environment: &[(&str, &str)]) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
-        let mut child = Command::new(env!("CARGO_BIN_EXE_tonk-relay"))
-            .args(["demo", "--listen", "127.0.0.1:0", "--folder"])
-            .arg(folder.path().join("data"))
-            .envs(environment.iter().copied())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("starts");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tonk-relay"));
+        command.args(["demo", "--listen", "127.0.0.1:0", "--folder"]);
+        command.arg(folder.path().join("data")).envs(environment.iter().copied());
+        Self::spawn(command, Some(folder))
+    }
+
+    /// Start one with a config file.
+    pub(crate) fn start_with(config: &Path) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tonk-relay"));
+        command.arg("--config").arg(config);
+        Self::spawn(command, None)
+    }
+
+    fn spawn(mut command: Command, folder: Option<tempfile::TempDir>) -> Self {
+        let mut child = command.stderr(Stdio::piped()).spawn().expect("starts");
         let log = BufReader::new(child.stderr.take().expect("its log"));
         let mut lines = log.lines().map(|line| line.expect("a line"));
         let line = lines.find(|line| line.contains("listening on")).expect("it says where");

@@ -6,7 +6,7 @@ use std::{
 };
 
 use automerge::{
-    Automerge, ROOT, ReadDoc,
+    Automerge, ChangeHash, ROOT, ReadDoc,
     sync::{Message, State, SyncDoc},
     transaction::Transactable,
 };
@@ -29,6 +29,7 @@ pub(crate) struct Client {
     name: String,
     server: String,
     documents: HashMap<DocumentId, (Automerge, State)>,
+    is_lost: bool,
 }
 
 /// What a message did.
@@ -102,8 +103,9 @@ impl Client {
             .max_frame_size(None);
         let (socket, _) =
             connect_async_with_config(url, Some(config), true).await.expect("connects");
-        let name = format!("bench-{}", random_id());
-        let mut client = Self { socket, name, server: String::new(), documents: HashMap::new() };
+        let name = format!("client-{}", random_id());
+        let (server, documents) = (String::new(), HashMap::new());
+        let mut client = Self { socket, name, server, documents, is_lost: false };
         client.send(wire::join(&client.name)).await;
         let Some(Ok(tungstenite::Message::Binary(frame))) = client.socket.next().await else {
             return None;
@@ -115,18 +117,23 @@ impl Client {
     }
 
     async fn send(&mut self, frame: bytes::Bytes) {
-        self.socket.send(tungstenite::Message::Binary(frame)).await.expect("is sent");
+        self.is_lost |= self.socket.send(tungstenite::Message::Binary(frame)).await.is_err();
     }
 
-    async fn receive(&mut self) -> bytes::Bytes {
-        loop {
+    /// The next frame, unless the connection is lost.
+    async fn receive(&mut self) -> Option<bytes::Bytes> {
+        while !self.is_lost {
             let next = timeout(PATIENCE, self.socket.next()).await.expect("something in time");
-            match next.expect("an open socket").expect("a frame") {
-                tungstenite::Message::Binary(frame) => return frame,
-                tungstenite::Message::Close(frame) => panic!("closed by the server: {frame:?}"),
-                _ => {}
+            match next {
+                Some(Ok(tungstenite::Message::Binary(frame))) => return Some(frame),
+                Some(Ok(tungstenite::Message::Close(frame))) => {
+                    panic!("closed by the server: {frame:?}")
+                }
+                Some(Ok(_)) => {}
+                Some(Err(_)) | None => self.is_lost = true,
             }
         }
+        None
     }
 
     pub(crate) fn document(&mut self, id: DocumentId) -> &mut Automerge {
@@ -176,10 +183,23 @@ impl Client {
         self.send(frame).await;
     }
 
+    /// The heads that the server last told, as far as they are known here.
+    pub(crate) fn told(&self, id: DocumentId) -> Vec<ChangeHash> {
+        let Some((doc, state)) = self.documents.get(&id) else { return Vec::new() };
+        let mut told = state.their_heads.clone().unwrap_or_default();
+        told.retain(|head| doc.get_change_meta_by_hash(head).is_some());
+        told
+    }
+
     /// Receive a message, apply it and answer it.
     pub(crate) async fn step(&mut self) -> Event {
-        let frame = self.receive().await;
-        match wire::Message::decode(&frame).expect("a message").body {
+        self.try_step().await.expect("an open connection")
+    }
+
+    /// The same; nothing if the connection is lost.
+    pub(crate) async fn try_step(&mut self) -> Option<Event> {
+        let frame = self.receive().await?;
+        Some(match wire::Message::decode(&frame).expect("a message").body {
             Body::Sync { document, data, .. } => {
                 let (doc, state) = self.documents.entry(document).or_default();
                 let before = doc.get_heads();
@@ -191,6 +211,6 @@ impl Client {
             }
             Body::Ephemeral { data, .. } => Event::Presence(data.into_owned()),
             _ => Event::Other,
-        }
+        })
     }
 }
