@@ -1,11 +1,17 @@
 //! kill -9 under load, again and again: what the relay told as saved is there afterwards.
 //!
 //! `TONK_RELAY_KILLS=1000 cargo test --release --test kill` runs it long.
-#![expect(clippy::expect_used, reason = "a failed expectation is a failed test")]
+#![expect(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "a failed expectation is a failed test, and the figures are for whoever runs it"
+)]
 
 #[path = "common/client.rs"]
 #[allow(dead_code, reason = "the benchmark uses more of it")]
 mod client;
+#[allow(dead_code, reason = "other tests use more of it")]
 mod common;
 
 use std::{

@@ -38,6 +38,8 @@ pub(crate) enum Event {
     Changed(DocumentId),
     /// Presence, with its payload.
     Presence(Vec<u8>),
+    /// The server says that nobody has a document.
+    Unavailable(DocumentId),
     Other,
 }
 
@@ -165,7 +167,9 @@ impl Client {
         }
         for id in ids {
             while self.document(*id).get_heads().is_empty() || !self.in_sync(*id) {
-                self.step().await;
+                if let Event::Unavailable(id) = self.step().await {
+                    panic!("{id} is unavailable");
+                }
             }
         }
     }
@@ -209,6 +213,7 @@ impl Client {
                 self.push(document, false).await;
                 if changed { Event::Changed(document) } else { Event::Other }
             }
+            Body::DocUnavailable { document } => Event::Unavailable(document),
             Body::Ephemeral { data, .. } => Event::Presence(data.into_owned()),
             _ => Event::Other,
         })
