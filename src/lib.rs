@@ -22,7 +22,7 @@
 //! handshake and reads the document id of each message. [`sync::rooms`] has a room for each live document; the
 //! room hands sync messages to its [`sync::room::Engine`], which holds the document and answers through each
 //! session's [`sync::outbound`] queue. What changed goes to [`storage::documents`], which returns when it is
-//! durable.
+//! durable: in [`storage::journal`], and later in the folders of [`storage::nodefs`].
 
 pub mod admin;
 pub mod app;

@@ -220,11 +220,9 @@ impl Journal {
     pub fn open(config: &config::Storage, metrics: StorageMetrics) -> Result<Self, StorageError> {
         let folders = NodefsStore::open(&config.path, config.durability)?;
         let folder = config.path.join(".journal");
-        fs::create_dir_all(&folder).map_err(|source| StorageError {
-            action: "create",
-            path: folder.clone(),
-            source,
-        })?;
+        fs::create_dir_all(&folder)
+            .and_then(|()| fs::File::open(&config.path)?.sync_all())
+            .map_err(|source| StorageError { action: "create", path: folder.clone(), source })?;
         let path = folder.join("journal.sqlite");
         let (connection, index) = match open(&path, config.durability) {
             Err(error) if is_broken(&error) => {

@@ -1,8 +1,9 @@
 //! Documents on disk.
 //!
-//! [`ChunkStore`] is what a store must do; [`nodefs`] is the one there is, in automerge-repo's folder
-//! layout. [`documents`] stands above it: it loads a document with what the served bundle puts
-//! underneath, checks every chunk, retries what fails, and knows how much waits to be written.
+//! [`ChunkStore`] is what a store must do. [`nodefs`] is automerge-repo's folder layout, [`journal`] a journal
+//! before it, in which the changes of all documents become durable together. [`documents`] stands above them:
+//! it loads a document with what the served bundle puts underneath, checks every chunk, retries what fails, and
+//! knows how much waits to be written.
 
 pub mod documents;
 pub mod journal;
@@ -95,10 +96,10 @@ pub trait ChunkStore: Send + Sync + 'static {
         document: DocumentId,
     ) -> BoxFuture<'_, Result<Vec<StoredChunk>, StorageError>>;
 
-    /// Store a value. Once this returns, the value survives a power loss.
+    /// Store a value. Once this returns, the value survives what `storage.durability` says.
     fn put<'a>(&'a self, key: &'a Key, data: Bytes) -> BoxFuture<'a, Result<(), StorageError>>;
 
-    /// Delete a value; deleting what is not there is no error.
+    /// Delete a value, or let it be deleted later; deleting what is not there is no error.
     fn delete<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<(), StorageError>>;
 
     /// Move a chunk that does not parse out of the documents, and keep it.

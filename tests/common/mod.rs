@@ -32,7 +32,8 @@ impl Relay {
         Self::spawn(command, None)
     }
 
-    fn spawn(mut command: Command, folder: Option<tempfile::TempDir>) -> Self {
+    /// Start what `command` runs.
+    pub(crate) fn spawn(mut command: Command, folder: Option<tempfile::TempDir>) -> Self {
         let mut child = command.stderr(Stdio::piped()).spawn().expect("starts");
         let log = BufReader::new(child.stderr.take().expect("its log"));
         let mut lines = log.lines().map(|line| line.expect("a line"));

@@ -1,0 +1,186 @@
+//! The relay dies under load, again and again, by kill -9 or with the power: what it told as saved is there afterwards.
+//!
+//! `TONK_RELAY_KILLS=1000 cargo test --release --test kill` runs it long.
+#![expect(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "a failed expectation is a failed test, and the figures are for whoever runs it"
+)]
+
+#[path = "../common/client.rs"]
+#[allow(dead_code, reason = "the benchmark uses more of it")]
+mod client;
+#[allow(dead_code, reason = "other tests use more of it")]
+#[path = "../common/mod.rs"]
+mod common;
+mod disk;
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    fs,
+    path::Path,
+    process::{Command, Stdio},
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+use automerge::{ROOT, ReadDoc, transaction::Transactable};
+use client::Client;
+use common::Relay;
+use disk::Disk;
+use tonk_relay::document_id::DocumentId;
+
+const CLIENTS: usize = 4;
+const DOCUMENTS: u8 = 6;
+
+/// The highest number that was told as saved, by document and by who wrote it.
+type Saved = Arc<Mutex<HashMap<(DocumentId, String), u64>>>;
+
+fn id(n: u8) -> DocumentId {
+    DocumentId::from_bytes([n + 1; 16])
+}
+
+/// Number one document after the other under our name, and note what is told as saved, until the connection is lost.
+async fn edit(url: String, name: String, saved: Saved) {
+    let mut client = Client::connect(&url).await;
+    for n in 0..DOCUMENTS {
+        client.push(id(n), true).await;
+    }
+    let mut tick = tokio::time::interval(Duration::from_millis(2));
+    for number in 1u64.. {
+        let document = id((number % u64::from(DOCUMENTS)) as u8);
+        tokio::select! {
+            _ = tick.tick() => {
+                let mut edit = client.document(document).transaction();
+                edit.put(ROOT, &name, number).expect("an edit");
+                // So that chunks are of many sizes, and documents are compacted now and then.
+                let filler = "x".repeat((number * number % 700) as usize);
+                edit.put(ROOT, "filler", filler).expect("an edit");
+                edit.commit();
+                client.push(document, false).await;
+            }
+            event = client.try_step() => if event.is_none() { return },
+        }
+        for document in (0..DOCUMENTS).map(id) {
+            let told = client.told(document);
+            let told = client.document(document).get_at(ROOT, &name, &told).expect("readable");
+            if let Some(number) = told.and_then(|(value, _)| value.as_u64()) {
+                let mut saved = saved.lock().expect("no panic");
+                let highest = saved.entry((document, name.clone())).or_default();
+                *highest = number.max(*highest);
+            }
+        }
+    }
+}
+
+/// Write a config: a journal so small that an end often meets a checkpoint, and rooms that come and go.
+fn configure(folder: &Path) -> std::path::PathBuf {
+    let config = folder.join("tonk-relay.toml");
+    let at = folder.display();
+    let text = format!(
+        "[http]\nlisten = [\"127.0.0.1:0\"]\n[admin]\nlisten = [\"unix:{at}/admin.sock\"]\n\
+         [bundles]\npath = \"{at}/bundles\"\n\
+         [storage]\npath = \"{at}/documents\"\njournal_size = \"32KiB\"\ngrace = \"20ms\"\n\
+         commit_interval = \"5ms\"\n[sync]\nidle_unload = \"1ms\"\n"
+    );
+    fs::write(&config, text).expect("writes");
+    config
+}
+
+/// Compare what is there with what was told as saved. Returns how much was compared.
+async fn check(url: &str, saved: &Saved, round: u32) -> usize {
+    let expected = saved.lock().expect("no panic").clone();
+    let documents: BTreeSet<DocumentId> = expected.keys().map(|(document, _)| *document).collect();
+    let mut reader = Client::connect(url).await;
+    reader.fetch(&documents.into_iter().collect::<Vec<_>>()).await;
+    for ((document, name), number) in &expected {
+        let found = client::get(reader.document(*document), name);
+        assert!(found >= *number, "end {round}: {found} of {number} in {document} by {name}");
+    }
+    expected.len()
+}
+
+/// Have clients edit until the relay, which `end` ends, is gone.
+async fn edit_until(url: &str, saved: &Saved, round: u32, end: impl FnOnce()) {
+    let editing: Vec<_> = (0..CLIENTS)
+        .map(|n| tokio::spawn(edit(url.to_owned(), format!("{round} {n}"), saved.clone())))
+        .collect();
+    // Any moment will do; these are spread over what a round goes through.
+    tokio::time::sleep(Duration::from_millis(u64::from(round * 37 % 150) + 10)).await;
+    end();
+    for edits in editing {
+        edits.await.expect("no client fails");
+    }
+}
+
+fn rounds(variable: &str, default: u32) -> u32 {
+    std::env::var(variable).map_or(default, |n| n.parse().expect("a number"))
+}
+
+#[tokio::test]
+async fn what_was_told_as_saved_is_there_after_every_kill() {
+    let kills = rounds("TONK_RELAY_KILLS", 100);
+    let folder = tempfile::tempdir().expect("a folder");
+    let config = configure(folder.path());
+    let saved = Saved::default();
+    let (mut checked, mut slowest) = (0, Duration::ZERO);
+    for kill in 0..=kills {
+        let start = Instant::now();
+        let mut relay = Relay::start_with(&config);
+        slowest = slowest.max(start.elapsed());
+        let url = format!("ws://127.0.0.1:{}", relay.port);
+        checked += check(&url, &saved, kill).await;
+        if kill < kills {
+            let end = || relay.child.kill().expect("is killed");
+            edit_until(&url, &saved, kill, end).await;
+            relay.child.wait().expect("has ended");
+        }
+    }
+    assert!(!folder.path().join("documents/quarantine").exists(), "a chunk was torn");
+    println!("{kills} kills, {checked} comparisons, slowest start {slowest:?}");
+}
+
+#[tokio::test]
+async fn what_was_told_as_saved_is_there_after_every_power_loss() {
+    let losses = rounds("TONK_RELAY_POWER_LOSSES", 10);
+    if Command::new("strace").arg("-V").stdout(Stdio::null()).status().is_err() {
+        assert!(std::env::var_os("CI").is_none(), "strace is missing");
+        return println!("skipped: it needs strace");
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    let folder = folder.path().canonicalize().expect("a path");
+    let (config, documents) = (configure(&folder), folder.join("documents"));
+    let log = folder.join("strace");
+    fs::create_dir(&documents).expect("is made");
+    let saved = Saved::default();
+    let (mut checked, mut lost) = (0, 0);
+    for loss in 0..=losses {
+        let mut disk = Disk::of(&documents);
+        let mut command = Command::new("strace");
+        command.args(disk::STRACE).arg("-o").arg(&log);
+        command.arg(env!("CARGO_BIN_EXE_tonk-relay")).arg("--config").arg(&config);
+        let mut relay = Relay::spawn(command, None);
+        let url = format!("ws://127.0.0.1:{}", relay.port);
+        checked += check(&url, &saved, loss).await;
+        let strace = relay.child.id();
+        let children = fs::read_to_string(format!("/proc/{strace}/task/{strace}/children"));
+        let pid = children.expect("strace runs").trim().to_owned();
+        let end = || {
+            let killed = Command::new("kill").args(["-KILL", &pid]).status();
+            assert!(killed.expect("is killed").success());
+        };
+        if loss < losses {
+            edit_until(&url, &saved, loss, end).await;
+            relay.child.wait().expect("has ended");
+            disk.play(&fs::read_to_string(&log).expect("is written"));
+            lost += disk.lose_power();
+        } else {
+            end();
+        }
+    }
+    assert!(lost > 0, "nothing was lost that was not synchronised: the disk is no simulation");
+    assert!(!documents.join("quarantine").exists(), "a chunk was torn");
+    println!("{losses} power losses, {lost} files were other than seen, {checked} comparisons");
+}
