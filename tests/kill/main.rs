@@ -43,8 +43,7 @@ fn id(n: u8) -> DocumentId {
 }
 
 /// Number one document after the other under our name, and note what is told as saved, until the connection is lost.
-async fn edit(url: String, name: String, saved: Saved) {
-    let mut client = Client::connect(&url).await;
+async fn edit(mut client: Client, name: String, saved: Saved) {
     for n in 0..DOCUMENTS {
         client.push(id(n), true).await;
     }
@@ -104,9 +103,11 @@ async fn check(url: &str, saved: &Saved, round: u32) -> usize {
 
 /// Have clients edit until the relay, which `end` ends, is gone.
 async fn edit_until(url: &str, saved: &Saved, round: u32, end: impl FnOnce()) {
-    let editing: Vec<_> = (0..CLIENTS)
-        .map(|n| tokio::spawn(edit(url.to_owned(), format!("{round} {n}"), saved.clone())))
-        .collect();
+    let mut editing = Vec::new();
+    for n in 0..CLIENTS {
+        let client = Client::connect(url).await;
+        editing.push(tokio::spawn(edit(client, format!("{round} {n}"), saved.clone())));
+    }
     // Any moment will do; these are spread over what a round goes through.
     tokio::time::sleep(Duration::from_millis(u64::from(round * 37 % 150) + 10)).await;
     end();
