@@ -13,12 +13,13 @@ use clap::{Args, Parser, Subcommand};
 use hyper::Method;
 
 use crate::{
-    admin::{self, CheckpointAnswer, ReloadAnswer, Status, client::AdminError},
+    admin::{self, CheckpointAnswer, DocumentAnswer, ReloadAnswer, Status, client::AdminError},
     app::{AppError, Loaded},
     config::{
         AdminAddress, AuthMode, Config, check,
         load::{self, Fault, LoadedConfig, Origins},
     },
+    document_id::{BadDocumentId, DocumentId},
     log::{self, LogError},
     metrics::Metrics,
     storage::{StorageError, journal::Journal},
@@ -100,6 +101,24 @@ enum Command {
         #[arg(long, hide = true)]
         stopped: bool,
     },
+    /// Say what is stored of a document, whether or not the relay runs
+    Doc {
+        /// Its id, or its automerge: URL
+        #[arg(value_parser = document_id)]
+        id: DocumentId,
+        #[command(flatten)]
+        relay: RunningRelay,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+        /// The relay was found not to run
+        #[arg(long, hide = true)]
+        stopped: bool,
+    },
+}
+
+fn document_id(text: &str) -> Result<DocumentId, BadDocumentId> {
+    text.strip_prefix("automerge:").unwrap_or(text).parse()
 }
 
 #[derive(Debug, Args)]
@@ -125,6 +144,10 @@ enum CliError {
     Admin(#[from] AdminError),
     #[error("not all is in the folders: {0}")]
     NotMoved(String),
+    #[error("{0}: nothing is stored of this document")]
+    NoDocument(DocumentId),
+    #[error("what is stored of the document cannot be read: {0}")]
+    NotRead(String),
     #[error(transparent)]
     Storage(#[from] StorageError),
     #[error(transparent)]
@@ -170,6 +193,7 @@ pub fn run() -> ExitCode {
         Some(Command::Status { relay, json }) => status(&relay, json),
         Some(Command::Reload { relay }) => reload(&relay),
         Some(Command::Checkpoint { relay, json, stopped }) => checkpoint(&relay, json, stopped),
+        Some(Command::Doc { id, relay, json, stopped }) => doc(id, &relay, json, stopped),
         None => configured(arguments.daemon),
     };
     match result {
@@ -351,21 +375,60 @@ fn reload(relay: &RunningRelay) -> Result<(), CliError> {
     Ok(())
 }
 
+/// Ask the running relay, or where none runs do it here with the storage of its config.
+fn ask_or_open<T: serde::de::DeserializeOwned>(
+    relay: &RunningRelay,
+    stopped: bool,
+    (method, path): (Method, &str),
+    here: impl AsyncFnOnce(&Journal) -> T,
+) -> Result<T, CliError> {
+    if !stopped && let Some(answer) = relay.ask_if_running(method, path)? {
+        return Ok(answer);
+    }
+    let config = load::read_file(&relay.config).map_err(CliError::Config)?.config;
+    if let Some(ended) = as_owner_of(&config.storage.path)? {
+        std::process::exit(ended);
+    }
+    runtime()?.block_on(async {
+        let journal = Journal::open(&config.storage, Metrics::new()?.storage)?;
+        Ok(here(&journal).await)
+    })
+}
+
+fn doc(id: DocumentId, relay: &RunningRelay, json: bool, stopped: bool) -> Result<(), CliError> {
+    let path = format!("/documents/{id}");
+    let here = async |journal: &Journal| DocumentAnswer::of(journal, id).await;
+    let answer = ask_or_open(relay, stopped, (Method::GET, &path), here)?;
+    if let Some(problem) = answer.problem {
+        return Err(CliError::NotRead(problem));
+    }
+    let document = answer.document.ok_or(CliError::NoDocument(id))?;
+    if json {
+        print(&format!("{}\n", serde_json::to_string_pretty(&document).unwrap_or_default()));
+        return Ok(());
+    }
+    let mut text = format!(
+        "document     {}\nheads        {}\nchanges      {} by {} actors, the last {}\nstored       {} bytes in {} chunks\n",
+        document.document,
+        document.heads.join(" "),
+        document.changes,
+        document.actors,
+        document.last_change.as_deref().unwrap_or("at a time that nobody noted"),
+        document.bytes,
+        document.chunks.len(),
+    );
+    for chunk in document.chunks {
+        text.push_str(&format!("  {:>9}  {}", chunk.bytes, chunk.key));
+        text.push_str(&chunk.fault.map_or_else(String::new, |fault| format!("  broken: {fault}")));
+        text.push('\n');
+    }
+    print(&text);
+    Ok(())
+}
+
 fn checkpoint(relay: &RunningRelay, json: bool, stopped: bool) -> Result<(), CliError> {
-    let running = if stopped { None } else { relay.ask_if_running(Method::POST, "/checkpoint")? };
-    let answer = match running {
-        Some(answer) => answer,
-        None => {
-            let config = load::read_file(&relay.config).map_err(CliError::Config)?.config;
-            if let Some(ended) = as_owner_of(&config.storage.path)? {
-                std::process::exit(ended);
-            }
-            runtime()?.block_on(async {
-                let journal = Journal::open(&config.storage, Metrics::new()?.storage)?;
-                Ok::<_, CliError>(CheckpointAnswer::of(&journal).await)
-            })?
-        }
-    };
+    let here = async |journal: &Journal| CheckpointAnswer::of(journal).await;
+    let answer = ask_or_open(relay, stopped, (Method::POST, "/checkpoint"), here)?;
     if json {
         print(&format!("{}\n", serde_json::to_string_pretty(&answer).unwrap_or_default()));
     }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use axum::{
     Json, Router,
-    extract::State,
+    extract::{Path, State},
     http::StatusCode,
     response::{IntoResponse, Response},
     routing::{get, post},
@@ -19,10 +19,11 @@ use axum::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    document_id::{BadDocumentId, DocumentId},
     health::{Phase, Report},
     http::{App, pages},
     reloader::{Refused, Reloader},
-    storage::journal::Journal,
+    storage::{inspect::Inspection, journal::Journal},
     sync::rooms::Rooms,
 };
 
@@ -104,6 +105,7 @@ pub fn unix_router(
         .route("/status", get(status))
         .route("/reload", post(reload))
         .route("/checkpoint", post(checkpoint))
+        .route("/documents/{id}", get(document))
         .with_state(Live { app: app.clone(), rooms, reloader, journal });
     router(app).merge(live)
 }
@@ -140,6 +142,42 @@ fn phase(report: &Report) -> &'static str {
 
 fn lines(checks: &std::collections::BTreeMap<&'static str, String>) -> Vec<String> {
     checks.iter().map(|(check, reason)| format!("{check}: {reason}")).collect()
+}
+
+/// What `GET /documents/{id}` answers.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct DocumentAnswer {
+    /// What is stored of it; none if nothing is.
+    pub document: Option<Inspection>,
+    /// Why that cannot be said.
+    pub problem: Option<String>,
+}
+
+impl DocumentAnswer {
+    /// Look at a document in `journal`.
+    pub async fn of(journal: &Journal, document: DocumentId) -> Self {
+        match Inspection::of(journal, document).await {
+            Ok(document) => Self { document, problem: None },
+            Err(error) => Self { document: None, problem: Some(error.to_string()) },
+        }
+    }
+}
+
+async fn document(State(live): State<Live>, Path(id): Path<String>) -> Response {
+    let answer = match id.parse() {
+        Ok(document) => DocumentAnswer::of(&live.journal, document).await,
+        Err(error) => {
+            let error: BadDocumentId = error;
+            let answer = DocumentAnswer { document: None, problem: Some(error.to_string()) };
+            return (StatusCode::BAD_REQUEST, Json(answer)).into_response();
+        }
+    };
+    let status = match (&answer.document, &answer.problem) {
+        (_, Some(_)) => StatusCode::INTERNAL_SERVER_ERROR,
+        (None, None) => StatusCode::NOT_FOUND,
+        (Some(_), None) => StatusCode::OK,
+    };
+    (status, Json(answer)).into_response()
 }
 
 async fn checkpoint(State(live): State<Live>) -> Response {

@@ -277,14 +277,19 @@ impl Drop for Queued<'_> {
     }
 }
 
-struct Checked {
-    opened: Opened,
-    broken: Vec<(Key, String)>,
+pub(super) struct Checked {
+    pub(super) opened: Opened,
+    /// Chunks that do not parse or fit, and why.
+    pub(super) broken: Vec<(Key, String)>,
     newer: Option<Base>,
     unrelated: bool,
 }
 
-fn check(document: DocumentId, stored: Vec<StoredChunk>, underneath: Option<Bytes>) -> Checked {
+pub(super) fn check(
+    document: DocumentId,
+    stored: Vec<StoredChunk>,
+    underneath: Option<Bytes>,
+) -> Checked {
     let mut broken = Vec::new();
     let mut chunks = stored;
     // Nearly always all of them are whole.

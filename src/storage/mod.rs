@@ -3,9 +3,10 @@
 //! [`ChunkStore`] is what a store must do. [`nodefs`] is automerge-repo's folder layout, [`journal`] a journal
 //! before it, in which the changes of all documents become durable together. [`documents`] stands above them:
 //! it loads a document with what the served bundle puts underneath, checks every chunk, retries what fails, and
-//! knows how much waits to be written.
+//! knows how much waits to be written. [`inspect`] says what is stored of one document.
 
 pub mod documents;
+pub mod inspect;
 pub mod journal;
 pub mod nodefs;
 

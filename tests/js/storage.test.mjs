@@ -5,9 +5,9 @@ import { mkdir, readFile, readdir, rm, stat, writeFile } from 'node:fs/promises'
 import { join } from 'node:path';
 import { test } from 'node:test';
 import * as Automerge from '@automerge/automerge';
-import { Repo, cbor } from '@automerge/automerge-repo';
+import { Repo, cbor, decodeHeads } from '@automerge/automerge-repo';
 import { NodeFSStorageAdapter } from '@automerge/automerge-repo-storage-nodefs';
-import { Relay, close, fill, folder, saved, share, smallDisk, until } from './relay.mjs';
+import { Relay, close, documentId, fill, folder, saved, share, smallDisk, until } from './relay.mjs';
 
 test('a folder that automerge-repo wrote is read', async t => {
   const at = await folder(t);
@@ -77,6 +77,28 @@ test('a checkpoint leaves everything to the folders, with the relay running or s
     const { uid } = await stat(join(relay.documents, name));
     assert.equal(uid, process.getuid() === 0 ? 65534 : process.getuid(), name);
   }
+});
+
+test('what is stored of a document can be asked, with the relay running or stopped', async t => {
+  const relay = await Relay.start(t);
+  const client = relay.client(t);
+  const handle = await share(client, { n: 1 });
+  const [head] = decodeHeads(handle.heads());
+  const look = () => {
+    const found = JSON.parse(relay.command('doc', handle.url, '--json'));
+    assert.equal(found.document, handle.documentId);
+    assert.deepEqual(found.heads, [head]);
+    assert.equal(found.chunks.length, 1);
+    assert.equal(found.bytes, found.chunks[0].bytes);
+    assert.ok(Math.abs(Date.parse(found.last_change) - Date.now()) < 60_000, found.last_change);
+    assert.match(relay.command('doc', handle.documentId), new RegExp(`heads +${head}\\n`));
+  };
+  look();
+  await assert.rejects(async () => relay.command('doc', documentId(99)), /nothing is stored of this document/);
+  await assert.rejects(async () => relay.command('doc', 'nonsense'), /nonsense/);
+  await close(client);
+  await relay.stop();
+  look();
 });
 
 test('SIGTERM under continuous edits: an exit in time, and what another client saw is there', async t => {

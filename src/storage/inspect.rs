@@ -1,0 +1,145 @@
+//! What is stored of one document, for an operator who asks what it is and what it costs.
+
+use std::time::{Duration, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+
+use super::{ChunkStore, Key, StorageError, documents::check};
+use crate::document_id::DocumentId;
+
+/// What is stored of a document.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Inspection {
+    /// The document's id.
+    pub document: String,
+    /// Its heads, as hexadecimal hashes.
+    pub heads: Vec<String>,
+    /// How many changes it has.
+    pub changes: usize,
+    /// How many peers' actors made them.
+    pub actors: usize,
+    /// When the last of them was made, by its author's clock, in RFC 3339; none if no author said.
+    pub last_change: Option<String>,
+    /// The size of its chunks, in bytes.
+    pub bytes: usize,
+    /// Its chunks.
+    pub chunks: Vec<Chunk>,
+}
+
+/// One stored chunk.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Chunk {
+    /// Its key: document, kind and name, as in the folders.
+    pub key: String,
+    /// Its size in bytes.
+    pub bytes: usize,
+    /// Why it does not parse or fit, where it does not.
+    pub fault: Option<String>,
+}
+
+impl Inspection {
+    /// Look at what `store` has of a document; nothing if that is nothing. Changes nothing there.
+    ///
+    /// # Errors
+    /// What is there cannot be read.
+    pub async fn of(
+        store: &dyn ChunkStore,
+        document: DocumentId,
+    ) -> Result<Option<Self>, StorageError> {
+        let stored = store.load_document(document).await?;
+        if stored.is_empty() {
+            return Ok(None);
+        }
+        let inspected = tokio::task::spawn_blocking(move || Self::look(document, stored));
+        let failed = |error| StorageError {
+            action: "load",
+            path: document.to_string().into(),
+            source: std::io::Error::other(error),
+        };
+        inspected.await.map(Some).map_err(failed)
+    }
+
+    fn look(document: DocumentId, stored: Vec<(Key, Vec<u8>)>) -> Self {
+        let sizes: Vec<(Key, usize)> =
+            stored.iter().map(|(key, data)| (key.clone(), data.len())).collect();
+        let checked = check(document, stored, None);
+        let changes = checked.opened.doc.get_changes_meta(&[]);
+        let actors: std::collections::HashSet<_> =
+            changes.iter().map(|change| change.actor.clone()).collect();
+        let last = changes.iter().map(|change| change.timestamp).max().filter(|last| *last > 0);
+        let chunks = sizes.iter().map(|(key, bytes)| {
+            let fault = checked.broken.iter().find(|(broken, _)| broken == key);
+            let fault = fault.map(|(_, reason)| reason.clone());
+            Chunk { key: key.to_string(), bytes: *bytes, fault }
+        });
+        Self {
+            document: document.to_string(),
+            heads: checked.opened.heads.iter().map(ToString::to_string).collect(),
+            changes: changes.len(),
+            actors: actors.len(),
+            last_change: last.and_then(rfc3339),
+            bytes: sizes.iter().map(|(_, bytes)| bytes).sum(),
+            chunks: chunks.collect(),
+        }
+    }
+}
+
+/// Seconds since 1970 as a text, unless no calendar has them.
+fn rfc3339(seconds: i64) -> Option<String> {
+    // humantime knows the years up to 9999.
+    const LATEST: u64 = 253_402_300_799;
+    let seconds = u64::try_from(seconds).ok().filter(|seconds| *seconds <= LATEST)?;
+    let time = UNIX_EPOCH.checked_add(Duration::from_secs(seconds))?;
+    Some(humantime::format_rfc3339_seconds(time).to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use automerge::{Automerge, ROOT, transaction::Transactable};
+
+    use super::*;
+    use crate::{
+        config::Durability,
+        storage::{ChunkKind, nodefs::NodefsStore},
+    };
+
+    #[tokio::test]
+    async fn it_says_what_is_stored_and_changes_nothing() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let store = NodefsStore::open(folder.path(), Durability::Fsync).expect("opens");
+        let document = DocumentId::from_bytes([7; 16]);
+        let nothing = Inspection::of(&store, document).await.expect("reads");
+        assert!(nothing.is_none());
+
+        let mut doc = Automerge::new();
+        for time in [1_700_000_000, 1_600_000_000] {
+            let mut edit = doc.transaction();
+            edit.put(ROOT, "time", time).expect("an edit");
+            edit.commit_with(automerge::transaction::CommitOptions::default().with_time(time));
+        }
+        let key = |name: &str| Key::Chunk {
+            document,
+            kind: ChunkKind::Incremental,
+            name: name.to_owned(),
+        };
+        store.put(&key("good"), doc.save().into()).await.expect("puts");
+        store.put(&key("garbage"), "garbage".into()).await.expect("puts");
+        for _ in 0..2 {
+            let found = Inspection::of(&store, document).await.expect("reads").expect("is there");
+            assert_eq!(found.heads, [doc.get_heads()[0].to_string()]);
+            assert_eq!((found.changes, found.actors), (2, 1));
+            assert_eq!(found.last_change.as_deref(), Some("2023-11-14T22:13:20Z"));
+            assert_eq!(found.bytes, doc.save().len() + 7);
+            let faults = found.chunks.iter().filter(|chunk| chunk.fault.is_some());
+            let faults: Vec<&String> = faults.map(|chunk| &chunk.key).collect();
+            assert_eq!(faults, [&key("garbage").to_string()]);
+        }
+    }
+
+    #[test]
+    fn times_that_no_calendar_has_are_left_out() {
+        assert_eq!(rfc3339(0).as_deref(), Some("1970-01-01T00:00:00Z"));
+        assert_eq!(rfc3339(-1), None);
+        assert_eq!(rfc3339(i64::MAX), None);
+    }
+}
