@@ -9,6 +9,8 @@ import { Repo, cbor, decodeHeads } from '@automerge/automerge-repo';
 import { NodeFSStorageAdapter } from '@automerge/automerge-repo-storage-nodefs';
 import { Relay, close, documentId, fill, folder, saved, share, smallDisk, until } from './relay.mjs';
 
+const url = id => `automerge:${id}`;
+
 test('a folder that automerge-repo wrote is read', async t => {
   const at = await folder(t);
   const theirs = new Repo({ storage: new NodeFSStorageAdapter(join(at, 'documents')), network: [] });
@@ -46,6 +48,63 @@ test('a folder that the relay wrote is read by automerge-repo', async t => {
   assert.equal(code, 0);
   const theirs = new Repo({ storage: new NodeFSStorageAdapter(relay.documents), network: [] });
   assert.deepEqual((await theirs.find(handle.url)).doc(), handle.doc());
+});
+
+test('a folder with thousands of increments is read, and becomes one snapshot', async t => {
+  const at = await folder(t);
+  const documents = join(at, 'documents');
+  const adapter = new NodeFSStorageAdapter(documents);
+  const id = documentId(9);
+  let doc = Automerge.init();
+  for (let n = 0; n < 3000; n++) {
+    doc = Automerge.change(doc, doc => { doc.n = n; });
+    const change = Automerge.getLastLocalChange(doc);
+    await adapter.save([id, 'incremental', Automerge.decodeChange(change).hash], change);
+  }
+  const relay = await Relay.start(t, { storage: { grace: '"100ms"' } }, at);
+  const client = relay.client(t);
+  const handle = await client.repo.find(url(id));
+  assert.equal(handle.doc().n, 2999);
+  handle.change(doc => { doc.n = 'and one more'; });
+  await saved(client, handle);
+  const chunks = async () => (await new NodeFSStorageAdapter(documents).loadRange([id])).map(({ key }) => key[1]);
+  await until('the increments are gone', async () => (relay.command('checkpoint'), (await chunks()).length === 1), 60);
+  assert.deepEqual(await chunks(), ['snapshot']);
+  await close(client);
+  await relay.kill();
+  const theirs = new Repo({ storage: new NodeFSStorageAdapter(documents), network: [] });
+  assert.equal((await theirs.find(url(id))).doc().n, 'and one more');
+});
+
+test('who reads the folders meanwhile never sees less than was there', async t => {
+  const relay = await Relay.start(t, { storage: { grace: '"1s"', journal_size: '"16KiB"' } });
+  const client = relay.client(t);
+  const handle = await share(client, { n: 0, filler: '' });
+  relay.command('checkpoint');
+  let [there, loads, done] = [0, 0, false];
+  const reading = (async () => {
+    while (!done) {
+      const least = there;
+      const chunks = await new NodeFSStorageAdapter(relay.documents).loadRange([handle.documentId]);
+      const order = chunks.sort((a, b) => b.key[1].localeCompare(a.key[1]));
+      const bytes = Buffer.concat(order.map(({ data }) => data));
+      const { n } = Automerge.load(bytes);
+      assert.ok(n >= least, `${n} of ${least}`);
+      loads++;
+    }
+  })();
+  for (let n = 1; n <= 60; n++) {
+    handle.change(doc => { doc.n = n; doc.filler = String(Math.random()).repeat(40); });
+    await saved(client, handle);
+    relay.command('checkpoint');
+    there = n;
+    await new Promise(resolve => setTimeout(resolve, 50));
+  }
+  done = true;
+  await reading;
+  assert.ok(loads > 60, `${loads} loads`);
+  const chunks = await new NodeFSStorageAdapter(relay.documents).loadRange([handle.documentId]);
+  assert.ok(chunks.length < 60, 'it was compacted meanwhile, and what was replaced was deleted');
 });
 
 test('a checkpoint leaves everything to the folders, with the relay running or stopped', async t => {

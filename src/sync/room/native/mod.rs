@@ -16,7 +16,10 @@ use std::{
 
 use automerge::ChangeHash;
 use bytes::Bytes;
-use futures::{FutureExt, future::BoxFuture};
+use futures::{
+    FutureExt,
+    future::{BoxFuture, join_all},
+};
 use tokio::{
     sync::Semaphore,
     task::{JoinError, JoinHandle},
@@ -170,9 +173,8 @@ impl NativeEngine {
                         if let Some(earlier) = earlier {
                             earlier.await;
                         }
-                        for key in keys {
-                            documents.remove(&key).await;
-                        }
+                        // All at once: each alone would wait for a commit of its own.
+                        join_all(keys.iter().map(|key| documents.remove(key))).await;
                     };
                     self.removal = Some(removal.boxed());
                 }
