@@ -77,7 +77,7 @@ test('a folder with thousands of increments is read, and becomes one snapshot', 
 });
 
 test('who reads the folders meanwhile never sees less than was there', async t => {
-  const relay = await Relay.start(t, { storage: { grace: '"1s"', journal_size: '"16KiB"' } });
+  const relay = await Relay.start(t, { storage: { grace: '"3s"', journal_size: '"16KiB"' } });
   const client = relay.client(t);
   const handle = await share(client, { n: 0, filler: '' });
   relay.command('checkpoint');
@@ -86,7 +86,8 @@ test('who reads the folders meanwhile never sees less than was there', async t =
     while (!done) {
       const least = there;
       const chunks = await new NodeFSStorageAdapter(relay.documents).loadRange([handle.documentId]);
-      const order = chunks.sort((a, b) => b.key[1].localeCompare(a.key[1]));
+      // A chunk that was deleted after it was listed has no data; automerge-repo goes on without it.
+      const order = chunks.filter(({ data }) => data).sort((a, b) => b.key[1].localeCompare(a.key[1]));
       const bytes = Buffer.concat(order.map(({ data }) => data));
       const { n } = Automerge.load(bytes);
       assert.ok(n >= least, `${n} of ${least}`);
@@ -103,8 +104,8 @@ test('who reads the folders meanwhile never sees less than was there', async t =
   done = true;
   await reading;
   assert.ok(loads > 60, `${loads} loads`);
-  const chunks = await new NodeFSStorageAdapter(relay.documents).loadRange([handle.documentId]);
-  assert.ok(chunks.length < 60, 'it was compacted meanwhile, and what was replaced was deleted');
+  await until('what was replaced is deleted', async () =>
+    (await new NodeFSStorageAdapter(relay.documents).loadRange([handle.documentId])).length < 30);
 });
 
 test('a checkpoint leaves everything to the folders, with the relay running or stopped', async t => {
