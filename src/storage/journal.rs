@@ -142,6 +142,16 @@ impl Index {
         }
     }
 
+    fn rows_of(&self, document: DocumentId) -> Option<Vec<(Key, Row)>> {
+        let chunks = self.documents.get(&document)?;
+        let key = |kind: &ChunkKind, name: &String| Key::Chunk {
+            document,
+            kind: *kind,
+            name: name.clone(),
+        };
+        Some(chunks.iter().map(|(kind, name, row)| (key(kind, name), *row)).collect())
+    }
+
     fn is_beyond(&self, size: usize) -> bool {
         self.bytes > size || self.rows > ROWS
     }
@@ -168,6 +178,12 @@ impl Shared {
         if index.is_beyond(self.size) {
             self.is_full.notify_one();
         }
+    }
+
+    /// The rows of a chunk's document, if there are any.
+    fn rows_beside(&self, key: &Key) -> Option<Vec<(Key, Row)>> {
+        let Key::Chunk { document, .. } = key else { return None };
+        self.index().rows_of(*document)
     }
 
     fn show(&self, index: &Index) {
@@ -248,6 +264,7 @@ impl Journal {
         *shared.index() = index;
         let (requests, receiver) = mpsc::channel(BATCH);
         let (doomed, condemned) = mpsc::channel(DOOMED);
+        let again = doomed.downgrade();
         let writer = Writer {
             shared: shared.clone(),
             connection: Some(connection),
@@ -256,9 +273,10 @@ impl Journal {
             doomed,
         };
         tokio::spawn(writer.run(receiver));
-        tokio::spawn(delete_after_grace(folders.clone(), shared.clone(), condemned));
         let journal = Self { folders, requests, shared, checkpoint: Arc::default() };
         tokio::spawn(journal.for_a_task().keep_small());
+        let grace = config.grace.0;
+        tokio::spawn(delete_after_grace(journal.for_a_task(), grace, again, condemned));
         Ok(journal)
     }
 
@@ -278,7 +296,16 @@ impl Journal {
     /// # Errors
     /// A chunk cannot be read or written: it and all later ones stay in the journal.
     pub async fn checkpoint(&self) -> Result<usize, StorageError> {
-        self.for_a_task().checkpoint(0).await
+        let mover = self.for_a_task();
+        // In a task: whoever asked may go away, and what was begun must be finished.
+        let moving = tokio::spawn(async move { mover.checkpoint(0).await });
+        moving.await.unwrap_or_else(|panic| {
+            Err(StorageError {
+                action: "move",
+                path: self.shared.path.clone(),
+                source: io::Error::other(panic),
+            })
+        })
     }
 
     async fn change(&self, change: Change) -> Result<(), StorageError> {
@@ -393,7 +420,16 @@ struct Writer {
     connection: Option<Connection>,
     interval: Duration,
     grace: Duration,
-    doomed: mpsc::Sender<(Instant, Key)>,
+    doomed: mpsc::Sender<Doomed>,
+}
+
+/// A chunk in the folders that is not needed any more.
+struct Doomed {
+    key: Key,
+    /// When it may go.
+    at: Instant,
+    /// What replaced it stands in the folders.
+    is_replaced: bool,
 }
 
 /// What a commit did to the index, and chunks that are to leave the folders.
@@ -428,7 +464,9 @@ impl Writer {
         let at = Instant::now() + self.grace;
         let mut doomed = self.shared.doomed.lock().await;
         for key in keys {
-            if doomed.len() < DOOMED && self.doomed.try_send((at, key.clone())).is_ok() {
+            if doomed.len() < DOOMED
+                && self.doomed.try_send(Doomed { key: key.clone(), at, is_replaced: false }).is_ok()
+            {
                 doomed.insert(key);
             }
         }
@@ -542,20 +580,35 @@ fn write(
     Ok(committed)
 }
 
-/// Delete replaced chunks from the folders when their time has come.
+/// Delete replaced chunks from the folders when their time has come: a grace time after what replaced them stands
+/// there too, for others read the folders alone.
 async fn delete_after_grace(
-    folders: NodefsStore,
-    shared: Arc<Shared>,
-    mut condemned: mpsc::Receiver<(Instant, Key)>,
+    mover: Mover,
+    grace: Duration,
+    again: mpsc::WeakSender<Doomed>,
+    mut condemned: mpsc::Receiver<Doomed>,
 ) {
-    while let Some((at, key)) = condemned.recv().await {
+    while let Some(Doomed { key, at, is_replaced }) = condemned.recv().await {
         sleep_until(at).await;
-        let mut doomed = shared.doomed.lock().await;
+        if !is_replaced && mover.shared.rows_beside(&key).is_some() {
+            let moved = mover.move_beside(&key).await;
+            if let Err(error) = &moved {
+                warn!(%error, "a chunk that is not needed any more stays");
+            }
+            let doomed = Doomed { key: key.clone(), at: Instant::now() + grace, is_replaced: true };
+            let waits =
+                moved.is_ok() && again.upgrade().is_some_and(|a| a.try_send(doomed).is_ok());
+            if !waits {
+                mover.shared.doomed.lock().await.remove(&key);
+            }
+            continue;
+        }
+        let mut doomed = mover.shared.doomed.lock().await;
         // One that was put again meanwhile stays.
         if !doomed.remove(&key) {
             continue;
         }
-        if let Err(error) = folders.delete(&key).await {
+        if let Err(error) = mover.folders.delete(&key).await {
             warn!(%error, "a chunk that is not needed any more stays");
         }
     }
@@ -589,7 +642,7 @@ impl Mover {
     /// Move the oldest chunks until `size` bytes, or that share of the most rows, are left.
     async fn checkpoint(&self, size: usize) -> Result<usize, StorageError> {
         let _alone = self.checkpoint.lock().await;
-        let mut to_move = {
+        let to_move = {
             let index = self.shared.index();
             let rows = if size == 0 { 0 } else { ROWS / 2 };
             let mut all: Vec<(Key, Row)> = Vec::with_capacity(index.rows);
@@ -609,6 +662,18 @@ impl Mover {
             all.truncate(wanted);
             VecDeque::from(all)
         };
+        self.move_all(to_move).await
+    }
+
+    /// Move what the journal has of a chunk's document.
+    async fn move_beside(&self, key: &Key) -> Result<usize, StorageError> {
+        let _alone = self.checkpoint.lock().await;
+        self.move_all(self.shared.rows_beside(key).unwrap_or_default().into()).await
+    }
+
+    /// Move these rows. One at a time, and to its end: a row that is not there any more when it has been moved
+    /// counts as deleted meanwhile, and its file goes.
+    async fn move_all(&self, mut to_move: VecDeque<(Key, Row)>) -> Result<usize, StorageError> {
         let mut moved = 0;
         while !to_move.is_empty() {
             let rows: Vec<(Key, Row)> = to_move.drain(..MOVED.min(to_move.len())).collect();
@@ -650,15 +715,7 @@ impl ChunkStore for Journal {
         document: DocumentId,
     ) -> BoxFuture<'_, Result<Vec<StoredChunk>, StorageError>> {
         async move {
-            let rows: Vec<(Key, Row)> = match self.shared.index().documents.get(&document) {
-                Some(chunks) => chunks
-                    .iter()
-                    .map(|(kind, name, row)| {
-                        (Key::Chunk { document, kind: *kind, name: name.clone() }, *row)
-                    })
-                    .collect(),
-                None => Vec::new(),
-            };
+            let rows = self.shared.index().rows_of(document).unwrap_or_default();
             let mut journal = Vec::new();
             if !rows.is_empty() {
                 let shared = self.shared.clone();

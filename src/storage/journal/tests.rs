@@ -148,6 +148,45 @@ async fn a_replaced_chunk_stays_for_other_readers_until_its_grace_time_is_over()
 }
 
 #[tokio::test]
+async fn a_replaced_chunk_leaves_the_folders_after_what_replaced_it_came_there() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let config =
+        config::Storage { grace: Time(Duration::from_millis(50)), ..config(folder.path()) };
+    let journal = Journal::open(&config, metrics()).expect("opens");
+    journal.put(&increment(1, "a"), Bytes::from_static(b"one")).await.expect("puts");
+    journal.checkpoint().await.expect("moves");
+    let snapshot = key(1, ChunkKind::Snapshot, "b");
+    journal.put(&snapshot, Bytes::from_static(b"one in a snapshot")).await.expect("puts");
+    journal.delete(&increment(1, "a")).await.expect("deletes");
+    until("a is gone", async || {
+        let names = names(&journal.folders, 1).await;
+        assert!(!names.is_empty(), "nothing is in the folders");
+        names == ["b"]
+    })
+    .await;
+}
+
+/// As when an operator's command is interrupted.
+#[tokio::test]
+async fn a_checkpoint_that_nobody_waits_for_any_more_loses_nothing() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let journal = open_at(folder.path());
+    for n in 0..40 {
+        journal.put(&increment(n, "a"), Bytes::from_static(b"one")).await.expect("puts");
+    }
+    for _ in 0..200 {
+        let asking = journal.checkpoint();
+        let _ = tokio::time::timeout(Duration::from_micros(300), asking).await;
+    }
+    journal.checkpoint().await.expect("moves");
+    // The grace time is none here: what was doomed is gone soon.
+    sleep(Duration::from_millis(100)).await;
+    for n in 0..40 {
+        assert_eq!(names(&journal, n).await, ["a"], "{n}");
+    }
+}
+
+#[tokio::test]
 async fn what_is_put_again_is_not_deleted_when_the_grace_time_of_its_like_is_over() {
     let folder = tempfile::tempdir().expect("a folder");
     let config =
