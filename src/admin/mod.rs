@@ -1,9 +1,8 @@
 //! The admin listener: metrics, health, and the live commands.
 //!
 //! Every address of `[admin] listen` answers `GET /metrics`, `/livez` and `/readyz?verbose`. The Unix socket,
-//! whose file lets root and the service's group in, also answers `GET /status`, `POST /reload` and
-//! `POST /checkpoint`;
-//! [`client`] is what `tonk-relay status` and `reload` speak to it with.
+//! whose file lets root and the service's group in, also answers `GET /status`,
+//! `POST /reload`, `POST /checkpoint` and `GET /documents/{id}`; [`client`] is what the commands speak to it with.
 
 pub mod client;
 

@@ -35,6 +35,7 @@ use futures::{FutureExt, future::BoxFuture};
 use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
 use tokio::{
     sync::{Notify, mpsc, oneshot},
+    task::JoinError,
     time::{Instant, sleep, sleep_until, timeout_at},
 };
 use tracing::{error, info, warn};
@@ -167,6 +168,12 @@ impl Shared {
         move |error| failed(action, &path, error)
     }
 
+    /// What a panic in a task of the journal's is to whoever waits for it.
+    fn panicked(&self, action: &'static str) -> impl FnOnce(JoinError) -> StorageError {
+        let path = self.path.clone();
+        move |panic| StorageError { action, path, source: io::Error::other(panic) }
+    }
+
     /// Take over what a commit did.
     fn note(&self, committed: HashMap<Key, Option<Row>>) {
         self.metrics.commits.inc();
@@ -189,6 +196,16 @@ impl Shared {
     fn show(&self, index: &Index) {
         self.metrics.journal_bytes.set(i64::try_from(index.bytes).unwrap_or(i64::MAX));
         self.metrics.journal_chunks.set(i64::try_from(index.rows).unwrap_or(i64::MAX));
+    }
+
+    /// Read rows on a thread that may block.
+    async fn read_rows(
+        self: &Arc<Self>,
+        rows: Vec<(Key, Row)>,
+    ) -> Result<Vec<(Key, Row, Vec<u8>)>, StorageError> {
+        let shared = self.clone();
+        let read = tokio::task::spawn_blocking(move || shared.read(&rows)).await;
+        read.map_err(self.panicked("read"))?
     }
 
     /// Read rows with a connection that does not hold up the writer.
@@ -299,13 +316,7 @@ impl Journal {
         let mover = self.for_a_task();
         // In a task: whoever asked may go away, and what was begun must be finished.
         let moving = tokio::spawn(async move { mover.checkpoint(0).await });
-        moving.await.unwrap_or_else(|panic| {
-            Err(StorageError {
-                action: "move",
-                path: self.shared.path.clone(),
-                source: io::Error::other(panic),
-            })
-        })
+        moving.await.map_err(self.shared.panicked("move"))?
     }
 
     async fn change(&self, change: Change) -> Result<(), StorageError> {
@@ -477,26 +488,18 @@ impl Writer {
         let (changes, answers): (Vec<Change>, Vec<_>) =
             batch.into_iter().map(|request| (request.change, request.done)).unzip();
         let write = tokio::task::spawn_blocking(move || {
-            let (mut connection, reopened) = match connection {
-                Some(connection) => (connection, None),
+            let mut connection = match connection {
+                Some(connection) => connection,
                 None => {
                     let (connection, index) = open(&shared.path, shared.durability)?;
-                    (connection, Some(index))
+                    *shared.index() = index;
+                    connection
                 }
             };
-            if let Some(index) = reopened {
-                *shared.index() = index;
-            }
             let committed = write(&mut connection, &shared, &changes)?;
             Ok((connection, committed))
         });
-        let written = write.await.unwrap_or_else(|panic| {
-            Err(StorageError {
-                action: "write",
-                path: self.shared.path.clone(),
-                source: io::Error::other(panic),
-            })
-        });
+        let written = write.await.unwrap_or_else(|panic| Err(self.shared.panicked("write")(panic)));
         match written {
             Ok((connection, committed)) => {
                 self.connection = Some(connection);
@@ -646,10 +649,8 @@ impl Mover {
             let index = self.shared.index();
             let rows = if size == 0 { 0 } else { ROWS / 2 };
             let mut all: Vec<(Key, Row)> = Vec::with_capacity(index.rows);
-            for (document, chunks) in &index.documents {
-                all.extend(chunks.iter().map(|(kind, name, row)| {
-                    (Key::Chunk { document: *document, kind: *kind, name: name.clone() }, *row)
-                }));
+            for document in index.documents.keys() {
+                all.extend(index.rows_of(*document).unwrap_or_default());
             }
             all.sort_unstable_by_key(|(_, row)| row.id);
             let (mut left, mut bytes) = (index.rows, index.bytes);
@@ -677,15 +678,7 @@ impl Mover {
         let mut moved = 0;
         while !to_move.is_empty() {
             let rows: Vec<(Key, Row)> = to_move.drain(..MOVED.min(to_move.len())).collect();
-            let shared = self.shared.clone();
-            let read = tokio::task::spawn_blocking(move || shared.read(&rows));
-            let read = read.await.unwrap_or_else(|panic| {
-                Err(StorageError {
-                    action: "read",
-                    path: self.shared.path.clone(),
-                    source: io::Error::other(panic),
-                })
-            })?;
+            let read = self.shared.read_rows(rows).await?;
             let mut rows = Vec::with_capacity(read.len());
             let mut files = Vec::with_capacity(read.len());
             for (key, row, data) in read {
@@ -718,15 +711,7 @@ impl ChunkStore for Journal {
             let rows = self.shared.index().rows_of(document).unwrap_or_default();
             let mut journal = Vec::new();
             if !rows.is_empty() {
-                let shared = self.shared.clone();
-                let read = tokio::task::spawn_blocking(move || shared.read(&rows)).await;
-                journal = read.unwrap_or_else(|panic| {
-                    Err(StorageError {
-                        action: "read",
-                        path: self.shared.path.clone(),
-                        source: io::Error::other(panic),
-                    })
-                })?;
+                journal = self.shared.read_rows(rows).await?;
             }
             let mut chunks = self.folders.load_document(document).await?;
             chunks.retain(|(key, _)| !journal.iter().any(|(in_journal, _, _)| in_journal == key));
