@@ -19,7 +19,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{error, info, warn};
 
 use crate::{
-    admin,
+    admin::{self, storage::Stored},
     bundle::{served::ServeError, store::FolderStore, watch::BundleKeeper},
     config::{AdminAddress, AuthMode, Config, EngineKind, load::LoadedConfig},
     health::{Health, Phase, Report},
@@ -28,7 +28,7 @@ use crate::{
     metrics::{Metrics, ProcessMetrics},
     reloader::Reloader,
     signals::{self, Request},
-    storage::{StorageError, documents::Documents, journal::Journal},
+    storage::{StorageError, documents::Documents, journal::Journal, space::Space},
     supervisor::{Supervisor, TaskEnded},
     sync::{
         memory,
@@ -159,12 +159,15 @@ impl Loaded {
             AppError::Bundles { file: file(), path: config.bundles.path.clone(), source }
         })?;
         let (sender, receiver) = watch::channel(Arc::new(config.clone()));
+        let space = Space::new(receiver.clone(), health.clone(), metrics.storage.clone());
+        let space = Arc::new(space);
         let keeper = BundleKeeper::new(receiver, health.clone(), metrics.bundles.clone());
         keeper.load(&config).await.map_err(|source| AppError::Bundle { file: file(), source })?;
         let documents = Documents::new(
             journal.clone(),
             keeper.served(),
             health.clone(),
+            space,
             metrics.storage.clone(),
         );
         let storage_id = documents
@@ -207,6 +210,7 @@ pub fn show_limits(config: &Config, metrics: &ProcessMetrics) {
         ("sync.receive_queue", bytes(config.sync.receive_queue)),
         ("sync.forward_peers", count(config.sync.forward_peers)),
         ("storage.journal_size", bytes(config.storage.journal_size)),
+        ("storage.min_free", bytes(config.storage.min_free)),
         ("storage.max_unsaved", bytes(config.storage.max_unsaved)),
         ("bundles.max_upload", bytes(config.bundles.max_upload)),
         ("bundles.max_inflated", bytes(config.bundles.max_inflated)),
@@ -303,6 +307,7 @@ impl Bound {
             store: self.store,
             health: self.health.clone(),
             metrics: self.metrics.clone(),
+            documents: self.documents.clone(),
             sessions: sessions.clone(),
             peers,
             sessions_running: sessions_running.clone(),
@@ -351,7 +356,14 @@ impl Bound {
                         app.clone(),
                         rooms.clone(),
                         reloader.clone(),
-                        self.journal.clone(),
+                        Stored {
+                            journal: self.journal.clone(),
+                            documents: self.documents.clone(),
+                            uploads: app.store.clone(),
+                            served: self.keeper.served(),
+                            rooms: Some(rooms.clone()),
+                            config: sessions.config.clone(),
+                        },
                     );
                     tasks::listen_unix(&mut supervisor, listener, &admin, &router);
                     sockets.push(path);
@@ -362,6 +374,7 @@ impl Bound {
         tasks::follow_bundle(&mut supervisor, &stopping, &self.keeper, &rooms);
         tasks::follow_config(&mut supervisor, &stopping, &reloader);
         tasks::flush_log(&mut supervisor, &stopping, &repeats);
+        tasks::watch_space(&mut supervisor, &stopping, &self.documents);
         tasks::show_status(&mut supervisor, &stopping, &self.health, &self.metrics, &rooms);
         if now.auth.mode == AuthMode::Open {
             warn!(

@@ -1,10 +1,15 @@
-//! Arguments, and what each form of the command does.
+//! Arguments, and what each form of the command does. The commands about what is stored are in `storage` and
+//! `copies`, their way to it in `relay`.
+
+mod copies;
+mod progress;
+mod relay;
+mod storage;
 
 use std::{
     env,
     ffi::OsString,
     net::{SocketAddr, ToSocketAddrs},
-    os::unix::{fs::MetadataExt, process::CommandExt},
     path::{Path, PathBuf},
     process::ExitCode,
 };
@@ -12,8 +17,13 @@ use std::{
 use clap::{Args, Parser, Subcommand};
 use hyper::Method;
 
+use self::{
+    copies::{BackupArguments, ExportArguments, ImportArguments, RestoreArguments},
+    relay::RelayArguments,
+    storage::{DocArguments, FsckArguments, QuarantineVerb, StorageArguments},
+};
 use crate::{
-    admin::{self, CheckpointAnswer, DocumentAnswer, ReloadAnswer, Status, client::AdminError},
+    admin::{ReloadAnswer, Status, client::AdminError},
     app::{AppError, Loaded},
     config::{
         AdminAddress, AuthMode, Config, check,
@@ -21,8 +31,7 @@ use crate::{
     },
     document_id::{BadDocumentId, DocumentId},
     log::{self, LogError},
-    metrics::Metrics,
-    storage::{StorageError, journal::Journal},
+    storage::StorageError,
 };
 
 /// The config is wrong (`sysexits.h`).
@@ -80,7 +89,7 @@ enum Command {
     /// Ask the running relay how it is
     Status {
         #[command(flatten)]
-        relay: RunningRelay,
+        relay: RelayArguments,
         /// As JSON
         #[arg(long)]
         json: bool,
@@ -88,47 +97,40 @@ enum Command {
     /// Let the running relay take over its changed config file
     Reload {
         #[command(flatten)]
-        relay: RunningRelay,
+        relay: RelayArguments,
     },
     /// Move all that is stored into the documents' folders, whether or not the relay runs
     Checkpoint {
         #[command(flatten)]
-        relay: RunningRelay,
-        /// As JSON
-        #[arg(long)]
-        json: bool,
-        /// The relay was found not to run
-        #[arg(long, hide = true)]
-        stopped: bool,
+        storage: StorageArguments,
     },
-    /// Say what is stored of a document, whether or not the relay runs
-    Doc {
-        /// Its id, or its automerge: URL
-        #[arg(value_parser = document_id)]
-        id: DocumentId,
-        #[command(flatten)]
-        relay: RunningRelay,
-        /// As JSON
+    /// Say what is stored of a document, or delete it, whether or not the relay runs
+    Doc(DocArguments),
+    /// Check all that is stored, whether or not the relay runs: 0 all is well, 1 repaired, 4 damaged
+    Fsck(FsckArguments),
+    /// Look after what was put aside because it does not parse
+    Quarantine {
+        #[command(subcommand)]
+        verb: QuarantineVerb,
+    },
+    /// Copy all that is stored into a folder, whether or not the relay runs; what has not changed is not copied again
+    Backup(BackupArguments),
+    /// Bring a backup back
+    Restore(RestoreArguments),
+    /// Take over the documents of another relay's folder, which stays as it is
+    Import(ImportArguments),
+    /// Write an app's documents as they are now into a .tonk bundle
+    Export(ExportArguments),
+    /// Serve what is stored to another command of ours
+    #[command(hide = true)]
+    ServeStorage {
         #[arg(long)]
-        json: bool,
-        /// The relay was found not to run
-        #[arg(long, hide = true)]
-        stopped: bool,
+        config: PathBuf,
     },
 }
 
 fn document_id(text: &str) -> Result<DocumentId, BadDocumentId> {
     text.strip_prefix("automerge:").unwrap_or(text).parse()
-}
-
-#[derive(Debug, Args)]
-struct RunningRelay {
-    /// The config file of the relay, which names its admin socket
-    #[arg(long, value_name = "FILE", default_value = CONFIG_FILE)]
-    config: PathBuf,
-    /// The admin socket itself
-    #[arg(long, value_name = "PATH")]
-    socket: Option<PathBuf>,
 }
 
 /// Why the program ends with an error.
@@ -142,12 +144,17 @@ enum CliError {
     App(#[from] AppError),
     #[error(transparent)]
     Admin(#[from] AdminError),
-    #[error("not all is in the folders: {0}")]
-    NotMoved(String),
-    #[error("{0}: nothing is stored of this document")]
-    NoDocument(DocumentId),
-    #[error("what is stored of the document cannot be read: {0}")]
-    NotRead(String),
+    #[error("{}: {problem}", path.display())]
+    Copy { path: PathBuf, problem: String },
+    #[error("{0} is no automerge document: {1}")]
+    Document(DocumentId, Box<automerge::AutomergeError>),
+    #[error("not all could be checked: {0}")]
+    NotChecked(String),
+    #[error("the documents cannot be listed: {0}")]
+    NotListed(String),
+    /// The exit code; what there is to say was said.
+    #[error("")]
+    Said(u8),
     #[error(transparent)]
     Storage(#[from] StorageError),
     #[error(transparent)]
@@ -178,6 +185,7 @@ impl CliError {
     fn code(&self) -> u8 {
         match self {
             Self::Config(_) | Self::S3 | Self::Log(LogError::Level(_)) => EX_CONFIG,
+            Self::Said(code) => *code,
             _ => 1,
         }
     }
@@ -192,14 +200,23 @@ pub fn run() -> ExitCode {
         }
         Some(Command::Status { relay, json }) => status(&relay, json),
         Some(Command::Reload { relay }) => reload(&relay),
-        Some(Command::Checkpoint { relay, json, stopped }) => checkpoint(&relay, json, stopped),
-        Some(Command::Doc { id, relay, json, stopped }) => doc(id, &relay, json, stopped),
+        Some(Command::Checkpoint { storage }) => storage::checkpoint(&storage),
+        Some(Command::Doc(arguments)) => storage::doc(arguments),
+        Some(Command::Fsck(arguments)) => storage::fsck(&arguments),
+        Some(Command::Quarantine { verb }) => storage::quarantine(verb),
+        Some(Command::Backup(arguments)) => copies::backup(&arguments),
+        Some(Command::Restore(arguments)) => copies::restore(&arguments),
+        Some(Command::Import(arguments)) => copies::import(&arguments),
+        Some(Command::Export(arguments)) => copies::export(&arguments),
+        Some(Command::ServeStorage { config }) => relay::serve_storage(&config),
         None => configured(arguments.daemon),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("{error}");
+            if !matches!(error, CliError::Said(_)) {
+                eprintln!("{error}");
+            }
             ExitCode::from(error.code())
         }
     }
@@ -326,45 +343,8 @@ fn demo(
     if faults.is_empty() { Ok(loaded) } else { Err(CliError::Config(faults)) }
 }
 
-impl RunningRelay {
-    fn socket(&self) -> Result<PathBuf, CliError> {
-        if let Some(socket) = &self.socket {
-            return Ok(socket.clone());
-        }
-        let loaded = load::read_file(&self.config).map_err(CliError::Config)?;
-        let unix = loaded.config.admin.listen.into_iter().find_map(|address| match address {
-            AdminAddress::Unix(path) => Some(path),
-            AdminAddress::Tcp(_) => None,
-        });
-        unix.ok_or_else(|| CliError::NoSocket(self.config.display().to_string()))
-    }
-
-    fn ask<T: serde::de::DeserializeOwned>(
-        &self,
-        method: Method,
-        path: &str,
-    ) -> Result<T, CliError> {
-        let socket = self.socket()?;
-        Ok(runtime()?.block_on(admin::client::ask(&socket, method, path))?)
-    }
-
-    /// The answer of the relay, or nothing where none runs. A socket that was named must answer.
-    fn ask_if_running<T: serde::de::DeserializeOwned>(
-        &self,
-        method: Method,
-        path: &str,
-    ) -> Result<Option<T>, CliError> {
-        match self.ask(method, path) {
-            Err(CliError::Admin(AdminError::NotRunning { .. })) if self.socket.is_none() => {
-                Ok(None)
-            }
-            answer => answer.map(Some),
-        }
-    }
-}
-
-fn reload(relay: &RunningRelay) -> Result<(), CliError> {
-    let answer: ReloadAnswer = relay.ask(Method::POST, "/reload")?;
+fn reload(relay: &RelayArguments) -> Result<(), CliError> {
+    let answer: ReloadAnswer = relay.running()?.answer(Method::POST, "/reload")?;
     if !answer.applied {
         return Err(CliError::NotReloaded(answer.problems));
     }
@@ -375,89 +355,8 @@ fn reload(relay: &RunningRelay) -> Result<(), CliError> {
     Ok(())
 }
 
-/// Ask the running relay, or where none runs do it here with the storage of its config.
-fn ask_or_open<T: serde::de::DeserializeOwned>(
-    relay: &RunningRelay,
-    stopped: bool,
-    (method, path): (Method, &str),
-    here: impl AsyncFnOnce(&Journal) -> T,
-) -> Result<T, CliError> {
-    if !stopped && let Some(answer) = relay.ask_if_running(method, path)? {
-        return Ok(answer);
-    }
-    let config = load::read_file(&relay.config).map_err(CliError::Config)?.config;
-    if let Some(ended) = as_owner_of(&config.storage.path)? {
-        std::process::exit(ended);
-    }
-    runtime()?.block_on(async {
-        let journal = Journal::open(&config.storage, Metrics::new()?.storage)?;
-        Ok(here(&journal).await)
-    })
-}
-
-fn doc(id: DocumentId, relay: &RunningRelay, json: bool, stopped: bool) -> Result<(), CliError> {
-    let path = format!("/documents/{id}");
-    let here = async |journal: &Journal| DocumentAnswer::of(journal, id).await;
-    let answer = ask_or_open(relay, stopped, (Method::GET, &path), here)?;
-    if let Some(problem) = answer.problem {
-        return Err(CliError::NotRead(problem));
-    }
-    let document = answer.document.ok_or(CliError::NoDocument(id))?;
-    if json {
-        print(&format!("{}\n", serde_json::to_string_pretty(&document).unwrap_or_default()));
-        return Ok(());
-    }
-    let mut text = format!(
-        "document     {}\nheads        {}\nchanges      {} by {} actors, the last {}\nstored       {} bytes in {} chunks\n",
-        document.document,
-        document.heads.join(" "),
-        document.changes,
-        document.actors,
-        document.last_change.as_deref().unwrap_or("at a time that nobody noted"),
-        document.bytes,
-        document.chunks.len(),
-    );
-    for chunk in document.chunks {
-        text.push_str(&format!("  {:>9}  {}", chunk.bytes, chunk.key));
-        text.push_str(&chunk.fault.map_or_else(String::new, |fault| format!("  broken: {fault}")));
-        text.push('\n');
-    }
-    print(&text);
-    Ok(())
-}
-
-fn checkpoint(relay: &RunningRelay, json: bool, stopped: bool) -> Result<(), CliError> {
-    let here = async |journal: &Journal| CheckpointAnswer::of(journal).await;
-    let answer = ask_or_open(relay, stopped, (Method::POST, "/checkpoint"), here)?;
-    if json {
-        print(&format!("{}\n", serde_json::to_string_pretty(&answer).unwrap_or_default()));
-    }
-    match answer.problem {
-        Some(problem) => Err(CliError::NotMoved(problem)),
-        None if json => Ok(()),
-        None => {
-            print(&format!("{} chunks moved; the folders hold everything\n", answer.moved));
-            Ok(())
-        }
-    }
-}
-
-/// Root's files would be closed to the relay, which does not run: run this command again as the owner of `folder`. Returns its exit
-/// code, or nothing where we are the owner already.
-fn as_owner_of(folder: &Path) -> Result<Option<i32>, CliError> {
-    let failed = |source| CliError::Io { path: folder.to_owned(), source };
-    let owner = std::fs::metadata(folder).map_err(failed)?;
-    if !rustix::process::geteuid().is_root() || owner.uid() == 0 {
-        return Ok(None);
-    }
-    // Not by its path, which may lead through folders that are root's alone.
-    let mut again = std::process::Command::new("/proc/self/exe");
-    again.args(env::args_os().skip(1)).arg("--stopped").uid(owner.uid()).gid(owner.gid());
-    Ok(Some(again.status().map_err(failed)?.code().unwrap_or(1)))
-}
-
-fn status(relay: &RunningRelay, json: bool) -> Result<(), CliError> {
-    let status: Status = relay.ask(Method::GET, "/status")?;
+fn status(relay: &RelayArguments, json: bool) -> Result<(), CliError> {
+    let status: Status = relay.running()?.ask(Method::GET, "/status")?;
     if json {
         let text = serde_json::to_string_pretty(&status).unwrap_or_default();
         print(&format!("{text}\n"));

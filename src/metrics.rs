@@ -143,6 +143,8 @@ metrics! {
         queue: IntGauge = "tonk_relay_storage_queue" [];
         /// Bytes that are not durable yet.
         unsaved_bytes: IntGauge = "tonk_relay_storage_unsaved_bytes" [];
+        /// Bytes that are free on the disk of documents or of bundles, whichever has less.
+        free_bytes: IntGauge = "tonk_relay_storage_free_bytes" [];
         /// Commits of the journal: each makes what all documents wrote meanwhile durable.
         commits: IntCounter = "tonk_relay_storage_commits_total" [];
         /// Bytes of chunks in the journal, which have not moved into the folders yet.

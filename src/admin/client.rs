@@ -1,15 +1,21 @@
-//! The other end of the admin socket: what the live commands do.
+//! The other end of the admin socket: what the commands speak to the relay with.
 
-use std::{io, path::Path};
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
 
 use axum::body::Body;
+use bytes::Bytes;
 use http_body_util::BodyExt;
-use hyper::{Method, Request, client::conn::http1, header};
+use hyper::{Method, Request, Response, body::Incoming, client::conn::http1, header};
 use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
-/// Why a live command has no answer.
+use super::storage::Problem;
+
+/// Why a command has no answer.
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the texts say it")]
 pub enum AdminError {
@@ -23,17 +29,106 @@ pub enum AdminError {
     Http(#[from] hyper::Error),
     #[error("the relay's answer is not understood: {0}")]
     Answer(String),
+    #[error("{0}")]
+    Refused(String),
 }
 
-/// Ask the relay at `socket`.
+/// The way to a relay.
+pub enum Connection {
+    /// A running one's socket. Each request has a connection of its own: an idle one would be closed.
+    Socket(PathBuf),
+    /// One that serves this connection alone.
+    Stream(http1::SendRequest<Body>),
+}
+
+impl Connection {
+    /// Speak over `stream`.
+    ///
+    /// # Errors
+    /// Nobody is at its other end.
+    pub async fn over(stream: UnixStream) -> Result<Self, AdminError> {
+        Ok(Self::Stream(open(stream).await?))
+    }
+
+    /// Send a request; the answer may be a refusal.
+    ///
+    /// # Errors
+    /// The relay is not there, may not be asked, or does not answer.
+    pub async fn send(
+        &mut self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> Result<Response<Incoming>, AdminError> {
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(header::HOST, "admin")
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(Body::from(body))
+            .map_err(|error| AdminError::Answer(error.to_string()))?;
+        match self {
+            Self::Socket(socket) => Ok(connect(socket).await?.send_request(request).await?),
+            Self::Stream(sender) => {
+                sender.ready().await?;
+                Ok(sender.send_request(request).await?)
+            }
+        }
+    }
+
+    /// Send a request and take the whole answer.
+    ///
+    /// # Errors
+    /// As for [`Self::send`], and the relay's refusal.
+    pub async fn fetch(
+        &mut self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> Result<Bytes, AdminError> {
+        let answer = self.send(method, path, body).await?;
+        let status = answer.status();
+        let body = answer.into_body().collect().await?.to_bytes();
+        if status.is_success() {
+            return Ok(body);
+        }
+        let problem = parse(&body).map(|Problem { problem }| problem);
+        Err(AdminError::Refused(problem.unwrap_or_else(|_| format!("the relay answers {status}"))))
+    }
+
+    /// Call `each` for every line of an answer.
+    ///
+    /// # Errors
+    /// As for [`Self::fetch`].
+    pub async fn lines<T: DeserializeOwned>(
+        &mut self,
+        method: Method,
+        path: &str,
+        mut each: impl FnMut(T),
+    ) -> Result<(), AdminError> {
+        let mut body = self.send(method, path, Bytes::new()).await?.into_body();
+        let mut rest = Vec::new();
+        while let Some(frame) = body.frame().await {
+            let Ok(data) = frame?.into_data() else { continue };
+            rest.extend_from_slice(&data);
+            while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = rest.drain(..=end).collect();
+                each(parse(&line)?);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Read an answer.
 ///
 /// # Errors
-/// It is not there, may not be asked, or does not answer.
-pub async fn ask<T: DeserializeOwned>(
-    socket: &Path,
-    method: Method,
-    path: &str,
-) -> Result<T, AdminError> {
+/// It is none of that kind.
+pub fn parse<T: DeserializeOwned>(json: &[u8]) -> Result<T, AdminError> {
+    serde_json::from_slice(json).map_err(|error| AdminError::Answer(error.to_string()))
+}
+
+async fn connect(socket: &Path) -> Result<http1::SendRequest<Body>, AdminError> {
     let stream = UnixStream::connect(socket).await.map_err(|source| {
         let socket = socket.display().to_string();
         match source.kind() {
@@ -44,23 +139,12 @@ pub async fn ask<T: DeserializeOwned>(
             _ => AdminError::Socket { socket, source },
         }
     })?;
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-    let request = Request::builder()
-        .method(method)
-        .uri(path)
-        .header(header::HOST, "admin")
-        .body(Body::empty())
-        .map_err(|error| AdminError::Answer(error.to_string()))?;
-    let answer = async {
-        let body = sender.send_request(request).await?.into_body().collect().await?;
-        Ok::<_, AdminError>(body.to_bytes())
-    };
-    let body = tokio::select! {
-        body = answer => body?,
-        ended = connection => {
-            ended?;
-            return Err(AdminError::Answer("the connection ended".to_owned()));
-        }
-    };
-    serde_json::from_slice(&body).map_err(|error| AdminError::Answer(error.to_string()))
+    open(stream).await
+}
+
+async fn open(stream: UnixStream) -> Result<http1::SendRequest<Body>, AdminError> {
+    let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+    // It ends with the sender; what goes wrong is in the answer.
+    tokio::spawn(async move { drop(connection.await) });
+    Ok(sender)
 }

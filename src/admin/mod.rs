@@ -1,16 +1,17 @@
 //! The admin listener: metrics, health, and the live commands.
 //!
 //! Every address of `[admin] listen` answers `GET /metrics`, `/livez` and `/readyz?verbose`. The Unix socket,
-//! whose file lets root and the service's group in, also answers `GET /status`,
-//! `POST /reload`, `POST /checkpoint` and `GET /documents/{id}`; [`client`] is what the commands speak to it with.
+//! whose file lets root and the service's group in, also answers `GET /status`, `POST /reload`, and what is in
+//! [`storage`]; [`client`] is what the commands speak to it with.
 
 pub mod client;
+pub mod storage;
 
 use std::sync::Arc;
 
 use axum::{
     Json, Router,
-    extract::{Path, State},
+    extract::State,
     http::StatusCode,
     response::{IntoResponse, Response},
     routing::{get, post},
@@ -18,11 +19,9 @@ use axum::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    document_id::{BadDocumentId, DocumentId},
     health::{Phase, Report},
     http::{App, pages},
     reloader::{Refused, Reloader},
-    storage::{inspect::Inspection, journal::Journal},
     sync::rooms::Rooms,
 };
 
@@ -57,25 +56,6 @@ pub struct ReloadAnswer {
     pub problems: Vec<String>,
 }
 
-/// What `POST /checkpoint` answers.
-#[derive(Debug, Serialize, Deserialize)]
-pub struct CheckpointAnswer {
-    /// How many chunks moved from the journal into the folders.
-    pub moved: usize,
-    /// Why not all of them did.
-    pub problem: Option<String>,
-}
-
-impl CheckpointAnswer {
-    /// Move everything from `journal` into the folders.
-    pub async fn of(journal: &Journal) -> Self {
-        match journal.checkpoint().await {
-            Ok(moved) => Self { moved, problem: None },
-            Err(error) => Self { moved: 0, problem: Some(error.to_string()) },
-        }
-    }
-}
-
 /// The router of the TCP addresses.
 pub fn router(app: App) -> Router {
     Router::new()
@@ -90,7 +70,6 @@ struct Live {
     app: App,
     rooms: Arc<Rooms>,
     reloader: Arc<Reloader>,
-    journal: Arc<Journal>,
 }
 
 /// The router of the Unix socket.
@@ -98,15 +77,13 @@ pub fn unix_router(
     app: App,
     rooms: Arc<Rooms>,
     reloader: Arc<Reloader>,
-    journal: Arc<Journal>,
+    stored: storage::Stored,
 ) -> Router {
     let live = Router::new()
         .route("/status", get(status))
         .route("/reload", post(reload))
-        .route("/checkpoint", post(checkpoint))
-        .route("/documents/{id}", get(document))
-        .with_state(Live { app: app.clone(), rooms, reloader, journal });
-    router(app).merge(live)
+        .with_state(Live { app: app.clone(), rooms, reloader });
+    router(app).merge(live).merge(storage::router(stored))
 }
 
 async fn status(State(live): State<Live>) -> Json<Status> {
@@ -141,51 +118,6 @@ fn phase(report: &Report) -> &'static str {
 
 fn lines(checks: &std::collections::BTreeMap<&'static str, String>) -> Vec<String> {
     checks.iter().map(|(check, reason)| format!("{check}: {reason}")).collect()
-}
-
-/// What `GET /documents/{id}` answers.
-#[derive(Debug, Serialize, Deserialize)]
-pub struct DocumentAnswer {
-    /// What is stored of it; none if nothing is.
-    pub document: Option<Inspection>,
-    /// Why that cannot be said.
-    pub problem: Option<String>,
-}
-
-impl DocumentAnswer {
-    /// Look at a document in `journal`.
-    pub async fn of(journal: &Journal, document: DocumentId) -> Self {
-        match Inspection::of(journal, document).await {
-            Ok(document) => Self { document, problem: None },
-            Err(error) => Self { document: None, problem: Some(error.to_string()) },
-        }
-    }
-}
-
-async fn document(State(live): State<Live>, Path(id): Path<String>) -> Response {
-    let answer = match id.parse() {
-        Ok(document) => DocumentAnswer::of(&live.journal, document).await,
-        Err(error) => {
-            let error: BadDocumentId = error;
-            let answer = DocumentAnswer { document: None, problem: Some(error.to_string()) };
-            return (StatusCode::BAD_REQUEST, Json(answer)).into_response();
-        }
-    };
-    let status = match (&answer.document, &answer.problem) {
-        (_, Some(_)) => StatusCode::INTERNAL_SERVER_ERROR,
-        (None, None) => StatusCode::NOT_FOUND,
-        (Some(_), None) => StatusCode::OK,
-    };
-    (status, Json(answer)).into_response()
-}
-
-async fn checkpoint(State(live): State<Live>) -> Response {
-    let answer = CheckpointAnswer::of(&live.journal).await;
-    let status = match answer.problem {
-        None => StatusCode::OK,
-        Some(_) => StatusCode::INTERNAL_SERVER_ERROR,
-    };
-    (status, Json(answer)).into_response()
 }
 
 async fn reload(State(live): State<Live>) -> Response {

@@ -20,6 +20,7 @@ use crate::{
     metrics::Metrics,
     reloader::Reloader,
     signals::Request,
+    storage::documents::Documents,
     supervisor::{OnExit, Supervisor},
     sync::rooms::Rooms,
     systemd,
@@ -156,6 +157,19 @@ pub(super) fn flush_log(
     supervisor.keep("log", OnExit::Restart, stopping, move || {
         let repeats = repeats.clone();
         async move { repeats.run().await }
+    });
+}
+
+/// Look how much room the disks have.
+pub(super) fn watch_space(
+    supervisor: &mut Supervisor,
+    stopping: &CancellationToken,
+    documents: &Arc<Documents>,
+) {
+    let documents = documents.clone();
+    supervisor.keep("space", OnExit::Restart, stopping, move || {
+        let documents = documents.clone();
+        async move { documents.space().run().await }
     });
 }
 

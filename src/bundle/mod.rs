@@ -163,6 +163,11 @@ impl<R: Read + Seek> Bundle<R> {
         &self.manifest
     }
 
+    /// The manifest as it stands in the bundle.
+    pub fn manifest_json(&self) -> &[u8] {
+        &self.manifest_json
+    }
+
     /// The documents that the bundle holds.
     pub fn documents(&self) -> Vec<DocumentId> {
         self.documents.keys().copied().collect()
@@ -203,22 +208,15 @@ impl<R: Read + Seek> Bundle<R> {
     /// An entry of the root document that does not unpack.
     pub fn slim(&mut self) -> Result<Bytes, BundleError> {
         let root = self.documents.get(&self.manifest.root).cloned().unwrap_or_default();
-        // The time of every entry is ZIP's first, so that one bundle makes the same bytes on every load.
-        let options = SimpleFileOptions::default()
-            .compression_method(CompressionMethod::Deflated)
-            .last_modified_time(zip::DateTime::default());
         // What the documents have used up is no matter here: the limit is for one use of a bundle.
         self.budget.left = self.budget.limit;
-        let mut out = ZipWriter::new(Cursor::new(Vec::new()));
-        out.start_file(MANIFEST, options).map_err(not_zip)?;
-        out.write_all(&self.manifest_json)?;
-        for chunk in &root {
-            let bytes = self.read(chunk)?;
-            out.start_file(chunk.name.as_str(), options).map_err(not_zip)?;
-            out.write_all(&bytes)?;
+        let mut entries = Vec::new();
+        for chunk in root {
+            entries.push((self.read(&chunk)?, chunk.name));
         }
         self.budget.left = self.budget.limit;
-        Ok(out.finish().map_err(not_zip)?.into_inner().into())
+        let entries = entries.iter().map(|(data, name)| (name.as_str(), data.as_slice()));
+        write(&self.manifest_json, entries)
     }
 
     fn read(&mut self, chunk: &Chunk) -> Result<Vec<u8>, BundleError> {
@@ -231,6 +229,53 @@ impl<R: Read + Seek> Bundle<R> {
             other => other,
         })
     }
+}
+
+/// A ZIP of a manifest and entries.
+fn write<'a>(
+    manifest_json: &'a [u8],
+    entries: impl Iterator<Item = (&'a str, &'a [u8])>,
+) -> Result<Bytes, BundleError> {
+    // The time of every entry is ZIP's first, so that the same entries always make the same bytes.
+    let options = SimpleFileOptions::default()
+        .compression_method(CompressionMethod::Deflated)
+        .last_modified_time(zip::DateTime::default());
+    let mut out = ZipWriter::new(Cursor::new(Vec::new()));
+    for (name, data) in std::iter::once((MANIFEST, manifest_json)).chain(entries) {
+        out.start_file(name, options).map_err(not_zip)?;
+        out.write_all(data)?;
+    }
+    Ok(out.finish().map_err(not_zip)?.into_inner().into())
+}
+
+/// A bundle of automerge saves, named as Tonk names them.
+///
+/// # Errors
+/// It is too large for a ZIP.
+pub fn pack(
+    manifest_json: &[u8],
+    documents: &BTreeMap<DocumentId, Vec<u8>>,
+) -> Result<Bytes, BundleError> {
+    let name = |document: &DocumentId| {
+        let text = document.to_string();
+        let (first, rest) = text.split_at_checked(2).unwrap_or((&text, ""));
+        format!("storage/{first}/{rest}/snapshot/bundle_export")
+    };
+    let named: Vec<(String, &Vec<u8>)> =
+        documents.iter().map(|(document, save)| (name(document), save)).collect();
+    write(manifest_json, named.iter().map(|(name, save)| (name.as_str(), save.as_slice())))
+}
+
+/// The manifest of a bundle of which nothing but its root is known.
+pub fn minimal_manifest(root: DocumentId) -> Vec<u8> {
+    let manifest = serde_json::json!({
+        "manifestVersion": 1,
+        "version": { "major": 1, "minor": 0 },
+        "rootId": root.to_string(),
+        "entrypoints": [],
+        "networkUris": [],
+    });
+    serde_json::to_vec_pretty(&manifest).unwrap_or_default()
 }
 
 fn not_zip(error: zip::result::ZipError) -> BundleError {

@@ -37,6 +37,15 @@ pub trait BundleStore: Send + Sync + 'static {
 
     /// The bundle of that id; none if there is none.
     fn get(&self, id: DocumentId) -> BoxFuture<'_, io::Result<Option<StoredBundle>>>;
+
+    /// All bundles, each with its ETag.
+    fn list(&self) -> BoxFuture<'_, io::Result<Vec<(DocumentId, String)>>>;
+
+    /// Delete the bundle of that id. False if there is none.
+    fn delete(&self, id: DocumentId) -> BoxFuture<'_, io::Result<bool>>;
+
+    /// Move all bundles to where `name` stands for them, out of the way.
+    fn set_aside(&self, name: &str) -> BoxFuture<'_, io::Result<()>>;
 }
 
 /// Bundles as files of a folder: `bundles/<id>.tonk`.
@@ -64,6 +73,41 @@ impl FolderStore {
     fn path(&self, id: DocumentId) -> PathBuf {
         self.folder.join(format!("{id}.tonk"))
     }
+
+    /// Work with the folder on a thread that may block.
+    fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Path) -> io::Result<T> + Send + 'static,
+    ) -> BoxFuture<'_, io::Result<T>> {
+        let folder = self.folder.clone();
+        async move {
+            let working = tokio::task::spawn_blocking(move || work(&folder));
+            working.await.unwrap_or_else(|panic| Err(io::Error::other(panic)))
+        }
+        .boxed()
+    }
+}
+
+/// The ids and paths of the bundles in a folder.
+fn bundles_in(folder: &Path) -> io::Result<Vec<(DocumentId, PathBuf)>> {
+    let mut bundles = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        let name = path.file_name().and_then(|name| name.to_str());
+        let id = name.and_then(|name| name.strip_suffix(".tonk")?.parse().ok());
+        bundles.extend(id.map(|id| (id, path)));
+    }
+    Ok(bundles)
+}
+
+fn etag(found: &fs::Metadata) -> String {
+    format!(
+        "\"{:x}-{:x}-{:x}{:08x}\"",
+        found.ino(),
+        found.size(),
+        found.mtime(),
+        found.mtime_nsec()
+    )
 }
 
 const INCOMING: &str = ".incoming";
@@ -74,38 +118,51 @@ impl BundleStore for FolderStore {
     }
 
     fn put(&self, id: DocumentId, bundle: NamedTempFile) -> BoxFuture<'_, io::Result<()>> {
-        let (path, folder) = (self.path(id), self.folder.clone());
-        async move {
-            let work = move || {
-                bundle.as_file().sync_all()?;
-                bundle.persist(&path).map_err(|error| error.error)?;
-                File::open(&folder)?.sync_all()
-            };
-            tokio::task::spawn_blocking(work).await.unwrap_or_else(|e| Err(io::Error::other(e)))
-        }
-        .boxed()
+        let path = self.path(id);
+        self.run(move |folder| {
+            bundle.as_file().sync_all()?;
+            bundle.persist(&path).map_err(|error| error.error)?;
+            File::open(folder)?.sync_all()
+        })
     }
 
     fn get(&self, id: DocumentId) -> BoxFuture<'_, io::Result<Option<StoredBundle>>> {
         let path = self.path(id);
-        async move {
-            let work = move || {
-                let file = match File::open(&path) {
-                    Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-                    file => file?,
-                };
-                let found = file.metadata()?;
-                let etag = format!(
-                    "\"{:x}-{:x}-{:x}{:08x}\"",
-                    found.ino(),
-                    found.size(),
-                    found.mtime(),
-                    found.mtime_nsec()
-                );
-                Ok(Some(StoredBundle { file, size: found.size(), etag }))
+        self.run(move |_| {
+            let file = match File::open(&path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+                file => file?,
             };
-            tokio::task::spawn_blocking(work).await.unwrap_or_else(|e| Err(io::Error::other(e)))
-        }
-        .boxed()
+            let found = file.metadata()?;
+            Ok(Some(StoredBundle { file, size: found.size(), etag: etag(&found) }))
+        })
+    }
+
+    fn list(&self) -> BoxFuture<'_, io::Result<Vec<(DocumentId, String)>>> {
+        self.run(|folder| {
+            let bundles = bundles_in(folder)?;
+            bundles.into_iter().map(|(id, path)| Ok((id, etag(&fs::metadata(path)?)))).collect()
+        })
+    }
+
+    fn delete(&self, id: DocumentId) -> BoxFuture<'_, io::Result<bool>> {
+        let path = self.path(id);
+        self.run(move |folder| match fs::remove_file(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+            Ok(()) => File::open(folder)?.sync_all().map(|()| true),
+        })
+    }
+
+    fn set_aside(&self, name: &str) -> BoxFuture<'_, io::Result<()>> {
+        let name = name.to_owned();
+        self.run(move |folder| {
+            let aside = folder.join(name);
+            fs::create_dir(&aside)?;
+            for (id, path) in bundles_in(folder)? {
+                fs::rename(path, aside.join(format!("{id}.tonk")))?;
+            }
+            Ok(())
+        })
     }
 }

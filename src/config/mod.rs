@@ -92,6 +92,7 @@ pub struct Storage {
     pub commit_interval: Time,
     pub journal_size: Size,
     pub grace: Time,
+    pub min_free: Size,
     pub max_unsaved: Size,
 }
 
@@ -270,6 +271,7 @@ impl Default for Storage {
             commit_interval: Time(std::time::Duration::from_millis(20)),
             journal_size: Size::mib(64),
             grace: Time::secs(60),
+            min_free: Size::mib(1024),
             max_unsaved: Size::mib(256),
         }
     }

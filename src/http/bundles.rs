@@ -41,6 +41,7 @@ pub async fn upload(
         Err(HttpError::Store(_)) => "store_failed",
         Err(HttpError::TooLarge(_)) => "too_large",
         Err(HttpError::Slow(_)) => "slow",
+        Err(HttpError::NoSpace) => "no_space",
         Err(_) => "refused",
     };
     app.metrics.bundles.uploads.with_label_values(&[label]).inc();
@@ -54,6 +55,9 @@ async fn receive(app: &App, headers: &HeaderMap, body: Body) -> Result<DocumentI
     let kind = kind.and_then(|kind| kind.split(';').next()).map(str::trim);
     if !kind.is_some_and(|kind| kind.eq_ignore_ascii_case("application/octet-stream")) {
         return Err(HttpError::BundleData);
+    }
+    if app.documents.space().is_low() {
+        return Err(HttpError::NoSpace);
     }
     let config = app.config.borrow().clone();
     let max_upload = config.bundles.max_upload.0;
@@ -74,6 +78,9 @@ async fn receive(app: &App, headers: &HeaderMap, body: Body) -> Result<DocumentI
         Ok(bundle.manifest().root)
     };
     let id = unpack(app, verify).await??;
+    if app.documents.is_deleted(id) {
+        return Err(HttpError::Deleted);
+    }
     app.store.put(id, file).await?;
     info!(bundle = %id, bytes = size, "stored an uploaded bundle");
     Ok(id)

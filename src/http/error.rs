@@ -36,6 +36,10 @@ pub enum HttpError {
     Slow(std::time::Duration),
     #[error("The bundle store is not available")]
     Store(#[from] std::io::Error),
+    #[error("There is no room for uploads on the relay's disk")]
+    NoSpace,
+    #[error("This bundle was deleted here")]
+    Deleted,
     #[error("Too many bundles are being read")]
     Busy,
     #[error("Range not satisfiable")]
@@ -53,6 +57,8 @@ impl HttpError {
             Self::BundleId(_) | Self::BundleData | Self::Body(_) | Self::Bundle(_) => {
                 StatusCode::BAD_REQUEST
             }
+            Self::NoSpace => StatusCode::INSUFFICIENT_STORAGE,
+            Self::Deleted => StatusCode::GONE,
             Self::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Slow(_) => StatusCode::REQUEST_TIMEOUT,
             Self::Range(_) => StatusCode::RANGE_NOT_SATISFIABLE,
@@ -81,7 +87,7 @@ impl IntoResponse for HttpError {
                 }
             }
             // What is left of the body is not read: the connection cannot go on.
-            Self::TooLarge(_) | Self::Slow(_) => {
+            Self::TooLarge(_) | Self::Slow(_) | Self::NoSpace => {
                 headers.insert(header::CONNECTION, header::HeaderValue::from_static("close"));
             }
             _ => {}

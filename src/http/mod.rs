@@ -33,6 +33,7 @@ use crate::{
     config::Config,
     health::Health,
     metrics::Metrics,
+    storage::documents::Documents,
     sync::{outbound::Closing, peers::Peers, sessions::Sessions},
 };
 
@@ -50,6 +51,7 @@ pub struct App {
     pub store: Arc<dyn BundleStore>,
     pub health: Arc<Health>,
     pub metrics: Metrics,
+    pub documents: Arc<Documents>,
     pub sessions: Arc<Sessions>,
     pub peers: Arc<Peers>,
     /// Where sessions are counted until they end.

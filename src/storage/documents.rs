@@ -10,10 +10,11 @@ use std::{
 use automerge::{Automerge, AutomergeError, ChangeHash, LoadOptions, OnPartialLoad};
 use bytes::Bytes;
 use prometheus::IntGauge;
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tracing::{error, info, warn};
 
-use super::{ChunkKind, ChunkStore, Key, StorageError, StoredChunk};
+use super::{ChunkKind, ChunkStore, Key, StorageError, StoredChunk, space::Space};
 use crate::{
     backoff::Backoff, bundle::served::Served, document_id::DocumentId, health::Health,
     metrics::StorageMetrics,
@@ -29,6 +30,7 @@ pub struct Documents {
     store: Arc<dyn ChunkStore>,
     served: Served,
     health: Arc<Health>,
+    space: Arc<Space>,
     metrics: StorageMetrics,
 }
 
@@ -46,6 +48,8 @@ pub struct Opened {
     pub heads: Vec<ChangeHash>,
     /// The hashes of its changes where they are few.
     pub changes: HashSet<ChangeHash>,
+    /// It was deleted: it is to stay unknown, whoever brings it.
+    pub is_deleted: bool,
 }
 
 /// A snapshot that is not in storage yet.
@@ -66,6 +70,26 @@ pub enum Relation {
     Newer,
     /// They share no change: two documents that were given one id.
     Unrelated,
+}
+
+/// What became of a document that was to be merged with what is stored.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Merged {
+    /// There was none of its id.
+    New,
+    /// It has changes that the stored one lacked.
+    Newer,
+    /// All of it was there.
+    Contained,
+    /// The stored one shares no change with it and stays as it is.
+    Unrelated,
+    /// It was deleted here and stays so.
+    Deleted,
+    /// There is no room for a new document.
+    NoSpace,
+    /// It does not parse.
+    Broken(String),
 }
 
 impl Relation {
@@ -102,9 +126,20 @@ impl Documents {
         store: Arc<dyn ChunkStore>,
         served: Served,
         health: Arc<Health>,
+        space: Arc<Space>,
         metrics: StorageMetrics,
     ) -> Self {
-        Self { store, served, health, metrics }
+        Self { store, served, health, space, metrics }
+    }
+
+    /// Whether a document was deleted.
+    pub fn is_deleted(&self, document: DocumentId) -> bool {
+        self.store.is_deleted(document)
+    }
+
+    /// How much room there is.
+    pub fn space(&self) -> &Space {
+        &self.space
     }
 
     /// The id of this storage; made and stored at the first start.
@@ -130,6 +165,9 @@ impl Documents {
     /// # Errors
     /// Bytes that are there cannot be read. That is not "no document".
     pub async fn open(&self, document: DocumentId) -> Result<Opened, StorageError> {
+        if self.store.is_deleted(document) {
+            return Ok(Opened { is_deleted: true, ..Opened::default() });
+        }
         let stored = self.timed("load", self.store.load_document(document)).await?;
         let underneath = self.underneath(document);
         if stored.is_empty() && underneath.is_none() {
@@ -170,8 +208,41 @@ impl Documents {
         Ok(opened)
     }
 
+    /// Merge a document that an import, a restore or an upload brings with what is stored of it. It is durable
+    /// when this returns; a live room has to be told.
+    ///
+    /// # Errors
+    /// Storage cannot be read or written.
+    pub async fn merge(
+        &self,
+        document: DocumentId,
+        data: Bytes,
+        dry_run: bool,
+    ) -> Result<Merged, StorageError> {
+        if self.store.is_deleted(document) {
+            return Ok(Merged::Deleted);
+        }
+        let stored = self.timed("load", self.store.load_document(document)).await?;
+        let compared = tokio::task::spawn_blocking(move || compare(document, stored, &data));
+        let (merged, add) = compared.await.map_err(|error| StorageError {
+            action: "merge",
+            path: document.to_string().into(),
+            source: std::io::Error::other(error),
+        })?;
+        if merged == Merged::New && self.space.is_low() {
+            return Ok(Merged::NoSpace);
+        }
+        if let Some(add) = add.filter(|_| !dry_run) {
+            self.timed("put", self.store.put(&add.key, add.data)).await?;
+        }
+        Ok(merged)
+    }
+
     /// The served bundle's snapshot of a document.
     pub fn underneath(&self, document: DocumentId) -> Option<Bytes> {
+        if self.store.is_deleted(document) {
+            return None;
+        }
         let served = self.served.borrow();
         served.as_ref().and_then(|bundle| bundle.documents.get(&document).cloned())
     }
@@ -277,19 +348,18 @@ impl Drop for Queued<'_> {
     }
 }
 
-pub(super) struct Checked {
-    pub(super) opened: Opened,
+/// A document as its chunks make it.
+pub struct Checked {
+    /// The document, of all chunks that are whole.
+    pub opened: Opened,
     /// Chunks that do not parse or fit, and why.
-    pub(super) broken: Vec<(Key, String)>,
+    pub broken: Vec<(Key, String)>,
     newer: Option<Base>,
     unrelated: bool,
 }
 
-pub(super) fn check(
-    document: DocumentId,
-    stored: Vec<StoredChunk>,
-    underneath: Option<Bytes>,
-) -> Checked {
+/// Make a document of its chunks, with what lies underneath. Takes processor time.
+pub fn check(document: DocumentId, stored: Vec<StoredChunk>, underneath: Option<Bytes>) -> Checked {
     let mut broken = Vec::new();
     let mut chunks = stored;
     // Nearly always all of them are whole.
@@ -330,11 +400,39 @@ pub(super) fn check(
         HashSet::new()
     };
     Checked {
-        opened: Opened { heads: doc.get_heads(), doc: Box::new(doc), changes, chunks, base },
+        opened: Opened {
+            heads: doc.get_heads(),
+            doc: Box::new(doc),
+            changes,
+            chunks,
+            base,
+            is_deleted: false,
+        },
         broken,
         newer,
         unrelated,
     }
+}
+
+/// How a document that somebody brings stands to what is stored, and the snapshot that is to be added.
+fn compare(document: DocumentId, stored: Vec<StoredChunk>, data: &Bytes) -> (Merged, Option<Base>) {
+    let options = LoadOptions::new().on_partial_load(OnPartialLoad::Error);
+    let incoming = match Automerge::load_with_options(data, options) {
+        Ok(incoming) if incoming.get_heads().is_empty() => {
+            return (Merged::Broken("it holds no change".to_owned()), None);
+        }
+        Ok(incoming) => incoming,
+        Err(error) => return (Merged::Broken(error.to_string()), None),
+    };
+    let here = check(document, stored, None).opened;
+    let merged = match Relation::of(&incoming, &here.doc) {
+        _ if here.heads.is_empty() => Merged::New,
+        Relation::Contained => return (Merged::Contained, None),
+        Relation::Unrelated => return (Merged::Unrelated, None),
+        Relation::Newer => Merged::Newer,
+    };
+    let key = snapshot_key(document, &incoming.get_heads());
+    (merged, Some(Base { key, data: incoming.save().into() }))
 }
 
 /// One document from chunks, if all of them parse.
@@ -356,7 +454,7 @@ fn joined(chunks: &[StoredChunk]) -> Vec<u8> {
 }
 
 /// Whether a chunk parses by itself. Changes whose dependencies are elsewhere do.
-fn parses(chunk: &[u8]) -> Result<(), String> {
+pub(super) fn parses(chunk: &[u8]) -> Result<(), String> {
     if chunk.is_empty() {
         return Err("the file is empty".to_owned());
     }

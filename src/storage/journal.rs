@@ -40,7 +40,12 @@ use tokio::{
 };
 use tracing::{error, info, warn};
 
-use super::{ChunkKind, ChunkStore, Key, StorageError, StoredChunk, nodefs::NodefsStore};
+use super::{
+    ChunkKind, ChunkStore, Key, StorageError, StoredChunk,
+    nodefs::NodefsStore,
+    tombstones::{Tombstone, Tombstones},
+    walk::{self, Found, Listed},
+};
 use crate::{
     backoff::Backoff,
     config::{self, Durability},
@@ -88,6 +93,7 @@ struct Shared {
     /// Chunks that leave the folders when their grace time is over; locked for as long as one is deleted.
     doomed: tokio::sync::Mutex<HashSet<Key>>,
     size: usize,
+    tombstones: Tombstones,
     metrics: StorageMetrics,
 }
 
@@ -102,6 +108,17 @@ enum Change {
     Delete(Key),
     /// Rows whose chunks stand in the folders.
     Moved(Vec<(Key, Row)>),
+    /// All rows of a document, without a trace.
+    DeleteDocument(DocumentId),
+}
+
+/// What a deletion found of a document.
+#[derive(Debug, Default)]
+pub struct Deleted {
+    /// Chunks in the journal and the folders, quarantine included.
+    pub chunks: usize,
+    /// Their bytes.
+    pub bytes: u64,
 }
 
 /// A chunk in the journal.
@@ -264,6 +281,8 @@ impl Journal {
             }
             opened => opened?,
         };
+        let tombstones = Tombstones::open(&config.path)?;
+        let index = forget_deleted(&connection, index, &tombstones);
         if index.rows > 0 {
             info!(chunks = index.rows, bytes = index.bytes, "the journal holds what was not moved");
         }
@@ -275,6 +294,7 @@ impl Journal {
             is_full: Notify::new(),
             doomed: tokio::sync::Mutex::default(),
             size: config.journal_size.bytes(),
+            tombstones,
             metrics,
         });
         shared.show(&index);
@@ -317,6 +337,113 @@ impl Journal {
         // In a task: whoever asked may go away, and what was begun must be finished.
         let moving = tokio::spawn(async move { mover.checkpoint(0).await });
         moving.await.map_err(self.shared.panicked("move"))?
+    }
+
+    /// Call `found` for every stored document, until it returns false. Blocks.
+    ///
+    /// # Errors
+    /// The folders cannot be listed.
+    pub fn list(&self, mut found: impl FnMut(Listed) -> bool) -> Result<(), StorageError> {
+        let root = self.folders.root();
+        let mut in_journal: HashSet<DocumentId> =
+            self.shared.index().documents.keys().copied().collect();
+        let sizes_of = |document, mut chunks: Vec<(Key, u64)>| {
+            for (key, row) in self.shared.index().rows_of(document).unwrap_or_default() {
+                chunks.retain(|(in_folder, _)| *in_folder != key);
+                chunks.push((key, row.size as u64));
+            }
+            chunks
+        };
+        let (mut goes_on, mut failed) = (true, None);
+        walk::walk(root, |entry| {
+            let Found::Document(document) = entry else { return true };
+            in_journal.remove(&document);
+            match walk::sizes(root, document) {
+                Ok(chunks) => {
+                    let chunks = sizes_of(document, chunks);
+                    goes_on = chunks.is_empty() || found(Listed::new(document, chunks));
+                }
+                Err(error) => {
+                    failed = Some(error);
+                    goes_on = false;
+                }
+            }
+            goes_on
+        })?;
+        if let Some(error) = failed {
+            return Err(error);
+        }
+        for document in in_journal {
+            let chunks = sizes_of(document, Vec::new());
+            goes_on = goes_on && (chunks.is_empty() || found(Listed::new(document, chunks)));
+        }
+        Ok(())
+    }
+
+    /// The documents of which the journal holds chunks.
+    pub fn documents(&self) -> Vec<DocumentId> {
+        self.shared.index().documents.keys().copied().collect()
+    }
+
+    /// What SQLite finds amiss in the journal's file. Blocks.
+    pub fn faults(&self) -> Vec<String> {
+        let check = || {
+            let flags = OpenFlags::SQLITE_OPEN_READ_ONLY;
+            let connection = Connection::open_with_flags(&self.shared.path, flags)?;
+            let mut query = connection.prepare("PRAGMA quick_check")?;
+            let lines = query.query_map([], |row| row.get(0))?;
+            lines.collect::<rusqlite::Result<Vec<String>>>()
+        };
+        let mut faults = check().unwrap_or_else(|error| vec![error.to_string()]);
+        faults.retain(|line| line != "ok");
+        faults
+    }
+
+    /// Delete what is left of a document whose tombstone stands.
+    ///
+    /// # Errors
+    /// Something of it cannot be deleted.
+    pub async fn delete_again(&self, document: DocumentId) -> Result<(), StorageError> {
+        self.change(Change::DeleteDocument(document)).await?;
+        self.folders.delete_document(document).await.map(drop)
+    }
+
+    /// Move all that is stored, tombstones and quarantine too, into a folder beside it. Returns that folder.
+    /// Nothing may be stored meanwhile.
+    ///
+    /// # Errors
+    /// Not all could be moved.
+    pub async fn set_aside(&self, name: &str) -> Result<PathBuf, StorageError> {
+        self.checkpoint().await?;
+        let aside = self.folders.set_aside(name).await?;
+        self.shared.tombstones.forget();
+        Ok(aside)
+    }
+
+    /// The folder of documents.
+    pub fn root(&self) -> &Path {
+        self.folders.root()
+    }
+
+    /// The documents that were deleted.
+    pub fn tombstones(&self) -> &Tombstones {
+        &self.shared.tombstones
+    }
+
+    /// Delete a document, and see that nothing brings it back.
+    ///
+    /// # Errors
+    /// Nothing was deleted, or not all: it says what. A tombstone that stands by then refuses the document,
+    /// and the same call deletes the rest.
+    pub async fn delete_document(
+        &self,
+        document: DocumentId,
+        tombstone: Tombstone,
+    ) -> Result<Deleted, StorageError> {
+        let mover = self.for_a_task();
+        let deleting =
+            tokio::spawn(async move { mover.delete_document(document, tombstone).await });
+        deleting.await.map_err(self.shared.panicked("delete"))?
     }
 
     async fn change(&self, change: Change) -> Result<(), StorageError> {
@@ -389,6 +516,21 @@ fn open(path: &Path, durability: Durability) -> Result<(Connection, Index), Stor
         }
     }
     Ok((connection, index))
+}
+
+/// A deletion that did not come to its end is finished.
+fn forget_deleted(connection: &Connection, mut index: Index, tombstones: &Tombstones) -> Index {
+    let documents: Vec<DocumentId> = index.documents.keys().copied().collect();
+    for document in documents.into_iter().filter(|document| tombstones.contains(*document)) {
+        let delete = "DELETE FROM chunk WHERE document = ?1";
+        if let Err(error) = connection.execute(delete, [document.as_bytes()]) {
+            warn!(%document, %error, "the journal keeps chunks of a deleted document for now");
+        }
+        for (key, _) in index.rows_of(document).unwrap_or_default() {
+            index.set(&key, None);
+        }
+    }
+    index
 }
 
 fn is_broken(error: &StorageError) -> bool {
@@ -497,6 +639,9 @@ impl Writer {
                 }
             };
             let committed = write(&mut connection, &shared, &changes)?;
+            if changes.iter().any(|change| matches!(change, Change::DeleteDocument(_))) {
+                leave_no_trace(&connection);
+            }
             Ok((connection, committed))
         });
         let written = write.await.unwrap_or_else(|panic| Err(self.shared.panicked("write")(panic)));
@@ -547,6 +692,9 @@ fn write(
             match change {
                 Change::Put(key, data) => {
                     let Key::Chunk { document, kind, name } = key else { continue };
+                    if shared.tombstones.contains(*document) {
+                        continue;
+                    }
                     if let Some(old) = now(&committed, key) {
                         delete.execute([old.id]).map_err(&failed)?;
                     }
@@ -562,6 +710,18 @@ fn write(
                     }
                     None => committed.doomed.push(key.clone()),
                 },
+                Change::DeleteDocument(document) => {
+                    transaction
+                        .execute("DELETE FROM chunk WHERE document = ?1", [document.as_bytes()])
+                        .map_err(&failed)?;
+                    let rows = shared.index().rows_of(*document).unwrap_or_default();
+                    committed.index.extend(rows.into_iter().map(|(key, _)| (key, None)));
+                    for (key, row) in &mut committed.index {
+                        if matches!(key, Key::Chunk { document: of, .. } if of == document) {
+                            *row = None;
+                        }
+                    }
+                }
                 Change::Moved(rows) => {
                     for (key, row) in rows {
                         match now(&committed, key) {
@@ -581,6 +741,13 @@ fn write(
     }
     transaction.commit().map_err(&failed)?;
     Ok(committed)
+}
+
+/// SQLite keeps what was deleted in pages that it will use again: write the file anew without them.
+fn leave_no_trace(connection: &Connection) {
+    if let Err(error) = connection.execute_batch("VACUUM; PRAGMA wal_checkpoint(TRUNCATE);") {
+        warn!(%error, "bytes of a deleted document stay in the journal's file until they are written over");
+    }
 }
 
 /// Delete replaced chunks from the folders when their time has come: a grace time after what replaced them stands
@@ -672,6 +839,39 @@ impl Mover {
         self.move_all(self.shared.rows_beside(key).unwrap_or_default().into()).await
     }
 
+    async fn delete_document(
+        &self,
+        document: DocumentId,
+        tombstone: Tombstone,
+    ) -> Result<Deleted, StorageError> {
+        let _alone = self.checkpoint.lock().await;
+        let mut deleted = Deleted::default();
+        let count = |deleted: &mut Deleted, (files, bytes)| {
+            deleted.chunks += files;
+            deleted.bytes += bytes;
+        };
+        let add = async || {
+            let (shared, tombstone) = (self.shared.clone(), tombstone.clone());
+            let adding = move || shared.tombstones.add(document, &tombstone);
+            tokio::task::spawn_blocking(adding).await.map_err(self.shared.panicked("delete"))?
+        };
+        match add().await {
+            Err(error) if error.source.kind() == io::ErrorKind::StorageFull => {
+                // What is deleted makes room for what says so.
+                count(&mut deleted, self.folders.delete_document(document).await?);
+                add().await?;
+            }
+            added => added?,
+        }
+        let rows = self.shared.index().rows_of(document).unwrap_or_default();
+        if let Some(requests) = self.requests.upgrade() {
+            send(&requests, &self.shared, Change::DeleteDocument(document)).await?;
+        }
+        count(&mut deleted, (rows.len(), rows.iter().map(|(_, row)| row.size as u64).sum()));
+        count(&mut deleted, self.folders.delete_document(document).await?);
+        Ok(deleted)
+    }
+
     /// Move these rows. One at a time, and to its end: a row that is not there any more when it has been moved
     /// counts as deleted meanwhile, and its file goes.
     async fn move_all(&self, mut to_move: VecDeque<(Key, Row)>) -> Result<usize, StorageError> {
@@ -714,6 +914,9 @@ impl ChunkStore for Journal {
                 journal = self.shared.read_rows(rows).await?;
             }
             let mut chunks = self.folders.load_document(document).await?;
+            if self.is_deleted(document) {
+                return Ok(Vec::new());
+            }
             chunks.retain(|(key, _)| !journal.iter().any(|(in_journal, _, _)| in_journal == key));
             chunks.extend(journal.into_iter().map(|(key, _, data)| (key, data)));
             chunks.sort_by(|(a, _), (b, _)| a.cmp(b));
@@ -732,9 +935,15 @@ impl ChunkStore for Journal {
         async move {
             self.shared.doomed.lock().await.remove(key);
             if is_small {
-                self.change(Change::Put(key.clone(), data)).await
-            } else {
-                self.folders.put(key, data).await
+                return self.change(Change::Put(key.clone(), data)).await;
+            }
+            self.folders.put(key, data).await?;
+            match key {
+                // It was deleted while its file was being written.
+                Key::Chunk { document, .. } if self.is_deleted(*document) => {
+                    self.folders.delete(key).await
+                }
+                _ => Ok(()),
             }
         }
         .boxed()
@@ -742,6 +951,10 @@ impl ChunkStore for Journal {
 
     fn delete<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<(), StorageError>> {
         self.change(Change::Delete(key.clone())).boxed()
+    }
+
+    fn is_deleted(&self, document: DocumentId) -> bool {
+        self.shared.tombstones.contains(document)
     }
 
     fn quarantine<'a>(

@@ -3,12 +3,20 @@
 //! [`ChunkStore`] is what a store must do. [`nodefs`] is automerge-repo's folder layout, [`journal`] a journal
 //! before it, in which the changes of all documents become durable together. [`documents`] stands above them:
 //! it loads a document with what the served bundle puts underneath, checks every chunk, retries what fails, and
-//! knows how much waits to be written. [`inspect`] says what is stored of one document.
+//! knows how much waits to be written. [`tombstones`] are the documents that were deleted, [`space`] is how much
+//! room there is. For the operator,
+//! [`inspect`] says what is stored of one document, [`walk`] lists a folder, [`fsck`] checks one, and
+//! [`quarantine`] is what was put aside.
 
 pub mod documents;
+pub mod fsck;
 pub mod inspect;
 pub mod journal;
 pub mod nodefs;
+pub mod quarantine;
+pub mod space;
+pub mod tombstones;
+pub mod walk;
 
 use std::{fmt, io, path::PathBuf};
 
@@ -102,6 +110,11 @@ pub trait ChunkStore: Send + Sync + 'static {
 
     /// Delete a value, or let it be deleted later; deleting what is not there is no error.
     fn delete<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<(), StorageError>>;
+
+    /// Whether a document was deleted: nothing is stored of it then, and nothing will be.
+    fn is_deleted(&self, _document: DocumentId) -> bool {
+        false
+    }
 
     /// Move a chunk that does not parse out of the documents, and keep it.
     fn quarantine<'a>(

@@ -3,7 +3,8 @@
 //! characters. `4C/SBjwx.../snapshot/<hash>`, `st/orage-adapter-id`.
 //!
 //! What is our own lies beside the documents, where that adapter never looks: `.tmp`, in which a file is
-//! written before it is renamed into place, `quarantine`, `.lock`, and `.journal`.
+//! written before it is renamed into place, `quarantine`, `.lock`, `.journal`, `.deleted`, `.reserve`, `.backups`,
+//! and `.replaced-<time>`.
 
 use std::{
     collections::BTreeSet,
@@ -17,14 +18,11 @@ use bytes::Bytes;
 use futures::{FutureExt, future::BoxFuture};
 use tokio::sync::Semaphore;
 
-use super::{ChunkKind, ChunkStore, Key, StorageError, StoredChunk};
+use super::{ChunkKind, ChunkStore, Key, StorageError, StoredChunk, walk};
 use crate::{config::Durability, document_id::DocumentId};
 
 /// Disk operations at a time; more only queue up in the kernel.
 const PARALLEL: usize = 64;
-/// How often a document is listed again because a chunk was gone when it was to be read. Another
-/// process may compact the same folder; each of its compactions takes one round.
-const LISTINGS: usize = 10;
 
 /// Documents in a folder.
 #[derive(Clone)]
@@ -82,8 +80,58 @@ impl NodefsStore {
         .await
     }
 
+    /// Move all that is stored into a folder of that name beside it.
+    pub(super) async fn set_aside(&self, name: &str) -> Result<PathBuf, StorageError> {
+        let name = name.to_owned();
+        self.run("move", move |root| {
+            let aside = root.join(&name);
+            fs::create_dir(&aside).map_err(failed("create", &aside))?;
+            for entry in fs::read_dir(root).map_err(failed("list", root))?.flatten() {
+                let text = entry.file_name().to_string_lossy().into_owned();
+                let stays =
+                    [TMP, LOCK, ".journal", ".reserve", ".backups"].contains(&text.as_str());
+                if !stays && !text.starts_with(REPLACED) {
+                    let to = aside.join(entry.file_name());
+                    fs::rename(entry.path(), to).map_err(failed("move", &entry.path()))?;
+                }
+            }
+            sync_folder(&aside)?;
+            sync_folder(root)?;
+            Ok(aside)
+        })
+        .await
+    }
+
+    /// Delete all that is stored of a document, in quarantine too. Returns how many files that were, and their
+    /// bytes.
+    ///
+    /// # Errors
+    /// Something of it cannot be deleted.
+    pub async fn delete_document(
+        &self,
+        document: DocumentId,
+    ) -> Result<(usize, u64), StorageError> {
+        self.run("delete", move |root| {
+            let (mut files, mut bytes) = (0, 0);
+            for root in [root.to_owned(), root.join(QUARANTINE)] {
+                let folder = root.join(document_folder(document));
+                if !folder.exists() {
+                    continue;
+                }
+                for (_, size) in walk::sizes(&root, document)? {
+                    files += 1;
+                    bytes += size;
+                }
+                fs::remove_dir_all(&folder).map_err(failed("delete", &folder))?;
+                sync_folder(folder.parent().unwrap_or(&root))?;
+            }
+            Ok((files, bytes))
+        })
+        .await
+    }
+
     /// Run `work` with the root folder on a thread that may block.
-    async fn run<T: Send + 'static>(
+    pub(super) async fn run<T: Send + 'static>(
         &self,
         action: &'static str,
         work: impl FnOnce(&Path) -> Result<T, StorageError> + Send + 'static,
@@ -100,14 +148,20 @@ impl NodefsStore {
 
 const TMP: &str = ".tmp";
 const LOCK: &str = ".lock";
-const QUARANTINE: &str = "quarantine";
+pub(super) const QUARANTINE: &str = "quarantine";
+/// What is the relay's own among the documents.
+pub(super) const OWN: [&str; 7] =
+    [TMP, LOCK, QUARANTINE, ".journal", ".deleted", ".reserve", ".backups"];
 
-fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StorageError {
+/// What a restore replaced begins with this.
+pub(super) const REPLACED: &str = ".replaced-";
+
+pub(super) fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StorageError {
     let path = path.to_owned();
     move |source| StorageError { action, path, source }
 }
 
-fn document_folder(document: DocumentId) -> PathBuf {
+pub(super) fn document_folder(document: DocumentId) -> PathBuf {
     let text = document.to_string();
     let (first, rest) = text.split_at_checked(2).unwrap_or((&text, ""));
     Path::new(first).join(rest)
@@ -143,7 +197,7 @@ fn lock(path: &Path) -> Result<File, StorageError> {
 
 /// Write files, each with its content: aside, synchronised, renamed into place, and the folders
 /// synchronised. All of each step before the next, for a journalling file system then does it at once.
-fn write_atomically(
+pub(super) fn write_atomically(
     root: &Path,
     files: &[(PathBuf, Bytes)],
     syncs: bool,
@@ -176,7 +230,7 @@ fn write_atomically(
     if syncs { folders.into_iter().try_for_each(sync_folder) } else { Ok(()) }
 }
 
-fn sync_folder(folder: &Path) -> Result<(), StorageError> {
+pub(super) fn sync_folder(folder: &Path) -> Result<(), StorageError> {
     File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed("write", folder))
 }
 
@@ -189,7 +243,7 @@ fn read(path: &Path) -> Result<Option<Vec<u8>>, StorageError> {
 }
 
 /// The chunks of a document as they stand, or none if one was gone before it was read.
-fn read_chunks(
+pub(super) fn read_chunks(
     root: &Path,
     document: DocumentId,
 ) -> Result<Option<Vec<StoredChunk>>, StorageError> {
@@ -230,16 +284,7 @@ impl ChunkStore for NodefsStore {
         &self,
         document: DocumentId,
     ) -> BoxFuture<'_, Result<Vec<StoredChunk>, StorageError>> {
-        self.run("read", move |root| {
-            for _ in 0..LISTINGS {
-                if let Some(chunks) = read_chunks(root, document)? {
-                    return Ok(chunks);
-                }
-            }
-            let gone = io::Error::other("its chunks change faster than they can be read");
-            Err(failed("read", &root.join(document_folder(document)))(gone))
-        })
-        .boxed()
+        self.run("read", move |root| walk::read_document(root, document)).boxed()
     }
 
     fn put<'a>(&'a self, key: &'a Key, data: Bytes) -> BoxFuture<'a, Result<(), StorageError>> {

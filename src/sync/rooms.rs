@@ -158,9 +158,11 @@ struct Handle {
     gone: Mutex<Vec<SessionId>>,
     /// The served bundle has changed.
     bundle_changed: AtomicBool,
+    /// What is stored has changed beside the room.
+    reopen: AtomicBool,
     /// Memory is short: unload as soon as nobody is here.
     sent_away: AtomicBool,
-    /// There is something in `gone`, the bundle has changed, the room is sent away, or a
+    /// There is something in `gone`, the bundle or what is stored has changed, the room is sent away, or a
     /// session can be told what was kept back.
     news: Arc<Notify>,
     /// The task has ended: whoever finds the mailbox closed looks in the directory again.
@@ -345,6 +347,19 @@ impl Rooms {
         }
     }
 
+    /// What is stored of a document has changed beside its room: by an import, or because it was deleted.
+    pub fn reopen(self: &Arc<Self>, document: DocumentId) {
+        let mut directory = lock(&self.directory);
+        match directory.get(&document) {
+            Some(Entry::Live(handle)) => {
+                handle.reopen.store(true, Ordering::Relaxed);
+                handle.news.notify_one();
+            }
+            Some(Entry::Waiting(_)) => _ = self.open(&mut directory, document, None),
+            None => {}
+        }
+    }
+
     /// How many documents are live, and how many are waited for.
     pub fn count(&self) -> (usize, usize) {
         let directory = lock(&self.directory);
@@ -407,6 +422,7 @@ impl Handle {
             answer: Notify::new(),
             gone: Mutex::default(),
             bundle_changed: AtomicBool::new(false),
+            reopen: AtomicBool::new(false),
             sent_away: AtomicBool::new(false),
             news: Arc::default(),
             retired: CancellationToken::new(),

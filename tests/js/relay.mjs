@@ -86,6 +86,8 @@ export class Relay {
     set('http', 'listen', `["127.0.0.1:${this.port}"]`);
     set('admin', 'listen', `["unix:${this.at}/admin.sock"]`);
     set('storage', 'path', `"${this.documents}"`);
+    // Whatever disk the tests run on.
+    set('storage', 'min_free', '"1B"');
     set('bundles', 'path', `"${this.at}/bundles"`);
     const { drain_timeout, ...named } = sections;
     let text = drain_timeout ? `drain_timeout = ${drain_timeout}\n` : '';

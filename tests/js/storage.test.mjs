@@ -7,7 +7,7 @@ import { test } from 'node:test';
 import * as Automerge from '@automerge/automerge';
 import { Repo, cbor, decodeHeads } from '@automerge/automerge-repo';
 import { NodeFSStorageAdapter } from '@automerge/automerge-repo-storage-nodefs';
-import { Relay, close, documentId, fill, folder, saved, share, smallDisk, until } from './relay.mjs';
+import { Relay, bundle, close, documentId, fill, folder, saved, share, smallDisk, until } from './relay.mjs';
 
 const url = id => `automerge:${id}`;
 
@@ -119,7 +119,7 @@ test('a checkpoint leaves everything to the folders, with the relay running or s
   await assert.rejects(read(handle.url), /unavailable/, 'it is in the journal');
   assert.match(relay.command('checkpoint'), /^1 chunks moved; the folders hold everything\n$/);
   assert.equal(await read(handle.url), 1);
-  assert.deepEqual(JSON.parse(relay.command('checkpoint', '--json')), { moved: 0, problem: null });
+  assert.deepEqual(JSON.parse(relay.command('checkpoint', '--json')), { moved: 0 });
 
   handle.change(doc => { doc.n = 2; });
   await saved(client, handle);
@@ -260,6 +260,38 @@ test('a full disk: not ready, kept in memory, served meanwhile, stored when ther
   await Promise.all([close(client), close(reader)]);
   await relay.start();
   assert.equal((await relay.client(t).repo.find(handle.url)).doc().n, 2);
+});
+
+test('little room: no new document and no upload, edits go on, and what waited arrives when there is room', async t => {
+  const at = await smallDisk(t, 32);
+  if (!at) return;
+  const relay = await Relay.start(t, { storage: { min_free: '"16MiB"' } }, at);
+  const [client, other] = [relay.client(t), relay.client(t)];
+  const handle = await share(client, { n: 1 });
+  const ballast = join(at, 'ballast');
+  await writeFile(ballast, Buffer.alloc(20 << 20));
+  const isDegraded = () => relay.command('status').includes('degraded     space: ');
+  await until('it is degraded', isDegraded);
+  assert.ok(await relay.metric('tonk_relay_storage_free_bytes') < 16 << 20);
+  assert.match(relay.command('status'), /degraded +space: .*less than storage.min_free/);
+
+  const fresh = client.repo.create({ n: 'new' });
+  await until('it is not taken', async () =>
+    await relay.metric('tonk_relay_messages_dropped_total{reason="no_space"}') > 0);
+  await assert.rejects(other.repo.find(fresh.url), /unavailable/);
+  handle.change(doc => { doc.n = 2; });
+  await saved(client, handle);
+  const upload = () => fetch(`${relay.url}/api/bundles`, {
+    method: 'POST', headers: { 'content-type': 'application/octet-stream' }, body: bundle({ [documentId(4)]: { n: 1 } }),
+  });
+  assert.equal((await upload()).status, 507);
+
+  await rm(ballast);
+  await saved(client, fresh);
+  assert.equal((await relay.client(t).repo.find(fresh.url)).doc().n, 'new');
+  assert.equal((await upload()).status, 200);
+  assert.equal((await fetch(`${relay.url}/readyz`)).status, 200);
+  assert.ok(!isDegraded());
 });
 
 test('a chunk of garbage is put aside with its reason, and the document is served', async t => {

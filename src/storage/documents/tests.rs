@@ -23,7 +23,9 @@ fn fixture() -> Fixture {
     health.enter(crate::health::Phase::Running);
     let store = Arc::new(NodefsStore::open(folder.path(), Durability::Fsync).expect("opens"));
     let metrics = Metrics::new().expect("metrics").storage;
-    let documents = Documents::new(store, receiver, health.clone(), metrics);
+    let config = watch::channel(Arc::default()).1;
+    let space = Arc::new(Space::new(config, health.clone(), metrics.clone()));
+    let documents = Documents::new(store, receiver, health.clone(), space, metrics);
     Fixture { folder, served, documents, health }
 }
 

@@ -1,5 +1,6 @@
 //! The task of one room: open the document, serve it, look for it if nobody has it, unload it.
 
+mod refused;
 mod serve;
 mod unknown;
 
@@ -148,7 +149,11 @@ impl Room {
                 }
             };
             let is_known = !opened.heads.is_empty() || self.stash.iter().any(brings_heads);
-            let end = if is_known {
+            let end = if opened.is_deleted {
+                self.deleted()
+            } else if self.has_no_space(&opened) {
+                Box::pin(self.wait_for_space()).await
+            } else if is_known {
                 drop(opening);
                 let _live = InState::new(&metrics, "live");
                 Box::pin(self.live(opened)).await
@@ -206,7 +211,7 @@ impl Room {
             };
             match opened {
                 // What lies underneath has changed while it was read.
-                Ok(_) if self.takes_bundle_change() => {}
+                Ok(_) if self.is_to_look_again() => {}
                 Ok(opened) => return Ok(opened),
                 Err(error) => {
                     error!(%document, %error, "the document cannot be read; it is tried again");
@@ -238,6 +243,16 @@ impl Room {
     /// Whether the served bundle has changed since this was last asked.
     fn takes_bundle_change(&self) -> bool {
         self.handle.bundle_changed.swap(false, Ordering::Relaxed)
+    }
+
+    /// Whether what is stored has changed beside the room since this was last asked.
+    fn takes_reopen(&self) -> bool {
+        self.handle.reopen.swap(false, Ordering::Relaxed)
+    }
+
+    /// Whether what was found of the document, or that nothing was, is not true any more.
+    fn is_to_look_again(&self) -> bool {
+        self.takes_bundle_change() | self.takes_reopen()
     }
 
     /// The sessions that have ended since this was last asked.
@@ -319,9 +334,9 @@ impl Room {
         let here = lock(&self.handle.members).clone();
         self.members.retain(|id, _| here.contains(id));
         let is_wanted = match reason {
-            "unknown" => !self.stash.is_empty(),
+            "unknown" | "deleted" => !self.stash.is_empty(),
             _ => !self.stash.is_empty() || !self.members.is_empty(),
-        } || self.takes_bundle_change();
+        } || self.is_to_look_again();
         if is_wanted {
             let (handle, inbox) = Handle::new(document);
             *lock(&handle.members) = here;

@@ -14,7 +14,7 @@ use crate::{
     bundle::served::ServedBundle,
     config::{Durability, EngineKind, Time},
     health::Health,
-    storage::{documents::Relation, nodefs::NodefsStore},
+    storage::{documents::Relation, nodefs::NodefsStore, space::Space},
     sync::{
         outbound::{Closing, Next},
         peers::Principal,
@@ -52,12 +52,14 @@ fn fixture(config: Config, engine: impl FnOnce(&Metrics) -> EngineStart) -> Fixt
     let metrics = Metrics::new().expect("metrics");
     let store = Arc::new(NodefsStore::open(folder.path(), Durability::Fsync).expect("opens"));
     let (served, receiver) = watch::channel(None);
+    let (sender, config) = watch::channel(Arc::new(config));
+    let health = Arc::new(Health::default());
+    let space = Space::new(config.clone(), health.clone(), metrics.storage.clone());
     let documents =
-        Documents::new(store, receiver, Arc::new(Health::default()), metrics.storage.clone());
-    let (sender, receiver) = watch::channel(Arc::new(config));
+        Documents::new(store, receiver, health, Arc::new(space), metrics.storage.clone());
     std::mem::forget(sender);
     let rooms = Rooms::new(Shared {
-        config: receiver,
+        config,
         documents: Arc::new(documents),
         peers: Arc::new(Peers::default()),
         engine: engine(&metrics),

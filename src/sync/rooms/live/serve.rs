@@ -107,6 +107,10 @@ impl Room {
                     }
                     engine.resume();
                     engine.settle().await;
+                    if self.takes_reopen() {
+                        self.end_engine(engine).await;
+                        return End::Reopen;
+                    }
                     if self.takes_bundle_change() {
                         self.merge_bundle(&mut engine, &mut base).await;
                     }
@@ -124,10 +128,7 @@ impl Room {
                     if self.next_answer.is_some_and(|at| at <= now) {
                         // Whoever brought the document left before it was here: ask others for it.
                         if was_empty && self.is_unanswered() {
-                            engine.close().await;
-                            for member in self.members.values_mut() {
-                                member.begin_anew |= member.port.take().is_some();
-                            }
+                            self.end_engine(engine).await;
                             // From here on the document is unknown.
                             return End::Reopen;
                         }
@@ -145,6 +146,14 @@ impl Room {
                     return End::Stop;
                 }
             }
+        }
+    }
+
+    /// End the engine; its members begin anew with the next one.
+    async fn end_engine(&mut self, engine: Box<dyn Engine>) {
+        engine.close().await;
+        for member in self.members.values_mut() {
+            member.begin_anew |= member.port.take().is_some();
         }
     }
 

@@ -62,7 +62,7 @@ impl Room {
                     for id in self.gone() {
                         self.forget(id);
                     }
-                    if self.takes_bundle_change() {
+                    if self.is_to_look_again() {
                         return self.is_found();
                     }
                 }

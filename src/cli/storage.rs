@@ -1,0 +1,314 @@
+//! The commands about what is stored: `checkpoint`, `doc`, `fsck` and `quarantine`.
+
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use clap::{Args, Subcommand};
+use hyper::Method;
+use serde::Serialize;
+
+use super::{CliError, copies, document_id, print, progress::Progress, relay::RelayArguments};
+use crate::{
+    admin::{
+        client,
+        storage::{Checkpoint, Deletion, Receipt, Selection},
+    },
+    document_id::DocumentId,
+    storage::{
+        fsck::{self, Finding, Line, Summary},
+        inspect::Inspection,
+        quarantine::Entry,
+    },
+};
+
+/// Whose storage, and how the answer looks.
+#[derive(Debug, Args)]
+pub(super) struct StorageArguments {
+    #[command(flatten)]
+    pub(super) relay: RelayArguments,
+    /// As JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+/// `tonk-relay doc`
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+pub(super) struct DocArguments {
+    /// Its id, or its automerge: URL
+    #[arg(value_parser = document_id, required = true)]
+    id: Option<DocumentId>,
+    #[command(flatten)]
+    storage: StorageArguments,
+    #[command(subcommand)]
+    verb: Option<DocVerb>,
+}
+
+#[derive(Debug, Subcommand)]
+enum DocVerb {
+    /// Delete a document for good: nothing brings it back until it is undeleted
+    Delete {
+        /// Its id, or its automerge: URL
+        #[arg(value_parser = document_id)]
+        id: DocumentId,
+        /// Why; kept with the tombstone
+        #[arg(long, value_name = "TEXT")]
+        reason: Option<String>,
+        #[command(flatten)]
+        storage: StorageArguments,
+    },
+    /// Let a deleted document be brought again; what was deleted does not come back by itself
+    Undelete {
+        /// Its id, or its automerge: URL
+        #[arg(value_parser = document_id)]
+        id: DocumentId,
+        #[command(flatten)]
+        storage: StorageArguments,
+    },
+}
+
+/// `tonk-relay fsck`
+#[derive(Debug, Args)]
+pub(super) struct FsckArguments {
+    /// A backup, or a folder in automerge-repo's layout, to check instead of what the relay stores
+    #[arg(value_name = "DIR", conflicts_with = "repair")]
+    folder: Option<PathBuf>,
+    /// Move what does not parse into quarantine, and delete what is left of deleted documents
+    #[arg(long)]
+    repair: bool,
+    #[command(flatten)]
+    storage: StorageArguments,
+}
+
+/// `tonk-relay quarantine`
+#[derive(Debug, Subcommand)]
+pub(super) enum QuarantineVerb {
+    /// Name what is there, and why
+    List {
+        #[command(flatten)]
+        storage: StorageArguments,
+    },
+    /// Put chunks that parse back among the documents
+    Release {
+        /// Paths, as `quarantine list` names them
+        #[arg(value_name = "PATH", required = true)]
+        paths: Vec<String>,
+        #[command(flatten)]
+        storage: StorageArguments,
+    },
+    /// Delete entries for good
+    Purge {
+        /// Paths, as `quarantine list` names them
+        #[arg(value_name = "PATH", required_unless_present = "older_than")]
+        paths: Vec<String>,
+        /// All that are older than this, such as 30d; 0s for all
+        #[arg(long, value_name = "AGE")]
+        older_than: Option<humantime::Duration>,
+        #[command(flatten)]
+        storage: StorageArguments,
+    },
+}
+
+/// Print an answer as JSON.
+pub(super) fn print_json(answer: &impl Serialize) {
+    print(&format!("{}\n", serde_json::to_string_pretty(answer).unwrap_or_default()));
+}
+
+pub(super) fn checkpoint(arguments: &StorageArguments) -> Result<(), CliError> {
+    let answer: Checkpoint = arguments.relay.stored()?.ask(Method::POST, "/checkpoint")?;
+    if arguments.json {
+        print_json(&answer);
+    } else {
+        print(&format!("{} chunks moved; the folders hold everything\n", answer.moved));
+    }
+    Ok(())
+}
+
+pub(super) fn doc(arguments: DocArguments) -> Result<(), CliError> {
+    match (arguments.verb, arguments.id) {
+        (Some(DocVerb::Delete { id, reason, storage }), _) => delete(id, reason, &storage),
+        (Some(DocVerb::Undelete { id, storage }), _) => {
+            let path = format!("/documents/{id}/undelete");
+            let () = storage.relay.stored()?.ask(Method::POST, &path)?;
+            if storage.json {
+                print_json(&serde_json::json!({ "document": id.to_string(), "deleted": false }));
+            } else {
+                print(&format!("{id} may be brought again\n"));
+            }
+            Ok(())
+        }
+        (None, Some(id)) => show(id, &arguments.storage),
+        // clap asks for one of them.
+        (None, None) => Ok(()),
+    }
+}
+
+fn show(id: DocumentId, arguments: &StorageArguments) -> Result<(), CliError> {
+    let path = format!("/documents/{id}");
+    let document: Inspection = arguments.relay.stored()?.ask(Method::GET, &path)?;
+    if arguments.json {
+        print_json(&document);
+        return Ok(());
+    }
+    let mut text = format!(
+        "document     {}\nheads        {}\nchanges      {} by {} actors, the last {}\nstored       {} bytes in {} chunks\n",
+        document.document,
+        document.heads.join(" "),
+        document.changes,
+        document.actors,
+        document.last_change.as_deref().unwrap_or("at a time that nobody noted"),
+        document.bytes,
+        document.chunks.len(),
+    );
+    for chunk in document.chunks {
+        text.push_str(&format!("  {:>9}  {}", chunk.bytes, chunk.key));
+        text.push_str(&chunk.fault.map_or_else(String::new, |fault| format!("  broken: {fault}")));
+        text.push('\n');
+    }
+    print(&text);
+    Ok(())
+}
+
+fn delete(
+    id: DocumentId,
+    reason: Option<String>,
+    arguments: &StorageArguments,
+) -> Result<(), CliError> {
+    let path = format!("/documents/{id}/delete");
+    let mut relay = arguments.relay.stored()?;
+    let receipt: Receipt = relay.tell(Method::POST, &path, &Deletion { reason })?;
+    if arguments.json {
+        print_json(&receipt);
+        return Ok(());
+    }
+    let mut text = format!(
+        "{id} is deleted: {} chunks, {} bytes{}\n",
+        receipt.chunks,
+        receipt.bytes,
+        if receipt.bundle { ", and the uploaded bundle of this id" } else { "" },
+    );
+    for bundle in &receipt.held_by_bundles {
+        text.push_str(&format!("a bundle still holds it: {bundle}\n"));
+    }
+    for backup in &receipt.backups {
+        text.push_str(&format!("a backup may hold it until it is renewed: {backup}\n"));
+    }
+    print(&text);
+    Ok(())
+}
+
+/// What a check found, as JSON.
+#[derive(Serialize)]
+struct Checked {
+    findings: Vec<Finding>,
+    summary: Summary,
+}
+
+pub(super) fn fsck(arguments: &FsckArguments) -> Result<(), CliError> {
+    let json = arguments.storage.json;
+    let progress = Progress::new("documents");
+    let (mut findings, mut summary, mut problem) = (Vec::new(), Summary::default(), None);
+    let mut take = |line| match line {
+        Line::Checked(done, all) => progress.is_at(done, all),
+        Line::Finding(finding) => {
+            if !json {
+                progress.suspend(|| print(&describe(&finding)));
+            }
+            findings.push(finding);
+        }
+        Line::Summary(all) => summary = all,
+        Line::Problem(text) => problem = Some(text),
+    };
+    match &arguments.folder {
+        Some(folder) => check_folder(folder, &mut take)?,
+        None => {
+            let method = if arguments.repair { Method::POST } else { Method::GET };
+            arguments.storage.relay.stored()?.lines(method, "/fsck", &mut take)?;
+        }
+    }
+    progress.end();
+    if let Some(problem) = problem {
+        return Err(CliError::NotChecked(problem));
+    }
+    let left = summary.damages - summary.repaired;
+    let repaired = summary.repaired;
+    if json {
+        print_json(&Checked { findings, summary });
+    } else {
+        print(&format!(
+            "{} documents in {} chunks, {} bytes: {left} damages{}, {} notes\n",
+            summary.documents,
+            summary.chunks,
+            summary.bytes,
+            if repaired > 0 { format!(", {repaired} repaired") } else { String::new() },
+            summary.notes,
+        ));
+    }
+    // As fsck(8) says it.
+    match (left, repaired) {
+        (0, 0) => Ok(()),
+        (0, _) => Err(CliError::Said(1)),
+        _ => Err(CliError::Said(4)),
+    }
+}
+
+fn describe(finding: &Finding) -> String {
+    let kind = serde_json::to_value(finding.kind).unwrap_or_default();
+    let kind = kind.as_str().unwrap_or_default();
+    let repaired = if finding.repaired { " (repaired)" } else { "" };
+    format!("{kind}: {}: {}{repaired}\n", finding.place, finding.fault)
+}
+
+fn check_folder(folder: &Path, mut take: impl FnMut(Line)) -> Result<(), CliError> {
+    let mut tell = |line| {
+        take(line);
+        true
+    };
+    match copies::Backup::read(folder)? {
+        Some(backup) => backup.check(folder, &mut tell),
+        None => fsck::check_folder(folder, false, &mut tell),
+    }
+    Ok(())
+}
+
+pub(super) fn quarantine(verb: QuarantineVerb) -> Result<(), CliError> {
+    match verb {
+        QuarantineVerb::List { storage } => {
+            let entries: Vec<Entry> = storage.relay.stored()?.ask(Method::GET, "/quarantine")?;
+            if storage.json {
+                print_json(&entries);
+                return Ok(());
+            }
+            let line = |entry: &Entry| {
+                format!("{}  {:>9}  {}  {}\n", entry.since, entry.bytes, entry.path, entry.reason)
+            };
+            print(&entries.iter().map(line).collect::<String>());
+            Ok(())
+        }
+        QuarantineVerb::Release { paths, storage } => {
+            change("release", "released", Selection { paths, older_than: None }, &storage)
+        }
+        QuarantineVerb::Purge { paths, older_than, storage } => {
+            let older_than = older_than.map(|age| age.as_secs());
+            change("purge", "deleted", Selection { paths, older_than }, &storage)
+        }
+    }
+}
+
+fn change(
+    verb: &str,
+    done: &str,
+    selection: Selection,
+    arguments: &StorageArguments,
+) -> Result<(), CliError> {
+    let path = format!("/quarantine/{verb}");
+    let body = Bytes::from(serde_json::to_vec(&selection).unwrap_or_default());
+    let answer = arguments.relay.stored()?.fetch(Method::POST, &path, body)?;
+    let changed: Vec<String> = client::parse(&answer)?;
+    if arguments.json {
+        print_json(&changed);
+    } else {
+        print(&changed.iter().map(|path| format!("{done} {path}\n")).collect::<String>());
+    }
+    Ok(())
+}

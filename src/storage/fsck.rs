@@ -1,0 +1,269 @@
+//! Checks everything that is stored: every chunk is parsed, by itself and with the others of its document.
+
+use std::{fs, path::Path};
+
+use automerge::ReadDoc;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::{
+    ChunkStore, Key, StorageError, StoredChunk,
+    documents::{check, hex},
+    journal::Journal,
+    quarantine,
+    walk::{self, Found},
+};
+use crate::document_id::DocumentId;
+
+/// After so many documents it says how far it is.
+const EVERY: usize = 64;
+
+/// What a check tells while it goes on; the summary comes last.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Line {
+    /// So many documents are checked, of so many.
+    Checked(usize, usize),
+    /// Something is amiss, or notable.
+    Finding(Finding),
+    /// All is checked.
+    Summary(Summary),
+    /// The check could not go on.
+    Problem(String),
+}
+
+/// One thing that a check found.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Finding {
+    /// What it is.
+    pub kind: Kind,
+    /// The chunk, document or file.
+    pub place: String,
+    /// What is the matter with it.
+    pub fault: String,
+    /// Whether it was put right.
+    pub repaired: bool,
+}
+
+/// What a finding is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// A chunk that does not parse, or does not fit the others. Repaired by moving it to quarantine.
+    Broken,
+    /// Bytes that cannot be read.
+    Unreadable,
+    /// Chunks of a document that was deleted. Repaired by deleting them.
+    Deleted,
+    /// Changes that build on others which are not here. They wait for those: no damage.
+    Orphaned,
+    /// A file that is none of ours or automerge-repo's. No damage.
+    Foreign,
+    /// A file in quarantine. No further damage.
+    Quarantined,
+}
+
+impl Kind {
+    /// Whether it is a damage that wants repair.
+    pub fn is_damage(self) -> bool {
+        matches!(self, Self::Broken | Self::Unreadable | Self::Deleted)
+    }
+}
+
+/// The figures of a check.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Summary {
+    /// Documents.
+    pub documents: usize,
+    /// Their chunks.
+    pub chunks: usize,
+    /// Their size in bytes.
+    pub bytes: u64,
+    /// Damages found.
+    pub damages: usize,
+    /// Damages put right.
+    pub repaired: usize,
+    /// Findings that are no damage.
+    pub notes: usize,
+}
+
+/// Where a check's lines go. False: nobody listens any more.
+pub trait Tell: FnMut(Line) -> bool {}
+impl<T: FnMut(Line) -> bool> Tell for T {}
+
+struct Check<T> {
+    tell: T,
+    summary: Summary,
+    goes_on: bool,
+}
+
+impl<T: Tell> Check<T> {
+    fn new(tell: T) -> Self {
+        Self { tell, summary: Summary::default(), goes_on: true }
+    }
+
+    fn find(&mut self, kind: Kind, place: impl ToString, fault: impl ToString, repaired: bool) {
+        match kind.is_damage() {
+            true => self.summary.damages += 1,
+            false => self.summary.notes += 1,
+        }
+        self.summary.repaired += usize::from(repaired);
+        let (place, fault) = (place.to_string(), fault.to_string());
+        let finding = Finding { kind, place, fault, repaired };
+        self.goes_on &= (self.tell)(Line::Finding(finding));
+    }
+
+    /// Look at a document's chunks. Returns those that are broken, and why.
+    fn look(&mut self, document: DocumentId, chunks: Vec<StoredChunk>) -> Vec<(Key, String)> {
+        self.summary.documents += 1;
+        self.summary.chunks += chunks.len();
+        self.summary.bytes += chunks.iter().map(|(_, data)| data.len() as u64).sum::<u64>();
+        let checked = check(document, chunks, None);
+        let missing = checked.opened.doc.get_missing_deps(&[]).len();
+        if missing > 0 {
+            let fault = format!("changes wait for {missing} others that are not here");
+            self.find(Kind::Orphaned, document, fault, false);
+        }
+        checked.broken
+    }
+
+    fn quarantine(&mut self, root: &Path) -> Result<(), StorageError> {
+        for entry in quarantine::list(root)? {
+            self.find(Kind::Quarantined, entry.path, entry.reason, false);
+        }
+        Ok(())
+    }
+
+    fn end(mut self, result: Result<(), StorageError>) {
+        let last = match result {
+            Ok(()) => Line::Summary(self.summary),
+            Err(error) => Line::Problem(error.to_string()),
+        };
+        (self.tell)(last);
+    }
+}
+
+/// The documents below `root`, and what is foreign there.
+fn documents_of(root: &Path) -> Result<(Vec<DocumentId>, Vec<String>), StorageError> {
+    let (mut documents, mut foreign) = (Vec::new(), Vec::new());
+    walk::walk(root, |found| {
+        match found {
+            Found::Document(document) => documents.push(document),
+            Found::Foreign(path) => foreign.push(path.display().to_string()),
+        }
+        true
+    })?;
+    Ok((documents, foreign))
+}
+
+/// Check all that `journal` and its folders hold. Blocks; to be called on a thread of `runtime` that may.
+pub fn check_storage(
+    journal: &Journal,
+    runtime: &tokio::runtime::Handle,
+    repair: bool,
+    tell: impl Tell,
+) {
+    let mut check = Check::new(tell);
+    let result = check_documents(&mut check, journal, runtime, repair);
+    check.end(result);
+}
+
+fn check_documents(
+    check: &mut Check<impl Tell>,
+    journal: &Journal,
+    runtime: &tokio::runtime::Handle,
+    repair: bool,
+) -> Result<(), StorageError> {
+    for fault in journal.faults() {
+        check.find(Kind::Broken, "journal", fault, false);
+    }
+    let (mut documents, foreign) = documents_of(journal.root())?;
+    for path in foreign {
+        check.find(Kind::Foreign, path, "not of this relay's, nor of automerge-repo's", false);
+    }
+    documents.extend(journal.documents());
+    documents.sort_unstable();
+    documents.dedup();
+    let all = documents.len();
+    for (n, document) in documents.into_iter().enumerate() {
+        if n.is_multiple_of(EVERY) {
+            check.goes_on &= (check.tell)(Line::Checked(n, all));
+        }
+        if !check.goes_on {
+            return Ok(());
+        }
+        if journal.is_deleted(document) {
+            let again = || runtime.block_on(journal.delete_again(document));
+            let repaired = repair && again().is_ok();
+            check.find(Kind::Deleted, document, "it was deleted, and its folder is here", repaired);
+            continue;
+        }
+        match runtime.block_on(journal.load_document(document)) {
+            Err(error) => {
+                check.summary.documents += 1;
+                check.find(Kind::Unreadable, document, error, false);
+            }
+            Ok(chunks) => {
+                for (key, reason) in check.look(document, chunks) {
+                    let aside = || runtime.block_on(journal.quarantine(&key, &reason));
+                    let repaired = repair && aside().is_ok();
+                    check.find(Kind::Broken, &key, &reason, repaired);
+                }
+            }
+        }
+    }
+    check.quarantine(journal.root())
+}
+
+/// Check a folder in automerge-repo's layout, a backup's for example, without changing it. `is_hashed`: the
+/// names of snapshots are to be the SHA-256 of what is in them. Blocks.
+pub fn check_folder(root: &Path, is_hashed: bool, tell: impl Tell) {
+    let mut check = Check::new(tell);
+    let result = check_files(&mut check, root, is_hashed);
+    check.end(result);
+}
+
+fn check_files(
+    check: &mut Check<impl Tell>,
+    root: &Path,
+    is_hashed: bool,
+) -> Result<(), StorageError> {
+    let (documents, foreign) = documents_of(root)?;
+    for path in foreign {
+        check.find(Kind::Foreign, path, "not of this relay's, nor of automerge-repo's", false);
+    }
+    let all = documents.len();
+    for (n, document) in documents.into_iter().enumerate() {
+        if n.is_multiple_of(EVERY) {
+            check.goes_on &= (check.tell)(Line::Checked(n, all));
+        }
+        let chunks = match walk::read_document(root, document) {
+            Ok(chunks) => chunks,
+            Err(error) => {
+                check.find(Kind::Unreadable, document, error, false);
+                continue;
+            }
+        };
+        let mut broken = Vec::new();
+        for (key, data) in &chunks {
+            if let Key::Chunk { name, .. } = key
+                && is_hashed
+                && *name != hex(&Sha256::digest(data))
+            {
+                broken.push((key.clone(), "its bytes are not those that were written".to_owned()));
+            }
+        }
+        for (key, reason) in check.look(document, chunks) {
+            if !broken.iter().any(|(known, _)| *known == key) {
+                broken.push((key, reason));
+            }
+        }
+        for (key, reason) in broken {
+            check.find(Kind::Broken, key, reason, false);
+        }
+    }
+    if fs::exists(root.join(super::nodefs::QUARANTINE)).unwrap_or(false) {
+        check.quarantine(root)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,208 @@
+//! What was put aside because it does not parse: each file with its reason beside it, under `quarantine`.
+
+use std::{
+    fs, io,
+    path::{Component, Path, PathBuf},
+    time::{Duration, SystemTime},
+};
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    ChunkKind, Key, StorageError,
+    documents::parses,
+    nodefs::{QUARANTINE, failed, write_atomically},
+};
+
+/// Something in quarantine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    /// Its path below `quarantine`.
+    pub path: String,
+    /// Its size in bytes.
+    pub bytes: u64,
+    /// When it was put there, in RFC 3339.
+    pub since: String,
+    /// Why.
+    pub reason: String,
+}
+
+/// Everything in the quarantine of the storage folder `root`. Blocks.
+///
+/// # Errors
+/// It cannot be listed.
+pub fn list(root: &Path) -> Result<Vec<Entry>, StorageError> {
+    let top = root.join(QUARANTINE);
+    let (mut entries, mut folders) = (Vec::new(), vec![top.clone()]);
+    while let Some(folder) = folders.pop() {
+        let listed = match fs::read_dir(&folder) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            listed => listed.map_err(failed("list", &folder))?,
+        };
+        for entry in listed {
+            let path = entry.map_err(failed("list", &folder))?.path();
+            let found = fs::symlink_metadata(&path).map_err(failed("read", &path))?;
+            if found.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_none_or(|extension| extension != "reason")
+                && path.file_name().is_some_and(|name| name != "reason")
+            {
+                let reason_file = reason_of(&path);
+                let reason = fs::read_to_string(&reason_file);
+                // A file that is moved keeps its time; its reason was written then.
+                let noted = fs::metadata(&reason_file).unwrap_or_else(|_| found.clone());
+                let since = noted.modified().unwrap_or(SystemTime::UNIX_EPOCH);
+                entries.push(Entry {
+                    path: path.strip_prefix(&top).unwrap_or(&path).display().to_string(),
+                    bytes: found.len(),
+                    since: humantime::format_rfc3339_seconds(since).to_string(),
+                    reason: reason.map_or_else(|_| "unknown".to_owned(), |r| r.trim().to_owned()),
+                });
+            }
+        }
+    }
+    entries.sort_unstable_by(|a, b| a.path.cmp(&b.path));
+    Ok(entries)
+}
+
+/// A chunk has its own reason; the files of a journal that was put aside share one.
+fn reason_of(path: &Path) -> PathBuf {
+    let mut own = path.as_os_str().to_owned();
+    own.push(".reason");
+    if Path::new(&own).exists() { own.into() } else { path.with_file_name("reason") }
+}
+
+/// The file of an entry.
+fn file(root: &Path, entry: &str) -> Result<PathBuf, StorageError> {
+    let path = Path::new(entry);
+    let plain = path.components().all(|part| matches!(part, Component::Normal(_)));
+    let file = root.join(QUARANTINE).join(path);
+    if !plain || !file.is_file() {
+        let missing = io::Error::new(io::ErrorKind::NotFound, "this is not in quarantine");
+        return Err(failed("find", &file)(missing));
+    }
+    Ok(file)
+}
+
+/// Put a chunk back among the documents. Returns the document's chunk. Blocks.
+///
+/// # Errors
+/// It is not there, is no chunk, still does not parse, or cannot be moved.
+pub fn release(root: &Path, entry: &str) -> Result<Key, StorageError> {
+    let file = file(root, entry)?;
+    let refused = |why: &str| failed("release", &file)(io::Error::other(why.to_owned()));
+    let parts: Vec<&str> = entry.split('/').collect();
+    let &[first, rest, kind, name] = parts.as_slice() else {
+        return Err(refused("it is no chunk of a document"));
+    };
+    let (Ok(document), Some(kind)) = (format!("{first}{rest}").parse(), ChunkKind::from_name(kind))
+    else {
+        return Err(refused("it is no chunk of a document"));
+    };
+    let data = fs::read(&file).map_err(failed("read", &file))?;
+    parses(&data).map_err(|reason| refused(&format!("it does not parse: {reason}")))?;
+    write_atomically(root, &[(root.join(entry), data.into())], true)?;
+    delete(&file)?;
+    Ok(Key::Chunk { document, kind, name: name.to_owned() })
+}
+
+/// Delete an entry for good. Blocks.
+///
+/// # Errors
+/// It is not there, or cannot be deleted.
+pub fn purge(root: &Path, entry: &str) -> Result<(), StorageError> {
+    delete(&file(root, entry)?)
+}
+
+/// Delete all entries that are older than `age`. Returns them. Blocks.
+///
+/// # Errors
+/// The quarantine cannot be listed, or one of them cannot be deleted.
+pub fn purge_older(root: &Path, age: Duration) -> Result<Vec<Entry>, StorageError> {
+    let before = SystemTime::now().checked_sub(age).unwrap_or(SystemTime::UNIX_EPOCH);
+    let mut entries = list(root)?;
+    entries
+        .retain(|entry| humantime::parse_rfc3339(&entry.since).is_ok_and(|since| since <= before));
+    for entry in &entries {
+        delete(&file(root, &entry.path)?)?;
+    }
+    Ok(entries)
+}
+
+/// Delete a file with its reason, and folders that are empty then.
+fn delete(file: &Path) -> Result<(), StorageError> {
+    fs::remove_file(file).map_err(failed("delete", file))?;
+    let mut own = file.as_os_str().to_owned();
+    own.push(".reason");
+    let _ = fs::remove_file(&own);
+    let folder = file.parent().unwrap_or(file);
+    let left = fs::read_dir(folder).map_err(failed("list", folder))?.flatten();
+    if left.map(|entry| entry.file_name()).all(|name| name == "reason") {
+        let _ = fs::remove_file(folder.join("reason"));
+    }
+    for folder in folder.ancestors().take(3) {
+        if folder.ends_with(QUARANTINE) || fs::remove_dir(folder).is_err() {
+            break;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use automerge::{Automerge, ROOT, transaction::Transactable};
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::{
+        config::Durability,
+        document_id::DocumentId,
+        storage::{ChunkStore, nodefs::NodefsStore},
+    };
+
+    #[tokio::test]
+    async fn entries_are_listed_released_and_purged() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let root = folder.path();
+        let store = NodefsStore::open(root, Durability::Fsync).expect("opens");
+        let document = DocumentId::from_bytes([7; 16]);
+        let key = |name: &str| Key::Chunk {
+            document,
+            kind: ChunkKind::Incremental,
+            name: name.to_owned(),
+        };
+        let mut doc = Automerge::new();
+        doc.transact::<_, _, automerge::AutomergeError>(|edit| edit.put(ROOT, "n", 1))
+            .expect("an edit");
+        for (name, data) in [("good", doc.save()), ("bad", b"garbage".to_vec())] {
+            store.put(&key(name), data.into()).await.expect("puts");
+            store.quarantine(&key(name), "a test").await.expect("moves");
+        }
+        let aside = root.join("quarantine/journal-0");
+        fs::create_dir_all(&aside).expect("made");
+        fs::write(aside.join("reason"), "cut off\n").expect("written");
+        fs::write(aside.join("journal.sqlite"), "x").expect("written");
+
+        let entries = list(root).expect("lists");
+        let reasons: Vec<&str> = entries.iter().map(|entry| entry.reason.as_str()).collect();
+        assert_eq!(reasons, ["a test", "a test", "cut off"], "{entries:?}");
+        let [bad, good, journal] = entries.as_slice() else { panic!("three") };
+        assert!(bad.path.ends_with("incremental/bad"), "{bad:?}");
+
+        release(root, &bad.path).expect_err("it does not parse");
+        release(root, &journal.path).expect_err("it is no chunk");
+        release(root, "../../etc/passwd").expect_err("it is not there");
+        assert_eq!(release(root, &good.path).expect("parses"), key("good"));
+        assert_eq!(
+            store.load(&key("good")).await.expect("reads"),
+            Some(Bytes::from(doc.save()).to_vec())
+        );
+
+        assert_eq!(purge_older(root, Duration::from_secs(60)).expect("lists"), []);
+        purge(root, &bad.path).expect("deletes");
+        purge(root, &bad.path).expect_err("it is gone");
+        assert_eq!(purge_older(root, Duration::ZERO).expect("deletes").len(), 1);
+        assert_eq!(list(root).expect("lists"), []);
+        assert_eq!(fs::read_dir(root.join("quarantine")).expect("lists").count(), 0);
+    }
+}

@@ -1,0 +1,85 @@
+//! How much room the disks have: below `storage.min_free` no new document and no upload is taken, so that what
+//! is left is there for edits.
+
+use std::{path::Path, sync::Arc, time::Duration};
+
+use tokio::sync::watch;
+use tracing::{info, warn};
+
+use crate::{
+    config::{Config, Size},
+    health::Health,
+    metrics::StorageMetrics,
+};
+
+/// How often it is looked at.
+const EVERY: Duration = Duration::from_secs(1);
+
+/// Whether there is room for what is new.
+#[derive(Debug)]
+pub struct Space {
+    is_low: watch::Sender<bool>,
+    config: watch::Receiver<Arc<Config>>,
+    health: Arc<Health>,
+    metrics: StorageMetrics,
+}
+
+impl Space {
+    /// The space of the disks that `config` names; looked at once, and then by [`Self::run`].
+    pub fn new(
+        config: watch::Receiver<Arc<Config>>,
+        health: Arc<Health>,
+        metrics: StorageMetrics,
+    ) -> Self {
+        let space = Self { is_low: watch::Sender::new(false), config, health, metrics };
+        space.look();
+        space
+    }
+
+    /// Whether nothing new is taken.
+    pub fn is_low(&self) -> bool {
+        *self.is_low.borrow()
+    }
+
+    /// Wait until there is room again.
+    pub async fn is_back(&self) {
+        // The sender is ours: it is there.
+        let _ = self.is_low.subscribe().wait_for(|is_low| !is_low).await;
+    }
+
+    /// Look again and again.
+    pub async fn run(&self) {
+        loop {
+            tokio::time::sleep(EVERY).await;
+            self.look();
+        }
+    }
+
+    fn look(&self) {
+        let config = self.config.borrow().clone();
+        let least = config.storage.min_free;
+        let disks = [&config.storage.path, &config.bundles.path].map(|path| (free(path), path));
+        let known = disks.iter().filter_map(|(free, path)| free.map(|free| (free, path)));
+        let Some((free, path)) = known.min() else { return };
+        self.metrics.free_bytes.set(i64::try_from(free).unwrap_or(i64::MAX));
+        let is_low = free < least.0;
+        let fault = is_low.then(|| {
+            let (path, free) = (path.display(), Size(free));
+            format!("{path}: {free} are free, less than storage.min_free ({least}): no new documents, no uploads")
+        });
+        let has_changed =
+            self.is_low.send_if_modified(|was| std::mem::replace(was, is_low) != is_low);
+        match &fault {
+            Some(fault) if has_changed => warn!("{fault}"),
+            None if has_changed => info!("there is room for new documents again"),
+            _ => {}
+        }
+        self.health.degrade("space", fault);
+    }
+}
+
+/// Bytes that a process that is not root may still write.
+fn free(path: &Path) -> Option<u64> {
+    let found = rustix::fs::statvfs(path).ok()?;
+    Some(found.f_bavail.saturating_mul(found.f_frsize))
+}

@@ -1,0 +1,179 @@
+//! Documents that were deleted: one small file each, in `.deleted` beside the documents, by which whatever a
+//! client, a bundle, an import or a restore brings of them is refused.
+
+use std::{
+    collections::HashSet,
+    fs, io,
+    path::{Path, PathBuf},
+    sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    time::SystemTime,
+};
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    StorageError,
+    nodefs::{failed, sync_folder, write_atomically},
+};
+use crate::document_id::DocumentId;
+
+const FOLDER: &str = ".deleted";
+/// A file that is there to be given up: on a full disk a deletion has its room.
+const RESERVE: (&str, usize) = (".reserve", 64 << 10);
+
+/// What is remembered of a deleted document.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tombstone {
+    /// Its id.
+    pub document: String,
+    /// When it was deleted, in RFC 3339.
+    pub deleted_at: String,
+    /// Why, in the operator's words.
+    pub reason: Option<String>,
+}
+
+impl Tombstone {
+    /// A tombstone made now.
+    pub fn new(document: DocumentId, reason: Option<String>) -> Self {
+        let now = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
+        Self { document: document.to_string(), deleted_at: now, reason }
+    }
+}
+
+/// All tombstones of a storage.
+#[derive(Debug)]
+pub struct Tombstones {
+    root: PathBuf,
+    all: RwLock<HashSet<DocumentId>>,
+}
+
+impl Tombstones {
+    /// Those of the storage folder `root`, which must be there.
+    ///
+    /// # Errors
+    /// They cannot be listed.
+    pub fn open(root: &Path) -> Result<Self, StorageError> {
+        let folder = root.join(FOLDER);
+        let mut all = HashSet::new();
+        match fs::read_dir(&folder) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            entries => {
+                for entry in entries.map_err(failed("list", &folder))? {
+                    let entry = entry.map_err(failed("list", &folder))?;
+                    let name = entry.file_name();
+                    all.extend(name.to_str().and_then(|name| name.parse::<DocumentId>().ok()));
+                }
+            }
+        }
+        let tombstones = Self { root: root.to_owned(), all: RwLock::new(all) };
+        tombstones.keep_reserve();
+        Ok(tombstones)
+    }
+
+    fn all(&self) -> RwLockReadGuard<'_, HashSet<DocumentId>> {
+        self.all.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn all_mut(&self) -> RwLockWriteGuard<'_, HashSet<DocumentId>> {
+        self.all.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn path(&self, document: DocumentId) -> PathBuf {
+        self.root.join(FOLDER).join(document.to_string())
+    }
+
+    /// Whether a document was deleted.
+    pub fn contains(&self, document: DocumentId) -> bool {
+        self.all().contains(&document)
+    }
+
+    /// Add a tombstone; durable when this returns. Blocks.
+    ///
+    /// # Errors
+    /// It cannot be written; from the call on, and until this returns, it holds.
+    pub fn add(&self, document: DocumentId, tombstone: &Tombstone) -> Result<(), StorageError> {
+        self.all_mut().insert(document);
+        let text = serde_json::to_vec(tombstone).unwrap_or_default();
+        let files = [(self.path(document), text.into())];
+        let mut written = write_atomically(&self.root, &files, true);
+        if written.is_err() && fs::remove_file(self.root.join(RESERVE.0)).is_ok() {
+            written = write_atomically(&self.root, &files, true);
+        }
+        if written.is_err() && !self.path(document).exists() {
+            self.all_mut().remove(&document);
+        }
+        self.keep_reserve();
+        written
+    }
+
+    /// Take a tombstone away. False if there is none. Blocks.
+    ///
+    /// # Errors
+    /// Its file cannot be deleted.
+    pub fn remove(&self, document: DocumentId) -> Result<bool, StorageError> {
+        let path = self.path(document);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(failed("delete", &path)(error));
+            }
+            Ok(()) => sync_folder(&self.root.join(FOLDER))?,
+            Err(_) => {}
+        }
+        Ok(self.all_mut().remove(&document))
+    }
+
+    /// One of them. A file that does not read is one all the same. Blocks.
+    pub fn get(&self, document: DocumentId) -> Option<Tombstone> {
+        if !self.contains(document) {
+            return None;
+        }
+        let read = fs::read(self.path(document)).ok();
+        let parsed = read.and_then(|text| serde_json::from_slice(&text).ok());
+        Some(parsed.unwrap_or_else(|| Tombstone::new(document, None)))
+    }
+
+    /// All of them, in the order of their ids. Blocks.
+    pub fn list(&self) -> Vec<Tombstone> {
+        let mut all: Vec<DocumentId> = self.all().iter().copied().collect();
+        all.sort_unstable();
+        all.into_iter().filter_map(|document| self.get(document)).collect()
+    }
+
+    /// Their files were moved away.
+    pub(super) fn forget(&self) {
+        self.all_mut().clear();
+    }
+
+    fn keep_reserve(&self) {
+        let path = self.root.join(RESERVE.0);
+        if !path.exists() && fs::write(&path, vec![0u8; RESERVE.1]).is_err() {
+            // No room for it now; what is half there is of no use.
+            let _ = fs::remove_file(&path);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tombstones_stay_until_they_are_taken_away() {
+        let folder = tempfile::tempdir().expect("a folder");
+        fs::create_dir(folder.path().join(".tmp")).expect("made");
+        let document = DocumentId::from_bytes([7; 16]);
+        let tombstones = Tombstones::open(folder.path()).expect("opens");
+        assert!(!tombstones.contains(document));
+        let tombstone = Tombstone::new(document, Some("asked for".to_owned()));
+        tombstones.add(document, &tombstone).expect("adds");
+        let tombstones = Tombstones::open(folder.path()).expect("opens again");
+        assert!(tombstones.contains(document));
+        assert_eq!(tombstones.list(), [tombstone]);
+        // A file that was cut off is one all the same.
+        fs::write(tombstones.path(document), "{").expect("written");
+        assert_eq!(tombstones.list()[0].document, document.to_string());
+        assert!(tombstones.remove(document).expect("removes"));
+        assert!(!tombstones.remove(document).expect("there is none"));
+        assert!(!Tombstones::open(folder.path()).expect("opens").contains(document));
+    }
+}

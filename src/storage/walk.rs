@@ -1,0 +1,186 @@
+//! What is in a folder of documents: ours, a backup's, or one of automerge-repo's.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::{
+    ChunkKind, Key, StorageError, StoredChunk,
+    nodefs::{OWN, REPLACED, document_folder, failed, read_chunks},
+};
+use crate::document_id::DocumentId;
+
+/// How often a document is listed again because a chunk was gone when it was to be read. Another
+/// process may compact the same folder; each of its compactions takes one round.
+const LISTINGS: usize = 10;
+
+/// Something in a folder of documents.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Found {
+    /// A document's folder.
+    Document(DocumentId),
+    /// Nothing that automerge-repo or this relay put there.
+    Foreign(PathBuf),
+}
+
+/// A stored document, by what is known of it without reading it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Listed {
+    /// Its id.
+    pub document: String,
+    /// How many chunks it has.
+    pub chunks: usize,
+    /// Their size in bytes.
+    pub bytes: u64,
+    /// Another one whenever its chunks are others.
+    pub fingerprint: String,
+}
+
+impl Listed {
+    /// A document of these chunks and sizes.
+    pub fn new(document: DocumentId, mut chunks: Vec<(Key, u64)>) -> Self {
+        Self {
+            document: document.to_string(),
+            chunks: chunks.len(),
+            bytes: chunks.iter().map(|(_, size)| size).sum(),
+            fingerprint: fingerprint(&mut chunks),
+        }
+    }
+}
+
+/// Call `found` for everything in the folder `root`, until it returns false. Blocks.
+///
+/// # Errors
+/// A folder cannot be listed.
+pub fn walk(root: &Path, mut found: impl FnMut(Found) -> bool) -> Result<(), StorageError> {
+    for first in list(root)? {
+        let Some(prefix) = first.file_name().and_then(|name| name.to_str()) else {
+            if !found(Found::Foreign(first)) {
+                return Ok(());
+            }
+            continue;
+        };
+        if OWN.contains(&prefix) || prefix.starts_with(REPLACED) {
+            continue;
+        }
+        if prefix.len() != 2 || !first.is_dir() {
+            if !found(Found::Foreign(first)) {
+                return Ok(());
+            }
+            continue;
+        }
+        for rest in list(&first)? {
+            let name = rest.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            let text = format!("{prefix}{name}");
+            let goes_on = match text.parse() {
+                Ok(document) if rest.is_dir() => found(Found::Document(document)),
+                _ if text == "storage-adapter-id" => true,
+                _ => found(Found::Foreign(rest)),
+            };
+            if !goes_on {
+                return Ok(());
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The entries of a folder, in the order of their names.
+fn list(folder: &Path) -> Result<Vec<PathBuf>, StorageError> {
+    let entries = fs::read_dir(folder).map_err(failed("list", folder))?;
+    let paths: io::Result<Vec<PathBuf>> = entries.map(|entry| Ok(entry?.path())).collect();
+    let mut paths = paths.map_err(failed("list", folder))?;
+    paths.sort_unstable();
+    Ok(paths)
+}
+
+/// All chunks of a document in the folder `root`. Blocks.
+///
+/// # Errors
+/// One of them cannot be read, or they change all the time.
+pub fn read_document(root: &Path, document: DocumentId) -> Result<Vec<StoredChunk>, StorageError> {
+    for _ in 0..LISTINGS {
+        if let Some(chunks) = read_chunks(root, document)? {
+            return Ok(chunks);
+        }
+    }
+    let gone = io::Error::other("its chunks change faster than they can be read");
+    Err(failed("read", &root.join(document_folder(document)))(gone))
+}
+
+/// The chunks of a document in the folder `root`, each with its size, but not read. Blocks.
+///
+/// # Errors
+/// A folder cannot be listed.
+pub fn sizes(root: &Path, document: DocumentId) -> Result<Vec<(Key, u64)>, StorageError> {
+    let mut sizes = Vec::new();
+    for kind in ChunkKind::ALL {
+        let folder = root.join(document_folder(document)).join(kind.name());
+        if !folder.is_dir() {
+            continue;
+        }
+        for path in list(&folder)? {
+            let name = path.file_name().and_then(|name| name.to_str());
+            if let (Some(name), Ok(found)) = (name, fs::metadata(&path))
+                && found.is_file()
+            {
+                sizes.push((Key::Chunk { document, kind, name: name.to_owned() }, found.len()));
+            }
+        }
+    }
+    Ok(sizes)
+}
+
+/// A text that is another one whenever the chunks of a document are others: their names are hashes of what is
+/// in them, nearly always.
+fn fingerprint(chunks: &mut [(Key, u64)]) -> String {
+    chunks.sort_unstable();
+    let mut hasher = Sha256::new();
+    for (key, size) in chunks {
+        hasher.update(format!("{key} {size}\n"));
+    }
+    super::documents::hex(&hasher.finalize())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn documents_are_found_and_what_is_foreign_is_named() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let root = folder.path();
+        let document = DocumentId::from_bytes([7; 16]);
+        fs::create_dir_all(root.join(document_folder(document)).join("snapshot")).expect("made");
+        fs::write(root.join(document_folder(document)).join("snapshot/abc"), "abc").expect("made");
+        for own in OWN {
+            fs::create_dir(root.join(own)).expect("made");
+        }
+        fs::create_dir(root.join("st")).expect("made");
+        fs::write(root.join("st/orage-adapter-id"), "id").expect("written");
+        fs::create_dir(root.join("lost+found")).expect("made");
+        fs::create_dir(root.join("ab")).expect("made");
+        fs::write(root.join("ab/file"), "").expect("written");
+        let mut all = Vec::new();
+        walk(root, |found| {
+            all.push(found);
+            true
+        })
+        .expect("walks");
+        let foreign = |name: &str| Found::Foreign(root.join(name));
+        all.retain(|found| *found != Found::Document(document));
+        assert_eq!(all, [foreign("ab/file"), foreign("lost+found")]);
+
+        let key = Key::Chunk { document, kind: ChunkKind::Snapshot, name: "abc".to_owned() };
+        let mut there = sizes(root, document).expect("lists");
+        assert_eq!(there, [(key.clone(), 3)]);
+        assert_eq!(read_document(root, document).expect("reads"), [(key, b"abc".to_vec())]);
+        let before = fingerprint(&mut there);
+        there[0].1 = 4;
+        assert_ne!(fingerprint(&mut there), before);
+    }
+}

@@ -1,0 +1,69 @@
+//! A room of a document that is not taken: it was deleted, or is new while there is no room on the disk.
+
+use super::*;
+
+impl Room {
+    /// The document was deleted: to everybody it is not there.
+    pub(super) fn deleted(&mut self) -> End {
+        for input in std::mem::take(&mut self.stash) {
+            if let Input::Sync { from, .. } = input
+                && self.is_here(from.id)
+            {
+                let dropped = &self.rooms.shared.metrics.sessions.dropped;
+                dropped.with_label_values(&["deleted"]).inc();
+                self.member(&from).begin_anew = true;
+            }
+        }
+        for member in self.members.values_mut().filter(|member| member.begin_anew) {
+            (member.asks, member.lost) = (None, false);
+            member.session.send_unavailable(self.handle.document);
+        }
+        End::Retire("deleted")
+    }
+
+    /// Whether somebody brings a new document and there is no room for it.
+    pub(super) fn has_no_space(&self, opened: &Opened) -> bool {
+        opened.heads.is_empty()
+            && self.stash.iter().any(brings_heads)
+            && self.rooms.shared.documents.space().is_low()
+    }
+
+    /// Take nothing of the document until there is room for it; who has it is then asked for it.
+    pub(super) async fn wait_for_space(&mut self) -> End {
+        let (rooms, handle) = (self.rooms.clone(), self.handle.clone());
+        loop {
+            self.refuse_stash();
+            tokio::select! {
+                () = rooms.shared.documents.space().is_back() => return End::Reopen,
+                () = rooms.stopping.cancelled() => return End::Stop,
+                () = handle.news.notified() => {
+                    for id in self.gone() {
+                        self.forget(id);
+                    }
+                    if self.is_to_look_again() {
+                        return End::Reopen;
+                    }
+                    if self.members.is_empty() {
+                        return End::Retire("no_space");
+                    }
+                }
+                input = self.inbox.recv() => match input {
+                    Some(input) => self.stash.push(*input),
+                    None => return End::Stop,
+                },
+            }
+        }
+    }
+
+    /// Who asks hears that it is not there; who brings it keeps it.
+    fn refuse_stash(&mut self) {
+        for input in &self.stash {
+            if let Input::Sync { from, request: true, .. } = input
+                && !brings_heads(input)
+            {
+                from.send_unavailable(self.handle.document);
+            }
+        }
+        self.lose_stash("no_space");
+    }
+}
