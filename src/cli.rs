@@ -18,7 +18,12 @@ use clap::{Args, Parser, Subcommand};
 use hyper::Method;
 
 use self::{
-    copies::{BackupArguments, ExportArguments, ImportArguments, RestoreArguments},
+    copies::{
+        backup::{self, BackupArguments},
+        export::{self, ExportArguments},
+        import::{self, ImportArguments},
+        restore::{self, RestoreArguments},
+    },
     relay::RelayArguments,
     storage::{DocArguments, FsckArguments, QuarantineVerb, StorageArguments},
 };
@@ -204,10 +209,10 @@ pub fn run() -> ExitCode {
         Some(Command::Doc(arguments)) => storage::doc(arguments),
         Some(Command::Fsck(arguments)) => storage::fsck(&arguments),
         Some(Command::Quarantine { verb }) => storage::quarantine(verb),
-        Some(Command::Backup(arguments)) => copies::backup(&arguments),
-        Some(Command::Restore(arguments)) => copies::restore(&arguments),
-        Some(Command::Import(arguments)) => copies::import(&arguments),
-        Some(Command::Export(arguments)) => copies::export(&arguments),
+        Some(Command::Backup(arguments)) => backup::backup(&arguments),
+        Some(Command::Restore(arguments)) => restore::restore(&arguments),
+        Some(Command::Import(arguments)) => import::import(&arguments),
+        Some(Command::Export(arguments)) => export::export(&arguments),
         Some(Command::ServeStorage { config }) => relay::serve_storage(&config),
         None => configured(arguments.daemon),
     };

@@ -7,7 +7,9 @@ use clap::{Args, Subcommand};
 use hyper::Method;
 use serde::Serialize;
 
-use super::{CliError, copies, document_id, print, progress::Progress, relay::RelayArguments};
+use super::{
+    CliError, copies::backup::Backup, document_id, print, progress::Progress, relay::RelayArguments,
+};
 use crate::{
     admin::{
         client,
@@ -264,7 +266,7 @@ fn check_folder(folder: &Path, mut take: impl FnMut(Line)) -> Result<(), CliErro
         take(line);
         true
     };
-    match copies::Backup::read(folder)? {
+    match Backup::read(folder)? {
         Some(backup) => backup.check(folder, &mut tell),
         None => fsck::check_folder(folder, false, &mut tell),
     }

@@ -1,0 +1,154 @@
+//! `tonk-relay export`
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use automerge::{Automerge, ObjId, ObjType, ROOT, ReadDoc, ScalarValueRef, ValueRef};
+use clap::Args;
+use serde::Serialize;
+
+use super::*;
+use crate::{bundle, cli::document_id, document_id::DocumentId};
+
+/// `tonk-relay export`
+#[derive(Debug, Args)]
+pub(in crate::cli) struct ExportArguments {
+    /// The app's root document
+    #[arg(value_name = "ROOT_ID", value_parser = document_id)]
+    root: DocumentId,
+    /// The bundle to write
+    #[arg(value_name = "FILE.tonk")]
+    file: PathBuf,
+    /// Write over a file that is there
+    #[arg(long)]
+    force: bool,
+    #[command(flatten)]
+    storage: StorageArguments,
+}
+
+/// What an export wrote.
+#[derive(Debug, Serialize)]
+struct ExportAnswer {
+    root: String,
+    documents: usize,
+    bytes: u64,
+    /// Documents that are mentioned, and not stored here.
+    missing: Vec<String>,
+}
+
+pub(in crate::cli) fn export(arguments: &ExportArguments) -> Result<(), CliError> {
+    let (root, file) = (arguments.root, &arguments.file);
+    if !arguments.force && file.exists() {
+        return Err(says(file, "is there already; --force writes over it"));
+    }
+    let mut relay = arguments.storage.relay.stored()?;
+    let manifest =
+        relay.fetch(Method::GET, &format!("/bundles/{root}/manifest.json"), Bytes::new());
+    let manifest = match manifest {
+        Ok(manifest) => manifest,
+        Err(CliError::Admin(AdminError::Refused(_))) => bundle::minimal_manifest(root).into(),
+        Err(error) => return Err(error),
+    };
+    let (mut documents, mut missing) = (BTreeMap::new(), Vec::new());
+    let mut seen = BTreeSet::from([root]);
+    let mut to_look_at = VecDeque::from([root]);
+    let progress = Progress::new("documents");
+    while let Some(document) = to_look_at.pop_front() {
+        progress.is_at(documents.len(), seen.len());
+        let Some(data) = content(&mut relay, &document.to_string())? else {
+            missing.push(document.to_string());
+            continue;
+        };
+        let doc =
+            Automerge::load(&data).map_err(|error| CliError::Document(document, error.into()))?;
+        for mentioned in mentioned_in(&doc) {
+            if seen.insert(mentioned) {
+                to_look_at.push_back(mentioned);
+            }
+        }
+        documents.insert(document, doc.save());
+    }
+    progress.end();
+    if !documents.contains_key(&root) {
+        return Err(says(file, format!("nothing is stored of the root document {root}")));
+    }
+    let out = bundle::pack(&manifest, &documents).map_err(|error| says(file, error))?;
+    write_file(&std::path::absolute(file).map_err(at(file))?, &out)?;
+    let answer = ExportAnswer {
+        root: root.to_string(),
+        documents: documents.len(),
+        bytes: out.len() as u64,
+        missing,
+    };
+    if arguments.storage.json {
+        print_json(&answer);
+        return Ok(());
+    }
+    let mut text =
+        format!("{}: {} documents, {} bytes\n", file.display(), answer.documents, answer.bytes);
+    for document in &answer.missing {
+        text.push_str(&format!("mentioned, and not stored here: {document}\n"));
+    }
+    print(&text);
+    Ok(())
+}
+
+/// The documents that a document mentions: texts that are an id or an automerge: URL, wherever they stand.
+fn mentioned_in(doc: &Automerge) -> Vec<DocumentId> {
+    /// The longest text that is looked at: an automerge: URL.
+    const LONGEST: usize = 64;
+    let mut mentioned = Vec::new();
+    let mut objects: Vec<(ObjId, ObjType)> = vec![(ROOT, ObjType::Map)];
+    while let Some((object, kind)) = objects.pop() {
+        let mut texts = Vec::new();
+        let mut look = |value: ValueRef<'_>, id: ObjId| match value {
+            ValueRef::Object(kind) => objects.push((id, kind)),
+            ValueRef::Scalar(ScalarValueRef::Str(text)) => texts.push(text.into_owned()),
+            ValueRef::Scalar(_) => {}
+        };
+        match kind {
+            ObjType::Text if doc.length(&object) <= LONGEST => texts.extend(doc.text(&object)),
+            ObjType::Text => {}
+            ObjType::List => {
+                for item in doc.list_range(&object, ..) {
+                    let id = item.id();
+                    look(item.value, id);
+                }
+            }
+            ObjType::Map | ObjType::Table => {
+                for item in doc.map_range(&object, ..) {
+                    let id = item.id();
+                    look(item.value, id);
+                }
+            }
+        }
+        mentioned.extend(texts.iter().filter_map(|text| document_id(text).ok()));
+    }
+    mentioned
+}
+
+#[cfg(test)]
+mod tests {
+    use automerge::{AutomergeError, transaction::Transactable};
+
+    use super::*;
+
+    #[test]
+    fn mentioned_documents_are_found_wherever_they_stand() {
+        let ids: Vec<DocumentId> = (1..=3).map(|n| DocumentId::from_bytes([n; 16])).collect();
+        let mut doc = Automerge::new();
+        doc.transact::<_, _, AutomergeError>(|edit| {
+            edit.put(ROOT, "a scalar", ids[0].to_string())?;
+            let list = edit.put_object(ROOT, "children", ObjType::List)?;
+            let child = edit.insert_object(&list, 0, ObjType::Map)?;
+            let text = edit.put_object(&child, "pointer", ObjType::Text)?;
+            edit.splice_text(&text, 0, 0, &format!("automerge:{}", ids[1]))?;
+            edit.insert(&list, 1, ids[2].to_string())?;
+            edit.put(ROOT, "no id", "2XehcERzGALTcjP7C7VxwFJdWoEX")?;
+            Ok(())
+        })
+        .expect("an edit");
+        let mut found = mentioned_in(&doc);
+        found.sort_unstable();
+        assert_eq!(found, ids);
+    }
+}

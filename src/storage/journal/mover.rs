@@ -1,0 +1,159 @@
+//! What leaves the journal: chunks that move into the folders, those that leave the folders, deleted documents.
+
+use super::{
+    index::{ROWS, Row},
+    writer::Doomed,
+    *,
+};
+
+/// Chunks that move into the folders at a time.
+const MOVED: usize = 256;
+/// Pause before a checkpoint that failed is tried again: the first, and the longest.
+const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+
+/// Delete replaced chunks from the folders when their time has come: a grace time after what replaced them stands
+/// there too, for others read the folders alone.
+pub(super) async fn delete_after_grace(
+    mover: Mover,
+    grace: Duration,
+    again: mpsc::WeakSender<Doomed>,
+    mut condemned: mpsc::Receiver<Doomed>,
+) {
+    while let Some(Doomed { key, at, is_replaced }) = condemned.recv().await {
+        sleep_until(at).await;
+        if !is_replaced && mover.shared.rows_beside(&key).is_some() {
+            let moved = mover.move_beside(&key).await;
+            if let Err(error) = &moved {
+                warn!(%error, "a chunk that is not needed any more stays");
+            }
+            let doomed = Doomed { key: key.clone(), at: Instant::now() + grace, is_replaced: true };
+            let waits =
+                moved.is_ok() && again.upgrade().is_some_and(|a| a.try_send(doomed).is_ok());
+            if !waits {
+                mover.shared.doomed.lock().await.remove(&key);
+            }
+            continue;
+        }
+        let mut doomed = mover.shared.doomed.lock().await;
+        // One that was put again meanwhile stays.
+        if !doomed.remove(&key) {
+            continue;
+        }
+        if let Err(error) = mover.folders.delete(&key).await {
+            warn!(%error, "a chunk that is not needed any more stays");
+        }
+    }
+}
+
+/// Moves chunks from the journal into the folders.
+pub(super) struct Mover {
+    pub(super) folders: NodefsStore,
+    pub(super) requests: mpsc::WeakSender<Request>,
+    pub(super) shared: Arc<Shared>,
+    pub(super) checkpoint: Arc<tokio::sync::Mutex<()>>,
+}
+
+impl Mover {
+    /// Move the oldest chunks whenever the journal has become too large.
+    pub(super) async fn keep_small(self) {
+        let mut backoff = Backoff::new(RETRY.0, RETRY.1);
+        loop {
+            self.shared.is_full.notified().await;
+            if self.requests.strong_count() == 0 {
+                return;
+            }
+            while let Err(error) = self.checkpoint(self.shared.size / 2).await {
+                warn!(%error, "the journal cannot be moved into the folders; it is tried again");
+                sleep(backoff.pause()).await;
+            }
+            backoff.reset();
+        }
+    }
+
+    /// Move the oldest chunks until `size` bytes, or that share of the most rows, are left.
+    pub(super) async fn checkpoint(&self, size: usize) -> Result<usize, StorageError> {
+        let _alone = self.checkpoint.lock().await;
+        let to_move = {
+            let index = self.shared.index();
+            let rows = if size == 0 { 0 } else { ROWS / 2 };
+            let mut all: Vec<(Key, Row)> = Vec::with_capacity(index.rows);
+            for document in index.documents.keys() {
+                all.extend(index.rows_of(*document).unwrap_or_default());
+            }
+            all.sort_unstable_by_key(|(_, row)| row.id);
+            let (mut left, mut bytes) = (index.rows, index.bytes);
+            let wanted = all.iter().take_while(|(_, row)| {
+                let is_wanted = left > rows || bytes > size;
+                (left, bytes) = (left.saturating_sub(1), bytes.saturating_sub(row.size));
+                is_wanted
+            });
+            let wanted = wanted.count();
+            all.truncate(wanted);
+            VecDeque::from(all)
+        };
+        self.move_all(to_move).await
+    }
+
+    /// Move what the journal has of a chunk's document.
+    async fn move_beside(&self, key: &Key) -> Result<usize, StorageError> {
+        let _alone = self.checkpoint.lock().await;
+        self.move_all(self.shared.rows_beside(key).unwrap_or_default().into()).await
+    }
+
+    pub(super) async fn delete_document(
+        &self,
+        document: DocumentId,
+        tombstone: Tombstone,
+    ) -> Result<Deleted, StorageError> {
+        let _alone = self.checkpoint.lock().await;
+        let mut deleted = Deleted::default();
+        let count = |deleted: &mut Deleted, (files, bytes)| {
+            deleted.chunks += files;
+            deleted.bytes += bytes;
+        };
+        let add = async || {
+            let (shared, tombstone) = (self.shared.clone(), tombstone.clone());
+            let adding = move || shared.tombstones.add(document, &tombstone);
+            tokio::task::spawn_blocking(adding).await.map_err(self.shared.panicked("delete"))?
+        };
+        match add().await {
+            Err(error) if error.source.kind() == io::ErrorKind::StorageFull => {
+                // What is deleted makes room for what says so.
+                count(&mut deleted, self.folders.delete_document(document).await?);
+                add().await?;
+            }
+            added => added?,
+        }
+        let rows = self.shared.index().rows_of(document).unwrap_or_default();
+        if let Some(requests) = self.requests.upgrade() {
+            send(&requests, &self.shared, Change::DeleteDocument(document)).await?;
+        }
+        count(&mut deleted, (rows.len(), rows.iter().map(|(_, row)| row.size as u64).sum()));
+        count(&mut deleted, self.folders.delete_document(document).await?);
+        Ok(deleted)
+    }
+
+    /// Move these rows. One at a time, and to its end: a row that is not there any more when it has been moved
+    /// counts as deleted meanwhile, and its file goes.
+    async fn move_all(&self, mut to_move: VecDeque<(Key, Row)>) -> Result<usize, StorageError> {
+        let mut moved = 0;
+        while !to_move.is_empty() {
+            let rows: Vec<(Key, Row)> = to_move.drain(..MOVED.min(to_move.len())).collect();
+            let read = self.shared.read_rows(rows).await?;
+            let mut rows = Vec::with_capacity(read.len());
+            let mut files = Vec::with_capacity(read.len());
+            for (key, row, data) in read {
+                rows.push((key.clone(), row));
+                files.push((key, data.into()));
+            }
+            self.folders.put_all(files).await?;
+            moved += rows.len();
+            let Some(requests) = self.requests.upgrade() else { break };
+            send(&requests, &self.shared, Change::Moved(rows)).await?;
+        }
+        if moved > 0 {
+            self.shared.metrics.moved.inc_by(moved as u64);
+        }
+        Ok(moved)
+    }
+}

@@ -1,0 +1,193 @@
+//! The task that commits.
+
+use super::{index::Row, *};
+
+/// Writes in one commit, and writes that wait for the next.
+pub(super) const BATCH: usize = 1024;
+/// Replaced chunks that wait for the end of their grace time; further ones stay until their document is
+/// next compacted after a load.
+pub(super) const DOOMED: usize = 16_384;
+
+/// Commits what is asked for.
+pub(super) struct Writer {
+    pub(super) shared: Arc<Shared>,
+    /// None after a failure: it is opened anew, for what the failure left behind is then looked at.
+    pub(super) connection: Option<Connection>,
+    pub(super) interval: Duration,
+    pub(super) grace: Duration,
+    pub(super) doomed: mpsc::Sender<Doomed>,
+}
+
+/// A chunk in the folders that is not needed any more.
+pub(super) struct Doomed {
+    pub(super) key: Key,
+    /// When it may go.
+    pub(super) at: Instant,
+    /// What replaced it stands in the folders.
+    pub(super) is_replaced: bool,
+}
+
+/// What a commit did to the index, and chunks that are to leave the folders.
+#[derive(Default)]
+struct Committed {
+    index: HashMap<Key, Option<Row>>,
+    pub(super) doomed: Vec<Key>,
+}
+
+impl Writer {
+    pub(super) async fn run(mut self, mut requests: mpsc::Receiver<Request>) {
+        let mut batch = Vec::new();
+        let mut next = Instant::now();
+        while requests.recv_many(&mut batch, BATCH).await > 0 {
+            // The first after a pause does not wait; the others come together.
+            while batch.len() < BATCH {
+                let places = BATCH - batch.len();
+                let more = requests.recv_many(&mut batch, places);
+                if timeout_at(next, more).await.unwrap_or(0) == 0 {
+                    break;
+                }
+            }
+            next = Instant::now() + self.interval;
+            self.commit(std::mem::take(&mut batch)).await;
+        }
+        // So that the mover sees that there is nobody any more.
+        self.shared.is_full.notify_one();
+    }
+
+    /// Let chunks leave the folders later.
+    async fn doom(&mut self, keys: Vec<Key>) {
+        let at = Instant::now() + self.grace;
+        let mut doomed = self.shared.doomed.lock().await;
+        for key in keys {
+            if doomed.len() < DOOMED
+                && self.doomed.try_send(Doomed { key: key.clone(), at, is_replaced: false }).is_ok()
+            {
+                doomed.insert(key);
+            }
+        }
+    }
+
+    async fn commit(&mut self, batch: Vec<Request>) {
+        let (shared, connection) = (self.shared.clone(), self.connection.take());
+        let (changes, answers): (Vec<Change>, Vec<_>) =
+            batch.into_iter().map(|request| (request.change, request.done)).unzip();
+        let write = tokio::task::spawn_blocking(move || {
+            let mut connection = match connection {
+                Some(connection) => connection,
+                None => {
+                    let (connection, index) = open(&shared.path, shared.durability)?;
+                    *shared.index() = index;
+                    connection
+                }
+            };
+            let committed = write(&mut connection, &shared, &changes)?;
+            if changes.iter().any(|change| matches!(change, Change::DeleteDocument(_))) {
+                leave_no_trace(&connection);
+            }
+            Ok((connection, committed))
+        });
+        let written = write.await.unwrap_or_else(|panic| Err(self.shared.panicked("write")(panic)));
+        match written {
+            Ok((connection, committed)) => {
+                self.connection = Some(connection);
+                self.shared.note(committed.index);
+                if !committed.doomed.is_empty() {
+                    self.doom(committed.doomed).await;
+                }
+                for done in answers {
+                    let _ = done.send(Ok(()));
+                }
+            }
+            Err(error) => {
+                for done in answers {
+                    let source = io::Error::new(error.source.kind(), error.source.to_string());
+                    let (action, path) = (error.action, error.path.clone());
+                    let _ = done.send(Err(StorageError { action, path, source }));
+                }
+            }
+        }
+    }
+}
+
+/// Make all of `changes` durable, or none.
+fn write(
+    connection: &mut Connection,
+    shared: &Shared,
+    changes: &[Change],
+) -> Result<Committed, StorageError> {
+    let failed = shared.failed("write");
+    let mut committed = Committed::default();
+    let transaction = connection.transaction().map_err(&failed)?;
+    {
+        let mut insert = transaction
+            .prepare_cached(
+                "INSERT INTO chunk (document, kind, name, data) VALUES (?1, ?2, ?3, ?4)",
+            )
+            .map_err(&failed)?;
+        let mut delete =
+            transaction.prepare_cached("DELETE FROM chunk WHERE id = ?1").map_err(&failed)?;
+        let now = |committed: &Committed, key: &Key| match committed.index.get(key) {
+            Some(row) => *row,
+            None => shared.index().get(key),
+        };
+        for change in changes {
+            match change {
+                Change::Put(key, data) => {
+                    let Key::Chunk { document, kind, name } = key else { continue };
+                    if shared.tombstones.contains(*document) {
+                        continue;
+                    }
+                    if let Some(old) = now(&committed, key) {
+                        delete.execute([old.id]).map_err(&failed)?;
+                    }
+                    let id = insert
+                        .insert(params![document.as_bytes(), kind.name(), name, &data[..]])
+                        .map_err(&failed)?;
+                    committed.index.insert(key.clone(), Some(Row { id, size: data.len() }));
+                }
+                Change::Delete(key) => match now(&committed, key) {
+                    Some(row) => {
+                        delete.execute([row.id]).map_err(&failed)?;
+                        committed.index.insert(key.clone(), None);
+                    }
+                    None => committed.doomed.push(key.clone()),
+                },
+                Change::DeleteDocument(document) => {
+                    transaction
+                        .execute("DELETE FROM chunk WHERE document = ?1", [document.as_bytes()])
+                        .map_err(&failed)?;
+                    let rows = shared.index().rows_of(*document).unwrap_or_default();
+                    committed.index.extend(rows.into_iter().map(|(key, _)| (key, None)));
+                    for (key, row) in &mut committed.index {
+                        if matches!(key, Key::Chunk { document: of, .. } if of == document) {
+                            *row = None;
+                        }
+                    }
+                }
+                Change::Moved(rows) => {
+                    for (key, row) in rows {
+                        match now(&committed, key) {
+                            Some(now) if now == *row => {
+                                delete.execute([row.id]).map_err(&failed)?;
+                                committed.index.insert(key.clone(), None);
+                            }
+                            // Written anew meanwhile: it is moved again.
+                            Some(_) => {}
+                            // Deleted while its file was being written.
+                            None => committed.doomed.push(key.clone()),
+                        }
+                    }
+                }
+            }
+        }
+    }
+    transaction.commit().map_err(&failed)?;
+    Ok(committed)
+}
+
+/// SQLite keeps what was deleted in pages that it will use again: write the file anew without them.
+fn leave_no_trace(connection: &Connection) {
+    if let Err(error) = connection.execute_batch("VACUUM; PRAGMA wal_checkpoint(TRUNCATE);") {
+        warn!(%error, "bytes of a deleted document stay in the journal's file until they are written over");
+    }
+}
