@@ -1,6 +1,8 @@
 //! What the admin socket answers about what is stored. The same router serves the commands when the relay does
 //! not run: `cli::relay` then starts one for itself.
 
+pub mod answers;
+
 use std::{collections::BTreeMap, io, sync::Arc};
 
 use axum::{
@@ -17,6 +19,9 @@ use tempfile::NamedTempFile;
 use tokio::sync::{mpsc, watch};
 use tokio_util::io::ReaderStream;
 
+use self::answers::{
+    Checkpoint, Deletion, Entry, ListedBundle, MadeBackup, Problem, Receipt, Selection, StorageId,
+};
 use crate::{
     bundle::{Bundle, BundleError, served::Served, store::BundleStore},
     config::Config,
@@ -51,13 +56,6 @@ pub struct Stored {
     pub rooms: Option<Arc<Rooms>>,
     /// The config.
     pub config: watch::Receiver<Arc<Config>>,
-}
-
-/// Why a command cannot be done, as JSON.
-#[derive(Debug, Serialize, Deserialize)]
-pub struct Problem {
-    /// The reason.
-    pub problem: String,
 }
 
 /// A refusal, or a failure.
@@ -97,56 +95,6 @@ impl From<tokio::task::JoinError> for Failed {
     fn from(error: tokio::task::JoinError) -> Self {
         Self(StatusCode::INTERNAL_SERVER_ERROR, error.to_string())
     }
-}
-
-/// What a checkpoint did.
-#[derive(Debug, Serialize, Deserialize)]
-pub struct Checkpoint {
-    /// How many chunks moved from the journal into the folders.
-    pub moved: usize,
-}
-
-/// What `doc delete` did.
-#[derive(Debug, Serialize, Deserialize)]
-pub struct Receipt {
-    /// The tombstone.
-    #[serde(flatten)]
-    pub tombstone: Tombstone,
-    /// Chunks deleted, in the journal, the folders and quarantine.
-    pub chunks: usize,
-    /// Their bytes.
-    pub bytes: u64,
-    /// Whether an uploaded bundle with this root was deleted.
-    pub bundle: bool,
-    /// Other bundles that hold the document; nobody gets it from them by sync.
-    pub held_by_bundles: Vec<String>,
-    /// Folders of backups that were made and may hold it until they are renewed.
-    pub backups: Vec<String>,
-}
-
-/// An uploaded bundle.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct ListedBundle {
-    /// Its root document.
-    pub id: String,
-    /// Another one after every upload.
-    pub etag: String,
-}
-
-/// The storage's id.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct StorageId {
-    /// The id; none if there is none yet.
-    pub storage_id: Option<String>,
-}
-
-/// What is to be released or deleted of the quarantine.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct Selection {
-    /// These entries.
-    pub paths: Vec<String>,
-    /// Or all that are older than so many seconds.
-    pub older_than: Option<u64>,
 }
 
 /// The routes.
@@ -212,18 +160,6 @@ async fn documents(State(stored): State<Stored>) -> Response {
     })
 }
 
-/// A line of a listing; one that was cut off has no end.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Entry<T> {
-    /// One that is listed.
-    Document(T),
-    /// All were listed.
-    End,
-    /// They cannot be listed.
-    Problem(String),
-}
-
 async fn document(
     State(stored): State<Stored>,
     Path(id): Path<String>,
@@ -280,13 +216,6 @@ async fn merge(
         rooms.reopen(document);
     }
     Ok(Json(merged).into_response())
-}
-
-/// Why a document is to be deleted.
-#[derive(Debug, Serialize, Deserialize)]
-pub struct Deletion {
-    /// In the operator's words.
-    pub reason: Option<String>,
 }
 
 async fn delete(
@@ -537,15 +466,6 @@ fn backups(root: &std::path::Path) -> Vec<String> {
     let noted = std::fs::read(root.join(BACKUPS)).unwrap_or_default();
     let noted: BTreeMap<String, String> = serde_json::from_slice(&noted).unwrap_or_default();
     noted.into_iter().map(|(folder, at)| format!("{folder} (of {at})")).collect()
-}
-
-/// A backup that was made.
-#[derive(Debug, Serialize, Deserialize)]
-pub struct MadeBackup {
-    /// Its folder.
-    pub folder: String,
-    /// When, in RFC 3339.
-    pub at: String,
 }
 
 async fn note_backup(

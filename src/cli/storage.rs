@@ -13,7 +13,7 @@ use super::{
 use crate::{
     admin::{
         client,
-        storage::{Checkpoint, Deletion, Receipt, Selection},
+        storage::answers::{Checkpoint, Deletion, Receipt, Selection},
     },
     document_id::DocumentId,
     storage::{

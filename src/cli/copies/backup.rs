@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 
 use super::*;
 use crate::{
-    admin::storage::{Entry, ListedBundle, MadeBackup, StorageId},
+    admin::storage::answers::{Entry, ListedBundle, MadeBackup, StorageId},
     bundle::{self, Bundle},
     storage::{
         documents::hex,

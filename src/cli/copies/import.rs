@@ -4,7 +4,7 @@ use clap::Args;
 
 use super::{backup::Backup, merge::MergeAnswer, *};
 use crate::{
-    admin::storage::StorageId,
+    admin::storage::answers::StorageId,
     storage::{
         documents,
         walk::{self, Found},

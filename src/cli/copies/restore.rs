@@ -9,7 +9,7 @@ use super::{
     *,
 };
 use crate::{
-    admin::{client, storage::StorageId},
+    admin::{client, storage::answers::StorageId},
     storage::documents::hex,
 };
 

@@ -1,0 +1,90 @@
+//! What the admin socket takes and answers about what is stored, as JSON.
+
+use serde::{Deserialize, Serialize};
+
+use crate::storage::tombstones::Tombstone;
+
+/// Why a command cannot be done, as JSON.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Problem {
+    /// The reason.
+    pub problem: String,
+}
+
+/// What a checkpoint did.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Checkpoint {
+    /// How many chunks moved from the journal into the folders.
+    pub moved: usize,
+}
+
+/// What `doc delete` did.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Receipt {
+    /// The tombstone.
+    #[serde(flatten)]
+    pub tombstone: Tombstone,
+    /// Chunks deleted, in the journal, the folders and quarantine.
+    pub chunks: usize,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Whether an uploaded bundle with this root was deleted.
+    pub bundle: bool,
+    /// Other bundles that hold the document; nobody gets it from them by sync.
+    pub held_by_bundles: Vec<String>,
+    /// Folders of backups that were made and may hold it until they are renewed.
+    pub backups: Vec<String>,
+}
+
+/// An uploaded bundle.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ListedBundle {
+    /// Its root document.
+    pub id: String,
+    /// Another one after every upload.
+    pub etag: String,
+}
+
+/// The storage's id.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct StorageId {
+    /// The id; none if there is none yet.
+    pub storage_id: Option<String>,
+}
+
+/// What is to be released or deleted of the quarantine.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Selection {
+    /// These entries.
+    pub paths: Vec<String>,
+    /// Or all that are older than so many seconds.
+    pub older_than: Option<u64>,
+}
+
+/// A line of a listing; one that was cut off has no end.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Entry<T> {
+    /// One that is listed.
+    Document(T),
+    /// All were listed.
+    End,
+    /// They cannot be listed.
+    Problem(String),
+}
+
+/// Why a document is to be deleted.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Deletion {
+    /// In the operator's words.
+    pub reason: Option<String>,
+}
+
+/// A backup that was made.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct MadeBackup {
+    /// Its folder.
+    pub folder: String,
+    /// When, in RFC 3339.
+    pub at: String,
+}
