@@ -19,6 +19,9 @@ struct State {
     /// Writes that have failed and are being tried again.
     failing_writes: usize,
     storage_fault: String,
+    /// Documents that cannot be read and are tried again.
+    unreadable: usize,
+    read_fault: String,
     /// Checks that are not met although sync can be promised.
     degraded: BTreeMap<&'static str, String>,
 }
@@ -53,6 +56,10 @@ pub struct Report {
 #[derive(Debug)]
 pub struct FailingWrite(Arc<Health>);
 
+/// A document that cannot be read, for as long as this lives.
+#[derive(Debug)]
+pub struct Unreadable(Arc<Health>);
+
 impl Health {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -69,6 +76,14 @@ impl Health {
         state.failing_writes += 1;
         state.storage_fault = fault.to_owned();
         FailingWrite(self.clone())
+    }
+
+    /// A document cannot be read, for as long as what this returns is kept. The others can be served.
+    pub fn document_unreadable(self: &Arc<Self>, fault: &str) -> Unreadable {
+        let mut state = self.state();
+        state.unreadable += 1;
+        state.read_fault = fault.to_owned();
+        Unreadable(self.clone())
     }
 
     /// Note that `check` is not met, or with `None` that it is met again.
@@ -92,18 +107,24 @@ impl Health {
         if state.failing_writes > 0 {
             failed.insert("storage", state.storage_fault.clone());
         }
-        Report {
-            ready: failed.is_empty(),
-            phase: state.phase,
-            failed,
-            degraded: state.degraded.clone(),
+        let mut degraded = state.degraded.clone();
+        if state.unreadable > 0 {
+            let text = format!("{} cannot be read: {}", state.unreadable, state.read_fault);
+            degraded.insert("documents", text);
         }
+        Report { ready: failed.is_empty(), phase: state.phase, failed, degraded }
     }
 }
 
 impl Drop for FailingWrite {
     fn drop(&mut self) {
         self.0.state().failing_writes -= 1;
+    }
+}
+
+impl Drop for Unreadable {
+    fn drop(&mut self) {
+        self.0.state().unreadable -= 1;
     }
 }
 
@@ -129,6 +150,11 @@ mod tests {
         let report = health.report();
         assert!(report.ready && report.degraded["bundle"] == "broken");
         health.degrade("bundle", None);
+        let unreadable = health.document_unreadable("an I/O error");
+        let report = health.report();
+        assert!(report.ready && report.degraded["documents"] == "1 cannot be read: an I/O error");
+        drop(unreadable);
+        assert!(health.report().degraded.is_empty());
         health.enter(Phase::Draining);
         assert_eq!(health.report().failed["phase"], "draining");
     }

@@ -16,7 +16,10 @@ use tracing::{error, info, warn};
 
 use super::{ChunkKind, ChunkStore, Key, StorageError, StoredChunk, space::Space};
 use crate::{
-    backoff::Backoff, bundle::served::Served, document_id::DocumentId, health::Health,
+    backoff::Backoff,
+    bundle::served::Served,
+    document_id::DocumentId,
+    health::{Health, Unreadable},
     metrics::StorageMetrics,
 };
 
@@ -135,6 +138,11 @@ impl Documents {
     /// Whether a document was deleted.
     pub fn is_deleted(&self, document: DocumentId) -> bool {
         self.store.is_deleted(document)
+    }
+
+    /// A document cannot be read, for as long as what this returns is kept.
+    pub fn unreadable(&self, error: &StorageError) -> Unreadable {
+        self.health.document_unreadable(&error.to_string())
     }
 
     /// How much room there is.

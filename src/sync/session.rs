@@ -107,6 +107,11 @@ impl Session {
         self.send("doc-unavailable", frame);
     }
 
+    /// Tell the peer's log that something of its is failing here.
+    pub fn send_error(&self, message: &str) {
+        self.send("error", wire::error(&self.us, &self.peer_id, message));
+    }
+
     /// Pass on presence; it is dropped if the peer reads too slowly.
     pub fn send_ephemeral(
         &self,

@@ -98,7 +98,8 @@ export class Relay {
     await mkdir(this.at, { recursive: true });
     await writeFile(file, text);
     this.log = '';
-    this.child = spawn(BINARY, ['--config', file], { stdio: ['ignore', 'ignore', 'pipe'] });
+    const options = { stdio: ['ignore', 'ignore', 'pipe'], env: { ...process.env, ...this.env }, ...this.as };
+    this.child = spawn(this.binary ?? BINARY, ['--config', file], options);
     this.child.stderr.on('data', data => { this.log += data; });
     this.exited = once(this.child, 'exit').then(([code, signal]) => (this.ended = { code, signal }));
     this.ended = undefined;

@@ -191,6 +191,7 @@ impl Room {
         let rooms = self.rooms.clone();
         let stopping = self.rooms.stopping.clone();
         let document = self.document();
+        let mut unreadable = None;
         loop {
             let open = async {
                 // The semaphore is never closed.
@@ -215,7 +216,10 @@ impl Room {
                 Ok(opened) => return Ok(opened),
                 Err(error) => {
                     error!(%document, %error, "the document cannot be read; it is tried again");
+                    unreadable.get_or_insert_with(|| rooms.shared.documents.unreadable(&error));
                     self.lose_stash("unreadable");
+                    let text = format!("{document} cannot be read here for now; it is tried again");
+                    self.members.values().for_each(|member| member.session.send_error(&text));
                     tokio::select! {
                         () = self.pause("unreadable") => {}
                         () = stopping.cancelled() => return Err(End::Stop),

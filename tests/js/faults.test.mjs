@@ -1,0 +1,215 @@
+// Disks that fail: real errors, from a read-only file system and from system calls that strace lets fail.
+import assert from 'node:assert/strict';
+import { execFileSync, spawn, spawnSync } from 'node:child_process';
+import { chmod, copyFile, mkdir, mkdtemp, readFile, readdir, rm, truncate, writeFile } from 'node:fs/promises';
+import { once } from 'node:events';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { test } from 'node:test';
+import { cbor } from '@automerge/automerge-repo';
+import { BINARY, Relay, close, saved, share, until } from './relay.mjs';
+
+/** Let system calls of a running relay fail, until what this returns is called. `-P`: those on these paths alone. */
+async function inject(t, relay, calls, error, paths = []) {
+  const only = paths.flatMap(path => ['-P', path]);
+  const strace = spawn('strace', ['-f', '-qq', '-o', '/dev/null', ...only, '-p', String(relay.child.pid),
+    '-e', `trace=${calls}`, '-e', `inject=${calls}:error=${error}`]);
+  const ended = once(strace, 'exit');
+  const end = async () => { strace.kill('SIGINT'); await ended; };
+  t.after(end);
+  await until('strace is attached', async () => {
+    if (strace.exitCode !== null) throw new Error('strace did not attach');
+    const tasks = await readdir(`/proc/${relay.child.pid}/task`);
+    const traced = await Promise.all(tasks.map(async task => {
+      const status = await readFile(`/proc/${relay.child.pid}/task/${task}/status`, 'utf8').catch(() => '');
+      return /TracerPid:\t[1-9]/.test(status) || status === '';
+    }));
+    return traced.every(Boolean);
+  });
+  return end;
+}
+
+const canTrace = process.getuid() === 0 && spawnSync('strace', ['-V']).status === 0;
+const skip = canTrace ? false : 'needs root and strace';
+const status = async relay => (await fetch(`${relay.url}/readyz`)).status;
+const degraded = relay => relay.command('status').split('\n').filter(line => line.startsWith('degraded')).join('\n');
+
+for (const [what, calls, error] of [
+  ['an I/O error on write', 'pwrite64', 'EIO'],
+  ['an I/O error on fsync', 'fsync,fdatasync', 'EIO'],
+  ['a file system that has become read-only', 'pwrite64,openat,unlink,rename', 'EROFS'],
+]) {
+  test(`${what}: not ready, kept in memory, served meanwhile, stored when it is over`, { skip }, async t => {
+    const relay = await Relay.start(t);
+    const [client, reader] = [relay.client(t), relay.client(t)];
+    const handle = await share(client, { n: 1 });
+    const read = await reader.repo.find(handle.url);
+    const journal = join(relay.documents, '.journal');
+    const files = ['journal.sqlite', 'journal.sqlite-wal'].map(name => join(journal, name));
+    const end = await inject(t, relay, calls, error, files);
+    handle.change(doc => { doc.n = 2; });
+    await until('not ready', async () => await status(relay) === 503);
+    await until('it is served meanwhile', () => read.doc().n === 2);
+    assert.ok(await relay.metric('tonk_relay_storage_failures_total{operation="put"}') > 0);
+    assert.ok(await relay.metric('tonk_relay_storage_unsaved_bytes') > 0);
+    await end();
+    await until('ready', async () => await status(relay) === 200);
+    await saved(client, handle);
+    await relay.kill();
+    await Promise.all([close(client), close(reader)]);
+    await relay.start();
+    assert.equal((await relay.client(t).repo.find(handle.url)).doc().n, 2);
+  });
+}
+
+test('a file system that goes read-only for good: what was saved is there, and clients give the rest back', async t => {
+  if (process.getuid() !== 0) return t.skip('needs root, to mount');
+  const image = join(await mkdtemp(join(tmpdir(), 'tonk-relay-image-')), 'ext4');
+  const at = await mkdtemp(join(tmpdir(), 'tonk-relay-ext4-'));
+  await writeFile(image, Buffer.alloc(32 << 20));
+  const mount = () => spawnSync('mount', ['-o', 'loop', image, at]).status === 0;
+  if (spawnSync('mkfs.ext4', ['-q', image]).status !== 0 || !mount()) return t.skip('no ext4 on a loop device here');
+  t.after(async () => {
+    spawnSync('umount', ['--lazy', at]);
+    await rm(image);
+  });
+  const relay = await Relay.start(t, { drain_timeout: '"2s"' }, at);
+  const [client, reader] = [relay.client(t), relay.client(t)];
+  const handle = await share(client, { n: 1 });
+  const read = await reader.repo.find(handle.url);
+  // What the kernel does when the disk fails under it.
+  execFileSync('mount', ['-o', 'remount,abort', at]);
+  handle.change(doc => { doc.n = 2; });
+  await until('it is served meanwhile', () => read.doc().n === 2);
+  await until('not ready', async () => await status(relay) === 503);
+  const { code } = await relay.stop();
+  assert.equal(code, 1);
+  assert.match(relay.log, /may not be durable/);
+  await close(reader);
+
+  execFileSync('umount', [at]);
+  // 1: it has put the file system right.
+  assert.ok(spawnSync('e2fsck', ['-p', image]).status <= 1);
+  assert.ok(mount());
+  await relay.start();
+  const fresh = relay.client(t);
+  const found = await fresh.repo.find(handle.url);
+  assert.ok(found.doc().n >= 1);
+  await until('the writer has given it back', () => found.doc().n === 2);
+});
+
+test('a document that cannot be read is an error to its clients, not unavailable; the others are served', { skip }, async t => {
+  const relay = await Relay.start(t, { sync: { idle_unload: '"50ms"' } });
+  const writer = relay.client(t);
+  const [bad, good] = [await share(writer, { n: 'bad' }), await share(writer, { n: 'good' })];
+  relay.command('checkpoint');
+  await close(writer);
+  await until('they left memory', async () => await relay.metric('tonk_relay_rooms{state="live"}') === 0);
+  const id = bad.documentId;
+  const folder = join(relay.documents, id.slice(0, 2), id.slice(2));
+  const [kind] = await readdir(folder);
+  const [name] = await readdir(join(folder, kind));
+  const end = await inject(t, relay, 'read', 'EIO', [join(folder, kind, name)]);
+
+  const client = relay.client(t);
+  const told = [];
+  const receive = client.adapter.receiveMessage.bind(client.adapter);
+  client.adapter.receiveMessage = bytes => {
+    told.push(cbor.decode(new Uint8Array(bytes)));
+    receive(bytes);
+  };
+  const finding = client.repo.find(bad.url);
+  assert.equal((await client.repo.find(good.url)).doc().n, 'good');
+  await until('the error', () => told.some(({ type, message }) => type === 'error' && message.includes(id)));
+  assert.ok(!told.some(({ type }) => type === 'doc-unavailable'));
+  assert.match(degraded(relay), /documents: 1 cannot be read: cannot read .*Input\/output error/);
+  assert.equal(await status(relay), 200);
+  assert.ok(await relay.metric('tonk_relay_storage_failures_total{operation="load"}') > 0);
+  assert.match(spawnSync(BINARY, ['fsck', '--config', join(relay.at, 'tonk-relay.toml')],
+    { encoding: 'utf8' }).stdout, new RegExp(`unreadable: ${id}`));
+  await end();
+  assert.equal((await finding).doc().n, 'bad');
+  assert.equal(degraded(relay), '');
+});
+
+test('a document folder without permission, and foreign files: the rest is served', async t => {
+  const relay = await Relay.start(t, { sync: { idle_unload: '"50ms"' } });
+  const writer = relay.client(t);
+  const [closed, good] = [await share(writer, { n: 'closed' }), await share(writer, { n: 'good' })];
+  await close(writer);
+  await relay.stop();
+  const id = closed.documentId;
+  const folder = join(relay.documents, id.slice(0, 2), id.slice(2));
+  await writeFile(join(relay.documents, 'notes.txt'), 'somebody put this here');
+  await mkdir(join(relay.documents, 'lost+found'));
+  await mkdir(join(folder, 'backup-of-mine'), { recursive: true });
+  await writeFile(join(folder, 'snapshot.bak'), 'nothing of automerge');
+  // Root reads everything: the relay is somebody else then.
+  const isRoot = process.getuid() === 0;
+  if (isRoot) {
+    relay.binary = join(relay.at, 'tonk-relay');
+    await copyFile(BINARY, relay.binary);
+    execFileSync('chown', ['-R', '65534:65534', relay.at]);
+    relay.as = { uid: 65534, gid: 65534 };
+  }
+  await relay.start();
+  await chmod(folder, 0o000);
+  t.after(() => chmod(folder, 0o700));
+  const client = relay.client(t);
+  const finding = client.repo.find(closed.url);
+  assert.equal((await client.repo.find(good.url)).doc().n, 'good');
+  await until('it is named', () => /documents: 1 cannot be read: .*Permission denied/.test(degraded(relay)));
+  await chmod(folder, 0o700);
+  assert.equal((await finding).doc().n, 'closed');
+  assert.equal(await readFile(join(relay.documents, 'notes.txt'), 'utf8'), 'somebody put this here');
+});
+
+test('a journal that was cut off, or torn in its last record: what is whole is there', async t => {
+  for (const cut of [1, 100, 5000]) {
+    const relay = await Relay.start(t);
+    const client = relay.client(t);
+    const handle = await share(client, { n: 0 });
+    relay.command('checkpoint');
+    for (let n = 1; n <= 10; n++) {
+      handle.change(doc => { doc.n = n; });
+      await saved(client, handle);
+    }
+    await relay.kill();
+    await close(client);
+    const wal = join(relay.documents, '.journal/journal.sqlite-wal');
+    const { length } = await readFile(wal);
+    await truncate(wal, Math.max(length - cut, 0));
+    await relay.start();
+    const { n } = (await relay.client(t).repo.find(handle.url)).doc();
+    assert.ok(n >= 0 && n <= 10);
+    if (cut === 1) assert.ok(n >= 9, `${n}`);
+    assert.match(relay.command('fsck'), /: 0 damages/);
+    await relay.kill();
+  }
+});
+
+test('a clock that jumps by years, both ways: edits flow and are saved', { skip }, async t => {
+  // Not the machine's clock: libfaketime gives one to this relay alone, and reads it from a file.
+  const found = spawnSync('sh', ['-c', 'ls /usr/lib/*/faketime/libfaketimeMT.so.1'], { encoding: 'utf8' }).stdout.trim();
+  if (!found) return t.skip('needs libfaketime');
+  const at = await mkdtemp(join(tmpdir(), 'tonk-relay-clock-'));
+  const clock = join(at, 'clock');
+  await writeFile(clock, '+0');
+  const relay = new Relay(at);
+  relay.env = { LD_PRELOAD: found, FAKETIME_TIMESTAMP_FILE: clock, FAKETIME_NO_CACHE: '1', FAKETIME_DONT_FAKE_MONOTONIC: '1' };
+  t.after(() => relay.kill());
+  await relay.start();
+  const client = relay.client(t);
+  const handle = await share(client, { n: 0 });
+  for (const [n, jump] of ['+20y', '-20y', '+0'].entries()) {
+    await writeFile(clock, jump);
+    handle.change(doc => { doc.n = n; });
+    await saved(client, handle);
+    assert.equal(await status(relay), 200);
+  }
+  assert.match(relay.command('checkpoint'), /the folders hold everything/);
+  await relay.stop();
+  await close(client);
+  await relay.start();
+  assert.equal((await relay.client(t).repo.find(handle.url)).doc().n, 2);
+});
