@@ -3,7 +3,7 @@
 //! characters. `4C/SBjwx.../snapshot/<hash>`, `st/orage-adapter-id`.
 //!
 //! What is our own lies beside the documents, where that adapter never looks: `.tmp`, in which a file is
-//! written before it is renamed into place, `quarantine`, `.lock`, `.journal`, `.deleted`, `.reserve`, `.backups`,
+//! written before it is renamed into place, `quarantine`, `.lock`, `.format`, `.journal`, `.deleted`, `.reserve`, `.backups`,
 //! and `.replaced-<time>`.
 
 use std::{
@@ -46,6 +46,7 @@ impl NodefsStore {
         let tmp = root.join(TMP);
         fs::create_dir_all(&tmp).map_err(failed("create", &tmp))?;
         let lock = lock(&root.join(LOCK))?;
+        check_format(root)?;
         // What an earlier process was writing when it was killed was never announced as saved.
         for left in fs::read_dir(&tmp).map_err(failed("list", &tmp))?.flatten() {
             fs::remove_file(left.path()).map_err(failed("delete", &left.path()))?;
@@ -88,8 +89,8 @@ impl NodefsStore {
             fs::create_dir(&aside).map_err(failed("create", &aside))?;
             for entry in fs::read_dir(root).map_err(failed("list", root))?.flatten() {
                 let text = entry.file_name().to_string_lossy().into_owned();
-                let stays =
-                    [TMP, LOCK, ".journal", ".reserve", ".backups"].contains(&text.as_str());
+                let stays = [TMP, LOCK, FORMAT_FILE, ".journal", ".reserve", ".backups"]
+                    .contains(&text.as_str());
                 if !stays && !text.starts_with(REPLACED) {
                     let to = aside.join(entry.file_name());
                     fs::rename(entry.path(), to).map_err(failed("move", &entry.path()))?;
@@ -148,10 +149,13 @@ impl NodefsStore {
 
 const TMP: &str = ".tmp";
 const LOCK: &str = ".lock";
+const FORMAT_FILE: &str = ".format";
+/// The format of the folder: what lies beside the documents. The documents themselves are automerge-repo's.
+const FORMAT: u32 = 1;
 pub(super) const QUARANTINE: &str = "quarantine";
 /// What is the relay's own among the documents.
-pub(super) const OWN: [&str; 7] =
-    [TMP, LOCK, QUARANTINE, ".journal", ".deleted", ".reserve", ".backups"];
+pub(super) const OWN: [&str; 8] =
+    [TMP, LOCK, FORMAT_FILE, QUARANTINE, ".journal", ".deleted", ".reserve", ".backups"];
 
 /// What a restore replaced begins with this.
 pub(super) const REPLACED: &str = ".replaced-";
@@ -172,6 +176,27 @@ fn relative(key: &Key) -> PathBuf {
         Key::StorageId => Path::new("st").join("orage-adapter-id"),
         Key::Chunk { document, kind, name } => {
             document_folder(*document).join(kind.name()).join(name)
+        }
+    }
+}
+
+/// Refuse a folder of a newer format, and note ours in one that has none.
+fn check_format(root: &Path) -> Result<(), StorageError> {
+    let path = root.join(FORMAT_FILE);
+    let Some(text) = read(&path)? else {
+        let text = format!("{FORMAT}\n");
+        return write_atomically(root, &[(path, text.into())], true);
+    };
+    let text = String::from_utf8_lossy(&text);
+    match text.trim().parse::<u32>() {
+        Ok(format) if format <= FORMAT => Ok(()),
+        _ => {
+            let reason = format!(
+                "the folder is of format {}, and this tonk-relay knows {FORMAT}; let the one that wrote it run \
+                 `tonk-relay checkpoint`, and import the folder's documents into a new one",
+                text.trim()
+            );
+            Err(failed("open", root)(io::Error::new(io::ErrorKind::Unsupported, reason)))
         }
     }
 }
@@ -357,6 +382,17 @@ mod tests {
         store.delete(&chunk).await.expect("deletes");
         store.delete(&chunk).await.expect("deleting again is no error");
         assert!(!path.exists());
+    }
+
+    #[tokio::test]
+    async fn a_newer_format_is_refused_by_name() {
+        let folder = tempfile::tempdir().expect("a folder");
+        for _ in 0..2 {
+            NodefsStore::open(folder.path(), Durability::Fsync).expect("opens");
+        }
+        fs::write(folder.path().join(FORMAT_FILE), "2\n").expect("written");
+        let refused = NodefsStore::open(folder.path(), Durability::Fsync).err().expect("refused");
+        assert!(refused.to_string().contains("format 2"), "{refused}");
     }
 
     #[tokio::test]
