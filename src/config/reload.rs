@@ -3,7 +3,7 @@
 use super::{Config, load};
 
 /// Keys that a running relay cannot change, as `section.key`; they are marked (R) in the shipped file.
-pub const NEED_A_RESTART: [&str; 12] = [
+pub const NEED_A_RESTART: [&str; 13] = [
     "http.listen",
     "admin.listen",
     "bundles.path",
@@ -11,6 +11,7 @@ pub const NEED_A_RESTART: [&str; 12] = [
     "storage.durability",
     "storage.commit_interval",
     "storage.journal_size",
+    "storage.quiet",
     "storage.grace",
     "sync.engine",
     "sync.peer_id",

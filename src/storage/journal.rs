@@ -3,8 +3,9 @@
 //!
 //! A file for each change costs the relay more processor time than all else that it does with an edit. Here
 //! changes are rows, committed at most every `storage.commit_interval`; most are replaced by a snapshot before
-//! they would ever have become a file. From `storage.journal_size` on, and at a clean stop, the oldest move
-//! into the folders, which are the format of record ([`Journal::checkpoint`]). After a crash nothing is to be
+//! they would ever have become a file. From `storage.journal_size` on the oldest move into the folders, which are
+//! the format of record; when nothing was written for `storage.quiet`, and at a clean stop, all of them do
+//! ([`Journal::checkpoint`]). After a crash nothing is to be
 //! repeated: the rows are there, and a document is what the journal and the folders have of it. Which rows
 //! there are is known in memory (`index`); what is larger than [`LARGE`] goes to a file at once. `file` opens
 //! the SQLite file, `writer` is the task that commits, and `mover` those that take chunks out of it.
@@ -42,7 +43,7 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
 use tokio::{
     sync::{Notify, mpsc, oneshot},
     task::JoinError,
-    time::{Instant, sleep, sleep_until, timeout_at},
+    time::{Instant, sleep, sleep_until, timeout, timeout_at},
 };
 use tracing::{error, info, warn};
 
@@ -167,6 +168,10 @@ impl Shared {
         read.map_err(self.panicked("read"))?
     }
 
+    fn close_reader(&self) {
+        *self.reader.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
     /// Read rows with a connection that does not hold up the writer.
     fn read(&self, rows: &[(Key, Row)]) -> Result<Vec<(Key, Row, Vec<u8>)>, StorageError> {
         let mut reader = self.reader.lock().unwrap_or_else(PoisonError::into_inner);
@@ -243,7 +248,7 @@ impl Journal {
         };
         tokio::spawn(writer.run(receiver));
         let journal = Self { folders, requests, shared, checkpoint: Arc::default() };
-        tokio::spawn(journal.for_a_task().keep_small());
+        tokio::spawn(journal.for_a_task().keep_small(config.quiet.0));
         let grace = config.grace.0;
         tokio::spawn(delete_after_grace(journal.for_a_task(), grace, again, condemned));
         Ok(journal)

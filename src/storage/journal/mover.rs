@@ -54,19 +54,30 @@ pub(super) struct Mover {
 }
 
 impl Mover {
-    /// Move the oldest chunks whenever the journal has become too large.
-    pub(super) async fn keep_small(self) {
+    /// Move the oldest chunks whenever the journal has become too large, and all of them when nothing has been
+    /// written for `quiet`.
+    pub(super) async fn keep_small(self, quiet: Duration) {
         let mut backoff = Backoff::new(RETRY.0, RETRY.1);
         loop {
-            self.shared.is_full.notified().await;
+            let commits = self.shared.metrics.commits.get();
+            let is_full = timeout(quiet, self.shared.is_full.notified()).await.is_ok();
             if self.requests.strong_count() == 0 {
                 return;
             }
-            while let Err(error) = self.checkpoint(self.shared.size / 2).await {
+            let is_quiet = !is_full && commits == self.shared.metrics.commits.get();
+            if !is_full && (!is_quiet || self.shared.index().rows == 0) {
+                continue;
+            }
+            let left = if is_full { self.shared.size / 2 } else { 0 };
+            while let Err(error) = self.checkpoint(left).await {
                 warn!(%error, "the journal cannot be moved into the folders; it is tried again");
                 sleep(backoff.pause()).await;
             }
             backoff.reset();
+            if is_quiet {
+                // The connection keeps pages in memory.
+                self.shared.close_reader();
+            }
         }
     }
 

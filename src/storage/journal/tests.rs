@@ -222,6 +222,72 @@ async fn beyond_its_size_the_oldest_move_into_the_folders() {
 }
 
 #[tokio::test]
+async fn when_it_is_quiet_all_moves_into_the_folders() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let config =
+        config::Storage { quiet: Time(Duration::from_millis(50)), ..config(folder.path()) };
+    let journal = Journal::open(&config, metrics()).expect("opens");
+    for n in 0..3 {
+        journal.put(&increment(n, "a"), Bytes::from_static(b"a")).await.expect("puts");
+    }
+    until("it is empty", async || journal.shared.index().rows == 0).await;
+    for n in 0..3 {
+        assert_eq!(names(&journal.folders, n).await, ["a"]);
+    }
+}
+
+#[tokio::test]
+async fn of_a_deleted_document_nothing_is_left_and_nothing_is_taken() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let journal = Arc::new(open_at(folder.path()));
+    journal.put(&increment(1, "moved"), Bytes::from_static(b"secret 1")).await.expect("puts");
+    journal.checkpoint().await.expect("moves");
+    journal.put(&increment(1, "here"), Bytes::from_static(b"secret 2")).await.expect("puts");
+    journal.put(&increment(1, "large"), Bytes::from(vec![7; LARGE])).await.expect("puts");
+    journal.quarantine(&increment(1, "moved"), "a test").await.expect("moves");
+    journal.put(&increment(2, "other"), Bytes::from_static(b"stays")).await.expect("puts");
+    // Others write it all the while.
+    let writing = tokio::spawn({
+        let journal = journal.clone();
+        async move {
+            for n in 0..100 {
+                let size = if n % 2 == 0 { 10 } else { LARGE };
+                let key = increment(1, &format!("late {n}"));
+                journal.put(&key, Bytes::from(vec![9; size])).await.expect("puts");
+            }
+        }
+    });
+    let tombstone = Tombstone::new(document(1), None);
+    let deleted = journal.delete_document(document(1), tombstone).await.expect("deletes");
+    assert!(deleted.chunks >= 3 && deleted.bytes > LARGE as u64, "{deleted:?}");
+    writing.await.expect("writes");
+    assert!(names(&*journal, 1).await.is_empty());
+    assert!(walk::read_document(folder.path(), document(1)).expect("reads").is_empty());
+    assert!(journal.list(|listed| listed.document == document(2).to_string()).is_ok());
+    let file = fs::read(&journal.shared.path).expect("reads");
+    assert!(!file.windows(6).any(|bytes| bytes == b"secret"), "SQLite keeps none of it");
+    assert!(!folder.path().join("quarantine").join(walk_folder(1)).exists());
+
+    // Killed between its steps, a deletion is finished by the next start.
+    let left = tempfile::tempdir().expect("a folder");
+    journal.tombstones().remove(document(1)).expect("removes");
+    journal.put(&increment(1, "again"), Bytes::from_static(b"secret 3")).await.expect("puts");
+    copy(folder.path(), left.path());
+    let tombstones = Tombstones::open(left.path()).expect("opens");
+    tombstones.add(document(1), &Tombstone::new(document(1), None)).expect("adds");
+    let journal = open_at(left.path());
+    assert!(names(&journal, 1).await.is_empty());
+    assert_eq!(names(&journal, 2).await, ["other"]);
+    journal.checkpoint().await.expect("moves");
+    assert!(walk::read_document(left.path(), document(1)).expect("reads").is_empty());
+}
+
+/// Where a document's chunks are below a folder.
+fn walk_folder(n: u8) -> PathBuf {
+    crate::storage::nodefs::document_folder(document(n))
+}
+
+#[tokio::test]
 async fn a_folder_has_one_owner() {
     let folder = tempfile::tempdir().expect("a folder");
     let journal = open_at(folder.path());

@@ -76,13 +76,17 @@ impl Writer {
                 Some(connection) => connection,
                 None => {
                     let (connection, index) = open(&shared.path, shared.durability)?;
-                    *shared.index() = index;
+                    *shared.index() = forget_deleted(&connection, index, &shared.tombstones);
                     connection
                 }
             };
             let committed = write(&mut connection, &shared, &changes)?;
             if changes.iter().any(|change| matches!(change, Change::DeleteDocument(_))) {
                 leave_no_trace(&connection);
+            }
+            if changes.iter().all(|change| matches!(change, Change::Moved(_))) {
+                // Nothing else is going on: the pages that it keeps in memory are not needed.
+                let _ = connection.execute_batch("PRAGMA shrink_memory");
             }
             Ok((connection, committed))
         });
