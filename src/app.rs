@@ -20,7 +20,7 @@ use tracing::{error, info, warn};
 
 use crate::{
     admin::{self, storage::Stored},
-    bundle::{served::ServeError, store::FolderStore, watch::BundleKeeper},
+    bundle::{served::ServeError, store, watch::BundleKeeper},
     config::{AdminAddress, AuthMode, Config, EngineKind, load::LoadedConfig},
     health::{Health, Phase, Report},
     http::{self, App, listener::Connections},
@@ -101,7 +101,7 @@ pub struct Bound {
     journal: Arc<Journal>,
     documents: Arc<Documents>,
     storage_id: String,
-    store: Arc<FolderStore>,
+    store: store::Opened,
     public: Vec<TcpListener>,
     admin: Vec<AdminListener>,
 }
@@ -155,7 +155,7 @@ impl Loaded {
         let journal = Journal::open(&config.storage, metrics.storage.clone())
             .map_err(|source| AppError::Storage { file: file(), source })?;
         let journal = Arc::new(journal);
-        let uploads = FolderStore::open(&config.bundles.path).map_err(|source| {
+        let uploads = store::open(&config.bundles, health.clone()).await.map_err(|source| {
             AppError::Bundles { file: file(), path: config.bundles.path.clone(), source }
         })?;
         let (sender, receiver) = watch::channel(Arc::new(config.clone()));
@@ -183,7 +183,7 @@ impl Loaded {
             journal,
             documents: Arc::new(documents),
             storage_id,
-            store: Arc::new(uploads),
+            store: uploads,
             public,
             admin,
         })
@@ -304,7 +304,8 @@ impl Bound {
         let app = App {
             config: config.clone(),
             served: self.keeper.served(),
-            store: self.store,
+            store: self.store.store,
+            slims: Arc::default(),
             health: self.health.clone(),
             metrics: self.metrics.clone(),
             documents: self.documents.clone(),
@@ -374,6 +375,9 @@ impl Bound {
         tasks::follow_bundle(&mut supervisor, &stopping, &self.keeper, &rooms);
         tasks::follow_config(&mut supervisor, &stopping, &reloader);
         tasks::flush_log(&mut supervisor, &stopping, &repeats);
+        if let Some(s3) = &self.store.s3 {
+            tasks::keep_asking(&mut supervisor, &stopping, s3);
+        }
         tasks::watch_space(&mut supervisor, &stopping, &self.documents);
         tasks::show_status(&mut supervisor, &stopping, &self.health, &self.metrics, &rooms);
         if now.auth.mode == AuthMode::Open {

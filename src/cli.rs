@@ -31,7 +31,7 @@ use crate::{
     admin::{ReloadAnswer, Status, client::AdminError},
     app::{AppError, Loaded},
     config::{
-        AdminAddress, AuthMode, Config, check,
+        AdminAddress, AuthMode, Config, StoreKind, check,
         load::{self, Fault, LoadedConfig, Origins},
     },
     document_id::{BadDocumentId, DocumentId},
@@ -172,10 +172,6 @@ enum CliError {
     Io { path: PathBuf, source: std::io::Error },
     #[error("HOST={0}: {1}")]
     Host(String, String),
-    #[error(
-        "S3_BUCKET_NAME is set, but this version keeps uploaded bundles in a folder only; unset it to go on"
-    )]
-    S3,
     #[error("{0} names no Unix socket under admin.listen; name the relay's socket with --socket")]
     NoSocket(String),
     #[error("the runtime cannot start: {0}")]
@@ -189,7 +185,7 @@ fn lines(faults: &[Fault]) -> String {
 impl CliError {
     fn code(&self) -> u8 {
         match self {
-            Self::Config(_) | Self::S3 | Self::Log(LogError::Level(_)) => EX_CONFIG,
+            Self::Config(_) | Self::Log(LogError::Level(_)) => EX_CONFIG,
             Self::Said(code) => *code,
             _ => 1,
         }
@@ -290,9 +286,6 @@ fn without_file(origin: &str, set: impl FnOnce(&mut Config)) -> LoadedConfig {
 /// `tonk-relay PORT BUNDLE [STORAGE]`, as the TypeScript relay was started: open by definition, with no
 /// admin listener, uploaded bundles beside the documents.
 fn as_typescript_relay(port: u16, bundle: &Path, storage: &Path) -> Result<LoadedConfig, CliError> {
-    if env::var_os("S3_BUCKET_NAME").is_some_and(|name| !name.is_empty()) {
-        return Err(CliError::S3);
-    }
     if !bundle.exists() {
         return Err(CliError::NoBundle(bundle.to_owned()));
     }
@@ -311,6 +304,11 @@ fn as_typescript_relay(port: u16, bundle: &Path, storage: &Path) -> Result<Loade
         config.admin.listen = Vec::new();
         config.bundle.path = bundle;
         config.bundles.path = uploads.into();
+        if let Some(bucket) = env::var("S3_BUCKET_NAME").ok().filter(|name| !name.is_empty()) {
+            config.bundles.store = StoreKind::S3;
+            config.bundles.bucket = bucket;
+            config.bundles.region = env::var("AWS_REGION").unwrap_or_default();
+        }
         config.storage.path = storage;
         config.auth.mode = AuthMode::Open;
         if let Ok(level) = env::var("RUST_LOG") {

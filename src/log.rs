@@ -9,7 +9,8 @@ use std::{
 
 use tracing::warn;
 use tracing_subscriber::{
-    EnvFilter, Layer, Registry, layer::SubscriberExt, reload, util::SubscriberInitExt,
+    EnvFilter, Layer, Registry, filter::filter_fn, layer::SubscriberExt, reload,
+    util::SubscriberInitExt,
 };
 
 use crate::config::{Log, LogFormat};
@@ -73,7 +74,9 @@ pub fn init(config: &Log) -> Result<LogLevel, LogError> {
             Box::new(tracing_subscriber::fmt::layer().with_writer(io::stderr).with_ansi(ansi))
         }
     };
-    tracing_subscriber::registry().with(filter).with(output).try_init()?;
+    // Amazon's crates write access keys into their lines, at any level.
+    let ours = filter_fn(|metadata| !metadata.target().starts_with("aws_"));
+    tracing_subscriber::registry().with(filter).with(output.with_filter(ours)).try_init()?;
     Ok(LogLevel(handle))
 }
 

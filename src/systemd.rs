@@ -1,6 +1,6 @@
 //! What the service manager is told (`sd_notify(3)`). Outside systemd each of these does nothing.
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 use sd_notify::NotifyState;
 use tracing::warn;
@@ -14,6 +14,12 @@ fn notify(states: &[NotifyState<'_>]) {
 /// Ready, with a line for `systemctl status`.
 pub fn ready(status: &str) {
     notify(&[NotifyState::Ready, NotifyState::Status(status)]);
+}
+
+/// The file of a credential that the unit passes on (`LoadCredential=`), if it does.
+pub fn credential(name: &str) -> Option<PathBuf> {
+    let folder = std::env::var_os("CREDENTIALS_DIRECTORY")?;
+    Some(PathBuf::from(folder).join(name)).filter(|file| file.is_file())
 }
 
 /// A new line for `systemctl status`.

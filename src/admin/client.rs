@@ -8,7 +8,7 @@ use std::{
 use axum::body::Body;
 use bytes::Bytes;
 use http_body_util::BodyExt;
-use hyper::{Method, Request, Response, body::Incoming, client::conn::http1, header};
+use hyper::{Method, Request, Response, StatusCode, body::Incoming, client::conn::http1, header};
 use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
@@ -29,6 +29,8 @@ pub enum AdminError {
     Http(#[from] hyper::Error),
     #[error("the relay's answer is not understood: {0}")]
     Answer(String),
+    #[error("{0}")]
+    Missing(String),
     #[error("{0}")]
     Refused(String),
 }
@@ -93,7 +95,11 @@ impl Connection {
             return Ok(body);
         }
         let problem = parse(&body).map(|Problem { problem }| problem);
-        Err(AdminError::Refused(problem.unwrap_or_else(|_| format!("the relay answers {status}"))))
+        let problem = problem.unwrap_or_else(|_| format!("the relay answers {status}"));
+        Err(match status {
+            StatusCode::NOT_FOUND => AdminError::Missing(problem),
+            _ => AdminError::Refused(problem),
+        })
     }
 
     /// Call `each` for every line of an answer.

@@ -17,7 +17,6 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tempfile::NamedTempFile;
 use tokio::sync::{mpsc, watch};
-use tokio_util::io::ReaderStream;
 
 use self::answers::{
     Checkpoint, Deletion, Entry, ListedBundle, MadeBackup, Problem, Receipt, Selection, StorageId,
@@ -265,8 +264,9 @@ async fn holders(stored: &Stored, document: DocumentId) -> Result<Vec<String>, F
     let max_inflated = stored.config.borrow().bundles.max_inflated.0;
     for (id, _) in stored.uploads.list().await? {
         let Some(bundle) = stored.uploads.get(id).await? else { continue };
+        let file = bundle.into_file().await?;
         let look = move || -> Result<bool, BundleError> {
-            let bundle = Bundle::open(io::BufReader::new(bundle.file), max_inflated)?;
+            let bundle = Bundle::open(io::BufReader::new(file), max_inflated)?;
             Ok(bundle.documents().contains(&document))
         };
         match tokio::task::spawn_blocking(look).await? {
@@ -380,8 +380,7 @@ async fn bundle(State(stored): State<Stored>, Path(id): Path<String>) -> Result<
     let Some(bundle) = stored.uploads.get(id).await? else {
         return Err(Failed(StatusCode::NOT_FOUND, format!("{id}: no such bundle")));
     };
-    let file = tokio::fs::File::from_std(bundle.file);
-    Ok(Body::from_stream(ReaderStream::new(file)).into_response())
+    Ok(Body::from_stream(bundle.read(None).await?).into_response())
 }
 
 /// Take a bundle from a backup, unless there is one of its id.
@@ -407,7 +406,8 @@ async fn put_bundle(
         Ok(file)
     };
     let file = blocking(write).await?;
-    stored.uploads.put(id, file).await?;
+    let keep = stored.config.borrow().bundles.keep;
+    stored.uploads.put(id, file, keep).await?;
     Ok(Json(true).into_response())
 }
 
@@ -418,11 +418,14 @@ async fn manifest(
 ) -> Result<Response, Failed> {
     let id: DocumentId = id.parse()?;
     let max_inflated = stored.config.borrow().bundles.max_inflated.0;
-    let uploaded = stored.uploads.get(id).await?;
+    let uploaded = match stored.uploads.get(id).await? {
+        Some(uploaded) => Some(uploaded.into_file().await?),
+        None => None,
+    };
     let served = stored.served.borrow().clone();
     blocking(move || {
         if let Some(uploaded) = uploaded {
-            let bundle = Bundle::open(io::BufReader::new(uploaded.file), max_inflated)?;
+            let bundle = Bundle::open(io::BufReader::new(uploaded), max_inflated)?;
             return Ok(bundle.manifest_json().to_vec().into_response());
         }
         if let Some(served) = served {

@@ -13,7 +13,7 @@ use tracing::info;
 
 use super::status_line;
 use crate::{
-    bundle::watch::BundleKeeper,
+    bundle::{store::s3::S3Store, watch::BundleKeeper},
     health::Health,
     http::listener::Connections,
     log::Repeats,
@@ -157,6 +157,19 @@ pub(super) fn flush_log(
     supervisor.keep("log", OnExit::Restart, stopping, move || {
         let repeats = repeats.clone();
         async move { repeats.run().await }
+    });
+}
+
+/// Find out what the object store can do, and whether it is there.
+pub(super) fn keep_asking(
+    supervisor: &mut Supervisor,
+    stopping: &CancellationToken,
+    store: &Arc<S3Store>,
+) {
+    let store = store.clone();
+    supervisor.keep("bundle-store", OnExit::Restart, stopping, move || {
+        let store = store.clone();
+        async move { store.run().await }
     });
 }
 

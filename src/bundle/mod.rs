@@ -4,10 +4,11 @@
 //! `storage/<id[0..2]>/<id[2..]>/<snapshot|incremental>/<name>`. The slim form holds the manifest and the
 //! root document alone: a client boots from it and finds the rest by sync.
 //!
-//! [`served`] is the bundle at `/.manifest.tonk`, [`watch`] swaps it when its file changes, and [`store`]
-//! keeps the uploaded ones.
+//! [`served`] is the bundle at `/.manifest.tonk`, [`watch`] swaps it when its file changes, [`store`] keeps
+//! the uploaded ones, and [`slims`] their slim forms for a while.
 
 pub mod served;
+pub mod slims;
 pub mod store;
 pub mod watch;
 

@@ -56,9 +56,7 @@ fn content(relay: &mut Relay, document: &str) -> Result<Option<Bytes>, CliError>
     let path = format!("/documents/{document}/content");
     match relay.fetch(Method::GET, &path, Bytes::new()) {
         Ok(content) => Ok(Some(content)),
-        Err(CliError::Admin(AdminError::Refused(text))) if text.contains("nothing is stored") => {
-            Ok(None)
-        }
+        Err(CliError::Admin(AdminError::Missing(_))) => Ok(None),
         Err(error) => Err(error),
     }
 }

@@ -24,7 +24,7 @@ use crate::{
         client::{self, AdminError, Connection},
         storage::{Stored, router},
     },
-    bundle::{served::ServedBundle, store::FolderStore},
+    bundle::{served::ServedBundle, store},
     config::{AdminAddress, Config, load},
     health::Health,
     metrics::Metrics,
@@ -213,7 +213,7 @@ pub(super) fn serve_storage(config_file: &Path) -> Result<(), CliError> {
     stream.set_nonblocking(true).map_err(io)?;
     runtime()?.block_on(async {
         let stream = tokio::net::UnixStream::from_std(stream).map_err(io)?;
-        let router = router(open(config)?);
+        let router = router(open(config).await?);
         let service = TowerToHyperService::new(router);
         // Who asks has gone: nothing is left to be done.
         let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
@@ -222,12 +222,13 @@ pub(super) fn serve_storage(config_file: &Path) -> Result<(), CliError> {
 }
 
 /// Open all that is stored, as a relay does.
-fn open(config: Config) -> Result<Stored, CliError> {
+async fn open(config: Config) -> Result<Stored, CliError> {
     let metrics = Metrics::new()?.storage;
     let journal = Arc::new(Journal::open(&config.storage, metrics.clone())?);
     let path = config.bundles.path.clone();
-    let uploads =
-        FolderStore::open(&path).map_err(|source| CliError::Io { path: path.clone(), source })?;
+    let health = Arc::new(Health::default());
+    let uploads = store::open(&config.bundles, health.clone()).await;
+    let uploads = uploads.map_err(|source| CliError::Io { path: path.clone(), source })?.store;
     let mut served = None;
     if !config.bundle.path.as_os_str().is_empty() {
         match ServedBundle::load(&config.bundle.path, config.bundles.max_inflated.0) {
@@ -237,9 +238,8 @@ fn open(config: Config) -> Result<Stored, CliError> {
     }
     let served = watch::channel(served).1;
     let config = watch::channel(Arc::new(config)).1;
-    let health = Arc::new(Health::default());
     let space = Arc::new(Space::new(config.clone(), health.clone(), metrics.clone()));
     let documents = Documents::new(journal.clone(), served.clone(), health, space, metrics);
     let documents = Arc::new(documents);
-    Ok(Stored { journal, documents, uploads: Arc::new(uploads), served, rooms: None, config })
+    Ok(Stored { journal, documents, uploads, served, rooms: None, config })
 }

@@ -2,7 +2,7 @@
 
 use std::{fs, io, path::Path};
 
-use super::{AdminAddress, AuthMode, Config, load::Fault, load::LoadedConfig};
+use super::{AdminAddress, AuthMode, Config, StoreKind, load::Fault, load::LoadedConfig};
 use crate::{bundle::served::ServedBundle, log};
 
 /// Every fault that shows in the values alone.
@@ -47,6 +47,25 @@ pub fn check(loaded: &LoadedConfig) -> Vec<Fault> {
             format!(
                 r#"{url:?} is no URL of a relay; expected one such as "wss://sync.example.org""#
             ),
+        );
+    }
+    let bundles = &config.bundles;
+    if bundles.store == StoreKind::S3 && bundles.bucket.is_empty() {
+        fault("bundles.bucket", r#"is not set, and bundles.store is "s3""#.into());
+    }
+    let endpoint = &bundles.endpoint_url;
+    if !endpoint.is_empty() && !["http://", "https://"].iter().any(|s| endpoint.starts_with(s)) {
+        fault(
+            "bundles.endpoint_url",
+            format!(
+                r#"{endpoint:?} is no URL of a store; expected one such as "https://s3.example.org""#
+            ),
+        );
+    }
+    if endpoint.contains('@') {
+        fault(
+            "bundles.endpoint_url",
+            "names credentials; they come from the usual AWS places, or the systemd credential aws-credentials".into(),
         );
     }
     if let Err(error) = log::check_level(&config.log.level) {

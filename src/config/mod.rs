@@ -77,9 +77,27 @@ pub struct Bundle {
 #[serde(default, deny_unknown_fields)]
 #[expect(missing_docs, reason = "etc/tonk-relay.toml describes the keys")]
 pub struct Bundles {
+    pub store: StoreKind,
     pub path: PathBuf,
     pub max_upload: Size,
     pub max_inflated: Size,
+    pub keep: usize,
+    pub bucket: String,
+    pub region: String,
+    pub prefix: String,
+    pub endpoint_url: String,
+    pub path_style: bool,
+    pub timeout: Time,
+}
+
+/// Where uploaded bundles are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StoreKind {
+    /// A local folder.
+    Folder,
+    /// Amazon S3, or what speaks it.
+    S3,
 }
 
 /// `[storage]`: the documents.
@@ -257,9 +275,17 @@ impl Default for Admin {
 impl Default for Bundles {
     fn default() -> Self {
         Self {
+            store: StoreKind::Folder,
             path: "/var/lib/tonk-relay/bundles".into(),
             max_upload: Size(100_000_000),
             max_inflated: Size::mib(1024),
+            keep: 3,
+            bucket: String::new(),
+            region: String::new(),
+            prefix: String::new(),
+            endpoint_url: String::new(),
+            path_style: false,
+            timeout: Time::secs(30),
         }
     }
 }

@@ -3,10 +3,17 @@
 use super::{Config, load};
 
 /// Keys that a running relay cannot change, as `section.key`; they are marked (R) in the shipped file.
-pub const NEED_A_RESTART: [&str; 13] = [
+pub const NEED_A_RESTART: [&str; 20] = [
     "http.listen",
     "admin.listen",
+    "bundles.store",
     "bundles.path",
+    "bundles.bucket",
+    "bundles.region",
+    "bundles.prefix",
+    "bundles.endpoint_url",
+    "bundles.path_style",
+    "bundles.timeout",
     "storage.path",
     "storage.durability",
     "storage.commit_interval",

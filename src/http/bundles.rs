@@ -1,9 +1,6 @@
 //! Uploads and downloads of bundles.
 
-use std::{
-    io::{self, SeekFrom},
-    ops::RangeInclusive,
-};
+use std::{io, ops::RangeInclusive};
 
 use axum::{
     Json,
@@ -16,8 +13,7 @@ use futures::StreamExt;
 use http_range_header::StartPosition;
 use serde_json::json;
 use tempfile::NamedTempFile;
-use tokio::io::{AsyncReadExt, AsyncSeekExt, AsyncWriteExt, BufWriter};
-use tokio_util::io::ReaderStream;
+use tokio::io::{AsyncWriteExt, BufWriter};
 use tracing::info;
 
 use super::{App, error::HttpError, pages::is_known};
@@ -81,7 +77,7 @@ async fn receive(app: &App, headers: &HeaderMap, body: Body) -> Result<DocumentI
     if app.documents.is_deleted(id) {
         return Err(HttpError::Deleted);
     }
-    app.store.put(id, file).await?;
+    app.store.put(id, file, config.bundles.keep).await?;
     info!(bundle = %id, bytes = size, "stored an uploaded bundle");
     Ok(id)
 }
@@ -174,18 +170,17 @@ async fn send(app: &App, id: &str, headers: &HeaderMap) -> Result<Response, Http
     }
     set(header::CONTENT_TYPE, "application/octet-stream".to_owned());
     set(header::CONTENT_DISPOSITION, format!("attachment; filename=\"{id}.tonk\""));
-    let mut file = tokio::fs::File::from_std(stored.file);
-    let (status, length) = match range(headers, &stored.etag, stored.size)? {
+    let part = range(headers, &stored.etag, stored.size)?;
+    let (status, length) = match &part {
         None => (StatusCode::OK, stored.size),
         Some(part) => {
-            file.seek(SeekFrom::Start(*part.start())).await?;
             let shown = format!("bytes {}-{}/{}", part.start(), part.end(), stored.size);
             set(header::CONTENT_RANGE, shown);
             (StatusCode::PARTIAL_CONTENT, part.end() - part.start() + 1)
         }
     };
     set(header::CONTENT_LENGTH, length.to_string());
-    let body = Body::from_stream(ReaderStream::new(file.take(length)));
+    let body = Body::from_stream(stored.read(part).await?);
     Ok((status, answer, body).into_response())
 }
 
@@ -236,12 +231,19 @@ async fn send_slim(app: &App, id: &str, headers: &HeaderMap) -> Result<Response,
     if is_known(headers, &etag) {
         return Ok((StatusCode::NOT_MODIFIED, common).into_response());
     }
-    let max_inflated = app.config.borrow().bundles.max_inflated.0;
-    let make = move || Bundle::open(io::BufReader::new(stored.file), max_inflated)?.slim();
-    let made = unpack(app, make).await?;
-    // It was whole when it was stored.
-    let slim =
-        made.map_err(|error| HttpError::Store(io::Error::other(format!("{id}: {error}"))))?;
+    let slim = match app.slims.get(&etag) {
+        Some(slim) => slim,
+        None => {
+            let max_inflated = app.config.borrow().bundles.max_inflated.0;
+            let file = stored.into_file().await?;
+            let make = move || Bundle::open(io::BufReader::new(file), max_inflated)?.slim();
+            // It was whole when it was stored.
+            let broken = |error| HttpError::Store(io::Error::other(format!("{id}: {error}")));
+            let slim = unpack(app, make).await?.map_err(broken)?;
+            app.slims.keep(etag, slim.clone());
+            slim
+        }
+    };
     let own = [
         (header::CONTENT_TYPE, "application/zip".to_owned()),
         (header::CONTENT_DISPOSITION, format!("attachment; filename=\"{id}.manifest.tonk\"")),

@@ -29,7 +29,7 @@ use tower_http::{
 
 use self::{activity::Activity, error::json_error, listener::ClientAddress};
 use crate::{
-    bundle::{served::Served, store::BundleStore},
+    bundle::{served::Served, slims::Slims, store::BundleStore},
     config::Config,
     health::Health,
     metrics::Metrics,
@@ -49,6 +49,7 @@ pub struct App {
     pub config: watch::Receiver<Arc<Config>>,
     pub served: Served,
     pub store: Arc<dyn BundleStore>,
+    pub slims: Arc<Slims>,
     pub health: Arc<Health>,
     pub metrics: Metrics,
     pub documents: Arc<Documents>,

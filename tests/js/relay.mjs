@@ -196,6 +196,11 @@ export function documentId(n) {
 /** The name of a document's entry in a bundle. */
 export const entry = id => `storage/${id.slice(0, 2)}/${id.slice(2)}/snapshot/bundle_export`;
 
+/** Send a bundle to a relay. */
+export const upload = (relay, body) => fetch(`${relay.url}/api/bundles`, {
+  method: 'POST', headers: { 'content-type': 'application/octet-stream' }, body,
+});
+
 /** A bundle of documents: `{ [id]: plain object or automerge document }`, the first one the root. */
 export function bundle(documents, manifest = {}) {
   const rootId = Object.keys(documents)[0];

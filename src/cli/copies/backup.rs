@@ -193,6 +193,8 @@ pub(in crate::cli) fn backup(arguments: &BackupArguments) -> Result<(), CliError
         bundles: earlier.bundles.clone(),
     };
     made.write(folder)?;
+    let documents = folder.join("documents");
+    fs::create_dir_all(&documents).map_err(at(&documents))?;
 
     let tombstones: Vec<Tombstone> = relay.ask(Method::GET, "/deleted")?;
     let mut answer = BackupAnswer { tombstones: tombstones.len(), ..BackupAnswer::default() };

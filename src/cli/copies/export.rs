@@ -45,7 +45,7 @@ pub(in crate::cli) fn export(arguments: &ExportArguments) -> Result<(), CliError
         relay.fetch(Method::GET, &format!("/bundles/{root}/manifest.json"), Bytes::new());
     let manifest = match manifest {
         Ok(manifest) => manifest,
-        Err(CliError::Admin(AdminError::Refused(_))) => bundle::minimal_manifest(root).into(),
+        Err(CliError::Admin(AdminError::Missing(_))) => bundle::minimal_manifest(root).into(),
         Err(error) => return Err(error),
     };
     let (mut documents, mut missing) = (BTreeMap::new(), Vec::new());

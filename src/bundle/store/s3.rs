@@ -1,0 +1,660 @@
+//! Uploaded bundles in Amazon S3, or anything that speaks it: `<prefix>bundles/<id>.tonk` as Tonk's relay names them,
+//! and former generations as `<prefix>former/<id>/<sha256>.tonk`.
+//!
+//! An upload is received and verified in a local file, and goes to the store from there, a large one in parts. What
+//! is read is passed on as it comes. Nothing waits longer than `bundles.timeout` for the store to go on.
+
+use std::{
+    fs::File,
+    io::{self, Write},
+    ops::RangeInclusive,
+    path::{Path, PathBuf},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, SystemTime},
+};
+
+use aws_config::{
+    BehaviorVersion, Region, profile::ProfileFileCredentialsProvider, timeout::TimeoutConfig,
+};
+use aws_runtime::env_config::file::{EnvConfigFileKind, EnvConfigFiles};
+use aws_sdk_s3::{
+    Client,
+    error::{DisplayErrorContext, ProvideErrorMetadata, SdkError},
+    operation::head_object::HeadObjectOutput,
+    primitives::{ByteStream, Length},
+    types::{CompletedMultipartUpload, CompletedPart},
+};
+use aws_smithy_http_client::tls;
+use bytes::Bytes;
+use futures::{FutureExt, StreamExt, future::BoxFuture, stream};
+use tempfile::NamedTempFile;
+use tokio::time::timeout;
+use tracing::{info, warn};
+
+use super::{BundleStore, Content, Source, StoredBundle, sha256_of};
+use crate::{config, document_id::DocumentId, health::Health, systemd};
+
+/// Uploads from this size on go in parts of this size; S3 takes none smaller than 5 MiB but the last.
+const PART: u64 = 8 << 20;
+/// How often a store that was away is asked whether it is back.
+const ASK_AGAIN: Duration = Duration::from_secs(10);
+/// Uploads in parts that nobody ended for so long are ours no more: they cost money until they are aborted.
+const ABANDONED: Duration = Duration::from_secs(24 * 3600);
+/// How often an upload is tried again because another one came between.
+const OVERTAKEN: usize = 5;
+/// The systemd credential with access keys, in the format of `~/.aws/credentials`.
+const CREDENTIAL: &str = "aws-credentials";
+/// The key of an object's SHA-256 among its metadata.
+const SHA256: &str = "sha256";
+
+/// Bundles in a bucket.
+pub struct S3Store {
+    at: At,
+    incoming: PathBuf,
+    health: Arc<Health>,
+    /// Whether the store refuses a conditional write whose condition is not met; unknown until it was asked.
+    honours_conditions: OnceLock<bool>,
+    is_away: AtomicBool,
+}
+
+/// A bucket, and the patience with it.
+#[derive(Clone, Debug)]
+struct At {
+    client: Client,
+    bucket: Arc<str>,
+    prefix: Arc<str>,
+    patience: Duration,
+}
+
+/// An object, to be read.
+#[derive(Debug)]
+pub(super) struct Object {
+    at: At,
+    key: String,
+    etag: String,
+    incoming: PathBuf,
+}
+
+impl S3Store {
+    /// The store that `config` names. It need not be there yet. `incoming` is the local folder for uploads that are
+    /// being received.
+    ///
+    /// # Errors
+    /// The local folder cannot be made or written.
+    pub async fn open(config: &config::Bundles, health: Arc<Health>) -> io::Result<Self> {
+        let incoming = config.path.join(".incoming");
+        std::fs::create_dir_all(&incoming)?;
+        for left in std::fs::read_dir(&incoming)?.flatten() {
+            std::fs::remove_file(left.path())?;
+        }
+        NamedTempFile::new_in(&incoming)?;
+        let at = At {
+            client: client(config).await,
+            bucket: config.bucket.as_str().into(),
+            prefix: config.prefix.as_str().into(),
+            patience: config.timeout.0,
+        };
+        Ok(Self {
+            at,
+            incoming,
+            health,
+            honours_conditions: OnceLock::new(),
+            is_away: AtomicBool::new(false),
+        })
+    }
+
+    /// Find out what the store can do, abort what was abandoned there, and from then on ask whether it is back
+    /// when it was away.
+    pub async fn run(&self) {
+        while let Err(error) = self.noted(self.prepare().await) {
+            warn!(%error, "the bundle store is away; it is asked again");
+            tokio::time::sleep(ASK_AGAIN).await;
+        }
+        loop {
+            tokio::time::sleep(ASK_AGAIN).await;
+            if self.is_away.load(Ordering::Relaxed) && self.noted(self.at.is_there().await).is_ok()
+            {
+                info!("the bundle store is back");
+            }
+        }
+    }
+
+    async fn prepare(&self) -> io::Result<()> {
+        self.at.is_there().await?;
+        let honours = self.at.honours_conditions().await?;
+        if honours {
+            info!(bucket = %self.at.bucket, "the bundle store honours conditional writes");
+        } else {
+            warn!(
+                bucket = %self.at.bucket,
+                "the bundle store ignores conditional writes: of two uploads of one bundle at once, the former \
+                 generation that is kept may be the one before both"
+            );
+        }
+        let _ = self.honours_conditions.set(honours);
+        if let Err(error) = self.at.abort_abandoned().await {
+            warn!(%error, "uploads that were abandoned stay in the bundle store");
+        }
+        Ok(())
+    }
+
+    /// Show in the health whether the store answers.
+    fn noted<T>(&self, result: io::Result<T>) -> io::Result<T> {
+        match &result {
+            Ok(_) => {
+                if self.is_away.swap(false, Ordering::Relaxed) {
+                    self.health.degrade("bundles", None);
+                }
+            }
+            // An answer that we do not like comes from a store that is there.
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {}
+            Err(error) => {
+                self.is_away.store(true, Ordering::Relaxed);
+                self.health.degrade("bundles", Some(format!("the store is away: {error}")));
+            }
+        }
+        result
+    }
+}
+
+async fn client(config: &config::Bundles) -> Client {
+    // ring: what rustls offers beside aws-lc, and builds with a C compiler alone.
+    let http = aws_smithy_http_client::Builder::new()
+        .tls_provider(tls::Provider::Rustls(tls::rustls_provider::CryptoMode::Ring))
+        .build_https();
+    let timeouts = TimeoutConfig::builder()
+        .connect_timeout(config.timeout.0.min(Duration::from_secs(5)))
+        .read_timeout(config.timeout.0)
+        .build();
+    let mut loader = aws_config::defaults(BehaviorVersion::latest())
+        .http_client(http)
+        .timeout_config(timeouts)
+        .retry_config(aws_config::retry::RetryConfig::standard().with_max_attempts(2));
+    if !config.region.is_empty() {
+        loader = loader.region(Region::new(config.region.clone()));
+    } else if !config.endpoint_url.is_empty() {
+        // Most other stores take any, and the SDK wants one.
+        loader = loader.region(
+            aws_config::meta::region::RegionProviderChain::default_provider().or_else("us-east-1"),
+        );
+    }
+    if !config.endpoint_url.is_empty() {
+        loader = loader.endpoint_url(&config.endpoint_url);
+    }
+    if let Some(file) = systemd::credential(CREDENTIAL) {
+        let files =
+            EnvConfigFiles::builder().with_file(EnvConfigFileKind::Credentials, file).build();
+        loader = loader.credentials_provider(
+            ProfileFileCredentialsProvider::builder().profile_files(files).build(),
+        );
+    }
+    let shared = loader.load().await;
+    let own =
+        aws_sdk_s3::config::Builder::from(&shared).force_path_style(config.path_style).build();
+    Client::from_conf(own)
+}
+
+/// What the SDK says, without what it would repeat; it never names credentials.
+fn failed<E, R>(action: &str, error: SdkError<E, R>) -> io::Error
+where
+    E: std::error::Error + ProvideErrorMetadata + Send + Sync + 'static,
+    R: std::fmt::Debug + Send + Sync + 'static,
+{
+    let kind = match &error {
+        SdkError::TimeoutError(_) => io::ErrorKind::TimedOut,
+        _ => io::ErrorKind::Other,
+    };
+    let said = error.as_service_error().and_then(|error| {
+        Some(match (error.code(), error.message()) {
+            (Some(code), Some(message)) => format!("{code}: {message}"),
+            (Some(code), None) => code.to_owned(),
+            (None, message) => message?.to_owned(),
+        })
+    });
+    let said = said.unwrap_or_else(|| DisplayErrorContext(&error).to_string());
+    io::Error::new(kind, format!("cannot {action}: {said}"))
+}
+
+/// Whether the store refused a condition.
+fn is_overtaken<E: ProvideErrorMetadata, R>(error: &SdkError<E, R>) -> bool {
+    let code = error.as_service_error().and_then(ProvideErrorMetadata::code);
+    matches!(code, Some("PreconditionFailed" | "ConditionalRequestConflict" | "412"))
+}
+
+/// How an upload ended.
+enum Put {
+    Stored,
+    /// Another upload came between.
+    Overtaken,
+}
+
+impl At {
+    fn key(&self, id: DocumentId) -> String {
+        format!("{}bundles/{id}.tonk", self.prefix)
+    }
+
+    fn former(&self, id: DocumentId) -> String {
+        format!("{}former/{id}/", self.prefix)
+    }
+
+    /// Wait for the store, but not for ever.
+    async fn patient<T>(
+        &self,
+        action: &str,
+        work: impl Future<Output = io::Result<T>>,
+    ) -> io::Result<T> {
+        match timeout(self.patience, work).await {
+            Ok(result) => result,
+            Err(_) => {
+                let text = format!("cannot {action}: no answer for {:?}", self.patience);
+                Err(io::Error::new(io::ErrorKind::TimedOut, text))
+            }
+        }
+    }
+
+    async fn is_there(&self) -> io::Result<()> {
+        let ask = self.client.head_bucket().bucket(&*self.bucket).send();
+        let there = async { ask.await.map(drop).map_err(|e| failed("find the bucket", e)) };
+        self.patient("find the bucket", there).await
+    }
+
+    async fn head(&self, key: &str) -> io::Result<Option<HeadObjectOutput>> {
+        let ask = self.client.head_object().bucket(&*self.bucket).key(key).send();
+        let head = async {
+            match ask.await {
+                Ok(head) => Ok(Some(head)),
+                Err(error) if error.as_service_error().is_some_and(|e| e.is_not_found()) => {
+                    Ok(None)
+                }
+                Err(error) => Err(failed("find the bundle", error)),
+            }
+        };
+        self.patient("find the bundle", head).await
+    }
+
+    /// Write one object twice on the condition that it is not there.
+    async fn honours_conditions(&self) -> io::Result<bool> {
+        let key = format!("{}.tonk-relay-probe-{:016x}", self.prefix, random());
+        let write = async || {
+            let put = self.client.put_object().bucket(&*self.bucket).key(&key);
+            put.if_none_match("*").body(ByteStream::from_static(b"probe")).send().await
+        };
+        let probe = async {
+            match write().await {
+                Ok(_) => {}
+                // Not implemented: some stores say so.
+                Err(error) if error.as_service_error().is_some() => {
+                    let can_write = self.client.put_object().bucket(&*self.bucket).key(&key);
+                    let body = ByteStream::from_static(b"probe");
+                    can_write.body(body).send().await.map_err(|e| failed("write", e))?;
+                    return Ok(false);
+                }
+                Err(error) => return Err(failed("write", error)),
+            }
+            match write().await {
+                Ok(_) => Ok(false),
+                Err(error) if is_overtaken(&error) => Ok(true),
+                Err(error) => Err(failed("write", error)),
+            }
+        };
+        let honours = self.patient("write", probe).await;
+        self.delete(&key).await?;
+        honours
+    }
+
+    async fn delete(&self, key: &str) -> io::Result<()> {
+        let delete = self.client.delete_object().bucket(&*self.bucket).key(key).send();
+        let delete = async { delete.await.map(drop).map_err(|e| failed("delete", e)) };
+        self.patient("delete", delete).await
+    }
+
+    /// The keys that begin with `prefix`, without those in further folders, each with its ETag and its time.
+    async fn list(&self, prefix: &str) -> io::Result<Vec<(String, String, i64)>> {
+        let (mut listed, mut next) = (Vec::new(), None);
+        loop {
+            let page = self.client.list_objects_v2().bucket(&*self.bucket).prefix(prefix);
+            let page = page.delimiter("/").set_continuation_token(next).send();
+            let page = async { page.await.map_err(|error| failed("list", error)) };
+            let page = self.patient("list", page).await?;
+            for object in page.contents() {
+                if let Some(key) = object.key() {
+                    let etag = object.e_tag().unwrap_or_default().to_owned();
+                    let time = object.last_modified().map_or(0, |time| time.secs());
+                    listed.push((key.to_owned(), etag, time));
+                }
+            }
+            next = page.next_continuation_token().map(str::to_owned);
+            if next.is_none() {
+                return Ok(listed);
+            }
+        }
+    }
+
+    async fn abort_abandoned(&self) -> io::Result<()> {
+        let prefix = format!("{}bundles/", self.prefix);
+        let list = self.client.list_multipart_uploads().bucket(&*self.bucket).prefix(prefix).send();
+        let list = async { list.await.map_err(|error| failed("list uploads", error)) };
+        let uploads = self.patient("list uploads", list).await?;
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let before = now.saturating_sub(ABANDONED).as_secs();
+        for upload in uploads.uploads() {
+            let begun = upload.initiated().map_or(i64::MAX, |time| time.secs());
+            if let (Some(key), Some(id), true) =
+                (upload.key(), upload.upload_id(), u64::try_from(begun).is_ok_and(|b| b < before))
+            {
+                self.abort(key, id).await;
+            }
+        }
+        Ok(())
+    }
+
+    async fn abort(&self, key: &str, upload: &str) {
+        let abort = self.client.abort_multipart_upload().bucket(&*self.bucket).key(key);
+        let abort = abort.upload_id(upload).send();
+        if !matches!(timeout(self.patience, abort).await, Ok(Ok(_))) {
+            warn!(key, "an upload that failed could not be aborted in the bundle store");
+        }
+    }
+
+    /// Upload a file on the condition that the object is still the one of `former`, or is not there.
+    async fn put(
+        &self,
+        key: &str,
+        file: &Path,
+        sha256: &str,
+        condition: Option<Option<String>>,
+    ) -> io::Result<Put> {
+        let size = std::fs::metadata(file)?.len();
+        let (if_none, if_match) = match condition {
+            None => (None, None),
+            Some(None) => (Some("*".to_owned()), None),
+            Some(etag) => (None, etag),
+        };
+        if size >= PART {
+            return self.put_parts(key, file, size, sha256, if_none, if_match).await;
+        }
+        let body = ByteStream::read_from().path(file).build().await.map_err(io::Error::other)?;
+        let put = self.client.put_object().bucket(&*self.bucket).key(key).body(body);
+        let put = put
+            .content_type("application/octet-stream")
+            .metadata("uploadedAt", now())
+            .metadata(SHA256, sha256)
+            .set_if_none_match(if_none)
+            .set_if_match(if_match)
+            .send();
+        let put = async {
+            match put.await {
+                Ok(_) => Ok(Put::Stored),
+                Err(error) if is_overtaken(&error) => Ok(Put::Overtaken),
+                Err(error) => Err(failed("store the bundle", error)),
+            }
+        };
+        self.patient("store the bundle", put).await
+    }
+
+    async fn put_parts(
+        &self,
+        key: &str,
+        file: &Path,
+        size: u64,
+        sha256: &str,
+        if_none: Option<String>,
+        if_match: Option<String>,
+    ) -> io::Result<Put> {
+        let create = self.client.create_multipart_upload().bucket(&*self.bucket).key(key);
+        let create = create
+            .content_type("application/octet-stream")
+            .metadata("uploadedAt", now())
+            .metadata(SHA256, sha256)
+            .send();
+        let create = async { create.await.map_err(|error| failed("begin an upload", error)) };
+        let created = self.patient("begin an upload", create).await?;
+        let upload = created.upload_id().unwrap_or_default().to_owned();
+        // Also when whoever waits for it goes away: an upload that is neither completed nor aborted costs money.
+        let abort = AbortUpload { at: self, key, upload: &upload, is_over: false };
+        let result = self.send_parts(key, file, size, &upload, if_none, if_match).await;
+        abort.end(matches!(result, Ok(Put::Stored))).await;
+        result
+    }
+
+    async fn send_parts(
+        &self,
+        key: &str,
+        file: &Path,
+        size: u64,
+        upload: &str,
+        if_none: Option<String>,
+        if_match: Option<String>,
+    ) -> io::Result<Put> {
+        let mut parts = Vec::new();
+        for (number, start) in
+            (1i32..).zip((0..size).step_by(usize::try_from(PART).unwrap_or(usize::MAX)))
+        {
+            let length = PART.min(size - start);
+            let body = ByteStream::read_from().path(file).offset(start);
+            let body =
+                body.length(Length::Exact(length)).build().await.map_err(io::Error::other)?;
+            let send = self.client.upload_part().bucket(&*self.bucket).key(key).upload_id(upload);
+            let send = send.part_number(number).body(body).send();
+            let send = async { send.await.map_err(|error| failed("store a part", error)) };
+            let sent = self.patient("store a part", send).await?;
+            let part = CompletedPart::builder().part_number(number).set_e_tag(sent.e_tag);
+            parts.push(part.build());
+        }
+        let parts = CompletedMultipartUpload::builder().set_parts(Some(parts)).build();
+        let complete = self.client.complete_multipart_upload().bucket(&*self.bucket).key(key);
+        let complete = complete
+            .upload_id(upload)
+            .multipart_upload(parts)
+            .set_if_none_match(if_none)
+            .set_if_match(if_match)
+            .send();
+        let complete = async {
+            match complete.await {
+                Ok(_) => Ok(Put::Stored),
+                Err(error) if is_overtaken(&error) => Ok(Put::Overtaken),
+                Err(error) => Err(failed("end an upload", error)),
+            }
+        };
+        self.patient("end an upload", complete).await
+    }
+
+    /// Copy what is stored under its content hash, and let the oldest generations go.
+    async fn keep_former(
+        &self,
+        id: DocumentId,
+        head: &HeadObjectOutput,
+        keep: usize,
+    ) -> io::Result<()> {
+        let prefix = self.former(id);
+        if keep > 0 {
+            // One that another program stored has no SHA-256 noted: its ETag is a hash as well.
+            let hash = head.metadata().and_then(|metadata| metadata.get(SHA256)).cloned();
+            let etag = || head.e_tag().unwrap_or_default().trim_matches('"').to_owned();
+            let key = format!("{prefix}{}.tonk", hash.unwrap_or_else(etag));
+            let copy = self.client.copy_object().bucket(&*self.bucket).key(key);
+            let copy = copy.copy_source(format!("{}/{}", self.bucket, self.key(id))).send();
+            let copy =
+                async { copy.await.map(drop).map_err(|e| failed("keep the former bundle", e)) };
+            self.patient("keep the former bundle", copy).await?;
+        }
+        let mut generations = self.list(&prefix).await?;
+        generations.sort_unstable_by_key(|(_, _, time)| *time);
+        let too_many = generations.len().saturating_sub(keep);
+        for (key, _, _) in generations.into_iter().take(too_many) {
+            self.delete(&key).await?;
+        }
+        Ok(())
+    }
+}
+
+/// An upload in parts, which is aborted unless it is completed.
+struct AbortUpload<'a> {
+    at: &'a At,
+    key: &'a str,
+    upload: &'a str,
+    is_over: bool,
+}
+
+impl AbortUpload<'_> {
+    async fn end(mut self, is_complete: bool) {
+        self.is_over = true;
+        if !is_complete {
+            self.at.abort(self.key, self.upload).await;
+        }
+    }
+}
+
+impl Drop for AbortUpload<'_> {
+    fn drop(&mut self) {
+        if !self.is_over {
+            let (at, key, upload) = (self.at.clone(), self.key.to_owned(), self.upload.to_owned());
+            tokio::spawn(async move { at.abort(&key, &upload).await });
+        }
+    }
+}
+
+/// A number that another process does not draw.
+fn random() -> u64 {
+    use std::hash::{BuildHasher, Hasher};
+    std::collections::hash_map::RandomState::new().build_hasher().finish()
+}
+
+/// Now, as JavaScript's `toISOString` writes it.
+fn now() -> String {
+    humantime::format_rfc3339_millis(SystemTime::now()).to_string()
+}
+
+impl Object {
+    pub(super) async fn read(
+        self,
+        part: Option<RangeInclusive<u64>>,
+        length: u64,
+    ) -> io::Result<Content> {
+        let get = self.at.client.get_object().bucket(&*self.at.bucket).key(&self.key);
+        let range = part.map(|part| format!("bytes={}-{}", part.start(), part.end()));
+        let get = get.if_match(&self.etag).set_range(range).send();
+        let get = async { get.await.map_err(|error| failed("read the bundle", error)) };
+        let body = self.at.patient("read the bundle", get).await?.body;
+        let patience = self.at.patience;
+        let chunks = stream::try_unfold((body, length), move |(mut body, left)| async move {
+            let next = timeout(patience, body.next()).await.map_err(|_| {
+                let text = format!("the bundle store has sent nothing for {patience:?}");
+                io::Error::new(io::ErrorKind::TimedOut, text)
+            })?;
+            match next {
+                Some(chunk) => {
+                    let chunk: Bytes = chunk.map_err(io::Error::other)?;
+                    let left = left.checked_sub(chunk.len() as u64);
+                    let left = left.ok_or_else(|| lies("more"))?;
+                    Ok(Some((chunk, (body, left))))
+                }
+                None if left > 0 => Err(lies("less")),
+                None => Ok(None),
+            }
+        });
+        Ok(chunks.boxed())
+    }
+
+    pub(super) async fn download(self, size: u64) -> io::Result<File> {
+        let mut file = tempfile::tempfile_in(&self.incoming)?;
+        let mut chunks = self.read(None, size).await?;
+        while let Some(chunk) = chunks.next().await {
+            file.write_all(&chunk?)?;
+        }
+        Ok(file)
+    }
+}
+
+fn lies(how: &str) -> io::Error {
+    let text = format!("the bundle store has sent {how} than it announced");
+    io::Error::new(io::ErrorKind::InvalidData, text)
+}
+
+impl BundleStore for S3Store {
+    fn receive(&self) -> io::Result<NamedTempFile> {
+        NamedTempFile::new_in(&self.incoming)
+    }
+
+    fn put(
+        &self,
+        id: DocumentId,
+        bundle: NamedTempFile,
+        keep: usize,
+    ) -> BoxFuture<'_, io::Result<()>> {
+        async move {
+            let path = bundle.path().to_owned();
+            let hashed = tokio::task::spawn_blocking(move || sha256_of(File::open(path)?)).await;
+            let sha256 = hashed.unwrap_or_else(|panic| Err(io::Error::other(panic)))?;
+            let key = self.at.key(id);
+            for _ in 0..OVERTAKEN {
+                let former = self.noted(self.at.head(&key).await)?;
+                if let Some(head) = &former {
+                    self.noted(self.at.keep_former(id, head, keep).await)?;
+                }
+                let honours = self.honours_conditions.get().is_some_and(|honours| *honours);
+                let etag = former.and_then(|head| head.e_tag);
+                let condition = honours.then_some(etag);
+                let put = self.at.put(&key, bundle.path(), &sha256, condition).await;
+                match self.noted(put)? {
+                    Put::Stored => return Ok(()),
+                    Put::Overtaken => {}
+                }
+            }
+            Err(io::Error::other("other uploads of this bundle come between all the time"))
+        }
+        .boxed()
+    }
+
+    fn get(&self, id: DocumentId) -> BoxFuture<'_, io::Result<Option<StoredBundle>>> {
+        async move {
+            let key = self.at.key(id);
+            let Some(head) = self.noted(self.at.head(&key).await)? else { return Ok(None) };
+            let (Some(etag), Some(size)) =
+                (head.e_tag, head.content_length.and_then(|size| u64::try_from(size).ok()))
+            else {
+                let text = "the bundle store names neither size nor ETag";
+                return Err(io::Error::new(io::ErrorKind::InvalidData, text));
+            };
+            let object = Object {
+                at: self.at.clone(),
+                key,
+                etag: etag.clone(),
+                incoming: self.incoming.clone(),
+            };
+            Ok(Some(StoredBundle { size, etag, source: Source::Object(object) }))
+        }
+        .boxed()
+    }
+
+    fn list(&self) -> BoxFuture<'_, io::Result<Vec<(DocumentId, String)>>> {
+        async move {
+            let prefix = format!("{}bundles/", self.at.prefix);
+            let listed = self.noted(self.at.list(&prefix).await)?;
+            let id = |key: &str| key.strip_prefix(&prefix)?.strip_suffix(".tonk")?.parse().ok();
+            Ok(listed.into_iter().filter_map(|(key, etag, _)| Some((id(&key)?, etag))).collect())
+        }
+        .boxed()
+    }
+
+    fn delete(&self, id: DocumentId) -> BoxFuture<'_, io::Result<bool>> {
+        async move {
+            let key = self.at.key(id);
+            let was_there = self.noted(self.at.head(&key).await)?.is_some();
+            for (former, _, _) in self.noted(self.at.list(&self.at.former(id)).await)? {
+                self.noted(self.at.delete(&former).await)?;
+            }
+            self.noted(self.at.delete(&key).await)?;
+            Ok(was_there)
+        }
+        .boxed()
+    }
+
+    /// They stay where they are: a restore leaves bundles alone that are there.
+    fn set_aside(&self, _name: &str) -> BoxFuture<'_, io::Result<()>> {
+        std::future::ready(Ok(())).boxed()
+    }
+}

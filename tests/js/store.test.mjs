@@ -1,0 +1,191 @@
+// Uploaded bundles: the same of a local folder and of a real object store.
+import assert from 'node:assert/strict';
+import { execFileSync } from 'node:child_process';
+import { randomBytes } from 'node:crypto';
+import { readdir, writeFile } from 'node:fs/promises';
+import { createServer } from 'node:net';
+import { join } from 'node:path';
+import { test } from 'node:test';
+import { fileURLToPath } from 'node:url';
+import { unzipSync } from 'fflate';
+import { Relay, bundle, documentId, folder, saved, share, until, upload } from './relay.mjs';
+
+const WEED = process.env.WEED;
+const skip = WEED ? false : 'needs SeaweedFS; tests/run installs it';
+const KEYS = '[default]\naws_access_key_id = AKIATEST\naws_secret_access_key = a-secret-of-the-test\n';
+
+const isFree = port => new Promise(resolve => {
+  const server = createServer();
+  server.once('error', () => resolve(false));
+  server.listen(port, '127.0.0.1', () => server.close(() => resolve(true)));
+});
+
+/** A port for the store. It also takes the three after it, and those that are 10,000 above these. */
+async function freePort() {
+  for (;;) {
+    // Below those that the kernel hands out to others meanwhile.
+    const port = 15_000 + Math.floor(Math.random() * 7_000);
+    const all = [0, 1, 2, 3].flatMap(n => [port + n, port + n + 10_000]);
+    if ((await Promise.all(all.map(isFree))).every(Boolean)) return port;
+  }
+}
+
+/** A real store, with a bucket. */
+class Store {
+  static async start(t) {
+    const store = new Store();
+    store.at = await folder(t);
+    store.port = await freePort();
+    const script = fileURLToPath(new URL('seaweed.sh', import.meta.url));
+    const options = { encoding: 'utf8', stdio: ['ignore', 'pipe', 'inherit'] };
+    store.pid = Number(execFileSync(script, [WEED, store.at, String(store.port)], options));
+    t.after(() => process.kill(store.pid, 'SIGKILL'));
+    await until('the store has a bucket', () => {
+      try {
+        store.shell('s3.bucket.create -name bundles');
+        return store.shell('s3.bucket.list').includes('bundles');
+      } catch { return false; }
+    });
+    return store;
+  }
+
+  shell(command) {
+    const options = { input: `${command}\n`, encoding: 'utf8', stdio: ['pipe', 'pipe', 'ignore'] };
+    return execFileSync(WEED, ['shell', `-master=127.0.0.1:${this.port + 1}`], options);
+  }
+
+  /** The names of the objects below a folder of the bucket. */
+  list(below) {
+    const lines = this.shell(`fs.ls /buckets/bundles/${below}`).split('\n');
+    return lines.map(line => line.replace(/^>?\s*/, '').trim()).filter(line => line.endsWith('.tonk'));
+  }
+
+  stall() { process.kill(this.pid, 'SIGSTOP'); }
+  go() { process.kill(this.pid, 'SIGCONT'); }
+
+  config(more = {}) {
+    return {
+      store: '"s3"', bucket: '"bundles"', region: '"us-east-1"', prefix: '"apps/"', path_style: 'true',
+      endpoint_url: `"http://127.0.0.1:${this.port}"`, timeout: '"2s"', ...more,
+    };
+  }
+}
+
+/** A relay whose access keys are a systemd credential. */
+async function start(t, bundles, keys = KEYS) {
+  const relay = new Relay(await folder(t), { bundles, log: { level: '"info,aws_config=trace,aws_sdk_s3=trace"' } });
+  await writeFile(join(relay.at, 'aws-credentials'), keys);
+  relay.env = { CREDENTIALS_DIRECTORY: relay.at, AWS_EC2_METADATA_DISABLED: 'true' };
+  t.after(() => relay.kill());
+  await relay.start();
+  return relay;
+}
+
+/** One that goes to the store in parts. */
+const large = id => bundle({ [id]: { bytes: new Uint8Array(randomBytes(9 << 20)) } });
+
+/** A new store makes its volumes first, which takes it a while. */
+const warm = (relay, root) => until('the store stores', async () =>
+  (await upload(relay, bundle({ [root]: { n: 1 } }))).status === 200);
+
+for (const kind of ['folder', 's3']) {
+  test(`${kind}: bundles come out as they went in: whole, in part, slim`, { skip: kind === 's3' && skip }, async t => {
+    const store = kind === 's3' ? await Store.start(t) : undefined;
+    const relay = await start(t, store?.config() ?? {});
+    // The commands of a stopped relay take their keys from the same place.
+    Object.assign(process.env, relay.env);
+    const [root, other] = [documentId(1), documentId(2)];
+    const url = `${relay.url}/api/bundles/${root}`;
+    assert.equal((await fetch(url)).status, 404);
+    await warm(relay, root);
+    if (store) {
+      const isKnown = () => /the bundle store (honours|ignores) conditional writes/.test(relay.log);
+      await until('it knows what the store can do', isKnown);
+    }
+    for (const body of [bundle({ [root]: { n: 1 }, [other]: { n: 2 } }), large(root)]) {
+      const stored = await upload(relay, body);
+      assert.equal(stored.status, 200, await stored.clone().text());
+      const whole = await fetch(url);
+      assert.ok(Buffer.from(await whole.arrayBuffer()).equals(Buffer.from(body)));
+      assert.equal(whole.headers.get('content-length'), String(body.length));
+      const etag = whole.headers.get('etag');
+      assert.equal((await fetch(url, { headers: { 'if-none-match': etag } })).status, 304);
+      const part = await fetch(url, { headers: { range: 'bytes=10-19', 'if-range': etag } });
+      assert.equal(part.status, 206);
+      assert.ok(Buffer.from(await part.arrayBuffer()).equals(Buffer.from(body.subarray(10, 20))));
+      for (let time = 0; time < 2; time++) {
+        const slim = await fetch(`${url}/manifest`);
+        const entries = Object.keys(unzipSync(new Uint8Array(await slim.arrayBuffer())));
+        assert.equal(entries.length, 2);
+        assert.ok(entries.every(name => !name.includes(other.slice(2))));
+      }
+    }
+    // Former generations are kept, and no more of them than are to be.
+    for (let n = 0; n < 5; n++) assert.equal((await upload(relay, bundle({ [root]: { n } }))).status, 200);
+    const former = store
+      ? store.list(`apps/former/${root}`)
+      : await readdir(join(relay.at, 'bundles/former', root));
+    assert.equal(former.length, 3, `${former}`);
+    assert.ok(former.every(name => /^[0-9a-f]{64}\.tonk$/.test(name)), `${former}`);
+    // Two at once leave one whole bundle.
+    const both = [bundle({ [root]: { both: 1 } }), bundle({ [root]: { both: 2 } })];
+    const answers = await Promise.all(both.map(body => upload(relay, body)));
+    assert.deepEqual(answers.map(({ status }) => status), [200, 200]);
+    const left = Buffer.from(await (await fetch(url)).arrayBuffer());
+    assert.ok(both.some(body => left.equals(Buffer.from(body))));
+
+    const receipt = JSON.parse(relay.command('doc', 'delete', root, '--json'));
+    assert.equal(receipt.bundle, true);
+    assert.equal((await fetch(url)).status, 404);
+    if (store) {
+      assert.deepEqual(store.list('apps/bundles'), []);
+      assert.deepEqual(store.list(`apps/former/${root}`), []);
+      const printed = execFileSync(process.env.TONK_RELAY,
+        ['--print-config', '--config', join(relay.at, 'tonk-relay.toml')], { encoding: 'utf8' });
+      assert.ok(!/a-secret-of-the-test|AKIATEST/.test(relay.log + printed));
+    }
+  });
+}
+
+test('s3: a stalled store is answered with 503 in bounded time, and sync goes on', { skip }, async t => {
+  const store = await Store.start(t);
+  const relay = await start(t, store.config({ timeout: '"1s"' }));
+  const root = documentId(1);
+  await warm(relay, root);
+  store.stall();
+  t.after(() => store.go());
+  const began = Date.now();
+  const answers = await Promise.all([
+    fetch(`${relay.url}/api/bundles/${root}`), upload(relay, bundle({ [root]: { n: 2 } })), upload(relay, large(root)),
+  ]);
+  assert.deepEqual(answers.map(({ status }) => status), [503, 503, 503]);
+  assert.ok(answers.every(({ headers }) => headers.get('retry-after') === '5'));
+  assert.ok(Date.now() - began < 10_000);
+  assert.match(relay.command('status'), /degraded +bundles: the store is away/);
+  assert.equal((await fetch(`${relay.url}/readyz`)).status, 200, 'sync is promised all the same');
+  const client = relay.client(t);
+  const handle = await share(client, { n: 1 });
+  handle.change(doc => { doc.n = 2; });
+  await saved(client, handle);
+  assert.deepEqual(await readdir(join(relay.at, 'bundles/.incoming')), [], 'nothing is left behind');
+  store.go();
+  await until('it is back', async () => (await fetch(`${relay.url}/api/bundles/${root}`)).status === 200);
+  await until('nothing is amiss', () => !relay.command('status').includes('the store is away'));
+});
+
+test('s3: no store, no such bucket, a wrong key: the relay starts, says so, and syncs', { skip }, async t => {
+  const store = await Store.start(t);
+  for (const [config, keys] of [
+    [{ endpoint_url: '"http://127.0.0.1:9"' }, KEYS],
+    [{ bucket: '"nowhere"' }, KEYS],
+    [{}, KEYS.replace('a-secret-of-the-test', 'another')],
+  ]) {
+    const relay = await start(t, store.config(config), keys);
+    await until('it says so', () => /bundles: the store is away/.test(relay.command('status')));
+    // SeaweedFS makes a bucket that is missing.
+    if (!config.bucket) assert.equal((await upload(relay, bundle({ [documentId(1)]: { n: 1 } }))).status, 503);
+    assert.equal((await fetch(`${relay.url}/readyz`)).status, 200);
+    await share(relay.client(t), { n: 1 });
+    await relay.kill();
+  }
+});
