@@ -5,6 +5,7 @@ use std::{
     io,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
     time::SystemTime,
 };
 
@@ -20,6 +21,7 @@ const FORMER: &str = "former";
 /// Bundles as files of a folder: `bundles/<id>.tonk`.
 pub struct FolderStore {
     folder: PathBuf,
+    writing: Arc<Mutex<()>>,
 }
 
 impl FolderStore {
@@ -34,7 +36,7 @@ impl FolderStore {
         for left in fs::read_dir(&incoming)?.flatten() {
             fs::remove_file(left.path())?;
         }
-        let store = Self { folder: folder.to_owned() };
+        let store = Self { folder: folder.to_owned(), writing: Arc::default() };
         store.receive()?;
         Ok(store)
     }
@@ -116,9 +118,11 @@ impl BundleStore for FolderStore {
         bundle: NamedTempFile,
         keep: usize,
     ) -> BoxFuture<'_, io::Result<()>> {
-        let path = self.path(id);
+        let (path, writing) = (self.path(id), self.writing.clone());
         self.run(move |folder| {
             bundle.as_file().sync_all()?;
+            // One at a time: each keeps what the last one stored.
+            let _alone = writing.lock().unwrap_or_else(PoisonError::into_inner);
             keep_former(&path, &folder.join(FORMER).join(id.to_string()), keep)?;
             bundle.persist(&path).map_err(|error| error.error)?;
             File::open(folder)?.sync_all()
