@@ -443,13 +443,18 @@ impl ChunkStore for Journal {
             if is_small {
                 return self.change(Change::Put(key.clone(), data)).await;
             }
-            self.folders.put(key, data).await?;
-            match key {
-                // It was deleted while its file was being written.
-                Key::Chunk { document, .. } if self.is_deleted(*document) => {
-                    self.folders.delete(key).await
-                }
-                _ => Ok(()),
+            let is_deleted = || match key {
+                Key::Chunk { document, .. } if self.is_deleted(*document) => Some(*document),
+                _ => None,
+            };
+            if is_deleted().is_some() {
+                return Ok(());
+            }
+            let written = self.folders.put(key, data).await;
+            match is_deleted() {
+                // It was deleted while its file was being written, or its folder under it.
+                Some(document) => self.folders.delete_document(document).await.map(drop),
+                None => written,
             }
         }
         .boxed()

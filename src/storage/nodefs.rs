@@ -123,7 +123,7 @@ impl NodefsStore {
                     files += 1;
                     bytes += size;
                 }
-                fs::remove_dir_all(&folder).map_err(failed("delete", &folder))?;
+                remove_all(&folder)?;
                 sync_folder(folder.parent().unwrap_or(&root))?;
             }
             Ok((files, bytes))
@@ -146,6 +146,9 @@ impl NodefsStore {
         }
     }
 }
+
+/// How often a folder is deleted again because something came into it meanwhile.
+const REMOVALS: usize = 10;
 
 const TMP: &str = ".tmp";
 const LOCK: &str = ".lock";
@@ -178,6 +181,21 @@ fn relative(key: &Key) -> PathBuf {
             document_folder(*document).join(kind.name()).join(name)
         }
     }
+}
+
+/// Delete a folder with all that is in it, also while another thread still writes there or deletes it too.
+fn remove_all(folder: &Path) -> Result<(), StorageError> {
+    for _ in 0..REMOVALS {
+        match fs::remove_dir_all(folder) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {}
+            removed => return removed.map_err(failed("delete", folder)),
+        }
+        if !folder.exists() {
+            return Ok(());
+        }
+    }
+    Err(failed("delete", folder)(io::ErrorKind::DirectoryNotEmpty.into()))
 }
 
 /// Refuse a folder of a newer format, and note ours in one that has none.

@@ -120,10 +120,18 @@ pub fn sizes(root: &Path, document: DocumentId) -> Result<Vec<(Key, u64)>, Stora
     let mut sizes = Vec::new();
     for kind in ChunkKind::ALL {
         let folder = root.join(document_folder(document)).join(kind.name());
-        if !folder.is_dir() {
-            continue;
-        }
-        for path in list(&folder)? {
+        let paths = match list(&folder) {
+            Err(error)
+                if matches!(
+                    error.source.kind(),
+                    io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+                ) =>
+            {
+                continue;
+            }
+            paths => paths?,
+        };
+        for path in paths {
             let name = path.file_name().and_then(|name| name.to_str());
             if let (Some(name), Ok(found)) = (name, fs::metadata(&path))
                 && found.is_file()
