@@ -206,8 +206,10 @@ test('a backup of a running relay is whole, incremental and checked, and comes b
 
   // What is there is moved aside, not lost; a copy beside the first gets an id of its own.
   const third = await Relay.start(t);
-  const mine = await share(third.client(t), { mine: true });
+  const owner = third.client(t);
+  const mine = await share(owner, { mine: true });
   assert.match(fails(third, 'restore', backup, '--replace').stderr, /the relay runs: stop it/);
+  await close(owner);
   await third.stop();
   const { replaced, storage_id } = json(third, 'restore', backup, '--replace', '--new-identity');
   assert.equal(storage_id, false);

@@ -148,6 +148,9 @@ export class Relay {
     if (!options.strict) {
       // automerge-repo 2.5.6 throws, out of a timer, when it sends on a socket that is closing. What was to be
       // sent follows after the reconnect.
+      // It also throws for a connection that a relay which is going down resets.
+      const onError = adapter.onError;
+      adapter.onError = event => { if (event.error?.code !== 'ECONNRESET') onError(event); };
       const send = adapter.send.bind(adapter);
       adapter.send = message => {
         try { send(message); } catch (error) { if (!/Websocket not ready/.test(error.message)) throw error; }
