@@ -102,6 +102,11 @@ impl RelayArguments {
         let mut command = Command::new("/proc/self/exe");
         command.args(["serve-storage".as_ref(), "--config".as_ref(), self.config.as_os_str()]);
         command.stdin(Stdio::from(OwnedFd::from(theirs))).stdout(Stdio::null());
+        let is_link = std::fs::symlink_metadata(folder).is_ok_and(|found| found.is_symlink());
+        if is_link && rustix::process::geteuid().is_root() {
+            let problem = "is a symbolic link, which root does not follow: name the folder itself in storage.path";
+            return Err(CliError::Copy { path: folder.to_owned(), problem: problem.to_owned() });
+        }
         // A folder that is not there yet belongs to whoever has the one it will be in.
         let found = folder.ancestors().find_map(|folder| std::fs::metadata(folder).ok());
         if let Some(owner) = found

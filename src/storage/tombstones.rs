@@ -128,8 +128,10 @@ impl Tombstones {
             return None;
         }
         let read = fs::read(self.path(document)).ok();
-        let parsed = read.and_then(|text| serde_json::from_slice(&text).ok());
-        Some(parsed.unwrap_or_else(|| Tombstone::new(document, None)))
+        let parsed = read.and_then(|text| serde_json::from_slice::<Tombstone>(&text).ok());
+        let tombstone = parsed.unwrap_or_else(|| Tombstone::new(document, None));
+        // Its file's name is what holds.
+        Some(Tombstone { document: document.to_string(), ..tombstone })
     }
 
     /// All of them, in the order of their ids. Blocks.

@@ -15,6 +15,7 @@ use super::*;
 use crate::{
     admin::storage::answers::{Entry, ListedBundle, MadeBackup, StorageId},
     bundle::{self, Bundle},
+    document_id::DocumentId,
     storage::{
         documents::hex,
         fsck::{self, Finding, Kind, Line},
@@ -64,6 +65,11 @@ pub(super) struct Copied {
 
 fn now() -> String {
     humantime::format_rfc3339_seconds(SystemTime::now()).to_string()
+}
+
+/// Whether a text is a SHA-256, and so the name of a file and nothing else.
+fn is_hash(text: &str) -> bool {
+    text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
 /// The folder of a document's snapshots in a backup.
@@ -196,9 +202,15 @@ pub(in crate::cli) fn backup(arguments: &BackupArguments) -> Result<(), CliError
     let documents = folder.join("documents");
     fs::create_dir_all(&documents).map_err(at(&documents))?;
 
-    let tombstones: Vec<Tombstone> = relay.ask(Method::GET, "/deleted")?;
+    // What the relay says becomes paths here, perhaps root's: nothing but ids may.
+    let is_id = |text: &str| text.parse::<DocumentId>().is_ok();
+    made.documents.retain(|id, copied| is_id(id) && is_hash(&copied.sha256));
+    made.bundles.retain(|id, _| is_id(id));
+    let mut tombstones: Vec<Tombstone> = relay.ask(Method::GET, "/deleted")?;
+    tombstones.retain(|tombstone| is_id(&tombstone.document));
     let mut answer = BackupAnswer { tombstones: tombstones.len(), ..BackupAnswer::default() };
-    let listed = list(&mut relay)?;
+    let mut listed = list(&mut relay)?;
+    listed.retain(|listed| is_id(&listed.document));
     let progress = Progress::new("documents");
     let all = listed.len();
     let mut gone: BTreeSet<String> = made.documents.keys().cloned().collect();
@@ -293,6 +305,9 @@ fn copy(relay: &mut Relay, folder: &Path, listed: &Listed) -> Result<Option<Copi
 fn copy_bundles(relay: &mut Relay, folder: &Path, made: &mut Backup) -> Result<(), CliError> {
     let bundles: Vec<ListedBundle> = relay.ask(Method::GET, "/bundles")?;
     for ListedBundle { id, etag } in bundles {
+        if id.parse::<DocumentId>().is_err() {
+            continue;
+        }
         let file = bundle_file(folder, &id);
         if made.bundles.get(&id) != Some(&etag) || !file.is_file() {
             let data = relay.fetch(Method::GET, &format!("/bundles/{id}"), Bytes::new())?;
@@ -312,7 +327,11 @@ pub(super) fn tombstones_of(folder: &Path) -> Result<Vec<Tombstone>, CliError> {
     for entry in fs::read_dir(&folder).map_err(at(&folder))? {
         let path = entry.map_err(at(&folder))?.path();
         let text = fs::read(&path).map_err(at(&path))?;
-        tombstones.push(serde_json::from_slice(&text).map_err(|error| says(&path, error))?);
+        let tombstone: Tombstone =
+            serde_json::from_slice(&text).map_err(|error| says(&path, error))?;
+        if tombstone.document.parse::<DocumentId>().is_ok() {
+            tombstones.push(tombstone);
+        }
     }
     Ok(tombstones)
 }
