@@ -5,6 +5,8 @@
 
 use std::{fmt, str::FromStr};
 
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
 /// The longest text form of 20 bytes (16 and the checksum) in base58.
 const MAX_TEXT: usize = 28;
 
@@ -25,6 +27,14 @@ impl DocumentId {
     /// An id from its 16 bytes.
     pub const fn from_bytes(bytes: [u8; 16]) -> Self {
         Self(bytes)
+    }
+
+    /// Where its chunks are, in automerge-repo's folders and in bundles alike: its text, split after two characters.
+    pub fn folder(&self) -> String {
+        let mut text = self.to_string();
+        // Base58 is ASCII, and of 20 bytes it makes no less than 20 characters.
+        text.insert(2, '/');
+        text
     }
 
     /// The 16 bytes.
@@ -56,6 +66,18 @@ impl fmt::Display for DocumentId {
     }
 }
 
+impl Serialize for DocumentId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for DocumentId {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
 impl fmt::Debug for DocumentId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
@@ -79,6 +101,15 @@ mod tests {
             if let Ok(id) = text.parse::<DocumentId>() {
                 prop_assert_eq!(id.to_string(), text);
             }
+        }
+    }
+
+    #[test]
+    fn its_folder_is_its_text_split_after_two_characters() {
+        for bytes in [[0; 16], [1; 16], [255; 16]] {
+            let id = DocumentId::from_bytes(bytes);
+            assert_eq!(id.folder().replacen('/', "", 1), id.to_string());
+            assert_eq!(id.folder().find('/'), Some(2));
         }
     }
 

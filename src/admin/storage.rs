@@ -302,7 +302,7 @@ async fn bury(
     State(stored): State<Stored>,
     Json(tombstone): Json<Tombstone>,
 ) -> Result<Response, Failed> {
-    let document: DocumentId = tombstone.document.parse()?;
+    let document = tombstone.document;
     if !stored.journal.load_document(document).await?.is_empty() {
         return Ok(Json(false).into_response());
     }
@@ -371,7 +371,7 @@ async fn purge(
 
 async fn bundles(State(stored): State<Stored>) -> Result<Response, Failed> {
     let list = stored.uploads.list().await?;
-    let list = list.into_iter().map(|(id, etag)| ListedBundle { id: id.to_string(), etag });
+    let list = list.into_iter().map(|(id, etag)| ListedBundle { id, etag });
     Ok(Json(list.collect::<Vec<_>>()).into_response())
 }
 

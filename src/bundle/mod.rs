@@ -257,11 +257,8 @@ pub fn pack(
     manifest_json: &[u8],
     documents: &BTreeMap<DocumentId, Vec<u8>>,
 ) -> Result<Bytes, BundleError> {
-    let name = |document: &DocumentId| {
-        let text = document.to_string();
-        let (first, rest) = text.split_at_checked(2).unwrap_or((&text, ""));
-        format!("storage/{first}/{rest}/snapshot/bundle_export")
-    };
+    let name =
+        |document: &DocumentId| format!("storage/{}/snapshot/bundle_export", document.folder());
     let named: Vec<(String, &Vec<u8>)> =
         documents.iter().map(|(document, save)| (name(document), save)).collect();
     write(manifest_json, named.iter().map(|(name, save)| (name.as_str(), save.as_slice())))

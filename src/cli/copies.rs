@@ -22,7 +22,7 @@ use super::{
     relay::Relay,
     storage::{StorageArguments, print_json},
 };
-use crate::admin::client::AdminError;
+use crate::{admin::client::AdminError, document_id::DocumentId};
 
 fn at(path: &Path) -> impl Fn(io::Error) -> CliError {
     let path = path.to_owned();
@@ -52,7 +52,7 @@ fn remove(path: &Path) -> Result<(), CliError> {
 }
 
 /// A document's content; nothing if it is not there any more.
-fn content(relay: &mut Relay, document: &str) -> Result<Option<Bytes>, CliError> {
+fn content(relay: &mut Relay, document: DocumentId) -> Result<Option<Bytes>, CliError> {
     let path = format!("/documents/{document}/content");
     match relay.fetch(Method::GET, &path, Bytes::new()) {
         Ok(content) => Ok(Some(content)),

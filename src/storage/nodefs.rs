@@ -115,7 +115,7 @@ impl NodefsStore {
         self.run("delete", move |root| {
             let (mut files, mut bytes) = (0, 0);
             for root in [root.to_owned(), root.join(QUARANTINE)] {
-                let folder = root.join(document_folder(document));
+                let folder = root.join(document.folder());
                 if !folder.exists() {
                     continue;
                 }
@@ -168,17 +168,11 @@ pub(super) fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error
     move |source| StorageError { action, path, source }
 }
 
-pub(super) fn document_folder(document: DocumentId) -> PathBuf {
-    let text = document.to_string();
-    let (first, rest) = text.split_at_checked(2).unwrap_or((&text, ""));
-    Path::new(first).join(rest)
-}
-
 fn relative(key: &Key) -> PathBuf {
     match key {
         Key::StorageId => Path::new("st").join("orage-adapter-id"),
         Key::Chunk { document, kind, name } => {
-            document_folder(*document).join(kind.name()).join(name)
+            Path::new(&document.folder()).join(kind.name()).join(name)
         }
     }
 }
@@ -294,7 +288,7 @@ pub(super) fn read_chunks(
     // Increments first: another process writes a snapshot before it deletes the increments that are in it,
     // so that whatever is gone by the time we look for it is in a snapshot that we find later.
     for kind in ChunkKind::ALL.into_iter().rev() {
-        let folder = root.join(document_folder(document)).join(kind.name());
+        let folder = root.join(document.folder()).join(kind.name());
         let entries = match fs::read_dir(&folder) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             entries => entries.map_err(failed("list", &folder))?,

@@ -25,7 +25,7 @@ const RESERVE: (&str, usize) = (".reserve", 64 << 10);
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tombstone {
     /// Its id.
-    pub document: String,
+    pub document: DocumentId,
     /// When it was deleted, in RFC 3339.
     pub deleted_at: String,
     /// Why, in the operator's words.
@@ -36,7 +36,7 @@ impl Tombstone {
     /// A tombstone made now.
     pub fn new(document: DocumentId, reason: Option<String>) -> Self {
         let now = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
-        Self { document: document.to_string(), deleted_at: now, reason }
+        Self { document, deleted_at: now, reason }
     }
 }
 
@@ -131,7 +131,7 @@ impl Tombstones {
         let parsed = read.and_then(|text| serde_json::from_slice::<Tombstone>(&text).ok());
         let tombstone = parsed.unwrap_or_else(|| Tombstone::new(document, None));
         // Its file's name is what holds.
-        Some(Tombstone { document: document.to_string(), ..tombstone })
+        Some(Tombstone { document, ..tombstone })
     }
 
     /// All of them, in the order of their ids. Blocks.
@@ -173,7 +173,7 @@ mod tests {
         assert_eq!(tombstones.list(), [tombstone]);
         // A file that was cut off is one all the same.
         fs::write(tombstones.path(document), "{").expect("written");
-        assert_eq!(tombstones.list()[0].document, document.to_string());
+        assert_eq!(tombstones.list()[0].document, document);
         assert!(tombstones.remove(document).expect("removes"));
         assert!(!tombstones.remove(document).expect("there is none"));
         assert!(!Tombstones::open(folder.path()).expect("opens").contains(document));

@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 
 use super::{
     ChunkKind, Key, StorageError, StoredChunk,
-    nodefs::{OWN, REPLACED, document_folder, failed, read_chunks},
+    nodefs::{OWN, REPLACED, failed, read_chunks},
 };
 use crate::document_id::DocumentId;
 
@@ -31,7 +31,7 @@ pub enum Found {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Listed {
     /// Its id.
-    pub document: String,
+    pub document: DocumentId,
     /// How many chunks it has.
     pub chunks: usize,
     /// Their size in bytes.
@@ -44,7 +44,7 @@ impl Listed {
     /// A document of these chunks and sizes.
     pub fn new(document: DocumentId, mut chunks: Vec<(Key, u64)>) -> Self {
         Self {
-            document: document.to_string(),
+            document,
             chunks: chunks.len(),
             bytes: chunks.iter().map(|(_, size)| size).sum(),
             fingerprint: fingerprint(&mut chunks),
@@ -109,7 +109,7 @@ pub fn read_document(root: &Path, document: DocumentId) -> Result<Vec<StoredChun
         }
     }
     let gone = io::Error::other("its chunks change faster than they can be read");
-    Err(failed("read", &root.join(document_folder(document)))(gone))
+    Err(failed("read", &root.join(document.folder()))(gone))
 }
 
 /// The chunks of a document in the folder `root`, each with its size, but not read. Blocks.
@@ -119,7 +119,7 @@ pub fn read_document(root: &Path, document: DocumentId) -> Result<Vec<StoredChun
 pub fn sizes(root: &Path, document: DocumentId) -> Result<Vec<(Key, u64)>, StorageError> {
     let mut sizes = Vec::new();
     for kind in ChunkKind::ALL {
-        let folder = root.join(document_folder(document)).join(kind.name());
+        let folder = root.join(document.folder()).join(kind.name());
         let paths = match list(&folder) {
             Err(error)
                 if matches!(
@@ -163,8 +163,8 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let root = folder.path();
         let document = DocumentId::from_bytes([7; 16]);
-        fs::create_dir_all(root.join(document_folder(document)).join("snapshot")).expect("made");
-        fs::write(root.join(document_folder(document)).join("snapshot/abc"), "abc").expect("made");
+        fs::create_dir_all(root.join(document.folder()).join("snapshot")).expect("made");
+        fs::write(root.join(document.folder()).join("snapshot/abc"), "abc").expect("made");
         for own in OWN {
             fs::create_dir(root.join(own)).expect("made");
         }

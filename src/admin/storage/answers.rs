@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::storage::tombstones::Tombstone;
+use crate::{document_id::DocumentId, storage::tombstones::Tombstone};
 
 /// Why a command cannot be done, as JSON.
 #[derive(Debug, Serialize, Deserialize)]
@@ -40,7 +40,7 @@ pub struct Receipt {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ListedBundle {
     /// Its root document.
-    pub id: String,
+    pub id: DocumentId,
     /// Another one after every upload.
     pub etag: String,
 }

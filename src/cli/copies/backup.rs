@@ -15,7 +15,6 @@ use super::*;
 use crate::{
     admin::storage::answers::{Entry, ListedBundle, MadeBackup, StorageId},
     bundle::{self, Bundle},
-    document_id::DocumentId,
     storage::{
         documents::hex,
         fsck::{self, Finding, Kind, Line},
@@ -49,9 +48,9 @@ pub(in crate::cli) struct Backup {
     made_at: String,
     /// False while it is being made.
     pub(super) is_complete: bool,
-    pub(super) documents: BTreeMap<String, Copied>,
+    pub(super) documents: BTreeMap<DocumentId, Copied>,
     /// ETags of the uploaded bundles, by id.
-    pub(super) bundles: BTreeMap<String, String>,
+    pub(super) bundles: BTreeMap<DocumentId, String>,
 }
 
 /// A document in a backup.
@@ -73,13 +72,16 @@ fn is_hash(text: &str) -> bool {
 }
 
 /// The folder of a document's snapshots in a backup.
-pub(super) fn snapshots(backup: &Path, document: &str) -> PathBuf {
-    let (first, rest) = document.split_at_checked(2).unwrap_or((document, ""));
-    backup.join("documents").join(first).join(rest).join("snapshot")
+pub(super) fn snapshots(backup: &Path, document: DocumentId) -> PathBuf {
+    backup.join("documents").join(document.folder()).join("snapshot")
 }
 
-pub(super) fn bundle_file(backup: &Path, id: &str) -> PathBuf {
+pub(super) fn bundle_file(backup: &Path, id: DocumentId) -> PathBuf {
     backup.join("bundles").join(format!("{id}.tonk"))
+}
+
+fn tombstone_file(backup: &Path, document: DocumentId) -> PathBuf {
+    backup.join("deleted").join(document.to_string())
 }
 
 impl Backup {
@@ -109,39 +111,36 @@ impl Backup {
         write_file(&folder.join(INDEX), &serde_json::to_vec_pretty(self).unwrap_or_default())
     }
 
-    fn file(&self, folder: &Path, document: &str) -> Option<PathBuf> {
-        let copied = self.documents.get(document)?;
+    fn file(&self, folder: &Path, document: DocumentId) -> Option<PathBuf> {
+        let copied = self.documents.get(&document)?;
         Some(snapshots(folder, document).join(&copied.sha256))
     }
 
     /// Check every file of a backup.
     pub(in crate::cli) fn check(&self, folder: &Path, tell: &mut dyn FnMut(Line) -> bool) {
-        let mut missing: Vec<(String, &str)> = Vec::new();
+        let mut faults: Vec<(String, String)> = Vec::new();
         if !self.is_complete {
-            missing.push((INDEX.to_owned(), "the backup was not finished: run it again"));
+            let fault = "the backup was not finished: run it again";
+            faults.push((INDEX.to_owned(), fault.to_owned()));
         }
         for document in self.documents.keys() {
-            if self.file(folder, document).is_none_or(|file| !file.is_file()) {
-                missing.push((document.clone(), "the backup lists it, and its file is not there"));
+            if self.file(folder, *document).is_none_or(|file| !file.is_file()) {
+                let fault = "the backup lists it, and its file is not there";
+                faults.push((document.to_string(), fault.to_owned()));
             }
         }
         for id in self.bundles.keys() {
-            let file = bundle_file(folder, id);
+            let file = bundle_file(folder, *id);
             let verified = File::open(&file).map_err(bundle::BundleError::from).and_then(|file| {
                 Bundle::open(io::BufReader::new(file), u64::MAX).and_then(|mut b| b.verify())
             });
             if let Err(error) = verified {
-                let (place, fault) = (file.display().to_string(), error.to_string());
-                tell(finding(place, fault));
-                missing.push((String::new(), ""));
+                faults.push((file.display().to_string(), error.to_string()));
             }
         }
-        let mut damages = 0;
-        for (place, fault) in missing {
-            damages += 1;
-            if !place.is_empty() {
-                tell(finding(place, fault.to_owned()));
-            }
+        let damages = faults.len();
+        for (place, fault) in faults {
+            tell(Line::Finding(Finding { kind: Kind::Broken, place, fault, repaired: false }));
         }
         fsck::check_folder(&folder.join("documents"), true, |line| match line {
             Line::Summary(mut summary) => {
@@ -151,10 +150,6 @@ impl Backup {
             line => tell(line),
         });
     }
-}
-
-fn finding(place: String, fault: String) -> Line {
-    Line::Finding(Finding { kind: Kind::Broken, place, fault, repaired: false })
 }
 
 /// What a backup did.
@@ -167,7 +162,7 @@ struct BackupAnswer {
     bundles: usize,
     tombstones: usize,
     /// Documents of an earlier backup that the relay does not have any more, although nobody deleted them there.
-    kept: Vec<String>,
+    kept: Vec<DocumentId>,
 }
 
 pub(in crate::cli) fn backup(arguments: &BackupArguments) -> Result<(), CliError> {
@@ -202,24 +197,20 @@ pub(in crate::cli) fn backup(arguments: &BackupArguments) -> Result<(), CliError
     let documents = folder.join("documents");
     fs::create_dir_all(&documents).map_err(at(&documents))?;
 
-    // What the relay says becomes paths here, perhaps root's: nothing but ids may.
-    let is_id = |text: &str| text.parse::<DocumentId>().is_ok();
-    made.documents.retain(|id, copied| is_id(id) && is_hash(&copied.sha256));
-    made.bundles.retain(|id, _| is_id(id));
-    let mut tombstones: Vec<Tombstone> = relay.ask(Method::GET, "/deleted")?;
-    tombstones.retain(|tombstone| is_id(&tombstone.document));
+    // It becomes a path here, perhaps root's.
+    made.documents.retain(|_, copied| is_hash(&copied.sha256));
+    let tombstones: Vec<Tombstone> = relay.ask(Method::GET, "/deleted")?;
     let mut answer = BackupAnswer { tombstones: tombstones.len(), ..BackupAnswer::default() };
-    let mut listed = list(&mut relay)?;
-    listed.retain(|listed| is_id(&listed.document));
+    let listed = list(&mut relay)?;
     let progress = Progress::new("documents");
     let all = listed.len();
-    let mut gone: BTreeSet<String> = made.documents.keys().cloned().collect();
+    let mut gone: BTreeSet<DocumentId> = made.documents.keys().copied().collect();
     for (n, document) in listed.into_iter().enumerate() {
         progress.is_at(n, all);
         gone.remove(&document.document);
         let known = made.documents.get(&document.document);
         let is_known = known.is_some_and(|known| known.fingerprint == document.fingerprint)
-            && made.file(folder, &document.document).is_some_and(|file| file.is_file());
+            && made.file(folder, document.document).is_some_and(|file| file.is_file());
         if is_known {
             answer.unchanged += 1;
         } else if let Some(copied) = copy(&mut relay, folder, &document)? {
@@ -230,21 +221,21 @@ pub(in crate::cli) fn backup(arguments: &BackupArguments) -> Result<(), CliError
     }
     progress.end();
     copy_bundles(&mut relay, folder, &mut made)?;
-    let deleted: BTreeSet<&String> = tombstones.iter().map(|t| &t.document).collect();
+    let deleted: BTreeSet<DocumentId> = tombstones.iter().map(|t| t.document).collect();
     for tombstone in &tombstones {
-        let path = folder.join("deleted").join(&tombstone.document);
+        let path = tombstone_file(folder, tombstone.document);
         write_file(&path, &serde_json::to_vec(tombstone).unwrap_or_default())?;
         made.documents.remove(&tombstone.document);
         made.bundles.remove(&tombstone.document);
-        remove(&bundle_file(folder, &tombstone.document))?;
-        let snapshots = snapshots(folder, &tombstone.document);
+        remove(&bundle_file(folder, tombstone.document))?;
+        let snapshots = snapshots(folder, tombstone.document);
         if let Some(document) = snapshots.parent().filter(|document| document.exists()) {
             fs::remove_dir_all(document).map_err(at(document))?;
         }
     }
     for tombstone in tombstones_of(folder)? {
         if !deleted.contains(&tombstone.document) {
-            remove(&folder.join("deleted").join(&tombstone.document))?;
+            remove(&tombstone_file(folder, tombstone.document))?;
         }
     }
     answer.kept = gone.into_iter().filter(|document| !deleted.contains(document)).collect();
@@ -289,9 +280,9 @@ fn list(relay: &mut Relay) -> Result<Vec<Listed>, CliError> {
 }
 
 fn copy(relay: &mut Relay, folder: &Path, listed: &Listed) -> Result<Option<Copied>, CliError> {
-    let Some(data) = content(relay, &listed.document)? else { return Ok(None) };
+    let Some(data) = content(relay, listed.document)? else { return Ok(None) };
     let sha256 = hex(&Sha256::digest(&data));
-    let snapshots = snapshots(folder, &listed.document);
+    let snapshots = snapshots(folder, listed.document);
     write_file(&snapshots.join(&sha256), &data)?;
     for old in fs::read_dir(&snapshots).map_err(at(&snapshots))?.flatten() {
         if old.file_name() != sha256.as_str() {
@@ -305,10 +296,7 @@ fn copy(relay: &mut Relay, folder: &Path, listed: &Listed) -> Result<Option<Copi
 fn copy_bundles(relay: &mut Relay, folder: &Path, made: &mut Backup) -> Result<(), CliError> {
     let bundles: Vec<ListedBundle> = relay.ask(Method::GET, "/bundles")?;
     for ListedBundle { id, etag } in bundles {
-        if id.parse::<DocumentId>().is_err() {
-            continue;
-        }
-        let file = bundle_file(folder, &id);
+        let file = bundle_file(folder, id);
         if made.bundles.get(&id) != Some(&etag) || !file.is_file() {
             let data = relay.fetch(Method::GET, &format!("/bundles/{id}"), Bytes::new())?;
             write_file(&file, &data)?;
@@ -327,11 +315,7 @@ pub(super) fn tombstones_of(folder: &Path) -> Result<Vec<Tombstone>, CliError> {
     for entry in fs::read_dir(&folder).map_err(at(&folder))? {
         let path = entry.map_err(at(&folder))?.path();
         let text = fs::read(&path).map_err(at(&path))?;
-        let tombstone: Tombstone =
-            serde_json::from_slice(&text).map_err(|error| says(&path, error))?;
-        if tombstone.document.parse::<DocumentId>().is_ok() {
-            tombstones.push(tombstone);
-        }
+        tombstones.push(serde_json::from_slice(&text).map_err(|error| says(&path, error))?);
     }
     Ok(tombstones)
 }

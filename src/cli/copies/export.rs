@@ -7,7 +7,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::*;
-use crate::{bundle, cli::document_id, document_id::DocumentId};
+use crate::{bundle, cli::document_id};
 
 /// `tonk-relay export`
 #[derive(Debug, Args)]
@@ -28,11 +28,11 @@ pub(in crate::cli) struct ExportArguments {
 /// What an export wrote.
 #[derive(Debug, Serialize)]
 struct ExportAnswer {
-    root: String,
+    root: DocumentId,
     documents: usize,
     bytes: u64,
     /// Documents that are mentioned, and not stored here.
-    missing: Vec<String>,
+    missing: Vec<DocumentId>,
 }
 
 pub(in crate::cli) fn export(arguments: &ExportArguments) -> Result<(), CliError> {
@@ -54,8 +54,8 @@ pub(in crate::cli) fn export(arguments: &ExportArguments) -> Result<(), CliError
     let progress = Progress::new("documents");
     while let Some(document) = to_look_at.pop_front() {
         progress.is_at(documents.len(), seen.len());
-        let Some(data) = content(&mut relay, &document.to_string())? else {
-            missing.push(document.to_string());
+        let Some(data) = content(&mut relay, document)? else {
+            missing.push(document);
             continue;
         };
         let doc =
@@ -73,12 +73,8 @@ pub(in crate::cli) fn export(arguments: &ExportArguments) -> Result<(), CliError
     }
     let out = bundle::pack(&manifest, &documents).map_err(|error| says(file, error))?;
     write_file(&std::path::absolute(file).map_err(at(file))?, &out)?;
-    let answer = ExportAnswer {
-        root: root.to_string(),
-        documents: documents.len(),
-        bytes: out.len() as u64,
-        missing,
-    };
+    let answer =
+        ExportAnswer { root, documents: documents.len(), bytes: out.len() as u64, missing };
     if arguments.storage.json {
         print_json(&answer);
         return Ok(());

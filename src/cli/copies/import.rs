@@ -70,7 +70,7 @@ pub(in crate::cli) fn import(arguments: &ImportArguments) -> Result<(), CliError
             answer.refuse(key, reason);
         }
         if !checked.opened.heads.is_empty() {
-            answer.merge(&mut relay, &document.to_string(), checked.opened.doc.save().into())?;
+            answer.merge(&mut relay, document, checked.opened.doc.save().into())?;
         }
     }
     progress.end();

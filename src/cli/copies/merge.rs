@@ -41,7 +41,7 @@ impl MergeAnswer {
     pub(super) fn merge(
         &mut self,
         relay: &mut Relay,
-        document: &str,
+        document: DocumentId,
         data: Bytes,
     ) -> Result<(), CliError> {
         self.documents += 1;

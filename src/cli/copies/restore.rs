@@ -51,17 +51,17 @@ pub(in crate::cli) fn restore(arguments: &RestoreArguments) -> Result<(), CliErr
             answer.tombstones += 1;
         } else {
             answer
-                .refuse(&tombstone.document, "it was deleted in the backup, and is here; it stays");
+                .refuse(tombstone.document, "it was deleted in the backup, and is here; it stays");
         }
     }
     let progress = Progress::new("documents");
     let all = backup.documents.len();
     for (n, (document, copied)) in backup.documents.iter().enumerate() {
         progress.is_at(n, all);
-        let file = snapshots(folder, document).join(&copied.sha256);
+        let file = snapshots(folder, *document).join(&copied.sha256);
         match fs::read(&file) {
             Ok(data) if hex(&Sha256::digest(&data)) == copied.sha256 => {
-                answer.merge(&mut relay, document, data.into())?;
+                answer.merge(&mut relay, *document, data.into())?;
             }
             Ok(_) => answer.refuse(file.display(), "its bytes are not those that were written"),
             Err(error) => answer.refuse(file.display(), error),
@@ -69,7 +69,7 @@ pub(in crate::cli) fn restore(arguments: &RestoreArguments) -> Result<(), CliErr
     }
     progress.end();
     for id in backup.bundles.keys() {
-        let file = bundle_file(folder, id);
+        let file = bundle_file(folder, *id);
         let data = match fs::read(&file) {
             Ok(data) => data,
             Err(error) => {

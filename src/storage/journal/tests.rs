@@ -263,7 +263,7 @@ async fn of_a_deleted_document_nothing_is_left_and_nothing_is_taken() {
     writing.await.expect("writes");
     assert!(names(&*journal, 1).await.is_empty());
     assert!(walk::read_document(folder.path(), document(1)).expect("reads").is_empty());
-    assert!(journal.list(|listed| listed.document == document(2).to_string()).is_ok());
+    assert!(journal.list(|listed| listed.document == document(2)).is_ok());
     let file = fs::read(&journal.shared.path).expect("reads");
     assert!(!file.windows(6).any(|bytes| bytes == b"secret"), "SQLite keeps none of it");
     assert!(!folder.path().join("quarantine").join(walk_folder(1)).exists());
@@ -284,7 +284,7 @@ async fn of_a_deleted_document_nothing_is_left_and_nothing_is_taken() {
 
 /// Where a document's chunks are below a folder.
 fn walk_folder(n: u8) -> PathBuf {
-    crate::storage::nodefs::document_folder(document(n))
+    document(n).folder().into()
 }
 
 #[tokio::test]
