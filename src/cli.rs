@@ -16,6 +16,7 @@ use std::{
 
 use clap::{Args, Parser, Subcommand};
 use hyper::Method;
+use serde::Serialize;
 
 use self::{
     copies::{
@@ -252,6 +253,14 @@ fn print(text: &str) {
     print!("{text}");
 }
 
+/// Print an answer, as JSON or as a text.
+fn show(json: bool, answer: &impl Serialize, text: impl FnOnce() -> String) {
+    print(&match json {
+        true => format!("{}\n", serde_json::to_string_pretty(answer).unwrap_or_default()),
+        false => text(),
+    });
+}
+
 fn daemon(loaded: LoadedConfig) -> Result<(), CliError> {
     let log_level = Some(log::init(&loaded.config.log)?);
     let runtime = runtime()?;
@@ -360,11 +369,11 @@ fn reload(relay: &RelayArguments) -> Result<(), CliError> {
 
 fn status(relay: &RelayArguments, json: bool) -> Result<(), CliError> {
     let status: Status = relay.running()?.ask(Method::GET, "/status")?;
-    if json {
-        let text = serde_json::to_string_pretty(&status).unwrap_or_default();
-        print(&format!("{text}\n"));
-        return Ok(());
-    }
+    show(json, &status, || describe(&status));
+    Ok(())
+}
+
+fn describe(status: &Status) -> String {
     let bundle = match (&status.bundle_sha256, status.bundle_documents) {
         (Some(sha256), Some(documents)) => format!("{documents} documents, sha256 {sha256}"),
         _ => "none".to_owned(),
@@ -393,8 +402,7 @@ fn status(relay: &RelayArguments, json: bool) -> Result<(), CliError> {
     for line in &status.degraded {
         text.push_str(&format!("degraded     {line}\n"));
     }
-    print(&text);
-    Ok(())
+    text
 }
 
 #[cfg(test)]

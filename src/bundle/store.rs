@@ -4,9 +4,10 @@ pub mod folder;
 pub mod s3;
 
 use std::{
-    fs::File,
+    fs::{self, File},
     io::{self, Read, Seek, SeekFrom},
     ops::RangeInclusive,
+    path::{Path, PathBuf},
     sync::Arc,
 };
 
@@ -76,6 +77,29 @@ impl StoredBundle {
                 Ok(file)
             }
         }
+    }
+}
+
+/// The local folder in which uploads are received.
+#[derive(Clone, Debug)]
+struct Incoming(PathBuf);
+
+impl Incoming {
+    /// The one in the folder `bundles`, which is made if it is not there. Uploads that an earlier process did not
+    /// finish are removed.
+    fn open(bundles: &Path) -> io::Result<Self> {
+        let folder = bundles.join(".incoming");
+        fs::create_dir_all(&folder)?;
+        for left in fs::read_dir(&folder)?.flatten() {
+            fs::remove_file(left.path())?;
+        }
+        let incoming = Self(folder);
+        incoming.receive()?;
+        Ok(incoming)
+    }
+
+    fn receive(&self) -> io::Result<NamedTempFile> {
+        NamedTempFile::new_in(&self.0)
     }
 }
 

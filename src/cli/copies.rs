@@ -16,12 +16,7 @@ use std::{
 use bytes::Bytes;
 use hyper::Method;
 
-use super::{
-    CliError, print,
-    progress::Progress,
-    relay::Relay,
-    storage::{StorageArguments, print_json},
-};
+use super::{CliError, progress::Progress, relay::Relay, show, storage::StorageArguments};
 use crate::{admin::client::AdminError, document_id::DocumentId};
 
 fn at(path: &Path) -> impl Fn(io::Error) -> CliError {

@@ -36,7 +36,7 @@ use crate::{
 pub(super) struct RelayArguments {
     /// The config file of the relay, which names its admin socket
     #[arg(long, value_name = "FILE", default_value = CONFIG_FILE)]
-    pub(super) config: PathBuf,
+    config: PathBuf,
     /// The admin socket itself
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
@@ -49,16 +49,14 @@ pub(super) struct Relay {
     helper: Option<Child>,
 }
 
-impl RelayArguments {
-    fn socket(&self, config: &Config) -> Option<PathBuf> {
-        self.socket.clone().or_else(|| {
-            config.admin.listen.iter().find_map(|address| match address {
-                AdminAddress::Unix(path) => Some(path.clone()),
-                AdminAddress::Tcp(_) => None,
-            })
-        })
-    }
+fn socket_of(config: &Config) -> Option<PathBuf> {
+    config.admin.listen.iter().find_map(|address| match address {
+        AdminAddress::Unix(path) => Some(path.clone()),
+        AdminAddress::Tcp(_) => None,
+    })
+}
 
+impl RelayArguments {
     fn read_config(&self) -> Result<Config, CliError> {
         Ok(load::read_file(&self.config).map_err(CliError::Config)?.config)
     }
@@ -67,8 +65,7 @@ impl RelayArguments {
     pub(super) fn running(&self) -> Result<Relay, CliError> {
         let socket = match &self.socket {
             Some(socket) => socket.clone(),
-            None => self
-                .socket(&self.read_config()?)
+            None => socket_of(&self.read_config()?)
                 .ok_or_else(|| CliError::NoSocket(self.config.display().to_string()))?,
         };
         Ok(Relay { runtime: runtime()?, connection: Connection::Socket(socket), helper: None })
@@ -80,7 +77,7 @@ impl RelayArguments {
             return self.running();
         }
         let config = self.read_config()?;
-        if let Some(socket) = self.socket(&config) {
+        if let Some(socket) = socket_of(&config) {
             let mut relay =
                 Relay { runtime: runtime()?, connection: Connection::Socket(socket), helper: None };
             match relay.fetch(Method::GET, "/livez", Bytes::new()) {

@@ -2,19 +2,16 @@
 
 use std::path::{Path, PathBuf};
 
-use bytes::Bytes;
 use clap::{Args, Subcommand};
 use hyper::Method;
 use serde::Serialize;
 
 use super::{
-    CliError, copies::backup::Backup, document_id, print, progress::Progress, relay::RelayArguments,
+    CliError, copies::backup::Backup, document_id, print, progress::Progress,
+    relay::RelayArguments, show,
 };
 use crate::{
-    admin::{
-        client,
-        storage::answers::{Checkpoint, Deletion, Receipt, Selection},
-    },
+    admin::storage::answers::{Checkpoint, Deletion, Receipt, Selection},
     document_id::DocumentId,
     storage::{
         fsck::{self, Finding, Line, Summary},
@@ -111,18 +108,11 @@ pub(super) enum QuarantineVerb {
     },
 }
 
-/// Print an answer as JSON.
-pub(super) fn print_json(answer: &impl Serialize) {
-    print(&format!("{}\n", serde_json::to_string_pretty(answer).unwrap_or_default()));
-}
-
 pub(super) fn checkpoint(arguments: &StorageArguments) -> Result<(), CliError> {
     let answer: Checkpoint = arguments.relay.stored()?.ask(Method::POST, "/checkpoint")?;
-    if arguments.json {
-        print_json(&answer);
-    } else {
-        print(&format!("{} chunks moved; the folders hold everything\n", answer.moved));
-    }
+    show(arguments.json, &answer, || {
+        format!("{} chunks moved; the folders hold everything\n", answer.moved)
+    });
     Ok(())
 }
 
@@ -132,26 +122,24 @@ pub(super) fn doc(arguments: DocArguments) -> Result<(), CliError> {
         (Some(DocVerb::Undelete { id, storage }), _) => {
             let path = format!("/documents/{id}/undelete");
             let () = storage.relay.stored()?.ask(Method::POST, &path)?;
-            if storage.json {
-                print_json(&serde_json::json!({ "document": id.to_string(), "deleted": false }));
-            } else {
-                print(&format!("{id} may be brought again\n"));
-            }
+            let answer = serde_json::json!({ "document": id, "deleted": false });
+            show(storage.json, &answer, || format!("{id} may be brought again\n"));
             Ok(())
         }
-        (None, Some(id)) => show(id, &arguments.storage),
+        (None, Some(id)) => inspect(id, &arguments.storage),
         // clap asks for one of them.
         (None, None) => Ok(()),
     }
 }
 
-fn show(id: DocumentId, arguments: &StorageArguments) -> Result<(), CliError> {
+fn inspect(id: DocumentId, arguments: &StorageArguments) -> Result<(), CliError> {
     let path = format!("/documents/{id}");
     let document: Inspection = arguments.relay.stored()?.ask(Method::GET, &path)?;
-    if arguments.json {
-        print_json(&document);
-        return Ok(());
-    }
+    show(arguments.json, &document, || describe_document(&document));
+    Ok(())
+}
+
+fn describe_document(document: &Inspection) -> String {
     let mut text = format!(
         "document     {}\nheads        {}\nchanges      {} by {} actors, the last {}\nstored       {} bytes in {} chunks\n",
         document.document,
@@ -162,13 +150,12 @@ fn show(id: DocumentId, arguments: &StorageArguments) -> Result<(), CliError> {
         document.bytes,
         document.chunks.len(),
     );
-    for chunk in document.chunks {
-        text.push_str(&format!("  {:>9}  {}", chunk.bytes, chunk.key));
-        text.push_str(&chunk.fault.map_or_else(String::new, |fault| format!("  broken: {fault}")));
-        text.push('\n');
+    for chunk in &document.chunks {
+        let fault = chunk.fault.as_ref().map(|fault| format!("  broken: {fault}"));
+        let fault = fault.unwrap_or_default();
+        text.push_str(&format!("  {:>9}  {}{fault}\n", chunk.bytes, chunk.key));
     }
-    print(&text);
-    Ok(())
+    text
 }
 
 fn delete(
@@ -179,12 +166,14 @@ fn delete(
     let path = format!("/documents/{id}/delete");
     let mut relay = arguments.relay.stored()?;
     let receipt: Receipt = relay.tell(Method::POST, &path, &Deletion { reason })?;
-    if arguments.json {
-        print_json(&receipt);
-        return Ok(());
-    }
+    show(arguments.json, &receipt, || describe_receipt(&receipt));
+    Ok(())
+}
+
+fn describe_receipt(receipt: &Receipt) -> String {
     let mut text = format!(
-        "{id} is deleted: {} chunks, {} bytes{}\n",
+        "{} is deleted: {} chunks, {} bytes{}\n",
+        receipt.tombstone.document,
         receipt.chunks,
         receipt.bytes,
         if receipt.bundle { ", and the uploaded bundle of this id" } else { "" },
@@ -195,8 +184,7 @@ fn delete(
     for backup in &receipt.backups {
         text.push_str(&format!("a backup may hold it until it is renewed: {backup}\n"));
     }
-    print(&text);
-    Ok(())
+    text
 }
 
 /// What a check found, as JSON.
@@ -234,18 +222,16 @@ pub(super) fn fsck(arguments: &FsckArguments) -> Result<(), CliError> {
     }
     let left = summary.damages - summary.repaired;
     let repaired = summary.repaired;
-    if json {
-        print_json(&Checked { findings, summary });
-    } else {
-        print(&format!(
+    show(json, &Checked { findings, summary }, || {
+        format!(
             "{} documents in {} chunks, {} bytes: {left} damages{}, {} notes\n",
             summary.documents,
             summary.chunks,
             summary.bytes,
             if repaired > 0 { format!(", {repaired} repaired") } else { String::new() },
             summary.notes,
-        ));
-    }
+        )
+    });
     // As fsck(8) says it.
     match (left, repaired) {
         (0, 0) => Ok(()),
@@ -277,14 +263,10 @@ pub(super) fn quarantine(verb: QuarantineVerb) -> Result<(), CliError> {
     match verb {
         QuarantineVerb::List { storage } => {
             let entries: Vec<Entry> = storage.relay.stored()?.ask(Method::GET, "/quarantine")?;
-            if storage.json {
-                print_json(&entries);
-                return Ok(());
-            }
             let line = |entry: &Entry| {
                 format!("{}  {:>9}  {}  {}\n", entry.since, entry.bytes, entry.path, entry.reason)
             };
-            print(&entries.iter().map(line).collect::<String>());
+            show(storage.json, &entries, || entries.iter().map(line).collect());
             Ok(())
         }
         QuarantineVerb::Release { paths, storage } => {
@@ -304,13 +286,9 @@ fn change(
     arguments: &StorageArguments,
 ) -> Result<(), CliError> {
     let path = format!("/quarantine/{verb}");
-    let body = Bytes::from(serde_json::to_vec(&selection).unwrap_or_default());
-    let answer = arguments.relay.stored()?.fetch(Method::POST, &path, body)?;
-    let changed: Vec<String> = client::parse(&answer)?;
-    if arguments.json {
-        print_json(&changed);
-    } else {
-        print(&changed.iter().map(|path| format!("{done} {path}\n")).collect::<String>());
-    }
+    let changed: Vec<String> = arguments.relay.stored()?.tell(Method::POST, &path, &selection)?;
+    show(arguments.json, &changed, || {
+        changed.iter().map(|path| format!("{done} {path}\n")).collect()
+    });
     Ok(())
 }

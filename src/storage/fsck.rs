@@ -1,6 +1,6 @@
 //! Checks everything that is stored: every chunk is parsed, by itself and with the others of its document.
 
-use std::{fs, path::Path};
+use std::path::Path;
 
 use automerge::ReadDoc;
 use serde::{Deserialize, Serialize};
@@ -127,6 +127,30 @@ impl<T: Tell> Check<T> {
         checked.broken
     }
 
+    /// The documents below `root`; what is foreign there is noted.
+    fn documents_of(&mut self, root: &Path) -> Result<Vec<DocumentId>, StorageError> {
+        let mut documents = Vec::new();
+        walk::walk(root, |found| {
+            match found {
+                Found::Document(document) => documents.push(document),
+                Found::Foreign(path) => {
+                    let fault = "not of this relay's, nor of automerge-repo's";
+                    self.find(Kind::Foreign, path.display(), fault, false);
+                }
+            }
+            true
+        })?;
+        Ok(documents)
+    }
+
+    /// Say now and then how far it is. False if nobody listens any more.
+    fn is_at(&mut self, n: usize, all: usize) -> bool {
+        if n.is_multiple_of(EVERY) {
+            self.goes_on &= (self.tell)(Line::Checked(n, all));
+        }
+        self.goes_on
+    }
+
     fn quarantine(&mut self, root: &Path) -> Result<(), StorageError> {
         for entry in quarantine::list(root)? {
             self.find(Kind::Quarantined, entry.path, entry.reason, false);
@@ -141,19 +165,6 @@ impl<T: Tell> Check<T> {
         };
         (self.tell)(last);
     }
-}
-
-/// The documents below `root`, and what is foreign there.
-fn documents_of(root: &Path) -> Result<(Vec<DocumentId>, Vec<String>), StorageError> {
-    let (mut documents, mut foreign) = (Vec::new(), Vec::new());
-    walk::walk(root, |found| {
-        match found {
-            Found::Document(document) => documents.push(document),
-            Found::Foreign(path) => foreign.push(path.display().to_string()),
-        }
-        true
-    })?;
-    Ok((documents, foreign))
 }
 
 /// Check all that `journal` and its folders hold. Blocks; to be called on a thread of `runtime` that may.
@@ -177,19 +188,13 @@ fn check_documents(
     for fault in journal.faults() {
         check.find(Kind::Broken, "journal", fault, false);
     }
-    let (mut documents, foreign) = documents_of(journal.root())?;
-    for path in foreign {
-        check.find(Kind::Foreign, path, "not of this relay's, nor of automerge-repo's", false);
-    }
+    let mut documents = check.documents_of(journal.root())?;
     documents.extend(journal.documents());
     documents.sort_unstable();
     documents.dedup();
     let all = documents.len();
     for (n, document) in documents.into_iter().enumerate() {
-        if n.is_multiple_of(EVERY) {
-            check.goes_on &= (check.tell)(Line::Checked(n, all));
-        }
-        if !check.goes_on {
+        if !check.is_at(n, all) {
             return Ok(());
         }
         if journal.is_deleted(document) {
@@ -228,14 +233,11 @@ fn check_files(
     root: &Path,
     is_hashed: bool,
 ) -> Result<(), StorageError> {
-    let (documents, foreign) = documents_of(root)?;
-    for path in foreign {
-        check.find(Kind::Foreign, path, "not of this relay's, nor of automerge-repo's", false);
-    }
+    let documents = check.documents_of(root)?;
     let all = documents.len();
     for (n, document) in documents.into_iter().enumerate() {
-        if n.is_multiple_of(EVERY) {
-            check.goes_on &= (check.tell)(Line::Checked(n, all));
+        if !check.is_at(n, all) {
+            return Ok(());
         }
         let chunks = match walk::read_document(root, document) {
             Ok(chunks) => chunks,
@@ -262,8 +264,5 @@ fn check_files(
             check.find(Kind::Broken, key, reason, false);
         }
     }
-    if fs::exists(root.join(super::nodefs::QUARANTINE)).unwrap_or(false) {
-        check.quarantine(root)?;
-    }
-    Ok(())
+    check.quarantine(root)
 }

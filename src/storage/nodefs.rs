@@ -18,7 +18,7 @@ use bytes::Bytes;
 use futures::{FutureExt, future::BoxFuture};
 use tokio::sync::Semaphore;
 
-use super::{ChunkKind, ChunkStore, Key, StorageError, StoredChunk, walk};
+use super::{ChunkKind, ChunkStore, Key, StorageError, StoredChunk, quarantine::own_reason, walk};
 use crate::{config::Durability, document_id::DocumentId};
 
 /// Disk operations at a time; more only queue up in the kernel.
@@ -351,10 +351,8 @@ impl ChunkStore for NodefsStore {
         let reason = format!("{reason}\n");
         self.run("move", move |root| {
             let (from, to) = (root.join(&path), root.join(QUARANTINE).join(&path));
-            let mut reason_file = to.clone().into_os_string();
-            reason_file.push(".reason");
             // The reason first: a chunk in quarantine never stands there without one.
-            write_atomically(root, &[(reason_file.into(), reason.into())], true)?;
+            write_atomically(root, &[(own_reason(&to), reason.into())], true)?;
             fs::rename(&from, &to).map_err(failed("move", &from))?;
             sync_folder(to.parent().unwrap_or(root))
         })

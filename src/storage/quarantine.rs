@@ -65,11 +65,17 @@ pub fn list(root: &Path) -> Result<Vec<Entry>, StorageError> {
     Ok(entries)
 }
 
-/// A chunk has its own reason; the files of a journal that was put aside share one.
-fn reason_of(path: &Path) -> PathBuf {
+/// The file with a chunk's own reason.
+pub(super) fn own_reason(path: &Path) -> PathBuf {
     let mut own = path.as_os_str().to_owned();
     own.push(".reason");
-    if Path::new(&own).exists() { own.into() } else { path.with_file_name("reason") }
+    own.into()
+}
+
+/// A chunk has its own reason; the files of a journal that was put aside share one.
+fn reason_of(path: &Path) -> PathBuf {
+    let own = own_reason(path);
+    if own.exists() { own } else { path.with_file_name("reason") }
 }
 
 /// The file of an entry.
@@ -132,9 +138,7 @@ pub fn purge_older(root: &Path, age: Duration) -> Result<Vec<Entry>, StorageErro
 /// Delete a file with its reason, and folders that are empty then.
 fn delete(file: &Path) -> Result<(), StorageError> {
     fs::remove_file(file).map_err(failed("delete", file))?;
-    let mut own = file.as_os_str().to_owned();
-    own.push(".reason");
-    let _ = fs::remove_file(&own);
+    let _ = fs::remove_file(own_reason(file));
     let folder = file.parent().unwrap_or(file);
     let left = fs::read_dir(folder).map_err(failed("list", folder))?.flatten();
     if left.map(|entry| entry.file_name()).all(|name| name == "reason") {

@@ -12,33 +12,26 @@ use std::{
 use futures::{FutureExt, future::BoxFuture};
 use tempfile::NamedTempFile;
 
-use super::{BundleStore, Source, StoredBundle, sha256_of};
+use super::{BundleStore, Incoming, Source, StoredBundle, sha256_of};
 use crate::document_id::DocumentId;
 
-const INCOMING: &str = ".incoming";
 const FORMER: &str = "former";
 
 /// Bundles as files of a folder: `bundles/<id>.tonk`.
 pub struct FolderStore {
     folder: PathBuf,
+    incoming: Incoming,
     writing: Arc<Mutex<()>>,
 }
 
 impl FolderStore {
-    /// Open the folder, which is made if it is not there. Uploads that an earlier process did not finish
-    /// are removed.
+    /// Open the folder, which is made if it is not there.
     ///
     /// # Errors
     /// The folder cannot be made or written.
     pub fn open(folder: &Path) -> io::Result<Self> {
-        let incoming = folder.join(INCOMING);
-        fs::create_dir_all(&incoming)?;
-        for left in fs::read_dir(&incoming)?.flatten() {
-            fs::remove_file(left.path())?;
-        }
-        let store = Self { folder: folder.to_owned(), writing: Arc::default() };
-        store.receive()?;
-        Ok(store)
+        let incoming = Incoming::open(folder)?;
+        Ok(Self { folder: folder.to_owned(), incoming, writing: Arc::default() })
     }
 
     fn path(&self, id: DocumentId) -> PathBuf {
@@ -109,7 +102,7 @@ fn etag(found: &fs::Metadata) -> String {
 
 impl BundleStore for FolderStore {
     fn receive(&self) -> io::Result<NamedTempFile> {
-        NamedTempFile::new_in(self.folder.join(INCOMING))
+        self.incoming.receive()
     }
 
     fn put(

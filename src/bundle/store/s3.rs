@@ -8,7 +8,7 @@ use std::{
     fs::File,
     io::{self, Write},
     ops::RangeInclusive,
-    path::{Path, PathBuf},
+    path::Path,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
@@ -34,7 +34,7 @@ use tempfile::NamedTempFile;
 use tokio::time::timeout;
 use tracing::{info, warn};
 
-use super::{BundleStore, Content, Source, StoredBundle, sha256_of};
+use super::{BundleStore, Content, Incoming, Source, StoredBundle, sha256_of};
 use crate::{config, document_id::DocumentId, health::Health, systemd};
 
 /// Uploads from this size on go in parts of this size; S3 takes none smaller than 5 MiB but the last.
@@ -53,7 +53,7 @@ const SHA256: &str = "sha256";
 /// Bundles in a bucket.
 pub struct S3Store {
     at: At,
-    incoming: PathBuf,
+    incoming: Incoming,
     health: Arc<Health>,
     /// Whether the store refuses a conditional write whose condition is not met; unknown until it was asked.
     honours_conditions: OnceLock<bool>,
@@ -75,22 +75,15 @@ pub(super) struct Object {
     at: At,
     key: String,
     etag: String,
-    incoming: PathBuf,
+    incoming: Incoming,
 }
 
 impl S3Store {
-    /// The store that `config` names. It need not be there yet. `incoming` is the local folder for uploads that are
-    /// being received.
+    /// The store that `config` names. It need not be there yet.
     ///
     /// # Errors
     /// The local folder cannot be made or written.
     pub async fn open(config: &config::Bundles, health: Arc<Health>) -> io::Result<Self> {
-        let incoming = config.path.join(".incoming");
-        std::fs::create_dir_all(&incoming)?;
-        for left in std::fs::read_dir(&incoming)?.flatten() {
-            std::fs::remove_file(left.path())?;
-        }
-        NamedTempFile::new_in(&incoming)?;
         let at = At {
             client: client(config).await,
             bucket: config.bucket.as_str().into(),
@@ -99,7 +92,7 @@ impl S3Store {
         };
         Ok(Self {
             at,
-            incoming,
+            incoming: Incoming::open(&config.path)?,
             health,
             honours_conditions: OnceLock::new(),
             is_away: AtomicBool::new(false),
@@ -229,6 +222,21 @@ enum Put {
     Stored,
     /// Another upload came between.
     Overtaken,
+}
+
+impl Put {
+    /// What the answer to a conditional write means.
+    fn of<T, E, R>(action: &str, answer: Result<T, SdkError<E, R>>) -> io::Result<Self>
+    where
+        E: std::error::Error + ProvideErrorMetadata + Send + Sync + 'static,
+        R: std::fmt::Debug + Send + Sync + 'static,
+    {
+        match answer {
+            Ok(_) => Ok(Self::Stored),
+            Err(error) if is_overtaken(&error) => Ok(Self::Overtaken),
+            Err(error) => Err(failed(action, error)),
+        }
+    }
 }
 
 impl At {
@@ -385,13 +393,7 @@ impl At {
             .set_if_none_match(if_none)
             .set_if_match(if_match)
             .send();
-        let put = async {
-            match put.await {
-                Ok(_) => Ok(Put::Stored),
-                Err(error) if is_overtaken(&error) => Ok(Put::Overtaken),
-                Err(error) => Err(failed("store the bundle", error)),
-            }
-        };
+        let put = async { Put::of("store the bundle", put.await) };
         self.patient("store the bundle", put).await
     }
 
@@ -452,13 +454,7 @@ impl At {
             .set_if_none_match(if_none)
             .set_if_match(if_match)
             .send();
-        let complete = async {
-            match complete.await {
-                Ok(_) => Ok(Put::Stored),
-                Err(error) if is_overtaken(&error) => Ok(Put::Overtaken),
-                Err(error) => Err(failed("end an upload", error)),
-            }
-        };
+        let complete = async { Put::of("end an upload", complete.await) };
         self.patient("end an upload", complete).await
     }
 
@@ -560,7 +556,7 @@ impl Object {
     }
 
     pub(super) async fn download(self, size: u64) -> io::Result<File> {
-        let mut file = tempfile::tempfile_in(&self.incoming)?;
+        let mut file = tempfile::tempfile_in(&self.incoming.0)?;
         let mut chunks = self.read(None, size).await?;
         while let Some(chunk) = chunks.next().await {
             file.write_all(&chunk?)?;
@@ -576,7 +572,7 @@ fn lies(how: &str) -> io::Error {
 
 impl BundleStore for S3Store {
     fn receive(&self) -> io::Result<NamedTempFile> {
-        NamedTempFile::new_in(&self.incoming)
+        self.incoming.receive()
     }
 
     fn put(

@@ -248,10 +248,11 @@ pub(in crate::cli) fn backup(arguments: &BackupArguments) -> Result<(), CliError
     made.write(folder)?;
     let noted = MadeBackup { folder: folder.display().to_string(), at: made.made_at.clone() };
     let () = relay.tell(Method::POST, "/backups", &noted)?;
-    if arguments.storage.json {
-        print_json(&answer);
-        return Ok(());
-    }
+    show(arguments.storage.json, &answer, || describe(&answer));
+    Ok(())
+}
+
+fn describe(answer: &BackupAnswer) -> String {
     let mut text = format!(
         "{} documents: {} copied ({} bytes), {} unchanged; {} bundles, {} tombstones\n",
         answer.documents,
@@ -264,8 +265,7 @@ pub(in crate::cli) fn backup(arguments: &BackupArguments) -> Result<(), CliError
     for document in &answer.kept {
         text.push_str(&format!("kept, although the relay has it no more: {document}\n"));
     }
-    print(&text);
-    Ok(())
+    text
 }
 
 fn list(relay: &mut Relay) -> Result<Vec<Listed>, CliError> {

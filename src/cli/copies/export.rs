@@ -75,16 +75,14 @@ pub(in crate::cli) fn export(arguments: &ExportArguments) -> Result<(), CliError
     write_file(&std::path::absolute(file).map_err(at(file))?, &out)?;
     let answer =
         ExportAnswer { root, documents: documents.len(), bytes: out.len() as u64, missing };
-    if arguments.storage.json {
-        print_json(&answer);
-        return Ok(());
-    }
-    let mut text =
-        format!("{}: {} documents, {} bytes\n", file.display(), answer.documents, answer.bytes);
-    for document in &answer.missing {
-        text.push_str(&format!("mentioned, and not stored here: {document}\n"));
-    }
-    print(&text);
+    show(arguments.storage.json, &answer, || {
+        let (documents, bytes) = (answer.documents, answer.bytes);
+        let mut text = format!("{}: {documents} documents, {bytes} bytes\n", file.display());
+        for document in &answer.missing {
+            text.push_str(&format!("mentioned, and not stored here: {document}\n"));
+        }
+        text
+    });
     Ok(())
 }
 

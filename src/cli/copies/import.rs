@@ -74,5 +74,5 @@ pub(in crate::cli) fn import(arguments: &ImportArguments) -> Result<(), CliError
         }
     }
     progress.end();
-    answer.show(arguments.storage.json)
+    answer.end(arguments.storage.json)
 }

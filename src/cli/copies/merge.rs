@@ -64,32 +64,33 @@ impl MergeAnswer {
         Ok(())
     }
 
-    pub(super) fn show(&self, json: bool) -> Result<(), CliError> {
-        if json {
-            print_json(self);
-        } else {
-            let mut text = String::new();
-            if let Some(replaced) = &self.replaced {
-                text.push_str(&format!("what was stored before is in {replaced}\n"));
-            }
-            for Refused { place, reason } in &self.refused {
-                text.push_str(&format!("refused: {place}: {reason}\n"));
-            }
-            let would = if self.dry_run { "this would be done: " } else { "" };
-            text.push_str(&format!(
-                "{would}{} documents: {} new, {} with new changes, {} there already, {} deleted here, {} refused; {} bundles, {} tombstones; the storage id is {}\n",
-                self.documents,
-                self.new,
-                self.newer,
-                self.contained,
-                self.deleted,
-                self.refused.len(),
-                self.bundles,
-                self.tombstones,
-                if self.storage_id { "taken over" } else { "this relay's own" },
-            ));
-            print(&text);
-        }
+    /// Print it; an error if something was refused.
+    pub(super) fn end(&self, json: bool) -> Result<(), CliError> {
+        show(json, self, || self.describe());
         if self.refused.is_empty() { Ok(()) } else { Err(CliError::Said(1)) }
+    }
+
+    fn describe(&self) -> String {
+        let mut text = String::new();
+        if let Some(replaced) = &self.replaced {
+            text.push_str(&format!("what was stored before is in {replaced}\n"));
+        }
+        for Refused { place, reason } in &self.refused {
+            text.push_str(&format!("refused: {place}: {reason}\n"));
+        }
+        let would = if self.dry_run { "this would be done: " } else { "" };
+        text.push_str(&format!(
+            "{would}{} documents: {} new, {} with new changes, {} there already, {} deleted here, {} refused; {} bundles, {} tombstones; the storage id is {}\n",
+            self.documents,
+            self.new,
+            self.newer,
+            self.contained,
+            self.deleted,
+            self.refused.len(),
+            self.bundles,
+            self.tombstones,
+            if self.storage_id { "taken over" } else { "this relay's own" },
+        ));
+        text
     }
 }

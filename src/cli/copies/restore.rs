@@ -85,5 +85,5 @@ pub(in crate::cli) fn restore(arguments: &RestoreArguments) -> Result<(), CliErr
             Err(error) => return Err(error),
         }
     }
-    answer.show(arguments.storage.json)
+    answer.end(arguments.storage.json)
 }
