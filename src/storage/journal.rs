@@ -47,15 +47,16 @@ use tokio::{
 };
 use tracing::{error, info, warn};
 
+pub use self::file::count_rows;
 use self::{
-    file::{failed, forget_deleted, is_broken, open, set_aside},
+    file::{failed, finish_deletions, forget_deleted, leave_no_trace, open, set_aside},
     index::{Index, Row},
     mover::{Mover, delete_after_grace},
     writer::{BATCH, DOOMED, Writer},
 };
 use super::{
     ChunkKind, ChunkStore, Key, StorageError, StoredChunk,
-    nodefs::NodefsStore,
+    nodefs::{NodefsStore, delete_files},
     tombstones::{Tombstone, Tombstones},
     walk::{self, Found, Listed},
 };
@@ -68,6 +69,8 @@ use crate::{
 
 /// Chunks from so many bytes on go to a file at once: written twice, they would cost more than a file does.
 const LARGE: usize = 64 << 10;
+/// How often a document is listed again because a row was replaced when it was to be read.
+const LISTINGS: usize = 10;
 /// How many times its size the journal may grow to when nothing can be moved out of it; it then takes nothing.
 const TOO_LARGE: usize = 4;
 
@@ -103,6 +106,8 @@ struct Request {
 enum Change {
     Put(Key, Bytes),
     Delete(Key),
+    /// Let the file be as small as what is in it, with nothing in its write-ahead log.
+    Fold,
     /// Rows whose chunks stand in the folders.
     Moved(Vec<(Key, Row)>),
     /// All rows of a document, without a trace.
@@ -205,6 +210,31 @@ impl Journal {
     /// # Errors
     /// The folders or the journal cannot be opened, or the journal is of a newer format.
     pub fn open(config: &config::Storage, metrics: StorageMetrics) -> Result<Self, StorageError> {
+        Self::open_with(config, metrics, true)
+    }
+
+    /// The same for a command that only looks: a broken journal stays where it is and is an error of the kind
+    /// [`io::ErrorKind::InvalidData`], and the folders must be there.
+    ///
+    /// # Errors
+    /// As for [`Self::open`].
+    pub fn open_as_it_is(
+        config: &config::Storage,
+        metrics: StorageMetrics,
+    ) -> Result<Self, StorageError> {
+        fs::metadata(&config.path).map_err(|source| StorageError {
+            action: "open",
+            path: config.path.clone(),
+            source,
+        })?;
+        Self::open_with(config, metrics, false)
+    }
+
+    fn open_with(
+        config: &config::Storage,
+        metrics: StorageMetrics,
+        repairs: bool,
+    ) -> Result<Self, StorageError> {
         let folders = NodefsStore::open(&config.path, config.durability)?;
         let folder = config.path.join(".journal");
         fs::create_dir_all(&folder)
@@ -212,7 +242,7 @@ impl Journal {
             .map_err(|source| StorageError { action: "create", path: folder.clone(), source })?;
         let path = folder.join("journal.sqlite");
         let (connection, index) = match open(&path, config.durability) {
-            Err(error) if is_broken(&error) => {
+            Err(error) if repairs && error.source.kind() == io::ErrorKind::InvalidData => {
                 set_aside(&config.path, &path, &error, &metrics)?;
                 open(&path, config.durability)?
             }
@@ -220,6 +250,9 @@ impl Journal {
         };
         let tombstones = Tombstones::open(&config.path)?;
         let index = forget_deleted(&connection, index, &tombstones);
+        if repairs {
+            finish_deletions(&config.path, &tombstones)?;
+        }
         if index.rows > 0 {
             info!(chunks = index.rows, bytes = index.bytes, "the journal holds what was not moved");
         }
@@ -265,14 +298,18 @@ impl Journal {
     }
 
     /// Move everything into the folders, which then hold all that was durable when this was called.
-    /// Returns how many chunks were moved.
+    /// Returns how many chunks were moved. The journal's file alone, without its write-ahead log, is whole then.
     ///
     /// # Errors
     /// A chunk cannot be read or written: it and all later ones stay in the journal.
     pub async fn checkpoint(&self) -> Result<usize, StorageError> {
         let mover = self.for_a_task();
         // In a task: whoever asked may go away, and what was begun must be finished.
-        let moving = tokio::spawn(async move { mover.checkpoint(0).await });
+        let moving = tokio::spawn(async move {
+            let moved = mover.checkpoint(0).await?;
+            mover.fold().await?;
+            Ok(moved)
+        });
         moving.await.map_err(self.shared.panicked("move"))?
     }
 
@@ -284,20 +321,22 @@ impl Journal {
         let root = self.folders.root();
         let mut in_journal: HashSet<DocumentId> =
             self.shared.index().documents.keys().copied().collect();
-        let sizes_of = |document, mut chunks: Vec<(Key, u64)>| {
-            for (key, row) in self.shared.index().rows_of(document).unwrap_or_default() {
+        // The rows first: what moves meanwhile is found in the folder then.
+        let sizes_of = |document| -> Result<Vec<(Key, u64)>, StorageError> {
+            let rows = self.shared.index().rows_of(document).unwrap_or_default();
+            let mut chunks = walk::sizes(root, document)?;
+            for (key, row) in rows {
                 chunks.retain(|(in_folder, _)| *in_folder != key);
                 chunks.push((key, row.size as u64));
             }
-            chunks
+            Ok(chunks)
         };
         let (mut goes_on, mut failed) = (true, None);
         walk::walk(root, |entry| {
             let Found::Document(document) = entry else { return true };
             in_journal.remove(&document);
-            match walk::sizes(root, document) {
+            match sizes_of(document) {
                 Ok(chunks) => {
-                    let chunks = sizes_of(document, chunks);
                     goes_on = chunks.is_empty() || found(Listed::new(document, chunks));
                 }
                 Err(error) => {
@@ -311,7 +350,7 @@ impl Journal {
             return Err(error);
         }
         for document in in_journal {
-            let chunks = sizes_of(document, Vec::new());
+            let chunks = sizes_of(document)?;
             goes_on = goes_on && (chunks.is_empty() || found(Listed::new(document, chunks)));
         }
         Ok(())
@@ -336,25 +375,52 @@ impl Journal {
         faults
     }
 
-    /// Delete what is left of a document whose tombstone stands.
+    /// Delete what is left of a document whose tombstone stands. False if there is no tombstone.
     ///
     /// # Errors
     /// Something of it cannot be deleted.
-    pub async fn delete_again(&self, document: DocumentId) -> Result<(), StorageError> {
-        self.change(Change::DeleteDocument(document)).await?;
-        self.folders.delete_document(document).await.map(drop)
+    pub async fn delete_again(&self, document: DocumentId) -> Result<bool, StorageError> {
+        let mover = self.for_a_task();
+        let deleting = tokio::spawn(async move { mover.delete_again(document).await });
+        deleting.await.map_err(self.shared.panicked("delete"))?
     }
 
-    /// Move all that is stored, tombstones and quarantine too, into a folder beside it. Returns that folder.
-    /// Nothing may be stored meanwhile.
+    /// Let a deleted document be brought again. False if it was not deleted.
+    ///
+    /// # Errors
+    /// What is left of it cannot be deleted, or its tombstone.
+    pub async fn undelete(&self, document: DocumentId) -> Result<bool, StorageError> {
+        let mover = self.for_a_task();
+        let lifting = tokio::spawn(async move { mover.undelete(document).await });
+        lifting.await.map_err(self.shared.panicked("delete"))?
+    }
+
+    /// Put up another storage's tombstone. False if the document is here, and stays, or if it has one.
+    ///
+    /// # Errors
+    /// The document cannot be read, or the tombstone cannot be written.
+    pub async fn bury(&self, tombstone: Tombstone) -> Result<bool, StorageError> {
+        let document = tombstone.document;
+        let _alone = self.checkpoint.lock().await;
+        if self.is_deleted(document) || !self.load_document(document).await?.is_empty() {
+            return Ok(false);
+        }
+        let shared = self.shared.clone();
+        let adding = tokio::task::spawn_blocking(move || {
+            shared.tombstones.add(document, &tombstone)
+        });
+        adding.await.map_err(self.shared.panicked("write"))??;
+        Ok(true)
+    }
+
+    /// Move all that is stored, quarantine too, into a folder beside it: all but the tombstones, which go on to
+    /// hold. Returns that folder. Nothing may be stored meanwhile.
     ///
     /// # Errors
     /// Not all could be moved.
     pub async fn set_aside(&self, name: &str) -> Result<PathBuf, StorageError> {
         self.checkpoint().await?;
-        let aside = self.folders.set_aside(name).await?;
-        self.shared.tombstones.forget();
-        Ok(aside)
+        self.folders.set_aside(name).await
     }
 
     /// The folder of documents.
@@ -414,19 +480,30 @@ impl ChunkStore for Journal {
         document: DocumentId,
     ) -> BoxFuture<'_, Result<Vec<StoredChunk>, StorageError>> {
         async move {
-            let rows = self.shared.index().rows_of(document).unwrap_or_default();
-            let mut journal = Vec::new();
-            if !rows.is_empty() {
-                journal = self.shared.read_rows(rows).await?;
+            for _ in 0..LISTINGS {
+                let rows = self.shared.index().rows_of(document).unwrap_or_default();
+                let keys: Vec<Key> = rows.iter().map(|(key, _)| key.clone()).collect();
+                let mut journal = Vec::new();
+                if !rows.is_empty() {
+                    journal = self.shared.read_rows(rows).await?;
+                }
+                let mut chunks = self.folders.load_document(document).await?;
+                if self.is_deleted(document) {
+                    return Ok(Vec::new());
+                }
+                chunks
+                    .retain(|(key, _)| !journal.iter().any(|(in_journal, _, _)| in_journal == key));
+                chunks.extend(journal.into_iter().map(|(key, _, data)| (key, data)));
+                // A row that was neither read nor moved was replaced, by one that was not listed yet.
+                if keys.iter().all(|key| chunks.iter().any(|(found, _)| found == key)) {
+                    chunks.sort_by(|(a, _), (b, _)| a.cmp(b));
+                    return Ok(chunks);
+                }
             }
-            let mut chunks = self.folders.load_document(document).await?;
-            if self.is_deleted(document) {
-                return Ok(Vec::new());
-            }
-            chunks.retain(|(key, _)| !journal.iter().any(|(in_journal, _, _)| in_journal == key));
-            chunks.extend(journal.into_iter().map(|(key, _, data)| (key, data)));
-            chunks.sort_by(|(a, _), (b, _)| a.cmp(b));
-            Ok(chunks)
+            let source = io::Error::other(format!(
+                "the chunks of {document} change faster than they can be read"
+            ));
+            Err(StorageError { action: "read", path: self.shared.path.clone(), source })
         }
         .boxed()
     }

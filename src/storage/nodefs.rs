@@ -4,7 +4,7 @@
 //!
 //! What is our own lies beside the documents, where that adapter never looks: `.tmp`, in which a file is
 //! written before it is renamed into place, `quarantine`, `.lock`, `.format`, `.journal`, `.deleted`, `.reserve`, `.backups`,
-//! and `.replaced-<time>`.
+//! `.replacing` and `.replaced-<time>`.
 
 use std::{
     collections::BTreeSet,
@@ -81,7 +81,7 @@ impl NodefsStore {
         .await
     }
 
-    /// Move all that is stored into a folder of that name beside it.
+    /// Move all that is stored, but not the tombstones, into a folder of that name beside it.
     pub(super) async fn set_aside(&self, name: &str) -> Result<PathBuf, StorageError> {
         let name = name.to_owned();
         self.run("move", move |root| {
@@ -89,7 +89,7 @@ impl NodefsStore {
             fs::create_dir(&aside).map_err(failed("create", &aside))?;
             for entry in fs::read_dir(root).map_err(failed("list", root))?.flatten() {
                 let text = entry.file_name().to_string_lossy().into_owned();
-                let stays = [TMP, LOCK, FORMAT_FILE, ".journal", ".reserve", ".backups"]
+                let stays = [TMP, LOCK, FORMAT_FILE, ".journal", ".deleted", ".reserve", ".backups", REPLACING]
                     .contains(&text.as_str());
                 if !stays && !text.starts_with(REPLACED) {
                     let to = aside.join(entry.file_name());
@@ -112,23 +112,7 @@ impl NodefsStore {
         &self,
         document: DocumentId,
     ) -> Result<(usize, u64), StorageError> {
-        self.run("delete", move |root| {
-            let (mut files, mut bytes) = (0, 0);
-            for root in [root.to_owned(), root.join(QUARANTINE)] {
-                let folder = root.join(document.folder());
-                if !folder.exists() {
-                    continue;
-                }
-                for (_, size) in walk::sizes(&root, document)? {
-                    files += 1;
-                    bytes += size;
-                }
-                remove_all(&folder)?;
-                sync_folder(folder.parent().unwrap_or(&root))?;
-            }
-            Ok((files, bytes))
-        })
-        .await
+        self.run("delete", move |root| delete_files(root, document)).await
     }
 
     /// Run `work` with the root folder on a thread that may block.
@@ -157,11 +141,14 @@ const FORMAT_FILE: &str = ".format";
 const FORMAT: u32 = 1;
 pub(super) const QUARANTINE: &str = "quarantine";
 /// What is the relay's own among the documents.
-pub(super) const OWN: [&str; 8] =
-    [TMP, LOCK, FORMAT_FILE, QUARANTINE, ".journal", ".deleted", ".reserve", ".backups"];
+pub(super) const OWN: [&str; 9] =
+    [TMP, LOCK, FORMAT_FILE, QUARANTINE, ".journal", ".deleted", ".reserve", ".backups", REPLACING];
 
 /// What a restore replaced begins with this.
 pub(super) const REPLACED: &str = ".replaced-";
+/// There from the moment in which a restore moves away what is stored until it has brought back all: with half of a
+/// backup no relay starts.
+pub const REPLACING: &str = ".replacing";
 
 pub(super) fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StorageError {
     let path = path.to_owned();
@@ -175,6 +162,27 @@ fn relative(key: &Key) -> PathBuf {
             Path::new(&document.folder()).join(kind.name()).join(name)
         }
     }
+}
+
+/// As [`NodefsStore::delete_document`]. Blocks.
+pub(super) fn delete_files(
+    root: &Path,
+    document: DocumentId,
+) -> Result<(usize, u64), StorageError> {
+    let (mut files, mut bytes) = (0, 0);
+    for root in [root.to_owned(), root.join(QUARANTINE)] {
+        let folder = root.join(document.folder());
+        if !folder.exists() {
+            continue;
+        }
+        for (_, size) in walk::sizes(&root, document)? {
+            files += 1;
+            bytes += size;
+        }
+        remove_all(&folder)?;
+        sync_folder(folder.parent().unwrap_or(&root))?;
+    }
+    Ok((files, bytes))
 }
 
 /// Delete a folder with all that is in it, also while another thread still writes there or deletes it too.

@@ -87,20 +87,21 @@ impl Tombstones {
         self.all().contains(&document)
     }
 
-    /// Add a tombstone; durable when this returns. Blocks.
+    /// Add a tombstone; durable when this returns. It holds only then: whatever is refused by it was not taken in
+    /// vain. Blocks.
     ///
     /// # Errors
-    /// It cannot be written; from the call on, and until this returns, it holds.
+    /// It cannot be written.
     pub fn add(&self, document: DocumentId, tombstone: &Tombstone) -> Result<(), StorageError> {
-        self.all_mut().insert(document);
         let text = serde_json::to_vec(tombstone).unwrap_or_default();
         let files = [(self.path(document), text.into())];
         let mut written = write_atomically(&self.root, &files, true);
         if written.is_err() && fs::remove_file(self.root.join(RESERVE.0)).is_ok() {
             written = write_atomically(&self.root, &files, true);
         }
-        if written.is_err() && !self.path(document).exists() {
-            self.all_mut().remove(&document);
+        // One that was written, but not synchronised, is there at the next start.
+        if written.is_ok() || self.path(document).exists() {
+            self.all_mut().insert(document);
         }
         self.keep_reserve();
         written
@@ -134,16 +135,16 @@ impl Tombstones {
         Some(Tombstone { document, ..tombstone })
     }
 
-    /// All of them, in the order of their ids. Blocks.
-    pub fn list(&self) -> Vec<Tombstone> {
+    /// The documents, in the order of their ids.
+    pub fn ids(&self) -> Vec<DocumentId> {
         let mut all: Vec<DocumentId> = self.all().iter().copied().collect();
         all.sort_unstable();
-        all.into_iter().filter_map(|document| self.get(document)).collect()
+        all
     }
 
-    /// Their files were moved away.
-    pub(super) fn forget(&self) {
-        self.all_mut().clear();
+    /// All of them, in the order of their ids. Blocks.
+    pub fn list(&self) -> Vec<Tombstone> {
+        self.ids().into_iter().filter_map(|document| self.get(document)).collect()
     }
 
     fn keep_reserve(&self) {

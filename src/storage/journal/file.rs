@@ -1,5 +1,9 @@
 //! The journal's SQLite file: opened, listed, or put aside where it is broken.
 
+use std::io::Read;
+
+use rusqlite::config::DbConfig;
+
 use super::{
     index::{Index, Row},
     *,
@@ -15,8 +19,13 @@ pub(super) fn open(
     path: &Path,
     durability: Durability,
 ) -> Result<(Connection, Index), StorageError> {
+    check_header(path)?;
     let failed = |error| failed("open", path, error);
     let connection = Connection::open(path).map_err(failed)?;
+    // Closing a file that turns out to be broken must not write the log into it and delete the log.
+    connection
+        .set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)
+        .map_err(failed)?;
     let number = |pragma| connection.pragma_query_value(None, pragma, |row| row.get::<_, i64>(0));
     let (application, format) =
         (number("application_id").map_err(failed)?, number("user_version").map_err(failed)?);
@@ -35,14 +44,20 @@ pub(super) fn open(
     let synchronous = if durability == Durability::Fsync { "FULL" } else { "NORMAL" };
     connection
         .execute_batch(&format!(
-            "PRAGMA journal_mode = WAL; PRAGMA synchronous = {synchronous}; PRAGMA cache_size = -1024;
-             PRAGMA application_id = {APPLICATION}; PRAGMA user_version = {FORMAT};
+            "PRAGMA journal_mode = WAL; PRAGMA synchronous = {synchronous}; PRAGMA cache_size = -1024;"
+        ))
+        .map_err(failed)?;
+    if application == 0 {
+        connection
+            .execute_batch(&format!(
+                "BEGIN; PRAGMA application_id = {APPLICATION}; PRAGMA user_version = {FORMAT};
              CREATE TABLE IF NOT EXISTS chunk (
                  id INTEGER PRIMARY KEY, document BLOB NOT NULL, kind TEXT NOT NULL, name TEXT NOT NULL,
                  data BLOB NOT NULL
-             ) STRICT;"
-        ))
-        .map_err(failed)?;
+             ) STRICT; COMMIT;"
+            ))
+            .map_err(failed)?;
+    }
     let mut index = Index::default();
     {
         let mut query = connection
@@ -71,23 +86,97 @@ pub(super) fn forget_deleted(
     mut index: Index,
     tombstones: &Tombstones,
 ) -> Index {
+    let mut has_deleted = false;
     let documents: Vec<DocumentId> = index.documents.keys().copied().collect();
     for document in documents.into_iter().filter(|document| tombstones.contains(*document)) {
         let delete = "DELETE FROM chunk WHERE document = ?1";
-        if let Err(error) = connection.execute(delete, [document.as_bytes()]) {
-            warn!(%document, %error, "the journal keeps chunks of a deleted document for now");
+        match connection.execute(delete, [document.as_bytes()]) {
+            Ok(_) => has_deleted = true,
+            Err(error) => {
+                warn!(%document, %error, "the journal keeps chunks of a deleted document for now");
+            }
         }
         for (key, _) in index.rows_of(document).unwrap_or_default() {
             index.set(&key, None);
         }
     }
+    if has_deleted {
+        leave_no_trace(connection);
+    }
     index
 }
 
-pub(super) fn is_broken(error: &StorageError) -> bool {
-    let source = error.source.get_ref().and_then(|source| source.downcast_ref::<rusqlite::Error>());
-    let code = source.and_then(rusqlite::Error::sqlite_error_code);
-    matches!(code, Some(rusqlite::ErrorCode::DatabaseCorrupt | rusqlite::ErrorCode::NotADatabase))
+/// SQLite keeps what was deleted in pages that it will use again: write the file anew without them.
+pub(super) fn leave_no_trace(connection: &Connection) {
+    if let Err(error) = connection.execute_batch("VACUUM; PRAGMA wal_checkpoint(TRUNCATE);") {
+        warn!(%error, "bytes of a deleted document stay in the journal's file until they are written over");
+    }
+}
+
+/// How many chunks are in the journal of a storage folder that nobody has open, which is left untouched. An error
+/// of the kind [`io::ErrorKind::ResourceBusy`] if that can be told only by who has it open, or by opening it.
+///
+/// # Errors
+/// It cannot be read.
+pub fn count_rows(root: &Path) -> Result<u64, StorageError> {
+    let path = root.join(".journal/journal.sqlite");
+    let log = path.with_file_name("journal.sqlite-wal");
+    if fs::metadata(&log).is_ok_and(|log| log.len() > 0) {
+        let source = io::Error::from(io::ErrorKind::ResourceBusy);
+        return Err(StorageError { action: "read", path: log, source });
+    }
+    if !path.exists() {
+        return Ok(0);
+    }
+    check_header(&path)?;
+    // immutable: SQLite takes no lock and makes no file beside it.
+    let uri = format!("file:{}?immutable=1", path.display().to_string().replace('%', "%25").replace('?', "%3f").replace('#', "%23"));
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI;
+    let count = Connection::open_with_flags(uri, flags)
+        .and_then(|file| file.query_row("SELECT count(*) FROM chunk", [], |row| row.get::<_, i64>(0)));
+    count.map(|count| count.unsigned_abs()).map_err(|error| failed("read", &path, error))
+}
+
+/// What SQLite does with a file that does not begin as one of its own is to delete the log beside it.
+fn check_header(path: &Path) -> Result<(), StorageError> {
+    /// <https://www.sqlite.org/fileformat.html>, 1.3
+    const HEADER: &[u8; 16] = b"SQLite format 3\0";
+    let broken = |reason: &str| {
+        let source = io::Error::new(io::ErrorKind::InvalidData, reason.to_owned());
+        Err(StorageError { action: "open", path: path.to_owned(), source })
+    };
+    let mut header = [0; 16];
+    let read = fs::File::open(path).and_then(|mut file| file.read_exact(&mut header));
+    let has_log =
+        || fs::metadata(path.with_file_name("journal.sqlite-wal")).is_ok_and(|log| log.len() > 0);
+    match read {
+        Ok(()) if header == *HEADER => Ok(()),
+        Ok(()) => broken("file is not a database"),
+        Err(error) if error.kind() == io::ErrorKind::NotFound && !has_log() => Ok(()),
+        // As SQLite leaves it before the first commit.
+        Err(error)
+            if error.kind() == io::ErrorKind::UnexpectedEof
+                && fs::metadata(path).is_ok_and(|found| found.len() == 0)
+                && !has_log() =>
+        {
+            Ok(())
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            broken("it is gone, and its write-ahead log is there")
+        }
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+            broken("it was cut off before its end")
+        }
+        Err(source) => Err(StorageError { action: "open", path: path.to_owned(), source }),
+    }
+}
+
+/// The same for its files.
+pub(super) fn finish_deletions(root: &Path, tombstones: &Tombstones) -> Result<(), StorageError> {
+    for document in tombstones.ids() {
+        delete_files(root, document)?;
+    }
+    Ok(())
 }
 
 /// Move a journal that SQLite does not read into quarantine. Clients that have what was in it give it back.
@@ -119,6 +208,9 @@ pub(super) fn set_aside(
 
 pub(super) fn failed(action: &'static str, path: &Path, error: rusqlite::Error) -> StorageError {
     let kind = match error.sqlite_error_code() {
+        Some(rusqlite::ErrorCode::DatabaseCorrupt | rusqlite::ErrorCode::NotADatabase) => {
+            io::ErrorKind::InvalidData
+        }
         Some(rusqlite::ErrorCode::DiskFull) => io::ErrorKind::StorageFull,
         Some(rusqlite::ErrorCode::ReadOnly) => io::ErrorKind::ReadOnlyFilesystem,
         Some(rusqlite::ErrorCode::PermissionDenied) => io::ErrorKind::PermissionDenied,

@@ -144,6 +144,42 @@ impl Mover {
         Ok(deleted)
     }
 
+    /// As [`Journal::delete_again`].
+    pub(super) async fn delete_again(&self, document: DocumentId) -> Result<bool, StorageError> {
+        let _alone = self.checkpoint.lock().await;
+        self.delete_rest(document).await
+    }
+
+    /// As [`Journal::undelete`].
+    pub(super) async fn undelete(&self, document: DocumentId) -> Result<bool, StorageError> {
+        let _alone = self.checkpoint.lock().await;
+        if !self.delete_rest(document).await? {
+            return Ok(false);
+        }
+        let shared = self.shared.clone();
+        let lifting = tokio::task::spawn_blocking(move || shared.tombstones.remove(document));
+        lifting.await.map_err(self.shared.panicked("delete"))?
+    }
+
+    async fn delete_rest(&self, document: DocumentId) -> Result<bool, StorageError> {
+        if !self.shared.tombstones.contains(document) {
+            return Ok(false);
+        }
+        if let Some(requests) = self.requests.upgrade() {
+            send(&requests, &self.shared, Change::DeleteDocument(document)).await?;
+        }
+        self.folders.delete_document(document).await?;
+        Ok(true)
+    }
+
+    /// Leave nothing in the write-ahead log of the journal's file.
+    pub(super) async fn fold(&self) -> Result<(), StorageError> {
+        match self.requests.upgrade() {
+            Some(requests) => send(&requests, &self.shared, Change::Fold).await,
+            None => Ok(()),
+        }
+    }
+
     /// Move these rows. One at a time, and to its end: a row that is not there any more when it has been moved
     /// counts as deleted meanwhile, and its file goes.
     async fn move_all(&self, mut to_move: VecDeque<(Key, Row)>) -> Result<usize, StorageError> {

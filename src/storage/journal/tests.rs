@@ -275,16 +275,135 @@ async fn of_a_deleted_document_nothing_is_left_and_nothing_is_taken() {
     copy(folder.path(), left.path());
     let tombstones = Tombstones::open(left.path()).expect("opens");
     tombstones.add(document(1), &Tombstone::new(document(1), None)).expect("adds");
+    let files = left.path().join(walk_folder(1)).join("snapshot");
+    fs::create_dir_all(&files).expect("made");
+    fs::write(files.join("abc"), b"secret 4").expect("written");
     let journal = open_at(left.path());
+    assert!(!left.path().join(walk_folder(1)).exists(), "its files are gone");
+    let file = fs::read(&journal.shared.path).expect("reads");
+    assert!(!file.windows(6).any(|bytes| bytes == b"secret"), "SQLite keeps none of it");
     assert!(names(&journal, 1).await.is_empty());
     assert_eq!(names(&journal, 2).await, ["other"]);
     journal.checkpoint().await.expect("moves");
     assert!(walk::read_document(left.path(), document(1)).expect("reads").is_empty());
+    drop(journal);
+    let count = |root| count_rows(root).map_err(|error| error.source.kind());
+    assert_eq!(count(left.path()), Ok(0), "after a checkpoint the file alone says it");
+    assert_eq!(count(folder.path()), Err(io::ErrorKind::ResourceBusy));
 }
 
 /// Where a document's chunks are below a folder.
 fn walk_folder(n: u8) -> PathBuf {
     document(n).folder().into()
+}
+
+/// The names and bytes of the journal's files.
+fn files_of(folder: &Path) -> BTreeMap<String, Vec<u8>> {
+    let entries = fs::read_dir(folder.join(".journal")).expect("lists");
+    let file = |entry: io::Result<fs::DirEntry>| {
+        let entry = entry.expect("an entry");
+        (entry.file_name().into_string().expect("a text"), fs::read(entry.path()).expect("reads"))
+    };
+    let mut files: BTreeMap<_, _> = entries.map(file).collect();
+    files.remove("journal.sqlite-shm");
+    files
+}
+
+#[tokio::test]
+async fn a_broken_journal_is_not_touched_by_who_only_looks_and_kept_whole_aside() {
+    for break_at in [0, 4096] {
+        let folder = tempfile::tempdir().expect("a folder");
+        let left = tempfile::tempdir().expect("a folder");
+        let journal = open_at(folder.path());
+        let data = Bytes::from(vec![b'x'; 3000]);
+        for n in 0..20 {
+            journal.put(&increment(n, "a"), data.clone()).await.expect("puts");
+        }
+        journal.change(Change::Fold).await.expect("folds");
+        journal.put(&increment(1, "b"), Bytes::from_static(b"in the log")).await.expect("puts");
+        copy(folder.path(), left.path());
+        let path = left.path().join(".journal/journal.sqlite");
+        let mut file = fs::read(&path).expect("reads");
+        file[break_at..break_at + 3000].fill(0x5a);
+        fs::write(&path, file).expect("writes");
+        let before = files_of(left.path());
+        let config = config(left.path());
+        let error = Journal::open_as_it_is(&config, metrics()).err().expect("is refused");
+        assert_eq!(error.source.kind(), io::ErrorKind::InvalidData, "{error}");
+        assert_eq!(files_of(left.path()), before);
+        let _again = open_at(left.path());
+        let aside = left.path().join("quarantine/journal-0");
+        for (name, data) in &before {
+            assert!(fs::read(aside.join(name)).expect("is kept") == *data, "{name}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_lists_or_loads_sees_every_document_while_its_chunks_move_and_are_replaced() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let journal = Arc::new(open_at(folder.path()));
+    for n in 0..8 {
+        journal.put(&increment(n, "0"), Bytes::from_static(b"one")).await.expect("puts");
+    }
+    let goes_on = Arc::new(std::sync::atomic::AtomicBool::new(true));
+    let looking = (0..2).map(|n| {
+        let (journal, goes_on) = (journal.clone(), goes_on.clone());
+        tokio::spawn(async move {
+            while goes_on.load(std::sync::atomic::Ordering::Relaxed) {
+                if n == 0 {
+                    let journal = journal.clone();
+                    let listing = move || {
+                        let mut listed = 0;
+                        let count = |_| {
+                            listed += 1;
+                            true
+                        };
+                        journal.list(count).expect("lists");
+                        listed
+                    };
+                    let listed = tokio::task::spawn_blocking(listing).await.expect("lists");
+                    assert_eq!(listed, 8, "all of them are listed");
+                }
+                for n in 0..8 {
+                    assert!(!names(&*journal, n).await.is_empty(), "{n} has chunks");
+                }
+            }
+        })
+    });
+    let looking: Vec<_> = looking.collect();
+    for round in 1..24 {
+        for n in 0..8 {
+            let next = increment(n, &round.to_string());
+            journal.put(&next, Bytes::from_static(b"one")).await.expect("puts");
+            journal.delete(&increment(n, &(round - 1).to_string())).await.expect("deletes");
+        }
+        if round % 3 == 0 {
+            journal.checkpoint().await.expect("moves");
+        }
+    }
+    goes_on.store(false, std::sync::atomic::Ordering::Relaxed);
+    for looking in looking {
+        looking.await.expect("sees all");
+    }
+}
+
+#[tokio::test]
+async fn a_tombstone_of_another_storage_buries_only_what_is_not_here() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let journal = open_at(folder.path());
+    journal.put(&increment(1, "a"), Bytes::from_static(b"one")).await.expect("puts");
+    assert!(!journal.bury(Tombstone::new(document(1), None)).await.expect("stays"));
+    assert!(journal.bury(Tombstone::new(document(2), None)).await.expect("is taken"));
+    assert_eq!(names(&journal, 1).await, ["a"]);
+    assert!(journal.is_deleted(document(2)));
+    // What a deletion left does not come back with what is undeleted.
+    let left = folder.path().join(walk_folder(2)).join("incremental");
+    fs::create_dir_all(&left).expect("made");
+    fs::write(left.join("old"), b"old").expect("written");
+    assert!(journal.undelete(document(2)).await.expect("lifts"));
+    assert!(!journal.undelete(document(2)).await.expect("is not deleted"));
+    assert!(names(&journal, 2).await.is_empty());
 }
 
 #[tokio::test]

@@ -84,6 +84,10 @@ impl Writer {
             if changes.iter().any(|change| matches!(change, Change::DeleteDocument(_))) {
                 leave_no_trace(&connection);
             }
+            if changes.iter().any(|change| matches!(change, Change::Fold)) {
+                let fold = "PRAGMA wal_checkpoint(TRUNCATE)";
+                connection.execute_batch(fold).map_err(shared.failed("write"))?;
+            }
             if changes.iter().all(|change| matches!(change, Change::Moved(_))) {
                 // Nothing else is going on: the pages that it keeps in memory are not needed.
                 let _ = connection.execute_batch("PRAGMA shrink_memory");
@@ -149,6 +153,7 @@ fn write(
                         .map_err(&failed)?;
                     committed.index.insert(key.clone(), Some(Row { id, size: data.len() }));
                 }
+                Change::Fold => {}
                 Change::Delete(key) => match now(&committed, key) {
                     Some(row) => {
                         delete.execute([row.id]).map_err(&failed)?;
@@ -187,11 +192,4 @@ fn write(
     }
     transaction.commit().map_err(&failed)?;
     Ok(committed)
-}
-
-/// SQLite keeps what was deleted in pages that it will use again: write the file anew without them.
-fn leave_no_trace(connection: &Connection) {
-    if let Err(error) = connection.execute_batch("VACUUM; PRAGMA wal_checkpoint(TRUNCATE);") {
-        warn!(%error, "bytes of a deleted document stay in the journal's file until they are written over");
-    }
 }
