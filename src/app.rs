@@ -28,7 +28,13 @@ use crate::{
     metrics::{Metrics, ProcessMetrics},
     reloader::Reloader,
     signals::{self, Request},
-    storage::{StorageError, documents::Documents, journal::Journal, space::Space},
+    storage::{
+        StorageError,
+        documents::Documents,
+        journal::Journal,
+        replacing::{self, Replacing},
+        space::Space,
+    },
     supervisor::{Supervisor, TaskEnded},
     sync::{
         memory,
@@ -63,6 +69,12 @@ pub enum AppError {
     AdminListen { file: Option<PathBuf>, address: AdminAddress, source: std::io::Error },
     #[error("{}: storage.path: {source}", place(file))]
     Storage { file: Option<PathBuf>, source: StorageError },
+    #[error(
+        "{}: storage.path: {}: a `tonk-relay restore --replace` was not finished: run it again; or, to go back, put \
+         what is in {name} there in the place of what is beside it, and delete .replacing",
+        place(file), path.display()
+    )]
+    Replacing { file: Option<PathBuf>, path: PathBuf, name: String },
     #[error("{}: bundles.path: {}: {source}", place(file), path.display())]
     Bundles { file: Option<PathBuf>, path: PathBuf, source: std::io::Error },
     #[error("{}: bundle.path: {source}", place(file))]
@@ -152,6 +164,12 @@ impl Loaded {
             })?);
         }
 
+        let unfinished = replacing::unfinished(&config.storage.path)
+            .map_err(|source| AppError::Storage { file: file(), source })?;
+        if let Some(Replacing { name, .. }) = unfinished {
+            let path = config.storage.path.clone();
+            return Err(AppError::Replacing { file: file(), path, name });
+        }
         let journal = Journal::open(&config.storage, metrics.storage.clone())
             .map_err(|source| AppError::Storage { file: file(), source })?;
         let journal = Arc::new(journal);

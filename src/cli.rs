@@ -9,6 +9,7 @@ mod storage;
 use std::{
     env,
     ffi::OsString,
+    io::{ErrorKind, Write},
     net::{SocketAddr, ToSocketAddrs},
     path::{Path, PathBuf},
     process::ExitCode,
@@ -112,7 +113,7 @@ enum Command {
     },
     /// Say what is stored of a document, or delete it, whether or not the relay runs
     Doc(DocArguments),
-    /// Check all that is stored, whether or not the relay runs: 0 all is well, 1 repaired, 4 damaged
+    /// Check all that is stored, whether or not the relay runs: 0 all is well, 1 repaired, 4 damaged, 8 not checked
     Fsck(FsckArguments),
     /// Look after what was put aside because it does not parse
     Quarantine {
@@ -125,13 +126,17 @@ enum Command {
     Restore(RestoreArguments),
     /// Take over the documents of another relay's folder, which stays as it is
     Import(ImportArguments),
-    /// Write an app's documents as they are now into a .tonk bundle
+    /// Write an app's documents as they are now into a .tonk bundle: 0 with all of them, 1 where one that is mentioned
+    /// is not stored or not whole
     Export(ExportArguments),
     /// Serve what is stored to another command of ours
     #[command(hide = true)]
     ServeStorage {
         #[arg(long)]
         config: PathBuf,
+        /// Make the folder if it is not there, and put a broken journal aside
+        #[arg(long)]
+        repairs: bool,
     },
 }
 
@@ -156,8 +161,14 @@ enum CliError {
     Document(DocumentId, Box<automerge::AutomergeError>),
     #[error("not all could be checked: {0}")]
     NotChecked(String),
+    #[error(
+        "{0}; `tonk-relay fsck --repair`, or a start of the relay, moves the journal into quarantine"
+    )]
+    BrokenJournal(StorageError),
     #[error("the documents cannot be listed: {0}")]
     NotListed(String),
+    #[error("{0}")]
+    Problem(String),
     /// The exit code; what there is to say was said.
     #[error("")]
     Said(u8),
@@ -188,6 +199,9 @@ impl CliError {
         match self {
             Self::Config(_) | Self::Log(LogError::Level(_)) => EX_CONFIG,
             Self::Said(code) => *code,
+            // As fsck(8) says it: what is broken was left as it is, and: the check could not be made.
+            Self::BrokenJournal(_) => 4,
+            Self::NotChecked(_) => 8,
             _ => 1,
         }
     }
@@ -210,7 +224,7 @@ pub fn run() -> ExitCode {
         Some(Command::Restore(arguments)) => restore::restore(&arguments),
         Some(Command::Import(arguments)) => import::import(&arguments),
         Some(Command::Export(arguments)) => export::export(&arguments),
-        Some(Command::ServeStorage { config }) => relay::serve_storage(&config),
+        Some(Command::ServeStorage { config, repairs }) => relay::serve_storage(&config, repairs),
         None => configured(arguments.daemon),
     };
     match result {
@@ -248,9 +262,15 @@ fn configured(arguments: Daemon) -> Result<(), CliError> {
     daemon(loaded)
 }
 
-#[expect(clippy::print_stdout, reason = "what a command was asked for goes to stdout")]
+/// What a command was asked for goes to stdout. Whoever reads it may have had enough of it.
 fn print(text: &str) {
-    print!("{text}");
+    let mut out = std::io::stdout();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            eprintln!("the answer cannot be written: {error}");
+        }
+        _ => {}
+    }
 }
 
 /// Print an answer, as JSON or as a text.
@@ -396,6 +416,12 @@ fn describe(status: &Status) -> String {
         status.documents_waited_for,
         status.unsaved_bytes,
     );
+    if status.quarantined > 0 {
+        let quarantined = status.quarantined;
+        text.push_str(&format!(
+            "quarantine   {quarantined} files that do not parse: `tonk-relay quarantine list`\n"
+        ));
+    }
     for line in &status.failed {
         text.push_str(&format!("failed       {line}\n"));
     }

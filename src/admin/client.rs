@@ -88,18 +88,8 @@ impl Connection {
         path: &str,
         body: Bytes,
     ) -> Result<Bytes, AdminError> {
-        let answer = self.send(method, path, body).await?;
-        let status = answer.status();
-        let body = answer.into_body().collect().await?.to_bytes();
-        if status.is_success() {
-            return Ok(body);
-        }
-        let problem = parse(&body).map(|Problem { problem }| problem);
-        let problem = problem.unwrap_or_else(|_| format!("the relay answers {status}"));
-        Err(match status {
-            StatusCode::NOT_FOUND => AdminError::Missing(problem),
-            _ => AdminError::Refused(problem),
-        })
+        let answer = accepted(self.send(method, path, body).await?).await?;
+        Ok(answer.into_body().collect().await?.to_bytes())
     }
 
     /// Call `each` for every line of an answer.
@@ -112,7 +102,7 @@ impl Connection {
         path: &str,
         mut each: impl FnMut(T),
     ) -> Result<(), AdminError> {
-        let mut body = self.send(method, path, Bytes::new()).await?.into_body();
+        let mut body = accepted(self.send(method, path, Bytes::new()).await?).await?.into_body();
         let mut rest = Vec::new();
         while let Some(frame) = body.frame().await {
             let Ok(data) = frame?.into_data() else { continue };
@@ -124,6 +114,21 @@ impl Connection {
         }
         Ok(())
     }
+}
+
+/// An answer that is no refusal.
+async fn accepted(answer: Response<Incoming>) -> Result<Response<Incoming>, AdminError> {
+    let status = answer.status();
+    if status.is_success() {
+        return Ok(answer);
+    }
+    let body = answer.into_body().collect().await?.to_bytes();
+    let problem = parse(&body).map(|Problem { problem }| problem);
+    let problem = problem.unwrap_or_else(|_| format!("the relay answers {status}"));
+    Err(match status {
+        StatusCode::NOT_FOUND => AdminError::Missing(problem),
+        _ => AdminError::Refused(problem),
+    })
 }
 
 /// Read an answer.

@@ -22,6 +22,7 @@ use crate::{
     health::{Phase, Report},
     http::{App, pages},
     reloader::{Refused, Reloader},
+    storage::quarantine,
     sync::rooms::Rooms,
 };
 
@@ -41,6 +42,7 @@ pub struct Status {
     pub documents_live: usize,
     pub documents_waited_for: usize,
     pub unsaved_bytes: u64,
+    pub quarantined: usize,
     pub bundle_sha256: Option<String>,
     pub bundle_documents: Option<usize>,
 }
@@ -87,6 +89,10 @@ pub fn unix_router(
 }
 
 async fn status(State(live): State<Live>) -> Json<Status> {
+    let root = live.app.config.borrow().storage.path.clone();
+    // What cannot be listed is no reason to say nothing.
+    let quarantined = tokio::task::spawn_blocking(move || quarantine::list(&root)).await;
+    let quarantined = quarantined.map_or(0, |listed| listed.map_or(0, |entries| entries.len()));
     let report = live.app.health.report();
     let (documents_live, documents_waited_for) = live.rooms.count();
     let served = live.app.served.borrow().clone();
@@ -103,6 +109,7 @@ async fn status(State(live): State<Live>) -> Json<Status> {
         documents_live,
         documents_waited_for,
         unsaved_bytes: u64::try_from(live.app.metrics.storage.unsaved_bytes.get()).unwrap_or(0),
+        quarantined,
         bundle_sha256: served.as_ref().map(|bundle| bundle.sha256.clone()),
         bundle_documents: served.as_ref().map(|bundle| bundle.documents.len()),
     })

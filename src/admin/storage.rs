@@ -3,7 +3,7 @@
 
 pub mod answers;
 
-use std::{collections::BTreeMap, io, sync::Arc};
+use std::{collections::BTreeMap, io, path::PathBuf, sync::Arc};
 
 use axum::{
     Json, Router,
@@ -14,12 +14,15 @@ use axum::{
     routing::{get, post},
 };
 use bytes::Bytes;
+use futures::StreamExt;
 use serde::{Deserialize, Serialize};
 use tempfile::NamedTempFile;
 use tokio::sync::{mpsc, watch};
+use tracing::info;
 
 use self::answers::{
-    Checkpoint, Deletion, Entry, ListedBundle, MadeBackup, Problem, Receipt, Selection, StorageId,
+    Brought, Buried, Checkpoint, Deletion, Done, Entry, ListedBundle, MadeBackup, Problem, Receipt,
+    Replaced, Selection, StorageId,
 };
 use crate::{
     bundle::{Bundle, BundleError, served::Served, store::BundleStore},
@@ -32,6 +35,7 @@ use crate::{
         inspect::Inspection,
         journal::Journal,
         quarantine,
+        replacing::{self, Replacing},
         tombstones::Tombstone,
     },
     sync::rooms::Rooms,
@@ -39,6 +43,8 @@ use crate::{
 
 /// Lines that wait to be sent; who makes them waits for their place.
 const LINES: usize = 64;
+/// Documents that are merged at a time; what they write becomes durable together.
+const MERGED_AT_ONCE: usize = 64;
 
 /// What is stored, for the operator's commands.
 #[derive(Clone)]
@@ -100,10 +106,10 @@ impl From<tokio::task::JoinError> for Failed {
 pub fn router(stored: Stored) -> Router {
     Router::new()
         .route("/checkpoint", post(checkpoint))
-        .route("/documents", get(documents))
+        .route("/documents", get(documents).post(merge))
         .route("/documents/{id}", get(document))
         .route("/documents/{id}/delete", post(delete))
-        .route("/documents/{id}/content", get(content).post(merge))
+        .route("/documents/{id}/content", get(content))
         .route("/documents/{id}/undelete", post(undelete))
         .route("/deleted", get(deleted).post(bury))
         .route("/fsck", get(check).post(check_and_repair))
@@ -116,6 +122,7 @@ pub fn router(stored: Stored) -> Router {
         .route("/storage-id", get(storage_id).put(put_storage_id))
         .route("/backups", post(note_backup))
         .route("/set-aside", post(set_aside))
+        .route("/restored", post(restored))
         // Only who may read and write the files anyway reaches this.
         .layer(DefaultBodyLimit::disable())
         .with_state(stored)
@@ -175,7 +182,11 @@ async fn document(
         let text = format!("{document} was deleted at {}{reason}", tombstone.deleted_at);
         return Err(Failed(StatusCode::GONE, text));
     }
-    match Inspection::of(&*journal, document).await? {
+    let root = journal.root().to_owned();
+    let mut quarantined = blocking(move || Ok(quarantine::list(&root)?)).await?;
+    let folder = format!("{}/", document.folder());
+    quarantined.retain(|entry| entry.path.starts_with(&folder));
+    match Inspection::of(&*journal, quarantined, document).await? {
         Some(found) => Ok(Json(found).into_response()),
         None => Err(nothing_stored(document)),
     }
@@ -185,15 +196,25 @@ fn nothing_stored(document: DocumentId) -> Failed {
     Failed(StatusCode::NOT_FOUND, format!("{document}: nothing is stored of this document"))
 }
 
-/// A document's chunks, one after the other: an automerge save.
-async fn content(State(stored): State<Stored>, Path(id): Path<String>) -> Result<Response, Failed> {
+#[derive(Deserialize)]
+struct ContentQuery {
+    #[serde(default)]
+    with_bundle: bool,
+}
+
+/// All that can be read of a document.
+async fn content(
+    State(stored): State<Stored>,
+    Path(id): Path<String>,
+    Query(query): Query<ContentQuery>,
+) -> Result<Response, Failed> {
     let document: DocumentId = id.parse()?;
-    let chunks = stored.journal.load_document(document).await?;
-    if chunks.is_empty() {
+    let Some(found) = stored.documents.content(document, query.with_bundle).await? else {
         return Err(nothing_stored(document));
-    }
-    let content: Vec<u8> = chunks.into_iter().flat_map(|(_, data)| data).collect();
-    Ok(content.into_response())
+    };
+    let broken = found.broken.iter().map(|(key, reason)| format!("{key}: {reason}")).collect();
+    let content = answers::Content { data: found.data, broken };
+    Ok(minicbor::to_vec(content).map_err(io::Error::other)?.into_response())
 }
 
 #[derive(Deserialize)]
@@ -202,19 +223,36 @@ struct MergeQuery {
     dry_run: bool,
 }
 
+/// Merge documents, of which several become durable together. Answers what became of each, in their order.
 async fn merge(
     State(stored): State<Stored>,
-    Path(id): Path<String>,
     Query(query): Query<MergeQuery>,
     data: Bytes,
 ) -> Result<Response, Failed> {
+    let brought: Vec<Brought> = minicbor::decode(&data)
+        .map_err(|error| Failed(StatusCode::BAD_REQUEST, error.to_string()))?;
+    let merging = brought.into_iter().map(|Brought { document, data }| {
+        let merging = merge_one(&stored, document, data, query.dry_run);
+        async move { merging.await.unwrap_or_else(|Failed(_, reason)| Merged::Failed(reason)) }
+    });
+    let merged: Vec<Merged> =
+        futures::stream::iter(merging).buffered(MERGED_AT_ONCE).collect().await;
+    Ok(Json(merged).into_response())
+}
+
+async fn merge_one(
+    stored: &Stored,
+    id: String,
+    data: Vec<u8>,
+    dry_run: bool,
+) -> Result<Merged, Failed> {
     let document: DocumentId = id.parse()?;
-    let merged = stored.documents.merge(document, data, query.dry_run).await?;
-    let has_changed = matches!(merged, Merged::New | Merged::Newer) && !query.dry_run;
+    let merged = stored.documents.merge(document, data.into(), dry_run).await?;
+    let has_changed = matches!(merged, Merged::New | Merged::Newer) && !dry_run;
     if let (true, Some(rooms)) = (has_changed, &stored.rooms) {
         rooms.reopen(document);
     }
-    Ok(Json(merged).into_response())
+    Ok(merged)
 }
 
 async fn delete(
@@ -233,17 +271,24 @@ async fn delete_document(
     document: DocumentId,
     reason: Option<String>,
 ) -> Result<Receipt, Failed> {
-    let tombstone = Tombstone::new(document, reason);
+    let journal = stored.journal.clone();
+    let earlier = blocking(move || Ok(journal.tombstones().get(document))).await?;
+    // Deleted again, it keeps the time and the reason of the first time, unless there is a new reason.
+    let tombstone = match earlier {
+        Some(earlier) if reason.is_none() => earlier,
+        _ => Tombstone::new(document, reason),
+    };
     let deleted = stored.journal.delete_document(document, tombstone.clone()).await;
-    // Also where not all could be deleted: the tombstone may stand.
+    // Also where not all could be deleted: the tombstone may stand, and the bundle is to go.
     if let Some(rooms) = &stored.rooms {
         rooms.reopen(document);
     }
-    let deleted = deleted?;
-    let bundle = stored.uploads.delete(document).await?;
+    let bundle = stored.uploads.delete(document).await;
+    let (deleted, bundle) = (deleted?, bundle?);
+    info!(%document, reason = tombstone.reason, "an operator deleted a document");
     let held_by_bundles = holders(&stored, document).await?;
     let root = stored.journal.root().to_owned();
-    let backups = blocking(move || Ok(backups(&root))).await?;
+    let (backups, kept) = blocking(move || Ok((backups(&root), kept(&root, document)?))).await?;
     Ok(Receipt {
         tombstone,
         chunks: deleted.chunks,
@@ -251,7 +296,17 @@ async fn delete_document(
         bundle,
         held_by_bundles,
         backups,
+        kept,
     })
+}
+
+/// Folders of the relay's own that hold a document still, or may.
+fn kept(root: &std::path::Path, document: DocumentId) -> Result<Vec<PathBuf>, Failed> {
+    let mut kept = replacing::replaced(root);
+    kept.retain(|replaced| replaced.join(document.folder()).exists());
+    let broken = quarantine::broken_journals(root)?;
+    kept.extend(broken);
+    Ok(kept)
 }
 
 /// The bundles that hold a document. One that cannot be read is named with the reason.
@@ -283,13 +338,13 @@ async fn undelete(
     Path(id): Path<String>,
 ) -> Result<Response, Failed> {
     let document: DocumentId = id.parse()?;
-    let journal = stored.journal.clone();
-    if !blocking(move || Ok(journal.tombstones().remove(document)?)).await? {
+    if !stored.journal.undelete(document).await? {
         return Err(Failed(StatusCode::NOT_FOUND, format!("{document} was not deleted")));
     }
     if let Some(rooms) = &stored.rooms {
         rooms.reopen(document);
     }
+    info!(%document, "an operator lets a deleted document be brought again");
     Ok(Json(()).into_response())
 }
 
@@ -297,21 +352,23 @@ async fn deleted(State(stored): State<Stored>) -> Result<Response, Failed> {
     blocking(move || Ok(Json(stored.journal.tombstones().list()).into_response())).await
 }
 
-/// Take over a tombstone from a backup, unless the document is here.
+/// Take over a tombstone from a backup, unless the document is here, or a bundle of it.
 async fn bury(
     State(stored): State<Stored>,
     Json(tombstone): Json<Tombstone>,
 ) -> Result<Response, Failed> {
     let document = tombstone.document;
-    if !stored.journal.load_document(document).await?.is_empty() {
-        return Ok(Json(false).into_response());
+    if stored.documents.is_deleted(document) {
+        return Ok(Json(Buried::Already).into_response());
     }
-    let journal = stored.journal.clone();
-    blocking(move || Ok(journal.tombstones().add(document, &tombstone)?)).await?;
+    if stored.uploads.get(document).await?.is_some() || !stored.journal.bury(tombstone).await? {
+        return Ok(Json(Buried::IsHere).into_response());
+    }
     if let Some(rooms) = &stored.rooms {
         rooms.reopen(document);
     }
-    Ok(Json(true).into_response())
+    info!(%document, "a restore brought the deletion of a document");
+    Ok(Json(Buried::New).into_response())
 }
 
 async fn check(State(stored): State<Stored>) -> Response {
@@ -324,7 +381,14 @@ async fn check_and_repair(State(stored): State<Stored>) -> Response {
 
 fn fsck(stored: Stored, repair: bool) -> Response {
     let runtime = tokio::runtime::Handle::current();
-    lines(move |tell| fsck::check_storage(&stored.journal, &runtime, repair, tell))
+    let max_inflated = stored.config.borrow().bundles.max_inflated.0;
+    if repair {
+        info!("an operator's check moves what is broken into quarantine");
+    }
+    lines(move |tell| {
+        let (journal, uploads) = (&stored.journal, &*stored.uploads);
+        fsck::check_storage(journal, uploads, max_inflated, &runtime, repair, tell);
+    })
 }
 
 async fn quarantined(State(stored): State<Stored>) -> Result<Response, Failed> {
@@ -336,18 +400,24 @@ async fn release(
     Json(selection): Json<Selection>,
 ) -> Result<Response, Failed> {
     let rooms = stored.rooms.clone();
-    let released = blocking(move || {
+    let releasing = blocking(move || {
         let root = stored.journal.root();
-        let release = |path: &String| quarantine::release(root, path);
-        Ok(selection.paths.iter().map(release).collect::<Result<Vec<Key>, _>>()?)
+        Ok(selection.paths.iter().map(|path| quarantine::release(root, path)).collect::<Vec<_>>())
     });
-    let released = released.await?;
-    for key in &released {
-        if let (Key::Chunk { document, .. }, Some(rooms)) = (key, &rooms) {
-            rooms.reopen(*document);
+    let mut answer = Done::default();
+    for released in releasing.await? {
+        match released {
+            Ok(key) => {
+                if let (Key::Chunk { document, .. }, Some(rooms)) = (&key, &rooms) {
+                    rooms.reopen(*document);
+                }
+                info!(%key, "an operator released a chunk from quarantine");
+                answer.done.push(key.to_string());
+            }
+            Err(error) => answer.failed.push(error.to_string()),
         }
     }
-    Ok(Json(released.iter().map(ToString::to_string).collect::<Vec<_>>()).into_response())
+    Ok(Json(answer).into_response())
 }
 
 async fn purge(
@@ -356,15 +426,21 @@ async fn purge(
 ) -> Result<Response, Failed> {
     blocking(move || {
         let root = stored.journal.root();
-        let mut purged = selection.paths;
-        for path in &purged {
-            quarantine::purge(root, path)?;
-        }
+        let mut paths = selection.paths;
         if let Some(seconds) = selection.older_than {
-            let older = quarantine::purge_older(root, std::time::Duration::from_secs(seconds))?;
-            purged.extend(older.into_iter().map(|entry| entry.path));
+            paths.extend(quarantine::older(root, std::time::Duration::from_secs(seconds))?);
         }
-        Ok(Json(purged).into_response())
+        let mut answer = Done::default();
+        for path in paths {
+            match quarantine::purge(root, &path) {
+                Ok(()) => {
+                    info!(path, "an operator purged the quarantine");
+                    answer.done.push(path);
+                }
+                Err(error) => answer.failed.push(error.to_string()),
+            }
+        }
+        Ok(Json(answer).into_response())
     })
     .await
 }
@@ -449,15 +525,23 @@ async fn storage_id(State(stored): State<Stored>) -> Result<Response, Failed> {
     Ok(Json(StorageId { storage_id }).into_response())
 }
 
-/// Adopt a storage id, unless there is one.
+/// Adopt a storage id, unless there is one; without one to adopt, a new one is made.
 async fn put_storage_id(
     State(stored): State<Stored>,
     Json(new): Json<StorageId>,
 ) -> Result<Response, Failed> {
     let here = read_storage_id(&stored).await?;
     let Some(new) = new.storage_id.filter(|_| here.is_none()) else {
+        stored.documents.storage_id().await?;
         return Ok(Json(false).into_response());
     };
+    // Clients keep it as a text beside what they know of the relay: a UUID, or a word like one.
+    let is_word = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
+    if new.is_empty() || new.len() > 64 || !new.bytes().all(is_word) {
+        let text = "the storage id is to be a UUID".to_owned();
+        return Err(Failed(StatusCode::UNPROCESSABLE_ENTITY, text));
+    }
+    info!(storage_id = new, "a storage id is taken over");
     stored.journal.put(&Key::StorageId, new.into()).await?;
     Ok(Json(true).into_response())
 }
@@ -465,16 +549,17 @@ async fn put_storage_id(
 const BACKUPS: &str = ".backups";
 
 /// The folders that backups went to.
-fn backups(root: &std::path::Path) -> Vec<String> {
+fn backups(root: &std::path::Path) -> Vec<MadeBackup> {
     let noted = std::fs::read(root.join(BACKUPS)).unwrap_or_default();
     let noted: BTreeMap<String, String> = serde_json::from_slice(&noted).unwrap_or_default();
-    noted.into_iter().map(|(folder, at)| format!("{folder} (of {at})")).collect()
+    noted.into_iter().map(|(folder, at)| MadeBackup { folder, at }).collect()
 }
 
 async fn note_backup(
     State(stored): State<Stored>,
     Json(made): Json<MadeBackup>,
 ) -> Result<Response, Failed> {
+    info!(folder = made.folder, "an operator's backup begins");
     blocking(move || {
         let path = stored.journal.root().join(BACKUPS);
         let noted = std::fs::read(&path).unwrap_or_default();
@@ -493,9 +578,23 @@ async fn set_aside(State(stored): State<Stored>) -> Result<Response, Failed> {
         let text = "the relay runs: stop it, to replace what it stores".to_owned();
         return Err(Failed(StatusCode::CONFLICT, text));
     }
-    let name =
-        format!(".replaced-{}", humantime::format_rfc3339_seconds(std::time::SystemTime::now()));
-    let aside = stored.journal.set_aside(&name).await?;
-    stored.uploads.set_aside(&name).await?;
-    Ok(Json(aside.display().to_string()).into_response())
+    let root = stored.journal.root().to_owned();
+    let at = root.clone();
+    let Replacing { name, is_moved } = blocking(move || Ok(replacing::begin(&at)?)).await?;
+    let documents = root.join(&name);
+    if !is_moved {
+        stored.journal.set_aside(&name).await?;
+        stored.uploads.set_aside(&name).await?;
+        blocking(move || Ok(replacing::moved(&root, &name)?)).await?;
+    }
+    Ok(Json(Replaced { documents, is_resumed: is_moved }).into_response())
+}
+
+/// All of a backup that replaces what was stored is there.
+async fn restored(State(stored): State<Stored>) -> Result<Response, Failed> {
+    blocking(move || {
+        replacing::end(stored.journal.root())?;
+        Ok(Json(()).into_response())
+    })
+    .await
 }

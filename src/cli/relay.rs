@@ -2,6 +2,7 @@
 //! our own, as the owner of the files, which serves the same router over a socket pair.
 
 use std::{
+    io::ErrorKind,
     os::{
         fd::{AsFd, OwnedFd},
         unix::{fs::MetadataExt, net::UnixStream, process::CommandExt},
@@ -9,6 +10,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::Arc,
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -25,7 +27,7 @@ use crate::{
         storage::{Stored, router},
     },
     bundle::{served::ServedBundle, store},
-    config::{AdminAddress, Config, load},
+    config::{AdminAddress, Config, Time, load},
     health::Health,
     metrics::Metrics,
     storage::{documents::Documents, journal::Journal, space::Space},
@@ -61,43 +63,79 @@ impl RelayArguments {
         Ok(load::read_file(&self.config).map_err(CliError::Config)?.config)
     }
 
+    /// The folder of documents, where the config says it.
+    pub(super) fn folders(&self) -> Vec<PathBuf> {
+        let config = if self.socket.is_some() { None } else { self.read_config().ok() };
+        config.map_or_else(Vec::new, |config| vec![config.storage.path, config.bundles.path])
+    }
+
+    /// The socket of a relay that runs although its config has a fault by now.
+    fn despite_faults(&self, fault: CliError) -> Result<Relay, CliError> {
+        let text = std::fs::read_to_string(&self.config).unwrap_or_default();
+        let Some(socket) = load::admin_socket(&text) else { return Err(fault) };
+        let mut relay = Relay::at(socket)?;
+        if relay.fetch(Method::GET, "/livez", Bytes::new()).is_err() {
+            return Err(fault);
+        }
+        eprintln!("the config has a fault, and the relay goes on with what it has:\n{fault}");
+        Ok(relay)
+    }
+
     /// The running relay.
     pub(super) fn running(&self) -> Result<Relay, CliError> {
-        let socket = match &self.socket {
-            Some(socket) => socket.clone(),
-            None => socket_of(&self.read_config()?)
-                .ok_or_else(|| CliError::NoSocket(self.config.display().to_string()))?,
-        };
-        Ok(Relay { runtime: runtime()?, connection: Connection::Socket(socket), helper: None })
+        if let Some(socket) = &self.socket {
+            return Relay::at(socket.clone());
+        }
+        match self.read_config() {
+            Ok(config) => Relay::at(
+                socket_of(&config)
+                    .ok_or_else(|| CliError::NoSocket(self.config.display().to_string()))?,
+            ),
+            Err(fault) => self.despite_faults(fault),
+        }
     }
 
     /// What is stored, whether or not the relay runs. A socket that was named must answer.
     pub(super) fn stored(&self) -> Result<Relay, CliError> {
+        self.find(false)
+    }
+
+    /// The same for a command that may make the folder, and put a broken journal aside.
+    pub(super) fn stored_or_new(&self) -> Result<Relay, CliError> {
+        self.find(true)
+    }
+
+    fn find(&self, repairs: bool) -> Result<Relay, CliError> {
         if self.socket.is_some() {
             return self.running();
         }
-        let config = self.read_config()?;
+        let config = match self.read_config() {
+            Ok(config) => config,
+            Err(fault) => return self.despite_faults(fault),
+        };
         if let Some(socket) = socket_of(&config) {
-            let mut relay =
-                Relay { runtime: runtime()?, connection: Connection::Socket(socket), helper: None };
+            let mut relay = Relay::at(socket)?;
             match relay.fetch(Method::GET, "/livez", Bytes::new()) {
                 Err(CliError::Admin(AdminError::NotRunning { .. })) => {}
                 Err(CliError::Admin(AdminError::Refused(_))) | Ok(_) => return Ok(relay),
                 Err(error) => return Err(error),
             }
         }
-        self.help(&config.storage.path)
+        self.help(&config.storage.path, repairs)
     }
 
     /// Start a process that serves what is stored, as the owner of `folder`: what root wrote there would be closed
     /// to the relay.
-    fn help(&self, folder: &Path) -> Result<Relay, CliError> {
+    fn help(&self, folder: &Path, repairs: bool) -> Result<Relay, CliError> {
         let io = |source| CliError::Io { path: folder.to_owned(), source };
         let runtime = runtime()?;
         let (ours, theirs) = UnixStream::pair().map_err(io)?;
         // Not by its path, which may lead through folders that are root's alone.
         let mut command = Command::new("/proc/self/exe");
         command.args(["serve-storage".as_ref(), "--config".as_ref(), self.config.as_os_str()]);
+        if repairs {
+            command.arg("--repairs");
+        }
         command.stdin(Stdio::from(OwnedFd::from(theirs))).stdout(Stdio::null());
         let is_link = std::fs::symlink_metadata(folder).is_ok_and(|found| found.is_symlink());
         if is_link && rustix::process::geteuid().is_root() {
@@ -124,6 +162,10 @@ impl RelayArguments {
 }
 
 impl Relay {
+    fn at(socket: PathBuf) -> Result<Self, CliError> {
+        Ok(Self { runtime: runtime()?, connection: Connection::Socket(socket), helper: None })
+    }
+
     /// What an error of the connection means: the process that serves us may have said why it ended.
     fn explain<T>(&mut self, result: Result<T, AdminError>) -> Result<T, CliError> {
         match (result, &mut self.helper) {
@@ -208,25 +250,37 @@ impl Drop for Relay {
 }
 
 /// Serve what is stored to the process at the other end of standard input, and end with it.
-pub(super) fn serve_storage(config_file: &Path) -> Result<(), CliError> {
+pub(super) fn serve_storage(config_file: &Path, repairs: bool) -> Result<(), CliError> {
     let config = load::read_file(config_file).map_err(CliError::Config)?.config;
     let io = |source| CliError::Io { path: "standard input".into(), source };
     let stream = UnixStream::from(std::io::stdin().as_fd().try_clone_to_owned().map_err(io)?);
     stream.set_nonblocking(true).map_err(io)?;
     runtime()?.block_on(async {
         let stream = tokio::net::UnixStream::from_std(stream).map_err(io)?;
-        let router = router(open(config).await?);
-        let service = TowerToHyperService::new(router);
-        // Who asks has gone: nothing is left to be done.
-        let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+        let stored = open(config, repairs).await?;
+        let journal = stored.journal.clone();
+        let service = TowerToHyperService::new(router(stored));
+        let ended = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+        // Who asks has gone, in the midst of it or not: what was done is left as a clean stop leaves it.
+        drop(ended);
+        journal.checkpoint().await?;
         Ok(())
     })
 }
 
 /// Open all that is stored, as a relay does.
-async fn open(config: Config) -> Result<Stored, CliError> {
+async fn open(mut config: Config, repairs: bool) -> Result<Stored, CliError> {
     let metrics = Metrics::new()?.storage;
-    let journal = Arc::new(Journal::open(&config.storage, metrics.clone())?);
+    // Nobody else writes: there is nothing to wait for.
+    config.storage.commit_interval = Time(Duration::ZERO);
+    let opened = match repairs {
+        true => Journal::open(&config.storage, metrics.clone()),
+        false => Journal::open_as_it_is(&config.storage, metrics.clone()),
+    };
+    let journal = Arc::new(opened.map_err(|error| match error.source.kind() {
+        ErrorKind::InvalidData => CliError::BrokenJournal(error),
+        _ => CliError::Storage(error),
+    })?);
     let path = config.bundles.path.clone();
     let health = Arc::new(Health::default());
     let uploads = store::open(&config.bundles, health.clone()).await;
@@ -241,6 +295,8 @@ async fn open(config: Config) -> Result<Stored, CliError> {
     let served = watch::channel(served).1;
     let config = watch::channel(Arc::new(config)).1;
     let space = Arc::new(Space::new(config.clone(), health.clone(), metrics.clone()));
+    let looking = space.clone();
+    tokio::spawn(async move { looking.run().await });
     let documents = Documents::new(journal.clone(), served.clone(), health, space, metrics);
     let documents = Arc::new(documents);
     Ok(Stored { journal, documents, uploads, served, rooms: None, config })

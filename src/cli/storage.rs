@@ -7,11 +7,15 @@ use hyper::Method;
 use serde::Serialize;
 
 use super::{
-    CliError, copies::backup::Backup, document_id, print, progress::Progress,
-    relay::RelayArguments, show,
+    CliError,
+    copies::{self, backup::Backup},
+    document_id, print,
+    progress::Progress,
+    relay::RelayArguments,
+    show,
 };
 use crate::{
-    admin::storage::answers::{Checkpoint, Deletion, Receipt, Selection},
+    admin::storage::answers::{Checkpoint, Deletion, Done, MadeBackup, Receipt, Selection},
     document_id::DocumentId,
     storage::{
         fsck::{self, Finding, Line, Summary},
@@ -155,6 +159,10 @@ fn describe_document(document: &Inspection) -> String {
         let fault = fault.unwrap_or_default();
         text.push_str(&format!("  {:>9}  {}{fault}\n", chunk.bytes, chunk.key));
     }
+    for entry in &document.quarantined {
+        let Entry { path, bytes, reason, .. } = entry;
+        text.push_str(&format!("  {bytes:>9}  in quarantine: {path}: {reason}\n"));
+    }
     text
 }
 
@@ -166,11 +174,35 @@ fn delete(
     let path = format!("/documents/{id}/delete");
     let mut relay = arguments.relay.stored()?;
     let receipt: Receipt = relay.tell(Method::POST, &path, &Deletion { reason })?;
-    show(arguments.json, &receipt, || describe_receipt(&receipt));
+    let backups = receipt.backups.iter().map(|made| HeldBackup {
+        holds: copies::backup::holds(Path::new(&made.folder), id),
+        made: made.clone(),
+    });
+    let shown = ShownReceipt {
+        backups: backups.collect(),
+        receipt: Receipt { backups: Vec::new(), ..receipt },
+    };
+    show(arguments.json, &shown, || describe_receipt(&shown));
     Ok(())
 }
 
-fn describe_receipt(receipt: &Receipt) -> String {
+/// A receipt with what can be told of the backups here.
+#[derive(Serialize)]
+struct ShownReceipt {
+    #[serde(flatten)]
+    receipt: Receipt,
+    backups: Vec<HeldBackup>,
+}
+
+#[derive(Serialize)]
+struct HeldBackup {
+    #[serde(flatten)]
+    made: MadeBackup,
+    /// Whether it holds the document; none if it is not to be found from here.
+    holds: Option<bool>,
+}
+
+fn describe_receipt(ShownReceipt { receipt, backups }: &ShownReceipt) -> String {
     let mut text = format!(
         "{} is deleted: {} chunks, {} bytes{}\n",
         receipt.tombstone.document,
@@ -181,8 +213,16 @@ fn describe_receipt(receipt: &Receipt) -> String {
     for bundle in &receipt.held_by_bundles {
         text.push_str(&format!("a bundle still holds it: {bundle}\n"));
     }
-    for backup in &receipt.backups {
-        text.push_str(&format!("a backup may hold it until it is renewed: {backup}\n"));
+    for HeldBackup { made: MadeBackup { folder, at }, holds } in backups {
+        let holds = match holds {
+            Some(false) => continue,
+            Some(true) => "holds",
+            None => "may hold (it cannot be read from here)",
+        };
+        text.push_str(&format!("a backup {holds} it until it is renewed: {folder} (of {at})\n"));
+    }
+    for kept in &receipt.kept {
+        text.push_str(&format!("may hold it until you delete it: {}\n", kept.display()));
     }
     text
 }
@@ -195,9 +235,23 @@ struct Checked {
 }
 
 pub(super) fn fsck(arguments: &FsckArguments) -> Result<(), CliError> {
+    match check(arguments) {
+        // All other ends are those of a check that was not made, or not to its end.
+        Err(CliError::Said(code)) if code != 4 => Err(CliError::Said(8)),
+        Err(error) if !matches!(error, CliError::Said(_) | CliError::BrokenJournal(_)) => {
+            Err(CliError::NotChecked(error.to_string()))
+        }
+        Err(error) => Err(error),
+        Ok(0) => Ok(()),
+        Ok(code) => Err(CliError::Said(code)),
+    }
+}
+
+/// Returns the exit code of a check that was made.
+fn check(arguments: &FsckArguments) -> Result<u8, CliError> {
     let json = arguments.storage.json;
     let progress = Progress::new("documents");
-    let (mut findings, mut summary, mut problem) = (Vec::new(), Summary::default(), None);
+    let (mut findings, mut summary) = (Vec::new(), Err("the check was cut off".to_owned()));
     let mut take = |line| match line {
         Line::Checked(done, all) => progress.is_at(done, all),
         Line::Finding(finding) => {
@@ -206,38 +260,45 @@ pub(super) fn fsck(arguments: &FsckArguments) -> Result<(), CliError> {
             }
             findings.push(finding);
         }
-        Line::Summary(all) => summary = all,
-        Line::Problem(text) => problem = Some(text),
+        Line::Summary(all) => summary = Ok(all),
+        Line::Problem(text) => summary = Err(text),
     };
     match &arguments.folder {
         Some(folder) => check_folder(folder, &mut take)?,
         None => {
-            let method = if arguments.repair { Method::POST } else { Method::GET };
-            arguments.storage.relay.stored()?.lines(method, "/fsck", &mut take)?;
+            let relay = &arguments.storage.relay;
+            let (method, mut relay) = match arguments.repair {
+                true => (Method::POST, relay.stored_or_new()?),
+                false => (Method::GET, relay.stored()?),
+            };
+            relay.lines(method, "/fsck", &mut take)?;
         }
     }
     progress.end();
-    if let Some(problem) = problem {
-        return Err(CliError::NotChecked(problem));
+    let summary = summary.map_err(CliError::Problem)?;
+    if let (Some(folder), 0) = (&arguments.folder, summary.documents + summary.damages) {
+        let problem = format!("{}: no document is there", folder.display());
+        return Err(CliError::Problem(problem));
     }
     let left = summary.damages - summary.repaired;
     let repaired = summary.repaired;
     show(json, &Checked { findings, summary }, || {
         format!(
-            "{} documents in {} chunks, {} bytes: {left} damages{}, {} notes\n",
+            "{} documents in {} chunks, {} bytes; {} bundles: {left} damages{}, {} notes\n",
             summary.documents,
             summary.chunks,
             summary.bytes,
+            summary.bundles,
             if repaired > 0 { format!(", {repaired} repaired") } else { String::new() },
             summary.notes,
         )
     });
     // As fsck(8) says it.
-    match (left, repaired) {
-        (0, 0) => Ok(()),
-        (0, _) => Err(CliError::Said(1)),
-        _ => Err(CliError::Said(4)),
-    }
+    Ok(match (left, repaired) {
+        (0, 0) => 0,
+        (0, _) => 1,
+        _ => 4,
+    })
 }
 
 fn describe(finding: &Finding) -> String {
@@ -286,9 +347,10 @@ fn change(
     arguments: &StorageArguments,
 ) -> Result<(), CliError> {
     let path = format!("/quarantine/{verb}");
-    let changed: Vec<String> = arguments.relay.stored()?.tell(Method::POST, &path, &selection)?;
-    show(arguments.json, &changed, || {
-        changed.iter().map(|path| format!("{done} {path}\n")).collect()
+    let answer: Done = arguments.relay.stored()?.tell(Method::POST, &path, &selection)?;
+    show(arguments.json, &answer, || {
+        let done = answer.done.iter().map(|path| format!("{done} {path}\n"));
+        done.chain(answer.failed.iter().map(|reason| format!("{reason}\n"))).collect()
     });
-    Ok(())
+    if answer.failed.is_empty() { Ok(()) } else { Err(CliError::Said(1)) }
 }

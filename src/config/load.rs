@@ -9,7 +9,7 @@ use std::{
 use serde::Deserialize;
 use toml::{Table, Value, de::DeTable};
 
-use super::Config;
+use super::{AdminAddress, Config};
 
 /// One thing that is wrong with a config file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -93,6 +93,20 @@ pub fn read_file(file: &Path) -> Result<LoadedConfig, Vec<Fault>> {
     })?;
     let (config, origins) = parse(&file.display().to_string(), &text)?;
     Ok(LoadedConfig { file: Some(file.to_owned()), text, config, origins })
+}
+
+/// The admin socket that a config names, whatever else is wrong with it; the usual one where it names none.
+pub fn admin_socket(text: &str) -> Option<PathBuf> {
+    let table: toml::Table = toml::from_str(text).unwrap_or_default();
+    let listen = table.get("admin").and_then(|admin| admin.get("listen"));
+    let named: Vec<AdminAddress> = match listen {
+        Some(listen) => listen.clone().try_into().unwrap_or_default(),
+        None => Config::default().admin.listen,
+    };
+    named.into_iter().find_map(|address| match address {
+        AdminAddress::Unix(path) => Some(path),
+        AdminAddress::Tcp(_) => None,
+    })
 }
 
 /// Parse a config's text; `name` is what faults call it.

@@ -78,6 +78,11 @@ async fn receive(app: &App, headers: &HeaderMap, body: Body) -> Result<DocumentI
         return Err(HttpError::Deleted);
     }
     app.store.put(id, file, config.bundles.keep).await?;
+    if app.documents.is_deleted(id) {
+        // Deleted while it was being stored.
+        app.store.delete(id).await?;
+        return Err(HttpError::Deleted);
+    }
     info!(bundle = %id, bytes = size, "stored an uploaded bundle");
     Ok(id)
 }

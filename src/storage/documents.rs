@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use automerge::{Automerge, AutomergeError, ChangeHash, LoadOptions, OnPartialLoad};
+use automerge::{Automerge, AutomergeError, ChangeHash, LoadOptions, OnPartialLoad, ReadDoc};
 use bytes::Bytes;
 use prometheus::IntGauge;
 use serde::{Deserialize, Serialize};
@@ -93,6 +93,16 @@ pub enum Merged {
     NoSpace,
     /// It does not parse.
     Broken(String),
+    /// What is stored of it cannot be read, or it cannot be written.
+    Failed(String),
+}
+
+/// What can be read of a document.
+pub struct Content {
+    /// An automerge save of it, with the changes that wait for others.
+    pub data: Vec<u8>,
+    /// Chunks that are not in it, for they do not parse or fit, and why.
+    pub broken: Vec<(Key, String)>,
 }
 
 impl Relation {
@@ -244,6 +254,34 @@ impl Documents {
             self.timed("put", self.store.put(&add.key, add.data)).await?;
         }
         Ok(merged)
+    }
+
+    /// All that can be read of a document, and what cannot; nothing if there is nothing. `with_bundle`: also what the
+    /// served bundle has of it. Changes nothing in storage.
+    ///
+    /// # Errors
+    /// Bytes that are there cannot be read.
+    pub async fn content(
+        &self,
+        document: DocumentId,
+        with_bundle: bool,
+    ) -> Result<Option<Content>, StorageError> {
+        let stored = self.timed("load", self.store.load_document(document)).await?;
+        let underneath = if with_bundle { self.underneath(document) } else { None };
+        if stored.is_empty() && underneath.is_none() {
+            return Ok(None);
+        }
+        let read = tokio::task::spawn_blocking(move || {
+            let Checked { mut opened, broken, newer, .. } = check(document, stored, underneath);
+            // It was loaded a moment ago.
+            let _ = newer.map(|base| opened.doc.load_incremental(&base.data));
+            Content { data: opened.doc.save(), broken }
+        });
+        read.await.map(Some).map_err(|error| StorageError {
+            action: "load",
+            path: document.to_string().into(),
+            source: std::io::Error::other(error),
+        })
     }
 
     /// The served bundle's snapshot of a document.
@@ -424,23 +462,34 @@ pub fn check(document: DocumentId, stored: Vec<StoredChunk>, underneath: Option<
 
 /// How a document that somebody brings stands to what is stored, and the snapshot that is to be added.
 fn compare(document: DocumentId, stored: Vec<StoredChunk>, data: &Bytes) -> (Merged, Option<Base>) {
-    let options = LoadOptions::new().on_partial_load(OnPartialLoad::Error);
-    let incoming = match Automerge::load_with_options(data, options) {
-        Ok(incoming) if incoming.get_heads().is_empty() => {
-            return (Merged::Broken("it holds no change".to_owned()), None);
-        }
-        Ok(incoming) => incoming,
-        Err(error) => return (Merged::Broken(error.to_string()), None),
-    };
+    let name = hex(&Sha256::digest(data));
+    let as_it_is = Key::Chunk { document, kind: ChunkKind::Incremental, name };
+    let is_here = stored.iter().any(|(key, _)| *key == as_it_is);
+    let Checked { opened: Opened { doc, heads, .. }, mut broken, .. } =
+        check(document, vec![(as_it_is.clone(), data.to_vec())], None);
+    if let Some((_, reason)) = broken.pop() {
+        return (Merged::Broken(reason), None);
+    }
+    let waits = !doc.get_missing_deps(&[]).is_empty();
+    if heads.is_empty() && !waits {
+        return (Merged::Broken("it holds no change".to_owned()), None);
+    }
     let here = check(document, stored, None).opened;
-    let merged = match Relation::of(&incoming, &here.doc) {
-        _ if here.heads.is_empty() => Merged::New,
-        Relation::Contained => return (Merged::Contained, None),
+    let merged = match Relation::of(&doc, &here.doc) {
+        _ if waits && is_here => return (Merged::Contained, None),
+        _ if here.chunks.is_empty() => Merged::New,
+        _ if here.heads.is_empty() => Merged::Newer,
+        Relation::Contained if !waits => return (Merged::Contained, None),
         Relation::Unrelated => return (Merged::Unrelated, None),
-        Relation::Newer => Merged::Newer,
+        Relation::Contained | Relation::Newer => Merged::Newer,
     };
-    let key = snapshot_key(document, &incoming.get_heads());
-    (merged, Some(Base { key, data: incoming.save().into() }))
+    let add = if waits {
+        // Changes that wait for others are kept as they came.
+        Base { key: as_it_is, data: data.clone() }
+    } else {
+        Base { key: snapshot_key(document, &heads), data: doc.save().into() }
+    };
+    (merged, Some(add))
 }
 
 /// One document from chunks, if all of them parse.

@@ -1,19 +1,24 @@
-//! Checks everything that is stored: every chunk is parsed, by itself and with the others of its document.
+//! Checks everything that is stored: every chunk is parsed, by itself and with the others of its document, and every
+//! uploaded bundle is read.
 
-use std::path::Path;
+use std::{io, path::Path};
 
 use automerge::ReadDoc;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+use tokio::runtime::Handle;
 
 use super::{
     ChunkStore, Key, StorageError, StoredChunk,
     documents::{check, hex},
-    journal::Journal,
+    journal::{Journal, count_rows},
     quarantine,
     walk::{self, Found},
 };
-use crate::document_id::DocumentId;
+use crate::{
+    bundle::{Bundle, store::BundleStore},
+    document_id::DocumentId,
+};
 
 /// After so many documents it says how far it is.
 const EVERY: usize = 64;
@@ -57,6 +62,8 @@ pub enum Kind {
     Deleted,
     /// Changes that build on others which are not here. They wait for those: no damage.
     Orphaned,
+    /// A document of which nothing can be served: all its changes wait for others.
+    Lost,
     /// A file that is none of ours or automerge-repo's. No damage.
     Foreign,
     /// A file in quarantine. No further damage.
@@ -66,7 +73,7 @@ pub enum Kind {
 impl Kind {
     /// Whether it is a damage that wants repair.
     pub fn is_damage(self) -> bool {
-        matches!(self, Self::Broken | Self::Unreadable | Self::Deleted)
+        matches!(self, Self::Broken | Self::Unreadable | Self::Deleted | Self::Lost)
     }
 }
 
@@ -79,6 +86,8 @@ pub struct Summary {
     pub chunks: usize,
     /// Their size in bytes.
     pub bytes: u64,
+    /// Uploaded bundles.
+    pub bundles: usize,
     /// Damages found.
     pub damages: usize,
     /// Damages put right.
@@ -122,7 +131,9 @@ impl<T: Tell> Check<T> {
         let missing = checked.opened.doc.get_missing_deps(&[]).len();
         if missing > 0 {
             let fault = format!("changes wait for {missing} others that are not here");
-            self.find(Kind::Orphaned, document, fault, false);
+            let has_nothing_else = checked.opened.heads.is_empty();
+            let kind = if has_nothing_else { Kind::Lost } else { Kind::Orphaned };
+            self.find(kind, document, fault, false);
         }
         checked.broken
     }
@@ -167,29 +178,74 @@ impl<T: Tell> Check<T> {
     }
 }
 
-/// Check all that `journal` and its folders hold. Blocks; to be called on a thread of `runtime` that may.
+/// Check all that `journal` and its folders hold, and the bundles of `uploads`. Blocks; to be called on a thread of
+/// `runtime` that may.
 pub fn check_storage(
     journal: &Journal,
-    runtime: &tokio::runtime::Handle,
+    uploads: &dyn BundleStore,
+    max_inflated: u64,
+    runtime: &Handle,
     repair: bool,
     tell: impl Tell,
 ) {
     let mut check = Check::new(tell);
-    let result = check_documents(&mut check, journal, runtime, repair);
+    let mut result = check_documents(&mut check, journal, runtime, repair);
+    if result.is_ok() && check.goes_on {
+        let bundles = check_bundles(&mut check, uploads, max_inflated, runtime);
+        result = bundles.map_err(|source| StorageError {
+            action: "list",
+            path: "the uploaded bundles".into(),
+            source,
+        });
+    }
     check.end(result);
+}
+
+fn check_bundles(
+    check: &mut Check<impl Tell>,
+    uploads: &dyn BundleStore,
+    max_inflated: u64,
+    runtime: &Handle,
+) -> io::Result<()> {
+    for (id, _) in runtime.block_on(uploads.list())? {
+        let read = async {
+            Ok(match uploads.get(id).await? {
+                Some(bundle) => Some(bundle.into_file().await?),
+                None => None,
+            })
+        };
+        let place = format!("bundle {id}");
+        match runtime.block_on::<_>(read) {
+            Err(error) => {
+                let error: io::Error = error;
+                check.find(Kind::Unreadable, place, error, false);
+            }
+            Ok(None) => continue,
+            Ok(Some(file)) => {
+                let verified = Bundle::open(io::BufReader::new(file), max_inflated)
+                    .and_then(|mut bundle| bundle.verify());
+                if let Err(error) = verified {
+                    check.find(Kind::Broken, place, error, false);
+                }
+            }
+        }
+        check.summary.bundles += 1;
+    }
+    Ok(())
 }
 
 fn check_documents(
     check: &mut Check<impl Tell>,
     journal: &Journal,
-    runtime: &tokio::runtime::Handle,
+    runtime: &Handle,
     repair: bool,
 ) -> Result<(), StorageError> {
     for fault in journal.faults() {
         check.find(Kind::Broken, "journal", fault, false);
     }
-    let mut documents = check.documents_of(journal.root())?;
-    documents.extend(journal.documents());
+    // Those of the journal first: one that moves meanwhile is found in the folders.
+    let mut documents = journal.documents();
+    documents.extend(check.documents_of(journal.root())?);
     documents.sort_unstable();
     documents.dedup();
     let all = documents.len();
@@ -233,6 +289,21 @@ fn check_files(
     root: &Path,
     is_hashed: bool,
 ) -> Result<(), StorageError> {
+    let in_journal = match count_rows(root) {
+        Ok(0) => None,
+        Ok(rows) => {
+            Some(format!("{rows} chunks are in the journal of this folder, and were not checked"))
+        }
+        Err(error) if error.source.kind() == io::ErrorKind::ResourceBusy => Some(
+            "the journal of this folder is in use, or was not closed; it was not checked"
+                .to_owned(),
+        ),
+        Err(error) => return Err(error),
+    };
+    if let Some(fault) = in_journal {
+        let advice = "`tonk-relay checkpoint` of its relay moves it into the folders";
+        check.find(Kind::Foreign, ".journal", format!("{fault}: {advice}"), false);
+    }
     let documents = check.documents_of(root)?;
     let all = documents.len();
     for (n, document) in documents.into_iter().enumerate() {

@@ -4,7 +4,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
-use super::{ChunkStore, Key, StorageError, documents::check};
+use super::{ChunkStore, Key, StorageError, documents::check, quarantine::Entry};
 use crate::document_id::DocumentId;
 
 /// What is stored of a document.
@@ -24,6 +24,8 @@ pub struct Inspection {
     pub bytes: usize,
     /// Its chunks.
     pub chunks: Vec<Chunk>,
+    /// What of it is in quarantine.
+    pub quarantined: Vec<Entry>,
 }
 
 /// One stored chunk.
@@ -38,19 +40,21 @@ pub struct Chunk {
 }
 
 impl Inspection {
-    /// Look at what `store` has of a document; nothing if that is nothing. Changes nothing there.
+    /// Look at what `store` and the quarantine have of a document; nothing if that is nothing. Changes nothing there.
     ///
     /// # Errors
     /// What is there cannot be read.
     pub async fn of(
         store: &dyn ChunkStore,
+        quarantined: Vec<Entry>,
         document: DocumentId,
     ) -> Result<Option<Self>, StorageError> {
         let stored = store.load_document(document).await?;
-        if stored.is_empty() {
+        if stored.is_empty() && quarantined.is_empty() {
             return Ok(None);
         }
-        let inspected = tokio::task::spawn_blocking(move || Self::look(document, stored));
+        let inspected =
+            tokio::task::spawn_blocking(move || Self::look(document, stored, quarantined));
         let failed = |error| StorageError {
             action: "load",
             path: document.to_string().into(),
@@ -59,7 +63,7 @@ impl Inspection {
         inspected.await.map(Some).map_err(failed)
     }
 
-    fn look(document: DocumentId, stored: Vec<(Key, Vec<u8>)>) -> Self {
+    fn look(document: DocumentId, stored: Vec<(Key, Vec<u8>)>, quarantined: Vec<Entry>) -> Self {
         let sizes: Vec<(Key, usize)> =
             stored.iter().map(|(key, data)| (key.clone(), data.len())).collect();
         let checked = check(document, stored, None);
@@ -80,6 +84,7 @@ impl Inspection {
             last_change: last.and_then(rfc3339),
             bytes: sizes.iter().map(|(_, bytes)| bytes).sum(),
             chunks: chunks.collect(),
+            quarantined,
         }
     }
 }
@@ -108,7 +113,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let store = NodefsStore::open(folder.path(), Durability::Fsync).expect("opens");
         let document = DocumentId::from_bytes([7; 16]);
-        let nothing = Inspection::of(&store, document).await.expect("reads");
+        let nothing = Inspection::of(&store, Vec::new(), document).await.expect("reads");
         assert!(nothing.is_none());
 
         let mut doc = Automerge::new();
@@ -125,7 +130,10 @@ mod tests {
         store.put(&key("good"), doc.save().into()).await.expect("puts");
         store.put(&key("garbage"), "garbage".into()).await.expect("puts");
         for _ in 0..2 {
-            let found = Inspection::of(&store, document).await.expect("reads").expect("is there");
+            let found = Inspection::of(&store, Vec::new(), document)
+                .await
+                .expect("reads")
+                .expect("is there");
             assert_eq!(found.heads, [doc.get_heads()[0].to_string()]);
             assert_eq!((found.changes, found.actors), (2, 1));
             assert_eq!(found.last_change.as_deref(), Some("2023-11-14T22:13:20Z"));

@@ -406,9 +406,8 @@ impl Journal {
             return Ok(false);
         }
         let shared = self.shared.clone();
-        let adding = tokio::task::spawn_blocking(move || {
-            shared.tombstones.add(document, &tombstone)
-        });
+        let adding =
+            tokio::task::spawn_blocking(move || shared.tombstones.add(document, &tombstone));
         adding.await.map_err(self.shared.panicked("write"))??;
         Ok(true)
     }

@@ -6,7 +6,7 @@
 //! knows how much waits to be written. [`tombstones`] are the documents that were deleted, [`space`] is how much
 //! room there is. For the operator,
 //! [`inspect`] says what is stored of one document, [`walk`] lists a folder, [`fsck`] checks one, and
-//! [`quarantine`] is what was put aside.
+//! [`quarantine`] is what was put aside; [`replacing`] guards a restore that replaces all.
 
 pub mod documents;
 pub mod fsck;
@@ -14,6 +14,7 @@ pub mod inspect;
 pub mod journal;
 pub mod nodefs;
 pub mod quarantine;
+pub mod replacing;
 pub mod space;
 pub mod tombstones;
 pub mod walk;

@@ -86,11 +86,21 @@ impl NodefsStore {
         let name = name.to_owned();
         self.run("move", move |root| {
             let aside = root.join(&name);
-            fs::create_dir(&aside).map_err(failed("create", &aside))?;
+            // Perhaps a part of it was moved before.
+            fs::create_dir_all(&aside).map_err(failed("create", &aside))?;
             for entry in fs::read_dir(root).map_err(failed("list", root))?.flatten() {
                 let text = entry.file_name().to_string_lossy().into_owned();
-                let stays = [TMP, LOCK, FORMAT_FILE, ".journal", ".deleted", ".reserve", ".backups", REPLACING]
-                    .contains(&text.as_str());
+                let stays = [
+                    TMP,
+                    LOCK,
+                    FORMAT_FILE,
+                    ".journal",
+                    ".deleted",
+                    ".reserve",
+                    ".backups",
+                    REPLACING,
+                ]
+                .contains(&text.as_str());
                 if !stays && !text.starts_with(REPLACED) {
                     let to = aside.join(entry.file_name());
                     fs::rename(entry.path(), to).map_err(failed("move", &entry.path()))?;
@@ -148,7 +158,7 @@ pub(super) const OWN: [&str; 9] =
 pub(super) const REPLACED: &str = ".replaced-";
 /// There from the moment in which a restore moves away what is stored until it has brought back all: with half of a
 /// backup no relay starts.
-pub const REPLACING: &str = ".replacing";
+pub(super) const REPLACING: &str = ".replacing";
 
 pub(super) fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StorageError {
     let path = path.to_owned();
@@ -279,7 +289,7 @@ pub(super) fn sync_folder(folder: &Path) -> Result<(), StorageError> {
     File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed("write", folder))
 }
 
-fn read(path: &Path) -> Result<Option<Vec<u8>>, StorageError> {
+pub(super) fn read(path: &Path) -> Result<Option<Vec<u8>>, StorageError> {
     match fs::read(path) {
         Ok(data) => Ok(Some(data)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),

@@ -1,6 +1,7 @@
 //! What was put aside because it does not parse: each file with its reason beside it, under `quarantine`.
 
 use std::{
+    collections::BTreeSet,
     fs, io,
     path::{Component, Path, PathBuf},
     time::{Duration, SystemTime},
@@ -120,20 +121,33 @@ pub fn purge(root: &Path, entry: &str) -> Result<(), StorageError> {
     delete(&file(root, entry)?)
 }
 
-/// Delete all entries that are older than `age`. Returns them. Blocks.
+/// The paths of all entries that are older than `age`. Blocks.
 ///
 /// # Errors
-/// The quarantine cannot be listed, or one of them cannot be deleted.
-pub fn purge_older(root: &Path, age: Duration) -> Result<Vec<Entry>, StorageError> {
+/// The quarantine cannot be listed.
+pub fn older(root: &Path, age: Duration) -> Result<Vec<String>, StorageError> {
     let before = SystemTime::now().checked_sub(age).unwrap_or(SystemTime::UNIX_EPOCH);
     let mut entries = list(root)?;
     entries
         .retain(|entry| humantime::parse_rfc3339(&entry.since).is_ok_and(|since| since <= before));
-    for entry in &entries {
-        delete(&file(root, &entry.path)?)?;
-    }
-    Ok(entries)
+    Ok(entries.into_iter().map(|entry| entry.path).collect())
 }
+
+/// The folders with broken journals. Blocks.
+///
+/// # Errors
+/// The quarantine cannot be listed.
+pub fn broken_journals(root: &Path) -> Result<Vec<PathBuf>, StorageError> {
+    let top = root.join(QUARANTINE);
+    let names = list(root)?.into_iter().filter_map(|entry| {
+        entry.path.split('/').next().filter(|name| name.starts_with(JOURNAL)).map(str::to_owned)
+    });
+    let names: BTreeSet<String> = names.collect();
+    Ok(names.into_iter().map(|name| top.join(name)).collect())
+}
+
+/// The names of folders with broken journals begin with this.
+pub(super) const JOURNAL: &str = "journal-";
 
 /// Delete a file with its reason, and folders that are empty then.
 fn delete(file: &Path) -> Result<(), StorageError> {
@@ -202,10 +216,12 @@ mod tests {
             Some(Bytes::from(doc.save()).to_vec())
         );
 
-        assert_eq!(purge_older(root, Duration::from_secs(60)).expect("lists"), []);
+        assert!(older(root, Duration::from_secs(60)).expect("lists").is_empty());
         purge(root, &bad.path).expect("deletes");
         purge(root, &bad.path).expect_err("it is gone");
-        assert_eq!(purge_older(root, Duration::ZERO).expect("deletes").len(), 1);
+        for path in older(root, Duration::ZERO).expect("lists") {
+            purge(root, &path).expect("deletes");
+        }
         assert_eq!(list(root).expect("lists"), []);
         assert_eq!(fs::read_dir(root.join("quarantine")).expect("lists").count(), 0);
     }

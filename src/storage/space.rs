@@ -1,7 +1,11 @@
 //! How much room the disks have: below `storage.min_free` no new document and no upload is taken, so that what
 //! is left is there for edits.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::sync::watch;
 use tracing::{info, warn};
@@ -31,8 +35,9 @@ impl Space {
         health: Arc<Health>,
         metrics: StorageMetrics,
     ) -> Self {
+        let least = measure(&config.borrow());
         let space = Self { is_low: watch::Sender::new(false), config, health, metrics };
-        space.look();
+        space.note(least);
         space
     }
 
@@ -51,16 +56,16 @@ impl Space {
     pub async fn run(&self) {
         loop {
             tokio::time::sleep(EVERY).await;
-            self.look();
+            let config = self.config.borrow().clone();
+            // A disk that hangs holds this thread, and nothing else.
+            let measured = tokio::task::spawn_blocking(move || measure(&config)).await;
+            self.note(measured.ok().flatten());
         }
     }
 
-    fn look(&self) {
-        let config = self.config.borrow().clone();
-        let least = config.storage.min_free;
-        let disks = [&config.storage.path, &config.bundles.path].map(|path| (free(path), path));
-        let known = disks.iter().filter_map(|(free, path)| free.map(|free| (free, path)));
-        let Some((free, path)) = known.min() else { return };
+    fn note(&self, measured: Option<(u64, PathBuf)>) {
+        let Some((free, path)) = measured else { return };
+        let least = self.config.borrow().storage.min_free;
         self.metrics.free_bytes.set(i64::try_from(free).unwrap_or(i64::MAX));
         let is_low = free < least.0;
         let fault = is_low.then(|| {
@@ -76,6 +81,12 @@ impl Space {
         }
         self.health.degrade("space", fault);
     }
+}
+
+/// The disk with the least room, and how much that is.
+fn measure(config: &Config) -> Option<(u64, PathBuf)> {
+    let disks = [&config.storage.path, &config.bundles.path];
+    disks.into_iter().filter_map(|path| Some((free(path)?, path.clone()))).min()
 }
 
 /// Bytes that a process that is not root may still write.

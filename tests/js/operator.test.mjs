@@ -5,34 +5,8 @@ import { mkdir, readFile, readdir, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import * as Automerge from '@automerge/automerge';
-import { Repo } from '@automerge/automerge-repo';
-import { NodeFSStorageAdapter } from '@automerge/automerge-repo-storage-nodefs';
-import { unzipSync } from 'fflate';
+import { bytesIn, fails, filesOf, find, isUnavailable, json, url } from './commands.mjs';
 import { BINARY, Relay, bundle, close, documentId, fill, folder, saved, share, smallDisk, until } from './relay.mjs';
-
-const url = id => `automerge:${id}`;
-const json = (relay, ...words) => JSON.parse(relay.command(...words, '--json'));
-const find = async (t, relay, url) => (await relay.client(t).repo.find(url)).doc();
-const isUnavailable = (t, relay, url) =>
-  assert.rejects(relay.client(t).repo.find(url), /unavailable/);
-
-/** What a command that fails exits with and says. */
-function fails(relay, ...words) {
-  const config = join(relay.at, 'tonk-relay.toml');
-  const { status, stdout, stderr } = spawnSync(BINARY, [...words, '--config', config], { encoding: 'utf8' });
-  assert.notEqual(status, 0, `${words.join(' ')}: ${stdout}`);
-  return { status, stdout, stderr };
-}
-
-const filesOf = (relay, id) => join(relay.documents, id.slice(0, 2), id.slice(2));
-
-/** Every text that is in the files of a folder. */
-async function bytesIn(at) {
-  const entries = await readdir(at, { recursive: true, withFileTypes: true });
-  const files = entries.filter(entry => entry.isFile() && entry.name !== '.reserve');
-  const read = await Promise.all(files.map(entry => readFile(join(entry.parentPath ?? entry.path, entry.name))));
-  return Buffer.concat(read).toString('latin1');
-}
 
 test('a deleted document stays deleted: no client, bundle, import or restore brings it back', async t => {
   const relay = await Relay.start(t);
@@ -63,7 +37,9 @@ test('a deleted document stays deleted: no client, bundle, import or restore bri
   assert.equal(receipt.bundle, true);
   assert.deepEqual(receipt.held_by_bundles, [holder]);
   assert.equal(receipt.backups.length, 1);
-  assert.ok(receipt.backups[0].startsWith(backup), receipt.backups[0]);
+  assert.deepEqual([receipt.backups[0].folder, receipt.backups[0].holds], [backup, true]);
+  assert.deepEqual(receipt.kept, []);
+  await until('it is in the log', () => /an operator deleted a document/.test(relay.log));
 
   await isUnavailable(t, relay, handle.url);
   // The client that has it goes on bringing it.
@@ -83,6 +59,9 @@ test('a deleted document stays deleted: no client, bundle, import or restore bri
   assert.deepEqual([restored.documents, restored.deleted, restored.new], [1, 1, 0]);
   assert.ok(!(await bytesIn(relay.documents)).includes('xyzzy-plugh'), 'not a byte of it is left');
   assert.match(fails(relay, 'doc', handle.url).stderr, /was deleted at .*: asked for/);
+  assert.equal(json(relay, 'doc', 'delete', id).reason, 'asked for', 'deleted again, the first reason stays');
+  relay.command('backup', backup);
+  assert.equal(json(relay, 'doc', 'delete', id).backups[0].holds, false, 'the renewed backup is without it');
 
   // Also over a restart, and with the relay stopped.
   for (const client of [owner, back]) await close(client);
@@ -113,7 +92,7 @@ test('fsck finds what is broken, and repairs it into quarantine', async t => {
   const relay = await Relay.start(t);
   const client = relay.client(t);
   const [good, bad] = [await share(client, { n: 1 }), await share(client, { n: 2 })];
-  assert.match(relay.command('fsck'), /^2 documents in 2 chunks, \d+ bytes: 0 damages, 0 notes\n$/);
+  assert.match(relay.command('fsck'), /^2 documents in 2 chunks, \d+ bytes; 0 bundles: 0 damages, 0 notes\n$/);
   await close(client);
   await relay.stop();
 
@@ -144,7 +123,11 @@ test('fsck finds what is broken, and repairs it into quarantine', async t => {
   const [entry] = json(relay, 'quarantine', 'list');
   assert.match(entry.path, new RegExp(`${snapshots}/${name}$`));
   assert.ok(entry.reason.length > 0 && entry.bytes === flipped.length);
-  assert.match(fails(relay, 'quarantine', 'release', entry.path).stderr, /does not parse/);
+  const released = JSON.parse(fails(relay, 'quarantine', 'release', 'no/such/snapshot/x', entry.path, '--json').stdout);
+  assert.match(released.failed[0], /not in quarantine/);
+  assert.match(released.failed[1], /does not parse/);
+  assert.match(relay.command('status'), /quarantine   1 files that do not parse/);
+  assert.equal(json(relay, 'doc', bad.url).quarantined[0].path, entry.path);
 
   // Whoever knows how to mend it may do so.
   await writeFile(join(relay.documents, 'quarantine', entry.path), whole);
@@ -152,181 +135,86 @@ test('fsck finds what is broken, and repairs it into quarantine', async t => {
   assert.equal((await find(t, relay, bad.url)).n, 2);
   assert.equal((await find(t, relay, good.url)).n, 1);
   assert.deepEqual(json(relay, 'quarantine', 'list'), []);
-  assert.deepEqual(json(relay, 'quarantine', 'purge', '--older-than', '0s'), []);
+  assert.deepEqual(json(relay, 'quarantine', 'purge', '--older-than', '0s'), { done: [], failed: [] });
 });
 
-test('a backup of a running relay is whole, incremental and checked, and comes back elsewhere', async t => {
+test('a broken journal is only looked at by who looks, and kept whole aside when the relay starts', async t => {
   const relay = await Relay.start(t);
   const client = relay.client(t);
-  const handles = [];
-  for (let n = 0; n < 5; n++) handles.push(await share(client, { n, list: [] }));
-  const gone = await share(client, { n: 'gone' });
-  const root = documentId(5);
-  await fetch(`${relay.url}/api/bundles`, {
-    method: 'POST', headers: { 'content-type': 'application/octet-stream' }, body: bundle({ [root]: { n: 1 } }),
-  });
-  const backup = join(await folder(t), 'backup');
-  const editing = setInterval(() => handles[0].change(doc => { doc.list.push(doc.list.length); }), 2);
-  t.after(() => clearInterval(editing));
-  const first = json(relay, 'backup', backup);
-  clearInterval(editing);
-  assert.deepEqual([first.documents, first.copied, first.bundles], [6, 6, 1]);
-  relay.command('fsck', backup);
-
-  await saved(client, handles[0]);
-  handles[1].change(doc => { doc.n = 'changed'; });
-  await saved(client, handles[1]);
-  relay.command('doc', 'delete', gone.url);
-  const second = json(relay, 'backup', backup);
-  assert.equal(second.documents, 5);
-  assert.ok(second.copied <= 2 && second.unchanged >= 3, JSON.stringify(second));
-  assert.equal(second.tombstones, 1);
+  const handle = await share(client, { n: 1 });
   await close(client);
-  await relay.stop();
-  assert.equal(json(relay, 'backup', backup).documents, 5, 'stopped');
-  // automerge-repo reads a backup, too.
-  const theirs = new Repo({ storage: new NodeFSStorageAdapter(join(backup, 'documents')), network: [] });
-  assert.equal((await theirs.find(handles[1].url)).doc().n, 'changed');
-
-  for (const running of [false, true]) {
-    const other = await Relay.start(t);
-    if (!running) {
-      await other.stop();
-      await rm(other.documents, { recursive: true });
-    }
-    const answer = json(other, 'restore', backup);
-    assert.deepEqual([answer.documents, answer.new, answer.bundles, answer.tombstones], [5, 5, 1, 1]);
-    assert.equal(answer.storage_id, !running, 'a relay keeps an id that it has');
-    assert.deepEqual([json(other, 'restore', backup).contained], [5], 'again: nothing happens');
-    if (!running) await other.start();
-    for (const handle of handles) assert.deepEqual(await find(t, other, handle.url), handle.doc());
-    await isUnavailable(t, other, gone.url);
-    assert.equal((await fetch(`${other.url}/api/bundles/${root}`)).status, 200);
+  await relay.kill();
+  const journal = join(relay.documents, '.journal');
+  const files = async at => Object.fromEntries(await Promise.all(
+    (await readdir(at)).filter(name => !/-shm$|^reason$/.test(name))
+      .map(async name => [name, (await readFile(join(at, name))).toString('latin1')])));
+  await writeFile(join(journal, 'journal.sqlite'), 'no journal any more'.repeat(1000));
+  const before = await files(journal);
+  assert.ok(before['journal.sqlite-wal'].length > 0);
+  for (const words of [['fsck'], ['fsck', '--json'], ['doc', handle.url], ['backup', join(relay.at, 'b')]]) {
+    const { status, stderr } = fails(relay, ...words);
+    assert.equal(status, 4, `${words}: ${stderr}`);
+    assert.match(stderr, /journal\.sqlite: .*fsck --repair/);
   }
-
-  // What is there is moved aside, not lost; a copy beside the first gets an id of its own.
-  const third = await Relay.start(t);
-  const owner = third.client(t);
-  const mine = await share(owner, { mine: true });
-  assert.match(fails(third, 'restore', backup, '--replace').stderr, /the relay runs: stop it/);
-  await close(owner);
-  await third.stop();
-  const { replaced, storage_id } = json(third, 'restore', backup, '--replace', '--new-identity');
-  assert.equal(storage_id, false);
-  assert.ok((await bytesIn(replaced)).length > 0);
-  await third.start();
-  await isUnavailable(t, third, mine.url);
-  assert.equal((await find(t, third, handles[1].url)).n, 'changed');
-
-  // Damage in a backup is found, and not restored.
-  const [id] = [handles[2].documentId];
-  const at = join(backup, 'documents', id.slice(0, 2), id.slice(2), 'snapshot');
-  const [name] = await readdir(at);
-  await writeFile(join(at, name), 'not what it was');
-  assert.equal(fails(relay, 'fsck', backup).status, 4);
-  await writeFile(join(backup, 'backup.json'), '{"format": 99}');
-  assert.match(fails(relay, 'restore', backup).stderr, /format 99/);
+  assert.deepEqual(await files(journal), before, 'nothing was changed');
+  await relay.start();
+  assert.match(relay.log, /the journal is broken/);
+  assert.match(relay.command('status'), /quarantine   [23] files/);
+  assert.deepEqual(await files(join(relay.documents, 'quarantine/journal-0')), before);
+  const receipt = json(relay, 'doc', 'delete', handle.url);
+  assert.deepEqual(receipt.kept, [join(relay.documents, 'quarantine/journal-0')], 'the receipt names it');
 });
 
-test('clients that are newer than the backup give back what is missing', async t => {
+test('fsck says when it has not checked, and makes nothing', async t => {
   const relay = await Relay.start(t);
-  const at = await folder(t);
-  const client = () => relay.client(t, { repo: { storage: new NodeFSStorageAdapter(at) } });
-  const first = client();
-  const handle = await share(first, { n: 1 });
-  const backup = join(await folder(t), 'backup');
-  relay.command('backup', backup);
-  handle.change(doc => { doc.n = 2; });
-  await saved(first, handle);
-  await first.repo.flush();
-  // Its sync state, which says that the relay has it all, is on its disk.
-  await new Promise(resolve => setTimeout(resolve, 500));
-  await close(first);
-  await relay.stop();
-  relay.command('restore', backup, '--replace');
-  await relay.start();
-  assert.equal((await find(t, relay, handle.url)).n, 1, 'as it was then');
-  const again = client();
-  const found = await again.repo.find(handle.url);
-  assert.equal(found.doc().n, 2);
-  await until('the relay has it back', async () => (await find(t, relay, handle.url)).n === 2);
-});
-
-test('the folder of another relay is imported, and stays as it is', async t => {
-  const source = join(await folder(t), 'automerge-repo-data');
-  const theirs = new Repo({ storage: new NodeFSStorageAdapter(source), network: [] });
-  const handles = [1, 2, 3].map(n => theirs.create({ n, list: [] }));
-  for (const handle of handles) {
-    handle.change(doc => { doc.list.push('an increment'); });
-    await theirs.flush();
-  }
-  const storageId = await theirs.storageId();
-  // As Tonk's relay names what came from a bundle.
-  const tonk = documentId(3);
-  const exported = join(source, tonk.slice(0, 2), tonk.slice(2), 'snapshot');
-  await mkdir(exported, { recursive: true });
-  await writeFile(join(exported, 'bundle_export'), Automerge.save(Automerge.from({ n: 'tonk' })));
-  await writeFile(join(exported, 'broken'), 'garbage');
-  const before = await bytesIn(source);
-
-  const relay = new Relay(await folder(t));
-  await relay.start();
-  t.after(() => relay.kill());
+  const empty = await folder(t);
+  const status = (...words) => fails(relay, 'fsck', ...words).status;
+  assert.equal(status('--socket', join(empty, 'none.sock')), 8);
+  assert.equal(status(join(empty, 'none')), 8);
+  assert.equal(status(empty), 8);
   await relay.stop();
   await rm(relay.documents, { recursive: true });
-  const dry = fails(relay, 'import', source, '--dry-run', '--json');
-  assert.equal(dry.status, 1);
-  assert.equal(JSON.parse(dry.stdout).new, 4);
-  const { stdout } = fails(relay, 'import', source, '--json');
-  const answer = JSON.parse(stdout);
-  assert.deepEqual([answer.documents, answer.new, answer.storage_id], [4, 4, true]);
-  assert.deepEqual(answer.refused.map(({ place }) => place), [`${tonk}/snapshot/broken`]);
-  assert.equal(await bytesIn(source), before);
-  await rm(join(exported, 'broken'));
-  await relay.start();
-  const client = relay.client(t);
-  const live = await client.repo.find(handles[0].url);
-  assert.deepEqual(live.doc(), handles[0].doc());
-  assert.equal((await find(t, relay, url(tonk))).n, 'tonk');
-  const peers = Object.values(client.repo.peerMetadataByPeerId);
-  assert.equal(peers[0].storageId, storageId);
-
-  // Again, with the relay running and a document live: what is new there arrives at once.
-  handles[0].change(doc => { doc.n = 'newer'; });
-  await theirs.flush();
-  const again = json(relay, 'import', source);
-  assert.deepEqual([again.new, again.newer, again.contained], [0, 1, 3]);
-  await until('the live document has it', () => live.doc().n === 'newer');
-  assert.match(fails(relay, 'import', join(source, 'nowhere')).stderr, /nowhere/);
+  assert.equal(status(), 8);
+  assert.equal(fails(relay, 'doc', documentId(1)).status, 1);
+  await assert.rejects(readdir(relay.documents), /ENOENT/);
 });
 
-test('an app is exported as it is now, as a bundle that is served', async t => {
+test('an uploaded bundle that is broken is found, and a document of which nothing is left', async t => {
   const relay = await Relay.start(t);
-  const client = relay.client(t);
-  const file = await share(client, { text: 'hello' });
-  const other = await share(client, { n: 'not of this app' });
-  const sub = await share(client, { type: 'dir', children: [{ name: 'file', pointer: file.documentId }] });
-  const root = await share(client, { type: 'dir', children: [{ name: 'sub', pointer: sub.url }, { pointer: documentId(99) }] });
-  file.change(doc => { doc.text = 'hello, now'; });
-  await saved(client, file);
-  const out = join(await folder(t), 'app.tonk');
-  const answer = json(relay, 'export', root.documentId, out);
-  assert.deepEqual([answer.documents, answer.missing], [3, [documentId(99)]]);
-  assert.match(fails(relay, 'export', root.documentId, out).stderr, /is there already/);
-  const entries = unzipSync(await readFile(out));
-  assert.ok(!Object.keys(entries).some(name => name.includes(other.documentId.slice(2))));
-  assert.equal(JSON.parse(Buffer.from(entries['manifest.json'])).rootId, root.documentId);
-
-  const fresh = await Relay.start(t, { bundle: { path: `"${out}"` } });
-  assert.equal((await find(t, fresh, file.url)).text, 'hello, now');
-  // A bundle that is known keeps its manifest.
+  const [id, client] = [documentId(3), relay.client(t)];
   await fetch(`${relay.url}/api/bundles`, {
-    method: 'POST', headers: { 'content-type': 'application/octet-stream' },
-    body: bundle({ [root.documentId]: root.doc() }, { xVendor: { kept: true } }),
+    method: 'POST', headers: { 'content-type': 'application/octet-stream' }, body: bundle({ [id]: { n: 1 } }),
   });
+  const handle = await share(client, { n: 1 });
+  handle.change(doc => { doc.n = 2; });
+  await saved(client, handle);
   await close(client);
   await relay.stop();
-  relay.command('export', root.documentId, out, '--force');
-  const manifest = JSON.parse(Buffer.from(unzipSync(await readFile(out))['manifest.json']));
-  assert.deepEqual(manifest.xVendor, { kept: true });
+  await writeFile(join(relay.at, 'bundles', `${id}.tonk`), 'no bundle');
+  // Only the second change is left.
+  const [first, second] = Automerge.getAllChanges(handle.doc());
+  assert.ok(first);
+  await rm(filesOf(relay, handle.documentId), { recursive: true });
+  await mkdir(join(filesOf(relay, handle.documentId), 'incremental'), { recursive: true });
+  await writeFile(join(filesOf(relay, handle.documentId), 'incremental', 'x'), second);
+  const { status, stdout } = fails(relay, 'fsck', '--json');
+  assert.equal(status, 4);
+  const found = JSON.parse(stdout).findings.map(({ kind, place }) => [kind, place]).sort();
+  assert.deepEqual(found, [['broken', `bundle ${id}`], ['lost', handle.documentId]]);
+});
+
+test('the commands answer while the config has a fault, and when nobody reads on', async t => {
+  const relay = await Relay.start(t);
+  await share(relay.client(t), { n: 1 });
+  const config = join(relay.at, 'tonk-relay.toml');
+  const text = await readFile(config, 'utf8');
+  await writeFile(config, `${text}\n[nonsense]\nkey = 1\n`);
+  assert.match(relay.command('status'), /ready        yes/);
+  assert.match(relay.command('fsck'), /1 documents/);
+  await writeFile(config, text);
+  const line = `set -o pipefail; '${BINARY}' fsck --json --config '${config}' | true`;
+  for (let n = 0; n < 5; n++) {
+    const { status, stderr } = spawnSync('bash', ['-c', line], { encoding: 'utf8' });
+    assert.deepEqual([status, stderr], [0, '']);
+  }
 });

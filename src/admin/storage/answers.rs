@@ -1,5 +1,7 @@
 //! What the admin socket takes and answers about what is stored, as JSON.
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{document_id::DocumentId, storage::tombstones::Tombstone};
@@ -32,8 +34,11 @@ pub struct Receipt {
     pub bundle: bool,
     /// Other bundles that hold the document; nobody gets it from them by sync.
     pub held_by_bundles: Vec<String>,
-    /// Folders of backups that were made and may hold it until they are renewed.
-    pub backups: Vec<String>,
+    /// Backups that were made of this storage, which may hold it until they are renewed.
+    pub backups: Vec<MadeBackup>,
+    /// Folders on the relay's disk that may hold it: what restores have replaced, and broken journals. They go when
+    /// the operator deletes them.
+    pub kept: Vec<PathBuf>,
 }
 
 /// An uploaded bundle.
@@ -81,10 +86,62 @@ pub struct Deletion {
 }
 
 /// A backup that was made.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct MadeBackup {
     /// Its folder.
     pub folder: String,
-    /// When, in RFC 3339.
+    /// When it was begun last, in RFC 3339.
     pub at: String,
+}
+
+/// What became of a tombstone that a restore brings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Buried {
+    /// The document is deleted here now.
+    New,
+    /// It was deleted here before.
+    Already,
+    /// The document is here, or a bundle of it, and stays.
+    IsHere,
+}
+
+/// A document's content, as CBOR.
+#[derive(Debug, minicbor::Encode, minicbor::Decode)]
+pub struct Content {
+    /// An automerge save.
+    #[cbor(n(0), with = "minicbor::bytes")]
+    pub data: Vec<u8>,
+    /// Chunks that are not in it, for they do not parse.
+    #[n(1)]
+    pub broken: Vec<String>,
+}
+
+/// A document that a restore or an import brings, as CBOR.
+#[derive(Debug, minicbor::Encode, minicbor::Decode)]
+pub struct Brought {
+    /// Its id.
+    #[n(0)]
+    pub document: String,
+    /// An automerge save.
+    #[cbor(n(1), with = "minicbor::bytes")]
+    pub data: Vec<u8>,
+}
+
+/// What became of paths of the quarantine.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct Done {
+    /// What was done, by path or key.
+    pub done: Vec<String>,
+    /// Why it could not be done for others.
+    pub failed: Vec<String>,
+}
+
+/// What a restore that replaces all moved away.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Replaced {
+    /// The folder of documents.
+    pub documents: PathBuf,
+    /// Whether an earlier restore moved it, and was interrupted.
+    pub is_resumed: bool,
 }

@@ -164,11 +164,14 @@ impl BundleStore for FolderStore {
         let name = name.to_owned();
         self.run(move |folder| {
             let aside = folder.join(name);
-            fs::create_dir(&aside)?;
+            fs::create_dir_all(&aside)?;
             for (id, path) in bundles_in(folder)? {
                 fs::rename(path, aside.join(format!("{id}.tonk")))?;
             }
-            Ok(())
+            match fs::rename(folder.join(FORMER), aside.join(FORMER)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+                _ => File::open(&aside)?.sync_all(),
+            }
         })
     }
 }

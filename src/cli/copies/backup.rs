@@ -3,29 +3,32 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs::File,
-    time::SystemTime,
+    fs::{File, TryLockError},
+    time::{Duration, Instant, SystemTime},
 };
 
+use automerge::{Automerge, LoadOptions, OnPartialLoad, ReadDoc};
 use clap::Args;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::*;
+use super::{merge::Refused, *};
 use crate::{
     admin::storage::answers::{Entry, ListedBundle, MadeBackup, StorageId},
     bundle::{self, Bundle},
     storage::{
-        documents::hex,
+        documents::{Relation, hex},
         fsck::{self, Finding, Kind, Line},
         tombstones::Tombstone,
-        walk::Listed,
+        walk::{self, Found, Listed},
     },
 };
 
 /// The format of a backup, in its `backup.json`.
 const FORMAT: u32 = 1;
 const INDEX: &str = "backup.json";
+/// How often a first backup notes how far it is.
+const NOTE_EVERY: Duration = Duration::from_secs(5);
 
 /// `tonk-relay backup`
 #[derive(Debug, Args)]
@@ -46,17 +49,20 @@ pub(in crate::cli) struct Backup {
     pub(super) storage_id: Option<String>,
     /// When it was begun, in RFC 3339.
     made_at: String,
-    /// False while it is being made.
+    /// False while the first one is being made; a later one says it only when it is there.
     pub(super) is_complete: bool,
     pub(super) documents: BTreeMap<DocumentId, Copied>,
     /// ETags of the uploaded bundles, by id.
     pub(super) bundles: BTreeMap<DocumentId, String>,
+    /// Documents that were deleted; their tombstones are files.
+    #[serde(default)]
+    deleted: BTreeSet<DocumentId>,
 }
 
 /// A document in a backup.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Copied {
-    /// What the relay's listing said of it when it was copied.
+    /// What the relay's listing said of it when it was copied; nothing if not all of it could be.
     fingerprint: String,
     pub(super) sha256: String,
     bytes: u64,
@@ -138,6 +144,12 @@ impl Backup {
                 faults.push((file.display().to_string(), error.to_string()));
             }
         }
+        for document in &self.deleted {
+            if !tombstone_file(folder, *document).is_file() {
+                let fault = "it was deleted, and the file that says so is not there";
+                faults.push((document.to_string(), fault.to_owned()));
+            }
+        }
         let damages = faults.len();
         for (place, fault) in faults {
             tell(Line::Finding(Finding { kind: Kind::Broken, place, fault, repaired: false }));
@@ -145,11 +157,20 @@ impl Backup {
         fsck::check_folder(&folder.join("documents"), true, |line| match line {
             Line::Summary(mut summary) => {
                 summary.damages += damages;
+                summary.bundles = self.bundles.len();
                 tell(Line::Summary(summary))
             }
             line => tell(line),
         });
     }
+}
+
+/// Whether the backup in `folder` holds a document; none if there is no backup to be read.
+pub(in crate::cli) fn holds(folder: &Path, document: DocumentId) -> Option<bool> {
+    let backup = Backup::read(folder).ok()??;
+    let is_listed =
+        backup.documents.contains_key(&document) || backup.bundles.contains_key(&document);
+    Some(is_listed || snapshots(folder, document).exists())
 }
 
 /// What a backup did.
@@ -163,16 +184,43 @@ struct BackupAnswer {
     tombstones: usize,
     /// Documents of an earlier backup that the relay does not have any more, although nobody deleted them there.
     kept: Vec<DocumentId>,
+    /// What could not be copied as it is, and why. An earlier copy of it stays.
+    failed: Vec<Refused>,
+}
+
+impl BackupAnswer {
+    fn fail(&mut self, place: impl ToString, reason: impl ToString) {
+        self.failed.push(Refused { place: place.to_string(), reason: reason.to_string() });
+    }
 }
 
 pub(in crate::cli) fn backup(arguments: &BackupArguments) -> Result<(), CliError> {
     let folder = &std::path::absolute(&arguments.folder).map_err(at(&arguments.folder))?;
+    for own in arguments.storage.relay.folders() {
+        // The folder may not be there yet, and then what it will be in counts.
+        let real = folder.ancestors().find_map(|folder| fs::canonicalize(folder).ok());
+        if let (Some(real), Ok(own)) = (real, fs::canonicalize(own))
+            && real.starts_with(own)
+        {
+            return Err(says(folder, "is in a folder of the relay's own"));
+        }
+    }
     fs::create_dir_all(folder).map_err(at(folder))?;
+    let disk = File::open(folder).map_err(at(folder))?;
+    match disk.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            return Err(says(folder, "another backup goes there at this time"));
+        }
+        Err(TryLockError::Error(error)) => return Err(at(folder)(error)),
+    }
     let earlier = Backup::read(folder)?;
     if earlier.is_none() && fs::read_dir(folder).map_err(at(folder))?.next().is_some() {
         return Err(says(folder, "is neither empty nor an earlier backup"));
     }
     let mut relay = arguments.storage.relay.stored()?;
+    // One that has none yet is given one.
+    let _: bool = relay.tell(Method::PUT, "/storage-id", &StorageId { storage_id: None })?;
     let StorageId { storage_id } = relay.ask(Method::GET, "/storage-id")?;
     let earlier =
         earlier.unwrap_or_else(|| Backup { storage_id: storage_id.clone(), ..Backup::default() });
@@ -190,66 +238,110 @@ pub(in crate::cli) fn backup(arguments: &BackupArguments) -> Result<(), CliError
         storage_id,
         made_at: now(),
         is_complete: false,
-        documents: earlier.documents.clone(),
-        bundles: earlier.bundles.clone(),
+        documents: earlier.documents,
+        bundles: earlier.bundles,
+        deleted: BTreeSet::new(),
     };
-    made.write(folder)?;
+    // They become paths here, perhaps root's.
+    made.documents.retain(|_, copied| is_hash(&copied.sha256));
+    let is_first = !earlier.is_complete;
     let documents = folder.join("documents");
     fs::create_dir_all(&documents).map_err(at(&documents))?;
+    if is_first {
+        made.write(folder)?;
+    }
+    let noted = MadeBackup { folder: folder.display().to_string(), at: made.made_at.clone() };
+    let () = relay.tell(Method::POST, "/backups", &noted)?;
 
-    // It becomes a path here, perhaps root's.
-    made.documents.retain(|_, copied| is_hash(&copied.sha256));
     let tombstones: Vec<Tombstone> = relay.ask(Method::GET, "/deleted")?;
     let mut answer = BackupAnswer { tombstones: tombstones.len(), ..BackupAnswer::default() };
     let listed = list(&mut relay)?;
     let progress = Progress::new("documents");
     let all = listed.len();
     let mut gone: BTreeSet<DocumentId> = made.documents.keys().copied().collect();
+    let mut noted_at = Instant::now();
     for (n, document) in listed.into_iter().enumerate() {
         progress.is_at(n, all);
+        if is_first && noted_at.elapsed() > NOTE_EVERY {
+            // An interrupted one goes on from here.
+            made.write(folder)?;
+            noted_at = Instant::now();
+        }
         gone.remove(&document.document);
         let known = made.documents.get(&document.document);
-        let is_known = known.is_some_and(|known| known.fingerprint == document.fingerprint)
-            && made.file(folder, document.document).is_some_and(|file| file.is_file());
+        let is_known = known.is_some_and(|known| {
+            known.fingerprint == document.fingerprint
+                && made
+                    .file(folder, document.document)
+                    .and_then(|file| fs::metadata(file).ok())
+                    .is_some_and(|file| file.len() == known.bytes)
+        });
         if is_known {
             answer.unchanged += 1;
-        } else if let Some(copied) = copy(&mut relay, folder, &document)? {
+        } else if let Some(copied) = copy(&mut relay, folder, &document, known, &mut answer)? {
             answer.copied += 1;
             answer.bytes += copied.bytes;
             made.documents.insert(document.document, copied);
         }
     }
     progress.end();
-    copy_bundles(&mut relay, folder, &mut made)?;
-    let deleted: BTreeSet<DocumentId> = tombstones.iter().map(|t| t.document).collect();
+    copy_bundles(&mut relay, folder, &mut made, &mut answer)?;
     for tombstone in &tombstones {
         let path = tombstone_file(folder, tombstone.document);
         write_file(&path, &serde_json::to_vec(tombstone).unwrap_or_default())?;
         made.documents.remove(&tombstone.document);
         made.bundles.remove(&tombstone.document);
-        remove(&bundle_file(folder, tombstone.document))?;
-        let snapshots = snapshots(folder, tombstone.document);
-        if let Some(document) = snapshots.parent().filter(|document| document.exists()) {
-            fs::remove_dir_all(document).map_err(at(document))?;
-        }
+        made.deleted.insert(tombstone.document);
     }
-    for tombstone in tombstones_of(folder)? {
-        if !deleted.contains(&tombstone.document) {
-            remove(&tombstone_file(folder, tombstone.document))?;
-        }
-    }
-    answer.kept = gone.into_iter().filter(|document| !deleted.contains(document)).collect();
+    answer.kept = gone.into_iter().filter(|document| !made.deleted.contains(document)).collect();
     answer.documents = made.documents.len();
     answer.bundles = made.bundles.len();
-    // The files are on the disk, and then their folders, before it says that it is complete.
-    let disk = File::open(folder).map_err(at(folder))?;
+    // The files are on the disk, and then their folders, before it says that they are there; what it needs no more
+    // goes after that, so that one backup is whole at every moment.
     rustix::fs::syncfs(&disk).map_err(|error| at(folder)(error.into()))?;
     made.is_complete = true;
     made.write(folder)?;
-    let noted = MadeBackup { folder: folder.display().to_string(), at: made.made_at.clone() };
-    let () = relay.tell(Method::POST, "/backups", &noted)?;
+    made.remove_the_rest(folder)?;
     show(arguments.storage.json, &answer, || describe(&answer));
-    Ok(())
+    if answer.failed.is_empty() { Ok(()) } else { Err(CliError::Said(1)) }
+}
+
+impl Backup {
+    /// Remove the files that this one does not name: former copies, and what is left of deleted documents.
+    fn remove_the_rest(&self, folder: &Path) -> Result<(), CliError> {
+        let mut documents = Vec::new();
+        walk::walk(&folder.join("documents"), |found| {
+            if let Found::Document(document) = found {
+                documents.push(document);
+            }
+            true
+        })?;
+        for document in documents {
+            let snapshots = snapshots(folder, document);
+            match self.documents.get(&document) {
+                None => {
+                    let all = snapshots.parent().unwrap_or(&snapshots);
+                    fs::remove_dir_all(all).map_err(at(all))?;
+                }
+                Some(Copied { sha256, .. }) => {
+                    for file in fs::read_dir(&snapshots).map_err(at(&snapshots))?.flatten() {
+                        if file.file_name() != sha256.as_str() {
+                            remove(&file.path())?;
+                        }
+                    }
+                }
+            }
+        }
+        for document in &self.deleted {
+            remove(&bundle_file(folder, *document))?;
+        }
+        for tombstone in tombstones_of(folder)? {
+            if !self.deleted.contains(&tombstone.document) {
+                remove(&tombstone_file(folder, tombstone.document))?;
+            }
+        }
+        Ok(())
+    }
 }
 
 fn describe(answer: &BackupAnswer) -> String {
@@ -265,6 +357,9 @@ fn describe(answer: &BackupAnswer) -> String {
     for document in &answer.kept {
         text.push_str(&format!("kept, although the relay has it no more: {document}\n"));
     }
+    for Refused { place, reason } in &answer.failed {
+        text.push_str(&format!("not copied: {place}: {reason}\n"));
+    }
     text
 }
 
@@ -279,29 +374,121 @@ fn list(relay: &mut Relay) -> Result<Vec<Listed>, CliError> {
     Ok(listed)
 }
 
-fn copy(relay: &mut Relay, folder: &Path, listed: &Listed) -> Result<Option<Copied>, CliError> {
-    let Some(data) = content(relay, listed.document)? else { return Ok(None) };
-    let sha256 = hex(&Sha256::digest(&data));
-    let snapshots = snapshots(folder, listed.document);
-    write_file(&snapshots.join(&sha256), &data)?;
-    for old in fs::read_dir(&snapshots).map_err(at(&snapshots))?.flatten() {
-        if old.file_name() != sha256.as_str() {
-            remove(&old.path())?;
+/// Copy a document. What an earlier copy has of it is in the new one too, or the earlier one stays.
+fn copy(
+    relay: &mut Relay,
+    folder: &Path,
+    listed: &Listed,
+    earlier: Option<&Copied>,
+    answer: &mut BackupAnswer,
+) -> Result<Option<Copied>, CliError> {
+    let document = listed.document;
+    let content = match content(relay, document, false) {
+        Ok(Some(content)) => content,
+        Ok(None) => return Ok(None),
+        Err(CliError::Admin(AdminError::Refused(reason))) => {
+            answer.fail(document, reason);
+            return Ok(None);
         }
+        Err(error) => return Err(error),
+    };
+    let is_whole = content.broken.is_empty();
+    for chunk in content.broken {
+        answer.fail("a broken chunk", chunk);
     }
-    let fingerprint = listed.fingerprint.clone();
+    let snapshots = snapshots(folder, document);
+    let earlier = earlier.and_then(|earlier| {
+        let data = fs::read(snapshots.join(&earlier.sha256)).ok()?;
+        (hex(&Sha256::digest(&data)) == earlier.sha256).then_some(data)
+    });
+    let data = match joined(&content.data, earlier.as_deref()) {
+        Joined::New => content.data,
+        Joined::Both(data) => {
+            let fault = "the relay lacks changes that are in the earlier copy; they are kept";
+            answer.fail(document, fault);
+            data
+        }
+        Joined::Unrelated => {
+            let fault = "it has no change in common with the earlier copy, which stays";
+            answer.fail(document, fault);
+            return Ok(None);
+        }
+        Joined::Nothing => {
+            answer.fail(document, "nothing of it can be read");
+            return Ok(None);
+        }
+    };
+    let sha256 = hex(&Sha256::digest(&data));
+    write_file(&snapshots.join(&sha256), &data)?;
+    let fingerprint = if is_whole { listed.fingerprint.clone() } else { String::new() };
     Ok(Some(Copied { fingerprint, sha256, bytes: data.len() as u64 }))
 }
 
-fn copy_bundles(relay: &mut Relay, folder: &Path, made: &mut Backup) -> Result<(), CliError> {
+/// What a new copy of a document is with an earlier one.
+enum Joined {
+    /// The new one has all of the earlier one.
+    New,
+    /// It does not: both together.
+    Both(Vec<u8>),
+    /// They are two documents.
+    Unrelated,
+    /// There is nothing in the new one.
+    Nothing,
+}
+
+fn joined(new: &[u8], earlier: Option<&[u8]>) -> Joined {
+    let load = |data: &[u8]| {
+        let options = LoadOptions::new().on_partial_load(OnPartialLoad::Ignore);
+        Automerge::load_with_options(data, options).unwrap_or_default()
+    };
+    let new = load(new);
+    if new.get_heads().is_empty() && new.get_missing_deps(&[]).is_empty() {
+        return Joined::Nothing;
+    }
+    let Some(mut earlier) = earlier.map(load) else { return Joined::New };
+    match Relation::of(&earlier, &new) {
+        Relation::Contained => Joined::New,
+        Relation::Unrelated if !new.get_heads().is_empty() => Joined::Unrelated,
+        Relation::Newer | Relation::Unrelated => {
+            // Its changes that wait for others may find them here.
+            match earlier.load_incremental(&new.save()) {
+                Ok(_) => Joined::Both(earlier.save()),
+                Err(_) => Joined::Unrelated,
+            }
+        }
+    }
+}
+
+fn copy_bundles(
+    relay: &mut Relay,
+    folder: &Path,
+    made: &mut Backup,
+    answer: &mut BackupAnswer,
+) -> Result<(), CliError> {
     let bundles: Vec<ListedBundle> = relay.ask(Method::GET, "/bundles")?;
     for ListedBundle { id, etag } in bundles {
         let file = bundle_file(folder, id);
-        if made.bundles.get(&id) != Some(&etag) || !file.is_file() {
-            let data = relay.fetch(Method::GET, &format!("/bundles/{id}"), Bytes::new())?;
-            write_file(&file, &data)?;
-            made.bundles.insert(id, etag);
+        if made.bundles.get(&id) == Some(&etag) && file.is_file() {
+            continue;
         }
+        let data = match relay.fetch(Method::GET, &format!("/bundles/{id}"), Bytes::new()) {
+            Ok(data) => data,
+            Err(error @ CliError::Admin(AdminError::Refused(_) | AdminError::Http(_))) => {
+                answer.fail(format!("bundle {id}"), error);
+                continue;
+            }
+            // Deleted since it was listed.
+            Err(CliError::Admin(AdminError::Missing(_))) => continue,
+            Err(error) => return Err(error),
+        };
+        let verified = Bundle::open(io::Cursor::new(data.clone()), u64::MAX)
+            .and_then(|mut bundle| bundle.verify());
+        if let Err(error) = verified {
+            answer.fail(format!("bundle {id}"), error);
+            continue;
+        }
+        write_file(&file, &data)?;
+        made.bundles.insert(id, etag);
     }
     Ok(())
 }
@@ -314,6 +501,11 @@ pub(super) fn tombstones_of(folder: &Path) -> Result<Vec<Tombstone>, CliError> {
     let mut tombstones = Vec::new();
     for entry in fs::read_dir(&folder).map_err(at(&folder))? {
         let path = entry.map_err(at(&folder))?.path();
+        let name = path.file_name().and_then(|name| name.to_str());
+        if name.is_none_or(|name| name.parse::<DocumentId>().is_err()) {
+            // What a backup that was interrupted was writing.
+            continue;
+        }
         let text = fs::read(&path).map_err(at(&path))?;
         tombstones.push(serde_json::from_slice(&text).map_err(|error| says(&path, error))?);
     }

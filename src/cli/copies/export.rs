@@ -1,6 +1,9 @@
 //! `tonk-relay export`
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    os::unix::fs::MetadataExt,
+};
 
 use automerge::{Automerge, ObjId, ObjType, ROOT, ReadDoc, ScalarValueRef, ValueRef};
 use clap::Args;
@@ -33,6 +36,8 @@ struct ExportAnswer {
     bytes: u64,
     /// Documents that are mentioned, and not stored here.
     missing: Vec<DocumentId>,
+    /// Chunks that are left out, for they do not parse.
+    broken: Vec<String>,
 }
 
 pub(in crate::cli) fn export(arguments: &ExportArguments) -> Result<(), CliError> {
@@ -48,18 +53,19 @@ pub(in crate::cli) fn export(arguments: &ExportArguments) -> Result<(), CliError
         Err(CliError::Admin(AdminError::Missing(_))) => bundle::minimal_manifest(root).into(),
         Err(error) => return Err(error),
     };
-    let (mut documents, mut missing) = (BTreeMap::new(), Vec::new());
+    let (mut documents, mut missing, mut broken) = (BTreeMap::new(), Vec::new(), Vec::new());
     let mut seen = BTreeSet::from([root]);
     let mut to_look_at = VecDeque::from([root]);
     let progress = Progress::new("documents");
     while let Some(document) = to_look_at.pop_front() {
         progress.is_at(documents.len(), seen.len());
-        let Some(data) = content(&mut relay, document)? else {
+        let Some(content) = content(&mut relay, document, true)? else {
             missing.push(document);
             continue;
         };
-        let doc =
-            Automerge::load(&data).map_err(|error| CliError::Document(document, error.into()))?;
+        broken.extend(content.broken);
+        let doc = Automerge::load(&content.data)
+            .map_err(|error| CliError::Document(document, error.into()))?;
         for mentioned in mentioned_in(&doc) {
             if seen.insert(mentioned) {
                 to_look_at.push_back(mentioned);
@@ -72,18 +78,35 @@ pub(in crate::cli) fn export(arguments: &ExportArguments) -> Result<(), CliError
         return Err(says(file, format!("nothing is stored of the root document {root}")));
     }
     let out = bundle::pack(&manifest, &documents).map_err(|error| says(file, error))?;
-    write_file(&std::path::absolute(file).map_err(at(file))?, &out)?;
-    let answer =
-        ExportAnswer { root, documents: documents.len(), bytes: out.len() as u64, missing };
+    // A link is followed, and a file that is there keeps its permissions and owner.
+    let path = std::path::absolute(file).map_err(at(file))?;
+    let path = fs::canonicalize(&path).unwrap_or(path);
+    let earlier = fs::metadata(&path).ok();
+    let mode =
+        earlier.as_ref().map_or(fs::Permissions::from_mode(0o666), |found| found.permissions());
+    write_file_with(&path, &out, mode.clone())?;
+    if let Some(earlier) = earlier {
+        fs::set_permissions(&path, mode).map_err(at(&path))?;
+        if rustix::process::geteuid().is_root() {
+            std::os::unix::fs::chown(&path, Some(earlier.uid()), Some(earlier.gid()))
+                .map_err(at(&path))?;
+        }
+    }
+    let (documents, bytes) = (documents.len(), out.len() as u64);
+    let answer = ExportAnswer { root, documents, bytes, missing, broken };
     show(arguments.storage.json, &answer, || {
         let (documents, bytes) = (answer.documents, answer.bytes);
         let mut text = format!("{}: {documents} documents, {bytes} bytes\n", file.display());
         for document in &answer.missing {
             text.push_str(&format!("mentioned, and not stored here: {document}\n"));
         }
+        for chunk in &answer.broken {
+            text.push_str(&format!("broken, and left out: {chunk}\n"));
+        }
         text
     });
-    Ok(())
+    let is_whole = answer.missing.is_empty() && answer.broken.is_empty();
+    if is_whole { Ok(()) } else { Err(CliError::Said(1)) }
 }
 
 /// The documents that a document mentions: texts that are an id or an automerge: URL, wherever they stand.

@@ -1,5 +1,6 @@
 //! `tonk-relay import`
 
+use automerge::ReadDoc;
 use clap::Args;
 
 use super::{backup::Backup, merge::MergeAnswer, *};
@@ -7,6 +8,7 @@ use crate::{
     admin::storage::answers::StorageId,
     storage::{
         documents,
+        journal::count_rows,
         walk::{self, Found},
     },
 };
@@ -20,6 +22,9 @@ pub(in crate::cli) struct ImportArguments {
     /// Say what would be done, and do nothing
     #[arg(long)]
     dry_run: bool,
+    /// Leave out the folder's storage id: for a copy, beside a relay that goes on
+    #[arg(long)]
+    new_identity: bool,
     #[command(flatten)]
     storage: StorageArguments,
 }
@@ -29,13 +34,23 @@ pub(in crate::cli) fn import(arguments: &ImportArguments) -> Result<(), CliError
     if Backup::read(folder)?.is_some() {
         return Err(says(folder, "is a backup: use `tonk-relay restore`"));
     }
-    if fs::metadata(folder.join(".journal/journal.sqlite-wal")).is_ok_and(|wal| wal.len() > 0) {
-        let problem =
-            "has a journal that is in use: stop that relay, and run its `tonk-relay checkpoint`";
-        return Err(says(folder, problem));
+    let own = arguments.storage.relay.folders();
+    if own.iter().any(|own| is_same(own, folder)) {
+        return Err(says(folder, "is this relay's own folder"));
+    }
+    match count_rows(folder) {
+        Ok(0) => {}
+        Err(error) if error.source.kind() != io::ErrorKind::ResourceBusy => {
+            return Err(error.into());
+        }
+        _ => {
+            let problem = "has a journal with changes that are not in the folders: stop that relay, and run its \
+                           `tonk-relay checkpoint`";
+            return Err(says(folder, problem));
+        }
     }
     let mut documents = Vec::new();
-    let mut answer = MergeAnswer { dry_run: arguments.dry_run, ..MergeAnswer::default() };
+    let mut answer = MergeAnswer::new(arguments.dry_run);
     walk::walk(folder, |found| {
         match found {
             Found::Document(document) => documents.push(document),
@@ -45,13 +60,24 @@ pub(in crate::cli) fn import(arguments: &ImportArguments) -> Result<(), CliError
         }
         true
     })?;
-    let mut relay = arguments.storage.relay.stored()?;
+    let mut relay = arguments.storage.relay.stored_or_new()?;
     let id_file = folder.join("st/orage-adapter-id");
-    if !arguments.dry_run
+    if !arguments.new_identity
         && let Ok(id) = fs::read_to_string(&id_file)
     {
         let id = StorageId { storage_id: Some(id.trim().to_owned()) };
-        answer.storage_id = relay.tell(Method::PUT, "/storage-id", &id)?;
+        answer.storage_id = if arguments.dry_run {
+            let here: StorageId = relay.ask(Method::GET, "/storage-id")?;
+            here.storage_id.is_none()
+        } else {
+            match relay.tell(Method::PUT, "/storage-id", &id) {
+                Err(CliError::Admin(AdminError::Refused(reason))) => {
+                    answer.refuse(id_file.display(), reason);
+                    false
+                }
+                is_taken => is_taken?,
+            }
+        };
     }
     let progress = Progress::new("documents");
     let all = documents.len();
@@ -69,10 +95,17 @@ pub(in crate::cli) fn import(arguments: &ImportArguments) -> Result<(), CliError
         for (key, reason) in checked.broken {
             answer.refuse(key, reason);
         }
-        if !checked.opened.heads.is_empty() {
-            answer.merge(&mut relay, document, checked.opened.doc.save().into())?;
+        let waits = !checked.opened.doc.get_missing_deps(&[]).is_empty();
+        if !checked.opened.heads.is_empty() || waits {
+            answer.merge(&mut relay, document, checked.opened.doc.save())?;
         }
     }
+    answer.merge_rest(&mut relay)?;
     progress.end();
     answer.end(arguments.storage.json)
+}
+
+fn is_same(a: &Path, b: &Path) -> bool {
+    let real = |path| fs::canonicalize(path).ok();
+    real(a).is_some() && real(a) == real(b)
 }

@@ -9,8 +9,11 @@ use super::{
     *,
 };
 use crate::{
-    admin::{client, storage::answers::StorageId},
-    storage::documents::hex,
+    admin::{
+        client,
+        storage::answers::{Buried, Replaced, StorageId},
+    },
+    storage::{documents::hex, fsck::Line},
 };
 
 /// `tonk-relay restore`
@@ -25,6 +28,9 @@ pub(in crate::cli) struct RestoreArguments {
     /// Leave out the backup's storage id: for a copy, beside a relay that goes on
     #[arg(long)]
     new_identity: bool,
+    /// Take what is there of a backup that was not finished
+    #[arg(long)]
+    unfinished: bool,
     #[command(flatten)]
     storage: StorageArguments,
 }
@@ -32,26 +38,32 @@ pub(in crate::cli) struct RestoreArguments {
 pub(in crate::cli) fn restore(arguments: &RestoreArguments) -> Result<(), CliError> {
     let folder = &arguments.folder;
     let backup = Backup::read(folder)?.ok_or_else(|| says(folder, "is no backup"))?;
-    if !backup.is_complete {
-        return Err(says(folder, "is a backup that was not finished: it may lack documents"));
+    if !backup.is_complete && !arguments.unfinished {
+        let problem = "is a backup that was not finished: it may lack documents; finish it, or take what is there with \
+                       --unfinished";
+        return Err(says(folder, problem));
     }
     let tombstones = tombstones_of(folder)?;
-    let mut relay = arguments.storage.relay.stored()?;
-    let mut answer = MergeAnswer::default();
     if arguments.replace {
-        answer.replaced = Some(relay.ask(Method::POST, "/set-aside")?);
+        check_first(&backup, folder)?;
     }
-    if !arguments.new_identity {
-        let id = StorageId { storage_id: backup.storage_id.clone() };
-        answer.storage_id = relay.tell(Method::PUT, "/storage-id", &id)?;
+    let mut relay = arguments.storage.relay.stored_or_new()?;
+    let mut answer = MergeAnswer::new(false);
+    if arguments.replace {
+        let replaced: Replaced = relay.ask(Method::POST, "/set-aside")?;
+        if replaced.is_resumed {
+            eprintln!("a restore that was interrupted goes on");
+        }
+        answer.replaced = Some(replaced.documents.display().to_string());
     }
+    let storage_id = backup.storage_id.clone().filter(|_| !arguments.new_identity);
+    answer.storage_id = relay.tell(Method::PUT, "/storage-id", &StorageId { storage_id })?;
     for tombstone in &tombstones {
-        let is_taken: bool = relay.tell(Method::POST, "/deleted", tombstone)?;
-        if is_taken {
-            answer.tombstones += 1;
-        } else {
-            answer
-                .refuse(tombstone.document, "it was deleted in the backup, and is here; it stays");
+        match relay.tell(Method::POST, "/deleted", tombstone)? {
+            Buried::New => answer.tombstones.push(tombstone.document),
+            Buried::Already => {}
+            Buried::IsHere => answer
+                .refuse(tombstone.document, "it was deleted in the backup, and is here; it stays"),
         }
     }
     let progress = Progress::new("documents");
@@ -61,12 +73,13 @@ pub(in crate::cli) fn restore(arguments: &RestoreArguments) -> Result<(), CliErr
         let file = snapshots(folder, *document).join(&copied.sha256);
         match fs::read(&file) {
             Ok(data) if hex(&Sha256::digest(&data)) == copied.sha256 => {
-                answer.merge(&mut relay, *document, data.into())?;
+                answer.merge(&mut relay, *document, data)?;
             }
             Ok(_) => answer.refuse(file.display(), "its bytes are not those that were written"),
             Err(error) => answer.refuse(file.display(), error),
         }
     }
+    answer.merge_rest(&mut relay)?;
     progress.end();
     for id in backup.bundles.keys() {
         let file = bundle_file(folder, *id);
@@ -85,5 +98,35 @@ pub(in crate::cli) fn restore(arguments: &RestoreArguments) -> Result<(), CliErr
             Err(error) => return Err(error),
         }
     }
+    if arguments.replace && answer.is_refused() {
+        eprintln!(
+            "not all could be restored, and so the relay does not start: put right what is named, and run this again; or \
+             delete the file .replacing in its storage folder, to go on without"
+        );
+    } else if arguments.replace {
+        let () = relay.ask(Method::POST, "/restored")?;
+    }
     answer.end(arguments.storage.json)
+}
+
+/// A damaged backup must not replace anything.
+fn check_first(backup: &Backup, folder: &Path) -> Result<(), CliError> {
+    let mut damages = 0;
+    let mut problem = None;
+    backup.check(folder, &mut |line| {
+        match line {
+            Line::Summary(summary) => damages = summary.damages,
+            Line::Problem(text) => problem = Some(text),
+            Line::Checked(..) | Line::Finding(_) => {}
+        }
+        true
+    });
+    let problem = problem.or_else(|| {
+        // That it was not finished is no damage where that was asked for.
+        let known = usize::from(!backup.is_complete);
+        (damages > known).then(|| format!("has {} damages", damages - known))
+    });
+    let Some(problem) = problem else { return Ok(()) };
+    let advice = "`tonk-relay fsck DIR` names what is wrong, and a restore without --replace merges what is whole";
+    Err(says(folder, format!("{problem}; nothing was replaced: {advice}")))
 }

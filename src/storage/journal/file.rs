@@ -5,6 +5,7 @@ use std::io::Read;
 use rusqlite::config::DbConfig;
 
 use super::{
+    super::{nodefs::QUARANTINE, quarantine::JOURNAL},
     index::{Index, Row},
     *,
 };
@@ -23,9 +24,7 @@ pub(super) fn open(
     let failed = |error| failed("open", path, error);
     let connection = Connection::open(path).map_err(failed)?;
     // Closing a file that turns out to be broken must not write the log into it and delete the log.
-    connection
-        .set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)
-        .map_err(failed)?;
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true).map_err(failed)?;
     let number = |pragma| connection.pragma_query_value(None, pragma, |row| row.get::<_, i64>(0));
     let (application, format) =
         (number("application_id").map_err(failed)?, number("user_version").map_err(failed)?);
@@ -130,10 +129,14 @@ pub fn count_rows(root: &Path) -> Result<u64, StorageError> {
     }
     check_header(&path)?;
     // immutable: SQLite takes no lock and makes no file beside it.
-    let uri = format!("file:{}?immutable=1", path.display().to_string().replace('%', "%25").replace('?', "%3f").replace('#', "%23"));
+    let uri = format!(
+        "file:{}?immutable=1",
+        path.display().to_string().replace('%', "%25").replace('?', "%3f").replace('#', "%23")
+    );
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI;
-    let count = Connection::open_with_flags(uri, flags)
-        .and_then(|file| file.query_row("SELECT count(*) FROM chunk", [], |row| row.get::<_, i64>(0)));
+    let count = Connection::open_with_flags(uri, flags).and_then(|file| {
+        file.query_row("SELECT count(*) FROM chunk", [], |row| row.get::<_, i64>(0))
+    });
     count.map(|count| count.unsigned_abs()).map_err(|error| failed("read", &path, error))
 }
 
@@ -187,8 +190,8 @@ pub(super) fn set_aside(
     metrics: &StorageMetrics,
 ) -> Result<(), StorageError> {
     let failed = |source| StorageError { action: "move", path: path.to_owned(), source };
-    let number = (0..).find(|n| !root.join(format!("quarantine/journal-{n}")).exists());
-    let to = root.join(format!("quarantine/journal-{}", number.unwrap_or_default()));
+    let folder = |n: u32| root.join(format!("{QUARANTINE}/{JOURNAL}{n}"));
+    let to = folder((0..).find(|n| !folder(*n).exists()).unwrap_or_default());
     fs::create_dir_all(&to).map_err(failed)?;
     fs::write(to.join("reason"), format!("{reason}\n")).map_err(failed)?;
     for name in ["journal.sqlite", "journal.sqlite-wal", "journal.sqlite-shm"] {

@@ -74,6 +74,8 @@ struct Member {
     asks: Option<Deadline>,
     /// It takes part, and the next engine is to begin with it.
     begin_anew: bool,
+    /// It was here when there was no room, and has taken no part since.
+    waited: bool,
     /// What it sent was lost.
     lost: bool,
     measured: bool,
@@ -89,6 +91,7 @@ impl Member {
             port: None,
             asks: None,
             begin_anew: false,
+            waited: false,
             lost: false,
             measured: false,
             wants_durable: false,
@@ -118,7 +121,9 @@ impl Room {
         let members = waiting
             .iter()
             .filter_map(|id| Some((*id, rooms.shared.peers.get(*id)?)))
-            .map(|(id, session)| (id, Member { begin_anew: true, ..Member::new(session) }))
+            .map(|(id, session)| {
+                (id, Member { begin_anew: true, waited: true, ..Member::new(session) })
+            })
             .collect();
         Self {
             rooms,

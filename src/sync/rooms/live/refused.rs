@@ -5,16 +5,20 @@ use super::*;
 impl Room {
     /// The document was deleted: to everybody it is not there.
     pub(super) fn deleted(&mut self) -> End {
+        // Where somebody's message is why it was looked at, those who only waited have heard it before.
+        let is_news = self.stash.is_empty();
         for input in std::mem::take(&mut self.stash) {
             if let Input::Sync { from, .. } = input
                 && self.is_here(from.id)
             {
                 let dropped = &self.rooms.shared.metrics.sessions.dropped;
                 dropped.with_label_values(&["deleted"]).inc();
-                self.member(&from).begin_anew = true;
+                let member = self.member(&from);
+                (member.begin_anew, member.waited) = (true, false);
             }
         }
-        for member in self.members.values_mut().filter(|member| member.begin_anew) {
+        let are_told = |member: &&mut Member| member.begin_anew && (is_news || !member.waited);
+        for member in self.members.values_mut().filter(are_told) {
             (member.asks, member.lost) = (None, false);
             member.session.send_unavailable(self.handle.document);
         }

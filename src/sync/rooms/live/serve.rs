@@ -161,7 +161,7 @@ impl Room {
     async fn begin(&mut self, engine: &mut Box<dyn Engine>, id: SessionId) {
         let document = self.handle.document;
         let Some(member) = self.members.get_mut(&id) else { return };
-        (member.begin_anew, member.lost) = (false, false);
+        (member.begin_anew, member.waited, member.lost) = (false, false, false);
         if member.port.is_none() {
             let port = Port::new(member.session.clone(), document, self.handle.news.clone());
             member.port = Some(port.clone());
