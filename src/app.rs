@@ -20,7 +20,7 @@ use tracing::{error, info, warn};
 
 use crate::{
     admin::{self, storage::Stored},
-    bundle::{served::ServeError, store, watch::BundleKeeper},
+    bundle::{import::Importer, served::ServeError, store, watch::BundleKeeper},
     config::{AdminAddress, AuthMode, Config, EngineKind, load::LoadedConfig},
     health::{Health, Phase, Report},
     http::{self, App, listener::Connections},
@@ -319,11 +319,19 @@ impl Bound {
             draining: draining.clone(),
         });
         let (http_running, sessions_running) = (TaskTracker::new(), TaskTracker::new());
+        let importer = Importer::new(
+            self.documents.clone(),
+            rooms.clone(),
+            self.store.store.clone(),
+            self.journal.root().to_owned(),
+            self.metrics.bundles.clone(),
+        );
         let app = App {
             config: config.clone(),
             served: self.keeper.served(),
             store: self.store.store,
             slims: Arc::default(),
+            importer: Arc::new(importer),
             health: self.health.clone(),
             metrics: self.metrics.clone(),
             documents: self.documents.clone(),

@@ -169,6 +169,8 @@ metrics! {
         info: IntGaugeVec = "tonk_relay_bundle_info" ["sha256"];
         /// Uploads, by result.
         uploads: IntCounterVec = "tonk_relay_bundle_uploads_total" ["result"];
+        /// Imports of uploaded bundles into the documents, by result.
+        imports: IntCounterVec = "tonk_relay_bundle_imports_total" ["result"];
         /// Downloads of uploaded bundles, by result.
         downloads: IntCounterVec = "tonk_relay_bundle_downloads_total" ["result"];
     }

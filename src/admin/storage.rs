@@ -30,7 +30,7 @@ use crate::{
     document_id::{BadDocumentId, DocumentId},
     storage::{
         ChunkStore, Key, StorageError,
-        documents::{Documents, Merged},
+        documents::{Bringer, Documents, Merged},
         fsck,
         inspect::Inspection,
         journal::Journal,
@@ -247,7 +247,7 @@ async fn merge_one(
     dry_run: bool,
 ) -> Result<Merged, Failed> {
     let document: DocumentId = id.parse()?;
-    let merged = stored.documents.merge(document, data.into(), dry_run).await?;
+    let merged = stored.documents.merge(document, data.into(), Bringer::Operator, dry_run).await?;
     let has_changed = matches!(merged, Merged::New | Merged::Newer) && !dry_run;
     if let (true, Some(rooms)) = (has_changed, &stored.rooms) {
         rooms.reopen(document);

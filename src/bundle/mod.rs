@@ -5,8 +5,9 @@
 //! root document alone: a client boots from it and finds the rest by sync.
 //!
 //! [`served`] is the bundle at `/.manifest.tonk`, [`watch`] swaps it when its file changes, [`store`] keeps
-//! the uploaded ones, and [`slims`] their slim forms for a while.
+//! the uploaded ones, [`slims`] their slim forms for a while, and [`import`] makes documents of them.
 
+pub mod import;
 pub mod served;
 pub mod slims;
 pub mod store;

@@ -149,13 +149,13 @@ pub trait BundleStore: Send + Sync + 'static {
     fn receive(&self) -> io::Result<NamedTempFile>;
 
     /// Keep a verified bundle under `id`, instead of an earlier one, of which `keep` former generations stay. It is
-    /// visible as a whole or not at all, and durable when this returns.
+    /// visible as a whole or not at all, and durable when this returns. Returns its ETag.
     fn put(
         &self,
         id: DocumentId,
         bundle: NamedTempFile,
         keep: usize,
-    ) -> BoxFuture<'_, io::Result<()>>;
+    ) -> BoxFuture<'_, io::Result<String>>;
 
     /// The bundle of that id; none if there is none.
     fn get(&self, id: DocumentId) -> BoxFuture<'_, io::Result<Option<StoredBundle>>>;

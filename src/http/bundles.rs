@@ -13,13 +13,22 @@ use futures::StreamExt;
 use http_range_header::StartPosition;
 use serde_json::json;
 use tempfile::NamedTempFile;
-use tokio::io::{AsyncWriteExt, BufWriter};
+use tokio::{
+    io::{AsyncWriteExt, BufWriter},
+    task::JoinError,
+    time::timeout,
+};
 use tracing::info;
 
 use super::{App, error::HttpError, pages::is_known};
 use crate::{
-    bundle::{Bundle, BundleError, store::StoredBundle},
+    bundle::{
+        Bundle, BundleError,
+        import::{ImportError, Imported},
+        store::StoredBundle,
+    },
     document_id::DocumentId,
+    storage::imported::Note,
 };
 
 /// `POST /api/bundles`: the body goes to a file aside, is verified as a whole, and only then is visible.
@@ -41,12 +50,21 @@ pub async fn upload(
         Err(_) => "refused",
     };
     app.metrics.bundles.uploads.with_label_values(&[label]).inc();
-    let id = result?;
-    let answer = json!({ "id": id.to_string(), "message": "Bundle uploaded successfully" });
+    let (id, imported) = result?;
+    let answer = json!({
+        "id": id.to_string(),
+        "message": "Bundle uploaded successfully",
+        // None while it goes on.
+        "imported": imported,
+    });
     Ok(Json(answer).into_response())
 }
 
-async fn receive(app: &App, headers: &HeaderMap, body: Body) -> Result<DocumentId, HttpError> {
+async fn receive(
+    app: &App,
+    headers: &HeaderMap,
+    body: Body,
+) -> Result<(DocumentId, Option<Imported>), HttpError> {
     let kind = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
     let kind = kind.and_then(|kind| kind.split(';').next()).map(str::trim);
     if !kind.is_some_and(|kind| kind.eq_ignore_ascii_case("application/octet-stream")) {
@@ -77,14 +95,22 @@ async fn receive(app: &App, headers: &HeaderMap, body: Body) -> Result<DocumentI
     if app.documents.is_deleted(id) {
         return Err(HttpError::Deleted);
     }
-    app.store.put(id, file, config.bundles.keep).await?;
+    let patience = config.bundles.timeout.0;
+    let place = timeout(patience, app.importer.place()).await.map_err(|_| HttpError::Busy)??;
+    let content = file.reopen()?;
+    let etag = app.store.put(id, file, config.bundles.keep).await?;
     if app.documents.is_deleted(id) {
         // Deleted while it was being stored.
         app.store.delete(id).await?;
         return Err(HttpError::Deleted);
     }
     info!(bundle = %id, bytes = size, "stored an uploaded bundle");
-    Ok(id)
+    let importing = app.importer.import(place, id, etag, content, max_inflated);
+    match timeout(patience, importing).await {
+        // It goes on, and whoever fetches the bundle waits for it.
+        Err(_) => Ok((id, None)),
+        Ok(imported) => Ok((id, Some(import_ended(imported)?))),
+    }
 }
 
 /// Unpack a bundle on a thread that may block; few at a time, so that storage keeps its threads.
@@ -93,7 +119,7 @@ async fn unpack<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, HttpError> {
     let patience = app.config.borrow().http.body_idle_timeout.0;
-    let place = tokio::time::timeout(patience, app.unpacking.clone().acquire_owned()).await;
+    let place = timeout(patience, app.unpacking.clone().acquire_owned()).await;
     let place = place.map_err(|_| HttpError::Busy)?;
     let working = tokio::task::spawn_blocking(move || {
         // Kept until the work is done, also when nobody waits for it any more.
@@ -113,7 +139,7 @@ async fn write(
     let mut chunks = body.into_data_stream();
     let mut size = 0;
     loop {
-        let chunk = match tokio::time::timeout(idle, chunks.next()).await {
+        let chunk = match timeout(idle, chunks.next()).await {
             Err(_) => return Err(HttpError::Slow(idle)),
             Ok(None) => break,
             Ok(Some(Err(error))) => return Err(HttpError::Body(error.to_string())),
@@ -152,10 +178,36 @@ fn counted(app: &App, result: Result<Response, HttpError>) -> Result<Response, H
     result
 }
 
+/// What became of an import.
+fn import_ended<T>(ended: Result<Result<T, ImportError>, JoinError>) -> Result<T, HttpError> {
+    match ended {
+        Ok(Ok(imported)) => Ok(imported),
+        Ok(Err(ImportError::Broken(error))) => Err(HttpError::BrokenBundle(error.to_string())),
+        Ok(Err(ImportError::Io(error))) => Err(HttpError::Store(error)),
+        Err(panic) => Err(HttpError::Internal(panic.to_string())),
+    }
+}
+
+/// A stored bundle whose documents are imported: who fetches it finds them by sync.
 async fn find(app: &App, id: &str) -> Result<(DocumentId, StoredBundle), HttpError> {
     let id: DocumentId = id.parse()?;
-    let stored = app.store.get(id).await?.ok_or(HttpError::NoSuchBundle)?;
-    Ok((id, stored))
+    loop {
+        let stored = app.store.get(id).await?.ok_or(HttpError::NoSuchBundle)?;
+        match app.importer.note(id, &stored.etag).await? {
+            Some(Note::Imported) => return Ok((id, stored)),
+            Some(Note::Broken(reason)) => return Err(HttpError::BrokenBundle(reason)),
+            // What is here is served.
+            None if app.documents.space().is_low() => return Ok((id, stored)),
+            None => {}
+        }
+        let bundles = app.config.borrow().bundles.clone();
+        let importing = async {
+            let place = app.importer.place().await?;
+            import_ended(app.importer.import_stored(place, id, bundles.max_inflated.0).await)
+        };
+        // It goes on meanwhile.
+        timeout(bundles.timeout.0, importing).await.map_err(|_| HttpError::Busy)??;
+    }
 }
 
 async fn send(app: &App, id: &str, headers: &HeaderMap) -> Result<Response, HttpError> {

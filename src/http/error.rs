@@ -34,6 +34,8 @@ pub enum HttpError {
     TooLarge(u64),
     #[error("No data for {0:?}")]
     Slow(std::time::Duration),
+    #[error("The stored bundle is broken: {0}")]
+    BrokenBundle(String),
     #[error("The bundle store is not available")]
     Store(#[from] std::io::Error),
     #[error("There is no room for uploads on the relay's disk")]
@@ -65,7 +67,7 @@ impl HttpError {
             Self::NoBundle | Self::Busy | Self::Store(_) | Self::NotReady(_) => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
-            Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::Internal(_) | Self::BrokenBundle(_) => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
 }
@@ -74,6 +76,7 @@ impl IntoResponse for HttpError {
     fn into_response(self) -> Response {
         match &self {
             Self::Store(reason) => error!(%reason, "the bundle store failed"),
+            Self::BrokenBundle(reason) => error!(reason, "a stored bundle is broken"),
             Self::Internal(reason) => error!(reason, "a request failed"),
             _ => {}
         }

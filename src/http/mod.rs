@@ -29,7 +29,7 @@ use tower_http::{
 
 use self::{activity::Activity, error::json_error, listener::ClientAddress};
 use crate::{
-    bundle::{served::Served, slims::Slims, store::BundleStore},
+    bundle::{import::Importer, served::Served, slims::Slims, store::BundleStore},
     config::Config,
     health::Health,
     metrics::Metrics,
@@ -50,6 +50,7 @@ pub struct App {
     pub served: Served,
     pub store: Arc<dyn BundleStore>,
     pub slims: Arc<Slims>,
+    pub importer: Arc<Importer>,
     pub health: Arc<Health>,
     pub metrics: Metrics,
     pub documents: Arc<Documents>,

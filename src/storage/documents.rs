@@ -75,6 +75,15 @@ pub enum Relation {
     Unrelated,
 }
 
+/// Who brings a document to be merged with what is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bringer {
+    /// The operator, by an import or a restore.
+    Operator,
+    /// Whoever uploads a bundle: what the served bundle has of that id counts as stored, too.
+    Upload,
+}
+
 /// What became of a document that was to be merged with what is stored.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -235,13 +244,19 @@ impl Documents {
         &self,
         document: DocumentId,
         data: Bytes,
+        bringer: Bringer,
         dry_run: bool,
     ) -> Result<Merged, StorageError> {
         if self.store.is_deleted(document) {
             return Ok(Merged::Deleted);
         }
         let stored = self.timed("load", self.store.load_document(document)).await?;
-        let compared = tokio::task::spawn_blocking(move || compare(document, stored, &data));
+        let underneath = match bringer {
+            Bringer::Operator => None,
+            Bringer::Upload => self.underneath(document),
+        };
+        let compared =
+            tokio::task::spawn_blocking(move || compare(document, stored, underneath, &data));
         let (merged, add) = compared.await.map_err(|error| StorageError {
             action: "merge",
             path: document.to_string().into(),
@@ -461,7 +476,12 @@ pub fn check(document: DocumentId, stored: Vec<StoredChunk>, underneath: Option<
 }
 
 /// How a document that somebody brings stands to what is stored, and the snapshot that is to be added.
-fn compare(document: DocumentId, stored: Vec<StoredChunk>, data: &Bytes) -> (Merged, Option<Base>) {
+fn compare(
+    document: DocumentId,
+    stored: Vec<StoredChunk>,
+    underneath: Option<Bytes>,
+    data: &Bytes,
+) -> (Merged, Option<Base>) {
     let name = hex(&Sha256::digest(data));
     let as_it_is = Key::Chunk { document, kind: ChunkKind::Incremental, name };
     let is_here = stored.iter().any(|(key, _)| *key == as_it_is);
@@ -474,13 +494,16 @@ fn compare(document: DocumentId, stored: Vec<StoredChunk>, data: &Bytes) -> (Mer
     if heads.is_empty() && !waits {
         return (Merged::Broken("it holds no change".to_owned()), None);
     }
-    let here = check(document, stored, None).opened;
+    let is_stored = !stored.is_empty();
+    let here = check(document, stored, underneath).opened;
     let merged = match Relation::of(&doc, &here.doc) {
         _ if waits && is_here => return (Merged::Contained, None),
         _ if here.chunks.is_empty() => Merged::New,
         _ if here.heads.is_empty() => Merged::Newer,
-        Relation::Contained if !waits => return (Merged::Contained, None),
+        Relation::Contained if !waits && is_stored => return (Merged::Contained, None),
         Relation::Unrelated => return (Merged::Unrelated, None),
+        // The served bundle alone has it so far.
+        Relation::Contained | Relation::Newer if !is_stored => Merged::New,
         Relation::Contained | Relation::Newer => Merged::Newer,
     };
     let add = if waits {

@@ -6,10 +6,12 @@
 //! knows how much waits to be written. [`tombstones`] are the documents that were deleted, [`space`] is how much
 //! room there is. For the operator,
 //! [`inspect`] says what is stored of one document, [`walk`] lists a folder, [`fsck`] checks one, and
-//! [`quarantine`] is what was put aside; [`replacing`] guards a restore that replaces all.
+//! [`quarantine`] is what was put aside; [`replacing`] guards a restore that replaces all, and
+//! [`imported`] notes which uploaded bundles are among the documents.
 
 pub mod documents;
 pub mod fsck;
+pub mod imported;
 pub mod inspect;
 pub mod journal;
 pub mod nodefs;

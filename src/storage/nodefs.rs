@@ -4,7 +4,7 @@
 //!
 //! What is our own lies beside the documents, where that adapter never looks: `.tmp`, in which a file is
 //! written before it is renamed into place, `quarantine`, `.lock`, `.format`, `.journal`, `.deleted`, `.reserve`, `.backups`,
-//! `.replacing` and `.replaced-<time>`.
+//! `.imported`, `.replacing` and `.replaced-<time>`.
 
 use std::{
     collections::BTreeSet,
@@ -151,8 +151,18 @@ const FORMAT_FILE: &str = ".format";
 const FORMAT: u32 = 1;
 pub(super) const QUARANTINE: &str = "quarantine";
 /// What is the relay's own among the documents.
-pub(super) const OWN: [&str; 9] =
-    [TMP, LOCK, FORMAT_FILE, QUARANTINE, ".journal", ".deleted", ".reserve", ".backups", REPLACING];
+pub(super) const OWN: [&str; 10] = [
+    TMP,
+    LOCK,
+    FORMAT_FILE,
+    QUARANTINE,
+    ".journal",
+    ".deleted",
+    ".reserve",
+    ".backups",
+    REPLACING,
+    super::imported::FOLDER,
+];
 
 /// What a restore replaced begins with this.
 pub(super) const REPLACED: &str = ".replaced-";

@@ -2,13 +2,14 @@
 import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
-import { readdir, writeFile } from 'node:fs/promises';
+import { readdir, rm, writeFile } from 'node:fs/promises';
 import { createServer } from 'node:net';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { fileURLToPath } from 'node:url';
+import * as Automerge from '@automerge/automerge';
 import { unzipSync } from 'fflate';
-import { Relay, bundle, documentId, folder, saved, share, until, upload } from './relay.mjs';
+import { Relay, bundle, close, documentId, folder, saved, share, until, upload } from './relay.mjs';
 
 const WEED = process.env.WEED;
 const skip = WEED ? false : 'needs SeaweedFS; tests/run installs it';
@@ -146,6 +147,98 @@ for (const kind of ['folder', 's3']) {
     }
   });
 }
+
+for (const kind of ['folder', 's3']) {
+  test(`${kind}: an uploaded bundle's documents are found by sync, once and for all`, { skip: kind === 's3' && skip }, async t => {
+    const store = kind === 's3' ? await Store.start(t) : undefined;
+    const relay = await start(t, store?.config() ?? {});
+    Object.assign(process.env, relay.env);
+    await warm(relay, documentId(99));
+    const client = relay.client(t);
+    const find = async id => (await relay.client(t).repo.find(`automerge:${id}`)).doc();
+    const [root, leaf, foreign, gone] = [1, 2, 3, 4].map(documentId);
+
+    // What is here stays: a document of the same id with another history, and one that was deleted.
+    const mine = client.repo.import(Automerge.save(Automerge.from({ mine: true })), { docId: foreign });
+    await saved(client, mine);
+    const lost = client.repo.import(Automerge.save(Automerge.from({ n: 1 })), { docId: gone });
+    await saved(client, lost);
+    relay.command('doc', 'delete', gone);
+    let leafDoc = Automerge.from({ text: 'one' });
+    const contents = { [root]: { leaf }, [leaf]: leafDoc, [foreign]: { theirs: true }, [gone]: { n: 2 } };
+    const answer = await (await upload(relay, bundle(contents))).json();
+    assert.equal(answer.id, root);
+    const { refused, ...counts } = answer.imported;
+    assert.deepEqual(counts, { documents: 4, new: 2, newer: 0, contained: 0 });
+    assert.deepEqual(refused.map(({ document }) => document).sort(), [foreign, gone].sort());
+    assert.equal((await fetch(`${relay.url}/api/bundles/${root}/manifest`)).status, 200);
+    assert.deepEqual((await find(leaf)).text, 'one');
+    assert.deepEqual(await find(foreign), { mine: true });
+    await assert.rejects(find(gone), /unavailable/);
+
+    // A live document has what a later upload brings, and an upload of less takes nothing away.
+    const live = await client.repo.find(`automerge:${leaf}`);
+    live.change(doc => { doc.edited = true; });
+    await saved(client, live);
+    const older = bundle({ [root]: { leaf }, [leaf]: leafDoc });
+    leafDoc = Automerge.change(leafDoc, doc => { doc.text = 'two'; });
+    const newer = (await (await upload(relay, bundle({ [root]: { leaf }, [leaf]: leafDoc }))).json()).imported;
+    assert.equal(newer.newer, 1);
+    await until('the live document has it', () => live.doc().text === 'two' && live.doc().edited);
+    await upload(relay, older);
+    assert.deepEqual({ ...(await find(leaf)) }, { text: 'two', edited: true });
+
+    // Of two uploads at once, neither's documents are lost.
+    const shared = documentId(7);
+    const base = Automerge.from({ list: [] });
+    const sides = ['left', 'right'].map(side =>
+      Automerge.change(Automerge.clone(base), doc => { doc[side] = true; }));
+    const answers = await Promise.all(sides.map(doc => upload(relay, bundle({ [shared]: doc }))));
+    assert.deepEqual(answers.map(({ status }) => status), [200, 200]);
+    assert.deepEqual({ ...(await find(shared)) }, { list: [], left: true, right: true });
+
+    // One that is in the store, but not among the documents, is imported before it is fetched.
+    await close(client);
+    await relay.stop();
+    await rm(relay.documents, { recursive: true });
+    await relay.start();
+    assert.equal((await fetch(`${relay.url}/api/bundles/${root}/manifest`)).status, 200);
+    assert.equal((await find(leaf)).text, 'one', 'as in the bundle that was uploaded last');
+    const imports = () => relay.metric('tonk_relay_bundle_imports_total{result="imported"}');
+    assert.equal(await imports(), 1);
+    await Promise.all([1, 2, 3].map(() => fetch(`${relay.url}/api/bundles/${root}`)));
+    await relay.restart();
+    await fetch(`${relay.url}/api/bundles/${root}`);
+    assert.equal(await imports(), 0, 'once');
+    await Promise.all([1, 2, 3].map(() => fetch(`${relay.url}/api/bundles/${shared}/manifest`)));
+    assert.equal(await imports(), 1, 'once, however many ask');
+
+    // A bundle in the store that is broken is named, and the relay goes on.
+    if (!store) {
+      await writeFile(join(relay.at, 'bundles', `${root}.tonk`), 'no bundle');
+      for (let time = 0; time < 2; time++) {
+        const broken = await fetch(`${relay.url}/api/bundles/${root}`);
+        assert.equal(broken.status, 500);
+        assert.match((await broken.json()).error, /^The stored bundle is broken: not a ZIP/);
+      }
+    }
+  });
+}
+
+test('an upload does not put a document of another history over one of the served bundle', async t => {
+  const at = await folder(t);
+  const [root, leaf] = [documentId(1), documentId(2)];
+  const served = Automerge.from({ text: 'of the app' });
+  await writeFile(join(at, 'app.tonk'), bundle({ [root]: { leaf }, [leaf]: served }));
+  const relay = await Relay.start(t, { bundle: { path: `"${join(at, 'app.tonk')}"` } });
+  const other = Automerge.from({ n: 1 });
+  const send = async doc => (await (await upload(relay, bundle({ [documentId(5)]: other, [leaf]: doc }))).json()).imported;
+  assert.deepEqual((await send({ text: 'of somebody' })).refused.map(({ document }) => document), [leaf]);
+  assert.equal((await (await relay.client(t).repo.find(`automerge:${leaf}`)).doc()).text, 'of the app');
+  const next = Automerge.change(served, doc => { doc.text = 'of the app, edited'; });
+  assert.deepEqual((await send(next)).refused, []);
+  assert.equal((await (await relay.client(t).repo.find(`automerge:${leaf}`)).doc()).text, 'of the app, edited');
+});
 
 test('s3: a stalled store is answered with 503 in bounded time, and sync goes on', { skip }, async t => {
   const store = await Store.start(t);

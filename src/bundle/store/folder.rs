@@ -110,15 +110,17 @@ impl BundleStore for FolderStore {
         id: DocumentId,
         bundle: NamedTempFile,
         keep: usize,
-    ) -> BoxFuture<'_, io::Result<()>> {
+    ) -> BoxFuture<'_, io::Result<String>> {
         let (path, writing) = (self.path(id), self.writing.clone());
         self.run(move |folder| {
             bundle.as_file().sync_all()?;
             // One at a time: each keeps what the last one stored.
             let _alone = writing.lock().unwrap_or_else(PoisonError::into_inner);
             keep_former(&path, &folder.join(FORMER).join(id.to_string()), keep)?;
+            let etag = etag(&bundle.as_file().metadata()?);
             bundle.persist(&path).map_err(|error| error.error)?;
-            File::open(folder)?.sync_all()
+            File::open(folder)?.sync_all()?;
+            Ok(etag)
         })
     }
 

@@ -219,20 +219,21 @@ fn is_overtaken<E: ProvideErrorMetadata, R>(error: &SdkError<E, R>) -> bool {
 
 /// How an upload ended.
 enum Put {
-    Stored,
+    /// With this ETag.
+    Stored(Option<String>),
     /// Another upload came between.
     Overtaken,
 }
 
 impl Put {
     /// What the answer to a conditional write means.
-    fn of<T, E, R>(action: &str, answer: Result<T, SdkError<E, R>>) -> io::Result<Self>
+    fn of<E, R>(action: &str, answer: Result<Option<String>, SdkError<E, R>>) -> io::Result<Self>
     where
         E: std::error::Error + ProvideErrorMetadata + Send + Sync + 'static,
         R: std::fmt::Debug + Send + Sync + 'static,
     {
         match answer {
-            Ok(_) => Ok(Self::Stored),
+            Ok(etag) => Ok(Self::Stored(etag)),
             Err(error) if is_overtaken(&error) => Ok(Self::Overtaken),
             Err(error) => Err(failed(action, error)),
         }
@@ -393,7 +394,7 @@ impl At {
             .set_if_none_match(if_none)
             .set_if_match(if_match)
             .send();
-        let put = async { Put::of("store the bundle", put.await) };
+        let put = async { Put::of("store the bundle", put.await.map(|put| put.e_tag)) };
         self.patient("store the bundle", put).await
     }
 
@@ -418,7 +419,7 @@ impl At {
         // Also when whoever waits for it goes away: an upload that is neither completed nor aborted costs money.
         let abort = AbortUpload { at: self, key, upload: &upload, is_over: false };
         let result = self.send_parts(key, file, size, &upload, if_none, if_match).await;
-        abort.end(matches!(result, Ok(Put::Stored))).await;
+        abort.end(matches!(result, Ok(Put::Stored(_)))).await;
         result
     }
 
@@ -454,7 +455,7 @@ impl At {
             .set_if_none_match(if_none)
             .set_if_match(if_match)
             .send();
-        let complete = async { Put::of("end an upload", complete.await) };
+        let complete = async { Put::of("end an upload", complete.await.map(|ended| ended.e_tag)) };
         self.patient("end an upload", complete).await
     }
 
@@ -565,6 +566,11 @@ impl Object {
     }
 }
 
+fn unnamed() -> io::Error {
+    let text = "the bundle store does not name a bundle's size and ETag";
+    io::Error::new(io::ErrorKind::InvalidData, text)
+}
+
 fn lies(how: &str) -> io::Error {
     let text = format!("the bundle store has sent {how} than it announced");
     io::Error::new(io::ErrorKind::InvalidData, text)
@@ -580,7 +586,7 @@ impl BundleStore for S3Store {
         id: DocumentId,
         bundle: NamedTempFile,
         keep: usize,
-    ) -> BoxFuture<'_, io::Result<()>> {
+    ) -> BoxFuture<'_, io::Result<String>> {
         async move {
             let path = bundle.path().to_owned();
             let hashed = tokio::task::spawn_blocking(move || sha256_of(File::open(path)?)).await;
@@ -596,7 +602,8 @@ impl BundleStore for S3Store {
                 let condition = honours.then_some(etag);
                 let put = self.at.put(&key, bundle.path(), &sha256, condition).await;
                 match self.noted(put)? {
-                    Put::Stored => return Ok(()),
+                    Put::Stored(Some(etag)) => return Ok(etag),
+                    Put::Stored(None) => return Err(unnamed()),
                     Put::Overtaken => {}
                 }
             }
@@ -612,8 +619,7 @@ impl BundleStore for S3Store {
             let (Some(etag), Some(size)) =
                 (head.e_tag, head.content_length.and_then(|size| u64::try_from(size).ok()))
             else {
-                let text = "the bundle store names neither size nor ETag";
-                return Err(io::Error::new(io::ErrorKind::InvalidData, text));
+                return Err(unnamed());
             };
             let object = Object {
                 at: self.at.clone(),

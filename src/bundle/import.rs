@@ -1,0 +1,260 @@
+//! Uploaded bundles become documents: what a bundle holds is merged with what is stored, so that a client which boots
+//! from its slim form finds every file by sync.
+//!
+//! A bundle is imported when it is uploaded, or when it is first fetched if it was in the store before. Which one was,
+//! by its ETag, is noted in a small file of `.imported` beside the documents: an import that was cut off is made again,
+//! and so is one whose documents were replaced by another storage.
+
+use std::{
+    fs::File,
+    io::{self, BufReader},
+    path::PathBuf,
+    sync::Arc,
+};
+
+use bytes::Bytes;
+use futures::StreamExt;
+use serde::Serialize;
+use tokio::{
+    sync::{Mutex, OwnedSemaphorePermit, Semaphore},
+    task::JoinHandle,
+};
+use tracing::{info, warn};
+
+use super::{Bundle, BundleError, store::BundleStore};
+use crate::{
+    document_id::DocumentId,
+    metrics::BundleMetrics,
+    storage::{
+        documents::{Bringer, Documents, Merged},
+        imported::{self, Note},
+    },
+    sync::rooms::Rooms,
+};
+
+/// Bundles that are imported or wait for it; each is a file on the local disk meanwhile.
+const WAITING: usize = 32;
+/// Documents that are read at a time, or fewer of this size together; they become durable together.
+const TOGETHER: usize = 64;
+const TOGETHER_BYTES: usize = 8 << 20;
+/// Refusals that an answer names.
+const NAMED: usize = 100;
+
+/// What became of the documents of a bundle.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Imported {
+    /// How many the bundle has.
+    pub documents: usize,
+    /// Those that were not stored before.
+    pub new: usize,
+    /// Those that had changes which the stored ones lacked.
+    pub newer: usize,
+    /// Those that were stored already.
+    pub contained: usize,
+    /// Those that were not taken, and why; the first of them.
+    pub refused: Vec<Refused>,
+    /// All of the bundle was looked at, and nothing of it is left for later.
+    #[serde(skip)]
+    is_whole: bool,
+}
+
+/// A document that was not taken.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Refused {
+    /// Its id.
+    pub document: DocumentId,
+    /// Why.
+    pub reason: &'static str,
+}
+
+/// Why a bundle was not imported.
+#[derive(Debug, thiserror::Error)]
+pub enum ImportError {
+    /// The bundle in the store is none. It stays there.
+    #[error(transparent)]
+    Broken(#[from] BundleError),
+    /// It cannot be read, or its documents cannot be stored, for now.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+impl Imported {
+    fn count(&mut self, document: DocumentId, merged: &Merged) {
+        let reason = match merged {
+            Merged::New => return self.new += 1,
+            Merged::Newer => return self.newer += 1,
+            Merged::Contained => return self.contained += 1,
+            Merged::Unrelated => "a document of this id with another history is here",
+            Merged::Deleted => "it was deleted here",
+            Merged::NoSpace => "there is no room for new documents",
+            Merged::Broken(_) | Merged::Failed(_) => "it is no automerge document",
+        };
+        self.is_whole &= *merged != Merged::NoSpace;
+        if self.refused.len() < NAMED {
+            self.refused.push(Refused { document, reason });
+        }
+    }
+}
+
+/// Imports bundles, one at a time.
+pub struct Importer {
+    documents: Arc<Documents>,
+    rooms: Arc<Rooms>,
+    store: Arc<dyn BundleStore>,
+    /// The folder of documents.
+    root: PathBuf,
+    places: Arc<Semaphore>,
+    one: Mutex<()>,
+    metrics: BundleMetrics,
+}
+
+/// A place among the bundles that wait to be imported.
+pub struct Place(OwnedSemaphorePermit);
+
+impl Importer {
+    /// An importer of what is in `store` into `documents`, which are in the folder `root`.
+    pub fn new(
+        documents: Arc<Documents>,
+        rooms: Arc<Rooms>,
+        store: Arc<dyn BundleStore>,
+        root: PathBuf,
+        metrics: BundleMetrics,
+    ) -> Self {
+        let places = Arc::new(Semaphore::new(WAITING));
+        Self { documents, rooms, store, root, places, one: Mutex::new(()), metrics }
+    }
+
+    /// Wait for a place.
+    pub async fn place(&self) -> io::Result<Place> {
+        // The semaphore is never closed.
+        self.places.clone().acquire_owned().await.map(Place).map_err(io::Error::other)
+    }
+
+    /// Import `file`, an upload that is in the store with that ETag. It goes on when nobody waits for it any more.
+    pub fn import(
+        self: &Arc<Self>,
+        place: Place,
+        id: DocumentId,
+        etag: String,
+        file: File,
+        max_inflated: u64,
+    ) -> JoinHandle<Result<Imported, ImportError>> {
+        let importer = self.clone();
+        tokio::spawn(async move {
+            let _place = place.0;
+            let _one = importer.one.lock().await;
+            importer.import_file(id, etag, file, max_inflated).await
+        })
+    }
+
+    /// Import what is in the store with that id, unless it is imported by then. It goes on when nobody waits for it
+    /// any more.
+    pub fn import_stored(
+        self: &Arc<Self>,
+        place: Place,
+        id: DocumentId,
+        max_inflated: u64,
+    ) -> JoinHandle<Result<(), ImportError>> {
+        let importer = self.clone();
+        tokio::spawn(async move {
+            let _place = place.0;
+            let _one = importer.one.lock().await;
+            let Some(stored) = importer.store.get(id).await? else { return Ok(()) };
+            let etag = stored.etag.clone();
+            if importer.note(id, &etag).await?.is_some() {
+                return Ok(());
+            }
+            let file = stored.into_file().await?;
+            importer.import_file(id, etag, file, max_inflated).await.map(drop)
+        })
+    }
+
+    /// What is noted of the bundle of that id and ETag; nothing if it is to be imported.
+    ///
+    /// # Errors
+    /// The note cannot be read.
+    pub async fn note(&self, id: DocumentId, etag: &str) -> io::Result<Option<Note>> {
+        let (root, etag) = (self.root.clone(), etag.to_owned());
+        let reading = tokio::task::spawn_blocking(move || imported::read(&root, id, &etag));
+        reading.await?.map_err(io::Error::other)
+    }
+
+    async fn import_file(
+        &self,
+        id: DocumentId,
+        etag: String,
+        file: File,
+        max_inflated: u64,
+    ) -> Result<Imported, ImportError> {
+        let result = self.merge_all(file, max_inflated).await;
+        let (label, note) = match &result {
+            Ok(imported) if imported.is_whole => ("imported", Some(Note::Imported)),
+            Ok(_) => ("no_space", None),
+            Err(ImportError::Broken(BundleError::Io(_)) | ImportError::Io(_)) => ("failed", None),
+            Err(ImportError::Broken(error)) => ("broken", Some(Note::Broken(error.to_string()))),
+        };
+        self.metrics.imports.with_label_values(&[label]).inc();
+        match &result {
+            Ok(Imported { documents, new, newer, contained, refused, .. }) => info!(
+                bundle = %id, documents, new, newer, contained, refused = refused.len(),
+                "imported the documents of a bundle"
+            ),
+            Err(error) => warn!(bundle = %id, %error, "a bundle's documents are not imported"),
+        }
+        if let Some(note) = note {
+            let root = self.root.clone();
+            let writing =
+                tokio::task::spawn_blocking(move || imported::write(&root, id, &etag, &note));
+            writing.await.map_err(io::Error::from)?.map_err(io::Error::other)?;
+        }
+        result
+    }
+
+    async fn merge_all(&self, file: File, max_inflated: u64) -> Result<Imported, ImportError> {
+        let opening =
+            tokio::task::spawn_blocking(move || Bundle::open(BufReader::new(file), max_inflated));
+        let mut bundle = opening.await.map_err(io::Error::from)??;
+        let mut left = bundle.documents().into_iter();
+        let mut imported =
+            Imported { documents: left.len(), is_whole: true, ..Imported::default() };
+        loop {
+            let reading = tokio::task::spawn_blocking(move || {
+                let read = read_some(&mut bundle, &mut left);
+                (bundle, left, read)
+            });
+            let read;
+            (bundle, left, read) = reading.await.map_err(io::Error::from)?;
+            let read = read?;
+            if read.is_empty() {
+                return Ok(imported);
+            }
+            let merging = read.into_iter().map(|(document, data)| async move {
+                let merged = self.documents.merge(document, data, Bringer::Upload, false).await;
+                (document, merged)
+            });
+            let mut merging = futures::stream::iter(merging).buffer_unordered(TOGETHER);
+            while let Some((document, merged)) = merging.next().await {
+                let merged = merged.map_err(io::Error::other)?;
+                if matches!(merged, Merged::New | Merged::Newer) {
+                    self.rooms.reopen(document);
+                }
+                imported.count(document, &merged);
+            }
+        }
+    }
+}
+
+/// The next documents of a bundle, as many as fit together.
+fn read_some(
+    bundle: &mut Bundle<BufReader<File>>,
+    left: &mut impl Iterator<Item = DocumentId>,
+) -> Result<Vec<(DocumentId, Bytes)>, BundleError> {
+    let (mut read, mut bytes) = (Vec::new(), 0);
+    while read.len() < TOGETHER && bytes < TOGETHER_BYTES {
+        let Some(document) = left.next() else { break };
+        let data = bundle.document(document)?;
+        bytes += data.len();
+        read.push((document, data));
+    }
+    Ok(read)
+}
