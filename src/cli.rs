@@ -293,8 +293,13 @@ fn daemon(loaded: LoadedConfig) -> Result<(), CliError> {
     Ok(result?)
 }
 
+/// Threads for what blocks: disks, and what takes processor time. Each keeps about half a MiB of freed memory for itself:
+/// with tokio's 512, twenty large uploads at once took 250 MiB, and with these 110.
+const BLOCKING: usize = 96;
+
 fn runtime() -> Result<tokio::runtime::Runtime, CliError> {
-    tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(CliError::Runtime)
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    builder.enable_all().max_blocking_threads(BLOCKING).build().map_err(CliError::Runtime)
 }
 
 fn absolute(path: &Path) -> Result<PathBuf, CliError> {

@@ -27,6 +27,8 @@ use crate::{document_id::DocumentId, storage::ChunkKind};
 
 /// More entries than any bundle needs: real ones have 2 to 29.
 const MAX_ENTRIES: usize = 20_000;
+/// More bytes than the directory of so many entries needs: 200 an entry.
+const MAX_DIRECTORY: u64 = 4 << 20;
 const MANIFEST: &str = "manifest.json";
 const MAX_MANIFEST: u64 = 1 << 20;
 
@@ -82,6 +84,30 @@ pub struct Bundle<R> {
     budget: Budget,
 }
 
+/// A reader from which an archive's directory is read. zip makes some hundred bytes of memory of every entry before it can
+/// be asked how many there are.
+struct Opening<'a, R> {
+    reader: &'a mut R,
+    left: u64,
+}
+
+impl<R: Read> Read for Opening<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        if self.left == 0 {
+            return Err(std::io::Error::other("the archive's directory is too long"));
+        }
+        let read = self.reader.read(buffer)?;
+        self.left = self.left.saturating_sub(read as u64);
+        Ok(read)
+    }
+}
+
+impl<R: Seek> Seek for Opening<'_, R> {
+    fn seek(&mut self, to: SeekFrom) -> std::io::Result<u64> {
+        self.reader.seek(to)
+    }
+}
+
 /// Bytes that may still be unpacked. What an archive declares is not believed.
 struct Budget {
     left: u64,
@@ -105,8 +131,13 @@ impl<R: Read + Seek> Bundle<R> {
     /// # Errors
     /// Whatever makes it no bundle, or one that unpacks to more than `max_inflated` bytes.
     pub fn open(mut reader: R, max_inflated: u64) -> Result<Self, BundleError> {
-        let mut zip =
-            ZipArchive::new(&mut reader).map_err(|e| BundleError::NotZip(e.to_string()))?;
+        let mut opening = Opening { reader: &mut reader, left: MAX_DIRECTORY };
+        let opened = ZipArchive::new(&mut opening).map(drop);
+        if opened.is_err() && opening.left == 0 {
+            return Err(BundleError::TooManyEntries);
+        }
+        opened.map_err(|error| BundleError::NotZip(error.to_string()))?;
+        let mut zip = ZipArchive::new(&mut reader).map_err(not_zip)?;
         if zip.len() > MAX_ENTRIES {
             return Err(BundleError::TooManyEntries);
         }

@@ -44,6 +44,7 @@ pub struct Http {
     pub metrics: bool,
     pub header_timeout: Time,
     pub body_idle_timeout: Time,
+    pub body_min_rate: Size,
 }
 
 /// `[admin]`: metrics, health and the live commands.
@@ -257,6 +258,7 @@ impl Default for Http {
             metrics: true,
             header_timeout: Time::secs(10),
             body_idle_timeout: Time::secs(30),
+            body_min_rate: Size(1 << 10),
         }
     }
 }

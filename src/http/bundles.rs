@@ -1,6 +1,6 @@
 //! Uploads and downloads of bundles.
 
-use std::{io, ops::RangeInclusive};
+use std::{io, ops::RangeInclusive, time::Instant};
 
 use axum::{
     Json,
@@ -27,6 +27,7 @@ use crate::{
         import::{ImportError, Imported},
         store::StoredBundle,
     },
+    config,
     document_id::DocumentId,
     storage::imported::Note,
 };
@@ -45,7 +46,7 @@ pub async fn upload(
         Ok(_) => "stored",
         Err(HttpError::Store(_)) => "store_failed",
         Err(HttpError::TooLarge(_)) => "too_large",
-        Err(HttpError::Slow(_)) => "slow",
+        Err(HttpError::Slow(_) | HttpError::Trickle(_)) => "slow",
         Err(HttpError::NoSpace) => "no_space",
         Err(_) => "refused",
     };
@@ -80,7 +81,7 @@ async fn receive(
         return Err(HttpError::TooLarge(max_upload));
     }
     let file = app.store.receive()?;
-    let size = write(body, &file, max_upload, config.http.body_idle_timeout.0).await?;
+    let size = write(body, &file, max_upload, &config.http).await?;
     if size == 0 {
         return Err(HttpError::BundleData);
     }
@@ -133,8 +134,9 @@ async fn write(
     body: Body,
     file: &NamedTempFile,
     max_upload: u64,
-    idle: std::time::Duration,
+    config: &config::Http,
 ) -> Result<u64, HttpError> {
+    let (idle, began) = (config.body_idle_timeout.0, Instant::now());
     let mut out = BufWriter::new(tokio::fs::File::from_std(file.reopen()?));
     let mut chunks = body.into_data_stream();
     let mut size = 0;
@@ -148,6 +150,10 @@ async fn write(
         size += chunk.len() as u64;
         if size > max_upload {
             return Err(HttpError::TooLarge(max_upload));
+        }
+        let lasted = began.elapsed();
+        if lasted > idle && size < config.body_min_rate.0 * lasted.as_secs() {
+            return Err(HttpError::Trickle(config.body_min_rate));
         }
         out.write_all(&chunk).await?;
     }

@@ -8,7 +8,7 @@ use axum::{
 use serde_json::json;
 use tracing::error;
 
-use crate::bundle::BundleError;
+use crate::{bundle::BundleError, config::Size};
 
 /// What an HTTP request may end in besides its answer.
 #[derive(Debug, thiserror::Error)]
@@ -34,6 +34,8 @@ pub enum HttpError {
     TooLarge(u64),
     #[error("No data for {0:?}")]
     Slow(std::time::Duration),
+    #[error("Less than {0} a second")]
+    Trickle(Size),
     #[error("The stored bundle is broken: {0}")]
     BrokenBundle(String),
     #[error("The bundle store is not available")]
@@ -62,7 +64,7 @@ impl HttpError {
             Self::NoSpace => StatusCode::INSUFFICIENT_STORAGE,
             Self::Deleted => StatusCode::GONE,
             Self::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
-            Self::Slow(_) => StatusCode::REQUEST_TIMEOUT,
+            Self::Slow(_) | Self::Trickle(_) => StatusCode::REQUEST_TIMEOUT,
             Self::Range(_) => StatusCode::RANGE_NOT_SATISFIABLE,
             Self::NoBundle | Self::Busy | Self::Store(_) | Self::NotReady(_) => {
                 StatusCode::SERVICE_UNAVAILABLE
@@ -90,7 +92,7 @@ impl IntoResponse for HttpError {
                 }
             }
             // What is left of the body is not read: the connection cannot go on.
-            Self::TooLarge(_) | Self::Slow(_) | Self::NoSpace => {
+            Self::TooLarge(_) | Self::Slow(_) | Self::Trickle(_) | Self::NoSpace => {
                 headers.insert(header::CONNECTION, header::HeaderValue::from_static("close"));
             }
             _ => {}

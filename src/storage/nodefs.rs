@@ -21,8 +21,9 @@ use tokio::sync::Semaphore;
 use super::{ChunkKind, ChunkStore, Key, StorageError, StoredChunk, quarantine::own_reason, walk};
 use crate::{config::Durability, document_id::DocumentId};
 
-/// Disk operations at a time; more only queue up in the kernel.
-const PARALLEL: usize = 64;
+/// Disk operations at a time; more only queue up in the kernel. A disk that hangs holds so many threads, of which the
+/// process has more (`cli::BLOCKING`).
+const PARALLEL: usize = 32;
 
 /// Documents in a folder.
 #[derive(Clone)]

@@ -1,6 +1,6 @@
 // Every row of the HTTP contract, as a client sees it.
 import assert from 'node:assert/strict';
-import { readdir, writeFile } from 'node:fs/promises';
+import { readFile, readdir, writeFile } from 'node:fs/promises';
 import http from 'node:http';
 import net from 'node:net';
 import { join } from 'node:path';
@@ -106,7 +106,8 @@ test('a relay without a bundle says so', async t => {
 test('upload and download', async t => {
   const relay = await Relay.start(t);
   const stored = await upload(relay, contents);
-  assert.deepEqual(await stored.json(), { id, message: 'Bundle uploaded successfully' });
+  const answer = await stored.json();
+  assert.deepEqual([answer.id, answer.message], [id, 'Bundle uploaded successfully']);
   const whole = await fetch(`${relay.url}/api/bundles/${id}`);
   assert.equal(whole.headers.get('content-type'), 'application/octet-stream');
   assert.equal(whole.headers.get('content-disposition'), `attachment; filename="${id}.tonk"`);
@@ -136,13 +137,18 @@ test('upload and download', async t => {
 
 test('bad uploads are refused with the reason, and nothing is left of them', async t => {
   const relay = await Relay.start(t, {
-    bundles: { max_upload: '"100KiB"', max_inflated: '"1MiB"' }, http: { body_idle_timeout: '"300ms"' },
+    bundles: { max_upload: '"100KiB"', max_inflated: '"1MiB"' },
+    http: { body_idle_timeout: '"300ms"', body_min_rate: '"1KiB"' },
   });
   const manifest = (extra = {}) => strToU8(JSON.stringify({ manifestVersion: 1, rootId: id, ...extra }));
   const zeros = new Uint8Array(4 << 20);
   const twice = zipSync({ 'manifest.json': manifest(), 'one-name': strToU8('1'), 'two-name': strToU8('2') }, { level: 0 });
   for (let at = 0; at + 8 < twice.length; at++) {
     if (Buffer.from(twice.slice(at, at + 8)).toString() === 'two-name') twice.set(strToU8('one-name'), at);
+  }
+  const notText = zipSync({ 'manifest.json': manifest(), 'abc-name': strToU8('1') }, { level: 0 });
+  for (let at = 0; at + 8 < notText.length; at++) {
+    if (Buffer.from(notText.slice(at, at + 8)).toString() === 'abc-name') notText.set([0xff, 0xfe], at);
   }
   for (const [what, body, status, error] of [
     ['empty', '', 400, /^Invalid bundle data$/],
@@ -155,6 +161,9 @@ test('bad uploads are refused with the reason, and nothing is left of them', asy
     ['an absolute path', zipSync({ 'manifest.json': manifest(), '/etc/passwd': strToU8('x') }), 400, /absolute/],
     ['a path upwards', zipSync({ 'manifest.json': manifest(), 'storage/../../x': strToU8('x') }), 400, /"\.\."/],
     ['a name twice', twice, 400, /twice/],
+    ['a name that is no text', notText, 400, /not UTF-8/],
+    ['a document id that is none', zipSync({ 'manifest.json': manifest(), 'storage/AB/CDEFG/snapshot/x': strToU8('x') }), 400, /no document id/],
+    ['a kind that is none', zipSync({ 'manifest.json': manifest(), [entry(id).replace('snapshot', 'other')]: strToU8('x') }), 400, /expected a snapshot/],
     ['a broken document', zipSync({ 'manifest.json': manifest(), [entry(id)]: strToU8('x') }), 400, /is no automerge document/],
     ['a bomb', zipSync({ 'manifest.json': manifest(), [entry(id)]: zeros }, { level: 9 }), 400, /unpacks to more than 1048576 bytes/],
     ['too large', crypto.getRandomValues(new Uint8Array(60_000)).length && new Uint8Array(200_000), 413, /larger than 102400 bytes/],
@@ -178,6 +187,17 @@ test('bad uploads are refused with the reason, and nothing is left of them', asy
   });
   assert.equal(slow.statusCode, 408);
   slow.destroy();
+  // One that sends a byte now and then.
+  const trickle = await new Promise((resolve, reject) => {
+    const request = http.request(`${relay.url}/api/bundles`, {
+      method: 'POST', headers: { 'content-type': 'application/octet-stream', 'content-length': 5000 },
+    }, answer => { clearInterval(dripping); resolve(answer); });
+    request.on('error', reject);
+    const dripping = setInterval(() => request.write('x'), 100);
+    t.after(() => clearInterval(dripping));
+  });
+  assert.equal(trickle.statusCode, 408);
+  trickle.destroy();
   // And one that goes away.
   const cut = net.connect(relay.port, '127.0.0.1');
   cut.write('POST /api/bundles HTTP/1.1\r\nHost: x\r\nContent-Type: application/octet-stream\r\nContent-Length: 5000\r\n\r\nhalf');
@@ -187,6 +207,36 @@ test('bad uploads are refused with the reason, and nothing is left of them', asy
     return left.length === 1 && left[0] === '.incoming';
   });
   assert.equal((await fetch(`${relay.url}/api/bundles/${id}`)).status, 404);
+});
+
+test('an archive of very many entries is refused before it costs memory', async t => {
+  const relay = await Relay.start(t);
+  const entries = 400_000;
+  // Made by hand: a directory of entries of no content, and its end (APPNOTE.TXT 4.3.12, 4.3.14 and 4.3.15).
+  const directory = Buffer.alloc(entries * 47);
+  for (let n = 0; n < entries; n++) {
+    directory.writeUInt32LE(0x02014b50, n * 47);
+    directory.writeUInt16LE(1, n * 47 + 28);
+    directory.write('x', n * 47 + 46);
+  }
+  const end = Buffer.alloc(56 + 20 + 22);
+  end.writeUInt32LE(0x06064b50, 0);
+  end.writeBigUInt64LE(44n, 4);
+  end.writeUInt16LE(45, 12);
+  end.writeUInt16LE(45, 14);
+  for (const at of [24, 32]) end.writeBigUInt64LE(BigInt(entries), at);
+  end.writeBigUInt64LE(BigInt(directory.length), 40);
+  end.writeUInt32LE(0x07064b50, 56);
+  end.writeBigUInt64LE(BigInt(directory.length), 64);
+  end.writeUInt32LE(1, 72);
+  end.writeUInt32LE(0x06054b50, 76);
+  end.fill(0xff, 76 + 8, 76 + 20);
+  const memory = async () => Number(/VmHWM:\s+(\d+)/.exec(await readFile(`/proc/${relay.child.pid}/status`, 'utf8'))[1]) >> 10;
+  const before = await memory();
+  const answer = await upload(relay, Buffer.concat([directory, end]));
+  assert.equal(answer.status, 400);
+  assert.match((await answer.json()).error, /more than 20000 entries/);
+  assert.ok(await memory() - before < 60, `${before} to ${await memory()} MiB`);
 });
 
 test('metrics, for Prometheus and as the TypeScript relay gave them', async t => {

@@ -190,10 +190,10 @@ export async function saved(client, handle) {
   });
 }
 
-/** An id for a document whose bytes are all `n`, but for the last ones. */
+/** An id for a document, of bytes that are all `n`, or of these bytes. */
 export function documentId(n) {
-  const url = stringifyAutomergeUrl({ documentId: new Uint8Array(16).fill(n) });
-  return parseAutomergeUrl(url).documentId;
+  const bytes = typeof n === 'number' ? new Uint8Array(16).fill(n) : n;
+  return parseAutomergeUrl(stringifyAutomergeUrl({ documentId: bytes })).documentId;
 }
 
 /** The name of a document's entry in a bundle. */

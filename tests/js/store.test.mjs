@@ -3,74 +3,12 @@ import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
 import { readdir, rm, writeFile } from 'node:fs/promises';
-import { createServer } from 'node:net';
 import { join } from 'node:path';
 import { test } from 'node:test';
-import { fileURLToPath } from 'node:url';
 import * as Automerge from '@automerge/automerge';
 import { unzipSync } from 'fflate';
 import { Relay, bundle, close, documentId, folder, saved, share, until, upload } from './relay.mjs';
-
-const WEED = process.env.WEED;
-const skip = WEED ? false : 'needs SeaweedFS; tests/run installs it';
-const KEYS = '[default]\naws_access_key_id = AKIATEST\naws_secret_access_key = a-secret-of-the-test\n';
-
-const isFree = port => new Promise(resolve => {
-  const server = createServer();
-  server.once('error', () => resolve(false));
-  server.listen(port, '127.0.0.1', () => server.close(() => resolve(true)));
-});
-
-/** A port for the store. It also takes the three after it, and those that are 10,000 above these. */
-async function freePort() {
-  for (;;) {
-    // Below those that the kernel hands out to others meanwhile.
-    const port = 15_000 + Math.floor(Math.random() * 7_000);
-    const all = [0, 1, 2, 3].flatMap(n => [port + n, port + n + 10_000]);
-    if ((await Promise.all(all.map(isFree))).every(Boolean)) return port;
-  }
-}
-
-/** A real store, with a bucket. */
-class Store {
-  static async start(t) {
-    const store = new Store();
-    store.at = await folder(t);
-    store.port = await freePort();
-    const script = fileURLToPath(new URL('seaweed.sh', import.meta.url));
-    const options = { encoding: 'utf8', stdio: ['ignore', 'pipe', 'inherit'] };
-    store.pid = Number(execFileSync(script, [WEED, store.at, String(store.port)], options));
-    t.after(() => process.kill(store.pid, 'SIGKILL'));
-    await until('the store has a bucket', () => {
-      try {
-        store.shell('s3.bucket.create -name bundles');
-        return store.shell('s3.bucket.list').includes('bundles');
-      } catch { return false; }
-    });
-    return store;
-  }
-
-  shell(command) {
-    const options = { input: `${command}\n`, encoding: 'utf8', stdio: ['pipe', 'pipe', 'ignore'] };
-    return execFileSync(WEED, ['shell', `-master=127.0.0.1:${this.port + 1}`], options);
-  }
-
-  /** The names of the objects below a folder of the bucket. */
-  list(below) {
-    const lines = this.shell(`fs.ls /buckets/bundles/${below}`).split('\n');
-    return lines.map(line => line.replace(/^>?\s*/, '').trim()).filter(line => line.endsWith('.tonk'));
-  }
-
-  stall() { process.kill(this.pid, 'SIGSTOP'); }
-  go() { process.kill(this.pid, 'SIGCONT'); }
-
-  config(more = {}) {
-    return {
-      store: '"s3"', bucket: '"bundles"', region: '"us-east-1"', prefix: '"apps/"', path_style: 'true',
-      endpoint_url: `"http://127.0.0.1:${this.port}"`, timeout: '"2s"', ...more,
-    };
-  }
-}
+import { KEYS, Store, skip } from './store.mjs';
 
 /** A relay whose access keys are a systemd credential. */
 async function start(t, bundles, keys = KEYS) {
