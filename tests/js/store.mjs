@@ -1,6 +1,9 @@
 // A real object store for the tests of uploaded bundles: SeaweedFS.
-import { execFileSync } from 'node:child_process';
-import { createServer } from 'node:net';
+import { execFileSync, spawn } from 'node:child_process';
+import { existsSync, readdirSync } from 'node:fs';
+import { mkdir } from 'node:fs/promises';
+import net, { createServer } from 'node:net';
+import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { folder, until } from './relay.mjs';
 
@@ -55,6 +58,14 @@ export class Store {
     return lines.map(line => line.replace(/^>?\s*/, '').trim()).filter(line => line.endsWith('.tonk'));
   }
 
+  /** The uploads in parts that are neither completed nor aborted. */
+  uploads() {
+    try {
+      return this.shell('fs.ls /buckets/bundles/.uploads').split('\n').map(line => line.replace(/^>?\s*/, '').trim())
+        .filter(line => /^[0-9a-f]{32,}/.test(line));
+    } catch { return []; }
+  }
+
   stall() { process.kill(this.pid, 'SIGSTOP'); }
   go() { process.kill(this.pid, 'SIGCONT'); }
 
@@ -64,4 +75,55 @@ export class Store {
       endpoint_url: `"http://127.0.0.1:${this.port}"`, timeout: '"2s"', ...more,
     };
   }
+}
+
+const RCLONE = process.env.RCLONE;
+/** Why tests that need it are skipped. */
+export const skipRclone = RCLONE ? false : 'needs rclone; tests/run installs it';
+
+/** Another real store, which answers conditional writes with 200 and ignores the condition: rclone before a folder. */
+export class Rclone extends Store {
+  static async start(t) {
+    const store = new Rclone();
+    store.at = await folder(t);
+    store.port = await freePort();
+    await mkdir(join(store.at, 'bundles'));
+    const keys = KEYS.match(/(?<== ).*/g).join();
+    const words = ['serve', 's3', store.at, '--addr', `127.0.0.1:${store.port}`, '--auth-key', keys, '--config', ''];
+    const child = spawn(RCLONE, words, { stdio: 'ignore' });
+    store.pid = child.pid;
+    t.after(() => child.kill('SIGKILL'));
+    await until('the store answers', () => fetch(`http://127.0.0.1:${store.port}`).then(() => true, () => false));
+    return store;
+  }
+
+  list(below) {
+    const at = join(this.at, 'bundles', below);
+    return existsSync(at) ? readdirSync(at).filter(name => name.endsWith('.tonk')) : [];
+  }
+}
+
+/** A line to a store that can be cut: `left` is how many bytes of answers it still carries; a request with `cutAt` cuts it. */
+export async function line(t, store) {
+  const line = { left: Infinity };
+  const server = net.createServer(client => {
+    const there = net.connect(store.port, '127.0.0.1');
+    client.on('data', data => {
+      if (line.cutAt && data.includes(line.cutAt)) line.left = 0;
+      if (line.left > 0) there.write(data);
+      else end();
+    });
+    client.on('end', () => there.end());
+    there.on('data', data => {
+      client.write(data.subarray(0, line.left));
+      line.left = Math.max(0, line.left - data.length);
+      if (line.left === 0) end();
+    });
+    const end = () => { client.end(); there.destroy(); };
+    for (const socket of [client, there]) { socket.on('close', end); socket.on('error', end); }
+  });
+  await new Promise(resolve => server.listen(0, '127.0.0.1', resolve));
+  t.after(() => server.close());
+  line.port = server.address().port;
+  return line;
 }

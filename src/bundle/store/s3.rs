@@ -10,10 +10,10 @@ use std::{
     ops::RangeInclusive,
     path::Path,
     sync::{
-        Arc, OnceLock,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use aws_config::{
@@ -22,7 +22,7 @@ use aws_config::{
 use aws_runtime::env_config::file::{EnvConfigFileKind, EnvConfigFiles};
 use aws_sdk_s3::{
     Client,
-    error::{DisplayErrorContext, ProvideErrorMetadata, SdkError},
+    error::{ProvideErrorMetadata, SdkError},
     operation::head_object::HeadObjectOutput,
     primitives::{ByteStream, Length},
     types::{CompletedMultipartUpload, CompletedPart},
@@ -41,8 +41,11 @@ use crate::{config, document_id::DocumentId, health::Health, systemd};
 const PART: u64 = 8 << 20;
 /// How often a store that was away is asked whether it is back.
 const ASK_AGAIN: Duration = Duration::from_secs(10);
-/// Uploads in parts that nobody ended for so long are ours no more: they cost money until they are aborted.
-const ABANDONED: Duration = Duration::from_secs(24 * 3600);
+/// Uploads in parts that nobody ended for so long are nobody's any more, for none takes so long; they cost money until
+/// they are aborted. So often they are looked for.
+const ABANDONED: Duration = Duration::from_secs(3600);
+/// Uploads that are to be aborted when the store is back; further ones are found when they are [`ABANDONED`].
+const UNENDED: usize = 1000;
 /// How often an upload is tried again because another one came between.
 const OVERTAKEN: usize = 5;
 /// The systemd credential with access keys, in the format of `~/.aws/credentials`.
@@ -67,6 +70,8 @@ struct At {
     bucket: Arc<str>,
     prefix: Arc<str>,
     patience: Duration,
+    /// Uploads in parts, by key and upload id, that could not be aborted.
+    unended: Arc<Mutex<Vec<(String, String)>>>,
 }
 
 /// An object, to be read.
@@ -89,6 +94,7 @@ impl S3Store {
             bucket: config.bucket.as_str().into(),
             prefix: config.prefix.as_str().into(),
             patience: config.timeout.0,
+            unended: Arc::default(),
         };
         Ok(Self {
             at,
@@ -106,11 +112,19 @@ impl S3Store {
             warn!(%error, "the bundle store is away; it is asked again");
             tokio::time::sleep(ASK_AGAIN).await;
         }
+        let mut looked = Instant::now();
         loop {
             tokio::time::sleep(ASK_AGAIN).await;
-            if self.is_away.load(Ordering::Relaxed) && self.noted(self.at.is_there().await).is_ok()
-            {
+            if self.is_away.load(Ordering::Relaxed) {
+                if self.noted(self.at.is_there().await).is_err() {
+                    continue;
+                }
                 info!("the bundle store is back");
+            }
+            self.at.abort_unended().await;
+            if looked.elapsed() >= ABANDONED {
+                looked = Instant::now();
+                self.abort_abandoned().await;
             }
         }
     }
@@ -128,10 +142,14 @@ impl S3Store {
             );
         }
         let _ = self.honours_conditions.set(honours);
+        self.abort_abandoned().await;
+        Ok(())
+    }
+
+    async fn abort_abandoned(&self) {
         if let Err(error) = self.at.abort_abandoned().await {
             warn!(%error, "uploads that were abandoned stay in the bundle store");
         }
-        Ok(())
     }
 
     /// Show in the health whether the store answers.
@@ -207,7 +225,10 @@ where
             (None, message) => message?.to_owned(),
         })
     });
-    let said = said.unwrap_or_else(|| DisplayErrorContext(&error).to_string());
+    let said = said.unwrap_or_else(|| {
+        let causes = std::iter::successors(Some(&error as &dyn std::error::Error), |e| e.source());
+        causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+    });
     io::Error::new(kind, format!("cannot {action}: {said}"))
 }
 
@@ -363,8 +384,23 @@ impl At {
     async fn abort(&self, key: &str, upload: &str) {
         let abort = self.client.abort_multipart_upload().bucket(&*self.bucket).key(key);
         let abort = abort.upload_id(upload).send();
-        if !matches!(timeout(self.patience, abort).await, Ok(Ok(_))) {
-            warn!(key, "an upload that failed could not be aborted in the bundle store");
+        let is_over = match timeout(self.patience, abort).await {
+            Ok(Err(error)) => error.as_service_error().is_some_and(|e| e.is_no_such_upload()),
+            Ok(Ok(_)) => true,
+            Err(_) => false,
+        };
+        let mut unended = self.unended.lock().unwrap_or_else(PoisonError::into_inner);
+        if !is_over && unended.len() < UNENDED {
+            warn!(key, "an upload that failed is to be aborted when the bundle store is back");
+            unended.push((key.to_owned(), upload.to_owned()));
+        }
+    }
+
+    async fn abort_unended(&self) {
+        let unended =
+            std::mem::take(&mut *self.unended.lock().unwrap_or_else(PoisonError::into_inner));
+        for (key, upload) in unended {
+            self.abort(&key, &upload).await;
         }
     }
 
