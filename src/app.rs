@@ -164,14 +164,14 @@ impl Loaded {
             })?);
         }
 
+        let journal = Journal::open(&config.storage, metrics.storage.clone())
+            .map_err(|source| AppError::Storage { file: file(), source })?;
         let unfinished = replacing::unfinished(&config.storage.path)
             .map_err(|source| AppError::Storage { file: file(), source })?;
         if let Some(Replacing { name, .. }) = unfinished {
             let path = config.storage.path.clone();
             return Err(AppError::Replacing { file: file(), path, name });
         }
-        let journal = Journal::open(&config.storage, metrics.storage.clone())
-            .map_err(|source| AppError::Storage { file: file(), source })?;
         let journal = Arc::new(journal);
         let uploads = store::open(&config.bundles, health.clone()).await.map_err(|source| {
             AppError::Bundles { file: file(), path: config.bundles.path.clone(), source }

@@ -207,6 +207,11 @@ impl CliError {
     }
 }
 
+/// What the arguments can be, for the manual and for completions.
+pub fn command() -> clap::Command {
+    <Arguments as clap::CommandFactory>::command()
+}
+
 /// Run the command that the arguments name.
 pub fn run() -> ExitCode {
     let arguments = Arguments::parse();
@@ -438,13 +443,11 @@ fn describe(status: &Status) -> String {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]
     fn the_arguments_fit_together() {
-        Arguments::command().debug_assert();
+        command().debug_assert();
     }
 
     #[test]

@@ -83,7 +83,28 @@ macro_rules! metrics {
                 })
             }
         }
-    )*};
+    )*
+
+        /// All metrics of the relay's own, for the manual: those of the process itself are beside them.
+        pub fn described() -> Vec<Described> {
+            vec![$($( Described {
+                name: $name,
+                help: concat!($($help),+).trim(),
+                labels: &[$($label),*],
+            }, )*)*]
+        }
+    };
+}
+
+/// What a metric is.
+#[derive(Clone, Copy, Debug)]
+pub struct Described {
+    /// Its name.
+    pub name: &'static str,
+    /// Its HELP text.
+    pub help: &'static str,
+    /// The names of its labels.
+    pub labels: &'static [&'static str],
 }
 
 metrics! {

@@ -197,7 +197,7 @@ test('a clock that jumps by years, both ways: edits flow and are saved', { skip 
   await writeFile(clock, '+0');
   const relay = new Relay(at);
   relay.env = { LD_PRELOAD: found, FAKETIME_TIMESTAMP_FILE: clock, FAKETIME_NO_CACHE: '1', FAKETIME_DONT_FAKE_MONOTONIC: '1' };
-  t.after(() => relay.kill());
+  t.after(() => relay.end());
   await relay.start();
   const client = relay.client(t);
   const handle = await share(client, { n: 0 });

@@ -67,11 +67,12 @@ export class Relay {
     this.config = config;
     this.port = 0;
     this.log = '';
+    this.clients = [];
   }
 
   static async start(t, config, at) {
     const relay = new Relay(at ?? await folder(t), config);
-    t.after(() => relay.kill());
+    t.after(() => relay.end());
     await relay.start();
     return relay;
   }
@@ -124,6 +125,12 @@ export class Relay {
     await this.exited;
   }
 
+  /** Its clients go first: one that is reconnecting when it is closed throws. */
+  async end() {
+    await Promise.all(this.clients.map(close));
+    await this.kill();
+  }
+
   async restart() {
     const ended = await this.stop();
     await this.start();
@@ -158,6 +165,7 @@ export class Relay {
     }
     const repo = new Repo({ network: [adapter], ...options.repo });
     const client = { repo, adapter };
+    this.clients.push(client);
     t.after(() => close(client));
     return client;
   }

@@ -15,7 +15,7 @@ async function start(t, bundles, keys = KEYS) {
   const relay = new Relay(await folder(t), { bundles, log: { level: '"info,aws_config=trace,aws_sdk_s3=trace"' } });
   await writeFile(join(relay.at, 'aws-credentials'), keys);
   relay.env = { CREDENTIALS_DIRECTORY: relay.at, AWS_EC2_METADATA_DISABLED: 'true' };
-  t.after(() => relay.kill());
+  t.after(() => relay.end());
   await relay.start();
   return relay;
 }
@@ -224,7 +224,7 @@ test('s3: no store, no such bucket, a wrong key: the relay starts, says so, and 
     if (!config.bucket) assert.equal((await upload(relay, bundle({ [documentId(1)]: { n: 1 } }))).status, 503);
     assert.equal((await fetch(`${relay.url}/readyz`)).status, 200);
     await share(relay.client(t), { n: 1 });
-    await relay.kill();
+    await relay.end();
   }
 });
 
