@@ -265,6 +265,7 @@ struct Parts {
     supervisor: Supervisor,
     reloader: Arc<Reloader>,
     journal: Arc<Journal>,
+    importer: Arc<Importer>,
     rooms: Arc<Rooms>,
     sessions: Arc<Sessions>,
     sessions_running: TaskTracker,
@@ -319,19 +320,19 @@ impl Bound {
             draining: draining.clone(),
         });
         let (http_running, sessions_running) = (TaskTracker::new(), TaskTracker::new());
-        let importer = Importer::new(
+        let importer = Arc::new(Importer::new(
             self.documents.clone(),
             rooms.clone(),
             self.store.store.clone(),
             self.journal.root().to_owned(),
             self.metrics.bundles.clone(),
-        );
+        ));
         let app = App {
             config: config.clone(),
             served: self.keeper.served(),
             store: self.store.store,
             slims: Arc::default(),
-            importer: Arc::new(importer),
+            importer: importer.clone(),
             health: self.health.clone(),
             metrics: self.metrics.clone(),
             documents: self.documents.clone(),
@@ -423,6 +424,7 @@ impl Bound {
             supervisor,
             reloader,
             journal: self.journal,
+            importer,
             rooms,
             sessions,
             sessions_running,
@@ -520,6 +522,7 @@ impl Parts {
         self.sessions_running.close();
         self.sessions_running.wait().await;
         self.rooms.stop().await;
+        self.importer.stop().await;
         // All is durable by now: on a slow disk what is left in the journal waits for the next start.
         let left = (limit * 2 / 3).saturating_sub(start.elapsed());
         match timeout(left, self.journal.checkpoint()).await {

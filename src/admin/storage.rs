@@ -31,7 +31,7 @@ use crate::{
     storage::{
         ChunkStore, Key, StorageError,
         documents::{Bringer, Documents, Merged},
-        fsck,
+        fsck, imported,
         inspect::Inspection,
         journal::Journal,
         quarantine,
@@ -344,6 +344,9 @@ async fn undelete(
     if let Some(rooms) = &stored.rooms {
         rooms.reopen(document);
     }
+    // What a bundle has of it comes back when that is fetched.
+    let root = stored.journal.root().to_owned();
+    blocking(move || Ok(imported::forget(&root)?)).await?;
     info!(%document, "an operator lets a deleted document be brought again");
     Ok(Json(()).into_response())
 }
@@ -582,12 +585,14 @@ async fn set_aside(State(stored): State<Stored>) -> Result<Response, Failed> {
     let at = root.clone();
     let Replacing { name, is_moved } = blocking(move || Ok(replacing::begin(&at)?)).await?;
     let documents = root.join(&name);
+    let bundles = stored.config.borrow().bundles.path.join(&name);
     if !is_moved {
         stored.journal.set_aside(&name).await?;
         stored.uploads.set_aside(&name).await?;
         blocking(move || Ok(replacing::moved(&root, &name)?)).await?;
     }
-    Ok(Json(Replaced { documents, is_resumed: is_moved }).into_response())
+    let bundles = Some(bundles).filter(|bundles| bundles.exists());
+    Ok(Json(Replaced { documents, bundles, is_resumed: is_moved }).into_response())
 }
 
 /// All of a backup that replaces what was stored is there.

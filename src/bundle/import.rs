@@ -6,10 +6,12 @@
 //! and so is one whose documents were replaced by another storage.
 
 use std::{
+    collections::HashMap,
     fs::File,
     io::{self, BufReader},
     path::PathBuf,
-    sync::Arc,
+    sync::{Arc, MutexGuard, PoisonError},
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -27,7 +29,7 @@ use crate::{
     metrics::BundleMetrics,
     storage::{
         documents::{Bringer, Documents, Merged},
-        imported::{self, Note},
+        imported,
     },
     sync::rooms::Rooms,
 };
@@ -37,6 +39,11 @@ const WAITING: usize = 32;
 /// Documents that are read at a time, or fewer of this size together; they become durable together.
 const TOGETHER: usize = 64;
 const TOGETHER_BYTES: usize = 8 << 20;
+/// An import that failed is not made again for so long, and so many are remembered; it is served without meanwhile.
+const AGAIN: Duration = Duration::from_secs(60);
+const REMEMBERED: usize = 1000;
+/// Reads of notes at a time.
+const READS: usize = 8;
 /// Refusals that an answer names.
 const NAMED: usize = 100;
 
@@ -87,9 +94,10 @@ impl Imported {
             Merged::Unrelated => "a document of this id with another history is here",
             Merged::Deleted => "it was deleted here",
             Merged::NoSpace => "there is no room for new documents",
-            Merged::Broken(_) | Merged::Failed(_) => "it is no automerge document",
+            Merged::Broken(_) => "it is no automerge document",
+            Merged::Failed(_) => "what is stored of it cannot be read or written",
         };
-        self.is_whole &= *merged != Merged::NoSpace;
+        self.is_whole &= !matches!(merged, Merged::NoSpace | Merged::Failed(_));
         if self.refused.len() < NAMED {
             self.refused.push(Refused { document, reason });
         }
@@ -105,7 +113,39 @@ pub struct Importer {
     root: PathBuf,
     places: Arc<Semaphore>,
     one: Mutex<()>,
+    reads: Semaphore,
+    failed: std::sync::Mutex<HashMap<DocumentId, Failed>>,
     metrics: BundleMetrics,
+}
+
+/// An import that failed of late.
+#[derive(Clone, Debug)]
+struct Failed {
+    etag: String,
+    at: Instant,
+    problem: Problem,
+}
+
+/// Why a bundle's documents are not all here.
+#[derive(Clone, Debug)]
+pub enum Problem {
+    /// It is no bundle, for that reason. What is in the store stays.
+    Broken(String),
+    /// Its documents cannot be stored for now, for that reason.
+    Failed(String),
+    /// Some of them cannot.
+    Partly,
+}
+
+/// How a bundle in the store stands.
+#[derive(Clone, Debug)]
+pub enum Standing {
+    /// Its documents are merged with what is stored.
+    Imported,
+    /// It is to be imported.
+    New,
+    /// That failed of late.
+    Failed(Problem),
 }
 
 /// A place among the bundles that wait to be imported.
@@ -121,12 +161,22 @@ impl Importer {
         metrics: BundleMetrics,
     ) -> Self {
         let places = Arc::new(Semaphore::new(WAITING));
-        Self { documents, rooms, store, root, places, one: Mutex::new(()), metrics }
+        let (one, reads) = (Mutex::new(()), Semaphore::new(READS));
+        let failed = std::sync::Mutex::default();
+        Self { documents, rooms, store, root, places, one, reads, failed, metrics }
+    }
+
+    /// Import nothing more; returns when what was going on has ended.
+    pub async fn stop(&self) {
+        self.places.close();
+        drop(self.one.lock().await);
     }
 
     /// Wait for a place.
+    ///
+    /// # Errors
+    /// The relay is stopping.
     pub async fn place(&self) -> io::Result<Place> {
-        // The semaphore is never closed.
         self.places.clone().acquire_owned().await.map(Place).map_err(io::Error::other)
     }
 
@@ -148,35 +198,51 @@ impl Importer {
     }
 
     /// Import what is in the store with that id, unless it is imported by then. It goes on when nobody waits for it
-    /// any more.
+    /// any more. Only what the store does wrong is an error; [`Self::standing`] says how it ended.
     pub fn import_stored(
         self: &Arc<Self>,
         place: Place,
         id: DocumentId,
         max_inflated: u64,
-    ) -> JoinHandle<Result<(), ImportError>> {
+    ) -> JoinHandle<io::Result<()>> {
         let importer = self.clone();
         tokio::spawn(async move {
             let _place = place.0;
             let _one = importer.one.lock().await;
             let Some(stored) = importer.store.get(id).await? else { return Ok(()) };
             let etag = stored.etag.clone();
-            if importer.note(id, &etag).await?.is_some() {
+            if !matches!(importer.standing(id, &etag).await?, Standing::New) {
                 return Ok(());
             }
             let file = stored.into_file().await?;
-            importer.import_file(id, etag, file, max_inflated).await.map(drop)
+            // What goes wrong is remembered.
+            let _ = importer.import_file(id, etag, file, max_inflated).await;
+            Ok(())
         })
     }
 
-    /// What is noted of the bundle of that id and ETag; nothing if it is to be imported.
+    /// How the bundle of that id and ETag stands.
     ///
     /// # Errors
-    /// The note cannot be read.
-    pub async fn note(&self, id: DocumentId, etag: &str) -> io::Result<Option<Note>> {
+    /// That cannot be read.
+    pub async fn standing(&self, id: DocumentId, etag: &str) -> io::Result<Standing> {
+        if let Some(failed) = self.failed().get(&id)
+            && failed.etag == etag
+            && failed.at.elapsed() < AGAIN
+        {
+            return Ok(Standing::Failed(failed.problem.clone()));
+        }
+        let _read = self.reads.acquire().await;
         let (root, etag) = (self.root.clone(), etag.to_owned());
-        let reading = tokio::task::spawn_blocking(move || imported::read(&root, id, &etag));
-        reading.await?.map_err(io::Error::other)
+        let reading = tokio::task::spawn_blocking(move || imported::contains(&root, id, &etag));
+        match reading.await?.map_err(io::Error::other)? {
+            true => Ok(Standing::Imported),
+            false => Ok(Standing::New),
+        }
+    }
+
+    fn failed(&self) -> MutexGuard<'_, HashMap<DocumentId, Failed>> {
+        self.failed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn import_file(
@@ -187,11 +253,11 @@ impl Importer {
         max_inflated: u64,
     ) -> Result<Imported, ImportError> {
         let result = self.merge_all(file, max_inflated).await;
-        let (label, note) = match &result {
-            Ok(imported) if imported.is_whole => ("imported", Some(Note::Imported)),
-            Ok(_) => ("no_space", None),
-            Err(ImportError::Broken(BundleError::Io(_)) | ImportError::Io(_)) => ("failed", None),
-            Err(ImportError::Broken(error)) => ("broken", Some(Note::Broken(error.to_string()))),
+        let (label, problem) = match &result {
+            Ok(imported) if imported.is_whole => ("imported", None),
+            Ok(_) => ("partly", Some(Problem::Partly)),
+            Err(ImportError::Io(error)) => ("failed", Some(Problem::Failed(error.to_string()))),
+            Err(ImportError::Broken(error)) => ("broken", Some(Problem::Broken(error.to_string()))),
         };
         self.metrics.imports.with_label_values(&[label]).inc();
         match &result {
@@ -201,10 +267,16 @@ impl Importer {
             ),
             Err(error) => warn!(bundle = %id, %error, "a bundle's documents are not imported"),
         }
-        if let Some(note) = note {
+        if let Some(problem) = problem {
+            let mut failed = self.failed();
+            failed.retain(|_, failed| failed.at.elapsed() < AGAIN);
+            if failed.len() < REMEMBERED {
+                failed.insert(id, Failed { etag, at: Instant::now(), problem });
+            }
+        } else {
+            self.failed().remove(&id);
             let root = self.root.clone();
-            let writing =
-                tokio::task::spawn_blocking(move || imported::write(&root, id, &etag, &note));
+            let writing = tokio::task::spawn_blocking(move || imported::add(&root, id, &etag));
             writing.await.map_err(io::Error::from)?.map_err(io::Error::other)?;
         }
         result
@@ -228,13 +300,27 @@ impl Importer {
             if read.is_empty() {
                 return Ok(imported);
             }
+            if self.places.is_closed() {
+                return Err(io::Error::other("the relay is stopping").into());
+            }
+            let (all, mut failures) = (read.len(), 0);
             let merging = read.into_iter().map(|(document, data)| async move {
                 let merged = self.documents.merge(document, data, Bringer::Upload, false).await;
                 (document, merged)
             });
             let mut merging = futures::stream::iter(merging).buffer_unordered(TOGETHER);
             while let Some((document, merged)) = merging.next().await {
-                let merged = merged.map_err(io::Error::other)?;
+                let merged = match merged {
+                    Ok(merged) => merged,
+                    // One that cannot be read keeps none of the others away; when it is all of them, it is the disk.
+                    Err(error) => {
+                        failures += 1;
+                        if failures == all {
+                            return Err(io::Error::other(error).into());
+                        }
+                        Merged::Failed(error.to_string())
+                    }
+                };
                 if matches!(merged, Merged::New | Merged::Newer) {
                     self.rooms.reopen(document);
                 }

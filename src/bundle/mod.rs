@@ -84,6 +84,18 @@ pub struct Bundle<R> {
     budget: Budget,
 }
 
+/// Whether the end of an archive's directory is where it must be (APPNOTE.TXT 4.3.16): zip looks for it in all of a file.
+fn ends_as_zip(reader: &mut (impl Read + Seek)) -> std::io::Result<bool> {
+    const SIGNATURE: [u8; 4] = [0x50, 0x4b, 0x05, 0x06];
+    /// Its own size, and the longest comment.
+    const END: u64 = 22 + 0xffff;
+    let size = reader.seek(SeekFrom::End(0))?;
+    reader.seek(SeekFrom::Start(size.saturating_sub(END)))?;
+    let mut end = Vec::new();
+    reader.by_ref().take(END).read_to_end(&mut end)?;
+    Ok(end.windows(4).any(|bytes| bytes == SIGNATURE))
+}
+
 /// A reader from which an archive's directory is read. zip makes some hundred bytes of memory of every entry before it can
 /// be asked how many there are.
 struct Opening<'a, R> {
@@ -131,6 +143,10 @@ impl<R: Read + Seek> Bundle<R> {
     /// # Errors
     /// Whatever makes it no bundle, or one that unpacks to more than `max_inflated` bytes.
     pub fn open(mut reader: R, max_inflated: u64) -> Result<Self, BundleError> {
+        if !ends_as_zip(&mut reader)? {
+            let problem = "it does not end as one does".to_owned();
+            return Err(BundleError::NotZip(problem));
+        }
         let mut opening = Opening { reader: &mut reader, left: MAX_DIRECTORY };
         let opened = ZipArchive::new(&mut opening).map(drop);
         if opened.is_err() && opening.left == 0 {

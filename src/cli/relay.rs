@@ -71,8 +71,8 @@ impl RelayArguments {
 
     /// The socket of a relay that runs although its config has a fault by now.
     fn despite_faults(&self, fault: CliError) -> Result<Relay, CliError> {
-        let text = std::fs::read_to_string(&self.config).unwrap_or_default();
-        let Some(socket) = load::admin_socket(&text) else { return Err(fault) };
+        let text = std::fs::read_to_string(&self.config).ok();
+        let Some(socket) = text.as_deref().and_then(load::admin_socket) else { return Err(fault) };
         let mut relay = Relay::at(socket)?;
         if relay.fetch(Method::GET, "/livez", Bytes::new()).is_err() {
             return Err(fault);

@@ -268,7 +268,14 @@ fn check(arguments: &FsckArguments) -> Result<u8, CliError> {
         None => {
             let relay = &arguments.storage.relay;
             let (method, mut relay) = match arguments.repair {
-                true => (Method::POST, relay.stored_or_new()?),
+                true => {
+                    if let Some(folder) = relay.folders().first().filter(|folder| !folder.exists())
+                    {
+                        let problem = format!("{}: no such folder", folder.display());
+                        return Err(CliError::Problem(problem));
+                    }
+                    (Method::POST, relay.stored_or_new()?)
+                }
                 false => (Method::GET, relay.stored()?),
             };
             relay.lines(method, "/fsck", &mut take)?;
@@ -315,7 +322,7 @@ fn check_folder(folder: &Path, mut take: impl FnMut(Line)) -> Result<(), CliErro
     };
     match Backup::read(folder)? {
         Some(backup) => backup.check(folder, &mut tell),
-        None => fsck::check_folder(folder, false, &mut tell),
+        None => fsck::check_folder(folder, &mut tell),
     }
     Ok(())
 }

@@ -95,12 +95,13 @@ pub fn read_file(file: &Path) -> Result<LoadedConfig, Vec<Fault>> {
     Ok(LoadedConfig { file: Some(file.to_owned()), text, config, origins })
 }
 
-/// The admin socket that a config names, whatever else is wrong with it; the usual one where it names none.
+/// The admin socket that a config names, whatever else is wrong with it; the usual one where it names none. Nothing if
+/// it is no TOML, or what it says of the socket is wrong: another relay's would be spoken to.
 pub fn admin_socket(text: &str) -> Option<PathBuf> {
-    let table: toml::Table = toml::from_str(text).unwrap_or_default();
+    let table: toml::Table = toml::from_str(text).ok()?;
     let listen = table.get("admin").and_then(|admin| admin.get("listen"));
     let named: Vec<AdminAddress> = match listen {
-        Some(listen) => listen.clone().try_into().unwrap_or_default(),
+        Some(listen) => listen.clone().try_into().ok()?,
         None => Config::default().admin.listen,
     };
     named.into_iter().find_map(|address| match address {

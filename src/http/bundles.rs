@@ -24,12 +24,11 @@ use super::{App, error::HttpError, pages::is_known};
 use crate::{
     bundle::{
         Bundle, BundleError,
-        import::{ImportError, Imported},
+        import::{ImportError, Imported, Problem, Standing},
         store::StoredBundle,
     },
     config,
     document_id::DocumentId,
-    storage::imported::Note,
 };
 
 /// `POST /api/bundles`: the body goes to a file aside, is verified as a whole, and only then is visible.
@@ -194,22 +193,25 @@ fn import_ended<T>(ended: Result<Result<T, ImportError>, JoinError>) -> Result<T
     }
 }
 
-/// A stored bundle whose documents are imported: who fetches it finds them by sync.
-async fn find(app: &App, id: &str) -> Result<(DocumentId, StoredBundle), HttpError> {
+/// A stored bundle whose documents are imported, so that who fetches it finds them by sync; or why they are not.
+async fn find(
+    app: &App,
+    id: &str,
+) -> Result<(DocumentId, StoredBundle, Option<Problem>), HttpError> {
     let id: DocumentId = id.parse()?;
     loop {
         let stored = app.store.get(id).await?.ok_or(HttpError::NoSuchBundle)?;
-        match app.importer.note(id, &stored.etag).await? {
-            Some(Note::Imported) => return Ok((id, stored)),
-            Some(Note::Broken(reason)) => return Err(HttpError::BrokenBundle(reason)),
+        match app.importer.standing(id, &stored.etag).await? {
+            Standing::Imported => return Ok((id, stored, None)),
+            Standing::Failed(problem) => return Ok((id, stored, Some(problem))),
             // What is here is served.
-            None if app.documents.space().is_low() => return Ok((id, stored)),
-            None => {}
+            Standing::New if app.documents.space().is_low() => return Ok((id, stored, None)),
+            Standing::New => {}
         }
         let bundles = app.config.borrow().bundles.clone();
         let importing = async {
             let place = app.importer.place().await?;
-            import_ended(app.importer.import_stored(place, id, bundles.max_inflated.0).await)
+            app.importer.import_stored(place, id, bundles.max_inflated.0).await?
         };
         // It goes on meanwhile.
         timeout(bundles.timeout.0, importing).await.map_err(|_| HttpError::Busy)??;
@@ -217,7 +219,7 @@ async fn find(app: &App, id: &str) -> Result<(DocumentId, StoredBundle), HttpErr
 }
 
 async fn send(app: &App, id: &str, headers: &HeaderMap) -> Result<Response, HttpError> {
-    let (id, stored) = find(app, id).await?;
+    let (id, stored, _) = find(app, id).await?;
     let mut answer = HeaderMap::new();
     let mut set = |name, value: String| {
         // Ids, ETags and numbers are always good header values.
@@ -287,7 +289,13 @@ pub async fn slim(
 }
 
 async fn send_slim(app: &App, id: &str, headers: &HeaderMap) -> Result<Response, HttpError> {
-    let (id, stored) = find(app, id).await?;
+    let (id, stored, problem) = find(app, id).await?;
+    match problem {
+        None | Some(Problem::Partly) => {}
+        Some(Problem::Broken(reason)) => return Err(HttpError::BrokenBundle(reason)),
+        // Its files would not be found.
+        Some(Problem::Failed(reason)) => return Err(HttpError::Store(io::Error::other(reason))),
+    }
     let etag = stored.etag.replacen('"', "\"slim-", 1);
     let common =
         [(header::ETAG, etag.clone()), (header::CACHE_CONTROL, "public, max-age=3600".to_owned())];

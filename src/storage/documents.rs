@@ -12,6 +12,7 @@ use bytes::Bytes;
 use prometheus::IntGauge;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+use tokio::sync::Semaphore;
 use tracing::{error, info, warn};
 
 use super::{ChunkKind, ChunkStore, Key, StorageError, StoredChunk, space::Space};
@@ -25,6 +26,8 @@ use crate::{
 
 /// Pause before a failed operation is tried again: the first, and the longest.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
+/// Documents that are compared with what is stored at a time: each is in memory as a whole, twice.
+const COMPARING: usize = 2;
 /// Up to so many changes a document's change hashes are listed in [`Opened`].
 const FEW: usize = 64;
 
@@ -34,6 +37,7 @@ pub struct Documents {
     served: Served,
     health: Arc<Health>,
     space: Arc<Space>,
+    comparing: Semaphore,
     metrics: StorageMetrics,
 }
 
@@ -151,7 +155,8 @@ impl Documents {
         space: Arc<Space>,
         metrics: StorageMetrics,
     ) -> Self {
-        Self { store, served, health, space, metrics }
+        let comparing = Semaphore::new(COMPARING);
+        Self { store, served, health, space, comparing, metrics }
     }
 
     /// Whether a document was deleted.
@@ -255,6 +260,8 @@ impl Documents {
             Bringer::Operator => None,
             Bringer::Upload => self.underneath(document),
         };
+        // The semaphore is never closed.
+        let place = self.comparing.acquire().await;
         let compared =
             tokio::task::spawn_blocking(move || compare(document, stored, underneath, &data));
         let (merged, add) = compared.await.map_err(|error| StorageError {
@@ -262,6 +269,7 @@ impl Documents {
             path: document.to_string().into(),
             source: std::io::Error::other(error),
         })?;
+        drop(place);
         if merged == Merged::New && self.space.is_low() {
             return Ok(Merged::NoSpace);
         }

@@ -1,7 +1,10 @@
 //! Checks everything that is stored: every chunk is parsed, by itself and with the others of its document, and every
 //! uploaded bundle is read.
 
-use std::{io, path::Path};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
 
 use automerge::ReadDoc;
 use serde::{Deserialize, Serialize};
@@ -10,7 +13,7 @@ use tokio::runtime::Handle;
 
 use super::{
     ChunkStore, Key, StorageError, StoredChunk,
-    documents::{check, hex},
+    documents::{check, hex, parses},
     journal::{Journal, count_rows},
     quarantine,
     walk::{self, Found},
@@ -276,19 +279,50 @@ fn check_documents(
     check.quarantine(journal.root())
 }
 
-/// Check a folder in automerge-repo's layout, a backup's for example, without changing it. `is_hashed`: the
-/// names of snapshots are to be the SHA-256 of what is in them. Blocks.
-pub fn check_folder(root: &Path, is_hashed: bool, tell: impl Tell) {
+/// Check a folder in automerge-repo's layout without changing it. Blocks.
+pub fn check_folder(root: &Path, tell: impl Tell) {
     let mut check = Check::new(tell);
-    let result = check_files(&mut check, root, is_hashed);
+    let result = check_files(&mut check, root);
     check.end(result);
 }
 
-fn check_files(
-    check: &mut Check<impl Tell>,
-    root: &Path,
-    is_hashed: bool,
-) -> Result<(), StorageError> {
+/// A file with a copy of a document.
+pub struct Copy<'a> {
+    /// The file.
+    pub file: PathBuf,
+    /// The SHA-256 of what was written into it.
+    pub sha256: &'a str,
+}
+
+/// Check the files of a backup. Blocks.
+pub fn check_copies<'a>(copies: impl ExactSizeIterator<Item = Copy<'a>>, tell: impl Tell) {
+    let mut check = Check::new(tell);
+    let all = copies.len();
+    for (n, Copy { file, sha256 }) in copies.enumerate() {
+        if !check.is_at(n, all) {
+            break;
+        }
+        let data = match fs::read(&file) {
+            Ok(data) => data,
+            Err(error) => {
+                check.find(Kind::Unreadable, file.display(), error, false);
+                continue;
+            }
+        };
+        check.summary.documents += 1;
+        check.summary.chunks += 1;
+        check.summary.bytes += data.len() as u64;
+        if hex(&Sha256::digest(&data)) != *sha256 {
+            let fault = "its bytes are not those that were written";
+            check.find(Kind::Broken, file.display(), fault, false);
+        } else if let Err(fault) = parses(&data) {
+            check.find(Kind::Broken, file.display(), fault, false);
+        }
+    }
+    check.end(Ok(()));
+}
+
+fn check_files(check: &mut Check<impl Tell>, root: &Path) -> Result<(), StorageError> {
     let in_journal = match count_rows(root) {
         Ok(0) => None,
         Ok(rows) => {
@@ -317,21 +351,7 @@ fn check_files(
                 continue;
             }
         };
-        let mut broken = Vec::new();
-        for (key, data) in &chunks {
-            if let Key::Chunk { name, .. } = key
-                && is_hashed
-                && *name != hex(&Sha256::digest(data))
-            {
-                broken.push((key.clone(), "its bytes are not those that were written".to_owned()));
-            }
-        }
         for (key, reason) in check.look(document, chunks) {
-            if !broken.iter().any(|(known, _)| *known == key) {
-                broken.push((key, reason));
-            }
-        }
-        for (key, reason) in broken {
             check.find(Kind::Broken, key, reason, false);
         }
     }

@@ -1,52 +1,51 @@
 //! Which uploaded bundles are imported: a small file each, in `.imported` beside the documents, by the id of their root.
 
-use std::path::{Path, PathBuf};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
 
 use super::{
     StorageError,
-    nodefs::{self, write_atomically},
+    nodefs::{self, failed, write_atomically},
 };
 use crate::document_id::DocumentId;
 
 pub(super) const FOLDER: &str = ".imported";
 
-/// What is known of a bundle in the store.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Note {
-    /// Its documents are merged with what is stored.
-    Imported,
-    /// It is no bundle, for that reason.
-    Broken(String),
-}
-
 fn path(root: &Path, id: DocumentId) -> PathBuf {
     root.join(FOLDER).join(id.to_string())
 }
 
-/// What is noted of the bundle of that id and ETag. Blocks.
+/// Whether the bundle of that id and ETag is imported. Blocks.
 ///
 /// # Errors
 /// The file cannot be read.
-pub fn read(root: &Path, id: DocumentId, etag: &str) -> Result<Option<Note>, StorageError> {
-    let Some(text) = nodefs::read(&path(root, id))? else { return Ok(None) };
-    let text = String::from_utf8_lossy(&text);
-    let (noted, reason) = text.split_once('\n').unwrap_or((&text, ""));
-    Ok((noted == etag).then(|| match reason.trim_end() {
-        "" => Note::Imported,
-        reason => Note::Broken(reason.to_owned()),
-    }))
+pub fn contains(root: &Path, id: DocumentId, etag: &str) -> Result<bool, StorageError> {
+    let noted = nodefs::read(&path(root, id))?;
+    Ok(noted.is_some_and(|noted| String::from_utf8_lossy(&noted).trim_end() == etag))
 }
 
-/// Note something of the bundle of that id and ETag; durable when this returns. Blocks.
+/// The bundle of that id and ETag is imported; durable when this returns. Blocks.
 ///
 /// # Errors
 /// The file cannot be written.
-pub fn write(root: &Path, id: DocumentId, etag: &str, note: &Note) -> Result<(), StorageError> {
-    let text = match note {
-        Note::Imported => format!("{etag}\n"),
-        Note::Broken(reason) => format!("{etag}\n{reason}\n"),
-    };
-    write_atomically(root, &[(path(root, id), text.into())], true)
+pub fn add(root: &Path, id: DocumentId, etag: &str) -> Result<(), StorageError> {
+    write_atomically(root, &[(path(root, id), format!("{etag}\n").into())], true)
+}
+
+/// All bundles are to be imported again when they are fetched. Blocks.
+///
+/// # Errors
+/// The files cannot be deleted.
+pub fn forget(root: &Path) -> Result<(), StorageError> {
+    let folder = root.join(FOLDER);
+    match fs::remove_dir_all(&folder) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(failed("delete", &folder)(error))
+        }
+        _ => Ok(()),
+    }
 }
 
 #[cfg(test)]
@@ -58,12 +57,12 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         std::fs::create_dir(folder.path().join(".tmp")).expect("made");
         let (root, id) = (folder.path(), DocumentId::from_bytes([7; 16]));
-        assert_eq!(read(root, id, "\"a\"").expect("reads"), None);
-        write(root, id, "\"a\"", &Note::Imported).expect("writes");
-        assert_eq!(read(root, id, "\"a\"").expect("reads"), Some(Note::Imported));
-        assert_eq!(read(root, id, "\"b\"").expect("reads"), None);
-        let broken = Note::Broken("not a ZIP archive".to_owned());
-        write(root, id, "\"b\"", &broken).expect("writes");
-        assert_eq!(read(root, id, "\"b\"").expect("reads"), Some(broken));
+        assert!(!contains(root, id, "\"a\"").expect("reads"));
+        add(root, id, "\"a\"").expect("writes");
+        assert!(contains(root, id, "\"a\"").expect("reads"));
+        assert!(!contains(root, id, "\"b\"").expect("reads"));
+        forget(root).expect("deletes");
+        forget(root).expect("there is nothing");
+        assert!(!contains(root, id, "\"a\"").expect("reads"));
     }
 }

@@ -56,7 +56,8 @@ use self::{
 };
 use super::{
     ChunkKind, ChunkStore, Key, StorageError, StoredChunk,
-    nodefs::{NodefsStore, delete_files},
+    nodefs::{NodefsStore, QUARANTINE, delete_files},
+    replacing,
     tombstones::{Tombstone, Tombstones},
     walk::{self, Found, Listed},
 };
@@ -251,7 +252,7 @@ impl Journal {
         let tombstones = Tombstones::open(&config.path)?;
         let index = forget_deleted(&connection, index, &tombstones);
         if repairs {
-            finish_deletions(&config.path, &tombstones)?;
+            finish_deletions(&config.path, &tombstones);
         }
         if index.rows > 0 {
             info!(chunks = index.rows, bytes = index.bytes, "the journal holds what was not moved");
@@ -395,7 +396,8 @@ impl Journal {
         lifting.await.map_err(self.shared.panicked("delete"))?
     }
 
-    /// Put up another storage's tombstone. False if the document is here, and stays, or if it has one.
+    /// Put up another storage's tombstone. False if the document is here, in quarantine or in what a restore has
+    /// replaced too, and stays, or if it has one.
     ///
     /// # Errors
     /// The document cannot be read, or the tombstone cannot be written.
@@ -405,11 +407,16 @@ impl Journal {
         if self.is_deleted(document) || !self.load_document(document).await?.is_empty() {
             return Ok(false);
         }
-        let shared = self.shared.clone();
-        let adding =
-            tokio::task::spawn_blocking(move || shared.tombstones.add(document, &tombstone));
-        adding.await.map_err(self.shared.panicked("write"))??;
-        Ok(true)
+        let (shared, root) = (self.shared.clone(), self.root().to_owned());
+        let adding = tokio::task::spawn_blocking(move || {
+            let mut aside = replacing::replaced(&root);
+            aside.push(root.join(QUARANTINE));
+            if aside.iter().any(|aside| aside.join(document.folder()).exists()) {
+                return Ok(false);
+            }
+            shared.tombstones.add(document, &tombstone).map(|()| true)
+        });
+        adding.await.map_err(self.shared.panicked("write"))?
     }
 
     /// Move all that is stored, quarantine too, into a folder beside it: all but the tombstones, which go on to

@@ -8,7 +8,7 @@ import { Repo } from '@automerge/automerge-repo';
 import { NodeFSStorageAdapter } from '@automerge/automerge-repo-storage-nodefs';
 import { unzipSync } from 'fflate';
 import { bytesIn, fails, filesOf, find, isUnavailable, json, url } from './commands.mjs';
-import { Relay, bundle, close, documentId, folder, saved, share, until } from './relay.mjs';
+import { Relay, bundle, close, documentId, folder, saved, share, until, upload } from './relay.mjs';
 
 test('a backup of a running relay is whole, incremental and checked, and comes back elsewhere', async t => {
   const relay = await Relay.start(t);
@@ -267,6 +267,10 @@ test('a first backup that was interrupted is not taken for a whole one, and goes
   await mkdir(join(backup, 'deleted'), { recursive: true });
   await writeFile(join(backup, 'deleted', '.tmpX1'), 'half');
 
+  // And what it was writing among the documents.
+  const [whole] = Object.keys(made.documents);
+  await writeFile(join(backup, 'documents', whole.slice(0, 2), whole.slice(2), 'snapshot/.tmpX2'), 'half');
+
   const other = await Relay.start(t);
   assert.match(fails(other, 'restore', backup).stderr, /not finished.*--unfinished/);
   assert.equal(fails(other, 'fsck', backup).status, 4);
@@ -274,6 +278,16 @@ test('a first backup that was interrupted is not taken for a whole one, and goes
   const answer = json(relay, 'backup', backup);
   assert.deepEqual([answer.copied, answer.unchanged], [1, 2]);
   assert.equal(json(other, 'restore', backup).new, 1);
+  // A document and a bundle that are gone without having been deleted are kept, and named.
+  const id = documentId(4);
+  await upload(relay, bundle({ [id]: { n: 1 } }));
+  relay.command('backup', backup);
+  await close(client);
+  await relay.stop();
+  await rm(filesOf(relay, id), { recursive: true });
+  await rm(join(relay.at, 'bundles', `${id}.tonk`));
+  const gone = fails(relay, 'backup', backup, '--json');
+  assert.deepEqual([gone.status, JSON.parse(gone.stdout).kept, JSON.parse(gone.stdout).kept_bundles], [1, [id], [id]]);
   assert.match(fails(relay, 'backup', join(relay.documents, 'backup')).stderr, /folder of the relay's own/);
 });
 
@@ -311,6 +325,24 @@ test('a restore that replaces all: nothing deleted comes back, and no relay star
   // The way back for what was replaced.
   assert.equal(json(relay, 'import', first.replaced).new, 1);
   assert.equal((await find(t, relay, later.url)).n, 'later');
+});
+
+test('what a restore moved away comes back, also if the backup says that it was deleted', async t => {
+  const relay = await Relay.start(t);
+  const client = relay.client(t);
+  const handle = await share(client, { n: 1 });
+  relay.command('doc', 'delete', handle.url);
+  const backup = join(await folder(t), 'backup');
+  relay.command('backup', backup);
+  relay.command('doc', 'undelete', handle.documentId);
+  const back = relay.client(t);
+  await saved(back, back.repo.import(Automerge.save(handle.doc()), { docId: handle.documentId }));
+  for (const one of [client, back]) await close(one);
+  await relay.stop();
+  const { replaced } = json(relay, 'restore', backup, '--replace');
+  await relay.start();
+  assert.equal(json(relay, 'import', replaced).new, 1);
+  assert.equal((await find(t, relay, handle.url)).n, 1);
 });
 
 test('a folder of another tonk-relay is imported after a clean stop, and not with changes in its journal', async t => {

@@ -211,6 +211,11 @@ test('the commands answer while the config has a fault, and when nobody reads on
   await writeFile(config, `${text}\n[nonsense]\nkey = 1\n`);
   assert.match(relay.command('status'), /ready        yes/);
   assert.match(relay.command('fsck'), /1 documents/);
+  // Whose socket it is is not guessed.
+  for (const broken of [`${text}\nno = TOML = at all\n`, undefined]) {
+    await (broken ? writeFile(config, broken) : rm(config));
+    assert.equal(fails(relay, 'status').status, 78);
+  }
   await writeFile(config, text);
   const line = `set -o pipefail; '${BINARY}' fsck --json --config '${config}' | true`;
   for (let n = 0; n < 5; n++) {

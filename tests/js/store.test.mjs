@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
-import { readdir, rm, writeFile } from 'node:fs/promises';
+import { mkdir, readdir, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import * as Automerge from '@automerge/automerge';
@@ -158,11 +158,22 @@ for (const [kind, skip, Kind] of STORES) {
     await Promise.all([1, 2, 3].map(() => fetch(`${relay.url}/api/bundles/${shared}/manifest`)));
     assert.equal(await imports(), 1, 'once, however many ask');
 
+    // A document that cannot be read keeps none of the others away.
+    const [good, bad] = [8, 9].map(documentId);
+    const files = join(relay.documents, bad.slice(0, 2), bad.slice(2));
+    await mkdir(files, { recursive: true });
+    await writeFile(join(files, 'incremental'), 'a file in the place of a folder');
+    const partly = await (await upload(relay, bundle({ [good]: { n: 8 }, [bad]: { n: 9 } }))).json();
+    assert.deepEqual(partly.imported.refused.map(({ document }) => document), [bad]);
+    assert.equal((await find(good)).n, 8);
+    assert.equal((await fetch(`${relay.url}/api/bundles/${good}/manifest`)).status, 200);
+
     // A bundle in the store that is broken is named, and the relay goes on.
     if (!store) {
       await writeFile(join(relay.at, 'bundles', `${root}.tonk`), 'no bundle');
+      assert.equal(await (await fetch(`${relay.url}/api/bundles/${root}`)).text(), 'no bundle', 'as it is');
       for (let time = 0; time < 2; time++) {
-        const broken = await fetch(`${relay.url}/api/bundles/${root}`);
+        const broken = await fetch(`${relay.url}/api/bundles/${root}/manifest`);
         assert.equal(broken.status, 500);
         assert.match((await broken.json()).error, /^The stored bundle is broken: not a ZIP/);
       }

@@ -140,8 +140,10 @@ pub struct Done {
 /// What a restore that replaces all moved away.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Replaced {
-    /// The folder of documents.
+    /// Where the documents are now.
     pub documents: PathBuf,
+    /// Where the bundles are now, if they are on a local disk.
+    pub bundles: Option<PathBuf>,
     /// Whether an earlier restore moved it, and was interrupted.
     pub is_resumed: bool,
 }

@@ -11,10 +11,13 @@ use std::{
 
 use futures::{FutureExt, future::BoxFuture};
 use tempfile::NamedTempFile;
+use tokio::sync::Semaphore;
 
 use super::{BundleStore, Incoming, Source, StoredBundle, sha256_of};
 use crate::document_id::DocumentId;
 
+/// Operations at a time: a disk that hangs holds so many threads.
+const PARALLEL: usize = 16;
 const FORMER: &str = "former";
 
 /// Bundles as files of a folder: `bundles/<id>.tonk`.
@@ -22,6 +25,7 @@ pub struct FolderStore {
     folder: PathBuf,
     incoming: Incoming,
     writing: Arc<Mutex<()>>,
+    places: Semaphore,
 }
 
 impl FolderStore {
@@ -31,7 +35,8 @@ impl FolderStore {
     /// The folder cannot be made or written.
     pub fn open(folder: &Path) -> io::Result<Self> {
         let incoming = Incoming::open(folder)?;
-        Ok(Self { folder: folder.to_owned(), incoming, writing: Arc::default() })
+        let places = Semaphore::new(PARALLEL);
+        Ok(Self { folder: folder.to_owned(), incoming, writing: Arc::default(), places })
     }
 
     fn path(&self, id: DocumentId) -> PathBuf {
@@ -45,6 +50,8 @@ impl FolderStore {
     ) -> BoxFuture<'_, io::Result<T>> {
         let folder = self.folder.clone();
         async move {
+            // The semaphore is never closed.
+            let _place = self.places.acquire().await;
             let working = tokio::task::spawn_blocking(move || work(&folder));
             working.await.unwrap_or_else(|panic| Err(io::Error::other(panic)))
         }

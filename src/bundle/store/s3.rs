@@ -20,6 +20,7 @@ use aws_config::{
     BehaviorVersion, Region, profile::ProfileFileCredentialsProvider, timeout::TimeoutConfig,
 };
 use aws_runtime::env_config::file::{EnvConfigFileKind, EnvConfigFiles};
+use aws_sdk_s3::config::http::HttpResponse;
 use aws_sdk_s3::{
     Client,
     error::{ProvideErrorMetadata, SdkError},
@@ -232,6 +233,11 @@ where
     io::Error::new(kind, format!("cannot {action}: {said}"))
 }
 
+/// The HTTP status of an answer that is an error.
+fn status<E>(error: &SdkError<E, HttpResponse>) -> Option<u16> {
+    error.raw_response().map(|response| response.status().as_u16())
+}
+
 /// Whether the store refused a condition.
 fn is_overtaken<E: ProvideErrorMetadata, R>(error: &SdkError<E, R>) -> bool {
     let code = error.as_service_error().and_then(ProvideErrorMetadata::code);
@@ -315,8 +321,8 @@ impl At {
         let probe = async {
             match write().await {
                 Ok(_) => {}
-                // Not implemented: some stores say so.
-                Err(error) if error.as_service_error().is_some() => {
+                // Some stores say that they do not know it; one that is busy says nothing of it.
+                Err(error) if status(&error).is_some_and(|s| s == 501 || (s < 500 && s != 429)) => {
                     let can_write = self.client.put_object().bucket(&*self.bucket).key(&key);
                     let body = ByteStream::from_static(b"probe");
                     can_write.body(body).send().await.map_err(|e| failed("write", e))?;
@@ -385,22 +391,34 @@ impl At {
         let abort = self.client.abort_multipart_upload().bucket(&*self.bucket).key(key);
         let abort = abort.upload_id(upload).send();
         let is_over = match timeout(self.patience, abort).await {
-            Ok(Err(error)) => error.as_service_error().is_some_and(|e| e.is_no_such_upload()),
+            // It is gone, or we may not; the store's own rules for what was abandoned hold then.
+            Ok(Err(error)) => status(&error).is_some_and(|status| status < 500 && status != 429),
             Ok(Ok(_)) => true,
             Err(_) => false,
         };
+        if is_over {
+            return;
+        }
         let mut unended = self.unended.lock().unwrap_or_else(PoisonError::into_inner);
-        if !is_over && unended.len() < UNENDED {
+        let entry = (key.to_owned(), upload.to_owned());
+        if unended.len() < UNENDED && !unended.contains(&entry) {
             warn!(key, "an upload that failed is to be aborted when the bundle store is back");
-            unended.push((key.to_owned(), upload.to_owned()));
+            unended.push(entry);
         }
     }
 
     async fn abort_unended(&self) {
-        let unended =
-            std::mem::take(&mut *self.unended.lock().unwrap_or_else(PoisonError::into_inner));
-        for (key, upload) in unended {
+        let unended = || self.unended.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut left = unended().len();
+        while left > 0 {
+            let Some((key, upload)) = unended().pop() else { return };
             self.abort(&key, &upload).await;
+            let now = unended().len();
+            if now >= left {
+                // Back in the list: another time.
+                return;
+            }
+            left = now;
         }
     }
 
@@ -534,10 +552,10 @@ struct AbortUpload<'a> {
 
 impl AbortUpload<'_> {
     async fn end(mut self, is_complete: bool) {
-        self.is_over = true;
         if !is_complete {
             self.at.abort(self.key, self.upload).await;
         }
+        self.is_over = true;
     }
 }
 
@@ -628,8 +646,13 @@ impl BundleStore for S3Store {
             let hashed = tokio::task::spawn_blocking(move || sha256_of(File::open(path)?)).await;
             let sha256 = hashed.unwrap_or_else(|panic| Err(io::Error::other(panic)))?;
             let key = self.at.key(id);
-            for _ in 0..OVERTAKEN {
+            for attempt in 0..OVERTAKEN {
                 let former = self.noted(self.at.head(&key).await)?;
+                let of_former = former.as_ref().and_then(|head| head.metadata()?.get(SHA256));
+                if attempt > 0 && of_former == Some(&sha256) {
+                    // It was ours: its answer was lost, and the SDK tried again.
+                    return former.and_then(|head| head.e_tag).ok_or_else(unnamed);
+                }
                 if let Some(head) = &former {
                     self.noted(self.at.keep_former(id, head, keep).await)?;
                 }

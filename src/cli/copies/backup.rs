@@ -114,7 +114,8 @@ impl Backup {
     }
 
     fn write(&self, folder: &Path) -> Result<(), CliError> {
-        write_file(&folder.join(INDEX), &serde_json::to_vec_pretty(self).unwrap_or_default())
+        write_file(&folder.join(INDEX), &serde_json::to_vec_pretty(self).unwrap_or_default())?;
+        File::open(folder).and_then(|folder| folder.sync_all()).map_err(at(folder))
     }
 
     fn file(&self, folder: &Path, document: DocumentId) -> Option<PathBuf> {
@@ -128,12 +129,6 @@ impl Backup {
         if !self.is_complete {
             let fault = "the backup was not finished: run it again";
             faults.push((INDEX.to_owned(), fault.to_owned()));
-        }
-        for document in self.documents.keys() {
-            if self.file(folder, *document).is_none_or(|file| !file.is_file()) {
-                let fault = "the backup lists it, and its file is not there";
-                faults.push((document.to_string(), fault.to_owned()));
-            }
         }
         for id in self.bundles.keys() {
             let file = bundle_file(folder, *id);
@@ -154,7 +149,12 @@ impl Backup {
         for (place, fault) in faults {
             tell(Line::Finding(Finding { kind: Kind::Broken, place, fault, repaired: false }));
         }
-        fsck::check_folder(&folder.join("documents"), true, |line| match line {
+        // Others may be there, of a later one that was interrupted.
+        let copies = self.documents.iter().map(|(document, copied)| fsck::Copy {
+            file: snapshots(folder, *document).join(&copied.sha256),
+            sha256: &copied.sha256,
+        });
+        fsck::check_copies(copies, |line| match line {
             Line::Summary(mut summary) => {
                 summary.damages += damages;
                 summary.bundles = self.bundles.len();
@@ -184,6 +184,8 @@ struct BackupAnswer {
     tombstones: usize,
     /// Documents of an earlier backup that the relay does not have any more, although nobody deleted them there.
     kept: Vec<DocumentId>,
+    /// And bundles.
+    kept_bundles: Vec<DocumentId>,
     /// What could not be copied as it is, and why. An earlier copy of it stays.
     failed: Vec<Refused>,
 }
@@ -293,6 +295,7 @@ pub(in crate::cli) fn backup(arguments: &BackupArguments) -> Result<(), CliError
         made.bundles.remove(&tombstone.document);
         made.deleted.insert(tombstone.document);
     }
+    answer.kept_bundles.retain(|bundle| !made.deleted.contains(bundle));
     answer.kept = gone.into_iter().filter(|document| !made.deleted.contains(document)).collect();
     answer.documents = made.documents.len();
     answer.bundles = made.bundles.len();
@@ -303,7 +306,8 @@ pub(in crate::cli) fn backup(arguments: &BackupArguments) -> Result<(), CliError
     made.write(folder)?;
     made.remove_the_rest(folder)?;
     show(arguments.storage.json, &answer, || describe(&answer));
-    if answer.failed.is_empty() { Ok(()) } else { Err(CliError::Said(1)) }
+    let lacks = !answer.kept.is_empty() || !answer.kept_bundles.is_empty();
+    if answer.failed.is_empty() && !lacks { Ok(()) } else { Err(CliError::Said(1)) }
 }
 
 impl Backup {
@@ -356,6 +360,9 @@ fn describe(answer: &BackupAnswer) -> String {
     );
     for document in &answer.kept {
         text.push_str(&format!("kept, although the relay has it no more: {document}\n"));
+    }
+    for bundle in &answer.kept_bundles {
+        text.push_str(&format!("kept, although the relay has it no more: bundle {bundle}\n"));
     }
     for Refused { place, reason } in &answer.failed {
         text.push_str(&format!("not copied: {place}: {reason}\n"));
@@ -447,11 +454,17 @@ fn joined(new: &[u8], earlier: Option<&[u8]>) -> Joined {
     }
     let Some(mut earlier) = earlier.map(load) else { return Joined::New };
     match Relation::of(&earlier, &new) {
-        Relation::Contained => Joined::New,
+        Relation::Contained if earlier.get_missing_deps(&[]).is_empty() => Joined::New,
         Relation::Unrelated if !new.get_heads().is_empty() => Joined::Unrelated,
-        Relation::Newer | Relation::Unrelated => {
+        Relation::Contained | Relation::Newer | Relation::Unrelated => {
             // Its changes that wait for others may find them here.
             match earlier.load_incremental(&new.save()) {
+                Ok(_)
+                    if earlier.get_heads() == new.get_heads()
+                        && earlier.get_missing_deps(&[]) == new.get_missing_deps(&[]) =>
+                {
+                    Joined::New
+                }
                 Ok(_) => Joined::Both(earlier.save()),
                 Err(_) => Joined::Unrelated,
             }
@@ -465,7 +478,16 @@ fn copy_bundles(
     made: &mut Backup,
     answer: &mut BackupAnswer,
 ) -> Result<(), CliError> {
-    let bundles: Vec<ListedBundle> = relay.ask(Method::GET, "/bundles")?;
+    let bundles: Vec<ListedBundle> = match relay.ask(Method::GET, "/bundles") {
+        Err(CliError::Admin(AdminError::Refused(reason))) => {
+            answer.fail("the uploaded bundles", reason);
+            return Ok(());
+        }
+        bundles => bundles?,
+    };
+    for id in made.bundles.keys().filter(|id| !bundles.iter().any(|listed| listed.id == **id)) {
+        answer.kept_bundles.push(*id);
+    }
     for ListedBundle { id, etag } in bundles {
         let file = bundle_file(folder, id);
         if made.bundles.get(&id) == Some(&etag) && file.is_file() {

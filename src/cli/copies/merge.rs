@@ -28,6 +28,8 @@ pub(super) struct MergeAnswer {
     pub(super) tombstones: Vec<DocumentId>,
     /// Where what was stored before is now.
     pub(super) replaced: Option<String>,
+    /// And the bundles.
+    pub(super) replaced_bundles: Option<String>,
     pub(super) dry_run: bool,
     #[serde(skip)]
     waiting: Vec<(DocumentId, Vec<u8>)>,
@@ -125,6 +127,9 @@ impl MergeAnswer {
         let mut text = String::new();
         if let Some(replaced) = &self.replaced {
             text.push_str(&format!("what was stored before is in {replaced}\n"));
+        }
+        if let Some(bundles) = &self.replaced_bundles {
+            text.push_str(&format!("the bundles of before are in {bundles}\n"));
         }
         for document in &self.tombstones {
             text.push_str(&format!("deleted here now, as in the backup: {document}\n"));

@@ -54,14 +54,22 @@ pub(in crate::cli) fn restore(arguments: &RestoreArguments) -> Result<(), CliErr
         if replaced.is_resumed {
             eprintln!("a restore that was interrupted goes on");
         }
-        answer.replaced = Some(replaced.documents.display().to_string());
+        let Replaced { documents, bundles, .. } = replaced;
+        answer.replaced = Some(documents.display().to_string());
+        answer.replaced_bundles = bundles.map(|bundles| bundles.display().to_string());
     }
     let storage_id = backup.storage_id.clone().filter(|_| !arguments.new_identity);
     answer.storage_id = relay.tell(Method::PUT, "/storage-id", &StorageId { storage_id })?;
     for tombstone in &tombstones {
+        if backup.documents.contains_key(&tombstone.document) {
+            // Left from an earlier one: it was undeleted since.
+            continue;
+        }
         match relay.tell(Method::POST, "/deleted", tombstone)? {
             Buried::New => answer.tombstones.push(tombstone.document),
             Buried::Already => {}
+            // Among what was moved away, which is to be good for going back.
+            Buried::IsHere if arguments.replace => {}
             Buried::IsHere => answer
                 .refuse(tombstone.document, "it was deleted in the backup, and is here; it stays"),
         }

@@ -5,7 +5,7 @@ use std::io::Read;
 use rusqlite::config::DbConfig;
 
 use super::{
-    super::{nodefs::QUARANTINE, quarantine::JOURNAL},
+    super::quarantine::JOURNAL,
     index::{Index, Row},
     *,
 };
@@ -175,11 +175,12 @@ fn check_header(path: &Path) -> Result<(), StorageError> {
 }
 
 /// The same for its files.
-pub(super) fn finish_deletions(root: &Path, tombstones: &Tombstones) -> Result<(), StorageError> {
+pub(super) fn finish_deletions(root: &Path, tombstones: &Tombstones) {
     for document in tombstones.ids() {
-        delete_files(root, document)?;
+        if let Err(error) = delete_files(root, document) {
+            warn!(%document, %error, "files of a deleted document stay for now");
+        }
     }
-    Ok(())
 }
 
 /// Move a journal that SQLite does not read into quarantine. Clients that have what was in it give it back.

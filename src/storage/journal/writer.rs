@@ -81,6 +81,8 @@ impl Writer {
                 }
             };
             let committed = write(&mut connection, &shared, &changes)?;
+            // The index before what takes long: who loads a document must not look for rows that are gone.
+            shared.note(committed.index);
             if changes.iter().any(|change| matches!(change, Change::DeleteDocument(_))) {
                 leave_no_trace(&connection);
             }
@@ -92,15 +94,14 @@ impl Writer {
                 // Nothing else is going on: the pages that it keeps in memory are not needed.
                 let _ = connection.execute_batch("PRAGMA shrink_memory");
             }
-            Ok((connection, committed))
+            Ok((connection, committed.doomed))
         });
         let written = write.await.unwrap_or_else(|panic| Err(self.shared.panicked("write")(panic)));
         match written {
-            Ok((connection, committed)) => {
+            Ok((connection, doomed)) => {
                 self.connection = Some(connection);
-                self.shared.note(committed.index);
-                if !committed.doomed.is_empty() {
-                    self.doom(committed.doomed).await;
+                if !doomed.is_empty() {
+                    self.doom(doomed).await;
                 }
                 for done in answers {
                     let _ = done.send(Ok(()));
