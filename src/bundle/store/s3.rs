@@ -47,6 +47,8 @@ const ASK_AGAIN: Duration = Duration::from_secs(10);
 const ABANDONED: Duration = Duration::from_secs(3600);
 /// Uploads that are to be aborted when the store is back; further ones are found when they are [`ABANDONED`].
 const UNENDED: usize = 1000;
+/// Locks for uploads; bundles share them.
+const WRITING: usize = 64;
 /// How often an upload is tried again because another one came between.
 const OVERTAKEN: usize = 5;
 /// The systemd credential with access keys, in the format of `~/.aws/credentials`.
@@ -59,6 +61,9 @@ pub struct S3Store {
     at: At,
     incoming: Incoming,
     health: Arc<Health>,
+    /// Of one bundle's uploads one goes on at a time here, so that they overtake each other only where another relay
+    /// has the same bucket.
+    writing: Vec<tokio::sync::Mutex<()>>,
     /// Whether the store refuses a conditional write whose condition is not met; unknown until it was asked.
     honours_conditions: OnceLock<bool>,
     is_away: AtomicBool,
@@ -101,6 +106,7 @@ impl S3Store {
             at,
             incoming: Incoming::open(&config.path)?,
             health,
+            writing: (0..WRITING).map(|_| tokio::sync::Mutex::default()).collect(),
             honours_conditions: OnceLock::new(),
             is_away: AtomicBool::new(false),
         })
@@ -646,6 +652,13 @@ impl BundleStore for S3Store {
             let hashed = tokio::task::spawn_blocking(move || sha256_of(File::open(path)?)).await;
             let sha256 = hashed.unwrap_or_else(|panic| Err(io::Error::other(panic)))?;
             let key = self.at.key(id);
+            let stripe = id.as_bytes().iter().fold(0u8, |all, byte| all ^ byte);
+            let writing = self.writing.get(usize::from(stripe) % self.writing.len());
+            // Whoever has it ends in bounded time: each step of an upload does.
+            let _alone = match writing {
+                Some(writing) => Some(writing.lock().await),
+                None => None,
+            };
             for attempt in 0..OVERTAKEN {
                 let former = self.noted(self.at.head(&key).await)?;
                 let of_former = former.as_ref().and_then(|head| head.metadata()?.get(SHA256));
