@@ -176,7 +176,7 @@ pub(super) fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error
     move |source| StorageError { action, path, source }
 }
 
-fn relative(key: &Key) -> PathBuf {
+pub(super) fn relative(key: &Key) -> PathBuf {
     match key {
         Key::StorageId => Path::new("st").join("orage-adapter-id"),
         Key::Chunk { document, kind, name } => {

@@ -5,7 +5,10 @@ use std::io::Read;
 use rusqlite::config::DbConfig;
 
 use super::{
-    super::quarantine::JOURNAL,
+    super::{
+        nodefs::{relative, write_atomically},
+        quarantine::JOURNAL,
+    },
     index::{Index, Row},
     *,
 };
@@ -76,7 +79,49 @@ pub(super) fn open(
             index.set(&key, Some(Row { id, size: usize::try_from(size).unwrap_or(0) }));
         }
     }
-    Ok((connection, index))
+    // Most of the time it is empty when it is opened, and this is done at once.
+    let check = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get::<_, String>(0));
+    match check.map_err(failed)?.as_str() {
+        "ok" => Ok((connection, index)),
+        fault => {
+            let source = io::Error::new(io::ErrorKind::InvalidData, fault.to_owned());
+            Err(StorageError { action: "open", path: path.to_owned(), source })
+        }
+    }
+}
+
+/// Move the rows of a broken journal that can be read into the folders. Returns how many that were.
+fn salvage(root: &Path, path: &Path) -> usize {
+    let rescue = || -> rusqlite::Result<Vec<(PathBuf, Bytes)>> {
+        // One that may write would change what is to be kept as it is.
+        let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+        let mut list =
+            connection.prepare("SELECT id, document, kind, name FROM chunk ORDER BY id")?;
+        let mut read = connection.prepare("SELECT data FROM chunk WHERE id = ?1")?;
+        let (mut rows, mut files) = (list.query([])?, Vec::new());
+        // What comes after a page that cannot be read is not found this way: it is in quarantine.
+        while let Ok(Some(row)) = rows.next() {
+            let (id, document): (i64, [u8; 16]) = (row.get(0)?, row.get(1)?);
+            let (kind, name): (String, String) = (row.get(2)?, row.get(3)?);
+            let data: rusqlite::Result<Vec<u8>> = read.query_row([id], |row| row.get(0));
+            if let (Some(kind), Ok(data)) = (ChunkKind::from_name(&kind), data) {
+                let key = Key::Chunk { document: DocumentId::from_bytes(document), kind, name };
+                files.push((root.join(relative(&key)), data.into()));
+            }
+        }
+        Ok(files)
+    };
+    if check_header(path).is_err() {
+        return 0;
+    }
+    let files = rescue().unwrap_or_default();
+    match write_atomically(root, &files, true) {
+        Ok(()) => files.len(),
+        Err(error) => {
+            error!(%error, "what can be read of the broken journal is not in the folders");
+            0
+        }
+    }
 }
 
 /// A deletion that did not come to its end is finished.
@@ -191,6 +236,7 @@ pub(super) fn set_aside(
     metrics: &StorageMetrics,
 ) -> Result<(), StorageError> {
     let failed = |source| StorageError { action: "move", path: path.to_owned(), source };
+    let salvaged = salvage(root, path);
     let folder = |n: u32| root.join(format!("{QUARANTINE}/{JOURNAL}{n}"));
     let to = folder((0..).find(|n| !folder(*n).exists()).unwrap_or_default());
     fs::create_dir_all(&to).map_err(failed)?;
@@ -204,8 +250,10 @@ pub(super) fn set_aside(
     metrics.broken_chunks.inc();
     error!(
         %reason,
+        salvaged,
         moved_to = %to.display(),
-        "the journal is broken: changes since the last checkpoint are missing until clients bring them again"
+        "the journal is broken: what could be read of it is in the folders; other changes since the last checkpoint are \
+         missing until clients bring them again"
     );
     Ok(())
 }

@@ -339,6 +339,36 @@ async fn a_broken_journal_is_not_touched_by_who_only_looks_and_kept_whole_aside(
     }
 }
 
+/// A page in the middle that SQLite meets only when it reads that row.
+#[tokio::test]
+async fn what_can_be_read_of_a_broken_journal_is_saved() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let left = tempfile::tempdir().expect("a folder");
+    let journal = open_at(folder.path());
+    for n in 0..20 {
+        // Rows of several pages each.
+        let data = Bytes::from(vec![n + 1; 20_000]);
+        journal.put(&increment(n, "a"), data).await.expect("puts");
+    }
+    journal.change(Change::Fold).await.expect("folds");
+    copy(folder.path(), left.path());
+    let path = left.path().join(".journal/journal.sqlite");
+    let mut file = fs::read(&path).expect("reads");
+    // An overflow page of document 9 begins with the number of the next one.
+    let is_its = |page: &[u8]| page[4..].iter().all(|byte| *byte == 10) && page[..4] != [0; 4];
+    let at = file.chunks(4096).position(is_its).expect("is there") * 4096;
+    file[at..at + 4].copy_from_slice(&[0x7f; 4]);
+    fs::write(&path, file).expect("writes");
+    let journal = open_at(left.path());
+    for n in 0..20 {
+        let expected: &[&str] = if n == 9 { &[] } else { &["a"] };
+        assert_eq!(names(&journal, n).await, expected, "{n}");
+    }
+    assert!(left.path().join("quarantine/journal-0/journal.sqlite").exists());
+    journal.put(&increment(9, "b"), Bytes::from_static(b"goes on")).await.expect("puts");
+    journal.checkpoint().await.expect("moves");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn who_lists_or_loads_sees_every_document_while_its_chunks_move_and_are_replaced() {
     let folder = tempfile::tempdir().expect("a folder");
