@@ -103,7 +103,8 @@ export class Rclone extends Store {
   }
 }
 
-/** A line to a store that can be cut: `left` is how many bytes of answers it still carries; a request with `cutAt` cuts it. */
+/** A line to a store that can be cut: `left` is how many bytes of answers it still carries; a request with `cutAt` cuts it,
+ * and while it `holds` answers are lost in it. */
 export async function line(t, store) {
   const line = { left: Infinity };
   const server = net.createServer(client => {
@@ -115,6 +116,7 @@ export async function line(t, store) {
     });
     client.on('end', () => there.end());
     there.on('data', data => {
+      if (line.holds) return;
       client.write(data.subarray(0, line.left));
       line.left = Math.max(0, line.left - data.length);
       if (line.left === 0) end();

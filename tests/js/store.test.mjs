@@ -263,6 +263,17 @@ test('s3: an answer that is cut off is none, and the next one is whole', { skip 
   assert.ok(Buffer.from(await (await fetch(url)).arrayBuffer()).equals(Buffer.from(body)));
   assert.deepEqual(await readdir(join(relay.at, 'bundles/.incoming')), [], 'nothing is left behind');
 
+  // A line that goes silent in the middle of an answer, and of an upload: both end in bounded time.
+  const began = Date.now();
+  const halfway = await fetch(url);
+  const reader = halfway.body.getReader();
+  await reader.read();
+  cut.holds = true;
+  await assert.rejects(async () => { while (!(await reader.read()).done); });
+  assert.equal((await upload(relay, body)).status, 503);
+  assert.ok(Date.now() - began < 20_000);
+  cut.holds = false;
+
   // An upload in parts that could be begun, and no more, is aborted when the line is whole again.
   cut.cutAt = 'uploadId=';
   assert.equal((await upload(relay, body)).status, 503);
