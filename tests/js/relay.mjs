@@ -163,6 +163,13 @@ export class Relay {
         try { send(message); } catch (error) { if (!/Websocket not ready/.test(error.message)) throw error; }
       };
     }
+    // Before it connects anew, or when it is closed, it takes its listeners off a socket that may still be connecting;
+    // an error that nobody listens to ends Node.
+    const connect = adapter.connect.bind(adapter);
+    adapter.connect = (...words) => {
+      connect(...words);
+      adapter.socket?.addEventListener('error', () => {});
+    };
     const repo = new Repo({ network: [adapter], ...options.repo });
     const client = { repo, adapter };
     this.clients.push(client);
