@@ -22,6 +22,7 @@ use crate::{
     admin::{self, storage::Stored},
     bundle::{import::Importer, served::ServeError, store, watch::BundleKeeper},
     config::{AdminAddress, AuthMode, Config, EngineKind, load::LoadedConfig},
+    document_id::DocumentId,
     health::{Health, Phase, Report},
     http::{self, App, listener::Connections},
     log::{LogLevel, Repeats},
@@ -44,6 +45,7 @@ use crate::{
         sessions::Sessions,
     },
     systemd,
+    watchdog::{self, Watchdog},
 };
 
 /// File descriptors beside the connections: files, listeners, the log.
@@ -56,6 +58,8 @@ const STAGGER: (Duration, Duration) = (Duration::from_millis(2), Duration::from_
 const HTTP_GRACE: Duration = Duration::from_secs(5);
 /// systemd waits a little longer than we do, so that what was late is still named.
 const SYSTEMD_WAITS_LONGER: Duration = Duration::from_secs(5);
+/// Places for received bytes of the relay's own questions, in KiB.
+const PROBE_PLACES: u32 = 64;
 /// Bundles unpacked at a time.
 const UNPACKING: usize = 2;
 
@@ -65,6 +69,13 @@ const UNPACKING: usize = 2;
 pub enum AppError {
     #[error("{}: http.listen: cannot listen on {address}: {source}", place(file))]
     Listen { file: Option<PathBuf>, address: SocketAddr, source: std::io::Error },
+    #[error("the sockets that systemd passes on: {0}")]
+    Inherited(std::io::Error),
+    #[error(
+        "tonk-relay.socket: {address} is not loopback: set auth.mode in {}, \"open\" to let anybody in",
+        place(file)
+    )]
+    OpenSocket { file: Option<PathBuf>, address: SocketAddr },
     #[error("{}: admin.listen: cannot listen on {address}: {source}", place(file))]
     AdminListen { file: Option<PathBuf>, address: AdminAddress, source: std::io::Error },
     #[error("{}: storage.path: {source}", place(file))]
@@ -137,8 +148,15 @@ impl Loaded {
 
         // Listeners first: of two relays started by mistake, the second must not touch the first's files.
         let is_default = config.http.listen == Config::default().http.listen;
-        let mut public = Vec::new();
-        for address in config.http.listen.iter().copied() {
+        let mut public = http::listener::inherited().map_err(AppError::Inherited)?;
+        for listener in &public {
+            let address = listener.local_addr().map_err(AppError::Inherited)?;
+            if config.auth.mode == AuthMode::Unset && !address.ip().is_loopback() {
+                return Err(AppError::OpenSocket { file: file(), address });
+            }
+        }
+        let to_bind = if public.is_empty() { config.http.listen.as_slice() } else { &[] };
+        for address in to_bind.iter().copied() {
             match http::listener::bind(address) {
                 Ok(listener) => public.push(listener),
                 // The default names both; a machine without IPv6 has one of them.
@@ -290,6 +308,7 @@ impl Bound {
         warn_of_few_files(&now);
         let peers = Arc::new(Peers::default());
         let repeats = Arc::new(Repeats::new(now.log.repeat.0));
+        let probe = DocumentId::random();
         let rooms = Rooms::new(Shared {
             config: config.clone(),
             documents: self.documents.clone(),
@@ -301,6 +320,7 @@ impl Bound {
                 }
             },
             storage_id: self.storage_id.as_str().into(),
+            probe,
             metrics: self.metrics.clone(),
         });
         let (draining, stopping) = (CancellationToken::new(), CancellationToken::new());
@@ -317,6 +337,7 @@ impl Bound {
             storage_id: self.storage_id,
             receive_queue: Arc::new(Semaphore::new(receive_places as usize)),
             receive_places,
+            is_probe: false,
             draining: draining.clone(),
         });
         let (http_running, sessions_running) = (TaskTracker::new(), TaskTracker::new());
@@ -352,6 +373,7 @@ impl Bound {
             self.metrics.process.clone(),
         ));
         let mut supervisor = Supervisor::new(self.metrics.process.clone());
+        let watchdog = watchdog(&app, probe, self.metrics.process.clone())?;
 
         let public = Connections {
             config: config.clone(),
@@ -399,6 +421,7 @@ impl Bound {
             }
         }
         let requests = tasks::catch_signals(&mut supervisor, &stopping, signals);
+        tasks::watch(&mut supervisor, &draining, watchdog);
         tasks::follow_bundle(&mut supervisor, &stopping, &self.keeper, &rooms);
         tasks::follow_config(&mut supervisor, &stopping, &reloader);
         tasks::flush_log(&mut supervisor, &stopping, &repeats);
@@ -406,6 +429,7 @@ impl Bound {
             tasks::keep_asking(&mut supervisor, &stopping, s3);
         }
         tasks::watch_space(&mut supervisor, &stopping, &self.documents);
+        tasks::count_stored(&mut supervisor, &stopping, &self.journal, &self.metrics.storage);
         tasks::show_status(&mut supervisor, &stopping, &self.health, &self.metrics, &rooms);
         if now.auth.mode == AuthMode::Open {
             warn!(
@@ -435,6 +459,46 @@ impl Bound {
         };
         Ok(Running { parts, requests })
     }
+}
+
+/// What asks the relay whether it answers: over connections of its own, which no limit holds for, and in figures that
+/// nobody sees.
+fn watchdog(
+    app: &App,
+    document: DocumentId,
+    metrics: ProcessMetrics,
+) -> Result<Arc<Watchdog>, AppError> {
+    let unseen = Metrics::new()?;
+    let config = watch::channel(Arc::new(watchdog::unlimited(&app.config.borrow()))).1;
+    let sessions = Arc::new(Sessions {
+        config: config.clone(),
+        rooms: app.sessions.rooms.clone(),
+        peers: app.peers.clone(),
+        documents: app.documents.clone(),
+        metrics: unseen.sessions.clone(),
+        repeats: Arc::default(),
+        us: app.sessions.us.clone(),
+        storage_id: app.sessions.storage_id.clone(),
+        receive_queue: Arc::new(Semaphore::new(PROBE_PLACES as usize)),
+        receive_places: PROBE_PLACES,
+        is_probe: true,
+        draining: app.sessions.draining.clone(),
+    });
+    let connections = Connections {
+        config: config.clone(),
+        open: unseen.http.sockets.with_label_values(&["probe"]),
+        upgraded: unseen.sessions.open.clone(),
+        tasks: TaskTracker::new(),
+        stopping: app.sessions.draining.clone(),
+    };
+    let app = App {
+        config,
+        metrics: unseen,
+        sessions,
+        sessions_running: TaskTracker::new(),
+        ..app.clone()
+    };
+    Ok(Arc::new(Watchdog { connections, router: http::router(app), document, metrics }))
 }
 
 fn warn_of_few_files(config: &Config) {

@@ -2,6 +2,8 @@
 //! `copies`, their way to it in `relay`.
 
 mod copies;
+mod live;
+mod ping;
 mod progress;
 mod relay;
 mod storage;
@@ -26,11 +28,12 @@ use self::{
         import::{self, ImportArguments},
         restore::{self, RestoreArguments},
     },
+    ping::PingArguments,
     relay::RelayArguments,
     storage::{DocArguments, FsckArguments, QuarantineVerb, StorageArguments},
 };
 use crate::{
-    admin::{ReloadAnswer, Status, client::AdminError},
+    admin::{ReloadAnswer, client::AdminError, status::Status},
     app::{AppError, Loaded},
     config::{
         AdminAddress, AuthMode, Config, StoreKind, check,
@@ -101,6 +104,19 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Say which documents and which sessions cost the running relay most in the last minute
+    Top {
+        #[command(flatten)]
+        relay: RelayArguments,
+        /// Say it once, also on a terminal
+        #[arg(long)]
+        once: bool,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Try the way to a relay as a client takes it: address, TLS, proxy, upgrade, round trip, large messages, silence
+    Ping(PingArguments),
     /// Let the running relay take over its changed config file
     Reload {
         #[command(flatten)]
@@ -176,6 +192,8 @@ enum CliError {
     Storage(#[from] StorageError),
     #[error(transparent)]
     Metrics(#[from] prometheus::Error),
+    #[error(transparent)]
+    Ping(#[from] ping::PingError),
     #[error("not reloaded:\n{}", .0.join("\n"))]
     NotReloaded(Vec<String>),
     #[error("{}: not found", .0.display())]
@@ -199,6 +217,7 @@ impl CliError {
         match self {
             Self::Config(_) | Self::Log(LogError::Level(_)) => EX_CONFIG,
             Self::Said(code) => *code,
+            Self::App(AppError::OpenSocket { .. }) => EX_CONFIG,
             // As fsck(8) says it: what is broken was left as it is, and: the check could not be made.
             Self::BrokenJournal(_) => 4,
             Self::NotChecked(_) => 8,
@@ -220,6 +239,8 @@ pub fn run() -> ExitCode {
             demo(bundle, &folder, listen).and_then(daemon)
         }
         Some(Command::Status { relay, json }) => status(&relay, json),
+        Some(Command::Top { relay, once, json }) => live::top(&relay, once, json),
+        Some(Command::Ping(arguments)) => ping::ping(&arguments),
         Some(Command::Reload { relay }) => reload(&relay),
         Some(Command::Checkpoint { storage }) => storage::checkpoint(&storage),
         Some(Command::Doc(arguments)) => storage::doc(arguments),
@@ -417,7 +438,7 @@ fn describe(status: &Status) -> String {
          bundle       {bundle}\n",
         status.version,
         status.pid,
-        status.phase,
+        status.phase.name(),
         humantime::format_duration(std::time::Duration::from_secs(status.uptime_seconds)),
         if status.ready { "yes" } else { "no" },
         status.connections,
@@ -431,6 +452,9 @@ fn describe(status: &Status) -> String {
         text.push_str(&format!(
             "quarantine   {quarantined} files that do not parse: `tonk-relay quarantine list`\n"
         ));
+    }
+    if status.blocked > 0 {
+        text.push_str(&format!("blocked      {} documents\n", status.blocked));
     }
     for line in &status.failed {
         text.push_str(&format!("failed       {line}\n"));

@@ -29,6 +29,16 @@ impl DocumentId {
         Self(bytes)
     }
 
+    /// An id that nobody has.
+    pub fn random() -> Self {
+        let mut bytes = [0u8; 16];
+        // automerge draws an actor id from the operating system's randomness: 16 bytes, as needed here.
+        for (to, from) in bytes.iter_mut().zip(automerge::ActorId::random().to_bytes()) {
+            *to = *from;
+        }
+        Self(bytes)
+    }
+
     /// Where its chunks are, in automerge-repo's folders and in bundles alike: its text, split after two characters.
     pub fn folder(&self) -> String {
         let mut text = self.to_string();

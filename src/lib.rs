@@ -14,6 +14,8 @@
 //! | documents on disk, and bundle documents underneath | [`storage`] |
 //! | the admin socket and its commands | [`admin`] |
 //! | readiness and what is amiss | [`health`] |
+//! | what rooms and sessions cost | [`usage`], [`sync::look`] |
+//! | that all of it still answers, for systemd | [`watchdog`] |
 //! | every metric name | [`metrics`] |
 //! | the log, and lines that repeat | [`log`] |
 //!
@@ -41,3 +43,5 @@ pub mod storage;
 pub mod supervisor;
 pub mod sync;
 pub mod systemd;
+pub mod usage;
+pub mod watchdog;

@@ -1,15 +1,19 @@
 //! Where log lines go, and lines that repeat.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     env, io,
     sync::{Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
-use tracing::warn;
+use serde::{Deserialize, Serialize};
+use tracing::{Event, Level, field::Field, warn};
 use tracing_subscriber::{
-    EnvFilter, Layer, Registry, filter::filter_fn, layer::SubscriberExt, reload,
+    EnvFilter, Layer, Registry,
+    filter::filter_fn,
+    layer::{self, SubscriberExt},
+    reload,
     util::SubscriberInitExt,
 };
 
@@ -17,6 +21,55 @@ use crate::config::{Log, LogFormat};
 
 /// Lines remembered at a time.
 const REMEMBERED: usize = 1024;
+
+/// Warnings and errors that [`recent`] knows.
+const RECENT: usize = 50;
+static LAST: Mutex<VecDeque<RecentLine>> = Mutex::new(VecDeque::new());
+
+/// A warning or an error of the log.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct RecentLine {
+    /// When, in RFC 3339.
+    pub at: String,
+    /// "WARN" or "ERROR".
+    pub level: String,
+    /// What it says.
+    pub text: String,
+}
+
+/// The last warnings and errors of this process, the newest last.
+pub fn recent() -> Vec<RecentLine> {
+    LAST.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+}
+
+/// Keeps the last warnings and errors.
+struct Keep;
+
+impl<S: tracing::Subscriber> Layer<S> for Keep {
+    fn on_event(&self, event: &Event<'_>, _: layer::Context<'_, S>) {
+        if *event.metadata().level() > Level::WARN {
+            return;
+        }
+        let mut text = String::new();
+        event.record(&mut |field: &Field, value: &dyn std::fmt::Debug| {
+            let value = match field.name() {
+                "message" => format!("{value:?}"),
+                name => format!(" {name}={value:?}"),
+            };
+            // The fields follow the text, as in the log.
+            match field.name() {
+                "message" => text.insert_str(0, &value),
+                _ => text.push_str(&value),
+            }
+        });
+        let at = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
+        let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
+        if last.len() == RECENT {
+            last.pop_front();
+        }
+        last.push_back(RecentLine { at, level: event.metadata().level().to_string(), text });
+    }
+}
 
 /// Changes the level of the running log.
 pub struct LogLevel(reload::Handle<EnvFilter, Registry>);
@@ -76,7 +129,11 @@ pub fn init(config: &Log) -> Result<LogLevel, LogError> {
     };
     // Amazon's crates write access keys into their lines, at any level.
     let ours = filter_fn(|metadata| !metadata.target().starts_with("aws_"));
-    tracing_subscriber::registry().with(filter).with(output.with_filter(ours)).try_init()?;
+    tracing_subscriber::registry()
+        .with(filter)
+        .with(output.with_filter(ours.clone()))
+        .with(Keep.with_filter(ours))
+        .try_init()?;
     Ok(LogLevel(handle))
 }
 

@@ -148,7 +148,11 @@ metrics! {
         join_seconds: Histogram = "tonk_relay_room_join_seconds" [];
         /// Seconds from a session's first mention of a document until it was sent what the relay has of it.
         sync_seconds: Histogram = "tonk_relay_room_first_sync_seconds" [];
-        /// Requests for unknown documents, by outcome: passed on, unavailable, or found.
+        /// Seconds from a sync message's arrival until its document has taken it in and the answers are queued.
+        message_seconds: Histogram = "tonk_relay_message_seconds" [];
+        /// New changes that documents took in.
+        changes: IntCounter = "tonk_relay_changes_applied_total" [];
+        /// Requests for unknown documents, by outcome: passed on, unavailable, or found; "probe" are the relay's own.
         requests: IntCounterVec = "tonk_relay_unknown_requests_total" ["outcome"];
     }
 
@@ -176,6 +180,12 @@ metrics! {
         moved: IntCounter = "tonk_relay_storage_moved_chunks_total" [];
         /// Stored chunks that do not parse and were moved to quarantine.
         broken_chunks: IntCounter = "tonk_relay_storage_broken_chunks_total" [];
+        /// Chunks in quarantine.
+        quarantined: IntGauge = "tonk_relay_quarantined_chunks" [];
+        /// Documents that an operator blocked.
+        blocked: IntGauge = "tonk_relay_blocked_documents" [];
+        /// When the last backup was made that is whole, in seconds since 1970; 0 if none is known.
+        backed_up_at: Gauge = "tonk_relay_backup_timestamp_seconds" [];
         /// Snapshots of the served bundle that share no change with the stored document of their id.
         unrelated_snapshots: IntCounter = "tonk_relay_storage_unrelated_snapshots_total" [];
     }
@@ -216,6 +226,14 @@ metrics! {
         drain_seconds: Gauge = "tonk_relay_drain_seconds" [];
         /// Whether sync can be promised, as /readyz says; looked at every 5 s.
         ready: IntGauge = "tonk_relay_ready" [];
+        /// Checks because of which /readyz is 503: 1 for each.
+        failed: IntGaugeVec = "tonk_relay_not_ready" ["check"];
+        /// Checks that are not met although sync can be promised: 1 for each.
+        degraded: IntGaugeVec = "tonk_relay_degraded" ["check"];
+        /// Seconds that the last probe took: a session and a document of the relay's own, through the whole path.
+        probe_seconds: Gauge = "tonk_relay_probe_seconds" [];
+        /// Probes that had no answer in time; systemd's watchdog is not fed by these.
+        probe_failures: IntCounter = "tonk_relay_probe_failures_total" [];
         /// Configured limits, by key, in the unit of the key.
         limits: IntGaugeVec = "tonk_relay_limit" ["key"];
         /// Always 1, with the version.

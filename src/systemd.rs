@@ -16,6 +16,16 @@ pub fn ready(status: &str) {
     notify(&[NotifyState::Ready, NotifyState::Status(status)]);
 }
 
+/// How often systemd wants to hear that all goes on (`WatchdogSec=`), if it does.
+pub fn watchdog() -> Option<Duration> {
+    sd_notify::watchdog_enabled()
+}
+
+/// All goes on.
+pub fn alive() {
+    notify(&[NotifyState::Watchdog]);
+}
+
 /// The file of a credential that the unit passes on (`LoadCredential=`), if it does.
 pub fn credential(name: &str) -> Option<PathBuf> {
     let folder = std::env::var_os("CREDENTIALS_DIRECTORY")?;

@@ -37,6 +37,9 @@ _tonk__relay() {
             tonk__relay,import)
                 cmd="tonk__relay__subcmd__import"
                 ;;
+            tonk__relay,ping)
+                cmd="tonk__relay__subcmd__ping"
+                ;;
             tonk__relay,quarantine)
                 cmd="tonk__relay__subcmd__quarantine"
                 ;;
@@ -52,8 +55,17 @@ _tonk__relay() {
             tonk__relay,status)
                 cmd="tonk__relay__subcmd__status"
                 ;;
+            tonk__relay,top)
+                cmd="tonk__relay__subcmd__top"
+                ;;
+            tonk__relay__subcmd__doc,block)
+                cmd="tonk__relay__subcmd__doc__subcmd__block"
+                ;;
             tonk__relay__subcmd__doc,delete)
                 cmd="tonk__relay__subcmd__doc__subcmd__delete"
+                ;;
+            tonk__relay__subcmd__doc,unblock)
+                cmd="tonk__relay__subcmd__doc__subcmd__unblock"
                 ;;
             tonk__relay__subcmd__doc,undelete)
                 cmd="tonk__relay__subcmd__doc__subcmd__undelete"
@@ -74,7 +86,7 @@ _tonk__relay() {
 
     case "${cmd}" in
         tonk__relay)
-            opts="-h -V --config --check-config --print-config --help --version demo status reload checkpoint doc fsck quarantine backup restore import export serve-storage"
+            opts="-h -V --config --check-config --print-config --help --version demo status top ping reload checkpoint doc fsck quarantine backup restore import export serve-storage"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -162,12 +174,38 @@ _tonk__relay() {
             return 0
             ;;
         tonk__subcmd__relay__subcmd__doc)
-            opts="-h --config --socket --json --help delete undelete"
+            opts="-h --follow --config --socket --json --help delete undelete block unblock"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
+                --config)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --socket)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        tonk__subcmd__relay__subcmd__doc__subcmd__block)
+            opts="-h --reason --config --socket --json --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --reason)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --config)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -194,6 +232,28 @@ _tonk__relay() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --config)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --socket)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        tonk__subcmd__relay__subcmd__doc__subcmd__unblock)
+            opts="-h --config --socket --json --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
                 --config)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -287,6 +347,36 @@ _tonk__relay() {
                     return 0
                     ;;
                 --socket)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        tonk__subcmd__relay__subcmd__ping)
+            opts="-h --token-file --ca-file --largest --silence --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --token-file)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --ca-file)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --largest)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --silence)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -445,6 +535,28 @@ _tonk__relay() {
             ;;
         tonk__subcmd__relay__subcmd__status)
             opts="-h --config --socket --json --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --config)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --socket)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        tonk__subcmd__relay__subcmd__top)
+            opts="-h --config --socket --once --json --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0

@@ -31,6 +31,8 @@ complete -c tonk-relay -n "__fish_tonk_relay_needs_command" -s h -l help -d 'Pri
 complete -c tonk-relay -n "__fish_tonk_relay_needs_command" -s V -l version -d 'Print version'
 complete -c tonk-relay -n "__fish_tonk_relay_needs_command" -a "demo" -d 'Start a relay to try, with a small bundle of its own and everything in one folder'
 complete -c tonk-relay -n "__fish_tonk_relay_needs_command" -a "status" -d 'Ask the running relay how it is'
+complete -c tonk-relay -n "__fish_tonk_relay_needs_command" -a "top" -d 'Say which documents and which sessions cost the running relay most in the last minute'
+complete -c tonk-relay -n "__fish_tonk_relay_needs_command" -a "ping" -d 'Try the way to a relay as a client takes it: address, TLS, proxy, upgrade, round trip, large messages, silence'
 complete -c tonk-relay -n "__fish_tonk_relay_needs_command" -a "reload" -d 'Let the running relay take over its changed config file'
 complete -c tonk-relay -n "__fish_tonk_relay_needs_command" -a "checkpoint" -d 'Move all that is stored into the documents\' folders, whether or not the relay runs'
 complete -c tonk-relay -n "__fish_tonk_relay_needs_command" -a "doc" -d 'Say what is stored of a document, or delete it, whether or not the relay runs'
@@ -49,6 +51,16 @@ complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand status" -l config 
 complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand status" -l socket -d 'The admin socket itself' -r -F
 complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand status" -l json -d 'As JSON'
 complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand status" -s h -l help -d 'Print help'
+complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand top" -l config -d 'The config file of the relay, which names its admin socket' -r -F
+complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand top" -l socket -d 'The admin socket itself' -r -F
+complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand top" -l once -d 'Say it once, also on a terminal'
+complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand top" -l json -d 'As JSON'
+complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand top" -s h -l help -d 'Print help'
+complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand ping" -l token-file -d 'A file with the token to sign in with' -r -F
+complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand ping" -l ca-file -d 'A file with certificates (PEM) to trust besides the system\'s' -r -F
+complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand ping" -l largest -d 'The largest message to send there and back' -r
+complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand ping" -l silence -d 'How long to say nothing, to see whether something on the way ends silent connections' -r
+complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand ping" -s h -l help -d 'Print help'
 complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand reload" -l config -d 'The config file of the relay, which names its admin socket' -r -F
 complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand reload" -l socket -d 'The admin socket itself' -r -F
 complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand reload" -s h -l help -d 'Print help'
@@ -56,12 +68,15 @@ complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand checkpoint" -l con
 complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand checkpoint" -l socket -d 'The admin socket itself' -r -F
 complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand checkpoint" -l json -d 'As JSON'
 complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand checkpoint" -s h -l help -d 'Print help'
-complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand doc; and not __fish_seen_subcommand_from delete undelete" -l config -d 'The config file of the relay, which names its admin socket' -r -F
-complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand doc; and not __fish_seen_subcommand_from delete undelete" -l socket -d 'The admin socket itself' -r -F
-complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand doc; and not __fish_seen_subcommand_from delete undelete" -l json -d 'As JSON'
-complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand doc; and not __fish_seen_subcommand_from delete undelete" -s h -l help -d 'Print help'
-complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand doc; and not __fish_seen_subcommand_from delete undelete" -a "delete" -d 'Delete a document for good: nothing brings it back until it is undeleted'
-complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand doc; and not __fish_seen_subcommand_from delete undelete" -a "undelete" -d 'Let a deleted document be brought again; what was deleted does not come back by itself'
+complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand doc; and not __fish_seen_subcommand_from delete undelete block unblock" -l config -d 'The config file of the relay, which names its admin socket' -r -F
+complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand doc; and not __fish_seen_subcommand_from delete undelete block unblock" -l socket -d 'The admin socket itself' -r -F
+complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand doc; and not __fish_seen_subcommand_from delete undelete block unblock" -l follow -d 'Say what happens to it from now on in the running relay: who sent what, and whether it was applied or refused and why; never what is in it'
+complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand doc; and not __fish_seen_subcommand_from delete undelete block unblock" -l json -d 'As JSON'
+complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand doc; and not __fish_seen_subcommand_from delete undelete block unblock" -s h -l help -d 'Print help'
+complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand doc; and not __fish_seen_subcommand_from delete undelete block unblock" -a "delete" -d 'Delete a document for good: nothing brings it back until it is undeleted'
+complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand doc; and not __fish_seen_subcommand_from delete undelete block unblock" -a "undelete" -d 'Let a deleted document be brought again; what was deleted does not come back by itself'
+complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand doc; and not __fish_seen_subcommand_from delete undelete block unblock" -a "block" -d 'Keep a document from everybody, at once and until it is unblocked; what is stored of it stays'
+complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand doc; and not __fish_seen_subcommand_from delete undelete block unblock" -a "unblock" -d 'Let everybody have a blocked document again'
 complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand doc; and __fish_seen_subcommand_from delete" -l reason -d 'Why; kept with the tombstone' -r
 complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand doc; and __fish_seen_subcommand_from delete" -l config -d 'The config file of the relay, which names its admin socket' -r -F
 complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand doc; and __fish_seen_subcommand_from delete" -l socket -d 'The admin socket itself' -r -F
@@ -71,6 +86,15 @@ complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand doc; and __fish_se
 complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand doc; and __fish_seen_subcommand_from undelete" -l socket -d 'The admin socket itself' -r -F
 complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand doc; and __fish_seen_subcommand_from undelete" -l json -d 'As JSON'
 complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand doc; and __fish_seen_subcommand_from undelete" -s h -l help -d 'Print help'
+complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand doc; and __fish_seen_subcommand_from block" -l reason -d 'Why; kept with the block' -r
+complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand doc; and __fish_seen_subcommand_from block" -l config -d 'The config file of the relay, which names its admin socket' -r -F
+complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand doc; and __fish_seen_subcommand_from block" -l socket -d 'The admin socket itself' -r -F
+complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand doc; and __fish_seen_subcommand_from block" -l json -d 'As JSON'
+complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand doc; and __fish_seen_subcommand_from block" -s h -l help -d 'Print help'
+complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand doc; and __fish_seen_subcommand_from unblock" -l config -d 'The config file of the relay, which names its admin socket' -r -F
+complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand doc; and __fish_seen_subcommand_from unblock" -l socket -d 'The admin socket itself' -r -F
+complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand doc; and __fish_seen_subcommand_from unblock" -l json -d 'As JSON'
+complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand doc; and __fish_seen_subcommand_from unblock" -s h -l help -d 'Print help'
 complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand fsck" -l config -d 'The config file of the relay, which names its admin socket' -r -F
 complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand fsck" -l socket -d 'The admin socket itself' -r -F
 complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand fsck" -l repair -d 'Move what does not parse into quarantine, and delete what is left of deleted documents'

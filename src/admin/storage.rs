@@ -3,7 +3,7 @@
 
 pub mod answers;
 
-use std::{collections::BTreeMap, io, path::PathBuf, sync::Arc};
+use std::{io, path::PathBuf, sync::Arc};
 
 use axum::{
     Json, Router,
@@ -21,8 +21,8 @@ use tokio::sync::{mpsc, watch};
 use tracing::info;
 
 use self::answers::{
-    Brought, Buried, Checkpoint, Deletion, Done, Entry, ListedBundle, MadeBackup, Problem, Receipt,
-    Replaced, Selection, StorageId,
+    Brought, Buried, Checkpoint, Done, Entry, ListedBundle, Problem, Reason, Receipt, Replaced,
+    Selection, StorageId,
 };
 use crate::{
     bundle::{Bundle, BundleError, served::Served, store::BundleStore},
@@ -30,6 +30,8 @@ use crate::{
     document_id::{BadDocumentId, DocumentId},
     storage::{
         ChunkStore, Key, StorageError,
+        backups::{self, Backup},
+        blocked::Block,
         documents::{Bringer, Documents, Merged},
         fsck, imported,
         inspect::Inspection,
@@ -64,7 +66,7 @@ pub struct Stored {
 }
 
 /// A refusal, or a failure.
-struct Failed(StatusCode, String);
+pub(super) struct Failed(pub(super) StatusCode, pub(super) String);
 
 impl IntoResponse for Failed {
     fn into_response(self) -> Response {
@@ -111,6 +113,8 @@ pub fn router(stored: Stored) -> Router {
         .route("/documents/{id}/delete", post(delete))
         .route("/documents/{id}/content", get(content))
         .route("/documents/{id}/undelete", post(undelete))
+        .route("/documents/{id}/block", post(block))
+        .route("/documents/{id}/unblock", post(unblock))
         .route("/deleted", get(deleted).post(bury))
         .route("/fsck", get(check).post(check_and_repair))
         .route("/quarantine", get(quarantined))
@@ -186,7 +190,9 @@ async fn document(
     let mut quarantined = blocking(move || Ok(quarantine::list(&root)?)).await?;
     let folder = format!("{}/", document.folder());
     quarantined.retain(|entry| entry.path.starts_with(&folder));
-    match Inspection::of(&*journal, quarantined, document).await? {
+    let marks = journal.clone();
+    let blocked = blocking(move || Ok(marks.blocked().get(document))).await?;
+    match Inspection::of(&*journal, quarantined, blocked, document).await? {
         Some(found) => Ok(Json(found).into_response()),
         None => Err(nothing_stored(document)),
     }
@@ -258,11 +264,11 @@ async fn merge_one(
 async fn delete(
     State(stored): State<Stored>,
     Path(id): Path<String>,
-    Json(deletion): Json<Deletion>,
+    Json(Reason { reason }): Json<Reason>,
 ) -> Result<Response, Failed> {
     let document: DocumentId = id.parse()?;
     // In a task: who asked may go away, and what was begun is finished.
-    let deleting = tokio::spawn(delete_document(stored, document, deletion.reason));
+    let deleting = tokio::spawn(delete_document(stored, document, reason));
     Ok(Json(deleting.await??).into_response())
 }
 
@@ -288,7 +294,8 @@ async fn delete_document(
     info!(%document, reason = tombstone.reason, "an operator deleted a document");
     let held_by_bundles = holders(&stored, document).await?;
     let root = stored.journal.root().to_owned();
-    let (backups, kept) = blocking(move || Ok((backups(&root), kept(&root, document)?))).await?;
+    let (backups, kept) =
+        blocking(move || Ok((backups::list(&root), kept(&root, document)?))).await?;
     Ok(Receipt {
         tombstone,
         chunks: deleted.chunks,
@@ -348,6 +355,38 @@ async fn undelete(
     let root = stored.journal.root().to_owned();
     blocking(move || Ok(imported::forget(&root)?)).await?;
     info!(%document, "an operator lets a deleted document be brought again");
+    Ok(Json(()).into_response())
+}
+
+/// Keep a document from everybody. What is stored of it stays.
+async fn block(
+    State(stored): State<Stored>,
+    Path(id): Path<String>,
+    Json(Reason { reason }): Json<Reason>,
+) -> Result<Response, Failed> {
+    let document: DocumentId = id.parse()?;
+    let block = Block::new(document, reason);
+    let (journal, added) = (stored.journal.clone(), block.clone());
+    blocking(move || Ok(journal.blocked().add(document, &added)?)).await?;
+    stored.journal.show_blocked();
+    info!(%document, reason = block.reason, "an operator blocked a document");
+    if let Some(rooms) = &stored.rooms {
+        rooms.reopen(document);
+    }
+    Ok(Json(block).into_response())
+}
+
+async fn unblock(State(stored): State<Stored>, Path(id): Path<String>) -> Result<Response, Failed> {
+    let document: DocumentId = id.parse()?;
+    let journal = stored.journal.clone();
+    if !blocking(move || Ok(journal.blocked().remove(document)?)).await? {
+        return Err(Failed(StatusCode::NOT_FOUND, format!("{document} was not blocked")));
+    }
+    stored.journal.show_blocked();
+    info!(%document, "an operator unblocked a document");
+    if let Some(rooms) = &stored.rooms {
+        rooms.reopen(document);
+    }
     Ok(Json(()).into_response())
 }
 
@@ -549,27 +588,14 @@ async fn put_storage_id(
     Ok(Json(true).into_response())
 }
 
-const BACKUPS: &str = ".backups";
-
-/// The folders that backups went to.
-fn backups(root: &std::path::Path) -> Vec<MadeBackup> {
-    let noted = std::fs::read(root.join(BACKUPS)).unwrap_or_default();
-    let noted: BTreeMap<String, String> = serde_json::from_slice(&noted).unwrap_or_default();
-    noted.into_iter().map(|(folder, at)| MadeBackup { folder, at }).collect()
-}
-
 async fn note_backup(
     State(stored): State<Stored>,
-    Json(made): Json<MadeBackup>,
+    Json(made): Json<Backup>,
 ) -> Result<Response, Failed> {
-    info!(folder = made.folder, "an operator's backup begins");
+    let is_whole = made.whole_at.is_some();
+    info!(folder = made.folder, is_whole, "an operator's backup");
     blocking(move || {
-        let path = stored.journal.root().join(BACKUPS);
-        let noted = std::fs::read(&path).unwrap_or_default();
-        let mut noted: BTreeMap<String, String> =
-            serde_json::from_slice(&noted).unwrap_or_default();
-        noted.insert(made.folder, made.at);
-        std::fs::write(&path, serde_json::to_vec(&noted).unwrap_or_default())?;
+        backups::note(stored.journal.root(), made)?;
         Ok(Json(()).into_response())
     })
     .await

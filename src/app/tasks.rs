@@ -1,9 +1,10 @@
 //! The supervised tasks: what each one runs, and what its end means.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use axum::Router;
 use futures::{Stream, StreamExt};
+use prometheus::IntGaugeVec;
 use tokio::{
     net::{TcpListener, UnixListener},
     sync::{Mutex, mpsc},
@@ -17,13 +18,14 @@ use crate::{
     health::Health,
     http::listener::Connections,
     log::Repeats,
-    metrics::Metrics,
+    metrics::{Metrics, StorageMetrics},
     reloader::Reloader,
     signals::Request,
-    storage::documents::Documents,
+    storage::{backups, documents::Documents, journal::Journal, quarantine},
     supervisor::{OnExit, Supervisor},
     sync::rooms::Rooms,
     systemd,
+    watchdog::Watchdog,
 };
 
 /// How often systemd's status line is renewed.
@@ -109,6 +111,24 @@ pub(super) fn listen_unix(
     });
 }
 
+/// See that the relay answers, and tell systemd.
+pub(super) fn watch(
+    supervisor: &mut Supervisor,
+    stopping: &CancellationToken,
+    watchdog: Arc<Watchdog>,
+) {
+    let until = stopping.clone();
+    supervisor.keep("watchdog", OnExit::Restart, stopping, move || {
+        let (watchdog, until) = (watchdog.clone(), until.clone());
+        async move {
+            tokio::select! {
+                () = watchdog.run() => {}
+                () = until.cancelled() => {}
+            }
+        }
+    });
+}
+
 /// Swap the served bundle when its file changes, and tell the rooms.
 pub(super) fn follow_bundle(
     supervisor: &mut Supervisor,
@@ -186,6 +206,42 @@ pub(super) fn watch_space(
     });
 }
 
+fn show_checks(gauges: &IntGaugeVec, checks: &BTreeMap<&'static str, String>) {
+    gauges.reset();
+    for check in checks.keys() {
+        gauges.with_label_values(&[check]).set(1);
+    }
+}
+
+/// Count what lies beside the documents.
+pub(super) fn count_stored(
+    supervisor: &mut Supervisor,
+    stopping: &CancellationToken,
+    journal: &Arc<Journal>,
+    metrics: &StorageMetrics,
+) {
+    let (journal, metrics) = (journal.clone(), metrics.clone());
+    supervisor.keep("counts", OnExit::Restart, stopping, move || {
+        let (journal, metrics) = (journal.clone(), metrics.clone());
+        async move {
+            loop {
+                journal.show_blocked();
+                let (root, metrics) = (journal.root().to_owned(), metrics.clone());
+                let counting = tokio::task::spawn_blocking(move || {
+                    // What cannot be listed stays as it was.
+                    if let Ok(entries) = quarantine::list(&root) {
+                        metrics.quarantined.set(i64::try_from(entries.len()).unwrap_or(i64::MAX));
+                    }
+                    metrics.backed_up_at.set(backups::last_whole(&root).unwrap_or(0.0));
+                });
+                // A panic there is in the log.
+                let _ = counting.await;
+                tokio::time::sleep(STATUS_EVERY).await;
+            }
+        }
+    });
+}
+
 /// Keep systemd's status line and the readiness metric as they are.
 pub(super) fn show_status(
     supervisor: &mut Supervisor,
@@ -201,6 +257,8 @@ pub(super) fn show_status(
             loop {
                 let report = health.report();
                 metrics.process.ready.set(report.ready.into());
+                show_checks(&metrics.process.failed, &report.failed);
+                show_checks(&metrics.process.degraded, &report.degraded);
                 let (live, _) = rooms.count();
                 systemd::status(&format!(
                     "{} ({} connections, {live} documents)",

@@ -8,20 +8,24 @@ use serde::Serialize;
 
 use super::{
     CliError,
-    copies::{self, backup::Backup},
-    document_id, print,
+    copies::{self, backup},
+    document_id, live, print,
     progress::Progress,
     relay::RelayArguments,
     show,
 };
 use crate::{
-    admin::storage::answers::{Checkpoint, Deletion, Done, MadeBackup, Receipt, Selection},
+    admin::client::AdminError,
+    admin::storage::answers::{Checkpoint, Done, Reason, Receipt, Selection},
     document_id::DocumentId,
     storage::{
+        backups::Backup,
+        blocked::Block,
         fsck::{self, Finding, Line, Summary},
         inspect::Inspection,
         quarantine::Entry,
     },
+    sync::look::LiveDocument,
 };
 
 /// Whose storage, and how the answer looks.
@@ -41,6 +45,10 @@ pub(super) struct DocArguments {
     /// Its id, or its automerge: URL
     #[arg(value_parser = document_id, required = true)]
     id: Option<DocumentId>,
+    /// Say what happens to it from now on in the running relay: who sent what, and whether it was applied or refused
+    /// and why; never what is in it
+    #[arg(long)]
+    follow: bool,
     #[command(flatten)]
     storage: StorageArguments,
     #[command(subcommand)]
@@ -62,6 +70,25 @@ enum DocVerb {
     },
     /// Let a deleted document be brought again; what was deleted does not come back by itself
     Undelete {
+        /// Its id, or its automerge: URL
+        #[arg(value_parser = document_id)]
+        id: DocumentId,
+        #[command(flatten)]
+        storage: StorageArguments,
+    },
+    /// Keep a document from everybody, at once and until it is unblocked; what is stored of it stays
+    Block {
+        /// Its id, or its automerge: URL
+        #[arg(value_parser = document_id)]
+        id: DocumentId,
+        /// Why; kept with the block
+        #[arg(long, value_name = "TEXT")]
+        reason: Option<String>,
+        #[command(flatten)]
+        storage: StorageArguments,
+    },
+    /// Let everybody have a blocked document again
+    Unblock {
         /// Its id, or its automerge: URL
         #[arg(value_parser = document_id)]
         id: DocumentId,
@@ -130,6 +157,21 @@ pub(super) fn doc(arguments: DocArguments) -> Result<(), CliError> {
             show(storage.json, &answer, || format!("{id} may be brought again\n"));
             Ok(())
         }
+        (Some(DocVerb::Block { id, reason, storage }), _) => {
+            let path = format!("/documents/{id}/block");
+            let block: Block =
+                storage.relay.stored()?.tell(Method::POST, &path, &Reason { reason })?;
+            show(storage.json, &block, || format!("{id} is kept from everybody\n"));
+            Ok(())
+        }
+        (Some(DocVerb::Unblock { id, storage }), _) => {
+            let path = format!("/documents/{id}/unblock");
+            let () = storage.relay.stored()?.ask(Method::POST, &path)?;
+            let answer = serde_json::json!({ "document": id, "blocked": false });
+            show(storage.json, &answer, || format!("{id} may be had again\n"));
+            Ok(())
+        }
+        (None, Some(id)) if arguments.follow => live::follow(id, &arguments.storage),
         (None, Some(id)) => inspect(id, &arguments.storage),
         // clap asks for one of them.
         (None, None) => Ok(()),
@@ -138,9 +180,31 @@ pub(super) fn doc(arguments: DocArguments) -> Result<(), CliError> {
 
 fn inspect(id: DocumentId, arguments: &StorageArguments) -> Result<(), CliError> {
     let path = format!("/documents/{id}");
-    let document: Inspection = arguments.relay.stored()?.ask(Method::GET, &path)?;
-    show(arguments.json, &document, || describe_document(&document));
+    let mut relay = arguments.relay.stored()?;
+    let stored = relay.ask::<Inspection>(Method::GET, &path);
+    let live = live::look(&mut relay, id)?;
+    let stored = match stored {
+        // It may be here and not be durable yet.
+        Err(CliError::Admin(AdminError::Missing(_))) if live.is_some() => None,
+        stored => Some(stored?),
+    };
+    let known = Known { stored, live };
+    show(arguments.json, &known, || {
+        let stored = known.stored.as_ref().map(describe_document);
+        let live = known.live.as_ref().map(live::describe);
+        stored.unwrap_or_else(|| format!("document     {id}\nnothing of it is stored\n"))
+            + &live.unwrap_or_default()
+    });
     Ok(())
+}
+
+/// What is known of a document.
+#[derive(Serialize)]
+struct Known {
+    #[serde(flatten)]
+    stored: Option<Inspection>,
+    /// What its room says, where it is live.
+    live: Option<LiveDocument>,
 }
 
 fn describe_document(document: &Inspection) -> String {
@@ -154,6 +218,10 @@ fn describe_document(document: &Inspection) -> String {
         document.bytes,
         document.chunks.len(),
     );
+    if let Some(Block { blocked_at, reason, .. }) = &document.blocked {
+        let reason = reason.as_ref().map_or_else(String::new, |reason| format!(": {reason}"));
+        text.push_str(&format!("blocked      since {blocked_at}{reason}\n"));
+    }
     for chunk in &document.chunks {
         let fault = chunk.fault.as_ref().map(|fault| format!("  broken: {fault}"));
         let fault = fault.unwrap_or_default();
@@ -173,7 +241,7 @@ fn delete(
 ) -> Result<(), CliError> {
     let path = format!("/documents/{id}/delete");
     let mut relay = arguments.relay.stored()?;
-    let receipt: Receipt = relay.tell(Method::POST, &path, &Deletion { reason })?;
+    let receipt: Receipt = relay.tell(Method::POST, &path, &Reason { reason })?;
     let backups = receipt.backups.iter().map(|made| HeldBackup {
         holds: copies::backup::holds(Path::new(&made.folder), id),
         made: made.clone(),
@@ -197,7 +265,7 @@ struct ShownReceipt {
 #[derive(Serialize)]
 struct HeldBackup {
     #[serde(flatten)]
-    made: MadeBackup,
+    made: Backup,
     /// Whether it holds the document; none if it is not to be found from here.
     holds: Option<bool>,
 }
@@ -213,7 +281,7 @@ fn describe_receipt(ShownReceipt { receipt, backups }: &ShownReceipt) -> String 
     for bundle in &receipt.held_by_bundles {
         text.push_str(&format!("a bundle still holds it: {bundle}\n"));
     }
-    for HeldBackup { made: MadeBackup { folder, at }, holds } in backups {
+    for HeldBackup { made: Backup { folder, at, .. }, holds } in backups {
         let holds = match holds {
             Some(false) => continue,
             Some(true) => "holds",
@@ -320,7 +388,7 @@ fn check_folder(folder: &Path, mut take: impl FnMut(Line)) -> Result<(), CliErro
         take(line);
         true
     };
-    match Backup::read(folder)? {
+    match backup::Backup::read(folder)? {
         Some(backup) => backup.check(folder, &mut tell),
         None => fsck::check_folder(folder, &mut tell),
     }

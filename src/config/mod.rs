@@ -101,6 +101,16 @@ pub enum StoreKind {
     S3,
 }
 
+impl StoreKind {
+    /// Its name in the config.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Folder => "folder",
+            Self::S3 => "s3",
+        }
+    }
+}
+
 /// `[storage]`: the documents.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]

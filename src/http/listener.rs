@@ -60,6 +60,23 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     TcpListener::from_std(socket.into())
 }
 
+/// The sockets that systemd passes on (`tonk-relay.socket`), which listen already.
+///
+/// # Errors
+/// One of them is no TCP socket that listens.
+pub fn inherited() -> io::Result<Vec<TcpListener>> {
+    // listenfd: finds and checks them without unsafe code of ours.
+    let mut passed = listenfd::ListenFd::from_env();
+    let mut listeners = Vec::new();
+    for index in 0..passed.len() {
+        if let Some(listener) = passed.take_tcp_listener(index)? {
+            listener.set_nonblocking(true)?;
+            listeners.push(TcpListener::from_std(listener)?);
+        }
+    }
+    Ok(listeners)
+}
+
 /// Bind a Unix socket that its owner and group may use; one left by a process that is gone is replaced.
 ///
 /// # Errors
@@ -138,7 +155,8 @@ impl Connections {
         }
     }
 
-    fn spawn<S>(&self, stream: S, router: Router, address: Option<ClientAddress>)
+    /// Serve `router` on one connection.
+    pub fn spawn<S>(&self, stream: S, router: Router, address: Option<ClientAddress>)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {

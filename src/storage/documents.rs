@@ -57,6 +57,8 @@ pub struct Opened {
     pub changes: HashSet<ChangeHash>,
     /// It was deleted: it is to stay unknown, whoever brings it.
     pub is_deleted: bool,
+    /// An operator keeps it from everybody.
+    pub is_blocked: bool,
 }
 
 /// A snapshot that is not in storage yet.
@@ -199,6 +201,9 @@ impl Documents {
     pub async fn open(&self, document: DocumentId) -> Result<Opened, StorageError> {
         if self.store.is_deleted(document) {
             return Ok(Opened { is_deleted: true, ..Opened::default() });
+        }
+        if self.store.is_blocked(document) {
+            return Ok(Opened { is_blocked: true, ..Opened::default() });
         }
         let stored = self.timed("load", self.store.load_document(document)).await?;
         let underneath = self.underneath(document);
@@ -476,6 +481,7 @@ pub fn check(document: DocumentId, stored: Vec<StoredChunk>, underneath: Option<
             chunks,
             base,
             is_deleted: false,
+            is_blocked: false,
         },
         broken,
         newer,
@@ -570,11 +576,7 @@ fn load(chunks: &[StoredChunk]) -> (Automerge, Vec<(Key, String)>) {
 
 /// A random UUID, version 4 (RFC 9562), as automerge-repo makes them.
 fn new_storage_id() -> String {
-    // automerge draws an actor id from the operating system's randomness: 16 bytes, as needed here.
-    let mut bytes = [0u8; 16];
-    for (to, from) in bytes.iter_mut().zip(automerge::ActorId::random().to_bytes()) {
-        *to = *from;
-    }
+    let mut bytes = *DocumentId::random().as_bytes();
     let [.., _, _, _, _, _, _, version, _, variant, _, _, _, _, _, _, _] = &mut bytes;
     *version = (*version & 0x0f) | 0x40;
     *variant = (*variant & 0x3f) | 0x80;

@@ -4,7 +4,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
-use super::{ChunkStore, Key, StorageError, documents::check, quarantine::Entry};
+use super::{ChunkStore, Key, StorageError, blocked::Block, documents::check, quarantine::Entry};
 use crate::document_id::DocumentId;
 
 /// What is stored of a document.
@@ -26,6 +26,9 @@ pub struct Inspection {
     pub chunks: Vec<Chunk>,
     /// What of it is in quarantine.
     pub quarantined: Vec<Entry>,
+    /// An operator keeps it from everybody.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub blocked: Option<Block>,
 }
 
 /// One stored chunk.
@@ -47,14 +50,15 @@ impl Inspection {
     pub async fn of(
         store: &dyn ChunkStore,
         quarantined: Vec<Entry>,
+        blocked: Option<Block>,
         document: DocumentId,
     ) -> Result<Option<Self>, StorageError> {
         let stored = store.load_document(document).await?;
-        if stored.is_empty() && quarantined.is_empty() {
+        if stored.is_empty() && quarantined.is_empty() && blocked.is_none() {
             return Ok(None);
         }
         let inspected =
-            tokio::task::spawn_blocking(move || Self::look(document, stored, quarantined));
+            tokio::task::spawn_blocking(move || Self::look(document, stored, quarantined, blocked));
         let failed = |error| StorageError {
             action: "load",
             path: document.to_string().into(),
@@ -63,7 +67,12 @@ impl Inspection {
         inspected.await.map(Some).map_err(failed)
     }
 
-    fn look(document: DocumentId, stored: Vec<(Key, Vec<u8>)>, quarantined: Vec<Entry>) -> Self {
+    fn look(
+        document: DocumentId,
+        stored: Vec<(Key, Vec<u8>)>,
+        quarantined: Vec<Entry>,
+        blocked: Option<Block>,
+    ) -> Self {
         let sizes: Vec<(Key, usize)> =
             stored.iter().map(|(key, data)| (key.clone(), data.len())).collect();
         let checked = check(document, stored, None);
@@ -85,6 +94,7 @@ impl Inspection {
             bytes: sizes.iter().map(|(_, bytes)| bytes).sum(),
             chunks: chunks.collect(),
             quarantined,
+            blocked,
         }
     }
 }
@@ -113,7 +123,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let store = NodefsStore::open(folder.path(), Durability::Fsync).expect("opens");
         let document = DocumentId::from_bytes([7; 16]);
-        let nothing = Inspection::of(&store, Vec::new(), document).await.expect("reads");
+        let nothing = Inspection::of(&store, Vec::new(), None, document).await.expect("reads");
         assert!(nothing.is_none());
 
         let mut doc = Automerge::new();
@@ -130,7 +140,7 @@ mod tests {
         store.put(&key("good"), doc.save().into()).await.expect("puts");
         store.put(&key("garbage"), "garbage".into()).await.expect("puts");
         for _ in 0..2 {
-            let found = Inspection::of(&store, Vec::new(), document)
+            let found = Inspection::of(&store, Vec::new(), None, document)
                 .await
                 .expect("reads")
                 .expect("is there");

@@ -56,6 +56,8 @@ use self::{
 };
 use super::{
     ChunkKind, ChunkStore, Key, StorageError, StoredChunk,
+    blocked::{self, Block},
+    marks::Marks,
     nodefs::{NodefsStore, QUARANTINE, delete_files},
     replacing,
     tombstones::{Tombstone, Tombstones},
@@ -95,6 +97,7 @@ struct Shared {
     doomed: tokio::sync::Mutex<HashSet<Key>>,
     size: usize,
     tombstones: Tombstones,
+    blocked: Marks<Block>,
     metrics: StorageMetrics,
 }
 
@@ -266,6 +269,7 @@ impl Journal {
             doomed: tokio::sync::Mutex::default(),
             size: config.journal_size.bytes(),
             tombstones,
+            blocked: blocked::open(&config.path)?,
             metrics,
         });
         shared.show(&index);
@@ -434,6 +438,17 @@ impl Journal {
         self.folders.root()
     }
 
+    /// The documents that an operator keeps from everybody.
+    pub fn blocked(&self) -> &Marks<Block> {
+        &self.shared.blocked
+    }
+
+    /// Show how many of them there are.
+    pub fn show_blocked(&self) {
+        let blocked = i64::try_from(self.blocked().len()).unwrap_or(i64::MAX);
+        self.shared.metrics.blocked.set(blocked);
+    }
+
     /// The documents that were deleted.
     pub fn tombstones(&self) -> &Tombstones {
         &self.shared.tombstones
@@ -549,6 +564,10 @@ impl ChunkStore for Journal {
 
     fn is_deleted(&self, document: DocumentId) -> bool {
         self.shared.tombstones.contains(document)
+    }
+
+    fn is_blocked(&self, document: DocumentId) -> bool {
+        self.shared.blocked.contains(document)
     }
 
     fn quarantine<'a>(

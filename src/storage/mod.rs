@@ -3,17 +3,20 @@
 //! [`ChunkStore`] is what a store must do. [`nodefs`] is automerge-repo's folder layout, [`journal`] a journal
 //! before it, in which the changes of all documents become durable together. [`documents`] stands above them:
 //! it loads a document with what the served bundle puts underneath, checks every chunk, retries what fails, and
-//! knows how much waits to be written. [`tombstones`] are the documents that were deleted, [`space`] is how much
-//! room there is. For the operator,
+//! knows how much waits to be written. [`tombstones`] are the documents that were deleted, [`blocked`] those that an
+//! operator keeps from everybody; both are [`marks`]. [`space`] is how much room there is. For the operator,
 //! [`inspect`] says what is stored of one document, [`walk`] lists a folder, [`fsck`] checks one, and
-//! [`quarantine`] is what was put aside; [`replacing`] guards a restore that replaces all, and
+//! [`quarantine`] is what was put aside, [`backups`] are those that were made; [`replacing`] guards a restore that replaces all, and
 //! [`imported`] notes which uploaded bundles are among the documents.
 
+pub mod backups;
+pub mod blocked;
 pub mod documents;
 pub mod fsck;
 pub mod imported;
 pub mod inspect;
 pub mod journal;
+pub mod marks;
 pub mod nodefs;
 pub mod quarantine;
 pub mod replacing;
@@ -116,6 +119,11 @@ pub trait ChunkStore: Send + Sync + 'static {
 
     /// Whether a document was deleted: nothing is stored of it then, and nothing will be.
     fn is_deleted(&self, _document: DocumentId) -> bool {
+        false
+    }
+
+    /// Whether an operator keeps a document from everybody.
+    fn is_blocked(&self, _document: DocumentId) -> bool {
         false
     }
 

@@ -3,7 +3,7 @@
 //! characters. `4C/SBjwx.../snapshot/<hash>`, `st/orage-adapter-id`.
 //!
 //! What is our own lies beside the documents, where that adapter never looks: `.tmp`, in which a file is
-//! written before it is renamed into place, `quarantine`, `.lock`, `.format`, `.journal`, `.deleted`, `.reserve`, `.backups`,
+//! written before it is renamed into place, `quarantine`, `.lock`, `.format`, `.journal`, `.deleted`, `.blocked`, `.reserve`, `.backups`,
 //! `.imported`, `.replacing` and `.replaced-<time>`.
 
 use std::{
@@ -97,6 +97,8 @@ impl NodefsStore {
                     FORMAT_FILE,
                     ".journal",
                     ".deleted",
+                    ".blocked",
+                    ".blocked",
                     ".reserve",
                     ".backups",
                     REPLACING,
@@ -152,13 +154,14 @@ const FORMAT_FILE: &str = ".format";
 const FORMAT: u32 = 1;
 pub(super) const QUARANTINE: &str = "quarantine";
 /// What is the relay's own among the documents.
-pub(super) const OWN: [&str; 10] = [
+pub(super) const OWN: [&str; 11] = [
     TMP,
     LOCK,
     FORMAT_FILE,
     QUARANTINE,
     ".journal",
     ".deleted",
+    ".blocked",
     ".reserve",
     ".backups",
     REPLACING,

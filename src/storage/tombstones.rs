@@ -1,20 +1,15 @@
-//! Documents that were deleted: one small file each, in `.deleted` beside the documents, by which whatever a
+//! Documents that were deleted: [marks](super::marks) in `.deleted`, by which whatever a
 //! client, a bundle, an import or a restore brings of them is refused.
 
 use std::{
-    collections::HashSet,
-    fs, io,
+    fs,
     path::{Path, PathBuf},
-    sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
     time::SystemTime,
 };
 
 use serde::{Deserialize, Serialize};
 
-use super::{
-    StorageError,
-    nodefs::{failed, sync_folder, write_atomically},
-};
+use super::{StorageError, marks::Marks};
 use crate::document_id::DocumentId;
 
 const FOLDER: &str = ".deleted";
@@ -44,7 +39,7 @@ impl Tombstone {
 #[derive(Debug)]
 pub struct Tombstones {
     root: PathBuf,
-    all: RwLock<HashSet<DocumentId>>,
+    marks: Marks<Tombstone>,
 }
 
 impl Tombstones {
@@ -53,55 +48,24 @@ impl Tombstones {
     /// # Errors
     /// They cannot be listed.
     pub fn open(root: &Path) -> Result<Self, StorageError> {
-        let folder = root.join(FOLDER);
-        let mut all = HashSet::new();
-        match fs::read_dir(&folder) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            entries => {
-                for entry in entries.map_err(failed("list", &folder))? {
-                    let entry = entry.map_err(failed("list", &folder))?;
-                    let name = entry.file_name();
-                    all.extend(name.to_str().and_then(|name| name.parse::<DocumentId>().ok()));
-                }
-            }
-        }
-        let tombstones = Self { root: root.to_owned(), all: RwLock::new(all) };
+        let tombstones = Self { root: root.to_owned(), marks: Marks::open(root, FOLDER)? };
         tombstones.keep_reserve();
         Ok(tombstones)
     }
 
-    fn all(&self) -> RwLockReadGuard<'_, HashSet<DocumentId>> {
-        self.all.read().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn all_mut(&self) -> RwLockWriteGuard<'_, HashSet<DocumentId>> {
-        self.all.write().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn path(&self, document: DocumentId) -> PathBuf {
-        self.root.join(FOLDER).join(document.to_string())
-    }
-
     /// Whether a document was deleted.
     pub fn contains(&self, document: DocumentId) -> bool {
-        self.all().contains(&document)
+        self.marks.contains(document)
     }
 
-    /// Add a tombstone; durable when this returns. It holds only then: whatever is refused by it was not taken in
-    /// vain. Blocks.
+    /// Add a tombstone; durable when this returns, and holds only then. Blocks.
     ///
     /// # Errors
     /// It cannot be written.
     pub fn add(&self, document: DocumentId, tombstone: &Tombstone) -> Result<(), StorageError> {
-        let text = serde_json::to_vec(tombstone).unwrap_or_default();
-        let files = [(self.path(document), text.into())];
-        let mut written = write_atomically(&self.root, &files, true);
+        let mut written = self.marks.add(document, tombstone);
         if written.is_err() && fs::remove_file(self.root.join(RESERVE.0)).is_ok() {
-            written = write_atomically(&self.root, &files, true);
-        }
-        // One that was written, but not synchronised, is there at the next start.
-        if written.is_ok() || self.path(document).exists() {
-            self.all_mut().insert(document);
+            written = self.marks.add(document, tombstone);
         }
         self.keep_reserve();
         written
@@ -112,15 +76,7 @@ impl Tombstones {
     /// # Errors
     /// Its file cannot be deleted.
     pub fn remove(&self, document: DocumentId) -> Result<bool, StorageError> {
-        let path = self.path(document);
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(failed("delete", &path)(error));
-            }
-            Ok(()) => sync_folder(&self.root.join(FOLDER))?,
-            Err(_) => {}
-        }
-        Ok(self.all_mut().remove(&document))
+        self.marks.remove(document)
     }
 
     /// One of them. A file that does not read is one all the same. Blocks.
@@ -128,18 +84,14 @@ impl Tombstones {
         if !self.contains(document) {
             return None;
         }
-        let read = fs::read(self.path(document)).ok();
-        let parsed = read.and_then(|text| serde_json::from_slice::<Tombstone>(&text).ok());
-        let tombstone = parsed.unwrap_or_else(|| Tombstone::new(document, None));
+        let tombstone = self.marks.get(document).unwrap_or_else(|| Tombstone::new(document, None));
         // Its file's name is what holds.
         Some(Tombstone { document, ..tombstone })
     }
 
     /// The documents, in the order of their ids.
     pub fn ids(&self) -> Vec<DocumentId> {
-        let mut all: Vec<DocumentId> = self.all().iter().copied().collect();
-        all.sort_unstable();
-        all
+        self.marks.ids()
     }
 
     /// All of them, in the order of their ids. Blocks.
@@ -173,7 +125,7 @@ mod tests {
         assert!(tombstones.contains(document));
         assert_eq!(tombstones.list(), [tombstone]);
         // A file that was cut off is one all the same.
-        fs::write(tombstones.path(document), "{").expect("written");
+        fs::write(folder.path().join(FOLDER).join(document.to_string()), "{").expect("written");
         assert_eq!(tombstones.list()[0].document, document);
         assert!(tombstones.remove(document).expect("removes"));
         assert!(!tombstones.remove(document).expect("there is none"));

@@ -4,9 +4,12 @@
 //! id, what ends it; `socket` is reading, writing, liveness and closing. A [`session`] is what the rest of
 //! the relay sees of one, with its [`outbound`] queue. [`peers`] knows all sessions; [`rooms`] knows the live documents, each
 //! a [`room`] with an engine that synchronises it and the [`ephemera`] that pass through; [`memory`] is what
-//! all of them may take.
+//! all of them may take. For the operator, [`look`] is what can be seen of live documents and sessions, and [`follow`]
+//! what happens to one document.
 
 pub mod ephemera;
+pub mod follow;
+pub mod look;
 pub mod memory;
 pub mod outbound;
 pub mod peers;

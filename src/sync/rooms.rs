@@ -10,19 +10,25 @@ use std::{
     collections::{HashMap, HashSet},
     panic::AssertUnwindSafe,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, LazyLock, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
+use automerge::{
+    Automerge,
+    sync::{State, SyncDoc},
+};
 use bytes::Bytes;
 use futures::FutureExt;
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::error;
 
 use super::{
+    follow::{Followers, Following, What},
+    look::LiveDocument,
     memory::Budget,
     peers::{Peers, SessionId},
     room::EngineStart,
@@ -31,6 +37,7 @@ use super::{
 };
 use crate::{
     config::Config, document_id::DocumentId, metrics::Metrics, storage::documents::Documents,
+    usage::Usage,
 };
 
 /// Messages that wait for one room; what is in them is bounded by `sync.receive_queue`.
@@ -47,6 +54,12 @@ const LOADING: usize = 8;
 const FREED_WITHIN: Duration = Duration::from_secs(3);
 /// How often it looks whether they have.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
+
+/// What a peer without a document says first: an automerge sync message without heads.
+pub(crate) static NOTHING: LazyLock<Option<SyncMessage>> = LazyLock::new(|| {
+    let message = Automerge::new().generate_sync_message(&mut State::new())?;
+    SyncMessage::read(message.encode().into()).ok()
+});
 
 /// There is no memory for a further document.
 struct NoMemory;
@@ -84,12 +97,18 @@ pub enum Input {
         /// Which one.
         from: Arc<Session>,
     },
+    /// An operator wants to see the document.
+    Look {
+        /// Where what is seen goes.
+        reply: oneshot::Sender<LiveDocument>,
+    },
 }
 
 /// A place in the receive queue, given back when the message has been taken in.
 pub struct Held {
     _permit: OwnedSemaphorePermit,
     bytes: i64,
+    since: Instant,
     unread: prometheus::IntGauge,
 }
 
@@ -98,7 +117,12 @@ impl Held {
     pub fn new(permit: OwnedSemaphorePermit, bytes: usize, unread: prometheus::IntGauge) -> Self {
         let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
         unread.add(bytes);
-        Self { _permit: permit, bytes, unread }
+        Self { _permit: permit, bytes, since: Instant::now(), unread }
+    }
+
+    /// When it came.
+    pub(super) fn since(&self) -> Instant {
+        self.since
     }
 }
 
@@ -115,7 +139,9 @@ pub type Mailbox = mpsc::Sender<Box<Input>>;
 pub struct Rooms {
     /// What rooms need of the rest.
     pub(super) shared: Shared,
-    directory: Mutex<HashMap<DocumentId, Entry>>,
+    pub(super) directory: Mutex<HashMap<DocumentId, Entry>>,
+    /// Operators who follow a document.
+    pub(super) followers: Arc<Followers>,
     /// When durable heads were last told, in milliseconds since 1970.
     told_at: AtomicU64,
     /// Places for documents that are being loaded.
@@ -134,21 +160,29 @@ pub struct Shared {
     pub engine: EngineStart,
     /// The storage id that clients see.
     pub storage_id: Arc<str>,
+    /// A document that the relay asks itself for, to see that it answers: in memory alone, and without limits.
+    pub probe: DocumentId,
     pub metrics: Metrics,
 }
 
-enum Entry {
+pub(super) enum Entry {
     Live(Arc<Handle>),
-    /// Nobody has the document; these sessions are told when somebody brings it.
-    Waiting(Vec<SessionId>),
+    /// Nobody has the document, or nobody may have it; these sessions are told when that changes.
+    Waiting {
+        sessions: Vec<SessionId>,
+        /// What they sent meanwhile was not taken: they are to send it again.
+        lost: bool,
+    },
 }
 
 /// What the directory and a room's task share.
-struct Handle {
-    document: DocumentId,
-    mailbox: Mailbox,
+pub(super) struct Handle {
+    pub(super) document: DocumentId,
+    pub(super) mailbox: Mailbox,
     /// Sessions that mentioned the document.
-    members: Mutex<HashSet<SessionId>>,
+    pub(super) members: Mutex<HashSet<SessionId>>,
+    /// What it costs.
+    pub(super) usage: Usage,
     /// Nobody has brought the document yet.
     unknown: AtomicBool,
     /// The peers that were asked for it, and whether they have answered that they lack it.
@@ -170,7 +204,7 @@ struct Handle {
 }
 
 /// Lock a mutex whose contents a panic elsewhere leaves whole.
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -180,6 +214,7 @@ impl Rooms {
         Arc::new(Self {
             shared,
             directory: Mutex::default(),
+            followers: Arc::default(),
             told_at: AtomicU64::new(0),
             loading: Semaphore::new(LOADING),
             memory: Budget::default(),
@@ -228,7 +263,7 @@ impl Rooms {
                         handle.sent_away.store(false, Ordering::Relaxed);
                         return handle.mailbox.clone();
                     }
-                    Some(Entry::Waiting(_)) | None => None,
+                    Some(Entry::Waiting { .. }) | None => None,
                 };
                 match waiting {
                     Some(retired) => retired,
@@ -246,19 +281,20 @@ impl Rooms {
         document: DocumentId,
         first: Option<SessionId>,
     ) -> Mailbox {
-        let waiting = match directory.remove(&document) {
-            Some(Entry::Waiting(waiting)) => waiting,
-            _ => Vec::new(),
+        let (waiting, lost) = match directory.remove(&document) {
+            Some(Entry::Waiting { sessions, lost }) => (sessions, lost),
+            _ => (Vec::new(), false),
         };
         self.shared.metrics.rooms.waiting.sub(i64::from(!waiting.is_empty()));
         let (handle, receiver) = Handle::new(document);
         lock(&handle.members).extend(waiting.iter().copied().chain(first));
         directory.insert(document, Entry::Live(handle.clone()));
         let mailbox = handle.mailbox.clone();
-        let room = live::Room::new(self.clone(), handle, receiver, &waiting);
+        let usage = handle.usage.clone();
+        let room = live::Room::new(self.clone(), handle, receiver, &waiting, lost);
         let rooms = self.clone();
         self.tasks.spawn(async move {
-            if AssertUnwindSafe(room.run()).catch_unwind().await.is_err() {
+            if AssertUnwindSafe(usage.charge_all(room.run())).catch_unwind().await.is_err() {
                 error!(%document, "a panic in the document's room; its sessions are closed");
                 rooms.abandon(document);
             }
@@ -275,9 +311,9 @@ impl Rooms {
                 lock(&handle.gone).push(session);
                 handle.news.notify_one();
             }
-            Some(Entry::Waiting(waiting)) => {
-                waiting.retain(|id| *id != session);
-                if waiting.is_empty() {
+            Some(Entry::Waiting { sessions, .. }) => {
+                sessions.retain(|id| *id != session);
+                if sessions.is_empty() {
                     directory.remove(&document);
                     self.shared.metrics.rooms.waiting.dec();
                 }
@@ -347,7 +383,7 @@ impl Rooms {
         }
     }
 
-    /// What is stored of a document has changed beside its room: by an import, or because it was deleted.
+    /// What is stored of a document has changed beside its room: by an import, or because it was deleted or blocked.
     pub fn reopen(self: &Arc<Self>, document: DocumentId) {
         let mut directory = lock(&self.directory);
         match directory.get(&document) {
@@ -355,9 +391,20 @@ impl Rooms {
                 handle.reopen.store(true, Ordering::Relaxed);
                 handle.news.notify_one();
             }
-            Some(Entry::Waiting(_)) => _ = self.open(&mut directory, document, None),
+            Some(Entry::Waiting { .. }) => _ = self.open(&mut directory, document, None),
             None => {}
         }
+    }
+
+    /// Follow what happens to a document; none if too many are followed.
+    pub fn follow(&self, document: DocumentId) -> Option<Following> {
+        self.followers.follow(document)
+    }
+
+    /// Tell whoever follows a document that a session may not have it.
+    pub(super) fn tell(&self, document: DocumentId, session: &Session, reason: &str) {
+        let what = || What::Refused { reason: reason.to_owned() };
+        self.followers.tell(document, Some(session), what);
     }
 
     /// How many documents are live, and how many are waited for.
@@ -417,6 +464,7 @@ impl Handle {
             document,
             mailbox,
             members: Mutex::default(),
+            usage: Usage::default(),
             unknown: AtomicBool::new(false),
             asked: Mutex::default(),
             answer: Notify::new(),

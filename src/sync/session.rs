@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    net::IpAddr,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
@@ -19,7 +20,7 @@ use super::{
     rooms::{Input, Mailbox, Rooms, lock},
     wire,
 };
-use crate::{document_id::DocumentId, metrics::SessionMetrics};
+use crate::{document_id::DocumentId, metrics::SessionMetrics, usage::Usage};
 
 /// A peer that has joined over one WebSocket.
 pub struct Session {
@@ -29,6 +30,10 @@ pub struct Session {
     pub peer_id: Arc<str>,
     /// Who stands behind it.
     pub principal: Principal,
+    /// Where it comes from.
+    pub client: Option<IpAddr>,
+    /// What it costs.
+    pub usage: Usage,
     us: Arc<str>,
     pub(super) outbound: Outbound,
     metrics: SessionMetrics,
@@ -47,6 +52,7 @@ impl Session {
         id: SessionId,
         peer_id: &str,
         principal: Principal,
+        client: Option<IpAddr>,
         us: Arc<str>,
         outbound: Outbound,
         metrics: SessionMetrics,
@@ -55,6 +61,8 @@ impl Session {
             id,
             peer_id: peer_id.into(),
             principal,
+            client,
+            usage: Usage::default(),
             us,
             outbound,
             metrics,
@@ -81,6 +89,7 @@ impl Session {
     }
 
     fn count_out(&self, kind: &'static str, size: usize) {
+        self.usage.message(size);
         self.metrics.messages.with_label_values(&["out", kind]).inc();
         self.metrics.message_bytes.with_label_values(&["out", kind]).inc_by(size as u64);
     }
@@ -123,7 +132,10 @@ impl Session {
     ) {
         let frame = wire::ephemeral(author, &self.peer_id, document, count, session, data);
         match self.outbound.push_presence(frame) {
-            Push::Queued => self.metrics.ephemera.inc(),
+            Push::Queued => {
+                self.usage.message(data.len());
+                self.metrics.ephemera.inc();
+            }
             _ => self.metrics.dropped.with_label_values(&["presence_queue"]).inc(),
         }
     }
@@ -220,7 +232,7 @@ impl Session {
     pub(crate) fn for_test(id: SessionId, peer_id: &str, principal: Principal) -> Self {
         let metrics = crate::metrics::Metrics::new().expect("metrics").sessions;
         let outbound = Outbound::new(1 << 20, metrics.unsent.clone());
-        Self::new(id, peer_id, principal, "relay".into(), outbound, metrics)
+        Self::new(id, peer_id, principal, None, "relay".into(), outbound, metrics)
     }
 
     #[cfg(test)]

@@ -5,7 +5,7 @@
 
 use std::{
     borrow::Cow,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     ops::ControlFlow,
     sync::{
         Arc,
@@ -50,6 +50,8 @@ pub struct Sessions {
     pub receive_queue: Arc<Semaphore>,
     /// How many places there are.
     pub receive_places: u32,
+    /// These sessions are the relay's own, which ask whether it answers: the log does not name them.
+    pub is_probe: bool,
     /// No session is taken any more.
     pub draining: CancellationToken,
 }
@@ -74,7 +76,8 @@ impl Sessions {
             None => {
                 let handshake_timeout = self.config.borrow().sync.handshake_timeout.0;
                 // What comes once is in a box: a session keeps no memory for it.
-                let joining = Box::pin(self.join(id, &mut reader));
+                let client = address.map(|address| address.ip());
+                let joining = Box::pin(self.join(id, client, &mut reader));
                 tokio::select! {
                     biased;
                     () = self.draining.cancelled() => Err(drain()),
@@ -101,12 +104,18 @@ impl Sessions {
             // The drain may have looked at who is here before this one was.
             session.outbound.close(drain());
         }
-        info!(peer = %session.peer_id, connection = %id, client, "connected");
+        if !self.is_probe {
+            info!(peer = %session.peer_id, connection = %id, client, "connected");
+        }
         let welcome = wire::peer(&self.us, &session.peer_id, &self.storage_id);
         session.send("peer", welcome);
 
-        let end = self.serve(&session, &mut writer, &mut reader, &activity).await;
+        let serving = self.serve(&session, &mut writer, &mut reader, &activity);
+        let end = session.usage.charge_all(serving).await;
         open.ended(end.label);
+        if self.is_probe {
+            return;
+        }
         info!(
             peer = %session.peer_id, connection = %id, client, close_code = end.code,
             close_reason = end.reason, "disconnected"
@@ -125,7 +134,12 @@ impl Sessions {
     }
 
     /// Read the join message.
-    async fn join(&self, id: SessionId, reader: &mut Reader) -> Result<Arc<Session>, Closing> {
+    async fn join(
+        &self,
+        id: SessionId,
+        client: Option<IpAddr>,
+        reader: &mut Reader,
+    ) -> Result<Arc<Session>, Closing> {
         let max_message = self.config.borrow().sync.max_message;
         let frame = loop {
             match socket::read(reader, max_message).await? {
@@ -149,7 +163,7 @@ impl Sessions {
         let outbound = Outbound::new(send_queue, self.metrics.unsent.clone());
         let (us, metrics) = (self.us.clone(), self.metrics.clone());
         let principal = Principal::anybody();
-        Ok(Arc::new(Session::new(id, peer_id, principal, us, outbound, metrics)))
+        Ok(Arc::new(Session::new(id, peer_id, principal, client, us, outbound, metrics)))
     }
 
     /// Serve a session that has joined, and close its socket. Returns how it ended.
@@ -216,6 +230,7 @@ impl Sessions {
     async fn take_in(&self, session: &Arc<Session>, frame: Bytes) -> Result<(), Closing> {
         let message = Message::decode(&frame).map_err(garbage)?;
         self.count_in(&message, frame.len());
+        session.usage.message(frame.len());
         let is_ours = message.target.as_deref().is_none_or(|target| target == &*self.us);
         let is_theirs = match (&message.body, message.sender.as_deref()) {
             (_, None) => true,
@@ -249,6 +264,7 @@ impl Sessions {
                 }
                 if self.documents.unsaved() > self.config.borrow().storage.max_unsaved.0 {
                     let reason = "changes wait to be stored; please come again".to_owned();
+                    self.rooms.tell(document, session, &reason);
                     return Err(closing(1013, reason, "unsaved"));
                 }
                 let held = self.hold(frame.len()).await;
@@ -326,6 +342,7 @@ impl Sessions {
         let limit = self.config.borrow().limits.documents_per_connection;
         if !session.may_open(document, limit) {
             let reason = format!("more than {limit} documents (limits.documents_per_connection)");
+            self.rooms.tell(document, session, &reason);
             return Err(closing(4429, reason, "documents"));
         }
         session.deliver(&self.rooms, document, input).await;

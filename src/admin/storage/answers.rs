@@ -4,7 +4,10 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{document_id::DocumentId, storage::tombstones::Tombstone};
+use crate::{
+    document_id::DocumentId,
+    storage::{backups::Backup, tombstones::Tombstone},
+};
 
 /// Why a command cannot be done, as JSON.
 #[derive(Debug, Serialize, Deserialize)]
@@ -35,7 +38,7 @@ pub struct Receipt {
     /// Other bundles that hold the document; nobody gets it from them by sync.
     pub held_by_bundles: Vec<String>,
     /// Backups that were made of this storage, which may hold it until they are renewed.
-    pub backups: Vec<MadeBackup>,
+    pub backups: Vec<Backup>,
     /// Folders on the relay's disk that may hold it: what restores have replaced, and broken journals. They go when
     /// the operator deletes them.
     pub kept: Vec<PathBuf>,
@@ -78,20 +81,11 @@ pub enum Entry<T> {
     Problem(String),
 }
 
-/// Why a document is to be deleted.
+/// Why a document is to be deleted or blocked.
 #[derive(Debug, Serialize, Deserialize)]
-pub struct Deletion {
+pub struct Reason {
     /// In the operator's words.
     pub reason: Option<String>,
-}
-
-/// A backup that was made.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct MadeBackup {
-    /// Its folder.
-    pub folder: String,
-    /// When it was begun last, in RFC 3339.
-    pub at: String,
 }
 
 /// What became of a tombstone that a restore brings.

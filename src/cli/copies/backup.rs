@@ -14,9 +14,10 @@ use sha2::{Digest, Sha256};
 
 use super::{merge::Refused, *};
 use crate::{
-    admin::storage::answers::{Entry, ListedBundle, MadeBackup, StorageId},
+    admin::storage::answers::{Entry, ListedBundle, StorageId},
     bundle::{self, Bundle},
     storage::{
+        backups,
         documents::{Relation, hex},
         fsck::{self, Finding, Kind, Line},
         tombstones::Tombstone,
@@ -252,7 +253,11 @@ pub(in crate::cli) fn backup(arguments: &BackupArguments) -> Result<(), CliError
     if is_first {
         made.write(folder)?;
     }
-    let noted = MadeBackup { folder: folder.display().to_string(), at: made.made_at.clone() };
+    let mut noted = backups::Backup {
+        folder: folder.display().to_string(),
+        at: made.made_at.clone(),
+        whole_at: None,
+    };
     let () = relay.tell(Method::POST, "/backups", &noted)?;
 
     let tombstones: Vec<Tombstone> = relay.ask(Method::GET, "/deleted")?;
@@ -307,7 +312,11 @@ pub(in crate::cli) fn backup(arguments: &BackupArguments) -> Result<(), CliError
     made.remove_the_rest(folder)?;
     show(arguments.storage.json, &answer, || describe(&answer));
     let lacks = !answer.kept.is_empty() || !answer.kept_bundles.is_empty();
-    if answer.failed.is_empty() && !lacks { Ok(()) } else { Err(CliError::Said(1)) }
+    if !answer.failed.is_empty() || lacks {
+        return Err(CliError::Said(1));
+    }
+    noted.whole_at = Some(noted.at.clone());
+    relay.tell(Method::POST, "/backups", &noted)
 }
 
 impl Backup {

@@ -14,9 +14,12 @@ use std::sync::{
 use automerge::ChangeHash;
 use bytes::Bytes;
 use futures::future::BoxFuture;
+use prometheus::IntCounter;
 use tokio::sync::Notify;
 
 use super::{
+    follow::{Followers, What},
+    look::EngineLook,
     peers::SessionId,
     session::Session,
     wire::{self, SyncMessage},
@@ -24,6 +27,7 @@ use super::{
 use crate::{
     document_id::DocumentId,
     storage::documents::{Documents, Opened, Relation},
+    usage::Usage,
 };
 
 /// Where an engine sends what it has for one session.
@@ -33,12 +37,28 @@ pub struct Port {
     document: DocumentId,
     answered: Arc<AtomicBool>,
     news: Arc<Notify>,
+    watched: Watched,
+}
+
+/// Where what happens in a room is noted.
+#[derive(Clone)]
+#[expect(missing_docs, reason = "the types say it")]
+pub struct Watched {
+    pub usage: Usage,
+    pub followers: Arc<Followers>,
+    /// Counts changes that were new.
+    pub applied: IntCounter,
 }
 
 impl Port {
     /// The port of `session` in the room of `document`, which listens to `news`.
-    pub fn new(session: Arc<Session>, document: DocumentId, news: Arc<Notify>) -> Self {
-        Self { session, document, answered: Arc::default(), news }
+    pub fn new(
+        session: Arc<Session>,
+        document: DocumentId,
+        news: Arc<Notify>,
+        watched: Watched,
+    ) -> Self {
+        Self { session, document, answered: Arc::default(), news, watched }
     }
 
     /// The session.
@@ -62,6 +82,18 @@ impl Port {
         if wire::heads_in(data).is_some_and(|heads| heads > 0) {
             self.answered.store(true, Ordering::Relaxed);
         }
+        self.watched.usage.message(data.len());
+        self.tell(|| What::Sent { kind: "sync".to_owned(), bytes: data.len() });
+    }
+
+    fn tell(&self, what: impl FnOnce() -> What) {
+        self.watched.followers.tell(self.document, Some(&self.session), what);
+    }
+
+    /// Changes that the session sent were taken in, so many of them new.
+    pub fn applied(&self, new_changes: u64) {
+        self.watched.applied.inc_by(new_changes);
+        self.tell(|| What::Applied { new_changes });
     }
 
     /// Whether there is no room for messages to the session: what can wait is made later.
@@ -71,11 +103,13 @@ impl Port {
 
     /// Have the engine [resumed](Engine::resume) when there is room.
     pub fn when_room(&self) {
+        self.tell(|| What::KeptBack);
         self.session.outbound.when_room(&self.news);
     }
 
     /// Close the session: what it sent cannot be.
     pub fn refuse(&self, reason: &str) {
+        self.tell(|| What::Refused { reason: reason.to_owned() });
         self.session.close(1007, reason, "changes");
     }
 
@@ -123,6 +157,9 @@ pub trait Engine: Send {
     /// The heads up to which all is durable; none where the engine cannot tell, or not now.
     fn durable_heads(&self) -> Option<&[ChangeHash]>;
 
+    /// What an operator sees of the document.
+    fn look(&mut self) -> BoxFuture<'_, EngineLook>;
+
     /// Whether nothing is lost if the engine is dropped now.
     fn is_durable(&self) -> bool;
 
@@ -134,7 +171,9 @@ pub trait Engine: Send {
 #[derive(Debug)]
 pub struct EngineFailed;
 
-/// Starts an engine for a document.
+/// Starts an engine for a document, whose work beside the room's task is added to what the room costs.
 pub type EngineStart = Arc<
-    dyn Fn(Arc<Documents>, DocumentId, Opened) -> BoxFuture<'static, Box<dyn Engine>> + Send + Sync,
+    dyn Fn(Arc<Documents>, DocumentId, Opened, Usage) -> BoxFuture<'static, Box<dyn Engine>>
+        + Send
+        + Sync,
 >;

@@ -42,9 +42,11 @@ use crate::{
         documents::{Documents, Opened, Relation},
     },
     sync::{
+        look::EngineLook,
         peers::SessionId,
         wire::{self, Body, Message, SyncMessage},
     },
+    usage::Usage,
 };
 
 /// The repo's own name towards the sessions' connections; nobody else sees it.
@@ -59,11 +61,17 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A starter of samod engines. `storage_id` is what the repo takes for its own.
 pub fn engine(storage_id: String, metrics: RoomMetrics) -> EngineStart {
-    Arc::new(move |documents, document, opened| {
+    Arc::new(move |documents, document, opened, usage| {
         let (storage_id, metrics) = (storage_id.clone(), metrics.clone());
-        SamodEngine::start(documents, document, opened, storage_id, metrics)
-            .map(|engine| Box::new(engine) as Box<dyn Engine>)
-            .boxed()
+        SamodEngine::start(
+            documents,
+            document,
+            opened,
+            storage_id,
+            Runtime::new(document, metrics, usage),
+        )
+        .map(|engine| Box::new(engine) as Box<dyn Engine>)
+        .boxed()
     })
 }
 
@@ -82,9 +90,8 @@ impl SamodEngine {
         document: DocumentId,
         opened: Opened,
         storage_id: String,
-        metrics: RoomMetrics,
+        runtime: Runtime,
     ) -> Self {
-        let runtime = Runtime::new(document, metrics);
         let under_way = Arc::new(UnderWay::default());
         let storage = RoomStorage {
             documents,
@@ -192,6 +199,11 @@ impl Engine for SamodEngine {
     /// samod does not tell.
     fn durable_heads(&self) -> Option<&[ChangeHash]> {
         None
+    }
+
+    /// samod tells the document alone, and that only after a search for it: its own commands are not asked for that.
+    fn look(&mut self) -> BoxFuture<'_, EngineLook> {
+        std::future::ready(EngineLook::default()).boxed()
     }
 
     /// Closing it is the only way to know.
@@ -311,13 +323,15 @@ impl Sink<Vec<u8>> for PortSink {
 struct Runtime {
     document: DocumentId,
     metrics: RoomMetrics,
+    usage: Usage,
     tasks: Arc<Mutex<Vec<AbortHandle>>>,
     failed: CancellationToken,
 }
 
 impl Runtime {
-    fn new(document: DocumentId, metrics: RoomMetrics) -> Self {
-        Self { document, metrics, tasks: Arc::default(), failed: CancellationToken::new() }
+    fn new(document: DocumentId, metrics: RoomMetrics, usage: Usage) -> Self {
+        let failed = CancellationToken::new();
+        Self { document, metrics, usage, tasks: Arc::default(), failed }
     }
 
     fn abort(&self) {
@@ -340,11 +354,12 @@ impl Drop for Counted {
 impl RuntimeHandle for Runtime {
     fn spawn(&self, task: Pin<Box<dyn Future<Output = ()> + Send + 'static>>) {
         let (failed, document) = (self.failed.clone(), self.document);
+        let usage = self.usage.clone();
         self.metrics.engine_tasks.inc();
         let counted = Counted(self.metrics.clone());
         let task = tokio::spawn(async move {
             let _counted = counted;
-            if AssertUnwindSafe(task).catch_unwind().await.is_err() {
+            if AssertUnwindSafe(usage.charge_all(task)).catch_unwind().await.is_err() {
                 error!(%document, "a panic in the document's engine; it is started anew");
                 failed.cancel();
             }

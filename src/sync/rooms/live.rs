@@ -6,21 +6,18 @@ mod unknown;
 
 use std::{
     collections::HashMap,
-    sync::{Arc, LazyLock, atomic::Ordering},
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
-use automerge::{
-    Automerge, ChangeHash,
-    sync::{State, SyncDoc},
-};
+use automerge::ChangeHash;
 use tokio::{
     sync::mpsc,
     time::{Instant as Deadline, sleep, sleep_until},
 };
 use tracing::{debug, error, info, warn};
 
-use super::{Entry, Handle, Input, NoMemory, Rooms, lock, seconds_since};
+use super::{Entry, Handle, Input, NOTHING, NoMemory, Rooms, lock, seconds_since};
 use crate::{
     backoff::Backoff,
     document_id::DocumentId,
@@ -28,10 +25,11 @@ use crate::{
     storage::documents::{Base, Opened, Relation},
     sync::{
         ephemera::Seen,
+        follow::What,
+        look::{LiveDocument, LiveSession, texts},
         peers::SessionId,
         room::{Engine, Port},
         session::Session,
-        wire::SyncMessage,
     },
 };
 
@@ -41,12 +39,6 @@ const STASH: usize = 64;
 const REOPEN: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(60));
 /// A room of a document that nobody has stays for so long after presence passed through it.
 const PRESENCE_LINGERS: Duration = Duration::from_secs(10);
-
-/// What a peer without a document says first: an automerge sync message without heads.
-static NOTHING: LazyLock<Option<SyncMessage>> = LazyLock::new(|| {
-    let message = Automerge::new().generate_sync_message(&mut State::new())?;
-    SyncMessage::read(message.encode().into()).ok()
-});
 
 pub(super) struct Room {
     rooms: Arc<Rooms>,
@@ -117,12 +109,13 @@ impl Room {
         handle: Arc<Handle>,
         inbox: mpsc::Receiver<Box<Input>>,
         waiting: &[SessionId],
+        lost: bool,
     ) -> Self {
         let members = waiting
             .iter()
             .filter_map(|id| Some((*id, rooms.shared.peers.get(*id)?)))
             .map(|(id, session)| {
-                (id, Member { begin_anew: true, waited: true, ..Member::new(session) })
+                (id, Member { begin_anew: true, waited: true, lost, ..Member::new(session) })
             })
             .collect();
         Self {
@@ -153,9 +146,12 @@ impl Room {
                     return;
                 }
             };
+            self.tell(None, || What::Opened { heads: texts(&opened.heads) });
             let is_known = !opened.heads.is_empty() || self.stash.iter().any(brings_heads);
             let end = if opened.is_deleted {
-                self.deleted()
+                self.not_taken("deleted")
+            } else if opened.is_blocked {
+                self.not_taken("blocked")
             } else if self.has_no_space(&opened) {
                 Box::pin(self.wait_for_space()).await
             } else if is_known {
@@ -184,6 +180,46 @@ impl Room {
         &self.rooms.shared.metrics.rooms
     }
 
+    /// Tell whoever follows the document.
+    fn tell(&self, session: Option<&Session>, what: impl FnOnce() -> What) {
+        self.rooms.followers.tell(self.handle.document, session, what);
+    }
+
+    /// Say what is known, and pass on what is not to be looked at here.
+    fn note(&self, input: &Input) {
+        let (from, what) = match input {
+            Input::Sync { from, request, message, .. } => {
+                let what = || What::Received {
+                    kind: if *request { "request" } else { "sync" }.to_owned(),
+                    bytes: message.raw.len(),
+                    heads: message.message.heads.len(),
+                    brings_changes: message.has_changes(),
+                };
+                self.handle.usage.message(message.raw.len());
+                return self.tell(Some(from), what);
+            }
+            Input::Ephemeral { from, data, .. } => (from, data.len()),
+            Input::Subscribed { .. } | Input::Look { .. } => return,
+        };
+        self.handle.usage.message(what);
+        self.tell(Some(from), || What::Received {
+            kind: "ephemeral".to_owned(),
+            bytes: what,
+            heads: 0,
+            brings_changes: false,
+        });
+    }
+
+    /// What an operator sees of the room while it has no engine.
+    fn look(&self, state: &str) -> LiveDocument {
+        let mut sessions: Vec<LiveSession> = Vec::new();
+        for member in self.members.values() {
+            let waits = member.asks.is_some();
+            sessions.push(LiveSession { waits, ..LiveSession::of(&member.session, None) });
+        }
+        LiveDocument { state: state.to_owned(), sessions, ..LiveDocument::default() }
+    }
+
     fn document(&self) -> DocumentId {
         self.handle.document
     }
@@ -196,6 +232,9 @@ impl Room {
         let rooms = self.rooms.clone();
         let stopping = self.rooms.stopping.clone();
         let document = self.document();
+        if document == rooms.shared.probe {
+            return Ok(Opened::default());
+        }
         let mut unreadable = None;
         loop {
             let open = async {
@@ -211,7 +250,7 @@ impl Room {
                 tokio::select! {
                     opened = &mut open => break opened?,
                     Some(input) = self.inbox.recv(), if self.stash.len() < STASH => {
-                        self.stash.push(*input);
+                        self.put_by(*input, "opening");
                     }
                 }
             };
@@ -242,10 +281,19 @@ impl Room {
             tokio::select! {
                 () = &mut pause => return,
                 Some(input) = self.inbox.recv() => {
-                    self.stash.push(*input);
+                    self.put_by(*input, why);
                     self.lose_stash(why);
                 }
             }
+        }
+    }
+
+    /// Keep what comes for later; whoever looks is answered at once.
+    fn put_by(&mut self, input: Input, state: &str) {
+        match input {
+            // Who asked may have gone.
+            Input::Look { reply } => _ = reply.send(self.look(state)),
+            input => self.stash.push(input),
         }
     }
 
@@ -278,22 +326,34 @@ impl Room {
             match &input {
                 Input::Sync { from, .. } if !self.is_here(from.id) => {}
                 Input::Sync { from, .. } => {
-                    self.rooms.shared.metrics.sessions.dropped.with_label_values(&[why]).inc();
+                    self.refused(from, why);
                     let member = self.member(from);
                     (member.begin_anew, member.lost) = (true, true);
                 }
                 Input::Ephemeral { .. } => self.pass_on(input),
-                Input::Subscribed { .. } => {}
+                Input::Subscribed { .. } | Input::Look { .. } => {}
             }
         }
     }
 
+    /// Count a message that is not taken, and tell whoever follows.
+    fn refused(&self, from: &Session, why: &'static str) {
+        self.rooms.shared.metrics.sessions.dropped.with_label_values(&[why]).inc();
+        self.tell(Some(from), || What::Refused { reason: why.to_owned() });
+    }
+
     fn member(&mut self, session: &Arc<Session>) -> &mut Member {
-        self.members.entry(session.id).or_insert_with(|| Member::new(session.clone()))
+        let (followers, document) = (&self.rooms.followers, self.handle.document);
+        self.members.entry(session.id).or_insert_with(|| {
+            followers.tell(document, Some(session), || What::Joined);
+            Member::new(session.clone())
+        })
     }
 
     fn forget(&mut self, session: SessionId) {
-        self.members.remove(&session);
+        if let Some(member) = self.members.remove(&session) {
+            self.tell(Some(&member.session), || What::Left);
+        }
         self.seen.forget(session);
     }
 
@@ -307,11 +367,15 @@ impl Room {
             self.member(&from);
         }
         if !self.seen.is_new(from.id, &author, &session, count) {
-            let dropped = &self.rooms.shared.metrics.sessions.dropped;
-            return dropped.with_label_values(&["ephemeral_seen"]).inc();
+            return self.refused(&from, "ephemeral_seen");
         }
         for (id, member) in &self.members {
             if *id != from.id {
+                self.handle.usage.message(data.len());
+                self.tell(Some(&member.session), || What::Sent {
+                    kind: "ephemeral".to_owned(),
+                    bytes: data.len(),
+                });
                 member.session.send_ephemeral(
                     &author,
                     self.handle.document,
@@ -332,7 +396,7 @@ impl Room {
         self.inbox.close();
         // Until all who were about to send have done so, or found the mailbox closed.
         while let Some(input) = self.inbox.recv().await {
-            self.stash.push(*input);
+            self.put_by(*input, reason);
         }
         let document = self.document();
         let rooms = self.rooms.clone();
@@ -343,7 +407,7 @@ impl Room {
         let here = lock(&self.handle.members).clone();
         self.members.retain(|id, _| here.contains(id));
         let is_wanted = match reason {
-            "unknown" | "deleted" => !self.stash.is_empty(),
+            "unknown" | "deleted" | "blocked" => !self.stash.is_empty(),
             _ => !self.stash.is_empty() || !self.members.is_empty(),
         } || self.is_to_look_again();
         if is_wanted {
@@ -360,13 +424,15 @@ impl Room {
             return false;
         }
         self.metrics().unloaded.with_label_values(&[reason]).inc();
+        self.tell(None, || What::Unloaded { reason: reason.to_owned() });
         for member in self.members.values() {
             member.session.wait_for(document);
         }
         if self.members.is_empty() {
             directory.remove(&document);
         } else {
-            directory.insert(document, Entry::Waiting(self.members.keys().copied().collect()));
+            let sessions = self.members.keys().copied().collect();
+            directory.insert(document, Entry::Waiting { sessions, lost: reason == "blocked" });
             self.metrics().waiting.inc();
         }
         self.handle.retired.cancel();
@@ -389,6 +455,7 @@ impl Room {
         let members = lock(&self.handle.members).clone();
         drop(directory);
         self.metrics().unloaded.with_label_values(&[reason]).inc();
+        self.tell(None, || What::Unloaded { reason: reason.to_owned() });
         self.handle.retired.cancel();
         members.into_iter().filter_map(|id| self.rooms.shared.peers.get(id)).collect()
     }
@@ -397,7 +464,7 @@ impl Room {
 fn brings_heads(input: &Input) -> bool {
     match input {
         Input::Sync { message, .. } => message.has_heads(),
-        Input::Ephemeral { .. } | Input::Subscribed { .. } => false,
+        Input::Ephemeral { .. } | Input::Subscribed { .. } | Input::Look { .. } => false,
     }
 }
 

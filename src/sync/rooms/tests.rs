@@ -16,6 +16,7 @@ use crate::{
     health::Health,
     storage::{documents::Relation, nodefs::NodefsStore, space::Space},
     sync::{
+        look::EngineLook,
         outbound::{Closing, Next},
         peers::Principal,
         room::{Engine, EngineFailed, Port, native, samod},
@@ -64,6 +65,7 @@ fn fixture(config: Config, engine: impl FnOnce(&Metrics) -> EngineStart) -> Fixt
         peers: Arc::new(Peers::default()),
         engine: engine(&metrics),
         storage_id: "storage".into(),
+        probe: DocumentId::random(),
         metrics: metrics.clone(),
     });
     Fixture { _folder: folder, rooms, metrics, served }
@@ -458,6 +460,10 @@ impl Engine for Fragile {
 
     fn rest(&mut self) {}
 
+    fn look(&mut self) -> BoxFuture<'_, EngineLook> {
+        futures::future::ready(EngineLook::default()).boxed()
+    }
+
     fn merge(&mut self, _: Bytes) -> BoxFuture<'_, Option<Relation>> {
         futures::future::ready(None).boxed()
     }
@@ -481,7 +487,7 @@ impl Engine for Fragile {
 
 /// Engines of which the first `failing` fail at the first sync message.
 fn fragile(starts: Arc<AtomicUsize>, failing: usize) -> EngineStart {
-    Arc::new(move |_, _, _| {
+    Arc::new(move |_, _, _, _| {
         let fails = starts.fetch_add(1, Ordering::SeqCst) < failing;
         let failed = CancellationToken::new();
         let engine: Box<dyn Engine> = Box::new(Fragile { port: None, fails, failed });

@@ -13,7 +13,7 @@ use std::{
 };
 
 use automerge::{
-    Automerge, ChangeHash,
+    Automerge, ChangeHash, ReadDoc,
     sync::{State, SyncDoc},
 };
 use bytes::Bytes;
@@ -26,7 +26,7 @@ use crate::{
         ChunkKind, Key,
         documents::{Relation, hex, snapshot_key},
     },
-    sync::{peers::SessionId, wire::SyncMessage},
+    sync::{look::EngineLook, peers::SessionId, wire::SyncMessage},
 };
 
 /// Increments up to so many bytes are kept beside a snapshot, however small that is.
@@ -67,6 +67,8 @@ pub(super) enum Effect {
     Save { key: Key, data: Bytes },
     /// Delete chunks whose changes are in a durable snapshot.
     Remove(Vec<Key>),
+    /// A peer's changes were taken in, so many of them new.
+    Applied { from: SessionId, new_changes: u64 },
     /// A peer sent changes that cannot be.
     Refuse { from: SessionId, reason: String },
 }
@@ -77,6 +79,8 @@ pub(super) struct Core {
     doc: Doc,
     /// The document's heads.
     heads: Vec<ChangeHash>,
+    /// How many changes it has.
+    changes: u64,
     /// The heads up to which all is durable.
     durable: Vec<ChangeHash>,
     /// In the order of their ids, so that equal inputs give equal outputs.
@@ -174,6 +178,7 @@ impl Core {
         }
         Self {
             document,
+            changes: doc.stats().num_changes,
             doc: Doc::Awake(doc),
             durable: heads.clone(),
             heads,
@@ -202,6 +207,20 @@ impl Core {
     /// Whether all of the document is durable.
     pub(super) fn is_durable(&self) -> bool {
         self.heads == self.durable && self.writing.is_none()
+    }
+
+    /// What an operator sees.
+    pub(super) fn look(&self) -> EngineLook {
+        let theirs = self.peers.iter().filter_map(|(id, peer)| {
+            let heads = peer.state.their_heads.clone()?;
+            Some((*id, heads))
+        });
+        EngineLook {
+            heads: Some(self.heads.clone()),
+            changes: Some(self.changes),
+            bytes: Some(self.size() as u64),
+            theirs: theirs.collect(),
+        }
     }
 
     fn size(&self) -> usize {
@@ -249,8 +268,14 @@ impl Core {
                 Event::Resume => self.resume(),
                 Event::Leave(id) => _ = self.peers.remove(&id),
                 Event::Message(from, message) => {
-                    if let Err(reason) = self.receive(from, message) {
-                        effects.push(Effect::Refuse { from, reason });
+                    let before = message.has_changes().then_some(self.changes);
+                    match (self.receive(from, message), before) {
+                        (Err(reason), _) => effects.push(Effect::Refuse { from, reason }),
+                        (Ok(()), Some(before)) => {
+                            let new_changes = self.changes.saturating_sub(before);
+                            effects.push(Effect::Applied { from, new_changes });
+                        }
+                        (Ok(()), None) => {}
                     }
                 }
                 Event::Saved => self.saved(&mut effects),
@@ -335,6 +360,7 @@ impl Core {
         let heads = self.doc.awake().get_heads();
         if heads != self.heads {
             self.heads = heads;
+            self.changes = self.doc.awake().stats().num_changes;
             self.exchange.forget();
             self.all_due = true;
         }

@@ -31,7 +31,8 @@ use super::{Engine, EngineFailed, EngineStart, Port};
 use crate::{
     document_id::DocumentId,
     storage::documents::{Documents, Opened, Relation, Unsaved},
-    sync::{peers::SessionId, wire::SyncMessage},
+    sync::{look::EngineLook, peers::SessionId, wire::SyncMessage},
+    usage::Usage,
 };
 
 /// A starter of native engines.
@@ -39,8 +40,8 @@ pub fn engine() -> EngineStart {
     // More long steps at a time than processors only take more memory at a time.
     let heavy = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let heavy = Arc::new(Semaphore::new(heavy));
-    Arc::new(move |documents, document, opened| {
-        let engine = NativeEngine::new(documents, heavy.clone(), document, opened);
+    Arc::new(move |documents, document, opened, usage| {
+        let engine = NativeEngine::new(documents, heavy.clone(), document, opened, usage);
         std::future::ready(Box::new(engine) as Box<dyn Engine>).boxed()
     })
 }
@@ -59,6 +60,8 @@ struct NativeEngine {
     removal: Option<BoxFuture<'static, ()>>,
     /// Bytes of changes that wait for the write under way.
     waiting: Option<Unsaved>,
+    /// Where steps that take long are noted.
+    usage: Usage,
 }
 
 /// Where the core is.
@@ -83,6 +86,7 @@ impl NativeEngine {
         heavy: Arc<Semaphore>,
         document: DocumentId,
         opened: Opened,
+        usage: Usage,
     ) -> Self {
         let stored = opened.chunks.into_iter().map(|(key, data)| (key, data.len()));
         let core = Box::new(Core::new(document, opened.doc, stored));
@@ -96,6 +100,7 @@ impl NativeEngine {
             write: None,
             removal: None,
             waiting: None,
+            usage,
         }
     }
 
@@ -114,11 +119,11 @@ impl NativeEngine {
             Stepped { core, effects, relation }
         };
         if is_heavy(&core) {
-            let heavy = self.heavy.clone();
+            let (heavy, usage) = (self.heavy.clone(), self.usage.clone());
             self.core = Place::Away(tokio::spawn(async move {
                 // The semaphore is never closed.
                 let _place = heavy.acquire_owned().await;
-                tokio::task::spawn_blocking(move || step(core)).await
+                tokio::task::spawn_blocking(move || usage.charge(|| step(core))).await
             }));
             return self.come_back().await;
         }
@@ -177,6 +182,11 @@ impl NativeEngine {
                         join_all(keys.iter().map(|key| documents.remove(key))).await;
                     };
                     self.removal = Some(removal.boxed());
+                }
+                Effect::Applied { from, new_changes } => {
+                    if let Some(port) = self.ports.get(&from) {
+                        port.applied(new_changes);
+                    }
                 }
                 Effect::Refuse { from, reason } => {
                     if let Some(port) = self.ports.get(&from) {
@@ -286,6 +296,17 @@ impl Engine for NativeEngine {
             Place::Here(core) => Some(core.durable()),
             Place::Away(_) | Place::Lost => None,
         }
+    }
+
+    fn look(&mut self) -> BoxFuture<'_, EngineLook> {
+        async move {
+            self.come_back().await;
+            match &self.core {
+                Place::Here(core) => core.look(),
+                Place::Away(_) | Place::Lost => EngineLook::default(),
+            }
+        }
+        .boxed()
     }
 
     fn is_durable(&self) -> bool {

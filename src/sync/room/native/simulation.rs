@@ -247,7 +247,7 @@ impl World {
                     assert!(self.writing.is_none(), "one write at a time");
                     self.writing = Some((key, data.to_vec()));
                 }
-                Effect::KeepBack { .. } => {}
+                Effect::KeepBack { .. } | Effect::Applied { .. } => {}
                 Effect::Remove(keys) => self.to_delete.extend(keys),
                 Effect::Refuse { reason, .. } => panic!("{reason}"),
             }

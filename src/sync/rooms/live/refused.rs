@@ -1,18 +1,17 @@
-//! A room of a document that is not taken: it was deleted, or is new while there is no room on the disk.
+//! A room of a document that is not taken: it was deleted, an operator keeps it from everybody, or it is new while there is no room on the disk.
 
-use super::*;
+use super::{unknown::unavailable, *};
 
 impl Room {
-    /// The document was deleted: to everybody it is not there.
-    pub(super) fn deleted(&mut self) -> End {
+    /// The document was deleted or blocked: to everybody it is not there.
+    pub(super) fn not_taken(&mut self, why: &'static str) -> End {
         // Where somebody's message is why it was looked at, those who only waited have heard it before.
         let is_news = self.stash.is_empty();
         for input in std::mem::take(&mut self.stash) {
             if let Input::Sync { from, .. } = input
                 && self.is_here(from.id)
             {
-                let dropped = &self.rooms.shared.metrics.sessions.dropped;
-                dropped.with_label_values(&["deleted"]).inc();
+                self.refused(&from, why);
                 let member = self.member(&from);
                 (member.begin_anew, member.waited) = (true, false);
             }
@@ -20,9 +19,10 @@ impl Room {
         let are_told = |member: &&mut Member| member.begin_anew && (is_news || !member.waited);
         for member in self.members.values_mut().filter(are_told) {
             (member.asks, member.lost) = (None, false);
+            self.rooms.followers.tell(self.handle.document, Some(&member.session), unavailable);
             member.session.send_unavailable(self.handle.document);
         }
-        End::Retire("deleted")
+        End::Retire(why)
     }
 
     /// Whether somebody brings a new document and there is no room for it.
@@ -52,7 +52,7 @@ impl Room {
                     }
                 }
                 input = self.inbox.recv() => match input {
-                    Some(input) => self.stash.push(*input),
+                    Some(input) => self.put_by(*input, "no space"),
                     None => return End::Stop,
                 },
             }
@@ -65,6 +65,7 @@ impl Room {
             if let Input::Sync { from, request: true, .. } = input
                 && !brings_heads(input)
             {
+                self.tell(Some(from), unavailable);
                 from.send_unavailable(self.handle.document);
             }
         }

@@ -1,6 +1,7 @@
 //! A room whose document is here: its engine, and the sessions that take part.
 
-use super::*;
+use super::{unknown::unavailable, *};
+use crate::sync::{look::EngineLook, room::Watched};
 
 /// Messages that are taken in before they are answered: answers to one document's edits go out together.
 const BATCH: usize = 64;
@@ -16,7 +17,8 @@ impl Room {
         let mut config = shared.config.clone();
         let mut base = opened.base.clone();
         let was_empty = opened.heads.is_empty();
-        let mut engine = (shared.engine)(documents, document, opened).await;
+        let usage = self.handle.usage.clone();
+        let mut engine = (shared.engine)(documents, document, opened, usage).await;
         debug!(%document, "live");
 
         for id in self.gone() {
@@ -72,13 +74,17 @@ impl Room {
                     Some(input) => {
                         let mut next = Some(input);
                         let mut from = Vec::new();
+                        let mut came = Vec::new();
                         for _ in 0..BATCH {
                             let Some(input) = next else { break };
                             from.extend(sender(&input));
+                            came.extend(came_at(&input));
                             self.take_in(&mut engine, &mut base, *input).await;
                             next = self.inbox.try_recv().ok();
                         }
                         engine.settle().await;
+                        let seconds = &self.rooms.shared.metrics.rooms.message_seconds;
+                        came.into_iter().for_each(|at| seconds.observe(seconds_since(at)));
                         quiet = Some(Deadline::now() + QUIET);
                         from.into_iter().for_each(|id| self.measure(id));
                     }
@@ -163,7 +169,16 @@ impl Room {
         let Some(member) = self.members.get_mut(&id) else { return };
         (member.begin_anew, member.waited, member.lost) = (false, false, false);
         if member.port.is_none() {
-            let port = Port::new(member.session.clone(), document, self.handle.news.clone());
+            let port = Port::new(
+                member.session.clone(),
+                document,
+                self.handle.news.clone(),
+                Watched {
+                    usage: self.handle.usage.clone(),
+                    followers: self.rooms.followers.clone(),
+                    applied: self.rooms.shared.metrics.rooms.changes.clone(),
+                },
+            );
             member.port = Some(port.clone());
             member.wants_durable = member.session.is_subscribed();
             self.someone_wants_durable |= member.wants_durable;
@@ -178,8 +193,14 @@ impl Room {
         base: &mut Option<Base>,
         input: Input,
     ) {
+        self.note(&input);
         match input {
             Input::Ephemeral { .. } => self.pass_on(input),
+            Input::Look { reply } => {
+                let found = self.look_at(engine.look().await);
+                // Who asked may have gone.
+                let _ = reply.send(found);
+            }
             Input::Subscribed { from } => {
                 if let Some(member) = self.members.get_mut(&from.id) {
                     member.wants_durable = true;
@@ -214,6 +235,7 @@ impl Room {
         let has_changed = self.durable.0 != heads;
         if has_changed {
             self.durable = (heads.to_vec(), self.rooms.timestamp());
+            self.tell(None, || What::Saved { heads: texts(&self.durable.0) });
         }
         if !std::mem::take(&mut self.someone_wants_durable) && !has_changed {
             return;
@@ -227,6 +249,25 @@ impl Room {
                 let (document, storage_id) = (self.handle.document, &shared.storage_id);
                 member.session.send_durable(document, storage_id, heads, *told_at);
             }
+        }
+    }
+
+    /// What an operator sees of the room.
+    fn look_at(&self, engine: EngineLook) -> LiveDocument {
+        let theirs: HashMap<SessionId, Vec<ChangeHash>> = engine.theirs.into_iter().collect();
+        let sessions = self.members.values().map(|member| {
+            let heads = theirs.get(&member.session.id).map(Vec::as_slice);
+            let is_answered = member.port.as_ref().is_some_and(Port::is_answered);
+            let waits = member.asks.is_some() && !is_answered;
+            LiveSession { waits, ..LiveSession::of(&member.session, heads) }
+        });
+        LiveDocument {
+            state: "live".to_owned(),
+            saved: engine.heads.is_some().then(|| texts(&self.durable.0)),
+            heads: engine.heads.as_deref().map(texts),
+            changes: engine.changes,
+            bytes: engine.bytes,
+            sessions: sessions.collect(),
         }
     }
 
@@ -284,6 +325,7 @@ impl Room {
                 member.asks = None;
                 late.push(*id);
                 if !member.port.as_ref().is_some_and(Port::is_answered) {
+                    self.rooms.followers.tell(document, Some(&member.session), unavailable);
                     member.session.send_unavailable(document);
                 }
             }
@@ -295,6 +337,14 @@ impl Room {
 fn sender(input: &Input) -> Option<SessionId> {
     match input {
         Input::Sync { from, .. } => Some(from.id),
-        Input::Ephemeral { .. } | Input::Subscribed { .. } => None,
+        Input::Ephemeral { .. } | Input::Subscribed { .. } | Input::Look { .. } => None,
+    }
+}
+
+/// When a sync message came.
+fn came_at(input: &Input) -> Option<Instant> {
+    match input {
+        Input::Sync { held, .. } => Some(held.since()),
+        Input::Ephemeral { .. } | Input::Subscribed { .. } | Input::Look { .. } => None,
     }
 }

@@ -40,9 +40,13 @@ impl Room {
                 match member.asks {
                     Some(by) if asked_out || by <= now => {
                         member.asks = None;
-                        member.session.send_unavailable(self.handle.document);
+                        let document = self.handle.document;
+                        self.rooms.followers.tell(document, Some(&member.session), unavailable);
+                        member.session.send_unavailable(document);
+                        let is_probe = document == self.rooms.shared.probe;
+                        let outcome = if is_probe { "probe" } else { "unavailable" };
                         let requests = &self.rooms.shared.metrics.rooms.requests;
-                        requests.with_label_values(&["unavailable"]).inc();
+                        requests.with_label_values(&[outcome]).inc();
                     }
                     Some(by) => {
                         open = true;
@@ -103,7 +107,10 @@ impl Room {
     }
 
     fn note_unknown(&mut self, input: Input) {
+        self.note(&input);
         match input {
+            // Who asked may have gone.
+            Input::Look { reply } => _ = reply.send(self.look("unknown")),
             Input::Ephemeral { .. } => self.pass_on(input),
             // What is durable is told when the document is here.
             Input::Subscribed { .. } => {}
@@ -147,4 +154,9 @@ fn ask_for(peer: &Session, document: DocumentId) {
     if let Some(nothing) = &*NOTHING {
         peer.send_sync(document, true, &nothing.raw);
     }
+}
+
+/// What is told of a session that heard that the document is not here.
+pub(super) fn unavailable() -> What {
+    What::Sent { kind: "doc-unavailable".to_owned(), bytes: 0 }
 }

@@ -1,0 +1,187 @@
+//! `GET /status`: how the relay is, as JSON for `tonk-relay status`, or as a page for a browser.
+
+use std::collections::BTreeMap;
+
+use axum::{
+    Json,
+    extract::State,
+    http::{HeaderMap, StatusCode, header},
+    response::{Html, IntoResponse, Response},
+};
+use prometheus::core::Collector;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    health::Phase,
+    http::App,
+    log::{self, RecentLine},
+    sync::look::Top,
+};
+
+/// The page is one file: it loads nothing from anywhere.
+const PAGE: &str = include_str!("status.html");
+/// What the page may do: run what is in it, and ask this address.
+const POLICY: &str = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; \
+                      img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+
+/// How the relay is.
+#[derive(Debug, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "the names say it")]
+pub struct Status {
+    pub version: String,
+    pub pid: u32,
+    pub uptime_seconds: u64,
+    pub phase: Phase,
+    pub ready: bool,
+    pub failed: Vec<String>,
+    pub degraded: Vec<String>,
+    pub connections: i64,
+    pub peers: usize,
+    pub documents_live: usize,
+    pub documents_waited_for: usize,
+    pub unsaved_bytes: u64,
+    pub free_bytes: u64,
+    pub quarantined: u64,
+    pub blocked: u64,
+    pub bundle_sha256: Option<String>,
+    pub bundle_documents: Option<usize>,
+    /// When the bundle was loaded, in seconds since 1970.
+    pub bundle_loaded_at: Option<f64>,
+    /// "folder" or "s3".
+    pub bundle_store: String,
+    pub figures: Figures,
+    pub top: Top,
+    /// The last warnings and errors of the log, the newest last.
+    pub log: Vec<RecentLine>,
+}
+
+/// Figures that grow, for charts: what matters is how much between two looks.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct Figures {
+    /// New changes that documents took in.
+    pub changes: u64,
+    /// Messages, in and out.
+    pub messages: u64,
+    /// Sync messages that were taken in within so many seconds: pairs of a bound and how many were.
+    pub within: Vec<(f64, u64)>,
+    /// All of them.
+    pub taken_in: u64,
+    /// Seconds of processor time of the process.
+    pub cpu_seconds: f64,
+    /// Resident memory in bytes.
+    pub resident_bytes: u64,
+}
+
+/// `GET /status`.
+pub async fn status(State(app): State<App>, headers: HeaderMap) -> Response {
+    if !is_asked_by_address(&headers) {
+        let text = "ask for this page by address, or as localhost: a name could be anybody's\n";
+        return (StatusCode::FORBIDDEN, text).into_response();
+    }
+    let accept = headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok());
+    if accept.is_some_and(|accept| accept.contains("text/html")) {
+        return ([(header::CONTENT_SECURITY_POLICY, POLICY)], Html(PAGE)).into_response();
+    }
+    Json(look(&app).await).into_response()
+}
+
+/// Whether the request names this relay by an address. A page from elsewhere can give its own name this address, and would
+/// then be let read what is here.
+fn is_asked_by_address(headers: &HeaderMap) -> bool {
+    let Some(host) = headers.get(header::HOST).and_then(|host| host.to_str().ok()) else {
+        return false;
+    };
+    let name = match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|digit| digit.is_ascii_digit()) => name,
+        _ => host,
+    };
+    let bare = name.trim_start_matches('[').trim_end_matches(']');
+    // "admin" is what the commands say on the socket.
+    matches!(bare, "localhost" | "admin") || bare.parse::<std::net::IpAddr>().is_ok()
+}
+
+async fn look(app: &App) -> Status {
+    let report = app.health.report();
+    let (documents_live, documents_waited_for) = app.sessions.rooms.count();
+    let served = app.served.borrow().clone();
+    let metrics = &app.metrics;
+    let count = |gauge: &prometheus::IntGauge| u64::try_from(gauge.get()).unwrap_or(0);
+    let config = app.config.borrow().clone();
+    Status {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        pid: std::process::id(),
+        uptime_seconds: app.started.elapsed().as_secs(),
+        phase: report.phase,
+        ready: report.ready,
+        failed: lines(&report.failed),
+        degraded: lines(&report.degraded),
+        connections: metrics.sessions.open.get(),
+        peers: app.peers.len(),
+        documents_live,
+        documents_waited_for,
+        unsaved_bytes: count(&metrics.storage.unsaved_bytes),
+        free_bytes: count(&metrics.storage.free_bytes),
+        quarantined: count(&metrics.storage.quarantined),
+        blocked: count(&metrics.storage.blocked),
+        bundle_sha256: served.as_ref().map(|bundle| bundle.sha256.clone()),
+        bundle_documents: served.as_ref().map(|bundle| bundle.documents.len()),
+        bundle_loaded_at: served.as_ref().map(|_| metrics.bundles.loaded_at.get()),
+        bundle_store: config.bundles.store.name().to_owned(),
+        figures: figures(app),
+        top: app.sessions.rooms.top().await,
+        log: log::recent(),
+    }
+}
+
+fn lines(checks: &BTreeMap<&'static str, String>) -> Vec<String> {
+    checks.iter().map(|(check, reason)| format!("{check}: {reason}")).collect()
+}
+
+fn figures(app: &App) -> Figures {
+    let metrics = &app.metrics;
+    let families = metrics.rooms.message_seconds.collect();
+    let histogram = families.first().and_then(|family| family.get_metric().first());
+    let (mut within, mut taken_in) = (Vec::new(), 0);
+    if let Some(histogram) = histogram.map(|metric| metric.get_histogram()) {
+        let buckets = histogram.get_bucket().iter();
+        within = buckets.map(|b| (b.upper_bound(), b.cumulative_count())).collect();
+        taken_in = histogram.get_sample_count();
+    }
+    let messages = metrics.sessions.messages.collect();
+    let messages = messages.iter().flat_map(|family| family.get_metric());
+    Figures {
+        changes: metrics.rooms.changes.get(),
+        messages: messages.map(|metric| metric.get_counter().get_value() as u64).sum(),
+        within,
+        taken_in,
+        cpu_seconds: cpu_seconds(),
+        resident_bytes: crate::http::pages::resident_bytes(),
+    }
+}
+
+/// Processor time of this process, in seconds.
+fn cpu_seconds() -> f64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_who_asks_by_address_sees_the_page() {
+        let asked = |host: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::HOST, host.parse().expect("a value"));
+            is_asked_by_address(&headers)
+        };
+        for host in ["127.0.0.1:9464", "[::1]:9464", "localhost:9464", "localhost", "10.1.2.3"] {
+            assert!(asked(host), "{host}");
+        }
+        for host in ["evil.example:9464", "localhost.evil.example", "127.0.0.1.nip.io:9464", ""] {
+            assert!(!asked(host), "{host}");
+        }
+        assert!(!is_asked_by_address(&HeaderMap::new()));
+    }
+}

@@ -1,0 +1,169 @@
+//! What happens to a document, for an operator who follows it: who sent what, and whether it was applied or refused and
+//! why. Never content.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::SystemTime,
+};
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::broadcast;
+
+use super::{rooms::lock, session::Session};
+use crate::document_id::DocumentId;
+
+/// Events that wait for a follower; one that reads too slowly hears how many it missed.
+const WAITING: usize = 1024;
+/// Documents that are followed at a time.
+const FOLLOWED: usize = 16;
+
+/// Something that happened.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Event {
+    /// When, in RFC 3339.
+    pub at: String,
+    /// The peer id of the session that it is about, if it is about one.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub peer: Option<String>,
+    /// The connection of that session, as in the log.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub connection: Option<String>,
+    /// What it was.
+    #[serde(flatten)]
+    pub what: What,
+}
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+#[expect(missing_docs, reason = "the names say it")]
+pub enum What {
+    /// The document was loaded, or nobody has it and it is looked for.
+    Opened { heads: Vec<String> },
+    /// It left memory.
+    Unloaded { reason: String },
+    /// A session mentioned it for the first time.
+    Joined,
+    /// A session is gone.
+    Left,
+    /// A message came: "sync", "request" or "ephemeral".
+    Received { kind: String, bytes: usize, heads: usize, brings_changes: bool },
+    /// Changes of a message were taken in; those that were here already are not counted.
+    Applied { new_changes: u64 },
+    /// A message was not taken, or its session closed for it.
+    Refused { reason: String },
+    /// A message was sent: "sync", "request", "ephemeral", "doc-unavailable" or "remote-heads-changed".
+    Sent { kind: String, bytes: usize },
+    /// There was something to send, and the session reads too slowly: it is told later.
+    KeptBack,
+    /// All up to these heads is durable.
+    Saved { heads: Vec<String> },
+    /// Events that the follower was too slow for.
+    Missed { events: u64 },
+}
+
+/// Who follows which document.
+#[derive(Default)]
+pub struct Followers {
+    /// How many documents are followed: mostly none, and then nothing more is done.
+    count: AtomicUsize,
+    documents: Mutex<HashMap<DocumentId, broadcast::Sender<Event>>>,
+}
+
+/// One follower of a document, for as long as it lives.
+pub struct Following {
+    followers: Arc<Followers>,
+    document: DocumentId,
+    events: broadcast::Receiver<Event>,
+}
+
+impl Followers {
+    /// Follow a document; none if too many are followed.
+    pub fn follow(self: &Arc<Self>, document: DocumentId) -> Option<Following> {
+        let mut documents = lock(&self.documents);
+        if !documents.contains_key(&document) && documents.len() >= FOLLOWED {
+            return None;
+        }
+        let sender = documents.entry(document).or_insert_with(|| broadcast::channel(WAITING).0);
+        let events = sender.subscribe();
+        self.count.store(documents.len(), Ordering::Relaxed);
+        Some(Following { followers: self.clone(), document, events })
+    }
+
+    /// Say what happened, if somebody follows the document.
+    pub fn tell(
+        &self,
+        document: DocumentId,
+        session: Option<&Session>,
+        what: impl FnOnce() -> What,
+    ) {
+        if self.count.load(Ordering::Relaxed) == 0 {
+            return;
+        }
+        let documents = lock(&self.documents);
+        let Some(events) = documents.get(&document) else { return };
+        let at = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
+        let peer = session.map(|session| session.peer_id.to_string());
+        let connection = session.map(|session| session.id.to_string());
+        // Nobody listens only while the last follower leaves.
+        let _ = events.send(Event { at, peer, connection, what: what() });
+    }
+}
+
+impl Following {
+    /// The next event.
+    pub async fn next(&mut self) -> Option<Event> {
+        match self.events.recv().await {
+            Ok(event) => Some(event),
+            Err(broadcast::error::RecvError::Lagged(events)) => {
+                let at = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
+                Some(Event { at, peer: None, connection: None, what: What::Missed { events } })
+            }
+            Err(broadcast::error::RecvError::Closed) => None,
+        }
+    }
+}
+
+impl Drop for Following {
+    fn drop(&mut self) {
+        let mut documents = lock(&self.followers.documents);
+        let alone = |sender: &broadcast::Sender<Event>| sender.receiver_count() <= 1;
+        if documents.get(&self.document).is_some_and(alone) {
+            documents.remove(&self.document);
+        }
+        self.followers.count.store(documents.len(), Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn followers_hear_of_their_document_alone_and_of_what_they_missed() {
+        let followers = Arc::new(Followers::default());
+        let document = |n| DocumentId::from_bytes([n; 16]);
+        followers.tell(document(1), None, || unreachable!("nobody follows"));
+        let mut following = followers.follow(document(1)).expect("there is room");
+        followers.tell(document(2), None, || unreachable!("nobody follows this one"));
+        followers.tell(document(1), None, || What::Joined);
+        assert_eq!(following.next().await.expect("an event").what, What::Joined);
+        for _ in 0..WAITING + 3 {
+            followers.tell(document(1), None, || What::Left);
+        }
+        let What::Missed { events } = following.next().await.expect("an event").what else {
+            panic!("it was too slow");
+        };
+        assert_eq!(events, 3);
+        drop(following);
+        followers.tell(document(1), None, || unreachable!("nobody follows any more"));
+        let all: Vec<_> = (0..FOLLOWED as u8).map(|n| followers.follow(document(n))).collect();
+        assert!(all.iter().all(Option::is_some));
+        assert!(followers.follow(document(99)).is_none());
+        assert!(followers.follow(document(0)).is_some(), "one more of the same");
+    }
+}

@@ -1,0 +1,147 @@
+// What an operator asks at 3 a.m.: which documents and sessions cost most, what happens to one, and the way to a relay.
+import assert from 'node:assert/strict';
+import { execFile, spawn } from 'node:child_process';
+import { createServer } from 'node:http';
+import { once } from 'node:events';
+import { join } from 'node:path';
+import { test } from 'node:test';
+import { promisify } from 'node:util';
+import { fails, find, isUnavailable, json } from './commands.mjs';
+import { BINARY, Relay, close, saved, share, until } from './relay.mjs';
+
+/** Follows a document as an operator does; `lines` has what was said so far. */
+function follow(t, relay, id) {
+  const child = spawn(BINARY, ['doc', id, '--follow', '--json', '--config', join(relay.at, 'tonk-relay.toml')]);
+  t.after(() => child.kill());
+  let text = '';
+  child.stdout.on('data', data => { text += data; });
+  return { child, events: () => text.split('\n').slice(0, -1).map(line => JSON.parse(line)) };
+}
+
+test('`doc ID` and `doc ID --follow` say who has what, and what became of each change', async t => {
+  const relay = await Relay.start(t);
+  const [writer, reader] = [relay.client(t), relay.client(t)];
+  const handle = await share(writer, { text: 'xyzzy-plugh' });
+  const id = handle.documentId;
+  await reader.repo.find(handle.url);
+  const known = await until('all is said', () => {
+    const known = json(relay, 'doc', id);
+    const all = known.live?.sessions.every(session => session.heads?.join() === known.live.heads.join());
+    return known.live?.sessions.length === 2 && all && known;
+  });
+  assert.equal(known.live.state, 'live');
+  assert.deepEqual(known.live.heads, known.live.saved);
+  assert.deepEqual(known.heads, known.live.heads);
+  assert.deepEqual(known.live.sessions.map(session => session.peer).sort(),
+    [writer.repo.peerId, reader.repo.peerId].sort());
+  assert.match(relay.command('doc', id), /all of it saved\n.*has all of it\n.*has all of it\n/);
+
+  const following = follow(t, relay, handle.url);
+  let n = 0;
+  await until('an edit is told', () => {
+    // The command may not listen yet.
+    handle.change(doc => { doc.n = n += 1; });
+    return following.events().some(event => event.event === 'saved');
+  });
+  const of = (peer, kind) => following.events().find(event => event.peer === peer && event.event === kind);
+  assert.ok(of(writer.repo.peerId, 'received').brings_changes);
+  assert.ok(of(writer.repo.peerId, 'applied').new_changes >= 1);
+  assert.equal(of(reader.repo.peerId, 'sent').kind, 'sync');
+  assert.ok(!JSON.stringify(following.events()).includes('xyzzy'), 'never content');
+  await Promise.all([writer, reader].map(close));
+  const ended = once(following.child, 'exit');
+  await relay.stop();
+  await ended;
+  const stopped = json(relay, 'doc', id);
+  assert.equal(stopped.live, null);
+  assert.match(fails(relay, 'doc', id, '--follow').stderr, /no relay runs there/);
+});
+
+test('`top` names the documents and sessions that cost most, and is bounded', async t => {
+  const relay = await Relay.start(t);
+  const busy = relay.client(t);
+  for (let n = 0; n < 30; n += 1) await share(busy, { n });
+  const handle = await share(busy, { n: 0 });
+  for (let n = 1; n <= 200; n += 1) {
+    handle.change(doc => { doc.n = n; });
+    if (n % 20 === 0) await saved(busy, handle);
+  }
+  const top = json(relay, 'top');
+  assert.equal(top.documents.length, 20);
+  const [first, second] = top.documents;
+  assert.equal(first.document, handle.documentId);
+  assert.ok(first.cost.seconds > second.cost.seconds && first.cost.messages >= 20, JSON.stringify(first));
+  assert.equal(first.changes, 201);
+  assert.equal(first.sessions, 1);
+  assert.equal(top.sessions[0].peer, busy.repo.peerId);
+  assert.equal(top.sessions[0].documents, 31);
+  assert.match(relay.command('top'), new RegExp(`${handle.documentId} .*\n`));
+});
+
+test('a blocked document is kept from everybody at once, and comes back with what was written meanwhile', async t => {
+  const relay = await Relay.start(t);
+  const [writer, reader] = [relay.client(t), relay.client(t)];
+  const handle = await share(writer, { n: 1 });
+  const other = await share(writer, { other: 1 });
+  const copy = await reader.repo.find(handle.url);
+  await saved(writer, handle);
+  const following = follow(t, relay, handle.documentId);
+  assert.equal(json(relay, 'doc', 'block', handle.url, '--reason', 'too large').reason, 'too large');
+  await isUnavailable(t, relay, handle.url);
+  handle.change(doc => { doc.n = 2; });
+  await until('it was dropped', async () =>
+    await relay.metric('tonk_relay_messages_dropped_total{reason="blocked"}') > 0);
+  await until('the follower hears why', () =>
+    following.events().some(event => event.event === 'refused' && event.reason === 'blocked'));
+  other.change(doc => { doc.other = 2; });
+  await saved(writer, other);
+  assert.equal(copy.doc().n, 1);
+  assert.match(relay.command('doc', handle.url), /blocked {6}since .*: too large/);
+  assert.match(relay.command('status'), /blocked +1 documents/);
+  assert.match(relay.log, /an operator blocked a document/);
+
+  // Also over a restart.
+  await relay.restart();
+  await isUnavailable(t, relay, handle.url);
+  assert.equal(json(relay, 'doc', handle.url).changes, 1, 'what is stored stays');
+  relay.command('doc', 'unblock', handle.url);
+  assert.match(fails(relay, 'doc', 'unblock', handle.url).stderr, /was not blocked/);
+  await until('the change is here', () => copy.doc().n === 2);
+  assert.equal((await find(t, relay, handle.url)).n, 2);
+});
+
+test('unblocked, a document goes on with the clients that are there', async t => {
+  const relay = await Relay.start(t);
+  const [writer, reader] = [relay.client(t), relay.client(t)];
+  const handle = await share(writer, { n: 1 });
+  const copy = await reader.repo.find(handle.url);
+  relay.command('doc', 'block', handle.url);
+  handle.change(doc => { doc.n = 2; });
+  await until('it was dropped', async () =>
+    await relay.metric('tonk_relay_messages_dropped_total{reason="blocked"}') > 0);
+  relay.command('doc', 'unblock', handle.url);
+  await until('the change is here', () => copy.doc().n === 2);
+  await saved(writer, handle);
+});
+
+test('`ping` takes the way of a client, and names the step that fails', async t => {
+  const relay = await Relay.start(t);
+  const url = relay.url.replace('http', 'ws');
+  const ping = (...words) => promisify(execFile)(BINARY, ['ping', ...words]);
+  const said = (await ping(url, '--silence', '1s', '--largest', '2MiB')).stdout;
+  for (const step of [/^address +127\.0\.0\.1:/m, /^tls +none/m, /^upgrade +a WebSocket/m, /^join +relay /m,
+    /^round trip +to another client: median /m, /^large +a message of 2MiB arrives/m, /^silence +1s, and/m]) {
+    assert.match(said, step);
+  }
+  const documents = json(relay, 'status');
+  assert.equal(documents.connections, 0, 'nothing is left of it');
+
+  const server = createServer((request, response) => response.writeHead(404).end()).listen(0, '127.0.0.1');
+  t.after(() => server.close());
+  await once(server, 'listening');
+  const fail = (to, said) => assert.rejects(ping(to), error => said.test(error.stderr) || assert.fail(error.stderr));
+  await fail(`ws://127.0.0.1:${server.address().port}`, /^upgrade: the answer is HTTP 404 and no WebSocket/);
+  await fail('relay.example.org', /expected a URL such as wss:/);
+  await fail('ws://127.0.0.1:1/', /^address: 127.0.0.1:1 does not answer/);
+  await fail(url.replace('ws:', 'wss:'), /^tls: /);
+});
