@@ -1,0 +1,416 @@
+// Writes the dashboards beside this file: node packaging/grafana/generate.mjs [FOLDER]
+// Grafana's JSON says the same things for every panel; here stands what differs. A test compares the two.
+import { mkdir, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+
+/** Which relays are shown. The job is in it, as other exporters of the same host have process_... too. */
+const SEL = 'job=~"$job", instance=~"$instance"';
+const m = (name, labels = '') => `${name}{${SEL}${labels && `, ${labels}`}}`;
+const rate = (name, labels) => `rate(${m(name, labels)}[$__rate_interval])`;
+const by = (labels, expr) => `sum by (${['instance', ...labels].join(', ')}) (${expr})`;
+const limit = key => `max(${m('tonk_relay_limit', `key="${key}"`)})`;
+const quantile = (q, name, labels = []) =>
+  `histogram_quantile(${q}, ${by([...labels, 'le'], rate(`${name}_bucket`))})`;
+/** A labelled metric has no series before its first event: 0 then, and not "No data". */
+const orZero = expr => `${expr} or on (instance) 0 * ${by([], m('tonk_relay_build_info'))}`;
+const counts = (name, ...labels) => orZero(by(labels, rate(name)));
+/** Seconds since a time; 0 where it never was. */
+const age = name => `(time() - ${m(name)}) * (${m(name)} > bool 0)`;
+
+const GREEN = 'green', ORANGE = 'orange', RED = 'red';
+/** `steps(ORANGE, 80, RED, 90)`: green up to 80. */
+const steps = (...pairs) => {
+  const all = [{ color: GREEN, value: null }];
+  for (let n = 0; n < pairs.length; n += 2) all.push({ color: pairs[n], value: pairs[n + 1] });
+  return { mode: 'absolute', steps: all };
+};
+const falling = (low, enough) => ({
+  mode: 'absolute',
+  steps: [{ color: RED, value: null }, { color: ORANGE, value: low }, { color: GREEN, value: enough }],
+});
+const named = (value, text, color) => ({ type: 'value', options: { [value]: { text, color, index: 0 } } });
+const datasource = { type: 'prometheus', uid: '${datasource}' };
+
+/** Targets of `[expression, legend]`. */
+const targets = (list, more = {}) => list.map(([expr, legendFormat], n) => ({
+  refId: String.fromCharCode(65 + n), datasource, editorMode: 'code', expr, legendFormat, range: true, ...more,
+}));
+
+/** One figure for each relay. */
+function stat(title, description, unit, queries, more = {}) {
+  const { thresholds = steps(), mappings = [], decimals, w = 4, graph = true } = more;
+  return {
+    type: 'stat', title, description, datasource, targets: targets(queries), w, h: 4,
+    fieldConfig: {
+      defaults: { unit, thresholds, mappings, decimals, color: { mode: 'thresholds' } },
+      overrides: [],
+    },
+    options: {
+      colorMode: 'value', graphMode: graph ? 'area' : 'none', justifyMode: 'auto', orientation: 'auto',
+      percentChangeColorMode: 'standard', showPercentChange: false, textMode: 'auto', wideLayout: true,
+      reduceOptions: { calcs: ['lastNotNull'], fields: '', values: false },
+    },
+  };
+}
+
+/** Lines over time. A query named "limit..." is a dashed red line. */
+function lines(title, description, unit, queries, { w = 8, h = 8, stack = false, thresholds } = {}) {
+  return {
+    type: 'timeseries', title, description, datasource, targets: targets(queries), w, h,
+    fieldConfig: {
+      defaults: {
+        unit, min: 0, color: { mode: 'palette-classic' }, thresholds: thresholds ?? steps(),
+        custom: {
+          drawStyle: 'line', lineInterpolation: 'linear', lineWidth: 1, fillOpacity: stack ? 30 : 8,
+          showPoints: 'never', spanNulls: false, axisPlacement: 'auto',
+          stacking: { mode: stack ? 'normal' : 'none', group: 'A' },
+          scaleDistribution: { type: 'linear' },
+          thresholdsStyle: { mode: thresholds ? 'dashed' : 'off' },
+        },
+      },
+      overrides: [{
+        matcher: { id: 'byRegexp', options: '/^limit/' },
+        properties: [
+          { id: 'color', value: { mode: 'fixed', fixedColor: RED } },
+          { id: 'custom.fillOpacity', value: 0 },
+          { id: 'custom.lineStyle', value: { fill: 'dash', dash: [8, 8] } },
+          { id: 'custom.stacking', value: { mode: 'none', group: 'A' } },
+        ],
+      }],
+    },
+    options: {
+      legend: { calcs: ['lastNotNull', 'max'], displayMode: 'table', placement: 'bottom', showLegend: true },
+      tooltip: { mode: 'multi', sort: 'desc' },
+    },
+  };
+}
+
+/** One row for each relay; `columns` are `[expression, title, unit, more]`. */
+function table(title, description, columns, { w = 24, h = 8, hide = [] } = {}) {
+  const name = n => columns.length === 1 ? 'Value' : `Value #${String.fromCharCode(65 + n)}`;
+  return {
+    type: 'table', title, description, datasource, w, h,
+    targets: targets(columns.map(([expr]) => [expr, '']), { range: false, instant: true, format: 'table' }),
+    transformations: [
+      { id: 'merge', options: {} },
+      { id: 'organize', options: { excludeByName: Object.fromEntries(['Time', ...hide].map(of => [of, true])) } },
+    ],
+    fieldConfig: {
+      defaults: { thresholds: steps(), custom: { align: 'auto', cellOptions: { type: 'auto' }, inspect: false } },
+      overrides: columns.map(([, displayName, unit, { thresholds, mappings } = {}], n) => ({
+        matcher: { id: 'byName', options: name(n) },
+        properties: [
+          { id: 'displayName', value: displayName },
+          { id: 'unit', value: unit },
+          ...(thresholds ? [
+            { id: 'thresholds', value: thresholds }, { id: 'custom.cellOptions', value: { type: 'color-text' } },
+          ] : []),
+          ...(mappings ? [{ id: 'mappings', value: mappings }] : []),
+        ],
+      })),
+    },
+    options: { frameIndex: 0, showHeader: true, cellHeight: 'sm' },
+  };
+}
+
+function heatmap(title, description, unit, expr, { w = 8, h = 8 } = {}) {
+  return {
+    type: 'heatmap', title, description, datasource, w, h,
+    targets: targets([[expr, '{{le}}']], { format: 'heatmap' }),
+    fieldConfig: { defaults: { custom: { scaleDistribution: { type: 'linear' } } }, overrides: [] },
+    options: {
+      calculate: false, cellGap: 1, filterValues: { le: 1e-9 }, showValue: 'never',
+      color: { mode: 'scheme', scheme: 'Blues', exponent: 0.5, fill: 'blue', reverse: false, steps: 32 },
+      exemplars: { color: 'rgba(255,0,255,0.7)' }, legend: { show: true }, rowsFrame: { layout: 'auto' },
+      tooltip: { mode: 'single', showColorScale: false, yHistogram: false },
+      yAxis: { axisPlacement: 'left', reverse: false, unit },
+    },
+  };
+}
+
+/** Panels from left to right, and on to the next row when one is full. */
+function placed(panels) {
+  let x = 0, y = 0, high = 0;
+  return panels.map(({ w, h, ...panel }, n) => {
+    if (x + w > 24) [x, y, high] = [0, y + high, 0];
+    const gridPos = { x, y, w, h };
+    [x, high] = [x + w, Math.max(high, h)];
+    return { id: n + 1, gridPos, ...panel };
+  });
+}
+
+const query = (name, label, expr) => ({
+  name, label, type: 'query', datasource, query: { query: expr, refId: name }, refresh: 2, sort: 1,
+  multi: true, includeAll: true, hide: 0, regex: '', skipUrlSync: false, options: [],
+  current: { text: ['All'], value: ['$__all'] },
+});
+
+function dashboard(name, title, description, panels) {
+  return {
+    uid: `tonk-relay-${name}`, title: `tonk-relay / ${title}`, description, tags: ['tonk-relay'],
+    // Of Grafana 12.4. Grafana 11 reads it too: nothing here came after its own.
+    schemaVersion: 42, version: 1, editable: true, graphTooltip: 1, fiscalYearStartMonth: 0, liveNow: false,
+    weekStart: '', timezone: 'browser', time: { from: 'now-3h', to: 'now' }, refresh: '30s', timepicker: {},
+    links: [{
+      title: 'tonk-relay', type: 'dashboards', tags: ['tonk-relay'], asDropdown: false, icon: 'external link',
+      includeVars: true, keepTime: true, targetBlank: false, tooltip: '', url: '',
+    }],
+    annotations: {
+      list: [{
+        name: 'Starts of the relay', datasource, enable: true, iconColor: 'blue',
+        target: { refId: 'Anno', expr: `changes(${m('tonk_relay_start_timestamp_seconds')}[$__interval]) > 0` },
+        titleFormat: '{{instance}} started',
+      }],
+    },
+    templating: {
+      list: [
+        {
+          name: 'datasource', label: 'Data source', type: 'datasource', query: 'prometheus', hide: 0, regex: '',
+          multi: false, includeAll: false, refresh: 1, skipUrlSync: false, options: [],
+          current: { text: 'default', value: 'default' },
+        },
+        query('job', 'Job', 'label_values(tonk_relay_build_info, job)'),
+        query('instance', 'Instance', 'label_values(tonk_relay_build_info{job=~"$job"}, instance)'),
+      ],
+    },
+    panels: placed(panels),
+  };
+}
+
+const LATE = steps(ORANGE, 0.5, RED, 1);
+const NEAR = steps(ORANGE, 0.7, RED, 0.9);
+const READY = [named(1, 'ready', GREEN), named(0, 'not ready', RED)];
+const NEVER = [named(0, 'never', 'text')];
+const MIN_FREE = by([], m('tonk_relay_limit', 'key="storage.min_free"'));
+const FIRING = 'sum(ALERTS{alertname=~"TonkRelay.+", alertstate="firing"}) or vector(0)';
+
+const overview = dashboard('overview', 'Overview', 'How a relay is: start here.', [
+  stat('Ready', 'Whether sync can be promised, as /readyz says. Anything but "ready" for more than a minute is bad.',
+    'none', [[m('tonk_relay_ready'), '{{instance}}']],
+    { thresholds: falling(1, 1), mappings: READY, graph: false }),
+  stat('Alerts firing', 'Alerts of tonk-relay.rules.yml that fire, of all relays. 0 is good.', 'none',
+    [[FIRING, 'alerts']], { thresholds: steps(RED, 1) }),
+  stat('Connections', 'Open WebSocket connections. A fall to near 0 on a busy relay is bad: look at the proxy '
+    + 'before it.',
+    'short', [[m('tonk_relay_connections'), '{{instance}}']], { decimals: 0 }),
+  stat('Documents in memory', 'Live documents: those that sessions follow, and for sync.idle_unload those that '
+    + 'they did.',
+    'short', [[orZero(by([], m('tonk_relay_rooms', 'state="live"'))), '{{instance}}']], { decimals: 0 }),
+  stat('Message time, p99', 'All but one message in 100 were taken in and answered within this. Good: below 0.5 s.',
+    's', [[quantile(0.99, 'tonk_relay_message_seconds'), '{{instance}}']], { thresholds: LATE }),
+  stat('Last backup', 'How long ago the last whole backup was made. With nightly ones, more than two days is bad.',
+    's', [[age('tonk_relay_backup_timestamp_seconds'), '{{instance}}']],
+    { thresholds: steps(ORANGE, 93_600, RED, 172_800), mappings: NEVER, graph: false }),
+  lines('Connections', 'Open WebSocket connections. At the limit further ones are closed with 1013.', 'short', [
+    [m('tonk_relay_connections'), '{{instance}}'],
+    [limit('limits.connections'), 'limit (limits.connections)'],
+  ]),
+  lines('New changes', 'Changes that documents took in, a second: what users type. It has no good value, but a '
+    + 'usual one.',
+    'cps', [[by([], rate('tonk_relay_changes_applied_total')), '{{instance}}']]),
+  lines('Message time', 'From a sync message\'s arrival until its document has it and the answers are queued. '
+    + 'Good: p99 below 0.5 s. A p99 that rises alone is a large document (tonk-relay top); both together, a '
+    + 'machine that is full.', 's', [
+    [quantile(0.99, 'tonk_relay_message_seconds'), '{{instance}} p99'],
+    [quantile(0.5, 'tonk_relay_message_seconds'), '{{instance}} p50'],
+  ], { thresholds: LATE }),
+  lines('CPU cores', 'How many the process uses. One document uses one core at most.', 'short',
+    [[by([], rate('process_cpu_seconds_total')), '{{instance}}']]),
+  lines('Memory', 'Resident memory. At the limit no further document is taken into memory, and sessions that ask '
+    + 'for one are closed with 1013.', 'bytes', [
+    [m('process_resident_memory_bytes'), '{{instance}}'],
+    [limit('sync.memory'), 'limit (sync.memory)'],
+  ]),
+  lines('Changes that are not durable yet', 'Good: near 0. It grows while the disk is slow, full or fails, and at '
+    + 'the limit writers are closed.', 'bytes', [
+    [m('tonk_relay_storage_unsaved_bytes'), '{{instance}}'],
+    [limit('storage.max_unsaved'), 'limit (storage.max_unsaved)'],
+  ]),
+  lines('Checks that are not met', 'Good: none. "auth" only says that the relay is open to anybody; tonk-relay '
+    + 'status gives the reason of each.', 'none', [
+    [orZero(by(['check'], m('tonk_relay_not_ready'))), '{{instance}} not ready: {{check}}'],
+    [orZero(by(['check'], m('tonk_relay_degraded'))), '{{instance}} degraded: {{check}}'],
+  ], { w: 12 }),
+  lines('Connections refused', 'By reason. "connections", "memory" and "unsaved": the relay has not enough of '
+    + 'something. "dead": peers that went without a word. Others: what peers do wrong.', 'cps',
+    [[counts('tonk_relay_refused_total', 'reason'), '{{instance}} {{reason}}']], { w: 12 }),
+]);
+
+const sync = dashboard('sync', 'Sync', 'Sessions, documents in memory, and the messages between them.', [
+  lines('Messages received', 'Protocol messages from clients, by type. Many "request" with few "sync": clients ask '
+    + 'for documents that nobody has.', 'cps',
+    [[by(['type'], rate('tonk_relay_messages_total', 'direction="in"')), '{{instance}} {{type}}']]),
+  lines('Messages sent', 'Protocol messages to clients, by type.', 'cps',
+    [[by(['type'], rate('tonk_relay_messages_total', 'direction="out"')), '{{instance}} {{type}}']]),
+  lines('Bytes', 'Of protocol messages, before TLS. Out is in, times the clients of a document.', 'Bps',
+    [[by(['direction'], rate('tonk_relay_message_bytes_total')), '{{instance}} {{direction}}']]),
+  lines('Message time', 'From a sync message\'s arrival until its document has it and the answers are queued. '
+    + 'Good: p99 below 0.5 s.', 's', [
+    [quantile(0.99, 'tonk_relay_message_seconds'), '{{instance}} p99'],
+    [quantile(0.9, 'tonk_relay_message_seconds'), '{{instance}} p90'],
+    [quantile(0.5, 'tonk_relay_message_seconds'), '{{instance}} p50'],
+  ], { thresholds: LATE }),
+  heatmap('Message time, all', 'The same, as a distribution: a second band far above the first is one slow '
+    + 'document.', 's',
+    `sum by (le) (${rate('tonk_relay_message_seconds_bucket')})`),
+  lines('Time to join a document', 'From a session\'s first mention of a document: until the room has taken it in, '
+    + 'and until the session was sent what the relay has. Good: p99 below 1 s; large documents take as long as '
+    + 'they take to send.', 's', [
+    [quantile(0.99, 'tonk_relay_room_join_seconds'), '{{instance}} joined, p99'],
+    [quantile(0.99, 'tonk_relay_room_first_sync_seconds'), '{{instance}} sent, p99'],
+  ]),
+  lines('Documents in memory', 'Live, being opened, and unknown ones that sessions wait for. Good: few are '
+    + 'opening.', 'short', [
+    [orZero(by(['state'], m('tonk_relay_rooms'))), '{{instance}} {{state}}'],
+    [m('tonk_relay_rooms_waiting'), '{{instance}} waited for'],
+  ]),
+  lines('Documents that left memory', 'By reason. "idle" is usual; "memory" means that sync.memory is too small.',
+    'cps', [[counts('tonk_relay_rooms_unloaded_total', 'reason'), '{{instance}} {{reason}}']]),
+  lines('Unknown documents', 'Requests for documents that the relay does not have: passed on to other clients, '
+    + 'found there, or unavailable. Many that are unavailable: clients hold ids of another relay.', 'cps',
+    [[counts('tonk_relay_unknown_requests_total', 'outcome'), '{{instance}} {{outcome}}']]),
+  lines('Bytes that wait', 'Good: near 0. To be sent: clients that read slowly. Received: documents that are busy; '
+    + 'at the limit sockets are read later.', 'bytes', [
+    [m('tonk_relay_unsent_bytes'), '{{instance}} to be sent'],
+    [m('tonk_relay_received_queue_bytes'), '{{instance}} received'],
+    [limit('sync.receive_queue'), 'limit of received (sync.receive_queue)'],
+  ]),
+  lines('Connections that ended', 'By outcome. "peer" and "left" are usual; "drain" is a restart; "dead" peers '
+    + 'that do not answer pings.', 'cps',
+    [[counts('tonk_relay_connections_ended_total', 'outcome'), '{{instance}} {{outcome}}']]),
+  lines('Messages dropped, presence passed on', 'Dropped ones by reason; presence is what is sent to each '
+    + 'receiver. Dropped presence is a slow reader, and harmless.', 'cps', [
+    [counts('tonk_relay_messages_dropped_total', 'reason'), '{{instance}} dropped {{reason}}'],
+    [by([], rate('tonk_relay_ephemera_forwarded_total')), '{{instance}} presence'],
+  ]),
+  lines('Probe', 'The relay asks itself for a document, the way a client does. Good: some ms, and no failures. It '
+    + 'measures the whole path but disk and network.', 's', [
+    [m('tonk_relay_probe_seconds'), '{{instance}} seconds'],
+    [`increase(${m('tonk_relay_probe_failures_total')}[$__rate_interval])`, '{{instance}} failures'],
+  ], { w: 12 }),
+  lines('Panics', 'Good: 0. Each hurt one document or one connection, and is a fault of the program; the log has '
+    + 'it.', 'none', [
+    [`increase(${m('tonk_relay_room_panics_total')}[$__rate_interval])`, '{{instance}} rooms'],
+    [`increase(${m('tonk_relay_session_panics_total')}[$__rate_interval])`, '{{instance}} sessions'],
+  ], { w: 12 }),
+]);
+
+const storage = dashboard('storage-and-bundles', 'Storage and bundles', 'The disk, the journal, backups and '
+  + 'bundles.', [
+  stat('Free', 'On the disk of documents or of bundles, whichever has less, as a multiple of storage.min_free. '
+    + 'Below 1 no new document is taken. With a min_free of some bytes the figure means nothing.', 'none',
+    [[`${m('tonk_relay_storage_free_bytes')} / on (instance) ${MIN_FREE}`, '{{instance}}']],
+    { thresholds: falling(1, 2), decimals: 1, w: 6 }),
+  stat('In quarantine', 'Chunks that do not parse and were put aside. Good: 0. See tonk-relay quarantine list.',
+    'short', [[m('tonk_relay_quarantined_chunks'), '{{instance}}']], { thresholds: steps(ORANGE, 1), w: 6 }),
+  stat('Blocked documents', 'Documents that an operator refuses to everybody for a while (tonk-relay doc block).',
+    'short', [[m('tonk_relay_blocked_documents'), '{{instance}}']], { thresholds: steps(ORANGE, 1), w: 6 }),
+  stat('Last backup', 'How long ago the last whole backup was made. With nightly ones, more than two days is bad.', 's',
+    [[age('tonk_relay_backup_timestamp_seconds'), '{{instance}}']],
+    { thresholds: steps(ORANGE, 93_600, RED, 172_800), mappings: NEVER, graph: false, w: 6 }),
+  lines('Storage time, p99', 'By operation. Good: below 0.1 s for "put". Higher on all operations: the disk is '
+    + 'slow or shared.',
+    's', [[quantile(0.99, 'tonk_relay_storage_seconds', ['operation']), '{{instance}} {{operation}}']]),
+  lines('Storage operations', 'By operation.', 'ops',
+    [[by(['operation'], rate('tonk_relay_storage_seconds_count')), '{{instance}} {{operation}}']]),
+  lines('Storage failures', 'Good: 0. Failures by operation, and writes that were tried again: they go on until '
+    + 'they work.',
+    'ops', [
+    [counts('tonk_relay_storage_failures_total', 'operation'), '{{instance}} {{operation}}'],
+    [by([], rate('tonk_relay_storage_retries_total')), '{{instance}} tried again'],
+  ]),
+  lines('Changes that are not durable yet', 'Good: near 0. At the limit writers are closed with 1013.', 'bytes', [
+    [m('tonk_relay_storage_unsaved_bytes'), '{{instance}}'],
+    [limit('storage.max_unsaved'), 'limit (storage.max_unsaved)'],
+  ]),
+  lines('Journal', 'Chunks that have not moved into the folders yet. Good: below the limit, and near 0 when it is '
+    + 'quiet.',
+    'bytes', [
+    [m('tonk_relay_storage_journal_bytes'), '{{instance}}'],
+    [limit('storage.journal_size'), 'limit (storage.journal_size)'],
+  ]),
+  lines('Commits and moves', 'Commits of the journal, at most one each storage.commit_interval, and chunks that '
+    + 'moved from it into the folders.', 'ops', [
+    [by([], rate('tonk_relay_storage_commits_total')), '{{instance}} commits'],
+    [by([], rate('tonk_relay_storage_moved_chunks_total')), '{{instance}} moved chunks'],
+  ]),
+  lines('Free disk', 'On the disk of documents or of bundles, whichever has less. At the limit no new document is '
+    + 'taken.',
+    'bytes', [
+    [m('tonk_relay_storage_free_bytes'), '{{instance}}'],
+    [limit('storage.min_free'), 'limit (storage.min_free)'],
+  ]),
+  lines('Broken and unrelated', 'Good: 0. Chunks that do not parse, and documents of the served bundle whose id is '
+    + 'that of a stored document with another history.', 'none', [
+    [m('tonk_relay_storage_broken_chunks_total'), '{{instance}} broken chunks'],
+    [m('tonk_relay_storage_unrelated_snapshots_total'), '{{instance}} unrelated snapshots'],
+  ]),
+  lines('Uploaded bundles', 'Uploads, imports and downloads by result. Bad: "store_failed", "failed", "broken", '
+    + '"no_space".',
+    'cps', [
+    [counts('tonk_relay_bundle_uploads_total', 'result'), '{{instance}} upload {{result}}'],
+    [counts('tonk_relay_bundle_imports_total', 'result'), '{{instance}} import {{result}}'],
+    [counts('tonk_relay_bundle_downloads_total', 'result'), '{{instance}} download {{result}}'],
+  ]),
+  lines('Loads of the served bundle', 'How often its file was loaded since the start. A "failed" that grows: a '
+    + 'broken file was put there, and the last good one is served.', 'none', [
+    [orZero(by(['result'], m('tonk_relay_bundle_loads_total'))), '{{instance}} {{result}}'],
+  ], { w: 24, h: 6 }),
+]);
+
+const fleet = dashboard('fleet', 'Fleet', 'All relays beside each other. Needs the recording rules of '
+  + 'tonk-relay.rules.yml.', [
+  table('Relays', 'One row for each relay that was reached. The others: see "Targets that are down".', [
+    [`sum by (instance, version) (${m('tonk_relay_build_info')})`, 'up', 'none', { mappings: [named(1, 'up', GREEN)] }],
+    [by([], m('tonk_relay_ready')), 'ready', 'none', { thresholds: falling(1, 1), mappings: READY }],
+    [by([], m('tonk_relay_connections')), 'connections', 'short'],
+    [by([], m('instance:tonk_relay_changes_applied:rate5m')), 'changes', 'cps'],
+    [by([], m('instance:tonk_relay_message_seconds:p99_5m')), 'message p99', 's', { thresholds: LATE }],
+    [by([], rate('process_cpu_seconds_total')), 'cores', 'short'],
+    [by([], m('instance:tonk_relay_memory_used:ratio')), 'memory', 'percentunit', { thresholds: NEAR }],
+    [by([], m('tonk_relay_storage_free_bytes')), 'free disk', 'bytes'],
+    [by([], age('tonk_relay_backup_timestamp_seconds')), 'last backup', 's', { mappings: NEVER }],
+    [by([], `time() - ${m('tonk_relay_start_timestamp_seconds')}`), 'uptime', 's'],
+  ]),
+  lines('Connections', 'Of each relay, one upon the other. One that falls while the others rise: clients move.',
+    'short', [[m('tonk_relay_connections'), '{{instance}}']], { stack: true }),
+  lines('New changes', 'Of each relay, one upon the other, over 5 minutes.', 'cps',
+    [[m('instance:tonk_relay_changes_applied:rate5m'), '{{instance}}']], { stack: true }),
+  lines('Message time, p99', 'Over 5 minutes. Good: below 0.5 s, and the same everywhere.', 's',
+    [[m('instance:tonk_relay_message_seconds:p99_5m'), '{{instance}}']], { thresholds: LATE }),
+  lines('Connections, of the limit', 'Share of limits.connections. Bad: above 90%.', 'percentunit',
+    [[m('instance:tonk_relay_connections_used:ratio'), '{{instance}}']], { thresholds: NEAR }),
+  lines('Memory, of the limit', 'Share of sync.memory. Bad: above 90%.', 'percentunit',
+    [[m('instance:tonk_relay_memory_used:ratio'), '{{instance}}']], { thresholds: NEAR }),
+  lines('Open files, of the limit', 'Share of the process\'s limit of open files. Bad: above 90%.', 'percentunit',
+    [[m('instance:tonk_relay_open_files_used:ratio'), '{{instance}}']], { thresholds: NEAR }),
+  lines('Not durable, of the limit', 'Share of storage.max_unsaved. Good: near 0. Bad: above 50%.', 'percentunit',
+    [[m('instance:tonk_relay_unsaved_used:ratio'), '{{instance}}']], { thresholds: steps(RED, 0.5) }),
+  lines('Refused', 'Connections refused or closed for something a peer did, all reasons, over 5 minutes.', 'cps',
+    [[by([], m('instance:tonk_relay_refused:rate5m')), '{{instance}}']]),
+  lines('Starts in the last hour', 'Good: 0, and 1 or 2 after an upgrade.', 'none',
+    [[`changes(${m('tonk_relay_start_timestamp_seconds')}[1h])`, '{{instance}}']]),
+  lines('Versions', 'How many relays run which version. More than one line for long: an upgrade that stopped half '
+    + 'way.', 'none',
+    [[`count by (version) (${m('tonk_relay_build_info')})`, '{{version}}']]),
+  lines('Served bundles', 'How many relays serve which bundle, by the SHA-256 of its file. More than one line for '
+    + 'long: a roll-out that stopped half way, if all are to serve the same.', 'none',
+    [[`count by (sha256) (${m('tonk_relay_bundle_info')}) or vector(0)`, '{{sha256}}']]),
+  lines('Targets that are down', 'Good: 0. Relays that Prometheus has no answer from.', 'none',
+    [['count by (job) (up{job=~"$job"} == 0) or 0 * count by (job) (up{job=~"$job"})', '{{job}}']]),
+]);
+
+export const dashboards = { overview, sync, 'storage-and-bundles': storage, fleet };
+
+/** Write all of them into a folder. */
+export async function write(at) {
+  await mkdir(at, { recursive: true });
+  for (const [name, of] of Object.entries(dashboards)) {
+    await writeFile(join(at, `${name}.json`), `${JSON.stringify(of, undefined, 2)}\n`);
+  }
+}
+
+if (process.argv[1] === fileURLToPath(import.meta.url)) {
+  await write(process.argv[2] ?? fileURLToPath(new URL('.', import.meta.url)));
+}
