@@ -161,7 +161,7 @@ impl Loaded {
                 Ok(listener) => public.push(listener),
                 // The default names both; a machine without IPv6 has one of them.
                 Err(error) if is_default && address.is_ipv6() && !is_taken(&error) => {
-                    warn!(%address, %error, "not listening there");
+                    warn!(%address, "not listening there: {error}");
                 }
                 Err(source) => return Err(AppError::Listen { file: file(), address, source }),
             }
@@ -592,7 +592,7 @@ impl Parts {
         match timeout(left, self.journal.checkpoint()).await {
             Ok(Ok(chunks)) => info!(chunks, "the journal is empty: the folders hold everything"),
             Ok(Err(error)) => {
-                warn!(%error, "the journal keeps what could not be moved into the folders");
+                warn!("the journal keeps what could not be moved into the folders: {error}");
             }
             Err(_) => warn!(
                 "the journal keeps what could not be moved into the folders in time; `tonk-relay checkpoint` moves it"

@@ -72,6 +72,10 @@ pub struct FailingWrite(Arc<Health>);
 pub struct Unreadable(Arc<Health>);
 
 impl Health {
+    /// The names of all checks, so that each has a metric from the start.
+    pub const CHECKS: [&str; 8] =
+        ["auth", "bundle", "bundles", "documents", "phase", "reload", "space", "storage"];
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -109,6 +113,7 @@ impl Health {
     /// How it stands.
     pub fn report(&self) -> Report {
         let state = self.state();
+        debug_assert!(state.degraded.keys().all(|check| Self::CHECKS.contains(check)));
         let mut failed = BTreeMap::new();
         match state.phase {
             Phase::Starting => _ = failed.insert("phase", "starting".to_owned()),

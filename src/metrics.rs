@@ -275,6 +275,16 @@ impl Metrics {
         };
         metrics.process.build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         metrics.process.started_at.set(now());
+        // What alerts count is there before it happens: the first time is missed otherwise.
+        for result in ["loaded", "failed"] {
+            metrics.bundles.loads.with_label_values(&[result]);
+        }
+        for result in ["applied", "refused"] {
+            metrics.process.reloads.with_label_values(&[result]);
+        }
+        for operation in ["load", "put", "delete", "quarantine"] {
+            metrics.storage.failures.with_label_values(&[operation]);
+        }
         Ok(metrics)
     }
 

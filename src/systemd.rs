@@ -7,7 +7,7 @@ use tracing::warn;
 
 fn notify(states: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {
-        warn!(%error, "systemd cannot be told how it stands");
+        warn!("systemd cannot be told how it stands: {error}");
     }
 }
 
@@ -41,7 +41,7 @@ pub fn status(status: &str) {
 pub fn reloading() {
     match NotifyState::monotonic_usec_now() {
         Ok(now) => notify(&[NotifyState::Reloading, now]),
-        Err(error) => warn!(%error, "no clock to tell systemd of the reload"),
+        Err(error) => warn!("no clock to tell systemd of the reload: {error}"),
     }
 }
 

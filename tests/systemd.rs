@@ -32,11 +32,18 @@ fn ready_reload_and_stop_are_told_in_order() {
     let path = folder.path().join("notify");
     let manager = UnixDatagram::bind(&path).expect("binds");
     manager.set_read_timeout(Some(Duration::from_secs(20))).expect("set");
-    let mut relay = Relay::start(&[("NOTIFY_SOCKET", &path.display().to_string())]);
+    let mut relay = Relay::start(&[
+        ("NOTIFY_SOCKET", &path.display().to_string()),
+        ("WATCHDOG_USEC", "400000"),
+    ]);
 
     let ready = wait_for(&manager, "READY=1");
     assert!(ready.contains("STATUS=Serving"), "{ready}");
     assert!(TcpStream::connect(("127.0.0.1", relay.port)).is_ok(), "ready means bound");
+
+    for _ in 0..10 {
+        wait_for(&manager, "WATCHDOG=1");
+    }
 
     signal(&relay, "-HUP");
     let reloading = wait_for(&manager, "RELOADING=1");

@@ -207,9 +207,8 @@ pub(super) fn watch_space(
 }
 
 fn show_checks(gauges: &IntGaugeVec, checks: &BTreeMap<&'static str, String>) {
-    gauges.reset();
-    for check in checks.keys() {
-        gauges.with_label_values(&[check]).set(1);
+    for check in Health::CHECKS {
+        gauges.with_label_values(&[check]).set(checks.contains_key(check).into());
     }
 }
 

@@ -265,7 +265,7 @@ impl Importer {
                 bundle = %id, documents, new, newer, contained, refused = refused.len(),
                 "imported the documents of a bundle"
             ),
-            Err(error) => warn!(bundle = %id, %error, "a bundle's documents are not imported"),
+            Err(error) => warn!(bundle = %id, "a bundle's documents are not imported: {error}"),
         }
         if let Some(problem) = problem {
             let mut failed = self.failed();

@@ -87,7 +87,7 @@ impl PathWatch {
         };
         let watcher = recommended_watcher(tell)
             .inspect_err(|error| {
-                warn!(%error, path = %path.display(), "changes are not reported; the file is looked at every {LOOK:?}");
+                warn!(path = %path.display(), "changes are not reported; the file is looked at every {LOOK:?}: {error}");
             })
             .ok();
         let mut watch =
@@ -288,7 +288,7 @@ impl BundleKeeper {
     async fn reload(&self) {
         let config = self.config.borrow().clone();
         if let Err(error) = self.load(&config).await {
-            error!(%error, "the changed bundle is not served; the last good one still is");
+            error!("the changed bundle is not served; the last good one still is: {error}");
             self.health.degrade("bundle", Some(error.to_string()));
         }
     }

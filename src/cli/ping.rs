@@ -88,6 +88,14 @@ pub(super) enum PingError {
          speak HTTP/1.1 to the relay"
     )]
     Status(u16),
+    #[error(
+        "upgrade: the answer is HTTP {0}: the proxy on the way does not reach the relay; is it up, on the port that the proxy asks?"
+    )]
+    NoRelay(u16),
+    #[error(
+        "silence: {0}; a proxy's timeout for idle connections must be longer than twice sync.ping_interval"
+    )]
+    Cut(Box<PingError>),
     #[error("upgrade: {0}")]
     Upgrade(tungstenite::Error),
     #[error("{step}: the connection broke: {source}")]
@@ -214,7 +222,10 @@ impl Target {
         let upgraded = timeout(PATIENCE, upgrading).await;
         let upgraded = upgraded.map_err(|_| PingError::Late { step: "upgrade" })?;
         let (socket, response) = upgraded.map_err(|error| match error {
-            tungstenite::Error::Http(response) => PingError::Status(response.status().as_u16()),
+            tungstenite::Error::Http(response) => match response.status().as_u16() {
+                status @ 502..=504 => PingError::NoRelay(status),
+                status => PingError::Status(status),
+            },
             error => PingError::Upgrade(error),
         })?;
         let proxy = response.headers().get(header::SERVER).and_then(|name| name.to_str().ok());
@@ -364,8 +375,15 @@ async fn run(target: &Target, arguments: &PingArguments) -> Result<(), PingError
     for size in sizes.chain([arguments.largest.0]) {
         let bytes = usize::try_from(size).unwrap_or(usize::MAX);
         let start = Instant::now();
-        // Both at once: what is sent is also read meanwhile.
-        let arrived = tokio::try_join!(one.present(step, id, count, bytes), two.hear(step, count));
+        let sending = async {
+            one.present(step, id, count, bytes).await?;
+            // What is too large is answered with a close.
+            one.next(step).await.map(drop)
+        };
+        let arrived = tokio::select! {
+            heard = two.hear(step, count) => heard,
+            Err(refused) = sending => Err(refused),
+        };
         if let Err(error) = arrived {
             say(step, format!("a message of {} does not arrive", Size(size)));
             return Err(error);
@@ -384,7 +402,7 @@ async fn run(target: &Target, arguments: &PingArguments) -> Result<(), PingError
             }
         };
         if let Ok(Err::<(), _>(error)) = timeout(silence, quiet).await {
-            return Err(error);
+            return Err(PingError::Cut(Box::new(error)));
         }
         one.present(step, id, count, 1).await?;
         two.hear(step, count).await?;

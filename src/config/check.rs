@@ -134,6 +134,11 @@ pub fn open(loaded: &LoadedConfig) -> Vec<Fault> {
         if let AdminAddress::Unix(path) = address
             && let Some(folder) = path.parent()
         {
+            // systemd makes it when the unit starts (RuntimeDirectory), and takes it away when it stops.
+            let comes_with_the_unit = folder.parent() == Some(Path::new("/run"));
+            if !folder.exists() && comes_with_the_unit {
+                continue;
+            }
             if !folder.is_dir() {
                 let problem = "not found; under systemd, RuntimeDirectory makes it";
                 fault("admin.listen", format!("{}: {problem}", folder.display()));

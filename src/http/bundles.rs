@@ -1,10 +1,14 @@
 //! Uploads and downloads of bundles.
 
-use std::{io, ops::RangeInclusive, time::Instant};
+use std::{
+    io,
+    ops::RangeInclusive,
+    time::{Duration, Instant},
+};
 
 use axum::{
     Json,
-    body::Body,
+    body::{Body, BodyDataStream},
     extract::{Path, State},
     http::{HeaderMap, StatusCode, header},
     response::{IntoResponse, Response},
@@ -31,6 +35,9 @@ use crate::{
     document_id::DocumentId,
 };
 
+/// How long the rest of a refused upload is read.
+const LINGER: Duration = Duration::from_secs(10);
+
 /// `POST /api/bundles`: the body goes to a file aside, is verified as a whole, and only then is visible.
 ///
 /// # Errors
@@ -40,7 +47,11 @@ pub async fn upload(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, HttpError> {
-    let result = receive(&app, &headers, body).await;
+    let mut body = body.into_data_stream();
+    let result = receive(&app, &headers, &mut body).await;
+    if result.is_err() {
+        tokio::spawn(linger(body));
+    }
     let label = match &result {
         Ok(_) => "stored",
         Err(HttpError::Store(_)) => "store_failed",
@@ -63,7 +74,7 @@ pub async fn upload(
 async fn receive(
     app: &App,
     headers: &HeaderMap,
-    body: Body,
+    body: &mut BodyDataStream,
 ) -> Result<(DocumentId, Option<Imported>), HttpError> {
     let kind = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
     let kind = kind.and_then(|kind| kind.split(';').next()).map(str::trim);
@@ -130,14 +141,13 @@ async fn unpack<T: Send + 'static>(
 }
 
 async fn write(
-    body: Body,
+    chunks: &mut BodyDataStream,
     file: &NamedTempFile,
     max_upload: u64,
     config: &config::Http,
 ) -> Result<u64, HttpError> {
     let (idle, began) = (config.body_idle_timeout.0, Instant::now());
     let mut out = BufWriter::new(tokio::fs::File::from_std(file.reopen()?));
-    let mut chunks = body.into_data_stream();
     let mut size = 0;
     loop {
         let chunk = match timeout(idle, chunks.next()).await {
@@ -158,6 +168,14 @@ async fn write(
     }
     out.flush().await?;
     Ok(size)
+}
+
+/// Read the rest of an upload that is refused, for a while: a socket that is closed with unread bytes is reset, and its
+/// client, or the proxy before it, may then never read why.
+async fn linger(mut rest: BodyDataStream) {
+    let reading = async { while let Some(Ok(_)) = rest.next().await {} };
+    // Who sends for longer than that is cut off.
+    let _ = timeout(LINGER, reading).await;
 }
 
 /// `GET /api/bundles/{id}`

@@ -195,7 +195,7 @@ impl Connections {
 }
 
 async fn accept_failed(error: &io::Error) {
-    warn!(%error, "a connection could not be accepted");
+    warn!("a connection could not be accepted: {error}");
     tokio::time::sleep(ACCEPT_AGAIN).await;
 }
 

@@ -106,7 +106,7 @@ async fn open(path: PathBuf) -> Option<Response> {
             Some(([(header::CONTENT_LENGTH, size)], body).into_response())
         }
         Err(error) => {
-            tracing::warn!(path = %path.display(), %error, "a configured file cannot be served");
+            tracing::warn!(path = %path.display(), "a configured file cannot be served: {error}");
             None
         }
     }

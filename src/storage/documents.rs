@@ -222,7 +222,7 @@ impl Documents {
             error!(%document, %key, reason, "a stored chunk does not parse; it is moved to quarantine");
             if let Err(error) = self.timed("quarantine", self.store.quarantine(&key, &reason)).await
             {
-                error!(%document, %error, "the chunk stays where it is");
+                error!(%document, "the chunk stays where it is: {error}");
             }
         }
         if unrelated {
@@ -233,11 +233,11 @@ impl Documents {
                 self.timed("put", self.store.put(&base.key, base.data.clone())).await
             {
                 // It waits in memory, as for a document that is the bundle's alone.
-                warn!(%document, %error, "the served bundle's snapshot cannot be stored yet");
+                warn!(%document, "the served bundle's snapshot cannot be stored yet: {error}");
                 opened.base = Some(base.clone());
             }
             if let Err(error) = opened.doc.load_incremental(&base.data) {
-                error!(%document, %error, "the served bundle's snapshot cannot be merged");
+                error!(%document, "the served bundle's snapshot cannot be merged: {error}");
             }
             opened.chunks.push((base.key, base.data.to_vec()));
             opened.heads = opened.doc.get_heads();
@@ -340,7 +340,7 @@ impl Documents {
             self.metrics.retries.inc();
             let pause = backoff.pause();
             if failing.is_none() {
-                error!(%error, %key, "a change cannot be stored; it is kept in memory and tried again");
+                error!(%key, "a change cannot be stored; it is kept in memory and tried again: {error}");
             }
             failing = Some(self.health.storage_fails(&error.to_string()));
             tokio::time::sleep(pause).await;
@@ -353,7 +353,7 @@ impl Documents {
     /// Delete a chunk that something durable replaced. A failure leaves a chunk too many: no harm.
     pub async fn remove(&self, key: &Key) {
         if let Err(error) = self.timed("delete", self.store.delete(key)).await {
-            warn!(%error, "a chunk that is not needed any more stays");
+            warn!("a chunk that is not needed any more stays: {error}");
         }
     }
 

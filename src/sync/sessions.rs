@@ -118,7 +118,7 @@ impl Sessions {
         }
         info!(
             peer = %session.peer_id, connection = %id, client, close_code = end.code,
-            close_reason = end.reason, "disconnected"
+            "disconnected: {}", end.reason
         );
     }
 
@@ -129,7 +129,8 @@ impl Sessions {
         }
         self.metrics.refused.with_label_values(&[closing.label]).inc();
         if let Some(times) = self.repeats.pass(client, closing.label) {
-            warn!(connection = %id, client, close_code = closing.code, close_reason = closing.reason, times, "refused");
+            let reason = &closing.reason;
+            warn!(connection = %id, client, close_code = closing.code, times, "refused: {reason}");
         }
     }
 
@@ -196,8 +197,8 @@ impl Sessions {
             self.metrics.refused.with_label_values(&[end.label]).inc();
             if let Some(times) = self.repeats.pass(&session.peer_id, end.label) {
                 warn!(
-                    peer = %session.peer_id, connection = %session.id, close_code = end.code,
-                    close_reason = end.reason, times, "closed"
+                    peer = %session.peer_id, connection = %session.id, close_code = end.code, times,
+                    "closed: {}", end.reason
                 );
             }
         }
@@ -352,7 +353,7 @@ impl Sessions {
     fn dropped(&self, session: &Session, reason: &'static str) -> Result<(), Closing> {
         self.metrics.dropped.with_label_values(&[reason]).inc();
         if let Some(times) = self.repeats.pass(&session.peer_id, reason) {
-            warn!(peer = %session.peer_id, connection = %session.id, reason, times, "a message is dropped");
+            warn!(peer = %session.peer_id, connection = %session.id, times, "a message is dropped: {reason}");
         }
         Ok(())
     }

@@ -9,11 +9,16 @@ import { test } from 'node:test';
 import { cbor } from '@automerge/automerge-repo';
 import { BINARY, Relay, close, saved, share, until } from './relay.mjs';
 
+/** Let the disk of a running relay stall, until what this returns is called. */
+const stall = (t, relay, paths) => tamper(t, relay, 'fsync,fdatasync,pwrite64', 'delay_enter=60000000', paths);
+
 /** Let system calls of a running relay fail, until what this returns is called. `-P`: those on these paths alone. */
-async function inject(t, relay, calls, error, paths = []) {
+const inject = (t, relay, calls, error, paths) => tamper(t, relay, calls, `error=${error}`, paths);
+
+async function tamper(t, relay, calls, how, paths = []) {
   const only = paths.flatMap(path => ['-P', path]);
   const strace = spawn('strace', ['-f', '-qq', '-o', '/dev/null', ...only, '-p', String(relay.child.pid),
-    '-e', `trace=${calls}`, '-e', `inject=${calls}:error=${error}`]);
+    '-e', `trace=${calls}`, '-e', `inject=${calls}:${how}`]);
   const ended = once(strace, 'exit');
   const end = async () => { strace.kill('SIGINT'); await ended; };
   t.after(end);
@@ -212,4 +217,45 @@ test('a clock that jumps by years, both ways: edits flow and are saved', { skip 
   await close(client);
   await relay.start();
   assert.equal((await relay.client(t).repo.find(handle.url)).doc().n, 2);
+});
+
+test('what the relay waits for never keeps it from answering itself: a full disk, storage that stalls, a limit', { skip }, async t => {
+  // systemd's watchdog would end a relay that does not answer itself for this long.
+  const watchdog = 1_000_000;
+  const probes = relay => relay.metric('tonk_relay_unknown_requests_total{outcome="probe"}');
+  /** For ten times as long, at four questions each. */
+  const goesOn = async relay => {
+    const before = await probes(relay);
+    await until('it answers itself', async () => await probes(relay) >= before + 40, 40);
+    assert.equal(await relay.metric('tonk_relay_probe_failures_total'), 0);
+    assert.equal(relay.ended, undefined);
+  };
+  const relay = new Relay(await mkdtemp(join(tmpdir(), 'tonk-relay-test-')), {
+    limits: { connections: 3 }, storage: { max_unsaved: '"64KiB"' }, sync: { receive_queue: '"1MiB"' },
+  });
+  t.after(() => relay.end());
+  relay.env = { WATCHDOG_USEC: String(watchdog) };
+  await relay.start();
+  const writer = relay.client(t);
+  const handle = await share(writer, { n: 1 });
+  const journal = join(relay.documents, '.journal');
+  const files = ['journal.sqlite', 'journal.sqlite-wal'].map(name => join(journal, name));
+
+  const full = await inject(t, relay, 'pwrite64', 'ENOSPC', files);
+  handle.change(doc => { doc.n = 2; });
+  await until('not ready', async () => await status(relay) === 503);
+  await goesOn(relay);
+  await full();
+  await until('ready', async () => await status(relay) === 200);
+
+  const stalled = await stall(t, relay, files);
+  handle.change(doc => { doc.n = 3; });
+  await until('it waits', async () => await relay.metric('tonk_relay_storage_unsaved_bytes') > 0);
+  await goesOn(relay);
+  await stalled();
+
+  const others = [1, 2, 3, 4].map(() => relay.client(t));
+  await until('one is refused', async () => await relay.metric('tonk_relay_refused_total{reason="connections"}') > 0);
+  await goesOn(relay);
+  await Promise.all(others.map(close));
 });

@@ -21,7 +21,7 @@ export const filled = (expr, interval = '10s') => expr
   .replaceAll('$__rate_interval', interval).replaceAll('$__interval', interval)
   .replaceAll('$job', 'tonk-relay').replaceAll('$instance', '.+');
 
-async function freePort() {
+export async function freePort() {
   const server = createServer().listen(0, '127.0.0.1');
   await once(server, 'listening');
   const { port } = server.address();

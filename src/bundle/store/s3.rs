@@ -116,7 +116,7 @@ impl S3Store {
     /// when it was away.
     pub async fn run(&self) {
         while let Err(error) = self.noted(self.prepare().await) {
-            warn!(%error, "the bundle store is away; it is asked again");
+            warn!("the bundle store is away; it is asked again: {error}");
             tokio::time::sleep(ASK_AGAIN).await;
         }
         let mut looked = Instant::now();
@@ -155,7 +155,7 @@ impl S3Store {
 
     async fn abort_abandoned(&self) {
         if let Err(error) = self.at.abort_abandoned().await {
-            warn!(%error, "uploads that were abandoned stay in the bundle store");
+            warn!("uploads that were abandoned stay in the bundle store: {error}");
         }
     }
 

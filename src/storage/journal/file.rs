@@ -118,7 +118,7 @@ fn salvage(root: &Path, path: &Path) -> usize {
     match write_atomically(root, &files, true) {
         Ok(()) => files.len(),
         Err(error) => {
-            error!(%error, "what can be read of the broken journal is not in the folders");
+            error!("what can be read of the broken journal is not in the folders: {error}");
             0
         }
     }
@@ -137,7 +137,7 @@ pub(super) fn forget_deleted(
         match connection.execute(delete, [document.as_bytes()]) {
             Ok(_) => has_deleted = true,
             Err(error) => {
-                warn!(%document, %error, "the journal keeps chunks of a deleted document for now");
+                warn!(%document, "the journal keeps chunks of a deleted document for now: {error}");
             }
         }
         for (key, _) in index.rows_of(document).unwrap_or_default() {
@@ -153,7 +153,9 @@ pub(super) fn forget_deleted(
 /// SQLite keeps what was deleted in pages that it will use again: write the file anew without them.
 pub(super) fn leave_no_trace(connection: &Connection) {
     if let Err(error) = connection.execute_batch("VACUUM; PRAGMA wal_checkpoint(TRUNCATE);") {
-        warn!(%error, "bytes of a deleted document stay in the journal's file until they are written over");
+        warn!(
+            "bytes of a deleted document stay in the journal's file until they are written over: {error}"
+        );
     }
 }
 
@@ -223,7 +225,7 @@ fn check_header(path: &Path) -> Result<(), StorageError> {
 pub(super) fn finish_deletions(root: &Path, tombstones: &Tombstones) {
     for document in tombstones.ids() {
         if let Err(error) = delete_files(root, document) {
-            warn!(%document, %error, "files of a deleted document stay for now");
+            warn!(%document, "files of a deleted document stay for now: {error}");
         }
     }
 }

@@ -24,7 +24,7 @@ pub(super) async fn delete_after_grace(
         if !is_replaced && mover.shared.rows_beside(&key).is_some() {
             let moved = mover.move_beside(&key).await;
             if let Err(error) = &moved {
-                warn!(%error, "a chunk that is not needed any more stays");
+                warn!("a chunk that is not needed any more stays: {error}");
             }
             let doomed = Doomed { key: key.clone(), at: Instant::now() + grace, is_replaced: true };
             let waits =
@@ -40,7 +40,7 @@ pub(super) async fn delete_after_grace(
             continue;
         }
         if let Err(error) = mover.folders.delete(&key).await {
-            warn!(%error, "a chunk that is not needed any more stays");
+            warn!("a chunk that is not needed any more stays: {error}");
         }
     }
 }
@@ -70,7 +70,7 @@ impl Mover {
             }
             let left = if is_full { self.shared.size / 2 } else { 0 };
             while let Err(error) = self.checkpoint(left).await {
-                warn!(%error, "the journal cannot be moved into the folders; it is tried again");
+                warn!("the journal cannot be moved into the folders; it is tried again: {error}");
                 sleep(backoff.pause()).await;
             }
             backoff.reset();

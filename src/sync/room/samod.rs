@@ -304,7 +304,7 @@ impl Sink<Vec<u8>> for PortSink {
             // The room answers for documents that nobody has: it also knows who else was asked.
             Ok(Body::Peer | Body::DocUnavailable { .. }) => {}
             Ok(other) => debug!(kind = other.name(), "the repo sent what no session needs"),
-            Err(error) => warn!(%error, "the repo sent what is no message"),
+            Err(error) => warn!("the repo sent what is no message: {error}"),
         }
         Ok(())
     }

@@ -259,7 +259,7 @@ impl Room {
                 Ok(_) if self.is_to_look_again() => {}
                 Ok(opened) => return Ok(opened),
                 Err(error) => {
-                    error!(%document, %error, "the document cannot be read; it is tried again");
+                    error!(%document, "the document cannot be read; it is tried again: {error}");
                     unreadable.get_or_insert_with(|| rooms.shared.documents.unreadable(&error));
                     self.lose_stash("unreadable");
                     let text = format!("{document} cannot be read here for now; it is tried again");

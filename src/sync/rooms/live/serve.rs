@@ -247,6 +247,10 @@ impl Room {
             if wants && !heads.is_empty() && member.port.is_some() && member.session.is_subscribed()
             {
                 let (document, storage_id) = (self.handle.document, &shared.storage_id);
+                self.rooms.followers.tell(document, Some(&member.session), || What::Sent {
+                    kind: "remote-heads-changed".to_owned(),
+                    bytes: 0,
+                });
                 member.session.send_durable(document, storage_id, heads, *told_at);
             }
         }
