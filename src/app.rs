@@ -550,7 +550,8 @@ impl Draining {
         let parts = &self.parts;
         let limit = parts.config.borrow().drain_timeout;
         let start = Instant::now();
-        info!(connections = parts.sessions.peers.len(), "draining");
+        let connections = parts.sessions.peers.len();
+        info!(connections, "draining: {connections} connections");
         parts.health.enter(Phase::Draining);
         parts.metrics.process.ready.set(0);
         systemd::stopping(limit.0 + SYSTEMD_WAITS_LONGER, "Draining");

@@ -20,7 +20,30 @@ says() {
 }
 fails() { ! "$@"; }
 pid() { systemctl show --property MainPID --value tonk-relay; }
-active() { for _ in $(seq 100); do [ "$(systemctl is-active tonk-relay)" = "${1:-active}" ] && return; sleep 0.1; done; return 1; }
+until_() { for _ in $(seq "$1"); do "${@:2}" && return; sleep 0.1; done; return 1; }
+is() { [ "$(systemctl is-active tonk-relay)" = "$1" ]; }
+active() { until_ 100 is "${1:-active}"; }
+is_new() { local now; now=$(pid); [ "$now" != "$1" ] && [ "$now" != 0 ] && is active; }
+# A drop-in of the unit for a while.
+with() {
+  mkdir -p /run/systemd/system/tonk-relay.service.d
+  printf '%s\n' '[Service]' "$@" > /run/systemd/system/tonk-relay.service.d/test.conf
+  systemctl daemon-reload
+}
+without() {
+  rm /run/systemd/system/tonk-relay.service.d/test.conf
+  systemctl daemon-reload
+}
+# A client of the sync protocol that has joined and says nothing more: an upgrade, and a frame with a join message.
+connect() {
+  local socket
+  exec {socket}<>/dev/tcp/127.0.0.1/8081
+  printf 'GET / HTTP/1.1\r\nHost: relay\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n' >&"$socket"
+  printf 'Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n' >&"$socket"
+  printf '\202\322\0\0\0\0\244dtypedjoinhsenderIddc%03dlpeerMetadata\241kisEphemeral\365' "$1" >&"$socket"
+  printf 'x\031supportedProtocolVersions\201a1' >&"$socket"
+}
+joined() { says "^connections *$1 ($1 peers)" tonk-relay status; }
 old=$(echo tonk-relay_*_*.deb | tr ' ' '\n' | head -1)
 new=$(echo tonk-relay_*_*.deb | tr ' ' '\n' | tail -1)
 
@@ -35,6 +58,11 @@ check 'it runs as its own user' says '^tonk-relay$' stat --format=%U "/proc/$(pi
 check 'others read nothing of what is stored' says '^750$' stat --format=%a /var/lib/tonk-relay
 exposure=$(systemd-analyze security tonk-relay --no-pager | sed -n 's/.*Overall exposure level.*: \([0-9.]*\) .*/\1/p')
 check "the exposure is $exposure" awk "BEGIN { exit !($exposure <= 1.2) }"
+check 'dashboards are there' test -s /usr/share/tonk-relay/grafana/overview.json
+check 'rules, and what to do when they fire' test -s /usr/share/tonk-relay/prometheus/tonk-relay.rules.yml -a \
+  -s /usr/share/doc/tonk-relay/runbooks.md
+check 'the socket unit is not enabled' says '^disabled$' systemctl is-enabled tonk-relay.socket
+check 'the status page answers' says '"ready":true' curl --silent http://127.0.0.1:9464/status
 check 'the manual is there' test -s /usr/share/man/man8/tonk-relay.8.gz
 faults=$(systemd-analyze verify /usr/lib/systemd/system/tonk-relay*.service 2>&1 | grep -v "Command 'man ")
 check "systemd finds nothing amiss in the units: $faults" test -z "$faults"
@@ -43,6 +71,7 @@ check 'it may open many files' says 'LimitNOFILE=65536' systemctl show --propert
 
 sed -i 's/^#idle_unload = .*/idle_unload = "5m"/' /etc/tonk-relay.toml
 check 'it reloads' systemctl reload tonk-relay
+check 'the watchdog is fed' says 'WatchdogUSec=1min' systemctl show --property WatchdogUSec tonk-relay
 check 'and says what it took over' says 'sync.idle_unload' journalctl --unit tonk-relay
 before=$(pid)
 echo 'nonsense = 1' >> /etc/tonk-relay.toml
@@ -65,15 +94,70 @@ check 'and all documents' says '3 documents' tonk-relay fsck
 
 kill -KILL "$(pid)"
 check 'after a crash it is started again' active
+systemctl reset-failed tonk-relay
+with WatchdogSec=2 TimeoutAbortSec=1
+systemctl restart tonk-relay
+before=$(pid)
+kill -STOP "$before"
+check 'one that hangs is ended, and started again' until_ 150 is_new "$before"
+check 'by the watchdog' says 'Watchdog timeout' journalctl --unit tonk-relay
+without
+systemctl reset-failed tonk-relay
+systemctl restart tonk-relay
+for _ in 1 2 3 4 5; do
+  active && kill -KILL "$(pid)"
+done
+check 'a crash loop ends' until_ 100 is failed
+check 'and says so' says 'start-limit-hit\|repeated too quickly' journalctl --unit tonk-relay
+systemctl reset-failed tonk-relay
+check 'and it can be started again' systemctl start tonk-relay
+
+ulimit -n 1024
+for n in $(seq 200); do connect "$n"; done
+check '200 clients are here' until_ 100 joined 200
+check 'systemctl status counts them' until_ 100 says '(200 connections, 0 documents)' systemctl status tonk-relay
+began=$(date +%s)
+check 'it stops' systemctl stop tonk-relay
+check 'within the time it has' test $(($(date +%s) - began)) -lt 30
+check 'having told all of them' says 'draining: 200 connections' journalctl --unit tonk-relay
+check 'and with success' says 'Result=success' systemctl show --property Result tonk-relay
+systemctl start tonk-relay
+
+# The relay waits five seconds for a request that was begun.
+with TimeoutStopSec=1
+systemctl restart tonk-relay
+head -c 5000000 /dev/zero | curl --silent --limit-rate 20k --header 'content-type: application/octet-stream' \
+  --data-binary @- http://127.0.0.1:8081/api/bundles > /dev/null &
+sleep 1
+check 'it stops slowly' systemctl stop tonk-relay
+check 'and no timeout of the unit cuts it short' says 'Result=success' systemctl show --property Result tonk-relay
+without
+
+check 'systemd can listen for it' systemctl enable --now tonk-relay.socket
+check 'and starts it with the first connection' says '^ok$' curl --silent http://127.0.0.1:8081/livez
+systemctl reset-failed tonk-relay
+for _ in $(seq 300); do
+  curl --silent --show-error --max-time 10 --output /dev/null --write-out '%{http_code}\n' http://127.0.0.1:8081/livez
+done > answers 2>&1 &
+asking=$!
+for _ in 1 2 3; do systemctl restart tonk-relay; done
+wait $asking
+check 'then restarts refuse nobody' test "$(sort answers | uniq -c | sed 's/^ *//')" = '300 200'
+check 'both are stopped' systemctl disable --now tonk-relay.socket
+systemctl stop tonk-relay
+systemctl reset-failed tonk-relay
+systemctl start tonk-relay
 cp /etc/tonk-relay.toml good.toml
 echo 'drain_timeout = "soon"' > /etc/tonk-relay.toml
 check 'a config that is wrong keeps it down' fails systemctl restart tonk-relay
 check 'with the reason' says 'drain_timeout: "soon" is no duration' journalctl --unit tonk-relay
+sleep 2
+check 'and it is not tried again' says 'NRestarts=0' systemctl show --property NRestarts tonk-relay
 check 'and does not fail an upgrade' dpkg -i "$new"
 cp good.toml /etc/tonk-relay.toml
 systemctl reset-failed tonk-relay
 check 'it starts again' systemctl start tonk-relay
-check 'it stops' systemctl stop tonk-relay
+check 'it stops again' systemctl stop tonk-relay
 check 'with all durable' says 'all is durable' journalctl --unit tonk-relay
 check 'the commands work while it is stopped' says '3 documents' tonk-relay fsck
 check 'and leave the files to their owner' says '^tonk-relay$' stat --format=%U /var/lib/tonk-relay/documents/.journal

@@ -1,0 +1,32 @@
+# Runs in a box: the rpm, as far as a system without Fedora's own tools shows it. $1 of each check is what is checked.
+set -u
+failed=0
+check() {
+  local what=$1
+  shift
+  if output=$("$@" 2>&1); then
+    echo "ok - $what"
+  else
+    echo "not ok - $what: $* : $output"
+    failed=1
+  fi
+}
+says() { grep -q -- "$1" <<< "$("${@:2}" 2>&1)"; }
+old=$(printf '%s\n' tonk-relay-*.rpm | head -1)
+new=$(printf '%s\n' tonk-relay-*.rpm | tail -1)
+
+# Dependencies are named as Fedora does.
+check 'it installs' rpm --install --nodeps "$old"
+check 'its user is there' id tonk-relay
+check 'its config is one' says '^/etc/tonk-relay.toml$' rpm --query --configfiles tonk-relay
+systemctl daemon-reload
+check 'it starts' systemctl start tonk-relay
+check 'it is ready' says '^ok$' curl --silent http://127.0.0.1:8081/readyz
+sed -i 's/^#idle_unload = .*/idle_unload = "5m"/' /etc/tonk-relay.toml
+check 'it is upgraded' rpm --upgrade --nodeps "$new"
+check 'with the config that was edited' grep -q '^idle_unload' /etc/tonk-relay.toml
+systemctl daemon-reload
+check 'it starts as the new version' systemctl restart tonk-relay
+check 'it is removed, and says where documents are' says 'stay in /var/lib/tonk-relay' rpm --erase --nodeps tonk-relay
+check 'the documents stay' test -d /var/lib/tonk-relay/documents
+exit $failed
