@@ -200,10 +200,22 @@ const FILES: &[(&str, &str)] = &[
     ("/etc/tonk-relay.toml", "The config: `tonk-relay.toml`(5)."),
     (
         "/var/lib/tonk-relay/documents",
-        "The documents, in the layout of automerge-repo's nodefs adapter; beside them what is the relay's own: `.journal`, `quarantine`, `.deleted`, `.imported`, `.replaced-...`, and a few more that begin with a dot.",
+        "The documents, in the layout of automerge-repo's nodefs adapter; beside them what is the relay's own: `.journal`, `quarantine`, `.deleted`, `.blocked`, `.imported`, `.replaced-...`, and a few more that begin with a dot.",
     ),
     ("/var/lib/tonk-relay/bundles", "Uploaded bundles."),
     ("/run/tonk-relay/admin.sock", "The admin socket, for root and the group tonk-relay."),
+    (
+        "http://127.0.0.1:9464/status",
+        "A page with what goes on; `/metrics` there is for Prometheus, `/readyz?verbose` says what is amiss.",
+    ),
+    (
+        "/usr/share/tonk-relay",
+        "Dashboards for Grafana, rules for Prometheus, examples for nginx and Caddy.",
+    ),
+    (
+        "/usr/share/doc/tonk-relay",
+        "`troubleshooting.md` starts from what is seen, `runbooks.md` from an alert, `from-typescript.md` from the relay before.",
+    ),
 ];
 
 #[test]
