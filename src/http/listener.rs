@@ -20,7 +20,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, UnixListener, UnixStream},
-    sync::watch,
+    sync::{Notify, watch},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt;
@@ -37,6 +37,8 @@ const HTTP_BESIDE: usize = 400;
 /// Bytes that the kernel takes beyond what it can send: little, so that a write goes on only as the peer
 /// takes what was written before, which is how a slow peer is told from a dead one.
 const UNSENT_IN_KERNEL: u32 = 128 << 10;
+/// How long a connection that has not asked for anything yet is left open when the relay stops.
+const LAST_REQUEST: Duration = Duration::from_millis(500);
 /// The pause after an accept that failed for want of file descriptors or memory.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 
@@ -162,7 +164,10 @@ impl Connections {
     {
         let activity = Arc::new(Activity::default());
         let io = TokioIo::new(Metered::new(stream, activity.clone()));
+        let asked = Arc::new(Notify::new());
+        let asks = asked.clone();
         let service = router.map_request(move |mut request: Request<Incoming>| {
+            asks.notify_one();
             request.extensions_mut().insert(activity.clone());
             if let Some(address) = address {
                 request.extensions_mut().insert(address);
@@ -182,6 +187,12 @@ impl Connections {
             let ended = tokio::select! {
                 ended = &mut connection => ended,
                 () = stopping.cancelled() => {
+                    // Whoever has just connected is about to ask, and would be closed without an answer.
+                    tokio::select! {
+                        _ = &mut connection => return,
+                        () = asked.notified() => {}
+                        () = tokio::time::sleep(LAST_REQUEST) => {}
+                    }
                     connection.as_mut().graceful_shutdown();
                     connection.await
                 }

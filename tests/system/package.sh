@@ -104,7 +104,13 @@ check 'by the watchdog' says 'Watchdog timeout' journalctl --unit tonk-relay
 without
 systemctl reset-failed tonk-relay
 systemctl restart tonk-relay
-crash() { kill -KILL "$(pid)" 2>/dev/null; is failed; }
+crash() {
+  local now
+  now=$(pid)
+  # 0 while there is none.
+  [ "$now" = 0 ] || kill -KILL "$now" 2>/dev/null
+  is failed
+}
 check 'a crash loop ends' until_ 200 crash
 check 'and says so' says 'start-limit-hit\|repeated too quickly' journalctl --unit tonk-relay
 systemctl reset-failed tonk-relay
@@ -140,7 +146,7 @@ done > answers 2>&1 &
 asking=$!
 for _ in 1 2 3; do systemctl restart tonk-relay; done
 wait $asking
-check 'then restarts refuse nobody' test "$(sort answers | uniq -c | sed 's/^ *//')" = '300 200'
+check "then restarts refuse nobody ($(grep -v '^200$' answers))" test "$(grep -c '^200$' answers)" = 300
 check 'both are stopped' systemctl disable --now tonk-relay.socket
 systemctl stop tonk-relay
 systemctl reset-failed tonk-relay
