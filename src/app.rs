@@ -394,12 +394,9 @@ impl Bound {
         for listener in self.admin {
             match listener {
                 AdminListener::Tcp(listener) => {
-                    tasks::listen_admin(
-                        &mut supervisor,
-                        listener,
-                        &admin,
-                        &admin::router(app.clone()),
-                    );
+                    let address = listener.local_addr().map_err(AppError::Inherited)?;
+                    let router = admin::tcp_router(app.clone(), address);
+                    tasks::listen_admin(&mut supervisor, listener, &admin, &router);
                 }
                 AdminListener::Unix(listener, path) => {
                     let router = admin::unix_router(
@@ -528,7 +525,7 @@ impl Running {
             }
         };
         if let Some(ended) = &cause {
-            error!(%ended, "the relay cannot go on");
+            error!("the relay cannot go on: {ended}");
         }
         Draining { parts: self.parts, requests: self.requests, cause }
     }

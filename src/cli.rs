@@ -454,7 +454,10 @@ fn describe(status: &Status) -> String {
         ));
     }
     if status.blocked > 0 {
-        text.push_str(&format!("blocked      {} documents\n", status.blocked));
+        text.push_str(&format!(
+            "blocked      {} documents: `tonk-relay doc blocked`\n",
+            status.blocked
+        ));
     }
     for line in &status.failed {
         text.push_str(&format!("failed       {line}\n"));

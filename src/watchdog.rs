@@ -89,7 +89,7 @@ impl Watchdog {
                 }
                 Err(fault) => {
                     self.metrics.probe_failures.inc();
-                    error!(%fault, "the relay does not answer itself");
+                    error!("the relay does not answer itself: {fault}");
                 }
             }
             tokio::time::sleep(every.saturating_sub(start.elapsed())).await;
@@ -109,7 +109,8 @@ impl Watchdog {
 
     async fn talk(&self, stream: DuplexStream) -> Result<(), ProbeError> {
         let (mut socket, _) = tokio_tungstenite::client_async("ws://probe/", stream).await?;
-        let us = "probe";
+        // A name that nobody can guess, and so nobody can take over.
+        let us = &format!("probe-{}", DocumentId::random());
         socket.send(Frame::Binary(wire::join(us))).await?;
         let relay = loop {
             let frame = read(&mut socket, "peer message").await?;

@@ -61,6 +61,9 @@ _tonk__relay() {
             tonk__relay__subcmd__doc,block)
                 cmd="tonk__relay__subcmd__doc__subcmd__block"
                 ;;
+            tonk__relay__subcmd__doc,blocked)
+                cmd="tonk__relay__subcmd__doc__subcmd__blocked"
+                ;;
             tonk__relay__subcmd__doc,delete)
                 cmd="tonk__relay__subcmd__doc__subcmd__delete"
                 ;;
@@ -174,7 +177,7 @@ _tonk__relay() {
             return 0
             ;;
         tonk__subcmd__relay__subcmd__doc)
-            opts="-h --follow --config --socket --json --help delete undelete block unblock"
+            opts="-h --follow --config --socket --json --help delete undelete block blocked unblock"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -206,6 +209,28 @@ _tonk__relay() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --config)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --socket)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        tonk__subcmd__relay__subcmd__doc__subcmd__blocked)
+            opts="-h --config --socket --json --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
                 --config)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0

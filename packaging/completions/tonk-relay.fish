@@ -68,15 +68,16 @@ complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand checkpoint" -l con
 complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand checkpoint" -l socket -d 'The admin socket itself' -r -F
 complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand checkpoint" -l json -d 'As JSON'
 complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand checkpoint" -s h -l help -d 'Print help'
-complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand doc; and not __fish_seen_subcommand_from delete undelete block unblock" -l config -d 'The config file of the relay, which names its admin socket' -r -F
-complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand doc; and not __fish_seen_subcommand_from delete undelete block unblock" -l socket -d 'The admin socket itself' -r -F
-complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand doc; and not __fish_seen_subcommand_from delete undelete block unblock" -l follow -d 'Say what happens to it from now on in the running relay: who sent what, and whether it was applied or refused and why; never what is in it'
-complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand doc; and not __fish_seen_subcommand_from delete undelete block unblock" -l json -d 'As JSON'
-complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand doc; and not __fish_seen_subcommand_from delete undelete block unblock" -s h -l help -d 'Print help'
-complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand doc; and not __fish_seen_subcommand_from delete undelete block unblock" -a "delete" -d 'Delete a document for good: nothing brings it back until it is undeleted'
-complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand doc; and not __fish_seen_subcommand_from delete undelete block unblock" -a "undelete" -d 'Let a deleted document be brought again; what was deleted does not come back by itself'
-complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand doc; and not __fish_seen_subcommand_from delete undelete block unblock" -a "block" -d 'Keep a document from everybody, at once and until it is unblocked; what is stored of it stays'
-complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand doc; and not __fish_seen_subcommand_from delete undelete block unblock" -a "unblock" -d 'Let everybody have a blocked document again'
+complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand doc; and not __fish_seen_subcommand_from delete undelete block blocked unblock" -l config -d 'The config file of the relay, which names its admin socket' -r -F
+complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand doc; and not __fish_seen_subcommand_from delete undelete block blocked unblock" -l socket -d 'The admin socket itself' -r -F
+complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand doc; and not __fish_seen_subcommand_from delete undelete block blocked unblock" -l follow -d 'Say what happens to it from now on in the running relay: who sent what, and whether it was applied or refused and why; never what is in it'
+complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand doc; and not __fish_seen_subcommand_from delete undelete block blocked unblock" -l json -d 'As JSON'
+complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand doc; and not __fish_seen_subcommand_from delete undelete block blocked unblock" -s h -l help -d 'Print help'
+complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand doc; and not __fish_seen_subcommand_from delete undelete block blocked unblock" -a "delete" -d 'Delete a document for good: nothing brings it back until it is undeleted'
+complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand doc; and not __fish_seen_subcommand_from delete undelete block blocked unblock" -a "undelete" -d 'Let a deleted document be brought again; what was deleted does not come back by itself'
+complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand doc; and not __fish_seen_subcommand_from delete undelete block blocked unblock" -a "block" -d 'Keep a document from everybody, at once and until it is unblocked; what is stored of it stays'
+complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand doc; and not __fish_seen_subcommand_from delete undelete block blocked unblock" -a "blocked" -d 'Say which documents are blocked, since when and why'
+complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand doc; and not __fish_seen_subcommand_from delete undelete block blocked unblock" -a "unblock" -d 'Let everybody have a blocked document again'
 complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand doc; and __fish_seen_subcommand_from delete" -l reason -d 'Why; kept with the tombstone' -r
 complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand doc; and __fish_seen_subcommand_from delete" -l config -d 'The config file of the relay, which names its admin socket' -r -F
 complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand doc; and __fish_seen_subcommand_from delete" -l socket -d 'The admin socket itself' -r -F
@@ -91,6 +92,10 @@ complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand doc; and __fish_se
 complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand doc; and __fish_seen_subcommand_from block" -l socket -d 'The admin socket itself' -r -F
 complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand doc; and __fish_seen_subcommand_from block" -l json -d 'As JSON'
 complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand doc; and __fish_seen_subcommand_from block" -s h -l help -d 'Print help'
+complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand doc; and __fish_seen_subcommand_from blocked" -l config -d 'The config file of the relay, which names its admin socket' -r -F
+complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand doc; and __fish_seen_subcommand_from blocked" -l socket -d 'The admin socket itself' -r -F
+complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand doc; and __fish_seen_subcommand_from blocked" -l json -d 'As JSON'
+complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand doc; and __fish_seen_subcommand_from blocked" -s h -l help -d 'Print help'
 complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand doc; and __fish_seen_subcommand_from unblock" -l config -d 'The config file of the relay, which names its admin socket' -r -F
 complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand doc; and __fish_seen_subcommand_from unblock" -l socket -d 'The admin socket itself' -r -F
 complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand doc; and __fish_seen_subcommand_from unblock" -l json -d 'As JSON'

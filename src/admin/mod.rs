@@ -1,6 +1,7 @@
 //! The admin listener: metrics, health, and the live commands.
 //!
-//! Every address of `[admin] listen` answers `GET /metrics`, `/livez`, `/readyz?verbose` and `/status` ([`status`]).
+//! Every address of `[admin] listen` answers `GET /metrics`, `/livez` and `/readyz?verbose`, a loopback one also `/status`
+//! ([`status`]).
 //! The Unix socket, whose file lets root and the service's group in, also answers `POST /reload`, and what is in
 //! [`storage`] and [`live`]; [`client`] is what the commands speak to it with.
 
@@ -9,7 +10,7 @@ pub mod live;
 pub mod status;
 pub mod storage;
 
-use std::sync::Arc;
+use std::{net::SocketAddr, sync::Arc};
 
 use axum::{
     Json, Router,
@@ -37,13 +38,21 @@ pub struct ReloadAnswer {
     pub problems: Vec<String>,
 }
 
-/// The router of the TCP addresses.
-pub fn router(app: App) -> Router {
+/// The router of a TCP address. Only a loopback one has the status page.
+pub fn tcp_router(app: App, address: SocketAddr) -> Router {
+    let router = router(app.clone());
+    match address.ip().is_loopback() {
+        true => router.merge(Router::new().route("/status", get(status::masked)).with_state(app)),
+        false => router,
+    }
+}
+
+/// What every address answers.
+fn router(app: App) -> Router {
     Router::new()
         .route("/metrics", get(pages::metrics))
         .route("/livez", get(pages::livez))
         .route("/readyz", get(pages::admin_readyz))
-        .route("/status", get(status::status))
         .with_state(app)
 }
 
@@ -55,7 +64,12 @@ pub fn unix_router(
     stored: storage::Stored,
 ) -> Router {
     let reload = Router::new().route("/reload", post(reload)).with_state(reloader);
-    router(app).merge(reload).merge(live::router(rooms)).merge(storage::router(stored))
+    let status = Router::new().route("/status", get(status::whole)).with_state(app.clone());
+    router(app)
+        .merge(status)
+        .merge(reload)
+        .merge(live::router(rooms))
+        .merge(storage::router(stored))
 }
 
 async fn reload(State(reloader): State<Arc<Reloader>>) -> Response {

@@ -20,6 +20,8 @@ use crate::{
 
 /// The page is one file: it loads nothing from anywhere.
 const PAGE: &str = include_str!("status.html");
+/// Characters of a document's id that the page shows.
+const SHOWN: usize = 8;
 /// What the page may do: run what is in it, and ask this address.
 const POLICY: &str = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; \
                       img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
@@ -72,8 +74,14 @@ pub struct Figures {
     pub resident_bytes: u64,
 }
 
-/// `GET /status`.
-pub async fn status(State(app): State<App>, headers: HeaderMap) -> Response {
+/// `GET /status` on the Unix socket.
+pub async fn whole(State(app): State<App>) -> Response {
+    Json(look(&app).await).into_response()
+}
+
+/// `GET /status` on a loopback address, where everybody of this machine comes in: in open mode whoever knows a document's id
+/// may have the document, so its beginning is all that is shown.
+pub async fn masked(State(app): State<App>, headers: HeaderMap) -> Response {
     if !is_asked_by_address(&headers) {
         let text = "ask for this page by address, or as localhost: a name could be anybody's\n";
         return (StatusCode::FORBIDDEN, text).into_response();
@@ -82,7 +90,28 @@ pub async fn status(State(app): State<App>, headers: HeaderMap) -> Response {
     if accept.is_some_and(|accept| accept.contains("text/html")) {
         return ([(header::CONTENT_SECURITY_POLICY, POLICY)], Html(PAGE)).into_response();
     }
-    Json(look(&app).await).into_response()
+    let mut status = look(&app).await;
+    for top in &mut status.top.documents {
+        top.document = mask(&top.document);
+    }
+    for line in &mut status.log {
+        line.text = mask(&line.text);
+    }
+    Json(status).into_response()
+}
+
+/// A text in which words that are long enough for a document's id, or for what is left of one in its folder's name, are cut
+/// short.
+fn mask(text: &str) -> String {
+    let mut masked = String::new();
+    for part in text.split_inclusive(|c: char| !c.is_ascii_alphanumeric()) {
+        let word = part.trim_end_matches(|c: char| !c.is_ascii_alphanumeric());
+        let is_long = word.len() > 2 * SHOWN;
+        masked.push_str(word.get(..SHOWN).filter(|_| is_long).unwrap_or(word));
+        masked.push_str(if is_long { "…" } else { "" });
+        masked.push_str(part.get(word.len()..).unwrap_or_default());
+    }
+    masked
 }
 
 /// Whether the request names this relay by an address. A page from elsewhere can give its own name this address, and would
@@ -96,8 +125,7 @@ fn is_asked_by_address(headers: &HeaderMap) -> bool {
         _ => host,
     };
     let bare = name.trim_start_matches('[').trim_end_matches(']');
-    // "admin" is what the commands say on the socket.
-    matches!(bare, "localhost" | "admin") || bare.parse::<std::net::IpAddr>().is_ok()
+    bare == "localhost" || bare.parse::<std::net::IpAddr>().is_ok()
 }
 
 async fn look(app: &App) -> Status {
@@ -168,6 +196,14 @@ fn cpu_seconds() -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ids_of_documents_are_cut_short_wherever_they_are() {
+        let id = "2XehcERzGALTcjP7C7VxwFJdWoEW";
+        let text =
+            format!("cannot read /documents/{}/{}: {id}; the rest stays", &id[..2], &id[2..]);
+        assert_eq!(mask(&text), "cannot read /documents/2X/ehcERzGA…: 2XehcERz…; the rest stays");
+    }
 
     #[test]
     fn only_who_asks_by_address_sees_the_page() {

@@ -115,6 +115,7 @@ pub fn router(stored: Stored) -> Router {
         .route("/documents/{id}/undelete", post(undelete))
         .route("/documents/{id}/block", post(block))
         .route("/documents/{id}/unblock", post(unblock))
+        .route("/blocked", get(blocked))
         .route("/deleted", get(deleted).post(bury))
         .route("/fsck", get(check).post(check_and_repair))
         .route("/quarantine", get(quarantined))
@@ -191,7 +192,11 @@ async fn document(
     let folder = format!("{}/", document.folder());
     quarantined.retain(|entry| entry.path.starts_with(&folder));
     let marks = journal.clone();
-    let blocked = blocking(move || Ok(marks.blocked().get(document))).await?;
+    let blocked = blocking(move || {
+        let blocked = marks.blocked();
+        Ok(blocked.contains(document).then(|| Block::of(blocked, document)))
+    });
+    let blocked = blocked.await?;
     match Inspection::of(&*journal, quarantined, blocked, document).await? {
         Some(found) => Ok(Json(found).into_response()),
         None => Err(nothing_stored(document)),
@@ -365,29 +370,56 @@ async fn block(
     Json(Reason { reason }): Json<Reason>,
 ) -> Result<Response, Failed> {
     let document: DocumentId = id.parse()?;
-    let block = Block::new(document, reason);
-    let (journal, added) = (stored.journal.clone(), block.clone());
-    blocking(move || Ok(journal.blocked().add(document, &added)?)).await?;
-    stored.journal.show_blocked();
-    info!(%document, reason = block.reason, "an operator blocked a document");
-    if let Some(rooms) = &stored.rooms {
-        rooms.reopen(document);
+    // At once, also on a disk that is full or hangs.
+    stored.journal.blocked().hold(document);
+    info!(%document, reason, "an operator blocked a document");
+    marks_changed(&stored, document);
+    // In a task: who asked may go away, and what was begun is finished.
+    let noting = tokio::task::spawn_blocking(move || {
+        let blocked = stored.journal.blocked();
+        let earlier = blocked.get(document).filter(|_| reason.is_none());
+        let block = earlier.unwrap_or_else(|| Block::new(document, reason));
+        let noted = blocked.add(document, &block);
+        noted.map(|()| block)
+    });
+    match noting.await? {
+        Ok(block) => Ok(Json(block).into_response()),
+        Err(error) => {
+            let text = format!("{document} is blocked until the relay stops: {error}");
+            Err(Failed(StatusCode::INTERNAL_SERVER_ERROR, text))
+        }
     }
-    Ok(Json(block).into_response())
 }
 
 async fn unblock(State(stored): State<Stored>, Path(id): Path<String>) -> Result<Response, Failed> {
     let document: DocumentId = id.parse()?;
-    let journal = stored.journal.clone();
-    if !blocking(move || Ok(journal.blocked().remove(document)?)).await? {
-        return Err(Failed(StatusCode::NOT_FOUND, format!("{document} was not blocked")));
-    }
+    // In a task, as above.
+    let unblocking = tokio::spawn(async move {
+        let journal = stored.journal.clone();
+        if !blocking(move || Ok(journal.blocked().remove(document)?)).await? {
+            return Err(Failed(StatusCode::NOT_FOUND, format!("{document} was not blocked")));
+        }
+        info!(%document, "an operator unblocked a document");
+        marks_changed(&stored, document);
+        Ok(Json(()).into_response())
+    });
+    unblocking.await?
+}
+
+fn marks_changed(stored: &Stored, document: DocumentId) {
     stored.journal.show_blocked();
-    info!(%document, "an operator unblocked a document");
     if let Some(rooms) = &stored.rooms {
         rooms.reopen(document);
     }
-    Ok(Json(()).into_response())
+}
+
+async fn blocked(State(stored): State<Stored>) -> Result<Response, Failed> {
+    let list = move || {
+        let blocked = stored.journal.blocked();
+        let all = blocked.ids().into_iter().map(|document| Block::of(blocked, document));
+        Ok(Json(all.collect::<Vec<_>>()).into_response())
+    };
+    blocking(list).await
 }
 
 async fn deleted(State(stored): State<Stored>) -> Result<Response, Failed> {

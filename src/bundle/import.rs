@@ -93,6 +93,7 @@ impl Imported {
             Merged::Contained => return self.contained += 1,
             Merged::Unrelated => "a document of this id with another history is here",
             Merged::Deleted => "it was deleted here",
+            Merged::Blocked => "it is blocked here",
             Merged::NoSpace => "there is no room for new documents",
             Merged::Broken(_) => "it is no automerge document",
             Merged::Failed(_) => "what is stored of it cannot be read or written",

@@ -33,13 +33,28 @@ pub(super) fn top(relay: &RelayArguments, once: bool, json: bool) -> Result<(), 
     let mut relay = relay.running()?;
     let again = !once && !json && stdout().is_terminal();
     loop {
-        let top: Top = relay.ask(Method::GET, "/top")?;
+        let mut top: Top = relay.ask(Method::GET, "/top")?;
         if !again {
             show(json, &top, || describe_top(&top));
             return Ok(());
         }
-        print(&format!("{CLEAR}{}", describe_top(&top)));
+        let (rows, columns) = terminal();
+        // Besides the rows: three lines of titles, an empty one and the cursor's.
+        let rows = rows.saturating_sub(6) / 2;
+        top.documents.truncate(rows);
+        top.sessions.truncate(rows);
+        let text = describe_top(&top);
+        let lines = text.lines().map(|line| line.chars().take(columns).collect::<String>());
+        print(&format!("{CLEAR}{}", lines.collect::<Vec<_>>().join("\n")));
         std::thread::sleep(EVERY);
+    }
+}
+
+/// Rows and columns.
+fn terminal() -> (usize, usize) {
+    match rustix::termios::tcgetwinsize(stdout()) {
+        Ok(size) if size.ws_row > 0 => (size.ws_row.into(), size.ws_col.into()),
+        _ => (24, 80),
     }
 }
 
@@ -82,7 +97,7 @@ fn size(bytes: u64) -> String {
 }
 
 /// What a client called itself, without what would move the cursor.
-fn printable(text: &str, most: usize) -> String {
+pub(super) fn printable(text: &str, most: usize) -> String {
     text.chars().map(|c| if c.is_control() { '?' } else { c }).take(most).collect()
 }
 
@@ -134,12 +149,20 @@ pub(super) fn follow(id: DocumentId, arguments: &StorageArguments) -> Result<(),
     let mut relay = arguments.relay.running()?;
     let path = format!("/documents/{id}/events");
     let json = arguments.json;
-    relay.lines(Method::GET, &path, |event: Event| {
+    let followed = relay.lines(Method::GET, &path, |event: Event| {
         print(&match json {
             true => format!("{}\n", serde_json::to_string(&event).unwrap_or_default()),
             false => describe_event(&event),
         });
-    })
+    });
+    match followed {
+        // The stream has no other end.
+        Err(CliError::Admin(AdminError::Http(_))) => {
+            eprintln!("the relay has stopped");
+            Ok(())
+        }
+        followed => followed,
+    }
 }
 
 fn describe_event(Event { at, peer, connection, what }: &Event) -> String {

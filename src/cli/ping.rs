@@ -29,7 +29,7 @@ use tokio_tungstenite::{
 // x509-parser: rustls checks certificates and does not say until when they hold.
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use super::{CliError, print, runtime};
+use super::{CliError, live::printable, print, runtime};
 use crate::{
     config::Size,
     document_id::DocumentId,
@@ -38,6 +38,8 @@ use crate::{
 
 /// How long a step may take.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Bytes a second that a slow line carries.
+const SLOW: f64 = 64.0 * 1024.0;
 /// Small messages that are sent there and back.
 const ROUNDS: u64 = 10;
 
@@ -104,8 +106,8 @@ pub(super) enum PingError {
     Closed { step: &'static str, code: u16, reason: String },
     #[error("{step}: the connection ended; something on the way cuts it")]
     Ended { step: &'static str },
-    #[error("{step}: no answer within {0:?}", PATIENCE)]
-    Late { step: &'static str },
+    #[error("{step}: no answer within {limit:?}")]
+    Late { step: &'static str, limit: Duration },
     #[error("{step}: the answer is not understood: {source}; is this a sync server?")]
     Wire { step: &'static str, source: WireError },
 }
@@ -204,7 +206,8 @@ impl Target {
                     .map_err(|error| PingError::Tls(io::Error::other(error)))?;
                 let connector = tokio_rustls::TlsConnector::from(config.clone());
                 let stream = timeout(PATIENCE, connector.connect(name, stream)).await;
-                let stream = stream.map_err(|_| PingError::Late { step: "tls" })?;
+                let stream =
+                    stream.map_err(|_| PingError::Late { step: "tls", limit: PATIENCE })?;
                 let stream = stream.map_err(PingError::Tls)?;
                 say("tls", describe_tls(stream.get_ref().1));
                 Box::new(stream)
@@ -220,7 +223,8 @@ impl Target {
         let start = Instant::now();
         let upgrading = client_async_with_config(request, stream, Some(config));
         let upgraded = timeout(PATIENCE, upgrading).await;
-        let upgraded = upgraded.map_err(|_| PingError::Late { step: "upgrade" })?;
+        let upgraded =
+            upgraded.map_err(|_| PingError::Late { step: "upgrade", limit: PATIENCE })?;
         let (socket, response) = upgraded.map_err(|error| match error {
             tungstenite::Error::Http(response) => match response.status().as_u16() {
                 status @ 502..=504 => PingError::NoRelay(status),
@@ -236,11 +240,17 @@ impl Target {
         let mut client = Client { socket, name, relay, pings: 0 };
         let start = Instant::now();
         client.send("join", wire::join(&client.name)).await?;
-        let answer = client.receive("join").await?;
-        let message = Message::decode(&answer);
-        let message = message.map_err(|source| PingError::Wire { step: "join", source })?;
-        client.relay = message.sender.unwrap_or_default().into_owned();
-        say("join", format!("relay {} in {}", client.relay, millis(start.elapsed())));
+        client.relay = loop {
+            let answer = client.receive("join").await?;
+            let message = Message::decode(&answer);
+            let message = message.map_err(|source| PingError::Wire { step: "join", source })?;
+            // A refusal is an error message, and then a close with the reason.
+            if matches!(message.body, Body::Peer) {
+                break message.sender.unwrap_or_default().into_owned();
+            }
+        };
+        let relay = printable(&client.relay, 64);
+        say("join", format!("relay {relay} in {}", millis(start.elapsed())));
         Ok(client)
     }
 }
@@ -254,6 +264,10 @@ fn trust(ca_file: Option<&PathBuf>) -> Result<ClientConfig, PingError> {
         let more: Vec<_> = rustls::pki_types::pem::PemObject::pem_slice_iter(&text)
             .filter_map(Result::ok)
             .collect();
+        if more.is_empty() {
+            let source = io::Error::other("no certificate (PEM) is in there");
+            return Err(PingError::File { path: path.clone(), source });
+        }
         roots.add_parsable_certificates(more);
     }
     if roots.is_empty() {
@@ -286,8 +300,9 @@ fn describe_tls(connection: &rustls::ClientConnection) -> String {
 
 impl Client {
     async fn send(&mut self, step: &'static str, message: Bytes) -> Result<(), PingError> {
-        let sending = timeout(PATIENCE, self.socket.send(Frame::Binary(message))).await;
-        let sent = sending.map_err(|_| PingError::Late { step })?;
+        let limit = patience(message.len());
+        let sending = timeout(limit, self.socket.send(Frame::Binary(message))).await;
+        let sent = sending.map_err(|_| PingError::Late { step, limit })?;
         sent.map_err(|source| PingError::Broke { step, source })
     }
 
@@ -299,7 +314,7 @@ impl Client {
                 Frame::Binary(frame) => return Ok(frame),
                 Frame::Close(frame) => {
                     let Some(frame) = frame else { return Err(PingError::Ended { step }) };
-                    let (code, reason) = (frame.code.into(), frame.reason.to_string());
+                    let (code, reason) = (frame.code.into(), printable(&frame.reason, 128));
                     return Err(PingError::Closed { step, code, reason });
                 }
                 Frame::Ping(_) => {
@@ -313,8 +328,16 @@ impl Client {
     }
 
     async fn receive(&mut self, step: &'static str) -> Result<Bytes, PingError> {
-        let receiving = timeout(PATIENCE, self.next(step)).await;
-        receiving.map_err(|_| PingError::Late { step })?
+        self.receive_within(PATIENCE, step).await
+    }
+
+    async fn receive_within(
+        &mut self,
+        limit: Duration,
+        step: &'static str,
+    ) -> Result<Bytes, PingError> {
+        let receiving = timeout(limit, self.next(step)).await;
+        receiving.map_err(|_| PingError::Late { step, limit })?
     }
 
     /// Send presence of so many bytes.
@@ -331,9 +354,14 @@ impl Client {
     }
 
     /// Wait for presence of somebody else's.
-    async fn hear(&mut self, step: &'static str, count: u64) -> Result<(), PingError> {
+    async fn hear(
+        &mut self,
+        step: &'static str,
+        count: u64,
+        bytes: usize,
+    ) -> Result<(), PingError> {
         loop {
-            let frame = self.receive(step).await?;
+            let frame = self.receive_within(2 * patience(bytes), step).await?;
             let message = Message::decode(&frame);
             let message = message.map_err(|source| PingError::Wire { step, source })?;
             if matches!(message.body, Body::Ephemeral { count: heard, .. } if heard == count) {
@@ -354,14 +382,14 @@ async fn run(target: &Target, arguments: &PingArguments) -> Result<(), PingError
     two.present(step, id, 1, 1).await?;
     // Who came second is heard by the first: then both are there.
     tokio::select! {
-        heard = one.hear(step, 1) => heard?,
-        heard = two.hear(step, 1) => heard?,
+        heard = one.hear(step, 1, 1) => heard?,
+        heard = two.hear(step, 1, 1) => heard?,
     }
     let mut times = Vec::new();
     for count in 2..2 + ROUNDS {
         let start = Instant::now();
         one.present(step, id, count, 1).await?;
-        two.hear(step, count).await?;
+        two.hear(step, count, 1).await?;
         times.push(start.elapsed());
     }
     times.sort_unstable();
@@ -381,7 +409,7 @@ async fn run(target: &Target, arguments: &PingArguments) -> Result<(), PingError
             one.next(step).await.map(drop)
         };
         let arrived = tokio::select! {
-            heard = two.hear(step, count) => heard,
+            heard = two.hear(step, count, bytes) => heard,
             Err(refused) = sending => Err(refused),
         };
         if let Err(error) = arrived {
@@ -405,7 +433,7 @@ async fn run(target: &Target, arguments: &PingArguments) -> Result<(), PingError
             return Err(PingError::Cut(Box::new(error)));
         }
         one.present(step, id, count, 1).await?;
-        two.hear(step, count).await?;
+        two.hear(step, count, 1).await?;
         let pings = one.pings;
         let silence = humantime::format_duration(silence);
         say(step, format!("{silence}, and the connection lives; {pings} pings came"));
@@ -415,6 +443,11 @@ async fn run(target: &Target, arguments: &PingArguments) -> Result<(), PingError
         let _ = timeout(PATIENCE, client.socket.close(None)).await;
     }
     Ok(())
+}
+
+/// How long a message of that size may be on its way: a slow line is no fault.
+fn patience(bytes: usize) -> Duration {
+    PATIENCE + Duration::from_secs_f64(bytes as f64 / SLOW)
 }
 
 fn millis(time: Duration) -> String {

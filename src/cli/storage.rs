@@ -87,6 +87,11 @@ enum DocVerb {
         #[command(flatten)]
         storage: StorageArguments,
     },
+    /// Say which documents are blocked, since when and why
+    Blocked {
+        #[command(flatten)]
+        storage: StorageArguments,
+    },
     /// Let everybody have a blocked document again
     Unblock {
         /// Its id, or its automerge: URL
@@ -162,6 +167,14 @@ pub(super) fn doc(arguments: DocArguments) -> Result<(), CliError> {
             let block: Block =
                 storage.relay.stored()?.tell(Method::POST, &path, &Reason { reason })?;
             show(storage.json, &block, || format!("{id} is kept from everybody\n"));
+            Ok(())
+        }
+        (Some(DocVerb::Blocked { storage }), _) => {
+            let all: Vec<Block> = storage.relay.stored()?.ask(Method::GET, "/blocked")?;
+            let line = |Block { document, blocked_at, reason }: &Block| {
+                format!("{document}  {blocked_at}  {}\n", reason.as_deref().unwrap_or_default())
+            };
+            show(storage.json, &all, || all.iter().map(line).collect());
             Ok(())
         }
         (Some(DocVerb::Unblock { id, storage }), _) => {

@@ -217,6 +217,9 @@ async fn find(
     id: &str,
 ) -> Result<(DocumentId, StoredBundle, Option<Problem>), HttpError> {
     let id: DocumentId = id.parse()?;
+    if app.documents.is_blocked(id) {
+        return Err(HttpError::NoSuchBundle);
+    }
     loop {
         let stored = app.store.get(id).await?.ok_or(HttpError::NoSuchBundle)?;
         match app.importer.standing(id, &stored.etag).await? {

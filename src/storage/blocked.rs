@@ -25,6 +25,13 @@ impl Block {
         let now = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
         Self { document, blocked_at: now, reason }
     }
+
+    /// What is remembered of one that is blocked. A file that does not read is a block all the same. Blocks.
+    pub fn of(all: &Marks<Self>, document: DocumentId) -> Self {
+        let block = all.get(document).unwrap_or_else(|| Self::new(document, None));
+        // Its file's name is what holds.
+        Self { document, ..block }
+    }
 }
 
 /// All blocked documents of the storage folder `root`.

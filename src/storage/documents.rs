@@ -104,6 +104,8 @@ pub enum Merged {
     Unrelated,
     /// It was deleted here and stays so.
     Deleted,
+    /// An operator keeps it from everybody.
+    Blocked,
     /// There is no room for a new document.
     NoSpace,
     /// It does not parse.
@@ -161,6 +163,20 @@ impl Documents {
         Self { store, served, health, space, comparing, metrics }
     }
 
+    /// What stands for a document that is not taken; none if it may be.
+    pub fn refused(&self, document: DocumentId) -> Option<Opened> {
+        if self.store.is_deleted(document) {
+            return Some(Opened { is_deleted: true, ..Opened::default() });
+        }
+        let is_blocked = self.store.is_blocked(document);
+        is_blocked.then(|| Opened { is_blocked: true, ..Opened::default() })
+    }
+
+    /// Whether an operator keeps a document from everybody.
+    pub fn is_blocked(&self, document: DocumentId) -> bool {
+        self.store.is_blocked(document)
+    }
+
     /// Whether a document was deleted.
     pub fn is_deleted(&self, document: DocumentId) -> bool {
         self.store.is_deleted(document)
@@ -199,11 +215,8 @@ impl Documents {
     /// # Errors
     /// Bytes that are there cannot be read. That is not "no document".
     pub async fn open(&self, document: DocumentId) -> Result<Opened, StorageError> {
-        if self.store.is_deleted(document) {
-            return Ok(Opened { is_deleted: true, ..Opened::default() });
-        }
-        if self.store.is_blocked(document) {
-            return Ok(Opened { is_blocked: true, ..Opened::default() });
+        if let Some(refused) = self.refused(document) {
+            return Ok(refused);
         }
         let stored = self.timed("load", self.store.load_document(document)).await?;
         let underneath = self.underneath(document);
@@ -259,6 +272,9 @@ impl Documents {
     ) -> Result<Merged, StorageError> {
         if self.store.is_deleted(document) {
             return Ok(Merged::Deleted);
+        }
+        if bringer == Bringer::Upload && self.store.is_blocked(document) {
+            return Ok(Merged::Blocked);
         }
         let stored = self.timed("load", self.store.load_document(document)).await?;
         let underneath = match bringer {

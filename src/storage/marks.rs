@@ -74,6 +74,11 @@ impl<M: Serialize + DeserializeOwned> Marks<M> {
         self.all().is_empty()
     }
 
+    /// Mark a document in memory alone; [`add`](Self::add) follows.
+    pub fn hold(&self, document: DocumentId) {
+        self.all_mut().insert(document);
+    }
+
     /// Mark a document; durable when this returns. The mark holds only then: whatever is refused by it was not taken
     /// in vain. Blocks.
     ///

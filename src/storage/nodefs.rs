@@ -98,7 +98,6 @@ impl NodefsStore {
                     ".journal",
                     ".deleted",
                     ".blocked",
-                    ".blocked",
                     ".reserve",
                     ".backups",
                     REPLACING,

@@ -140,16 +140,16 @@ impl Rooms {
         let directory = lock(&self.directory);
         let handles = directory.values().filter_map(|entry| match entry {
             Entry::Live(handle) => Some(handle.clone()),
-            Entry::Waiting { .. } => None,
+            Entry::Waiting(_) => None,
         });
-        handles.collect()
+        handles.filter(|handle| handle.document != self.shared.probe).collect()
     }
 
     /// What a document's room says, if it has one.
     pub async fn look(&self, document: DocumentId) -> Option<LiveDocument> {
         let handle = match lock(&self.directory).get(&document)? {
             Entry::Live(handle) => handle.clone(),
-            Entry::Waiting { .. } => return None,
+            Entry::Waiting(_) => return None,
         };
         Some(handle.look().await)
     }

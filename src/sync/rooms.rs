@@ -168,11 +168,15 @@ pub struct Shared {
 pub(super) enum Entry {
     Live(Arc<Handle>),
     /// Nobody has the document, or nobody may have it; these sessions are told when that changes.
-    Waiting {
-        sessions: Vec<SessionId>,
-        /// What they sent meanwhile was not taken: they are to send it again.
-        lost: bool,
-    },
+    Waiting(Vec<Waiting>),
+}
+
+/// A session that waits without a room.
+#[derive(Clone, Copy)]
+pub(super) struct Waiting {
+    session: SessionId,
+    /// Something that it sent was not taken: it is to send it again.
+    lost: bool,
 }
 
 /// What the directory and a room's task share.
@@ -263,7 +267,7 @@ impl Rooms {
                         handle.sent_away.store(false, Ordering::Relaxed);
                         return handle.mailbox.clone();
                     }
-                    Some(Entry::Waiting { .. }) | None => None,
+                    Some(Entry::Waiting(_)) | None => None,
                 };
                 match waiting {
                     Some(retired) => retired,
@@ -281,17 +285,17 @@ impl Rooms {
         document: DocumentId,
         first: Option<SessionId>,
     ) -> Mailbox {
-        let (waiting, lost) = match directory.remove(&document) {
-            Some(Entry::Waiting { sessions, lost }) => (sessions, lost),
-            _ => (Vec::new(), false),
+        let waiting = match directory.remove(&document) {
+            Some(Entry::Waiting(waiting)) => waiting,
+            _ => Vec::new(),
         };
         self.shared.metrics.rooms.waiting.sub(i64::from(!waiting.is_empty()));
-        let (handle, receiver) = Handle::new(document);
-        lock(&handle.members).extend(waiting.iter().copied().chain(first));
+        let usage = Usage::default();
+        let (handle, receiver) = Handle::new(document, usage.clone());
+        lock(&handle.members).extend(waiting.iter().map(|waiting| waiting.session).chain(first));
         directory.insert(document, Entry::Live(handle.clone()));
         let mailbox = handle.mailbox.clone();
-        let usage = handle.usage.clone();
-        let room = live::Room::new(self.clone(), handle, receiver, &waiting, lost);
+        let room = live::Room::new(self.clone(), handle, receiver, &waiting);
         let rooms = self.clone();
         self.tasks.spawn(async move {
             if AssertUnwindSafe(usage.charge_all(room.run())).catch_unwind().await.is_err() {
@@ -311,9 +315,9 @@ impl Rooms {
                 lock(&handle.gone).push(session);
                 handle.news.notify_one();
             }
-            Some(Entry::Waiting { sessions, .. }) => {
-                sessions.retain(|id| *id != session);
-                if sessions.is_empty() {
+            Some(Entry::Waiting(waiting)) => {
+                waiting.retain(|waiting| waiting.session != session);
+                if waiting.is_empty() {
                     directory.remove(&document);
                     self.shared.metrics.rooms.waiting.dec();
                 }
@@ -391,7 +395,7 @@ impl Rooms {
                 handle.reopen.store(true, Ordering::Relaxed);
                 handle.news.notify_one();
             }
-            Some(Entry::Waiting { .. }) => _ = self.open(&mut directory, document, None),
+            Some(Entry::Waiting(_)) => _ = self.open(&mut directory, document, None),
             None => {}
         }
     }
@@ -458,13 +462,13 @@ impl Rooms {
 }
 
 impl Handle {
-    fn new(document: DocumentId) -> (Arc<Self>, mpsc::Receiver<Box<Input>>) {
+    fn new(document: DocumentId, usage: Usage) -> (Arc<Self>, mpsc::Receiver<Box<Input>>) {
         let (mailbox, receiver) = mpsc::channel(MAILBOX);
         let handle = Self {
             document,
             mailbox,
             members: Mutex::default(),
-            usage: Usage::default(),
+            usage,
             unknown: AtomicBool::new(false),
             asked: Mutex::default(),
             answer: Notify::new(),

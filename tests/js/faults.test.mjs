@@ -259,3 +259,26 @@ test('what the relay waits for never keeps it from answering itself: a full disk
   await goesOn(relay);
   await Promise.all(others.map(close));
 });
+
+test('a document is blocked at once on a full disk; what else its clients do goes on', { skip }, async t => {
+  const relay = await Relay.start(t);
+  const [client, reader] = [relay.client(t), relay.client(t)];
+  const [handle, other] = [await share(client, { n: 1 }), await share(client, { n: 1 })];
+  const [copy, otherCopy] = [await reader.repo.find(handle.url), await reader.repo.find(other.url)];
+  const end = await inject(t, relay, 'pwrite64,write', 'ENOSPC',
+    [relay.documents, ...['journal.sqlite', 'journal.sqlite-wal'].map(name => join(relay.documents, '.journal', name))]);
+  handle.change(doc => { doc.n = 2; });
+  await until('it is passed on', () => copy.doc().n === 2);
+  await until('not ready', async () => await status(relay) === 503);
+  spawnSync(BINARY, ['doc', 'block', handle.url, '--config', join(relay.at, 'tonk-relay.toml')]);
+  // More than the room would hold.
+  for (let n = 3; n < 300; n += 1) handle.change(doc => { doc.n = n; });
+  other.change(doc => { doc.n = 2; });
+  await until('the other is passed on', () => otherCopy.doc().n === 2);
+  await end();
+  await until('ready', async () => await status(relay) === 200);
+  assert.equal(copy.doc().n, 2, 'nobody heard of what came after the block');
+  relay.command('doc', 'unblock', handle.url);
+  await until('all of it is here', () => copy.doc().n === 299);
+  await saved(client, handle);
+});

@@ -98,6 +98,9 @@ test('a blocked document is kept from everybody at once, and comes back with wha
   assert.equal(copy.doc().n, 1);
   assert.match(relay.command('doc', handle.url), /blocked {6}since .*: too large/);
   assert.match(relay.command('status'), /blocked +1 documents/);
+  assert.deepEqual(json(relay, 'doc', 'blocked').map(({ document, reason }) => [document, reason]),
+    [[handle.documentId, 'too large']]);
+  assert.equal(json(relay, 'doc', 'block', handle.url).reason, 'too large', 'blocked again, the first reason stays');
   assert.match(relay.log, /an operator blocked a document/);
 
   // Also over a restart.
@@ -144,4 +147,6 @@ test('`ping` takes the way of a client, and names the step that fails', async t 
   await fail('relay.example.org', /expected a URL such as wss:/);
   await fail('ws://127.0.0.1:1/', /^address: 127.0.0.1:1 does not answer/);
   await fail(url.replace('ws:', 'wss:'), /^tls: /);
+  const full = await Relay.start(t, { limits: { connections: 1 } });
+  await fail(full.ws, /^join: closed with 1013: the relay is full/);
 });

@@ -101,7 +101,8 @@ impl MergeAnswer {
             Merged::New => self.new += 1,
             Merged::Newer => self.newer += 1,
             Merged::Contained => self.contained += 1,
-            Merged::Deleted => self.deleted += 1,
+            // An operator's import takes blocked ones as well; this is for uploads.
+            Merged::Deleted | Merged::Blocked => self.deleted += 1,
             Merged::Unrelated => self.refuse(
                 document,
                 "a document of this id with another history is stored here; that one stays",

@@ -17,7 +17,7 @@ use tokio::{
 };
 use tracing::{debug, error, info, warn};
 
-use super::{Entry, Handle, Input, NOTHING, NoMemory, Rooms, lock, seconds_since};
+use super::{Entry, Handle, Input, NOTHING, NoMemory, Rooms, Waiting, lock, seconds_since};
 use crate::{
     backoff::Backoff,
     document_id::DocumentId,
@@ -108,14 +108,16 @@ impl Room {
         rooms: Arc<Rooms>,
         handle: Arc<Handle>,
         inbox: mpsc::Receiver<Box<Input>>,
-        waiting: &[SessionId],
-        lost: bool,
+        waiting: &[Waiting],
     ) -> Self {
         let members = waiting
             .iter()
-            .filter_map(|id| Some((*id, rooms.shared.peers.get(*id)?)))
-            .map(|(id, session)| {
-                (id, Member { begin_anew: true, waited: true, lost, ..Member::new(session) })
+            .filter_map(|waiting| Some((waiting, rooms.shared.peers.get(waiting.session)?)))
+            .map(|(waiting, session)| {
+                let lost = waiting.lost;
+                let member =
+                    Member { begin_anew: true, waited: true, lost, ..Member::new(session) };
+                (waiting.session, member)
             })
             .collect();
         Self {
@@ -234,6 +236,10 @@ impl Room {
         let document = self.document();
         if document == rooms.shared.probe {
             return Ok(Opened::default());
+        }
+        // What is not taken needs no memory.
+        if let Some(refused) = rooms.shared.documents.refused(document) {
+            return Ok(refused);
         }
         let mut unreadable = None;
         loop {
@@ -411,7 +417,7 @@ impl Room {
             _ => !self.stash.is_empty() || !self.members.is_empty(),
         } || self.is_to_look_again();
         if is_wanted {
-            let (handle, inbox) = Handle::new(document);
+            let (handle, inbox) = Handle::new(document, self.handle.usage.clone());
             *lock(&handle.members) = here;
             for member in self.members.values_mut() {
                 member.begin_anew = true;
@@ -423,7 +429,9 @@ impl Room {
             retired.retired.cancel();
             return false;
         }
-        self.metrics().unloaded.with_label_values(&[reason]).inc();
+        if document != rooms.shared.probe {
+            self.metrics().unloaded.with_label_values(&[reason]).inc();
+        }
         self.tell(None, || What::Unloaded { reason: reason.to_owned() });
         for member in self.members.values() {
             member.session.wait_for(document);
@@ -431,8 +439,10 @@ impl Room {
         if self.members.is_empty() {
             directory.remove(&document);
         } else {
-            let sessions = self.members.keys().copied().collect();
-            directory.insert(document, Entry::Waiting { sessions, lost: reason == "blocked" });
+            let waiting = self.members.iter();
+            let waiting =
+                waiting.map(|(session, member)| Waiting { session: *session, lost: member.lost });
+            directory.insert(document, Entry::Waiting(waiting.collect()));
             self.metrics().waiting.inc();
         }
         self.handle.retired.cancel();

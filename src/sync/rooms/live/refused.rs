@@ -8,17 +8,21 @@ impl Room {
         // Where somebody's message is why it was looked at, those who only waited have heard it before.
         let is_news = self.stash.is_empty();
         for input in std::mem::take(&mut self.stash) {
-            if let Input::Sync { from, .. } = input
+            if let Input::Sync { from, message, .. } = input
                 && self.is_here(from.id)
             {
                 self.refused(&from, why);
+                // Unblocked, it is to come again; a deleted document is to stay away.
+                let lost = why == "blocked" && message.has_heads();
                 let member = self.member(&from);
                 (member.begin_anew, member.waited) = (true, false);
+                member.lost |= lost;
             }
         }
         let are_told = |member: &&mut Member| member.begin_anew && (is_news || !member.waited);
         for member in self.members.values_mut().filter(are_told) {
-            (member.asks, member.lost) = (None, false);
+            member.asks = None;
+            member.lost &= why == "blocked";
             self.rooms.followers.tell(self.handle.document, Some(&member.session), unavailable);
             member.session.send_unavailable(self.handle.document);
         }

@@ -157,7 +157,21 @@ impl Room {
 
     /// End the engine; its members begin anew with the next one.
     async fn end_engine(&mut self, engine: Box<dyn Engine>) {
-        engine.close().await;
+        let closing = engine.close();
+        tokio::pin!(closing);
+        // On a disk that fails this takes as long as that does: who sends meanwhile is not kept waiting with all its other
+        // documents, and sends it again afterwards.
+        loop {
+            tokio::select! {
+                () = &mut closing => break,
+                Some(input) = self.inbox.recv() => {
+                    self.put_by(*input, "closing");
+                    if self.stash.len() >= STASH {
+                        self.lose_stash("closing");
+                    }
+                }
+            }
+        }
         for member in self.members.values_mut() {
             member.begin_anew |= member.port.take().is_some();
         }
