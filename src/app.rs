@@ -24,7 +24,11 @@ use crate::{
     config::{AdminAddress, AuthMode, Config, EngineKind, load::LoadedConfig},
     document_id::DocumentId,
     health::{Health, Phase, Report},
-    http::{self, App, listener::Connections},
+    http::{
+        self, App,
+        listener::Connections,
+        tls::{TlsError, TlsKeeper},
+    },
     log::{LogLevel, Repeats},
     metrics::{Metrics, ProcessMetrics},
     reloader::Reloader,
@@ -90,6 +94,8 @@ pub enum AppError {
     Bundles { file: Option<PathBuf>, path: PathBuf, source: std::io::Error },
     #[error("{}: bundle.path: {source}", place(file))]
     Bundle { file: Option<PathBuf>, source: ServeError },
+    #[error("{}: {}: {source}", place(file), source.key())]
+    Tls { file: Option<PathBuf>, source: TlsError },
     #[error("signals cannot be caught: {0}")]
     Signals(std::io::Error),
     #[error("metrics cannot be made: {0}")]
@@ -121,6 +127,7 @@ pub struct Bound {
     health: Arc<Health>,
     config: watch::Sender<Arc<Config>>,
     keeper: Arc<BundleKeeper>,
+    tls: Arc<TlsKeeper>,
     journal: Arc<Journal>,
     documents: Arc<Documents>,
     storage_id: String,
@@ -199,6 +206,8 @@ impl Loaded {
         let space = Arc::new(space);
         let keeper = BundleKeeper::new(receiver, health.clone(), metrics.bundles.clone());
         keeper.load(&config).await.map_err(|source| AppError::Bundle { file: file(), source })?;
+        let tls = TlsKeeper::new(sender.subscribe(), health.clone(), metrics.http.clone());
+        tls.load(&config.tls).await.map_err(|source| AppError::Tls { file: file(), source })?;
         let documents = Documents::new(
             journal.clone(),
             keeper.served(),
@@ -216,6 +225,7 @@ impl Loaded {
             health,
             config: sender,
             keeper: Arc::new(keeper),
+            tls: Arc::new(tls),
             journal,
             documents: Arc::new(documents),
             storage_id,
@@ -363,20 +373,22 @@ impl Bound {
             unpacking: Arc::new(Semaphore::new(UNPACKING)),
             started: Instant::now(),
         };
-        let reloader = Arc::new(Reloader::new(
-            self.loaded.config,
-            self.config,
-            self.keeper.clone(),
-            self.loaded.log_level,
-            repeats.clone(),
-            self.health.clone(),
-            self.metrics.process.clone(),
-        ));
+        let reloader = Arc::new(Reloader {
+            loaded: self.loaded.config.into(),
+            config: self.config,
+            keeper: self.keeper.clone(),
+            tls: self.tls.clone(),
+            log_level: self.loaded.log_level,
+            repeats: repeats.clone(),
+            health: self.health.clone(),
+            metrics: self.metrics.process.clone(),
+        });
         let mut supervisor = Supervisor::new(self.metrics.process.clone());
         let watchdog = watchdog(&app, probe, self.metrics.process.clone())?;
 
         let public = Connections {
             config: config.clone(),
+            tls: Some((self.tls.acceptor(), self.metrics.http.handshakes.clone())),
             open: self.metrics.http.sockets.with_label_values(&["public"]),
             upgraded: self.metrics.sessions.open.clone(),
             tasks: http_running.clone(),
@@ -384,6 +396,7 @@ impl Bound {
         };
         let admin = Connections {
             config,
+            tls: None,
             open: self.metrics.http.sockets.with_label_values(&["admin"]),
             upgraded: self.metrics.sessions.open.clone(),
             tasks: TaskTracker::new(),
@@ -420,6 +433,7 @@ impl Bound {
         let requests = tasks::catch_signals(&mut supervisor, &stopping, signals);
         tasks::watch(&mut supervisor, &draining, watchdog);
         tasks::follow_bundle(&mut supervisor, &stopping, &self.keeper, &rooms);
+        tasks::follow_certificate(&mut supervisor, &stopping, &self.tls);
         tasks::follow_config(&mut supervisor, &stopping, &reloader);
         tasks::flush_log(&mut supervisor, &stopping, &repeats);
         if let Some(s3) = &self.store.s3 {
@@ -483,6 +497,7 @@ fn watchdog(
     });
     let connections = Connections {
         config: config.clone(),
+        tls: None,
         open: unseen.http.sockets.with_label_values(&["probe"]),
         upgraded: unseen.sessions.open.clone(),
         tasks: TaskTracker::new(),

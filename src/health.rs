@@ -73,8 +73,8 @@ pub struct Unreadable(Arc<Health>);
 
 impl Health {
     /// The names of all checks, so that each has a metric from the start.
-    pub const CHECKS: [&str; 8] =
-        ["auth", "bundle", "bundles", "documents", "phase", "reload", "space", "storage"];
+    pub const CHECKS: [&str; 9] =
+        ["auth", "bundle", "bundles", "documents", "phase", "reload", "space", "storage", "tls"];
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)

@@ -210,6 +210,10 @@ metrics! {
     HttpMetrics {
         /// Open HTTP connections, by listener; one that was upgraded to a WebSocket is counted there.
         sockets: IntGaugeVec = "tonk_relay_http_connections" ["listener"];
+        /// TLS handshakes, by result: done, failed, or late.
+        handshakes: IntCounterVec = "tonk_relay_tls_handshakes_total" ["result"];
+        /// Until when the certificate holds, in seconds since 1970; 0 without TLS.
+        certificate_until: Gauge = "tonk_relay_tls_certificate_until_timestamp_seconds" [];
         /// HTTP requests, by route and status.
         requests: IntCounterVec = "tonk_relay_http_requests_total" ["route", "status"];
         /// Seconds until the head of the answer, by route.

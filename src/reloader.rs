@@ -12,20 +12,24 @@ use crate::{
     bundle::watch::{BundleKeeper, PathWatch},
     config::{Config, check, load, load::LoadedConfig, reload},
     health::{Health, Phase},
+    http::tls::{TlsError, TlsKeeper},
     log::{LogLevel, Repeats},
     metrics::ProcessMetrics,
     systemd,
 };
 
 /// Reads the config file again when asked.
+#[expect(missing_docs, reason = "the types say it")]
 pub struct Reloader {
-    loaded: Mutex<LoadedConfig>,
-    config: watch::Sender<Arc<Config>>,
-    keeper: Arc<BundleKeeper>,
-    log_level: Option<LogLevel>,
-    repeats: Arc<Repeats>,
-    health: Arc<Health>,
-    metrics: ProcessMetrics,
+    /// What is in effect now.
+    pub loaded: Mutex<LoadedConfig>,
+    pub config: watch::Sender<Arc<Config>>,
+    pub keeper: Arc<BundleKeeper>,
+    pub tls: Arc<TlsKeeper>,
+    pub log_level: Option<LogLevel>,
+    pub repeats: Arc<Repeats>,
+    pub health: Arc<Health>,
+    pub metrics: ProcessMetrics,
 }
 
 /// Why a config was not taken over; what was in effect still is.
@@ -42,19 +46,6 @@ impl fmt::Display for Refused {
 }
 
 impl Reloader {
-    /// A reloader of what is in effect now.
-    pub fn new(
-        loaded: LoadedConfig,
-        config: watch::Sender<Arc<Config>>,
-        keeper: Arc<BundleKeeper>,
-        log_level: Option<LogLevel>,
-        repeats: Arc<Repeats>,
-        health: Arc<Health>,
-        metrics: ProcessMetrics,
-    ) -> Self {
-        Self { loaded: Mutex::new(loaded), config, keeper, log_level, repeats, health, metrics }
-    }
-
     /// Begin to take over the config file as it is now. It goes on to its end whether or not somebody waits
     /// for the keys that changed.
     ///
@@ -113,6 +104,14 @@ impl Reloader {
                 refused([format!("{}: bundle.path: {error}", new.origins.of("bundle.path"))])
             };
             self.keeper.load(&new.config).await.map_err(problem)?;
+        }
+        let is_degraded = self.health.report().degraded.contains_key("tls");
+        if is_degraded || changes.live.iter().any(|key| key.starts_with("tls.")) {
+            let problem = |error: TlsError| {
+                let key = error.key();
+                refused([format!("{}: {key}: {error}", new.origins.of(key))])
+            };
+            self.tls.load(&new.config.tls).await.map_err(problem)?;
         }
         if let Some(log_level) = &self.log_level {
             log_level.set(&new.config.log.level).map_err(|error| refused([error.to_string()]))?;

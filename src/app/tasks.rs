@@ -16,7 +16,7 @@ use super::status_line;
 use crate::{
     bundle::{store::s3::S3Store, watch::BundleKeeper},
     health::Health,
-    http::listener::Connections,
+    http::{listener::Connections, tls::TlsKeeper},
     log::Repeats,
     metrics::{Metrics, StorageMetrics},
     reloader::Reloader,
@@ -61,7 +61,8 @@ pub(super) fn listen(
 ) {
     for listener in listeners {
         if let Ok(address) = listener.local_addr() {
-            info!("listening on http://{address}");
+            let is_tls = connections.tls.as_ref().is_some_and(|(tls, _)| tls.borrow().is_some());
+            info!("listening on {}://{address}", if is_tls { "https" } else { "http" });
         }
         keep_listening(supervisor, "http", listener, connections, router);
     }
@@ -151,6 +152,19 @@ pub(super) fn follow_bundle(
                 rooms.bundle_changed();
             }
         }
+    });
+}
+
+/// Swap the certificate when its files change.
+pub(super) fn follow_certificate(
+    supervisor: &mut Supervisor,
+    stopping: &CancellationToken,
+    tls: &Arc<TlsKeeper>,
+) {
+    let tls = tls.clone();
+    supervisor.keep("tls", OnExit::Restart, stopping, move || {
+        let tls = tls.clone();
+        async move { tls.run().await }
     });
 }
 

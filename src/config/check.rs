@@ -3,7 +3,7 @@
 use std::{fs, io, path::Path};
 
 use super::{AdminAddress, AuthMode, Config, StoreKind, load::Fault, load::LoadedConfig};
-use crate::{bundle::served::ServedBundle, log};
+use crate::{bundle::served::ServedBundle, http::tls, log};
 
 /// Every fault that shows in the values alone.
 pub fn check(loaded: &LoadedConfig) -> Vec<Fault> {
@@ -26,6 +26,11 @@ pub fn check(loaded: &LoadedConfig) -> Vec<Fault> {
                 r#"is not set, and http.listen has {address}, which others can reach; write mode = "open" under [auth] to let anybody read and write every document whose id they know, or listen on 127.0.0.1 and [::1] alone"#
             ),
         );
+    }
+    match (config.tls.cert.as_os_str().is_empty(), config.tls.key.as_os_str().is_empty()) {
+        (true, false) => fault("tls.cert", "is not set, and tls.key is".to_owned()),
+        (false, true) => fault("tls.key", "is not set, and tls.cert is".to_owned()),
+        _ => {}
     }
     for origin in &config.http.allowed_origins {
         let host = origin.split_once("://").map(|(_, host)| host);
@@ -93,6 +98,8 @@ fn named_paths(config: &Config) -> Vec<(&'static str, &Path)> {
         ("bundle.path", &config.bundle.path),
         ("bundle.wasm", &config.bundle.wasm),
         ("bundle.blank", &config.bundle.blank),
+        ("tls.cert", &config.tls.cert),
+        ("tls.key", &config.tls.key),
     ];
     paths.retain(|(_, path)| !path.as_os_str().is_empty());
     paths.push(("bundles.path", &config.bundles.path));
@@ -111,6 +118,11 @@ pub fn open(loaded: &LoadedConfig) -> Vec<Fault> {
         && let Err(error) = ServedBundle::load(&config.bundle.path, config.bundles.max_inflated.0)
     {
         fault("bundle.path", error.to_string());
+    }
+    if is_named(&config.tls.cert)
+        && let Err(error) = tls::load(&config.tls)
+    {
+        fault(error.key(), error.to_string());
     }
     for (key, path) in
         [("bundle.wasm", &config.bundle.wasm), ("bundle.blank", &config.bundle.blank)]

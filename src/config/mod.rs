@@ -22,6 +22,7 @@ pub use units::{MemoryLimit, Size, Time};
 pub struct Config {
     pub drain_timeout: Time,
     pub http: Http,
+    pub tls: Tls,
     pub admin: Admin,
     pub bundle: Bundle,
     pub bundles: Bundles,
@@ -45,6 +46,15 @@ pub struct Http {
     pub header_timeout: Time,
     pub body_idle_timeout: Time,
     pub body_min_rate: Size,
+}
+
+/// `[tls]`: the public port's certificate; both empty for plain HTTP.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[expect(missing_docs, reason = "etc/tonk-relay.toml describes the keys")]
+pub struct Tls {
+    pub cert: PathBuf,
+    pub key: PathBuf,
 }
 
 /// `[admin]`: metrics, health and the live commands.
@@ -243,6 +253,7 @@ impl Default for Config {
         Self {
             drain_timeout: Time::secs(30),
             http: Http::default(),
+            tls: Tls::default(),
             admin: Admin::default(),
             bundle: Bundle::default(),
             bundles: Bundles::default(),

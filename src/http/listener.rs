@@ -15,18 +15,24 @@ use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
-use prometheus::IntGauge;
+use prometheus::{IntCounterVec, IntGauge};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    net::{TcpListener, UnixListener, UnixStream},
+    net::{TcpListener, TcpStream, UnixListener, UnixStream},
     sync::{Notify, watch},
+    time::timeout,
 };
+// tokio-rustls: rustls' own project keeps it up.
+use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt;
 use tracing::{debug, warn};
 
-use super::activity::{Activity, Metered};
+use super::{
+    activity::{Activity, Metered},
+    tls::Acceptor,
+};
 use crate::config::Config;
 
 /// Connections that wait to be accepted.
@@ -107,6 +113,8 @@ pub fn bind_unix(path: &Path) -> io::Result<UnixListener> {
 #[expect(missing_docs, reason = "the names say it")]
 pub struct Connections {
     pub config: watch::Receiver<Arc<Config>>,
+    /// What TLS is spoken with; none where it never is.
+    pub tls: Option<(Acceptor, IntCounterVec)>,
     pub open: IntGauge,
     /// Connections that were upgraded.
     pub upgraded: IntGauge,
@@ -140,7 +148,11 @@ impl Connections {
             }
             let _ = stream.set_nodelay(true);
             let _ = socket2::SockRef::from(&stream).set_tcp_notsent_lowat(UNSENT_IN_KERNEL);
-            self.spawn(stream, router.clone(), Some(ClientAddress(address)));
+            let tls = self.tls.as_ref().and_then(|(tls, _)| tls.borrow().clone());
+            match tls {
+                Some(tls) => self.spawn_tls(stream, tls, router.clone(), ClientAddress(address)),
+                None => self.spawn(stream, router.clone(), Some(ClientAddress(address))),
+            }
         }
     }
 
@@ -162,6 +174,52 @@ impl Connections {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
+        let counted = Counted::new(&self.open);
+        self.tasks.spawn(self.clone().talk(stream, router, address, counted));
+    }
+
+    /// Serve `router` on a connection that begins with a TLS handshake.
+    fn spawn_tls(
+        &self,
+        stream: TcpStream,
+        tls: Arc<rustls::ServerConfig>,
+        router: Router,
+        address: ClientAddress,
+    ) {
+        let counted = Counted::new(&self.open);
+        let this = self.clone();
+        self.tasks.spawn(async move {
+            let limit = this.config.borrow().http.header_timeout.0;
+            let accepting = timeout(limit, TlsAcceptor::from(tls).accept(stream));
+            let accepted = tokio::select! {
+                accepted = accepting => accepted,
+                () = this.stopping.cancelled() => return,
+            };
+            let result = match &accepted {
+                Ok(Ok(_)) => "done",
+                Ok(Err(_)) => "failed",
+                Err(_) => "late",
+            };
+            if let Some((_, handshakes)) = &this.tls {
+                handshakes.with_label_values(&[result]).inc();
+            }
+            match accepted {
+                Ok(Ok(stream)) => this.talk(stream, router, Some(address), counted).await,
+                Ok(Err(error)) => debug!(client = %address.0, "no TLS handshake: {error}"),
+                Err(_) => debug!(client = %address.0, "no TLS handshake in time"),
+            }
+        });
+    }
+
+    async fn talk<S>(
+        self,
+        stream: S,
+        router: Router,
+        address: Option<ClientAddress>,
+        counted: Counted,
+    ) where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
         let activity = Arc::new(Activity::default());
         let io = TokioIo::new(Metered::new(stream, activity.clone()));
         let asked = Arc::new(Notify::new());
@@ -175,33 +233,30 @@ impl Connections {
             request.map(axum::body::Body::new)
         });
         let header_timeout = self.config.borrow().http.header_timeout.0;
-        let counted = Counted::new(&self.open);
-        let stopping = self.stopping.clone();
-        self.tasks.spawn(async move {
-            let connection = http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(header_timeout)
-                .serve_connection(io, TowerToHyperService::new(service))
-                .with_upgrades();
-            tokio::pin!(connection);
-            let ended = tokio::select! {
-                ended = &mut connection => ended,
-                () = stopping.cancelled() => {
-                    // Whoever has just connected is about to ask, and would be closed without an answer.
-                    tokio::select! {
-                        _ = &mut connection => return,
-                        () = asked.notified() => {}
-                        () = tokio::time::sleep(LAST_REQUEST) => {}
-                    }
-                    connection.as_mut().graceful_shutdown();
-                    connection.await
+        let stopping = self.stopping;
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(header_timeout)
+            .serve_connection(io, TowerToHyperService::new(service))
+            .with_upgrades();
+        tokio::pin!(connection);
+        let ended = tokio::select! {
+            ended = &mut connection => ended,
+            () = stopping.cancelled() => {
+                // Whoever has just connected is about to ask, and would be closed without an answer.
+                tokio::select! {
+                    _ = &mut connection => return,
+                    () = asked.notified() => {}
+                    () = tokio::time::sleep(LAST_REQUEST) => {}
                 }
-            };
-            drop(counted);
-            if let Err(error) = ended {
-                debug!(%error, "an HTTP connection ended early");
+                connection.as_mut().graceful_shutdown();
+                connection.await
             }
-        });
+        };
+        drop(counted);
+        if let Err(error) = ended {
+            debug!(%error, "an HTTP connection ended early");
+        }
     }
 }
 

@@ -8,6 +8,7 @@ pub mod bundles;
 pub mod error;
 pub mod listener;
 pub mod pages;
+pub mod tls;
 
 use std::{sync::Arc, time::Instant};
 

@@ -33,11 +33,11 @@ test('under a service manager the log goes to the journal, with fields', { skip 
   await share(client, { n: 1 });
   const peer = client.repo.networkSubsystem.peerId;
   await close(client);
-  const ended = await until('the end of the session', () => entries().find(entry => entry.MESSAGE === 'disconnected'));
+  const ended = await until('the end of the session', () => entries().find(entry => /^disconnected: ./.test(entry.MESSAGE)));
   assert.equal(ended.TONK_PEER, peer);
   assert.match(ended.TONK_CONNECTION, /^c\d+$/);
   assert.match(ended.TONK_CLOSE_CODE, /^\d+$/);
-  assert.ok(ended.TONK_CLOSE_REASON && ended.TONK_CLIENT === '127.0.0.1');
+  assert.equal(ended.TONK_CLIENT, '127.0.0.1');
   assert.ok(entries().some(entry => entry.MESSAGE === 'ready' && entry.TONK_VERSION));
 
   assert.ok(!entries().some(entry => entry.TONK_DOCUMENT), 'nothing is said of single documents at this level');

@@ -108,7 +108,7 @@ export class Relay {
       if (this.ended) throw new Error(`the relay ended: ${JSON.stringify(this.ended)}\n${this.log}`);
       return this.log.includes(' ready ');
     });
-    this.port = Number(/listening on http:\/\/\S*:(\d+)/.exec(this.log)[1]);
+    this.port = Number(/listening on https?:\/\/\S*:(\d+)/.exec(this.log)[1]);
   }
 
   /** SIGTERM; returns how it ended and how long it took. */

@@ -86,11 +86,21 @@ check 'it takes a bundle' says '"new":3' curl --silent --header 'content-type: a
 check 'the backup unit runs' systemctl start tonk-relay-backup.service
 check 'and makes a good backup' says '3 documents' tonk-relay fsck /var/backups/tonk-relay
 
+tar --extract --file clients.tar
+TONK_RELAY=/usr/bin/tonk-relay ./node clients.mjs > clients.out 2>&1 &
+clients=$!
+check 'clients edit all the while' until_ 200 test -e editing
 check 'it is upgraded' dpkg -i "$new"
 check 'and runs' active
 check 'as a new process' test "$before" != "$(pid)"
+sleep 2
+touch stop
+wait $clients
+status=$?
+check 'nothing that they wrote is lost' test $status = 0
+check "$(tail -1 clients.out)" says 'none lost' tail -1 clients.out
 check 'with the config that was edited' grep -q '^idle_unload' /etc/tonk-relay.toml
-check 'and all documents' says '3 documents' tonk-relay fsck
+check 'and all documents' says '^24 documents.* 0 damages' tonk-relay fsck
 
 kill -KILL "$(pid)"
 check 'after a crash it is started again' active
@@ -163,7 +173,7 @@ systemctl reset-failed tonk-relay
 check 'it starts again' systemctl start tonk-relay
 check 'it stops again' systemctl stop tonk-relay
 check 'with all durable' says 'all is durable' journalctl --unit tonk-relay
-check 'the commands work while it is stopped' says '3 documents' tonk-relay fsck
+check 'the commands work while it is stopped' says '^24 documents.* 0 damages' tonk-relay fsck
 check 'and leave the files to their owner' says '^tonk-relay$' stat --format=%U /var/lib/tonk-relay/documents/.journal
 systemctl start tonk-relay
 
