@@ -15,6 +15,7 @@ use crate::{
     health::Phase,
     http::App,
     log::{self, RecentLine},
+    storage::quarantine,
     sync::look::Top,
 };
 
@@ -43,7 +44,7 @@ pub struct Status {
     pub documents_waited_for: usize,
     pub unsaved_bytes: u64,
     pub free_bytes: u64,
-    pub quarantined: u64,
+    pub quarantined: usize,
     pub blocked: u64,
     pub bundle_sha256: Option<String>,
     pub bundle_documents: Option<usize>,
@@ -135,6 +136,10 @@ async fn look(app: &App) -> Status {
     let metrics = &app.metrics;
     let count = |gauge: &prometheus::IntGauge| u64::try_from(gauge.get()).unwrap_or(0);
     let config = app.config.borrow().clone();
+    let root = config.storage.path.clone();
+    // Counted anew: the metric is some seconds behind. What cannot be listed is no reason to say nothing.
+    let quarantined = tokio::task::spawn_blocking(move || quarantine::list(&root)).await;
+    let quarantined = quarantined.map_or(0, |listed| listed.map_or(0, |entries| entries.len()));
     Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         pid: std::process::id(),
@@ -149,7 +154,7 @@ async fn look(app: &App) -> Status {
         documents_waited_for,
         unsaved_bytes: count(&metrics.storage.unsaved_bytes),
         free_bytes: count(&metrics.storage.free_bytes),
-        quarantined: count(&metrics.storage.quarantined),
+        quarantined,
         blocked: count(&metrics.storage.blocked),
         bundle_sha256: served.as_ref().map(|bundle| bundle.sha256.clone()),
         bundle_documents: served.as_ref().map(|bundle| bundle.documents.len()),

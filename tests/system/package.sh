@@ -177,6 +177,12 @@ check 'the commands work while it is stopped' says '^24 documents.* 0 damages' t
 check 'and leave the files to their owner' says '^tonk-relay$' stat --format=%U /var/lib/tonk-relay/documents/.journal
 systemctl start tonk-relay
 
+mkdir lineage
+echo certificate > lineage/fullchain.pem
+echo key > lineage/privkey.pem
+check 'the hook for certbot brings a certificate' env RENEWED_LINEAGE=/test/lineage /usr/share/tonk-relay/certbot-deploy-hook
+check 'for the relay and root alone' says '^640 root tonk-relay$' stat --format='%a %U %G' /etc/tonk-relay.tls/privkey.pem
+
 check 'it is removed' dpkg -r tonk-relay
 check 'and stopped' active inactive
 check 'its config stays' test -f /etc/tonk-relay.toml
