@@ -304,7 +304,7 @@ mod tests {
                 "x.toml:4: http.metrics: invalid type: string \"yes\", expected a boolean",
                 "x.toml:6: sync.max_message: \"big\" is no size above zero: expected one such as \"8MiB\" or \"100MB\"",
                 "x.toml:8: bundle.path: invalid type: integer `7`, expected path string",
-                "x.toml:10: nope.a: unknown section [nope]; expected one of [http], [admin], [bundle], [bundles], [storage], [sync], [auth], [limits], [reload], [log]",
+                "x.toml:10: nope.a: unknown section [nope]; expected one of [http], [tls], [admin], [bundle], [bundles], [storage], [sync], [auth], [limits], [reload], [log]",
             ]
         );
     }

@@ -187,39 +187,30 @@ impl Room {
         self.rooms.followers.tell(self.handle.document, session, what);
     }
 
-    /// Say what is known, and pass on what is not to be looked at here.
+    /// Note a message that came: in what the room costs, and for whoever follows.
     fn note(&self, input: &Input) {
-        let (from, what) = match input {
+        let (from, kind, bytes, heads, brings_changes) = match input {
             Input::Sync { from, request, message, .. } => {
-                let what = || What::Received {
-                    kind: if *request { "request" } else { "sync" }.to_owned(),
-                    bytes: message.raw.len(),
-                    heads: message.message.heads.len(),
-                    brings_changes: message.has_changes(),
-                };
-                self.handle.usage.message(message.raw.len());
-                return self.tell(Some(from), what);
+                let kind = if *request { "request" } else { "sync" };
+                let heads = message.message.heads.len();
+                (from, kind, message.raw.len(), heads, message.has_changes())
             }
-            Input::Ephemeral { from, data, .. } => (from, data.len()),
+            Input::Ephemeral { from, data, .. } => (from, "ephemeral", data.len(), 0, false),
             Input::Subscribed { .. } | Input::Look { .. } => return,
         };
-        self.handle.usage.message(what);
-        self.tell(Some(from), || What::Received {
-            kind: "ephemeral".to_owned(),
-            bytes: what,
-            heads: 0,
-            brings_changes: false,
-        });
+        self.handle.usage.message(bytes);
+        let kind = || kind.to_owned();
+        self.tell(Some(from), || What::Received { kind: kind(), bytes, heads, brings_changes });
     }
 
     /// What an operator sees of the room while it has no engine.
     fn look(&self, state: &str) -> LiveDocument {
-        let mut sessions: Vec<LiveSession> = Vec::new();
-        for member in self.members.values() {
-            let waits = member.asks.is_some();
-            sessions.push(LiveSession { waits, ..LiveSession::of(&member.session, None) });
-        }
-        LiveDocument { state: state.to_owned(), sessions, ..LiveDocument::default() }
+        let sessions = self.members.values().map(|member| LiveSession {
+            waits: member.asks.is_some(),
+            ..LiveSession::of(&member.session, None)
+        });
+        let (state, sessions) = (state.to_owned(), sessions.collect());
+        LiveDocument { state, sessions, ..LiveDocument::default() }
     }
 
     fn document(&self) -> DocumentId {
