@@ -43,7 +43,7 @@ test('every fault of a config is named, with file, line and key, and the exit co
 
 const CONFIG_FAULTS = [
   ['[http', /^\S+:1: is no TOML: /],
-  ['[nope]\nx = 1\n', /:2: nope\.x: unknown section \[nope\]; expected one of \[http\], \[admin\], \[bundle\]/],
+  ['[nope]\nx = 1\n', /:2: nope\.x: unknown section \[nope\]; expected one of \[http\], \[tls\], \[admin\], \[bundle\]/],
   ['[sync]\nmax_message = "0B"\n', /:2: sync\.max_message: "0B" is no size above zero/],
   ['[sync]\nforward_requests = "sometimes"\n', /:2: sync\.forward_requests: unknown variant `sometimes`, expected one of `open`, `always`, `never`/],
   ['[auth]\nmode = "token"\n', /:2: auth\.mode: unknown variant `token`, expected `` or `open`/],
