@@ -23,7 +23,7 @@ use crate::{
     bundle::{import::Importer, served::ServeError, store, watch::BundleKeeper},
     config::{AdminAddress, AuthMode, Config, EngineKind, load::LoadedConfig},
     document_id::DocumentId,
-    health::{Health, Phase, Report},
+    health::{Health, Phase, Report, lines},
     http::{
         self, App,
         listener::Connections,
@@ -267,15 +267,10 @@ pub fn show_limits(config: &Config, metrics: &ProcessMetrics) {
 
 /// The line for `systemctl status`.
 pub fn status_line(report: &Report) -> String {
-    let list = |checks: &std::collections::BTreeMap<&'static str, String>| {
-        let lines: Vec<String> =
-            checks.iter().map(|(check, why)| format!("{check}: {why}")).collect();
-        lines.join("; ")
-    };
     match (report.ready, report.degraded.is_empty()) {
         (true, true) => "Serving".to_owned(),
-        (true, false) => format!("Serving; {}", list(&report.degraded)),
-        (false, _) => format!("Not ready: {}", list(&report.failed)),
+        (true, false) => format!("Serving; {}", lines(&report.degraded).join("; ")),
+        (false, _) => format!("Not ready: {}", lines(&report.failed).join("; ")),
     }
 }
 

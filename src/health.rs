@@ -63,6 +63,11 @@ pub struct Report {
     pub degraded: BTreeMap<&'static str, String>,
 }
 
+/// A line for each check, with its reason.
+pub fn lines(checks: &BTreeMap<&'static str, String>) -> Vec<String> {
+    checks.iter().map(|(check, reason)| format!("{check}: {reason}")).collect()
+}
+
 /// A write that is failing, for as long as this lives.
 #[derive(Debug)]
 pub struct FailingWrite(Arc<Health>);

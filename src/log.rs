@@ -51,16 +51,10 @@ impl<S: tracing::Subscriber> Layer<S> for Keep {
             return;
         }
         let mut text = String::new();
-        event.record(&mut |field: &Field, value: &dyn std::fmt::Debug| {
-            let value = match field.name() {
-                "message" => format!("{value:?}"),
-                name => format!(" {name}={value:?}"),
-            };
-            // The fields follow the text, as in the log.
-            match field.name() {
-                "message" => text.insert_str(0, &value),
-                _ => text.push_str(&value),
-            }
+        // The fields follow the text, as in the log.
+        event.record(&mut |field: &Field, value: &dyn std::fmt::Debug| match field.name() {
+            "message" => text.insert_str(0, &format!("{value:?}")),
+            name => text.push_str(&format!(" {name}={value:?}")),
         });
         let at = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
         let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);

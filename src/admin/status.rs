@@ -1,7 +1,5 @@
 //! `GET /status`: how the relay is, as JSON for `tonk-relay status`, or as a page for a browser.
 
-use std::collections::BTreeMap;
-
 use axum::{
     Json,
     extract::State,
@@ -12,7 +10,7 @@ use prometheus::core::Collector;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    health::Phase,
+    health::{Phase, lines},
     http::App,
     log::{self, RecentLine},
     storage::quarantine,
@@ -164,10 +162,6 @@ async fn look(app: &App) -> Status {
         top: app.sessions.rooms.top().await,
         log: log::recent(),
     }
-}
-
-fn lines(checks: &BTreeMap<&'static str, String>) -> Vec<String> {
-    checks.iter().map(|(check, reason)| format!("{check}: {reason}")).collect()
 }
 
 fn figures(app: &App) -> Figures {

@@ -26,13 +26,12 @@ use tokio_tungstenite::{
         protocol::WebSocketConfig,
     },
 };
-// x509-parser: rustls checks certificates and does not say until when they hold.
-use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::{CliError, live::printable, print, runtime};
 use crate::{
     config::Size,
     document_id::DocumentId,
+    http::tls::holds_until,
     sync::wire::{self, Body, Message, WireError},
 };
 
@@ -285,9 +284,7 @@ fn describe_tls(connection: &rustls::ClientConnection) -> String {
     let version = version.and_then(|v| v.as_str()).unwrap_or("unknown").replace("v1_", " 1.");
     let certificate = connection.peer_certificates().and_then(|chain| chain.first());
     let until = certificate.and_then(|certificate| {
-        let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
-        let until = certificate.validity().not_after.timestamp();
-        let until = SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(until).ok()?);
+        let until = holds_until(certificate)?;
         let left = until.duration_since(SystemTime::now()).unwrap_or_default();
         let days = left.as_secs() / (24 * 3600);
         Some(format!(

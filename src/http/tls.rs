@@ -65,6 +65,14 @@ fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
     fs::read(path).map_err(|source| TlsError::Read { path: path.to_owned(), source })
 }
 
+/// Until when a certificate holds; none if it does not parse.
+pub fn holds_until(certificate: &CertificateDer<'_>) -> Option<SystemTime> {
+    // x509-parser: rustls checks certificates and does not say until when they hold.
+    let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
+    let until = u64::try_from(certificate.validity().not_after.timestamp()).ok()?;
+    Some(UNIX_EPOCH + Duration::from_secs(until))
+}
+
 /// Read a certificate and its key; none if none is configured. Blocks.
 ///
 /// # Errors
@@ -77,10 +85,7 @@ pub fn load(config: &config::Tls) -> Result<Option<Loaded>, TlsError> {
     let chain: Vec<_> =
         CertificateDer::pem_slice_iter(&read(cert)?).filter_map(Result::ok).collect();
     let leaf = chain.first().ok_or_else(|| TlsError::NoCertificate(cert.clone()))?;
-    let until = X509Certificate::from_der(leaf).ok().and_then(|(_, certificate)| {
-        let until = u64::try_from(certificate.validity().not_after.timestamp()).ok()?;
-        Some(UNIX_EPOCH + Duration::from_secs(until))
-    });
+    let until = holds_until(leaf);
     let private = PrivateKeyDer::from_pem_slice(&read(key)?);
     let private = private.map_err(|_| TlsError::NoKey(key.clone()))?;
     let provider = Arc::new(rustls::crypto::ring::default_provider());
