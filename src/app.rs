@@ -20,6 +20,7 @@ use tracing::{error, info, warn};
 
 use crate::{
     admin::{self, storage::Stored},
+    auth::{Auth, AuthError, Policy},
     bundle::{import::Importer, served::ServeError, store, watch::BundleKeeper},
     config::{AdminAddress, AuthMode, Config, EngineKind, load::LoadedConfig},
     document_id::DocumentId,
@@ -29,6 +30,7 @@ use crate::{
         listener::Connections,
         tls::{TlsError, TlsKeeper},
     },
+    limits::Principals,
     log::{LogLevel, Repeats},
     metrics::{Metrics, ProcessMetrics},
     reloader::Reloader,
@@ -96,6 +98,8 @@ pub enum AppError {
     Bundle { file: Option<PathBuf>, source: ServeError },
     #[error("{}: {}: {source}", place(file), source.key())]
     Tls { file: Option<PathBuf>, source: TlsError },
+    #[error("{}: {}: {source}", place(file), source.key())]
+    Auth { file: Option<PathBuf>, source: AuthError },
     #[error("signals cannot be caught: {0}")]
     Signals(std::io::Error),
     #[error("metrics cannot be made: {0}")]
@@ -128,6 +132,7 @@ pub struct Bound {
     config: watch::Sender<Arc<Config>>,
     keeper: Arc<BundleKeeper>,
     tls: Arc<TlsKeeper>,
+    auth: Arc<Auth>,
     journal: Arc<Journal>,
     documents: Arc<Documents>,
     storage_id: String,
@@ -208,11 +213,15 @@ impl Loaded {
         keeper.load(&config).await.map_err(|source| AppError::Bundle { file: file(), source })?;
         let tls = TlsKeeper::new(sender.subscribe(), health.clone(), metrics.http.clone());
         tls.load(&config.tls).await.map_err(|source| AppError::Tls { file: file(), source })?;
+        let policy =
+            Policy::load(&config.auth).map_err(|source| AppError::Auth { file: file(), source })?;
+        let auth = Auth::new(policy, &config.storage.path);
         let documents = Documents::new(
             journal.clone(),
             keeper.served(),
             health.clone(),
             space,
+            sender.subscribe(),
             metrics.storage.clone(),
         );
         let storage_id = documents
@@ -226,6 +235,7 @@ impl Loaded {
             config: sender,
             keeper: Arc::new(keeper),
             tls: Arc::new(tls),
+            auth: Arc::new(auth),
             journal,
             documents: Arc::new(documents),
             storage_id,
@@ -244,25 +254,43 @@ fn is_taken(error: &std::io::Error) -> bool {
 pub fn show_limits(config: &Config, metrics: &ProcessMetrics) {
     let bytes = |size: crate::config::Size| i64::try_from(size.0).unwrap_or(i64::MAX);
     let count = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+    // As it is written: a second's, a minute's or an hour's.
+    let rate = |rate: crate::config::Rate| i64::try_from(rate.count).unwrap_or(i64::MAX);
     for (key, value) in [
         ("limits.connections", count(config.limits.connections)),
         ("limits.documents_per_connection", count(config.limits.documents_per_connection)),
+        ("limits.connections_per_address", count(config.limits.connections_per_address)),
+        ("limits.handshakes_per_address", rate(config.limits.handshakes_per_address)),
+        ("limits.messages_per_connection", rate(config.limits.messages_per_connection)),
+        ("limits.bytes_per_connection", rate(config.limits.bytes_per_connection)),
+        ("limits.unknown_documents", rate(config.limits.unknown_documents)),
+        ("limits.new_documents", rate(config.limits.new_documents)),
+        ("limits.stored_bytes", bytes(config.limits.stored_bytes)),
         (
             "sync.memory",
             memory::limit(config.sync.memory).map_or(0, |limit| bytes(crate::config::Size(limit))),
         ),
         ("sync.max_message", bytes(config.sync.max_message)),
+        ("sync.max_inflated", bytes(config.sync.max_inflated)),
         ("sync.send_queue", bytes(config.sync.send_queue)),
         ("sync.receive_queue", bytes(config.sync.receive_queue)),
         ("sync.forward_peers", count(config.sync.forward_peers)),
         ("storage.journal_size", bytes(config.storage.journal_size)),
         ("storage.min_free", bytes(config.storage.min_free)),
+        ("storage.max_document", bytes(config.storage.max_document)),
+        ("storage.max_changes", i64::try_from(config.storage.max_changes).unwrap_or(i64::MAX)),
         ("storage.max_unsaved", bytes(config.storage.max_unsaved)),
         ("bundles.max_upload", bytes(config.bundles.max_upload)),
         ("bundles.max_inflated", bytes(config.bundles.max_inflated)),
     ] {
         metrics.limits.with_label_values(&[key]).set(value);
     }
+}
+
+/// Show whether anybody may do anything.
+pub fn show_sign_in(config: &Config, health: &Health) {
+    let is_open = config.auth.mode == AuthMode::Open;
+    health.degrade("auth", is_open.then(|| "open to anybody".to_owned()));
 }
 
 /// The line for `systemctl status`.
@@ -314,10 +342,12 @@ impl Bound {
         let peers = Arc::new(Peers::default());
         let repeats = Arc::new(Repeats::new(now.log.repeat.0));
         let probe = DocumentId::random();
+        let principals = Arc::new(Principals::default());
         let rooms = Rooms::new(Shared {
             config: config.clone(),
             documents: self.documents.clone(),
             peers: peers.clone(),
+            principals: principals.clone(),
             engine: match now.sync.engine {
                 EngineKind::Native => native::engine(),
                 EngineKind::Samod => {
@@ -331,11 +361,13 @@ impl Bound {
         let (draining, stopping) = (CancellationToken::new(), CancellationToken::new());
         let receive_places =
             u32::try_from(now.sync.receive_queue.0 / 1024).unwrap_or(u32::MAX).clamp(1, 1 << 28);
+        let auth = self.auth;
         let sessions = Arc::new(Sessions {
             config: config.clone(),
             rooms: rooms.clone(),
             peers: peers.clone(),
             documents: self.documents.clone(),
+            auth: auth.clone(),
             metrics: self.metrics.sessions.clone(),
             repeats: repeats.clone(),
             us: now.sync.peer_id().into(),
@@ -362,6 +394,9 @@ impl Bound {
             health: self.health.clone(),
             metrics: self.metrics.clone(),
             documents: self.documents.clone(),
+            auth: auth.clone(),
+            addresses: Arc::default(),
+            principals,
             sessions: sessions.clone(),
             peers,
             sessions_running: sessions_running.clone(),
@@ -373,6 +408,7 @@ impl Bound {
             config: self.config,
             keeper: self.keeper.clone(),
             tls: self.tls.clone(),
+            sessions: sessions.clone(),
             log_level: self.loaded.log_level,
             repeats: repeats.clone(),
             health: self.health.clone(),
@@ -385,6 +421,8 @@ impl Bound {
             config: config.clone(),
             tls: Some((self.tls.acceptor(), self.metrics.http.handshakes.clone())),
             open: self.metrics.http.sockets.with_label_values(&["public"]),
+            addresses: Some(Arc::default()),
+            refused: self.metrics.sessions.refused.clone(),
             upgraded: self.metrics.sessions.open.clone(),
             tasks: http_running.clone(),
             stopping: draining.clone(),
@@ -393,6 +431,8 @@ impl Bound {
             config,
             tls: None,
             open: self.metrics.http.sockets.with_label_values(&["admin"]),
+            addresses: None,
+            refused: self.metrics.sessions.refused.clone(),
             upgraded: self.metrics.sessions.open.clone(),
             tasks: TaskTracker::new(),
             stopping: stopping.clone(),
@@ -441,8 +481,9 @@ impl Bound {
             warn!(
                 "open: anybody who reaches this port may read and write every document whose id they know"
             );
-            self.health.degrade("auth", Some("open to anybody".to_owned()));
         }
+        show_sign_in(&now, &self.health);
+        tasks::review_sessions(&mut supervisor, &stopping, &sessions);
         self.health.enter(Phase::Running);
         self.metrics.process.ready.set(1);
         systemd::ready(&status_line(&self.health.report()));
@@ -476,11 +517,13 @@ fn watchdog(
 ) -> Result<Arc<Watchdog>, AppError> {
     let unseen = Metrics::new()?;
     let config = watch::channel(Arc::new(watchdog::unlimited(&app.config.borrow()))).1;
+    let auth = Arc::new(Auth::open());
     let sessions = Arc::new(Sessions {
         config: config.clone(),
         rooms: app.sessions.rooms.clone(),
         peers: app.peers.clone(),
         documents: app.documents.clone(),
+        auth: auth.clone(),
         metrics: unseen.sessions.clone(),
         repeats: Arc::default(),
         us: app.sessions.us.clone(),
@@ -494,12 +537,15 @@ fn watchdog(
         config: config.clone(),
         tls: None,
         open: unseen.http.sockets.with_label_values(&["probe"]),
+        addresses: None,
+        refused: unseen.sessions.refused.clone(),
         upgraded: unseen.sessions.open.clone(),
         tasks: TaskTracker::new(),
         stopping: app.sessions.draining.clone(),
     };
     let app = App {
         config,
+        auth,
         metrics: unseen,
         sessions,
         sessions_running: TaskTracker::new(),
@@ -569,6 +615,9 @@ impl Draining {
             () = second_stop(&mut self.requests) => return Err(AppError::Quit(parts.late())),
         };
         parts.stopping.cancel();
+        if let Err(error) = parts.sessions.auth.last_use().save() {
+            warn!("the last use of tokens cannot be written: {error}");
+        }
         for socket in &parts.sockets {
             let _ = std::fs::remove_file(socket);
         }

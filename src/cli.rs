@@ -7,6 +7,7 @@ mod ping;
 mod progress;
 mod relay;
 mod storage;
+mod token;
 
 use std::{
     env,
@@ -31,6 +32,7 @@ use self::{
     ping::PingArguments,
     relay::RelayArguments,
     storage::{DocArguments, FsckArguments, QuarantineVerb, StorageArguments},
+    token::TokenArguments,
 };
 use crate::{
     admin::{ReloadAnswer, client::AdminError, status::Status},
@@ -122,6 +124,8 @@ enum Command {
         #[command(flatten)]
         relay: RelayArguments,
     },
+    /// Make, list and remove the tokens that clients sign in with
+    Token(TokenArguments),
     /// Move all that is stored into the documents' folders, whether or not the relay runs
     Checkpoint {
         #[command(flatten)]
@@ -217,7 +221,7 @@ impl CliError {
         match self {
             Self::Config(_) | Self::Log(LogError::Level(_)) => EX_CONFIG,
             Self::Said(code) => *code,
-            Self::App(AppError::OpenSocket { .. }) => EX_CONFIG,
+            Self::App(AppError::OpenSocket { .. } | AppError::Auth { .. }) => EX_CONFIG,
             // As fsck(8) says it: what is broken was left as it is, and: the check could not be made.
             Self::BrokenJournal(_) => 4,
             Self::NotChecked(_) => 8,
@@ -242,6 +246,7 @@ pub fn run() -> ExitCode {
         Some(Command::Top { relay, once, json }) => live::top(&relay, once, json),
         Some(Command::Ping(arguments)) => ping::ping(&arguments),
         Some(Command::Reload { relay }) => reload(&relay),
+        Some(Command::Token(arguments)) => token::token(arguments),
         Some(Command::Checkpoint { storage }) => storage::checkpoint(&storage),
         Some(Command::Doc(arguments)) => storage::doc(arguments),
         Some(Command::Fsck(arguments)) => storage::fsck(&arguments),

@@ -14,6 +14,9 @@
 //! | documents on disk, and bundle documents underneath | [`storage`] |
 //! | the admin socket and its commands | [`admin`] |
 //! | readiness and what is amiss | [`health`] |
+//! | who may do what | [`auth`] |
+//! | what addresses and principals may use | [`limits`] |
+//! | what chunks unpack to, before they do | [`unpacked`] |
 //! | what rooms and sessions cost | [`usage`], [`sync::look`] |
 //! | that all of it still answers, for systemd | [`watchdog`] |
 //! | every metric name | [`metrics`] |
@@ -28,6 +31,7 @@
 
 pub mod admin;
 pub mod app;
+pub mod auth;
 pub mod backoff;
 pub mod bundle;
 pub mod cli;
@@ -35,13 +39,16 @@ pub mod config;
 pub mod document_id;
 pub mod health;
 pub mod http;
+pub mod limits;
 pub mod log;
 pub mod metrics;
+pub mod regular_file;
 pub mod reloader;
 pub mod signals;
 pub mod storage;
 pub mod supervisor;
 pub mod sync;
 pub mod systemd;
+pub mod unpacked;
 pub mod usage;
 pub mod watchdog;

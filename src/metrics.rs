@@ -116,6 +116,10 @@ metrics! {
         ended: IntCounterVec = "tonk_relay_connections_ended_total" ["outcome"];
         /// WebSocket connections that the relay refused, or closed for something the peer did, by reason.
         refused: IntCounterVec = "tonk_relay_refused_total" ["reason"];
+        /// Messages after which a connection was read more slowly, by the limit that it was over.
+        throttled: IntCounterVec = "tonk_relay_throttled_total" ["reason"];
+        /// Sign-ins of WebSockets and HTTP requests, by outcome: "admitted", or why not.
+        sign_ins: IntCounterVec = "tonk_relay_sign_ins_total" ["outcome"];
         /// Protocol messages, by direction and type.
         messages: IntCounterVec = "tonk_relay_messages_total" ["direction", "type"];
         /// Bytes of protocol messages, by direction and type.

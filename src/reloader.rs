@@ -9,12 +9,15 @@ use tokio::{
 use tracing::{error, info, warn};
 
 use crate::{
+    auth::Policy,
     bundle::watch::{BundleKeeper, PathWatch},
     config::{Config, check, load, load::LoadedConfig, reload},
     health::{Health, Phase},
     http::tls::{TlsError, TlsKeeper},
     log::{LogLevel, Repeats},
     metrics::ProcessMetrics,
+    regular_file,
+    sync::sessions::Sessions,
     systemd,
 };
 
@@ -26,6 +29,7 @@ pub struct Reloader {
     pub config: watch::Sender<Arc<Config>>,
     pub keeper: Arc<BundleKeeper>,
     pub tls: Arc<TlsKeeper>,
+    pub sessions: Arc<Sessions>,
     pub log_level: Option<LogLevel>,
     pub repeats: Arc<Repeats>,
     pub health: Arc<Health>,
@@ -97,7 +101,16 @@ impl Reloader {
                 |key: &String| format!("{}: {key}: needs a restart to change", new.origins.of(key));
             return Err(refused(changes.restart.iter().map(needs)));
         }
-        let decides = ["bundle.path", "bundles.max_inflated", "http.public_url"];
+        if let Some(why) = reload::opens(&loaded.config, &new.config) {
+            return Err(refused([format!("{}: auth.mode: {why}", new.origins.of("auth.mode"))]));
+        }
+        // Read anew with every reload: the files change without the config.
+        let policy = Policy::load(&new.config.auth).map_err(|error| {
+            let key = error.key();
+            refused([format!("{}: {key}: {error}", new.origins.of(key))])
+        })?;
+        let decides =
+            ["bundle.path", "bundles.max_inflated", "sync.max_inflated", "http.public_url"];
         let is_degraded = self.health.report().degraded.contains_key("bundle");
         if is_degraded || changes.live.iter().any(|key| decides.contains(&key.as_str())) {
             let problem = |error| {
@@ -119,6 +132,9 @@ impl Reloader {
         self.repeats.set_window(new.config.log.repeat.0);
         crate::app::show_limits(&new.config, &self.metrics);
         self.config.send_replace(Arc::new(new.config.clone()));
+        self.sessions.auth.set(policy);
+        self.sessions.review(true);
+        crate::app::show_sign_in(&new.config, &self.health);
         *loaded = new;
         Ok(changes.live)
     }
@@ -132,7 +148,10 @@ impl Reloader {
         let mut watch = PathWatch::new(&file);
         loop {
             watch.changed().await;
-            let text = tokio::fs::read_to_string(&file).await.unwrap_or_default();
+            let named = file.clone();
+            let reading = move || regular_file::read_text(&named, load::MAX_FILE);
+            let read = tokio::task::spawn_blocking(reading).await;
+            let text = read.ok().and_then(Result::ok).unwrap_or_default();
             if text == self.loaded.lock().await.text {
                 continue;
             }

@@ -135,6 +135,7 @@ fn manual_of_the_program() {
     describe(&mut roff, &command, "tonk-relay");
     section(&mut roff, "EXIT STATUS", EXIT_STATUS);
     section(&mut roff, "SIGNALS", SIGNALS);
+    section(&mut roff, "SIGN\\-IN", SIGN_IN);
     section(&mut roff, "FILES", FILES);
     roff.control("SH", ["METRICS"]);
     roff.text([roman("Those of the process itself (process_...) are beside them.")]);
@@ -196,7 +197,35 @@ const SIGNALS: &[(&str, &str)] = &[
     ),
 ];
 
+const SIGN_IN: &[(&str, &str)] = &[
+    (
+        "",
+        "`auth.mode` says who is let in. Where it is not set or `open`, every page below is public, to clients of this machine or to all. \
+         Where it is `token` or `jwt`, each asks for a scope, which a token or `auth.anonymous` gives:",
+    ),
+    ("`GET /`, `/livez`, `/readyz`, `/tonk_core_bg.wasm`", "public in every mode"),
+    ("`GET /.manifest.tonk`, `/api/blank-tonk`", "`download`"),
+    ("`GET /api/bundles/{id}`, `/api/bundles/{id}/manifest`", "`download`"),
+    ("`POST /api/bundles`", "`upload`, and `sync:write` for each document in the bundle"),
+    ("`GET /metrics` on the public port", "`admin`; the admin listener asks for nothing"),
+    (
+        "a WebSocket",
+        "`sync:read` or `sync:write`, for all documents or, as `sync:read:ID`, for one. A document without the right to it is answered as one that \
+         does not exist; of who may only read, changes are not taken",
+    ),
+    (
+        "",
+        "A token comes in `Authorization: Bearer`, in a WebSocket's subprotocols as `tonk-relay, bearer.TOKEN`, or where `auth.query_token` lets it in the URL as \
+         `?token=`; the first of these counts. Without a good one pages answer 401, without the scope 403; a WebSocket is closed with 4401 or 4403, also when \
+         its token ends, is removed, or has other scopes by a reload.",
+    ),
+];
+
 const FILES: &[(&str, &str)] = &[
+    (
+        "`/etc/tonk-relay.tokens`",
+        "The tokens of `auth.mode = \"token\"`, hashed; `auth.tokens` names another file, and the systemd credential `tokens` takes its place.",
+    ),
     ("/etc/tonk-relay.toml", "The config: `tonk-relay.toml`(5)."),
     (
         "/var/lib/tonk-relay/documents",

@@ -55,6 +55,9 @@ _tonk__relay() {
             tonk__relay,status)
                 cmd="tonk__relay__subcmd__status"
                 ;;
+            tonk__relay,token)
+                cmd="tonk__relay__subcmd__token"
+                ;;
             tonk__relay,top)
                 cmd="tonk__relay__subcmd__top"
                 ;;
@@ -82,6 +85,15 @@ _tonk__relay() {
             tonk__relay__subcmd__quarantine,release)
                 cmd="tonk__relay__subcmd__quarantine__subcmd__release"
                 ;;
+            tonk__relay__subcmd__token,add)
+                cmd="tonk__relay__subcmd__token__subcmd__add"
+                ;;
+            tonk__relay__subcmd__token,list)
+                cmd="tonk__relay__subcmd__token__subcmd__list"
+                ;;
+            tonk__relay__subcmd__token,remove)
+                cmd="tonk__relay__subcmd__token__subcmd__remove"
+                ;;
             *)
                 ;;
         esac
@@ -89,7 +101,7 @@ _tonk__relay() {
 
     case "${cmd}" in
         tonk__relay)
-            opts="-h -V --config --check-config --print-config --help --version demo status top ping reload checkpoint doc fsck quarantine backup restore import export serve-storage"
+            opts="-h -V --config --check-config --print-config --help --version demo status top ping reload token checkpoint doc fsck quarantine backup restore import export serve-storage"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -570,6 +582,86 @@ _tonk__relay() {
                     return 0
                     ;;
                 --socket)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        tonk__subcmd__relay__subcmd__token)
+            opts="-h --config --help add list remove"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --config)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        tonk__subcmd__relay__subcmd__token__subcmd__add)
+            opts="-h --scope --expires --config --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --scope)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --expires)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --config)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        tonk__subcmd__relay__subcmd__token__subcmd__list)
+            opts="-h --json --config --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --config)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        tonk__subcmd__relay__subcmd__token__subcmd__remove)
+            opts="-h --config --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --config)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

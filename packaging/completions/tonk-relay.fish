@@ -34,6 +34,7 @@ complete -c tonk-relay -n "__fish_tonk_relay_needs_command" -a "status" -d 'Ask 
 complete -c tonk-relay -n "__fish_tonk_relay_needs_command" -a "top" -d 'Say which documents and which sessions cost the running relay most in the last minute'
 complete -c tonk-relay -n "__fish_tonk_relay_needs_command" -a "ping" -d 'Try the way to a relay as a client takes it: address, TLS, proxy, upgrade, round trip, large messages, silence'
 complete -c tonk-relay -n "__fish_tonk_relay_needs_command" -a "reload" -d 'Let the running relay take over its changed config file'
+complete -c tonk-relay -n "__fish_tonk_relay_needs_command" -a "token" -d 'Make, list and remove the tokens that clients sign in with'
 complete -c tonk-relay -n "__fish_tonk_relay_needs_command" -a "checkpoint" -d 'Move all that is stored into the documents\' folders, whether or not the relay runs'
 complete -c tonk-relay -n "__fish_tonk_relay_needs_command" -a "doc" -d 'Say what is stored of a document, or delete it, whether or not the relay runs'
 complete -c tonk-relay -n "__fish_tonk_relay_needs_command" -a "fsck" -d 'Check all that is stored, whether or not the relay runs: 0 all is well, 1 repaired, 4 damaged, 8 not checked'
@@ -64,6 +65,20 @@ complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand ping" -s h -l help
 complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand reload" -l config -d 'The config file of the relay, which names its admin socket' -r -F
 complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand reload" -l socket -d 'The admin socket itself' -r -F
 complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand reload" -s h -l help -d 'Print help'
+complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand token; and not __fish_seen_subcommand_from add list remove" -l config -d 'The config file, which names the file of tokens' -r -F
+complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand token; and not __fish_seen_subcommand_from add list remove" -s h -l help -d 'Print help'
+complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand token; and not __fish_seen_subcommand_from add list remove" -f -a "add" -d 'Make a token and print it, once: only its hash is kept. In effect after `tonk-relay reload`'
+complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand token; and not __fish_seen_subcommand_from add list remove" -f -a "list" -d 'List the tokens, with when each was last used'
+complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand token; and not __fish_seen_subcommand_from add list remove" -f -a "remove" -d 'Remove tokens. Sessions that they let in end with `tonk-relay reload`'
+complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand token; and __fish_seen_subcommand_from add" -l scope -d 'What it is for: sync:read or sync:write, also with :<document id>; upload; download; admin' -r
+complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand token; and __fish_seen_subcommand_from add" -l expires -d 'How long it is good for, such as 90d; without, for ever' -r
+complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand token; and __fish_seen_subcommand_from add" -l config -d 'The config file, which names the file of tokens' -r -F
+complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand token; and __fish_seen_subcommand_from add" -s h -l help -d 'Print help'
+complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand token; and __fish_seen_subcommand_from list" -l config -d 'The config file, which names the file of tokens' -r -F
+complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand token; and __fish_seen_subcommand_from list" -l json -d 'As JSON'
+complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand token; and __fish_seen_subcommand_from list" -s h -l help -d 'Print help'
+complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand token; and __fish_seen_subcommand_from remove" -l config -d 'The config file, which names the file of tokens' -r -F
+complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand token; and __fish_seen_subcommand_from remove" -s h -l help -d 'Print help'
 complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand checkpoint" -l config -d 'The config file of the relay, which names its admin socket' -r -F
 complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand checkpoint" -l socket -d 'The admin socket itself' -r -F
 complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand checkpoint" -l json -d 'As JSON'

@@ -25,7 +25,7 @@ use self::answers::{
     Selection, StorageId,
 };
 use crate::{
-    bundle::{Bundle, BundleError, served::Served, store::BundleStore},
+    bundle::{Bundle, BundleError, MaxInflated, served::Served, store::BundleStore},
     config::Config,
     document_id::{BadDocumentId, DocumentId},
     storage::{
@@ -328,7 +328,7 @@ async fn holders(stored: &Stored, document: DocumentId) -> Result<Vec<String>, F
     if served.is_some_and(|bundle| bundle.documents.contains_key(&document)) {
         holders.push(format!("{} (served)", stored.config.borrow().bundle.path.display()));
     }
-    let max_inflated = stored.config.borrow().bundles.max_inflated.0;
+    let max_inflated = MaxInflated::of(&stored.config.borrow());
     for (id, _) in stored.uploads.list().await? {
         let Some(bundle) = stored.uploads.get(id).await? else { continue };
         let file = bundle.into_file().await?;
@@ -455,7 +455,7 @@ async fn check_and_repair(State(stored): State<Stored>) -> Response {
 
 fn fsck(stored: Stored, repair: bool) -> Response {
     let runtime = tokio::runtime::Handle::current();
-    let max_inflated = stored.config.borrow().bundles.max_inflated.0;
+    let max_inflated = MaxInflated::of(&stored.config.borrow());
     if repair {
         info!("an operator's check moves what is broken into quarantine");
     }
@@ -544,7 +544,7 @@ async fn put_bundle(
         return Ok(Json(false).into_response());
     }
     let file = stored.uploads.receive()?;
-    let max_inflated = stored.config.borrow().bundles.max_inflated.0;
+    let max_inflated = MaxInflated::of(&stored.config.borrow());
     let write = move || -> Result<NamedTempFile, Failed> {
         std::fs::write(file.path(), &data)?;
         let mut bundle = Bundle::open(io::Cursor::new(data), max_inflated)?;
@@ -567,7 +567,7 @@ async fn manifest(
     Path(id): Path<String>,
 ) -> Result<Response, Failed> {
     let id: DocumentId = id.parse()?;
-    let max_inflated = stored.config.borrow().bundles.max_inflated.0;
+    let max_inflated = MaxInflated::of(&stored.config.borrow());
     let uploaded = match stored.uploads.get(id).await? {
         Some(uploaded) => Some(uploaded.into_file().await?),
         None => None,

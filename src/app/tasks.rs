@@ -10,7 +10,7 @@ use tokio::{
     sync::{Mutex, mpsc},
 };
 use tokio_util::sync::CancellationToken;
-use tracing::info;
+use tracing::{info, warn};
 
 use super::status_line;
 use crate::{
@@ -23,7 +23,7 @@ use crate::{
     signals::Request,
     storage::{backups, documents::Documents, journal::Journal, quarantine},
     supervisor::{OnExit, Supervisor},
-    sync::rooms::Rooms,
+    sync::{rooms::Rooms, sessions::Sessions},
     systemd,
     watchdog::Watchdog,
 };
@@ -50,6 +50,35 @@ pub(super) fn catch_signals(
         }
     });
     receiver
+}
+
+/// How often sign-ins are looked at whose time may be over, and how often their last use is written.
+const REVIEW_EVERY: Duration = Duration::from_secs(1);
+const SAVE_LAST_USE_EVERY: u32 = 30;
+
+/// End sessions whose sign-in has ended, and note when tokens were last used.
+pub(super) fn review_sessions(
+    supervisor: &mut Supervisor,
+    stopping: &CancellationToken,
+    sessions: &Arc<Sessions>,
+) {
+    let sessions = sessions.clone();
+    supervisor.keep("sign-ins", OnExit::Restart, stopping, move || {
+        let sessions = sessions.clone();
+        async move {
+            for round in 0u32.. {
+                tokio::time::sleep(REVIEW_EVERY).await;
+                sessions.review(false);
+                if round % SAVE_LAST_USE_EVERY == 0 {
+                    let auth = sessions.auth.clone();
+                    let saved = tokio::task::spawn_blocking(move || auth.last_use().save()).await;
+                    if let Ok(Err(error)) = saved {
+                        warn!("the last use of tokens cannot be written: {error}");
+                    }
+                }
+            }
+        }
+    });
 }
 
 /// Serve the public addresses.

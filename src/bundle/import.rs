@@ -23,7 +23,7 @@ use tokio::{
 };
 use tracing::{info, warn};
 
-use super::{Bundle, BundleError, store::BundleStore};
+use super::{Bundle, BundleError, MaxInflated, store::BundleStore};
 use crate::{
     document_id::DocumentId,
     metrics::BundleMetrics,
@@ -188,7 +188,7 @@ impl Importer {
         id: DocumentId,
         etag: String,
         file: File,
-        max_inflated: u64,
+        max_inflated: MaxInflated,
     ) -> JoinHandle<Result<Imported, ImportError>> {
         let importer = self.clone();
         tokio::spawn(async move {
@@ -204,7 +204,7 @@ impl Importer {
         self: &Arc<Self>,
         place: Place,
         id: DocumentId,
-        max_inflated: u64,
+        max_inflated: MaxInflated,
     ) -> JoinHandle<io::Result<()>> {
         let importer = self.clone();
         tokio::spawn(async move {
@@ -251,7 +251,7 @@ impl Importer {
         id: DocumentId,
         etag: String,
         file: File,
-        max_inflated: u64,
+        max_inflated: MaxInflated,
     ) -> Result<Imported, ImportError> {
         let result = self.merge_all(file, max_inflated).await;
         let (label, problem) = match &result {
@@ -283,7 +283,11 @@ impl Importer {
         result
     }
 
-    async fn merge_all(&self, file: File, max_inflated: u64) -> Result<Imported, ImportError> {
+    async fn merge_all(
+        &self,
+        file: File,
+        max_inflated: MaxInflated,
+    ) -> Result<Imported, ImportError> {
         let opening =
             tokio::task::spawn_blocking(move || Bundle::open(BufReader::new(file), max_inflated));
         let mut bundle = opening.await.map_err(io::Error::from)??;

@@ -23,7 +23,12 @@ use bytes::Bytes;
 use serde::Deserialize;
 use zip::{CompressionMethod, ZipArchive, ZipWriter, write::SimpleFileOptions};
 
-use crate::{document_id::DocumentId, storage::ChunkKind};
+use crate::{
+    config::{Config, Size},
+    document_id::DocumentId,
+    storage::ChunkKind,
+    unpacked::{self, Origin},
+};
 
 /// More entries than any bundle needs: real ones have 2 to 29.
 const MAX_ENTRIES: usize = 20_000;
@@ -82,6 +87,7 @@ pub struct Bundle<R> {
     manifest_json: Vec<u8>,
     documents: BTreeMap<DocumentId, Vec<Chunk>>,
     budget: Budget,
+    max_document: Size,
 }
 
 /// Whether the end of an archive's directory is where it must be (APPNOTE.TXT 4.3.16): zip looks for it in all of a file.
@@ -120,6 +126,25 @@ impl<R: Seek> Seek for Opening<'_, R> {
     }
 }
 
+/// What a bundle may unpack to.
+#[derive(Clone, Copy, Debug)]
+pub struct MaxInflated {
+    /// All of it, in bytes (`bundles.max_inflated`).
+    pub bundle: u64,
+    /// Each of its documents, in memory (`sync.max_inflated`).
+    pub document: Size,
+}
+
+impl MaxInflated {
+    /// No limit: for what the operator's own commands read.
+    pub const ANY: Self = Self { bundle: u64::MAX, document: Size(u64::MAX) };
+
+    /// As configured.
+    pub fn of(config: &Config) -> Self {
+        Self { bundle: config.bundles.max_inflated.0, document: config.sync.max_inflated }
+    }
+}
+
 /// Bytes that may still be unpacked. What an archive declares is not believed.
 struct Budget {
     left: u64,
@@ -141,8 +166,8 @@ impl<R: Read + Seek> Bundle<R> {
     /// Open a bundle: its directory and manifest are read and checked, its documents are not yet.
     ///
     /// # Errors
-    /// Whatever makes it no bundle, or one that unpacks to more than `max_inflated` bytes.
-    pub fn open(mut reader: R, max_inflated: u64) -> Result<Self, BundleError> {
+    /// Whatever makes it no bundle, or one that unpacks to more than `max_inflated`.
+    pub fn open(mut reader: R, max_inflated: MaxInflated) -> Result<Self, BundleError> {
         if !ends_as_zip(&mut reader)? {
             let problem = "it does not end as one does".to_owned();
             return Err(BundleError::NotZip(problem));
@@ -164,8 +189,8 @@ impl<R: Read + Seek> Bundle<R> {
             declared = declared.saturating_add(entry.size());
         }
         drop(zip);
-        if declared > max_inflated {
-            return Err(BundleError::TooLarge { limit: max_inflated });
+        if declared > max_inflated.bundle {
+            return Err(BundleError::TooLarge { limit: max_inflated.bundle });
         }
         // ZipArchive folds entries of one name into the last: the names are read here as they stand.
         let names = entry_names(&mut reader, directory)?;
@@ -177,7 +202,7 @@ impl<R: Read + Seek> Bundle<R> {
             }
         }
         let mut zip = ZipArchive::new(reader).map_err(|e| BundleError::NotZip(e.to_string()))?;
-        let mut budget = Budget { left: max_inflated, limit: max_inflated };
+        let mut budget = Budget { left: max_inflated.bundle, limit: max_inflated.bundle };
         let manifest_json = match zip.by_name(MANIFEST) {
             Ok(entry) if entry.size() > MAX_MANIFEST => {
                 return Err(BundleError::BadManifest(format!("larger than {MAX_MANIFEST} bytes")));
@@ -204,7 +229,8 @@ impl<R: Read + Seek> Bundle<R> {
                 (b.kind == ChunkKind::Snapshot).cmp(&(a.kind == ChunkKind::Snapshot))
             });
         }
-        Ok(Self { zip, manifest, manifest_json, documents, budget })
+        let max_document = max_inflated.document;
+        Ok(Self { zip, manifest, manifest_json, documents, budget, max_document })
     }
 
     /// The manifest.
@@ -232,6 +258,12 @@ impl<R: Read + Seek> Bundle<R> {
         for chunk in &chunks {
             save.extend(self.read(chunk)?);
         }
+        let name = || chunks.first().map_or(String::new(), |chunk| chunk.name.clone());
+        if let Err(too_much) =
+            unpacked::of([save.as_slice()], save.len(), Origin::Peer, self.max_document)
+        {
+            return Err(BundleError::Entry { name: name(), problem: too_much.to_string() });
+        }
         let options = LoadOptions::new().on_partial_load(OnPartialLoad::Error);
         let problem = match Automerge::load_with_options(&save, options) {
             Ok(loaded) if loaded.get_heads().is_empty() => "holds no change".to_owned(),
@@ -239,8 +271,7 @@ impl<R: Read + Seek> Bundle<R> {
             Ok(_) => return Ok(save.into()),
             Err(error) => format!("is no automerge document: {error}"),
         };
-        let name = chunks.first().map_or(String::new(), |chunk| chunk.name.clone());
-        Err(BundleError::Entry { name, problem })
+        Err(BundleError::Entry { name: name(), problem })
     }
 
     /// Read every document, and forget it again.

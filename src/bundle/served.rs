@@ -12,7 +12,7 @@ use bytes::Bytes;
 use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 
-use super::{Bundle, BundleError};
+use super::{Bundle, BundleError, MaxInflated};
 use crate::{document_id::DocumentId, storage::documents::hex};
 
 /// The bundle served now; none if none is configured.
@@ -56,13 +56,13 @@ impl ServedBundle {
     ///
     /// # Errors
     /// The file cannot be read, or is no bundle.
-    pub fn load(path: &Path, max_inflated: u64) -> Result<Self, ServeError> {
-        let file = read_file(path, max_inflated)?;
+    pub fn load(path: &Path, max_inflated: MaxInflated) -> Result<Self, ServeError> {
+        let file = read_file(path, max_inflated.bundle)?;
         Self::parse(file, max_inflated)
             .map_err(|source| ServeError::Broken { path: path.to_owned(), source })
     }
 
-    fn parse(file: Bytes, max_inflated: u64) -> Result<Self, BundleError> {
+    fn parse(file: Bytes, max_inflated: MaxInflated) -> Result<Self, BundleError> {
         let mut bundle = Bundle::open(Cursor::new(file.clone()), max_inflated)?;
         let slim = bundle.slim()?;
         let documents = bundle

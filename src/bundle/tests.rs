@@ -36,7 +36,8 @@ fn manifest() -> Vec<u8> {
 }
 
 fn open(bytes: &[u8]) -> Result<Bundle<Cursor<&[u8]>>, BundleError> {
-    Bundle::open(Cursor::new(bytes), 1 << 20)
+    let max_inflated = MaxInflated { bundle: 1 << 20, document: Size::mib(256) };
+    Bundle::open(Cursor::new(bytes), max_inflated)
 }
 
 fn error(entries: &[(&str, &[u8])]) -> String {

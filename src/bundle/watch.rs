@@ -23,7 +23,10 @@ use notify::{
 use tokio::sync::{mpsc, watch};
 use tracing::{error, info, warn};
 
-use super::served::{ServeError, Served, ServedBundle};
+use super::{
+    MaxInflated,
+    served::{ServeError, Served, ServedBundle},
+};
 use crate::{
     config::Config,
     health::Health,
@@ -226,7 +229,7 @@ impl BundleKeeper {
             return Ok(());
         }
         *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = Identity::of(&path);
-        let max_inflated = config.bundles.max_inflated.0;
+        let max_inflated = MaxInflated::of(config);
         let loading = tokio::task::spawn_blocking({
             let path = path.clone();
             move || ServedBundle::load(&path, max_inflated)

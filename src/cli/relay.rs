@@ -26,7 +26,7 @@ use crate::{
         client::{self, AdminError, Connection},
         storage::{Stored, router},
     },
-    bundle::{served::ServedBundle, store},
+    bundle::{MaxInflated, served::ServedBundle, store},
     config::{AdminAddress, Config, Time, load},
     health::Health,
     metrics::Metrics,
@@ -287,7 +287,7 @@ async fn open(mut config: Config, repairs: bool) -> Result<Stored, CliError> {
     let uploads = uploads.map_err(|source| CliError::Io { path: path.clone(), source })?.store;
     let mut served = None;
     if !config.bundle.path.as_os_str().is_empty() {
-        match ServedBundle::load(&config.bundle.path, config.bundles.max_inflated.0) {
+        match ServedBundle::load(&config.bundle.path, MaxInflated::of(&config)) {
             Ok(bundle) => served = Some(Arc::new(bundle)),
             Err(error) => eprintln!("the served bundle is left out: {error}"),
         }
@@ -297,7 +297,8 @@ async fn open(mut config: Config, repairs: bool) -> Result<Stored, CliError> {
     let space = Arc::new(Space::new(config.clone(), health.clone(), metrics.clone()));
     let looking = space.clone();
     tokio::spawn(async move { looking.run().await });
-    let documents = Documents::new(journal.clone(), served.clone(), health, space, metrics);
+    let documents =
+        Documents::new(journal.clone(), served.clone(), health, space, config.clone(), metrics);
     let documents = Arc::new(documents);
     Ok(Stored { journal, documents, uploads, served, rooms: None, config })
 }

@@ -3,7 +3,12 @@
 use std::{fs, io, path::Path};
 
 use super::{AdminAddress, AuthMode, Config, StoreKind, load::Fault, load::LoadedConfig};
-use crate::{bundle::served::ServedBundle, http::tls, log};
+use crate::{
+    auth::{self, Policy},
+    bundle::{MaxInflated, served::ServedBundle},
+    http::tls,
+    log,
+};
 
 /// Every fault that shows in the values alone.
 pub fn check(loaded: &LoadedConfig) -> Vec<Fault> {
@@ -25,6 +30,15 @@ pub fn check(loaded: &LoadedConfig) -> Vec<Fault> {
             format!(
                 r#"is not set, and http.listen has {address}, which others can reach; write mode = "open" under [auth] to let anybody read and write every document whose id they know, or listen on 127.0.0.1 and [::1] alone"#
             ),
+        );
+    }
+    if config.auth.mode == AuthMode::Jwt && auth::keys_file(&config.auth).as_os_str().is_empty() {
+        fault("auth.jwt_keys", r#"is not set, and auth.mode is "jwt""#.into());
+    }
+    if config.http.proxy_protocol && config.http.trusted_proxies.is_empty() {
+        fault(
+            "http.trusted_proxies",
+            "is empty, and http.proxy_protocol lets nobody else connect".into(),
         );
     }
     match (config.tls.cert.as_os_str().is_empty(), config.tls.key.as_os_str().is_empty()) {
@@ -79,6 +93,7 @@ pub fn check(loaded: &LoadedConfig) -> Vec<Fault> {
     for (key, limit) in [
         ("limits.connections", config.limits.connections),
         ("limits.documents_per_connection", config.limits.documents_per_connection),
+        ("limits.connections_per_address", config.limits.connections_per_address),
     ] {
         if limit == 0 {
             fault(key, "is 0; expected at least 1".into());
@@ -100,6 +115,8 @@ fn named_paths(config: &Config) -> Vec<(&'static str, &Path)> {
         ("bundle.blank", &config.bundle.blank),
         ("tls.cert", &config.tls.cert),
         ("tls.key", &config.tls.key),
+        ("auth.tokens", &config.auth.tokens),
+        ("auth.jwt_keys", &config.auth.jwt_keys),
     ];
     paths.retain(|(_, path)| !path.as_os_str().is_empty());
     paths.push(("bundles.path", &config.bundles.path));
@@ -115,13 +132,16 @@ pub fn open(loaded: &LoadedConfig) -> Vec<Fault> {
     let mut fault = |key: &str, problem: String| faults.push(loaded.fault(key, problem));
 
     if is_named(&config.bundle.path)
-        && let Err(error) = ServedBundle::load(&config.bundle.path, config.bundles.max_inflated.0)
+        && let Err(error) = ServedBundle::load(&config.bundle.path, MaxInflated::of(config))
     {
         fault("bundle.path", error.to_string());
     }
     if is_named(&config.tls.cert)
         && let Err(error) = tls::load(&config.tls)
     {
+        fault(error.key(), error.to_string());
+    }
+    if let Err(error) = Policy::load(&config.auth) {
         fault(error.key(), error.to_string());
     }
     for (key, path) in

@@ -10,6 +10,10 @@ use serde::Deserialize;
 use toml::{Table, Value, de::DeTable};
 
 use super::{AdminAddress, Config};
+use crate::regular_file;
+
+/// The largest config file.
+pub const MAX_FILE: u64 = 1 << 20;
 
 /// One thing that is wrong with a config file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -79,7 +83,7 @@ impl LoadedConfig {
 /// Every fault of the file's syntax, keys and single values. What the values mean together is
 /// [`check`](super::check)'s matter.
 pub fn read_file(file: &Path) -> Result<LoadedConfig, Vec<Fault>> {
-    let text = std::fs::read_to_string(file).map_err(|error| {
+    let text = regular_file::read_text(file, MAX_FILE).map_err(|error| {
         let problem = match error.kind() {
             io::ErrorKind::NotFound => {
                 "not found; name the file with --config, or install the package's own".to_owned()
@@ -300,7 +304,7 @@ mod tests {
             ),
             [
                 "x.toml:1: drain_timeout: invalid type: integer `5`, expected a duration in quotes, such as \"20ms\", \"5s\" or \"10m\"",
-                "x.toml:3: http.lisen: unknown key; expected one of [http]: listen, public_url, allowed_origins, metrics, header_timeout, body_idle_timeout, body_min_rate",
+                "x.toml:3: http.lisen: unknown key; expected one of [http]: listen, public_url, trusted_proxies, proxy_protocol, allowed_origins, metrics, header_timeout, body_idle_timeout, body_min_rate",
                 "x.toml:4: http.metrics: invalid type: string \"yes\", expected a boolean",
                 "x.toml:6: sync.max_message: \"big\" is no size above zero: expected one such as \"8MiB\" or \"100MB\"",
                 "x.toml:8: bundle.path: invalid type: integer `7`, expected path string",

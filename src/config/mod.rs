@@ -10,10 +10,12 @@ pub mod load;
 pub mod reload;
 mod units;
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
-pub use units::{MemoryLimit, Size, Time};
+pub use units::{MemoryLimit, Network, Rate, Size, Time};
+
+use crate::auth::scopes::Scope;
 
 /// Everything that can be configured.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -41,6 +43,8 @@ pub struct Config {
 pub struct Http {
     pub listen: Vec<SocketAddr>,
     pub public_url: String,
+    pub trusted_proxies: Vec<Network>,
+    pub proxy_protocol: bool,
     pub allowed_origins: Vec<String>,
     pub metrics: bool,
     pub header_timeout: Time,
@@ -134,6 +138,8 @@ pub struct Storage {
     pub grace: Time,
     pub min_free: Size,
     pub max_unsaved: Size,
+    pub max_document: Size,
+    pub max_changes: u64,
 }
 
 /// What a change that was told as saved survives.
@@ -158,6 +164,7 @@ pub struct Sync {
     pub idle_unload: Time,
     pub memory: MemoryLimit,
     pub max_message: Size,
+    pub max_inflated: Size,
     pub send_queue: Size,
     pub receive_queue: Size,
     pub forward_requests: Forward,
@@ -188,23 +195,43 @@ pub enum Forward {
 }
 
 /// `[auth]`: who may use the relay.
-#[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[expect(missing_docs, reason = "etc/tonk-relay.toml describes the keys")]
 pub struct Auth {
     pub mode: AuthMode,
+    pub tokens: PathBuf,
+    pub jwt_keys: PathBuf,
+    pub jwt_issuer: String,
+    pub jwt_audience: String,
+    pub query_token: bool,
+    pub anonymous: Vec<Scope>,
+    pub readonly_presence: bool,
 }
 
 /// How a peer proves who it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum AuthMode {
-    /// Nothing was chosen: open, and only for a relay that listens on loopback alone.
+    /// Nothing was chosen: open to clients of this machine, and to nobody else.
     #[default]
     #[serde(rename = "")]
     Unset,
     /// Anybody who reaches the port may read and write every document whose id they know.
     #[serde(rename = "open")]
     Open,
+    /// By a token of the relay's own.
+    #[serde(rename = "token")]
+    Token,
+    /// By a JWT that somebody else has signed.
+    #[serde(rename = "jwt")]
+    Jwt,
+}
+
+impl AuthMode {
+    /// Whether somebody without a token is let in.
+    pub fn is_open(self) -> bool {
+        matches!(self, Self::Unset | Self::Open)
+    }
 }
 
 /// `[limits]`: what one relay and one connection may use.
@@ -213,7 +240,14 @@ pub enum AuthMode {
 #[expect(missing_docs, reason = "etc/tonk-relay.toml describes the keys")]
 pub struct Limits {
     pub connections: usize,
+    pub connections_per_address: usize,
+    pub handshakes_per_address: Rate,
+    pub messages_per_connection: Rate,
+    pub bytes_per_connection: Rate,
     pub documents_per_connection: usize,
+    pub unknown_documents: Rate,
+    pub new_documents: Rate,
+    pub stored_bytes: Size,
 }
 
 /// `[reload]`: what happens without being asked.
@@ -275,11 +309,39 @@ impl Default for Http {
                 SocketAddr::from((std::net::Ipv6Addr::LOCALHOST, 8081)),
             ],
             public_url: String::new(),
+            trusted_proxies: loopback(),
+            proxy_protocol: false,
             allowed_origins: vec!["*".to_owned()],
             metrics: true,
             header_timeout: Time::secs(10),
             body_idle_timeout: Time::secs(30),
             body_min_rate: Size(1 << 10),
+        }
+    }
+}
+
+/// The addresses of this machine itself.
+fn loopback() -> Vec<Network> {
+    let networks: [(std::net::IpAddr, u8); 2] =
+        [([127, 0, 0, 0].into(), 8), (std::net::Ipv6Addr::LOCALHOST.into(), 128)];
+    networks
+        .into_iter()
+        .filter_map(|(at, bits)| ipnet::IpNet::new(at, bits).ok())
+        .map(Network::from)
+        .collect()
+}
+
+impl Default for Auth {
+    fn default() -> Self {
+        Self {
+            mode: AuthMode::Unset,
+            tokens: "/etc/tonk-relay.tokens".into(),
+            jwt_keys: PathBuf::new(),
+            jwt_issuer: String::new(),
+            jwt_audience: String::new(),
+            query_token: true,
+            anonymous: Vec::new(),
+            readonly_presence: true,
         }
     }
 }
@@ -318,12 +380,14 @@ impl Default for Storage {
         Self {
             path: "/var/lib/tonk-relay/documents".into(),
             durability: Durability::Fsync,
-            commit_interval: Time(std::time::Duration::from_millis(20)),
+            commit_interval: Time(Duration::from_millis(20)),
             journal_size: Size::mib(64),
             quiet: Time::secs(60),
             grace: Time::secs(60),
             min_free: Size::mib(1024),
             max_unsaved: Size::mib(256),
+            max_document: Size::mib(256),
+            max_changes: 5_000_000,
         }
     }
 }
@@ -338,6 +402,7 @@ impl Default for Sync {
             idle_unload: Time::secs(60),
             memory: MemoryLimit::Percent(70),
             max_message: Size::mib(100),
+            max_inflated: Size::mib(256),
             send_queue: Size::mib(8),
             receive_queue: Size::mib(256),
             forward_requests: Forward::Open,
@@ -349,7 +414,17 @@ impl Default for Sync {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { connections: 15_000, documents_per_connection: 2_000 }
+        Self {
+            connections: 15_000,
+            connections_per_address: 500,
+            handshakes_per_address: Rate::a_second(20),
+            messages_per_connection: Rate::a_second(500),
+            bytes_per_connection: Rate::bytes_in(Size::mib(20), Duration::from_secs(1)),
+            documents_per_connection: 2_000,
+            unknown_documents: Rate::a_minute(600),
+            new_documents: Rate::an_hour(1_000),
+            stored_bytes: Size::mib(10 << 10),
+        }
     }
 }
 
@@ -372,10 +447,13 @@ impl Sync {
 }
 
 impl Config {
-    /// Whether requests for unknown documents are passed on to other peers. All modes that there are
-    /// today are open ones.
+    /// Whether requests for unknown documents are passed on to other peers.
     pub fn forwards_requests(&self) -> bool {
-        self.sync.forward_requests != Forward::Never
+        match self.sync.forward_requests {
+            Forward::Open => self.auth.mode.is_open(),
+            Forward::Always => true,
+            Forward::Never => false,
+        }
     }
 }
 

@@ -3,8 +3,9 @@
 use super::{Config, load};
 
 /// Keys that a running relay cannot change, as `section.key`; they are marked (R) in the shipped file.
-pub const NEED_A_RESTART: [&str; 20] = [
+pub const NEED_A_RESTART: [&str; 21] = [
     "http.listen",
+    "http.proxy_protocol",
     "admin.listen",
     "bundles.store",
     "bundles.path",
@@ -33,6 +34,13 @@ pub struct Changes {
     pub live: Vec<String>,
     /// Those that need a restart.
     pub restart: Vec<String>,
+}
+
+/// Why a running relay does not take over a change of sign-in, if it does not: a reload never opens a relay that asks for
+/// tokens.
+pub fn opens(now: &Config, new: &Config) -> Option<&'static str> {
+    (!now.auth.mode.is_open() && new.auth.mode.is_open())
+        .then_some("a reload never turns sign-in off; a restart does")
 }
 
 /// Compare the config in effect with a new one.

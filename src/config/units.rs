@@ -1,6 +1,9 @@
-//! Durations and sizes as the config file writes them.
+//! Durations, sizes, rates and networks as the config file writes them.
 
-use std::{fmt, time::Duration};
+use std::{fmt, net::IpAddr, time::Duration};
+
+// ipnet: the crate that most of Rust's network code reads networks with.
+use ipnet::IpNet;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
@@ -129,6 +132,123 @@ impl Serialize for MemoryLimit {
     }
 }
 
+/// So many in a time: `"20/s"`, `"600/m"`, `"1000/h"`, or a size in place of the number, `"20MiB/s"`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate {
+    /// How many.
+    pub count: u64,
+    /// In which time.
+    pub per: Duration,
+    is_bytes: bool,
+}
+
+const TIMES: [(&str, Duration); 3] = [
+    ("s", Duration::from_secs(1)),
+    ("m", Duration::from_secs(60)),
+    ("h", Duration::from_secs(3600)),
+];
+
+impl Rate {
+    /// So many a second.
+    pub const fn a_second(count: u64) -> Self {
+        Self { count, per: Duration::from_secs(1), is_bytes: false }
+    }
+
+    /// So many a minute.
+    pub const fn a_minute(count: u64) -> Self {
+        Self { count, per: Duration::from_secs(60), is_bytes: false }
+    }
+
+    /// So many an hour.
+    pub const fn an_hour(count: u64) -> Self {
+        Self { count, per: Duration::from_secs(3600), is_bytes: false }
+    }
+
+    /// So many bytes in a time.
+    pub const fn bytes_in(size: Size, per: Duration) -> Self {
+        Self { count: size.0, per, is_bytes: true }
+    }
+
+    fn read(text: &str) -> Option<Self> {
+        let (amount, time) = text.split_once('/')?;
+        let (_, per) = TIMES.into_iter().find(|(name, _)| *name == time.trim())?;
+        let amount = amount.trim();
+        let (count, is_bytes) = match amount.replace('_', "").parse() {
+            Ok(count) => (count, false),
+            Err(_) => (amount.parse::<bytesize::ByteSize>().ok()?.as_u64(), true),
+        };
+        (count > 0).then_some(Self { count, per, is_bytes })
+    }
+}
+
+impl<'de> Deserialize<'de> for Rate {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = text(deserializer, r#"a rate in quotes, such as "20/s" or "1000/h""#)?;
+        Self::read(&text).ok_or_else(|| {
+            de::Error::custom(format!(
+                r#"{text:?} is no rate above zero: expected one such as "20/s", "600/m", "1000/h" or "20MiB/s""#
+            ))
+        })
+    }
+}
+
+impl Serialize for Rate {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl fmt::Display for Rate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let time = TIMES.iter().find(|(_, per)| *per == self.per).map_or("s", |(name, _)| name);
+        if self.is_bytes {
+            write!(f, "{}/{time}", Size(self.count))
+        } else {
+            write!(f, "{}/{time}", self.count)
+        }
+    }
+}
+
+/// A network, `"10.0.0.0/8"`, or one address, `"::1"`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Network(IpNet);
+
+impl Network {
+    /// Whether an address is in it. An IPv4 address counts as such also where it comes as an IPv6 one.
+    pub fn has(&self, address: IpAddr) -> bool {
+        self.0.contains(&address.to_canonical())
+    }
+}
+
+impl<'de> Deserialize<'de> for Network {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text =
+            text(deserializer, r#"a network in quotes, such as "10.0.0.0/8", or an address"#)?;
+        let network = text.parse().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from));
+        network.map(Self).ok_or_else(|| {
+            de::Error::custom(format!(
+                r#"{text:?} is no network: expected one such as "10.0.0.0/8", or an address"#
+            ))
+        })
+    }
+}
+
+impl Serialize for Network {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        if self.0.prefix_len() == self.0.max_prefix_len() {
+            self.0.addr().serialize(serializer)
+        } else {
+            serializer.collect_str(&self.0)
+        }
+    }
+}
+
+impl From<IpNet> for Network {
+    fn from(network: IpNet) -> Self {
+        Self(network)
+    }
+}
+
 fn text<'de, D: Deserializer<'de>>(
     deserializer: D,
     expected: &'static str,
@@ -166,6 +286,25 @@ mod tests {
             let time = Time(Duration::from_millis(ms));
             prop_assert_eq!(read::<Time>(&time.to_string()), Ok(time));
         }
+    }
+
+    #[test]
+    fn rates_and_networks_are_read_as_they_are_written() {
+        for text in ["20/s", "600/m", "1000/h", "20MiB/s", "1500B/s"] {
+            assert_eq!(read::<Rate>(text).expect(text).to_string(), text);
+        }
+        assert_eq!(read("10_000/h"), Ok(Rate::an_hour(10_000)));
+        for bad in ["", "20", "0/s", "20/d", "/s", "-1/s", "x/s", "20/s/s"] {
+            assert!(read::<Rate>(bad).is_err(), "{bad}");
+        }
+        for text in ["10.0.0.0/8", "::1", "127.0.0.1", "2001:db8::/32"] {
+            let network = read::<Network>(text).expect(text);
+            assert_eq!(toml::Value::try_from(network).expect("writes").as_str(), Some(text));
+        }
+        let loopback = read::<Network>("127.0.0.0/8").expect("a network");
+        assert!(loopback.has([127, 9, 9, 9].into()) && !loopback.has([10, 0, 0, 1].into()));
+        assert!(loopback.has("::ffff:127.0.0.1".parse().expect("an address")));
+        assert!(read::<Network>("10.0.0.0/33").is_err());
     }
 
     #[test]

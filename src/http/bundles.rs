@@ -3,11 +3,12 @@
 use std::{
     io,
     ops::RangeInclusive,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use axum::{
-    Json,
+    Extension, Json,
     body::{Body, BodyDataStream},
     extract::{Path, State},
     http::{HeaderMap, StatusCode, header},
@@ -24,15 +25,17 @@ use tokio::{
 };
 use tracing::info;
 
-use super::{App, error::HttpError, pages::is_known};
+use super::{App, error::HttpError, pages::is_known, sign_in::RequestClient};
 use crate::{
+    auth::{Access, scopes::Rights},
     bundle::{
-        Bundle, BundleError,
+        Bundle, BundleError, MaxInflated,
         import::{ImportError, Imported, Problem, Standing},
         store::StoredBundle,
     },
     config,
     document_id::DocumentId,
+    limits::Account,
 };
 
 /// How long the rest of a refused upload is read.
@@ -44,11 +47,14 @@ const LINGER: Duration = Duration::from_secs(10);
 /// It is no bundle, too large, too slow, or cannot be stored.
 pub async fn upload(
     State(app): State<App>,
+    Extension(uploader): Extension<Access>,
+    Extension(RequestClient(client)): Extension<RequestClient>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, HttpError> {
     let mut body = body.into_data_stream();
-    let result = receive(&app, &headers, &mut body).await;
+    let uploader = Uploader { account: uploader.account(client.address), rights: uploader.rights };
+    let result = receive(&app, &uploader, &headers, &mut body).await;
     if result.is_err() {
         tokio::spawn(linger(body));
     }
@@ -71,8 +77,15 @@ pub async fn upload(
     Ok(Json(answer).into_response())
 }
 
+/// Who uploads a bundle.
+struct Uploader {
+    account: Account,
+    rights: Arc<Rights>,
+}
+
 async fn receive(
     app: &App,
+    uploader: &Uploader,
     headers: &HeaderMap,
     body: &mut BodyDataStream,
 ) -> Result<(DocumentId, Option<Imported>), HttpError> {
@@ -95,14 +108,25 @@ async fn receive(
     if size == 0 {
         return Err(HttpError::BundleData);
     }
-    let max_inflated = config.bundles.max_inflated.0;
+    let max_inflated = MaxInflated::of(&config);
     let reader = io::BufReader::new(file.reopen()?);
     let verify = move || -> Result<_, BundleError> {
         let mut bundle = Bundle::open(reader, max_inflated)?;
         bundle.verify()?;
-        Ok(bundle.manifest().root)
+        Ok((bundle.manifest().root, bundle.documents()))
     };
-    let id = unpack(app, verify).await??;
+    let (id, documents) = unpack(app, verify).await??;
+    if let Some(document) = documents.iter().find(|document| !uploader.rights.may_write(**document))
+    {
+        return Err(HttpError::NoRight(*document));
+    }
+    let (account, limits) = (&uploader.account, &config.limits);
+    if !app.principals.may_create(account, 0, limits) {
+        return Err(HttpError::NewDocuments);
+    }
+    if !app.principals.may_store(account, size, limits) {
+        return Err(HttpError::StoredBytes);
+    }
     if app.documents.is_deleted(id) {
         return Err(HttpError::Deleted);
     }
@@ -119,8 +143,15 @@ async fn receive(
     let importing = app.importer.import(place, id, etag, content, max_inflated);
     match timeout(patience, importing).await {
         // It goes on, and whoever fetches the bundle waits for it.
-        Err(_) => Ok((id, None)),
-        Ok(imported) => Ok((id, Some(import_ended(imported)?))),
+        Err(_) => {
+            app.principals.may_create(account, documents.len() as u64, limits);
+            Ok((id, None))
+        }
+        Ok(imported) => {
+            let imported = import_ended(imported)?;
+            app.principals.may_create(account, imported.new as u64, limits);
+            Ok((id, Some(imported)))
+        }
     }
 }
 
@@ -230,9 +261,10 @@ async fn find(
             Standing::New => {}
         }
         let bundles = app.config.borrow().bundles.clone();
+        let max_inflated = MaxInflated::of(&app.config.borrow());
         let importing = async {
             let place = app.importer.place().await?;
-            app.importer.import_stored(place, id, bundles.max_inflated.0).await?
+            app.importer.import_stored(place, id, max_inflated).await?
         };
         // It goes on meanwhile.
         timeout(bundles.timeout.0, importing).await.map_err(|_| HttpError::Busy)??;
@@ -326,7 +358,7 @@ async fn send_slim(app: &App, id: &str, headers: &HeaderMap) -> Result<Response,
     let slim = match app.slims.get(&etag) {
         Some(slim) => slim,
         None => {
-            let max_inflated = app.config.borrow().bundles.max_inflated.0;
+            let max_inflated = MaxInflated::of(&app.config.borrow());
             let file = stored.into_file().await?;
             let make = move || Bundle::open(io::BufReader::new(file), max_inflated)?.slim();
             // It was whole when it was stored.

@@ -8,7 +8,7 @@ use axum::{
 use serde_json::json;
 use tracing::error;
 
-use crate::{bundle::BundleError, config::Size};
+use crate::{auth::Refusal, bundle::BundleError, config::Size, document_id::DocumentId};
 
 /// What an HTTP request may end in besides its answer.
 #[derive(Debug, thiserror::Error)]
@@ -48,6 +48,16 @@ pub enum HttpError {
     Busy,
     #[error("Range not satisfiable")]
     Range(u64),
+    #[error("{0}")]
+    SignIn(Refusal),
+    #[error("The token has no scope {0}")]
+    NoScope(&'static str),
+    #[error("The token may not write the document {0}, which is in the bundle")]
+    NoRight(DocumentId),
+    #[error("Too many new documents of late (limits.new_documents)")]
+    NewDocuments,
+    #[error("Too many bytes stored of late (limits.stored_bytes)")]
+    StoredBytes,
     #[error("Not ready: {0}")]
     NotReady(String),
     #[error("Internal error")]
@@ -61,6 +71,9 @@ impl HttpError {
             Self::BundleId(_) | Self::BundleData | Self::Body(_) | Self::Bundle(_) => {
                 StatusCode::BAD_REQUEST
             }
+            Self::SignIn(_) => StatusCode::UNAUTHORIZED,
+            Self::NoScope(_) | Self::NoRight(_) => StatusCode::FORBIDDEN,
+            Self::NewDocuments | Self::StoredBytes => StatusCode::TOO_MANY_REQUESTS,
             Self::NoSpace => StatusCode::INSUFFICIENT_STORAGE,
             Self::Deleted => StatusCode::GONE,
             Self::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
@@ -85,6 +98,10 @@ impl IntoResponse for HttpError {
         let mut response = json_error(self.status(), &self.to_string());
         let headers = response.headers_mut();
         match self {
+            Self::SignIn(_) => {
+                let bearer = header::HeaderValue::from_static("Bearer");
+                headers.insert(header::WWW_AUTHENTICATE, bearer);
+            }
             Self::Store(_) | Self::Busy => _ = headers.insert(header::RETRY_AFTER, 5.into()),
             Self::Range(size) => {
                 if let Ok(value) = format!("bytes */{size}").parse() {

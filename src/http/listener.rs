@@ -1,4 +1,7 @@
 //! Sockets that listen, and the connections they accept.
+//!
+//! Behind a proxy that speaks the PROXY protocol a connection begins with its header, which [`proxied`] reads; then comes
+//! TLS, where the relay speaks it itself; then HTTP.
 
 use std::{
     io,
@@ -31,9 +34,13 @@ use tracing::{debug, warn};
 
 use super::{
     activity::{Activity, Metered},
+    proxied,
     tls::Acceptor,
 };
-use crate::config::Config;
+use crate::{
+    config::Config,
+    limits::{Addresses, Place},
+};
 
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 4096;
@@ -116,6 +123,11 @@ pub struct Connections {
     /// What TLS is spoken with; none where it never is.
     pub tls: Option<(Acceptor, IntCounterVec)>,
     pub open: IntGauge,
+    /// Of the public port, connections by address for as long as they are no sessions; others are not limited, and no proxy
+    /// stands before them.
+    pub addresses: Option<Arc<Addresses>>,
+    /// Connections that are cut, by reason.
+    pub refused: IntCounterVec,
     /// Connections that were upgraded.
     pub upgraded: IntGauge,
     /// Where connections are counted until they end.
@@ -141,17 +153,69 @@ impl Connections {
             let limit = self.config.borrow().limits.connections + HTTP_BESIDE;
             let open = self.open.get() + self.upgraded.get();
             if usize::try_from(open).unwrap_or(0) >= limit {
-                // The kernel resets it: a flood is not worth an answer.
-                let _ = socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO));
-                debug!(client = %address, "cut: too many connections");
+                self.cut(&stream, address, "flood");
                 continue;
             }
             let _ = stream.set_nodelay(true);
             let _ = socket2::SockRef::from(&stream).set_tcp_notsent_lowat(UNSENT_IN_KERNEL);
-            let tls = self.tls.as_ref().and_then(|(tls, _)| tls.borrow().clone());
-            match tls {
-                Some(tls) => self.spawn_tls(stream, tls, router.clone(), ClientAddress(address)),
-                None => self.spawn(stream, router.clone(), Some(ClientAddress(address))),
+            if self.addresses.is_some() && self.config.borrow().http.proxy_protocol {
+                self.spawn_proxied(stream, router.clone(), address);
+            } else {
+                self.spawn_tcp(stream, router.clone(), address);
+            }
+        }
+    }
+
+    /// Have the kernel reset a connection: a flood is not worth an answer.
+    fn cut(&self, stream: &TcpStream, address: SocketAddr, reason: &'static str) {
+        let _ = socket2::SockRef::from(stream).set_linger(Some(Duration::ZERO));
+        self.refused.with_label_values(&[reason]).inc();
+        debug!(client = %address, reason, "a connection is cut");
+    }
+
+    /// Serve a connection of which the proxy says first whose it is.
+    fn spawn_proxied(&self, mut stream: TcpStream, router: Router, proxy: SocketAddr) {
+        let this = self.clone();
+        self.tasks.spawn(async move {
+            let http = this.config.borrow().http.clone();
+            if !http.trusted_proxies.iter().any(|network| network.has(proxy.ip())) {
+                return this.cut(&stream, proxy, "no_trusted_proxy");
+            }
+            let reading = timeout(http.header_timeout.0, proxied::read(&mut stream));
+            let read = tokio::select! {
+                read = reading => read,
+                () = this.stopping.cancelled() => return,
+            };
+            match read {
+                Ok(Ok(client)) => this.spawn_tcp(stream, router, client.unwrap_or(proxy)),
+                Ok(Err(error)) => {
+                    warn!(client = %proxy, "no PROXY protocol header (http.proxy_protocol): {error}");
+                    this.cut(&stream, proxy, "no_proxy_header");
+                }
+                Err(_) => this.cut(&stream, proxy, "no_proxy_header"),
+            }
+        });
+    }
+
+    /// Serve a connection from `address`, if there are not too many of them that are no sessions.
+    fn spawn_tcp(&self, stream: TcpStream, router: Router, address: SocketAddr) {
+        let config = self.config.borrow().clone();
+        let is_proxy = config.http.trusted_proxies.iter().any(|network| network.has(address.ip()));
+        let most = config.limits.connections_per_address;
+        let place = match &self.addresses {
+            Some(addresses) if !is_proxy => addresses.enter(address.ip(), most, None).map(Some),
+            _ => Ok(None),
+        };
+        let Ok(place) = place else {
+            return self.cut(&stream, address, "flood_of_address");
+        };
+        let counted = Counted::new(&self.open, place);
+        let tls = self.tls.as_ref().and_then(|(tls, _)| tls.borrow().clone());
+        match tls {
+            Some(tls) => self.spawn_tls(stream, tls, router, ClientAddress(address), counted),
+            None => {
+                let address = Some(ClientAddress(address));
+                self.tasks.spawn(self.clone().talk(stream, router, address, counted));
             }
         }
     }
@@ -174,7 +238,7 @@ impl Connections {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let counted = Counted::new(&self.open);
+        let counted = Counted::new(&self.open, None);
         self.tasks.spawn(self.clone().talk(stream, router, address, counted));
     }
 
@@ -185,8 +249,8 @@ impl Connections {
         tls: Arc<rustls::ServerConfig>,
         router: Router,
         address: ClientAddress,
+        counted: Counted,
     ) {
-        let counted = Counted::new(&self.open);
         let this = self.clone();
         self.tasks.spawn(async move {
             let limit = this.config.borrow().http.header_timeout.0;
@@ -266,12 +330,12 @@ async fn accept_failed(error: &io::Error) {
 }
 
 /// Counts a connection for as long as it lives.
-struct Counted(IntGauge);
+struct Counted(IntGauge, #[expect(dead_code, reason = "counts until it is dropped")] Option<Place>);
 
 impl Counted {
-    fn new(open: &IntGauge) -> Self {
+    fn new(open: &IntGauge, place: Option<Place>) -> Self {
         open.inc();
-        Self(open.clone())
+        Self(open.clone(), place)
     }
 }
 

@@ -1,13 +1,16 @@
 //! The public port: HTTP pages, bundles, and the way into sync.
 //!
 //! [`listener`] binds and accepts, [`activity`] sees whether a connection lives; [`pages`] and [`bundles`]
-//! answer requests, [`error`] is how they fail. A WebSocket upgrade on any path is a sync session.
+//! answer requests, [`error`] is how they fail. [`client`] makes out who asks, [`sign_in`] what they may. A WebSocket upgrade on any path is a sync session.
 
 pub mod activity;
 pub mod bundles;
+pub mod client;
 pub mod error;
 pub mod listener;
 pub mod pages;
+pub mod proxied;
+pub mod sign_in;
 pub mod tls;
 
 use std::{sync::Arc, time::Instant};
@@ -28,11 +31,17 @@ use tower_http::{
     decompression::RequestDecompressionLayer,
 };
 
-use self::{activity::Activity, error::json_error, listener::ClientAddress};
+use self::{
+    activity::Activity,
+    error::json_error,
+    sign_in::{Need, PROTOCOL, RequestClient, note_client, require},
+};
 use crate::{
+    auth::{Access, Auth, Client},
     bundle::{import::Importer, served::Served, slims::Slims, store::BundleStore},
     config::Config,
     health::Health,
+    limits::{AddressLimit, Addresses, Place, Principals},
     metrics::Metrics,
     storage::documents::Documents,
     sync::{outbound::Closing, peers::Peers, sessions::Sessions},
@@ -55,6 +64,9 @@ pub struct App {
     pub health: Arc<Health>,
     pub metrics: Metrics,
     pub documents: Arc<Documents>,
+    pub auth: Arc<Auth>,
+    pub addresses: Arc<Addresses>,
+    pub principals: Arc<Principals>,
     pub sessions: Arc<Sessions>,
     pub peers: Arc<Peers>,
     /// Where sessions are counted until they end.
@@ -69,20 +81,27 @@ pub fn router(app: App) -> Router {
     let uploads = post(bundles::upload)
         // tower-http: the project that axum itself builds on.
         .layer(RequestDecompressionLayer::new().gzip(true));
+    let needs = |need, routes: Router<App>| {
+        let check = move |state, client, request, next| require(need, state, client, request, next);
+        routes.route_layer(middleware::from_fn_with_state(app.clone(), check))
+    };
+    let downloads = Router::new()
+        .route("/.manifest.tonk", get(pages::manifest))
+        .route("/api/blank-tonk", get(pages::blank))
+        .route("/api/bundles/{id}", get(bundles::download))
+        .route("/api/bundles/{id}/manifest", get(bundles::slim));
     let router = Router::new()
         .route("/", get(pages::home))
-        .route("/.manifest.tonk", get(pages::manifest))
         .route("/tonk_core_bg.wasm", get(pages::wasm))
-        .route("/api/blank-tonk", get(pages::blank))
-        .route("/api/bundles", uploads)
-        .route("/api/bundles/{id}", get(bundles::download))
-        .route("/api/bundles/{id}/manifest", get(bundles::slim))
-        .route("/metrics", get(pages::public_metrics))
         .route("/livez", get(pages::livez))
-        .route("/readyz", get(pages::readyz));
+        .route("/readyz", get(pages::readyz))
+        .merge(needs(Need::Download, downloads))
+        .merge(needs(Need::Upload, Router::new().route("/api/bundles", uploads)))
+        .merge(needs(Need::Admin, Router::new().route("/metrics", get(pages::public_metrics))));
     router
         .fallback(|| async { StatusCode::NOT_FOUND })
         .layer(middleware::from_fn_with_state(app.clone(), upgrade))
+        .layer(middleware::from_fn_with_state(app.clone(), note_client))
         .layer(cors(app.config.clone()))
         .layer(CatchPanicLayer::custom(|_: Box<dyn std::any::Any + Send>| {
             json_error(StatusCode::INTERNAL_SERVER_ERROR, "Internal error")
@@ -167,11 +186,12 @@ async fn upgrade(State(app): State<App>, request: Request, next: Next) -> Respon
         Ok(socket) => socket,
         Err(rejection) => return rejection.into_response(),
     };
-    let address = parts.extensions.get::<ClientAddress>().map(|address| address.0);
+    let socket = socket.protocols([PROTOCOL]);
+    let client = parts.extensions.get::<RequestClient>().map(|client| client.0).unwrap_or_default();
     let Extension(activity) =
         Extension::<Arc<Activity>>::from_request_parts(&mut parts, &()).await.unwrap_or_default();
     let config = app.config.borrow().clone();
-    let refuse = refusal(&app, &config, &parts.headers);
+    let admitted = admit(&app, &config, client, &parts);
     let max_message = config.sync.max_message.bytes();
     let (sessions, running) = (app.sessions, app.sessions_running);
     socket
@@ -182,7 +202,7 @@ async fn upgrade(State(app): State<App>, request: Request, next: Next) -> Respon
         .on_upgrade(move |socket| {
             let panics = sessions.metrics.panics.clone();
             // In a box: the future around it would have room for it twice.
-            let session = sessions.run(socket, address, activity, refuse);
+            let session = sessions.run(socket, client, activity, admitted);
             let session = Box::pin(running.track_future(session));
             async move {
                 let session = std::panic::AssertUnwindSafe(session);
@@ -193,17 +213,46 @@ async fn upgrade(State(app): State<App>, request: Request, next: Next) -> Respon
         })
 }
 
-/// Why a WebSocket may not live, if it may not.
-fn refusal(app: &App, config: &Config, headers: &HeaderMap) -> Option<Closing> {
-    let open = usize::try_from(app.metrics.sessions.open.get()).unwrap_or(0);
-    let origin = headers.get(header::ORIGIN);
+/// Let a WebSocket in, with its place among those of its address; or say why it may not live.
+fn admit(
+    app: &App,
+    config: &Config,
+    client: Client,
+    parts: &Parts,
+) -> Result<(Access, Option<Place>), Closing> {
+    let refused = |code, reason: String, label| Err(Closing { code, reason, label });
+    let origin = parts.headers.get(header::ORIGIN);
     if origin.is_some_and(|origin| !is_allowed(origin, config)) {
         let reason = "this Origin is not among http.allowed_origins".to_owned();
-        return Some(Closing { code: 4403, reason, label: "origin" });
+        return refused(4403, reason, "origin");
     }
-    (open >= config.limits.connections).then(|| Closing {
-        code: 1013,
-        reason: "the relay is full; please come again".to_owned(),
-        label: "connections",
-    })
+    let open = usize::try_from(app.metrics.sessions.open.get()).unwrap_or(0);
+    if open >= config.limits.connections {
+        return refused(1013, "the relay is full; please come again".to_owned(), "connections");
+    }
+    let limits = &config.limits;
+    let (most, rate) = (limits.connections_per_address, limits.handshakes_per_address);
+    let place =
+        client.address.map(|address| app.addresses.enter(address, most, Some(rate))).transpose();
+    let place = match place {
+        Ok(place) => place,
+        Err(AddressLimit::Connections) => {
+            let reason = format!(
+                "more than {most} connections of one address (limits.connections_per_address)"
+            );
+            return refused(4429, reason, "connections_per_address");
+        }
+        Err(AddressLimit::Handshakes) => {
+            let reason = format!(
+                "more than {rate} new connections of one address (limits.handshakes_per_address)"
+            );
+            return refused(4429, reason, "handshakes_per_address");
+        }
+    };
+    let access = sign_in::admit(app, client, &parts.headers, &parts.uri)
+        .map_err(|refusal| refusal.closing())?;
+    if !access.rights.may_sync() {
+        return refused(4403, "the token has no scope for sync".to_owned(), "no_scope");
+    }
+    Ok((access, place))
 }

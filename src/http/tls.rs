@@ -2,7 +2,7 @@
 //! connection, and those that are open stay.
 
 use std::{
-    fs, io,
+    io,
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -21,8 +21,11 @@ use crate::{
     config::{self, Config},
     health::Health,
     metrics::HttpMetrics,
+    regular_file,
 };
 
+/// The largest file of certificates or keys.
+const MAX_FILE: u64 = 1 << 20;
 /// How long the files must not change before they are read: both are replaced one after the other.
 const REST: Duration = Duration::from_millis(500);
 
@@ -62,7 +65,8 @@ pub struct Loaded {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
-    fs::read(path).map_err(|source| TlsError::Read { path: path.to_owned(), source })
+    regular_file::read(path, MAX_FILE)
+        .map_err(|source| TlsError::Read { path: path.to_owned(), source })
 }
 
 /// Until when a certificate holds; none if it does not parse.

@@ -12,16 +12,18 @@ use bytes::Bytes;
 use prometheus::IntGauge;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tracing::{error, info, warn};
 
 use super::{ChunkKind, ChunkStore, Key, StorageError, StoredChunk, space::Space};
 use crate::{
     backoff::Backoff,
     bundle::served::Served,
+    config::{Config, Size},
     document_id::DocumentId,
     health::{Health, Unreadable},
     metrics::StorageMetrics,
+    unpacked::{self, Origin},
 };
 
 /// Pause before a failed operation is tried again: the first, and the longest.
@@ -37,6 +39,7 @@ pub struct Documents {
     served: Served,
     health: Arc<Health>,
     space: Arc<Space>,
+    config: watch::Receiver<Arc<Config>>,
     comparing: Semaphore,
     metrics: StorageMetrics,
 }
@@ -59,6 +62,58 @@ pub struct Opened {
     pub is_deleted: bool,
     /// An operator keeps it from everybody.
     pub is_blocked: bool,
+    /// It is larger than a document may be, and what limit says so: nothing of it is in memory.
+    pub too_large: Option<String>,
+}
+
+/// How large a document may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MaxDocument {
+    /// As it is stored (`storage.max_document`).
+    pub stored: Size,
+    /// Changes in it (`storage.max_changes`).
+    pub changes: u64,
+    /// In memory, where its size does not explain more (`sync.max_inflated`).
+    pub inflated: Size,
+}
+
+impl MaxDocument {
+    /// As configured.
+    pub fn of(config: &Config) -> Self {
+        let (storage, sync) = (&config.storage, &config.sync);
+        let (stored, changes) = (storage.max_document, storage.max_changes);
+        Self { stored, changes, inflated: sync.max_inflated }
+    }
+
+    /// Which limit a document is over.
+    ///
+    /// # Errors
+    /// That one, for a log line.
+    pub fn check(&self, size: u64, changes: u64) -> Result<(), String> {
+        if size > self.stored.0 {
+            return Err(format!(
+                "{size} bytes are more than {} (storage.max_document)",
+                self.stored
+            ));
+        }
+        if changes > self.changes {
+            return Err(format!(
+                "{changes} changes are more than {} (storage.max_changes)",
+                self.changes
+            ));
+        }
+        Ok(())
+    }
+
+    /// The same of chunks that are not unpacked yet.
+    fn check_chunks(&self, chunks: &[StoredChunk]) -> Result<(), String> {
+        let size: usize = chunks.iter().map(|(_, data)| data.len()).sum();
+        self.check(size as u64, 0)?;
+        let texts = chunks.iter().map(|(_, data)| data.as_slice());
+        let unpacked = unpacked::of(texts, size, Origin::Storage, self.inflated)
+            .map_err(|more| more.to_string())?;
+        self.check(size as u64, unpacked.changes)
+    }
 }
 
 /// A snapshot that is not in storage yet.
@@ -157,10 +212,11 @@ impl Documents {
         served: Served,
         health: Arc<Health>,
         space: Arc<Space>,
+        config: watch::Receiver<Arc<Config>>,
         metrics: StorageMetrics,
     ) -> Self {
         let comparing = Semaphore::new(COMPARING);
-        Self { store, served, health, space, comparing, metrics }
+        Self { store, served, health, space, config, comparing, metrics }
     }
 
     /// What stands for a document that is not taken; none if it may be.
@@ -185,6 +241,11 @@ impl Documents {
     /// A document cannot be read, for as long as what this returns is kept.
     pub fn unreadable(&self, error: &StorageError) -> Unreadable {
         self.health.document_unreadable(&error.to_string())
+    }
+
+    /// How large a document may be.
+    pub fn max(&self) -> MaxDocument {
+        MaxDocument::of(&self.config.borrow())
     }
 
     /// How much room there is.
@@ -223,13 +284,21 @@ impl Documents {
         if stored.is_empty() && underneath.is_none() {
             return Ok(Opened::default());
         }
-        let checked = tokio::task::spawn_blocking(move || check(document, stored, underneath));
-        let Checked { mut opened, broken, newer, unrelated } =
-            checked.await.map_err(|error| StorageError {
-                action: "load",
-                path: document.to_string().into(),
-                source: std::io::Error::other(error),
-            })?;
+        let max = self.max();
+        let checked = tokio::task::spawn_blocking(move || {
+            max.check_chunks(&stored).map(|()| check(document, stored, underneath))
+        });
+        let checked = checked.await.map_err(|error| StorageError {
+            action: "load",
+            path: document.to_string().into(),
+            source: std::io::Error::other(error),
+        })?;
+        let Checked { mut opened, broken, newer, unrelated } = match checked {
+            Ok(checked) => checked,
+            Err(limit) => {
+                return Ok(Opened { too_large: Some(limit), ..Opened::default() });
+            }
+        };
         for (key, reason) in broken {
             self.metrics.broken_chunks.inc();
             error!(%document, %key, reason, "a stored chunk does not parse; it is moved to quarantine");
@@ -281,6 +350,11 @@ impl Documents {
             Bringer::Operator => None,
             Bringer::Upload => self.underneath(document),
         };
+        if bringer == Bringer::Upload
+            && let Err(limit) = self.max().check_chunks(&stored)
+        {
+            return Ok(Merged::Failed(limit));
+        }
         // The semaphore is never closed.
         let place = self.comparing.acquire().await;
         let compared =
@@ -496,8 +570,7 @@ pub fn check(document: DocumentId, stored: Vec<StoredChunk>, underneath: Option<
             changes,
             chunks,
             base,
-            is_deleted: false,
-            is_blocked: false,
+            ..Opened::default()
         },
         broken,
         newer,

@@ -19,7 +19,7 @@ use super::{
     walk::{self, Found},
 };
 use crate::{
-    bundle::{Bundle, store::BundleStore},
+    bundle::{Bundle, MaxInflated, store::BundleStore},
     document_id::DocumentId,
 };
 
@@ -186,7 +186,7 @@ impl<T: Tell> Check<T> {
 pub fn check_storage(
     journal: &Journal,
     uploads: &dyn BundleStore,
-    max_inflated: u64,
+    max_inflated: MaxInflated,
     runtime: &Handle,
     repair: bool,
     tell: impl Tell,
@@ -207,7 +207,7 @@ pub fn check_storage(
 fn check_bundles(
     check: &mut Check<impl Tell>,
     uploads: &dyn BundleStore,
-    max_inflated: u64,
+    max_inflated: MaxInflated,
     runtime: &Handle,
 ) -> io::Result<()> {
     for (id, _) in runtime.block_on(uploads.list())? {

@@ -111,7 +111,7 @@ impl LiveSession {
         Self {
             connection: session.id.to_string(),
             peer: session.peer_id.to_string(),
-            client: session.client.map(|address| address.to_string()),
+            client: session.client.shown().map(|address| address.to_string()),
             heads: heads.map(texts),
             waits: false,
             queue_bytes: session.outbound.unsent(),
@@ -182,7 +182,7 @@ impl Rooms {
         let sessions = sessions.into_iter().map(|(cost, session)| TopSession {
             connection: session.id.to_string(),
             peer: session.peer_id.to_string(),
-            client: session.client.map(|address| address.to_string()),
+            client: session.client.shown().map(|address| address.to_string()),
             cost,
             documents: session.documents().len(),
             queue_bytes: session.outbound.unsent(),

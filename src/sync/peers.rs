@@ -61,9 +61,9 @@ impl Peers {
         let mut table = self.table();
         table.sessions.insert(session.id, Arc::downgrade(session));
         let same = table.joined.entry(session.peer_id.clone()).or_default();
-        let older = same.iter().position(|(principal, _)| *principal == session.principal);
+        let older = same.iter().position(|(principal, _)| *principal == session.access.principal);
         let older = older.map(|at| same.swap_remove(at).1);
-        same.push((session.principal.clone(), session.id));
+        same.push((session.access.principal.clone(), session.id));
         older.and_then(|older| table.sessions.get(&older)?.upgrade())
     }
 

@@ -36,7 +36,11 @@ use super::{
     wire::SyncMessage,
 };
 use crate::{
-    config::Config, document_id::DocumentId, metrics::Metrics, storage::documents::Documents,
+    config::{Config, Size},
+    document_id::DocumentId,
+    limits::Principals,
+    metrics::Metrics,
+    storage::documents::Documents,
     usage::Usage,
 };
 
@@ -58,7 +62,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// What a peer without a document says first: an automerge sync message without heads.
 pub(crate) static NOTHING: LazyLock<Option<SyncMessage>> = LazyLock::new(|| {
     let message = Automerge::new().generate_sync_message(&mut State::new())?;
-    SyncMessage::read(message.encode().into()).ok()
+    SyncMessage::read(message.encode().into(), Size::mib(1)).ok()
 });
 
 /// There is no memory for a further document.
@@ -157,6 +161,7 @@ pub struct Shared {
     pub config: watch::Receiver<Arc<Config>>,
     pub documents: Arc<Documents>,
     pub peers: Arc<Peers>,
+    pub principals: Arc<Principals>,
     pub engine: EngineStart,
     /// The storage id that clients see.
     pub storage_id: Arc<str>,
@@ -341,8 +346,8 @@ impl Rooms {
         true
     }
 
-    /// Sessions that share a document with `requester`, at most `most` and none of `but`, that were not asked for
-    /// `document` of late. They are noted as asked.
+    /// Sessions that share a document with `requester`, at most `most` and none of `but`, that may write `document` and were not
+    /// asked for it of late. They are noted as asked.
     fn to_be_asked(
         &self,
         document: DocumentId,
@@ -364,6 +369,7 @@ impl Rooms {
         ids.into_iter()
             .filter(|id| *id != requester.id && !but(*id))
             .filter_map(|id| self.shared.peers.get(id))
+            .filter(|peer| peer.may_write(document))
             .filter(|peer| peer.may_be_asked(document, ASK_AGAIN, ASKED))
             .take(most)
             .collect()

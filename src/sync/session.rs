@@ -2,25 +2,34 @@
 
 use std::{
     collections::HashMap,
-    net::IpAddr,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use automerge::ChangeHash;
 use bytes::Bytes;
+use tokio::sync::watch;
 use tracing::warn;
 
+#[cfg(test)]
+use super::peers::Principal;
 use super::{
     outbound::{Closing, Outbound, Push},
-    peers::{Principal, SessionId},
+    peers::SessionId,
     rooms::{Input, Mailbox, Rooms, lock},
     wire,
 };
-use crate::{document_id::DocumentId, metrics::SessionMetrics, usage::Usage};
+use crate::{
+    auth::{Access, Client},
+    config::Config,
+    document_id::DocumentId,
+    limits::{Account, Bucket},
+    metrics::SessionMetrics,
+    usage::Usage,
+};
 
 /// A peer that has joined over one WebSocket.
 pub struct Session {
@@ -28,15 +37,24 @@ pub struct Session {
     pub id: SessionId,
     /// The peer id that it joined with.
     pub peer_id: Arc<str>,
-    /// Who stands behind it.
-    pub principal: Principal,
+    /// Who stands behind it, and what they may do.
+    pub access: Access,
     /// Where it comes from.
-    pub client: Option<IpAddr>,
+    pub client: Client,
+    /// Who pays for what it has stored.
+    pub account: Account,
     /// What it costs.
     pub usage: Usage,
     us: Arc<str>,
     pub(super) outbound: Outbound,
     metrics: SessionMetrics,
+    config: watch::Receiver<Arc<Config>>,
+    /// Its requests for documents that nobody has.
+    unknown: Mutex<Bucket>,
+    /// When its sign-in ends, where a reload has changed that.
+    expires: Mutex<Option<SystemTime>>,
+    /// It has sent changes of documents that it may not write.
+    wrote: AtomicBool,
     /// The documents it mentioned, with the mailbox of each one's room; none where it waits for one that
     /// nobody has.
     documents: Mutex<HashMap<DocumentId, Option<Mailbox>>>,
@@ -51,17 +69,24 @@ impl Session {
     pub(super) fn new(
         id: SessionId,
         peer_id: &str,
-        principal: Principal,
-        client: Option<IpAddr>,
+        access: Access,
+        client: Client,
         us: Arc<str>,
-        outbound: Outbound,
+        config: watch::Receiver<Arc<Config>>,
         metrics: SessionMetrics,
     ) -> Self {
+        let send_queue = config.borrow().sync.send_queue.bytes();
+        let outbound = Outbound::new(send_queue, metrics.unsent.clone());
         Self {
             id,
             peer_id: peer_id.into(),
-            principal,
+            account: access.account(client.address),
+            expires: Mutex::new(access.expires),
+            access,
             client,
+            config,
+            unknown: Mutex::new(Bucket::new(Instant::now())),
+            wrote: AtomicBool::new(false),
             usage: Usage::default(),
             us,
             outbound,
@@ -110,8 +135,45 @@ impl Session {
         self.send(if request { "request" } else { "sync" }, frame);
     }
 
-    /// Say that nobody here has a document.
+    /// Whether it may receive a document.
+    pub fn may_read(&self, document: DocumentId) -> bool {
+        self.access.rights.may_read(document)
+    }
+
+    /// Whether it may change a document.
+    pub fn may_write(&self, document: DocumentId) -> bool {
+        self.access.rights.may_write(document)
+    }
+
+    /// It has sent changes that it may not make: they are not taken. Its peer is told once.
+    pub fn refuse_changes(&self, document: DocumentId) {
+        self.metrics.dropped.with_label_values(&["read_only"]).inc();
+        if self.wrote.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        warn!(peer = %self.peer_id, connection = %self.id, %document, "changes of a peer that may only read are not taken");
+        self.send_error(&format!("changes of {document} are not taken: you may only read it"));
+    }
+
+    /// When its sign-in ends.
+    pub fn expires(&self) -> Option<SystemTime> {
+        *lock(&self.expires)
+    }
+
+    /// Its sign-in ends at another time.
+    pub fn set_expires(&self, at: Option<SystemTime>) {
+        *lock(&self.expires) = at;
+    }
+
+    /// Say that nobody here has a document; if it asks for too many of these it is closed.
     pub fn send_unavailable(&self, document: DocumentId) {
+        let rate = self.config.borrow().limits.unknown_documents;
+        if !lock(&self.unknown).try_take(1, rate, Instant::now()) {
+            let reason = format!(
+                "more than {rate} requests for unknown documents (limits.unknown_documents)"
+            );
+            return self.close(4429, &reason, "unknown_documents");
+        }
         let frame = wire::doc_unavailable(&self.us, &self.peer_id, document);
         self.send("doc-unavailable", frame);
     }
@@ -181,6 +243,11 @@ impl Session {
         }
     }
 
+    /// It waits for a document that it will not get: a place that it takes.
+    pub(super) fn wait_in_vain(&self, document: DocumentId) {
+        lock(&self.documents).entry(document).or_default();
+    }
+
     /// Whether it may be asked for a document now; notes that it is. At most once in `again` a document,
     /// with `most` documents remembered.
     pub fn may_be_asked(&self, document: DocumentId, again: Duration, most: usize) -> bool {
@@ -231,8 +298,11 @@ impl Session {
     #[cfg(test)]
     pub(crate) fn for_test(id: SessionId, peer_id: &str, principal: Principal) -> Self {
         let metrics = crate::metrics::Metrics::new().expect("metrics").sessions;
-        let outbound = Outbound::new(1 << 20, metrics.unsent.clone());
-        Self::new(id, peer_id, principal, None, "relay".into(), outbound, metrics)
+        let access = Access::of(principal);
+        let mut config = Config::default();
+        config.sync.send_queue = crate::config::Size::mib(1);
+        let config = watch::channel(Arc::new(config)).1;
+        Self::new(id, peer_id, access, Client::default(), "relay".into(), config, metrics)
     }
 
     #[cfg(test)]

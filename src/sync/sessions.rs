@@ -5,12 +5,12 @@
 
 use std::{
     borrow::Cow,
-    net::{IpAddr, SocketAddr},
     ops::ControlFlow,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    time::{Duration, Instant, SystemTime},
 };
 
 use axum::extract::ws::WebSocket;
@@ -21,17 +21,27 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::{
-    outbound::{Closing, Outbound},
-    peers::{Peers, Principal, SessionId},
+    outbound::Closing,
+    peers::{Peers, SessionId},
     rooms::{Held, Input, Rooms},
     session::Session,
     socket::{self, CLOSE_GRACE, Reader, Writer, closing},
-    wire::{self, Body, Message, SyncMessage, VERSION},
+    wire::{self, BadSyncMessage, Body, Message, SyncMessage, VERSION},
 };
 use crate::{
-    config::Config, document_id::DocumentId, http::activity::Activity, log::Repeats,
-    metrics::SessionMetrics, storage::documents::Documents,
+    auth::{Access, Auth, Client, Refusal},
+    config::{Config, Limits},
+    document_id::DocumentId,
+    http::activity::Activity,
+    limits::{Bucket, Place},
+    log::Repeats,
+    metrics::SessionMetrics,
+    storage::documents::Documents,
 };
+
+/// Bytes that a message unpacks to count as one that is received: 100 of them are an operation of a document, which is
+/// about four received bytes in what people write.
+const UNPACKED_WEIGHS: u64 = 4;
 
 /// What sessions need of the rest of the relay.
 #[expect(missing_docs, reason = "the types say it")]
@@ -40,6 +50,7 @@ pub struct Sessions {
     pub rooms: Arc<Rooms>,
     pub peers: Arc<Peers>,
     pub documents: Arc<Documents>,
+    pub auth: Arc<Auth>,
     pub metrics: SessionMetrics,
     pub repeats: Arc<Repeats>,
     /// The peer id that clients see.
@@ -57,27 +68,30 @@ pub struct Sessions {
 }
 
 impl Sessions {
-    /// Run one WebSocket from its upgrade to its end. `refuse` is why it may not live, if that is known.
+    /// Run one WebSocket from its upgrade to its end, if it was admitted, and hold its place until then.
     pub async fn run(
         self: Arc<Self>,
         socket: WebSocket,
-        address: Option<SocketAddr>,
+        from: Client,
         activity: Arc<Activity>,
-        refuse: Option<Closing>,
+        admitted: Result<(Access, Option<Place>), Closing>,
     ) {
         let id = self.peers.next_id();
         let open = Open::new(&self.metrics);
         let (mut writer, mut reader) = socket.split();
         let client =
-            address.map_or_else(|| "unknown".to_owned(), |address| address.ip().to_string());
-        let refuse = refuse.or_else(|| self.draining.is_cancelled().then(drain));
-        let joined = match refuse {
-            Some(closing) => Err(closing),
-            None => {
+            from.shown().map_or_else(|| "unknown".to_owned(), |address| address.to_string());
+        let (admitted, _place) = match admitted {
+            Ok(_) if self.draining.is_cancelled() => (Err(drain()), None),
+            Ok((access, place)) => (Ok(access), place),
+            Err(closing) => (Err(closing), None),
+        };
+        let joined = match admitted {
+            Err(closing) => Err(closing),
+            Ok(access) => {
                 let handshake_timeout = self.config.borrow().sync.handshake_timeout.0;
                 // What comes once is in a box: a session keeps no memory for it.
-                let client = address.map(|address| address.ip());
-                let joining = Box::pin(self.join(id, client, &mut reader));
+                let joining = Box::pin(self.join(id, access, from, &mut reader));
                 tokio::select! {
                     biased;
                     () = self.draining.cancelled() => Err(drain()),
@@ -138,7 +152,8 @@ impl Sessions {
     async fn join(
         &self,
         id: SessionId,
-        client: Option<IpAddr>,
+        access: Access,
+        client: Client,
         reader: &mut Reader,
     ) -> Result<Arc<Session>, Closing> {
         let max_message = self.config.borrow().sync.max_message;
@@ -160,11 +175,8 @@ impl Sessions {
         let Some(peer_id) = message.sender.as_deref().filter(|sender| !sender.is_empty()) else {
             return Err(garbage(wire::WireError::Missing("senderId")));
         };
-        let send_queue = self.config.borrow().sync.send_queue.bytes();
-        let outbound = Outbound::new(send_queue, self.metrics.unsent.clone());
-        let (us, metrics) = (self.us.clone(), self.metrics.clone());
-        let principal = Principal::anybody();
-        Ok(Arc::new(Session::new(id, peer_id, principal, client, us, outbound, metrics)))
+        let (us, config, metrics) = (self.us.clone(), self.config.clone(), self.metrics.clone());
+        Ok(Arc::new(Session::new(id, peer_id, access, client, us, config, metrics)))
     }
 
     /// Serve a session that has joined, and close its socket. Returns how it ended.
@@ -213,6 +225,7 @@ impl Sessions {
         reader: &mut Reader,
         busy: &AtomicBool,
     ) -> Closing {
+        let mut flow = Flow::new();
         loop {
             let max_message = self.config.borrow().sync.max_message;
             let frame = match socket::read(reader, max_message).await {
@@ -221,14 +234,44 @@ impl Sessions {
                 Err(closing) => return closing,
             };
             busy.store(true, Ordering::Relaxed);
-            if let Err(closing) = Box::pin(self.take_in(session, frame)).await {
-                return closing;
+            let now = Instant::now();
+            let weight = match Box::pin(self.take_in(session, frame)).await {
+                Ok(weight) => weight,
+                Err(closing) => return closing,
+            };
+            let wait = flow.take(weight, &self.config.borrow().limits, now);
+            if let Some((wait, limit)) = wait {
+                Box::pin(self.throttle(session, wait, limit)).await;
             }
             busy.store(false, Ordering::Relaxed);
         }
     }
 
-    async fn take_in(&self, session: &Arc<Session>, frame: Bytes) -> Result<(), Closing> {
+    /// Read on later: what comes faster than it may is not lost.
+    async fn throttle(&self, session: &Session, wait: Duration, limit: &'static str) {
+        self.metrics.throttled.with_label_values(&[limit]).inc();
+        if let Some(times) = self.repeats.pass(&session.peer_id, limit) {
+            warn!(
+                peer = %session.peer_id, connection = %session.id, times,
+                "it sends faster than limits.{limit}: it is read more slowly"
+            );
+        }
+        tokio::time::sleep(wait).await;
+    }
+
+    /// Take in a message. Returns the bytes that it counts as: what it unpacks to counts too, for that is what it costs.
+    async fn take_in(&self, session: &Arc<Session>, frame: Bytes) -> Result<u64, Closing> {
+        let mut weight = frame.len() as u64;
+        self.route(session, frame, &mut weight).await?;
+        Ok(weight)
+    }
+
+    async fn route(
+        &self,
+        session: &Arc<Session>,
+        frame: Bytes,
+        weight: &mut u64,
+    ) -> Result<(), Closing> {
         let message = Message::decode(&frame).map_err(garbage)?;
         self.count_in(&message, frame.len());
         session.usage.message(frame.len());
@@ -251,9 +294,23 @@ impl Sessions {
         };
         let sender = message.sender.unwrap_or_default();
         match message.body {
+            Body::Sync { document, data, .. } if !session.may_read(document) => {
+                let asks = wire::heads_in(&data) == Some(0);
+                self.deny(session, document, asks)
+            }
+            Body::Ephemeral { document, .. } if !session.may_read(document) => {
+                self.deny(session, document, false)
+            }
             Body::Sync { document, request, data } => {
-                let message = SyncMessage::read(bytes(data))
-                    .map_err(|why| closing(1007, why.to_owned(), "garbage"))?;
+                let max_inflated = self.config.borrow().sync.max_inflated;
+                let message =
+                    SyncMessage::read(bytes(data), max_inflated).map_err(|why| match why {
+                        BadSyncMessage::TooMuch(_) => {
+                            closing(1009, why.to_string(), "max_inflated")
+                        }
+                        _ => closing(1007, why.to_string(), "garbage"),
+                    })?;
+                *weight = (*weight).max(message.unpacked.bytes / UNPACKED_WEIGHS);
                 // It was asked for the document, and is told when somebody brings it; half of its places are left
                 // to what it opens by itself.
                 let places = self.config.borrow().limits.documents_per_connection / 2;
@@ -271,6 +328,11 @@ impl Sessions {
                 let held = self.hold(frame.len()).await;
                 let input = Input::Sync { from: session.clone(), request, message, held };
                 self.deliver(session, document, input).await
+            }
+            Body::Ephemeral { document, .. }
+                if !session.may_write(document) && !self.config.borrow().auth.readonly_presence =>
+            {
+                self.dropped(session, "readonly_presence")
             }
             Body::Ephemeral { document, count, session: author_session, data } => {
                 let held = self.hold(frame.len()).await;
@@ -300,6 +362,41 @@ impl Sessions {
             // Of other storages' heads the relay knows nothing.
             Body::RemoteHeadsChanged => Ok(()),
             Body::Unknown => self.dropped(session, "unknown_type"),
+        }
+    }
+
+    /// A document that a peer may not read is to it one that does not exist: it waits for it as for those.
+    fn deny(&self, session: &Session, document: DocumentId, asks: bool) -> Result<(), Closing> {
+        self.may_open(session, document)?;
+        session.wait_in_vain(document);
+        if asks {
+            session.send_unavailable(document);
+        }
+        self.dropped(session, "no_right")
+    }
+
+    /// Look at the sign-in of every session: those whose time is over end. `anew` asks again for all of them, for what is
+    /// in effect has changed; one whose rights are others now comes again with these.
+    pub fn review(&self, anew: bool) {
+        let now = SystemTime::now();
+        for session in self.peers.all() {
+            if anew {
+                match self.auth.admit_again(&session.access, session.client) {
+                    Err(refusal) => {
+                        let closing = refusal.closing();
+                        session.close(closing.code, &closing.reason, closing.label);
+                    }
+                    Ok(access) if access.rights != session.access.rights => {
+                        let reason = "what you may do here has changed; please come again";
+                        session.close(4403, reason, "rights_changed");
+                    }
+                    Ok(access) => session.set_expires(access.expires),
+                }
+            }
+            if session.expires().is_some_and(|end| end <= now) {
+                let closing = Refusal::Expired.closing();
+                session.close(closing.code, &closing.reason, closing.label);
+            }
         }
     }
 
@@ -340,14 +437,19 @@ impl Sessions {
         document: DocumentId,
         input: Input,
     ) -> Result<(), Closing> {
-        let limit = self.config.borrow().limits.documents_per_connection;
-        if !session.may_open(document, limit) {
-            let reason = format!("more than {limit} documents (limits.documents_per_connection)");
-            self.rooms.tell(document, session, &reason);
-            return Err(closing(4429, reason, "documents"));
-        }
+        self.may_open(session, document)?;
         session.deliver(&self.rooms, document, input).await;
         Ok(())
+    }
+
+    fn may_open(&self, session: &Session, document: DocumentId) -> Result<(), Closing> {
+        let limit = self.config.borrow().limits.documents_per_connection;
+        if session.may_open(document, limit) {
+            return Ok(());
+        }
+        let reason = format!("more than {limit} documents (limits.documents_per_connection)");
+        self.rooms.tell(document, session, &reason);
+        Err(closing(4429, reason, "documents"))
     }
 
     fn dropped(&self, session: &Session, reason: &'static str) -> Result<(), Closing> {
@@ -362,6 +464,32 @@ impl Sessions {
         let labels = ["in", message.body.name()];
         self.metrics.messages.with_label_values(&labels).inc();
         self.metrics.message_bytes.with_label_values(&labels).inc_by(bytes as u64);
+    }
+}
+
+/// What one connection has sent of late.
+struct Flow {
+    messages: Bucket,
+    bytes: Bucket,
+}
+
+impl Flow {
+    fn new() -> Self {
+        let now = Instant::now();
+        Self { messages: Bucket::new(now), bytes: Bucket::new(now) }
+    }
+
+    /// Count a message. Returns how long to wait before the next is read, if it is not at once, and for which limit.
+    fn take(
+        &mut self,
+        bytes: u64,
+        limits: &Limits,
+        now: Instant,
+    ) -> Option<(Duration, &'static str)> {
+        let messages = self.messages.take(1, limits.messages_per_connection, now);
+        let bytes = self.bytes.take(bytes, limits.bytes_per_connection, now);
+        let longest = [(messages, "messages_per_connection"), (bytes, "bytes_per_connection")];
+        longest.into_iter().filter(|(wait, _)| !wait.is_zero()).max()
     }
 }
 

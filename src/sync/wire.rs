@@ -16,7 +16,11 @@ use minicbor::{
     encode::{Error as EncodeError, Write},
 };
 
-use crate::document_id::DocumentId;
+use crate::{
+    config::Size,
+    document_id::DocumentId,
+    unpacked::{self, Origin, TooMuch, Unpacked},
+};
 
 /// The protocol version that this relay speaks.
 pub const VERSION: &str = "1";
@@ -275,24 +279,42 @@ pub struct SyncMessage {
     pub raw: Bytes,
     /// What it says.
     pub message: automerge::sync::Message,
+    /// What its changes take when they are unpacked.
+    pub unpacked: Unpacked,
+}
+
+/// Why automerge is not to see a sync message. The texts are for the peer's eyes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[expect(missing_docs, reason = "the texts say it")]
+pub enum BadSyncMessage {
+    #[error("data is no automerge sync message")]
+    NoMessage,
+    #[error("data summarises too many states")]
+    TooManyStates,
+    #[error("data has a Bloom filter of an impossible size")]
+    Filter,
+    #[error("data {0}")]
+    TooMuch(#[from] TooMuch),
 }
 
 impl SyncMessage {
     /// Read a message, and see that automerge can take it in without harm: it decodes, and the Bloom
-    /// filters in it have sizes that make sense. automerge 0.12 divides by the one and allocates the other.
+    /// filters in it have sizes that make sense (automerge 0.12 divides by the one and allocates the other), and what is
+    /// in it does not unpack to more than `max_inflated`.
     ///
     /// # Errors
-    /// What is wrong with it, for the peer's eyes.
-    pub fn read(raw: Bytes) -> Result<Self, &'static str> {
-        let message = automerge::sync::Message::decode(&raw)
-            .map_err(|_| "data is no automerge sync message")?;
+    /// What is wrong with it.
+    pub fn read(raw: Bytes, max_inflated: Size) -> Result<Self, BadSyncMessage> {
+        let message =
+            automerge::sync::Message::decode(&raw).map_err(|_| BadSyncMessage::NoMessage)?;
         if message.have.len() > MAX_HAVE {
-            return Err("data summarises too many states");
+            return Err(BadSyncMessage::TooManyStates);
         }
         if !message.have.iter().all(|have| is_sane_filter(&have.bloom.to_bytes())) {
-            return Err("data has a Bloom filter of an impossible size");
+            return Err(BadSyncMessage::Filter);
         }
-        Ok(Self { raw, message })
+        let unpacked = unpacked::of(message.changes.iter(), raw.len(), Origin::Peer, max_inflated)?;
+        Ok(Self { raw, message, unpacked })
     }
 
     /// Whether its sender has anything of the document.

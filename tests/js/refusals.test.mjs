@@ -3,35 +3,9 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import net from 'node:net';
 import { cbor } from '@automerge/automerge-repo';
-import * as Automerge from '@automerge/automerge';
 import WebSocket from 'ws';
 import { Relay, documentId, saved, share, until } from './relay.mjs';
-
-/** A bare WebSocket that keeps what it hears. */
-async function connect(t, relay, options = {}) {
-  const socket = new WebSocket(relay.ws + (options.path ?? ''), { headers: options.headers });
-  t.after(() => socket.terminate());
-  socket.heard = [];
-  socket.on('message', data => socket.heard.push(cbor.decode(data)));
-  socket.on('error', () => {});
-  socket.closed = new Promise(resolve =>
-    socket.on('close', (code, reason) => resolve({ code, reason: String(reason) })));
-  await new Promise((resolve, reject) => { socket.on('open', resolve); socket.on('error', reject); });
-  return socket;
-}
-
-const say = (socket, message) => socket.send(cbor.encode(message));
-const join = (socket, senderId = 'peer-1', extra = {}) =>
-  say(socket, { type: 'join', senderId, peerMetadata: {}, supportedProtocolVersions: ['1'], ...extra });
-
-async function joined(t, relay, senderId) {
-  const socket = await connect(t, relay);
-  join(socket, senderId);
-  await until('the handshake', () => socket.heard.length === 1);
-  return socket;
-}
-
-const emptySync = () => Automerge.generateSyncMessage(Automerge.init(), Automerge.initSyncState())[1];
+import { connect, emptySync, join, joined, say } from './raw.mjs';
 
 test('the handshake answers with what clients need', async t => {
   const relay = await Relay.start(t, { sync: { peer_id: '"the-relay"' } });

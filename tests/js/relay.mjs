@@ -144,7 +144,7 @@ export class Relay {
 
   /** The value of a metric, its labels in the order of the text form; 0 if it is not there yet. */
   async metric(name) {
-    const text = await (await fetch(`${this.url}/metrics`)).text();
+    const text = await (await fetch(`${this.url}/metrics`, { headers: this.headers })).text();
     const line = text.split('\n').find(line => line.startsWith(`${name} `));
     return line ? Number(line.slice(name.length + 1)) : 0;
   }
@@ -219,8 +219,8 @@ export const upload = (relay, body) => fetch(`${relay.url}/api/bundles`, {
   method: 'POST', headers: { 'content-type': 'application/octet-stream' }, body,
 });
 
-/** A bundle of documents: `{ [id]: plain object or automerge document }`, the first one the root. */
-export function bundle(documents, manifest = {}) {
+/** A bundle of documents: `{ [id]: plain object or automerge document }`, the first one the root; and of more entries as they are. */
+export function bundle(documents, manifest = {}, more = {}) {
   const rootId = Object.keys(documents)[0];
   const files = {
     'manifest.json': strToU8(JSON.stringify({
@@ -231,5 +231,5 @@ export function bundle(documents, manifest = {}) {
   for (const [id, contents] of Object.entries(documents)) {
     files[entry(id)] = Automerge.save(Automerge.isAutomerge(contents) ? contents : Automerge.from(contents));
   }
-  return zipSync(files, { mtime: new Date(1980, 0, 1) });
+  return zipSync({ ...files, ...more }, { mtime: new Date(1980, 0, 1) });
 }

@@ -15,7 +15,7 @@ use sha2::{Digest, Sha256};
 use super::{merge::Refused, *};
 use crate::{
     admin::storage::answers::{Entry, ListedBundle, StorageId},
-    bundle::{self, Bundle},
+    bundle::{self, Bundle, MaxInflated},
     storage::{
         backups,
         documents::{Relation, hex},
@@ -134,7 +134,8 @@ impl Backup {
         for id in self.bundles.keys() {
             let file = bundle_file(folder, *id);
             let verified = File::open(&file).map_err(bundle::BundleError::from).and_then(|file| {
-                Bundle::open(io::BufReader::new(file), u64::MAX).and_then(|mut b| b.verify())
+                Bundle::open(io::BufReader::new(file), MaxInflated::ANY)
+                    .and_then(|mut b| b.verify())
             });
             if let Err(error) = verified {
                 faults.push((file.display().to_string(), error.to_string()));
@@ -512,7 +513,7 @@ fn copy_bundles(
             Err(CliError::Admin(AdminError::Missing(_))) => continue,
             Err(error) => return Err(error),
         };
-        let verified = Bundle::open(io::Cursor::new(data.clone()), u64::MAX)
+        let verified = Bundle::open(io::Cursor::new(data.clone()), MaxInflated::ANY)
             .and_then(|mut bundle| bundle.verify());
         if let Err(error) = verified {
             answer.fail(format!("bundle {id}"), error);

@@ -24,8 +24,8 @@ fn fixture() -> Fixture {
     let store = Arc::new(NodefsStore::open(folder.path(), Durability::Fsync).expect("opens"));
     let metrics = Metrics::new().expect("metrics").storage;
     let config = watch::channel(Arc::default()).1;
-    let space = Arc::new(Space::new(config, health.clone(), metrics.clone()));
-    let documents = Documents::new(store, receiver, health.clone(), space, metrics);
+    let space = Arc::new(Space::new(config.clone(), health.clone(), metrics.clone()));
+    let documents = Documents::new(store, receiver, health.clone(), space, config, metrics);
     Fixture { folder, served, documents, health }
 }
 

@@ -96,6 +96,11 @@ impl Port {
         self.tell(|| What::Applied { new_changes });
     }
 
+    /// Whether the session may only read: what it sends of changes is not taken in.
+    pub fn reads_only(&self) -> bool {
+        !self.session.may_write(self.document)
+    }
+
     /// Whether there is no room for messages to the session: what can wait is made later.
     pub fn full(&self) -> Arc<AtomicBool> {
         self.session.outbound.full().clone()
@@ -107,10 +112,10 @@ impl Port {
         self.session.outbound.when_room(&self.news);
     }
 
-    /// Close the session: what it sent cannot be.
-    pub fn refuse(&self, reason: &str) {
+    /// Close the session: what it sent cannot be taken.
+    pub fn refuse(&self, code: u16, reason: &str, label: &'static str) {
         self.tell(|| What::Refused { reason: reason.to_owned() });
-        self.session.close(1007, reason, "changes");
+        self.session.close(code, reason, label);
     }
 
     /// Whether the session was sent something of the document.

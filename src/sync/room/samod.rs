@@ -81,7 +81,28 @@ struct SamodEngine {
     acceptor: Option<AcceptorHandle>,
     runtime: Runtime,
     under_way: Arc<UnderWay>,
-    sessions: HashMap<SessionId, mpsc::Sender<Vec<u8>>>,
+    sessions: HashMap<SessionId, Connection>,
+}
+
+/// A session as a connection of the repo.
+#[derive(Clone)]
+struct Connection {
+    /// Its name there.
+    name: String,
+    frames: mpsc::Sender<Vec<u8>>,
+}
+
+/// What the names of sessions that may only read begin with.
+const READER: &str = "reader-";
+
+/// What the repo does for a connection of that name.
+fn share(_: samod::DocumentId, peer: samod::PeerId) -> impl stream::Stream<Item = ShareConfig> {
+    let config = if peer.as_str().starts_with(READER) {
+        ShareConfig::read_only()
+    } else {
+        ShareConfig::read_write()
+    };
+    stream::iter([config.with_announce(false)])
 }
 
 impl SamodEngine {
@@ -105,7 +126,7 @@ impl SamodEngine {
             .with_storage(storage)
             // Threads of its own would park one a document.
             .with_concurrency(ConcurrencyConfig::AsyncRuntime)
-            .with_share_policy(ShareConfig::read_write().with_announce(false))
+            .with_share_policy(share)
             .with_observer(Observer(under_way.clone()))
             .load()
             .await;
@@ -124,15 +145,18 @@ impl Engine for SamodEngine {
             let _ = &reading;
             receiver.poll_recv(cx).map(|frame| frame.map(Ok::<_, std::io::Error>))
         });
+        let name =
+            if port.reads_only() { format!("{READER}{session}") } else { session.to_string() };
         let transport = Transport::new(incoming, PortSink(port));
         self.under_way.streams.fetch_add(1, Ordering::Relaxed);
         match self.acceptor.as_ref().map(|acceptor| acceptor.accept(transport)) {
             Some(Ok(_)) => {}
             _ => error!(document = %self.document, %session, "the repo takes no session"),
         }
-        self.sessions.insert(session, frames.clone());
+        let join = wire::join(&name).to_vec();
+        self.sessions.insert(session, Connection { name, frames: frames.clone() });
         async move {
-            let _ = frames.send(wire::join(&session.to_string()).to_vec()).await;
+            let _ = frames.send(join).await;
         }
         .boxed()
     }
@@ -147,11 +171,11 @@ impl Engine for SamodEngine {
         request: bool,
         message: SyncMessage,
     ) -> BoxFuture<'_, ()> {
-        let Some(frames) = self.sessions.get(&from).cloned() else {
+        let Some(Connection { name, frames }) = self.sessions.get(&from).cloned() else {
             return futures::future::ready(()).boxed();
         };
         let data = message.raw;
-        let frame = wire::sync(request, &from.to_string(), REPO, self.document, &data);
+        let frame = wire::sync(request, &name, REPO, self.document, &data);
         if !request {
             self.under_way.bytes.fetch_add(data.len(), Ordering::Relaxed);
         }

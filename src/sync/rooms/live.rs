@@ -149,11 +149,18 @@ impl Room {
                 }
             };
             self.tell(None, || What::Opened { heads: texts(&opened.heads) });
-            let is_known = !opened.heads.is_empty() || self.stash.iter().any(brings_heads);
+            if opened.heads.is_empty() {
+                self.charge_creator();
+            }
+            let is_known = !opened.heads.is_empty() || self.is_brought();
             let end = if opened.is_deleted {
                 self.not_taken("deleted")
             } else if opened.is_blocked {
                 self.not_taken("blocked")
+            } else if let Some(limit) = &opened.too_large {
+                let document = self.document();
+                error!(%document, "the document is larger than one may be, and stays on the disk: {limit}");
+                self.not_taken("too_large")
             } else if self.has_no_space(&opened) {
                 Box::pin(self.wait_for_space()).await
             } else if is_known {
@@ -384,6 +391,30 @@ impl Room {
         }
     }
 
+    /// Whether somebody brings something of the document.
+    fn is_brought(&self) -> bool {
+        self.stash.iter().any(|input| brings_heads(self.document(), input))
+    }
+
+    /// Somebody brings a new document, if that one may make one more; what others bring is then theirs as well.
+    fn charge_creator(&mut self) {
+        let shared = &self.rooms.shared;
+        let limits = shared.config.borrow().limits.clone();
+        let document = self.document();
+        while let Some(Input::Sync { from, .. }) =
+            self.stash.iter().find(|input| brings_heads(document, input))
+        {
+            if shared.principals.may_create(&from.account, 1, &limits) {
+                return;
+            }
+            let reason =
+                format!("more than {} new documents (limits.new_documents)", limits.new_documents);
+            from.close(4429, &reason, "new_documents");
+            let closed = from.id;
+            self.stash.retain(|input| sender(input) != Some(closed));
+        }
+    }
+
     fn forward_timeout(&self) -> Duration {
         self.rooms.shared.config.borrow().sync.forward_timeout.0
     }
@@ -404,7 +435,7 @@ impl Room {
         let here = lock(&self.handle.members).clone();
         self.members.retain(|id, _| here.contains(id));
         let is_wanted = match reason {
-            "unknown" | "deleted" | "blocked" => !self.stash.is_empty(),
+            "unknown" | "deleted" | "blocked" | "too_large" => !self.stash.is_empty(),
             _ => !self.stash.is_empty() || !self.members.is_empty(),
         } || self.is_to_look_again();
         if is_wanted {
@@ -462,9 +493,17 @@ impl Room {
     }
 }
 
-fn brings_heads(input: &Input) -> bool {
+fn sender(input: &Input) -> Option<SessionId> {
     match input {
-        Input::Sync { message, .. } => message.has_heads(),
+        Input::Sync { from, .. } => Some(from.id),
+        Input::Ephemeral { .. } | Input::Subscribed { .. } | Input::Look { .. } => None,
+    }
+}
+
+/// Whether a message tells of something of the document, from one who may bring it.
+fn brings_heads(document: DocumentId, input: &Input) -> bool {
+    match input {
+        Input::Sync { from, message, .. } => message.has_heads() && from.may_write(document),
         Input::Ephemeral { .. } | Input::Subscribed { .. } | Input::Look { .. } => false,
     }
 }

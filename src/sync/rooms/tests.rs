@@ -56,13 +56,20 @@ fn fixture(config: Config, engine: impl FnOnce(&Metrics) -> EngineStart) -> Fixt
     let (sender, config) = watch::channel(Arc::new(config));
     let health = Arc::new(Health::default());
     let space = Space::new(config.clone(), health.clone(), metrics.storage.clone());
-    let documents =
-        Documents::new(store, receiver, health, Arc::new(space), metrics.storage.clone());
+    let documents = Documents::new(
+        store,
+        receiver,
+        health,
+        Arc::new(space),
+        config.clone(),
+        metrics.storage.clone(),
+    );
     std::mem::forget(sender);
     let rooms = Rooms::new(Shared {
         config,
         documents: Arc::new(documents),
         peers: Arc::new(Peers::default()),
+        principals: Arc::default(),
         engine: engine(&metrics),
         storage_id: "storage".into(),
         probe: DocumentId::random(),
@@ -122,9 +129,11 @@ impl Peer {
     }
 
     async fn send(&self, document: DocumentId, request: bool, data: Vec<u8>) {
+        // Unchecked: some of it is to bring automerge down.
         let message = SyncMessage {
             message: automerge::sync::Message::decode(&data).expect("a sync message"),
             raw: data.into(),
+            unpacked: crate::unpacked::Unpacked::default(),
         };
         let from = self.session.clone();
         self.deliver(document, Input::Sync { from, request, message, held: held() }).await;

@@ -2,6 +2,8 @@ use proptest::prelude::*;
 
 use super::*;
 
+const MAX: Size = Size::mib(256);
+
 const ID: &str = "2XehcERzGALTcjP7C7VxwFJdWoEW";
 
 fn id() -> DocumentId {
@@ -115,7 +117,7 @@ fn bloom_filters_that_would_harm_automerge_are_refused() {
         let mut data = vec![0x42, 0, 0, 1, 0, filter.len() as u8];
         data.extend(filter);
         data.push(0);
-        SyncMessage::read(data.into()).map(drop)
+        SyncMessage::read(data.into(), MAX).map(drop)
     };
     assert_eq!(with_filter(&[]), Ok(()));
     assert_eq!(with_filter(&[1, 10, 7, 0, 0]), Ok(()));
@@ -123,14 +125,14 @@ fn bloom_filters_that_would_harm_automerge_are_refused() {
     assert!(with_filter(&[1, 0, 1]).is_err());
     // Four thousand million probes: automerge allocates them.
     assert!(with_filter(&[1, 10, 0xff, 0xff, 0xff, 0xff, 0x0f, 0, 0]).is_err());
-    assert!(SyncMessage::read(Bytes::from_static(b"garbage")).is_err());
+    assert!(SyncMessage::read(Bytes::from_static(b"garbage"), MAX).is_err());
 }
 
 proptest! {
     #[test]
     fn any_bytes_are_a_message_or_an_error(frame in proptest::collection::vec(any::<u8>(), 0..200)) {
         let _ = Message::decode(&frame);
-        let _ = (heads_in(&frame), SyncMessage::read(frame.into()));
+        let _ = (heads_in(&frame), SyncMessage::read(frame.into(), MAX));
     }
 
     #[test]

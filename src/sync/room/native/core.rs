@@ -24,7 +24,7 @@ use crate::{
     document_id::DocumentId,
     storage::{
         ChunkKind, Key,
-        documents::{Relation, hex, snapshot_key},
+        documents::{MaxDocument, Relation, hex, snapshot_key},
     },
     sync::{look::EngineLook, peers::SessionId, wire::SyncMessage},
 };
@@ -36,6 +36,8 @@ const CROWD: usize = 3;
 /// Bytes of a message, or of a document that is to be read or written as a whole, from which on a step is
 /// long enough (about 1 ms) to hold up what else waits for the thread.
 const HEAVY: usize = 32 << 10;
+/// Bytes that a message unpacks to, likewise: some 300 operations.
+const UNPACKS_HEAVY: u64 = 160 << 10;
 
 /// Documents up to so many stored bytes are kept as such while their rooms are quiet: automerge takes at
 /// least 14 KiB for a document, and reads one of this size in about 100 us.
@@ -43,8 +45,14 @@ const SLEEPS: usize = 16 << 10;
 
 /// What came.
 pub(super) enum Event {
-    /// A session takes part; the flag says when there is no room for messages to it.
-    Join(SessionId, Arc<AtomicBool>),
+    /// A session takes part.
+    Join {
+        id: SessionId,
+        /// When there is no room for messages to it.
+        full: Arc<AtomicBool>,
+        /// Changes of it are not taken in.
+        reads_only: bool,
+    },
     /// A session does not any more.
     Leave(SessionId),
     /// A session sent a message.
@@ -69,13 +77,24 @@ pub(super) enum Effect {
     Remove(Vec<Key>),
     /// A peer's changes were taken in, so many of them new.
     Applied { from: SessionId, new_changes: u64 },
-    /// A peer sent changes that cannot be.
-    Refuse { from: SessionId, reason: String },
+    /// A peer sent changes that cannot be taken.
+    Refuse { from: SessionId, why: Refused },
+}
+
+/// Why changes are not taken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Refused {
+    /// They do not parse, or do not fit the document.
+    Misfit(String),
+    /// The document would be larger than one may be.
+    TooLarge(String),
 }
 
 /// One document and its peers.
 pub(super) struct Core {
     document: DocumentId,
+    /// How large it may be.
+    max: MaxDocument,
     doc: Doc,
     /// The document's heads.
     heads: Vec<ChangeHash>,
@@ -169,6 +188,7 @@ impl Core {
     pub(super) fn new(
         document: DocumentId,
         doc: Box<Automerge>,
+        max: MaxDocument,
         stored: impl IntoIterator<Item = (Key, usize)>,
     ) -> Self {
         let heads = doc.get_heads();
@@ -178,6 +198,7 @@ impl Core {
         }
         Self {
             document,
+            max,
             changes: doc.stats().num_changes,
             doc: Doc::Awake(doc),
             durable: heads.clone(),
@@ -243,10 +264,11 @@ impl Core {
     /// Whether a step with these events takes long.
     pub(super) fn is_heavy(&self, events: &[Event]) -> bool {
         let size = self.size();
-        let mut bytes = 0;
+        let (mut bytes, mut unpacked) = (0, 0);
         for event in events {
             if let Event::Message(from, message) = event {
                 bytes += message.raw.len();
+                unpacked += message.unpacked.bytes;
                 let peer = self.peers.get(from);
                 let is_new = peer.is_none_or(|peer| peer.state.their_heads.is_none());
                 if is_new || (message.has_changes() && self.chunks.wants_snapshot()) {
@@ -254,7 +276,7 @@ impl Core {
                 }
             }
         }
-        bytes > HEAVY
+        bytes > HEAVY || unpacked > UNPACKS_HEAVY
     }
 
     /// Take in what came, in order, and say what is to be done.
@@ -262,15 +284,17 @@ impl Core {
         let mut effects = Vec::new();
         for event in events {
             match event {
-                Event::Join(id, full) => {
-                    self.peers.insert(id, Peer { full, ..Peer::default() });
+                Event::Join { id, full, reads_only } => {
+                    // automerge's own word for what it is to us: our state takes nothing.
+                    let state = if reads_only { State::new_read_only() } else { State::default() };
+                    self.peers.insert(id, Peer { state: Arc::new(state), full, ..Peer::default() });
                 }
                 Event::Resume => self.resume(),
                 Event::Leave(id) => _ = self.peers.remove(&id),
                 Event::Message(from, message) => {
                     let before = message.has_changes().then_some(self.changes);
                     match (self.receive(from, message), before) {
-                        (Err(reason), _) => effects.push(Effect::Refuse { from, reason }),
+                        (Err(why), _) => effects.push(Effect::Refuse { from, why }),
                         (Ok(()), Some(before)) => {
                             let new_changes = self.changes.saturating_sub(before);
                             effects.push(Effect::Applied { from, new_changes });
@@ -302,7 +326,31 @@ impl Core {
         effects
     }
 
-    fn receive(&mut self, from: SessionId, message: SyncMessage) -> Result<(), String> {
+    /// Take another limit of the document's size.
+    pub(super) fn set_max(&mut self, max: MaxDocument) {
+        self.max = max;
+    }
+
+    /// Whether there is room for a message's changes, if there are any that are new.
+    fn has_room_for(&mut self, message: &SyncMessage) -> Result<(), Refused> {
+        let (bytes, changes) = (message.raw.len(), message.unpacked.changes);
+        let Err(limit) = self.max.check((self.size() + bytes) as u64, self.changes + changes)
+        else {
+            return Ok(());
+        };
+        let doc = self.doc.awake();
+        let is_here = |head: &ChangeHash| doc.get_change_meta_by_hash(head).is_some();
+        if message.message.heads.iter().all(is_here) {
+            return Ok(());
+        }
+        Err(Refused::TooLarge(format!("{} would be too large: {limit}", self.document)))
+    }
+
+    fn receive(&mut self, from: SessionId, message: SyncMessage) -> Result<(), Refused> {
+        let reads_only = self.peers.get(&from).is_some_and(|peer| peer.state.read_only);
+        if message.has_changes() && !reads_only {
+            self.has_room_for(&message)?;
+        }
         let shared = self.peers.len() >= CROWD;
         let Some(peer) = self.peers.get_mut(&from) else { return Ok(()) };
         if !std::mem::replace(&mut peer.is_due, true) {
@@ -313,15 +361,16 @@ impl Core {
         let has_changes = message.has_changes();
         if has_changes {
             let mut after = State::clone(&peer.state);
-            exchange::receive(self.doc.awake(), &mut after, message.message)
-                .map_err(|error| format!("the changes do not fit the document: {error}"))?;
+            exchange::receive(self.doc.awake(), &mut after, message.message).map_err(|error| {
+                Refused::Misfit(format!("the changes do not fit the document: {error}"))
+            })?;
             peer.state = Arc::new(after);
             self.note_heads();
         } else {
             peer.state = self
                 .exchange
                 .receive(self.doc.awake(), &peer.state, message, shared)
-                .map_err(|error| error.to_string())?;
+                .map_err(|error| Refused::Misfit(error.to_string()))?;
         }
         let is_told = |head| told.last_sent_heads.contains(head) || self.durable.contains(head);
         let all_told = claims.iter().all(is_told);
@@ -329,10 +378,11 @@ impl Core {
         let mut is_here =
             |head| self.heads.contains(head) || doc.awake().get_change_meta_by_hash(head).is_some();
         let has_more = !all_told && !claims.iter().all(&mut is_here);
-        let hold = self.heads != self.durable && (has_changes || !all_told);
+        // Of one that only reads nothing will ever be durable.
+        let hold = self.heads != self.durable && (has_changes || !all_told) && !reads_only;
         let until = self.covering_write();
         if let Some(peer) = self.peers.get_mut(&from) {
-            peer.has_more = has_more;
+            peer.has_more = has_more && !reads_only;
             if hold {
                 peer.held_until = Some(until);
             }

@@ -26,7 +26,7 @@ use tokio::{
 };
 use tracing::error;
 
-use self::core::{Core, Effect, Event};
+use self::core::{Core, Effect, Event, Refused};
 use super::{Engine, EngineFailed, EngineStart, Port};
 use crate::{
     document_id::DocumentId,
@@ -89,7 +89,7 @@ impl NativeEngine {
         usage: Usage,
     ) -> Self {
         let stored = opened.chunks.into_iter().map(|(key, data)| (key, data.len()));
-        let core = Box::new(Core::new(document, opened.doc, stored));
+        let core = Box::new(Core::new(document, opened.doc, documents.max(), stored));
         Self {
             document,
             documents,
@@ -188,9 +188,15 @@ impl NativeEngine {
                         port.applied(new_changes);
                     }
                 }
-                Effect::Refuse { from, reason } => {
+                Effect::Refuse { from, why } => {
                     if let Some(port) = self.ports.get(&from) {
-                        port.refuse(&reason);
+                        match why {
+                            Refused::Misfit(why) => port.refuse(1007, &why, "changes"),
+                            Refused::TooLarge(why) => {
+                                error!(document = %self.document, "changes are refused: {why}");
+                                port.refuse(1009, &why, "max_document");
+                            }
+                        }
                     }
                 }
             }
@@ -205,7 +211,12 @@ impl NativeEngine {
         }
         let events = std::mem::take(&mut self.events);
         let is_heavy = matches!(&self.core, Place::Here(core) if core.is_heavy(&events));
-        self.run(|_| is_heavy, move |core| (None, core.step(events))).await;
+        let max = self.documents.max();
+        let step = move |core: &mut Core| {
+            core.set_max(max);
+            (None, core.step(events))
+        };
+        self.run(|_| is_heavy, step).await;
     }
 
     async fn work(&mut self) -> Result<(), EngineFailed> {
@@ -240,7 +251,8 @@ async fn done(work: &mut Option<BoxFuture<'static, ()>>) {
 
 impl Engine for NativeEngine {
     fn join(&mut self, port: Port) -> BoxFuture<'_, ()> {
-        self.events.push(Event::Join(port.session(), port.full()));
+        let (id, full, reads_only) = (port.session(), port.full(), port.reads_only());
+        self.events.push(Event::Join { id, full, reads_only });
         self.ports.insert(port.session(), port);
         std::future::ready(()).boxed()
     }

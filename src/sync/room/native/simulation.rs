@@ -23,8 +23,9 @@ use super::{
     exchange,
 };
 use crate::{
+    config::{Config, Size},
     document_id::DocumentId,
-    storage::Key,
+    storage::{Key, documents::MaxDocument},
     sync::{peers::SessionId, wire::SyncMessage},
 };
 
@@ -143,7 +144,7 @@ fn load(disk: &BTreeMap<Key, Vec<u8>>) -> Automerge {
 
 fn core(disk: &BTreeMap<Key, Vec<u8>>) -> Core {
     let stored = disk.iter().map(|(key, data)| (key.clone(), data.len()));
-    Core::new(DOCUMENT, Box::new(load(disk)), stored)
+    Core::new(DOCUMENT, Box::new(load(disk)), MaxDocument::of(&Config::default()), stored)
 }
 
 impl World {
@@ -176,7 +177,8 @@ impl World {
             Action::Hear(n) => {
                 let Some(link) = &mut self.peers[n].link else { return };
                 if let Some(message) = link.to_relay.pop_front() {
-                    let message = SyncMessage::read(message.into()).expect("a message");
+                    let message =
+                        SyncMessage::read(message.into(), Size::mib(256)).expect("a message");
                     self.heard.push(Event::Message(SessionId(link.session), message));
                 }
             }
@@ -232,7 +234,11 @@ impl World {
         };
         peer.state.read_only = read_only;
         let link = Link { session: self.sessions, ..Link::default() };
-        self.heard.push(Event::Join(SessionId(self.sessions), link.full.clone()));
+        self.heard.push(Event::Join {
+            id: SessionId(self.sessions),
+            full: link.full.clone(),
+            reads_only: false,
+        });
         peer.link = Some(link);
         peer.say();
         self.act(&Action::Hear(n));
@@ -249,7 +255,7 @@ impl World {
                 }
                 Effect::KeepBack { .. } | Effect::Applied { .. } => {}
                 Effect::Remove(keys) => self.to_delete.extend(keys),
-                Effect::Refuse { reason, .. } => panic!("{reason}"),
+                Effect::Refuse { why, .. } => panic!("{why:?}"),
             }
         }
     }

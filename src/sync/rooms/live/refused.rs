@@ -31,9 +31,7 @@ impl Room {
 
     /// Whether somebody brings a new document and there is no room for it.
     pub(super) fn has_no_space(&self, opened: &Opened) -> bool {
-        opened.heads.is_empty()
-            && self.stash.iter().any(brings_heads)
-            && self.rooms.shared.documents.space().is_low()
+        opened.heads.is_empty() && self.is_brought() && self.rooms.shared.documents.space().is_low()
     }
 
     /// Take nothing of the document until there is room for it; who has it is then asked for it.
@@ -67,7 +65,7 @@ impl Room {
     fn refuse_stash(&mut self) {
         for input in &self.stash {
             if let Input::Sync { from, request: true, .. } = input
-                && !brings_heads(input)
+                && !brings_heads(self.handle.document, input)
             {
                 self.tell(Some(from), unavailable);
                 from.send_unavailable(self.handle.document);

@@ -231,7 +231,13 @@ impl Room {
                     self.next_answer = Some(self.next_answer.map_or(by, |next| next.min(by)));
                 }
                 self.begin(engine, from.id).await;
-                if base.is_some() && message.has_changes() {
+                if message.has_changes() && !from.may_write(self.document()) {
+                    from.refuse_changes(self.document());
+                    self.tell(Some(&from), || What::Refused { reason: "read_only".to_owned() });
+                } else if message.has_changes() {
+                    if !self.may_store(&from, message.raw.len()) {
+                        return;
+                    }
                     self.save_base(base).await;
                 }
                 engine.receive(from.id, request, message).await;
@@ -241,6 +247,21 @@ impl Room {
                 }
             }
         }
+    }
+
+    /// Count bytes of changes; whoever has had too many stored is closed.
+    fn may_store(&self, from: &Session, bytes: usize) -> bool {
+        let shared = &self.rooms.shared;
+        let config = shared.config.borrow();
+        if shared.principals.may_store(&from.account, bytes as u64, &config.limits) {
+            return true;
+        }
+        let reason = format!(
+            "more than {} stored within 30 days (limits.stored_bytes)",
+            config.limits.stored_bytes
+        );
+        from.close(4429, &reason, "stored_bytes");
+        false
     }
 
     /// Tell those who want to hear it which heads are durable, when these have changed or somebody is new.
@@ -349,13 +370,6 @@ impl Room {
             }
         }
         late.into_iter().for_each(|id| self.measure(id));
-    }
-}
-
-fn sender(input: &Input) -> Option<SessionId> {
-    match input {
-        Input::Sync { from, .. } => Some(from.id),
-        Input::Ephemeral { .. } | Input::Subscribed { .. } | Input::Look { .. } => None,
     }
 }
 

@@ -73,7 +73,7 @@ impl Room {
                 () = sleep_until(next.unwrap_or(now)) => {}
                 input = self.inbox.recv() => match input {
                     None => return End::Stop,
-                    Some(input) if brings_heads(&input) => {
+                    Some(input) if brings_heads(self.handle.document, &input) => {
                         self.stash.push(*input);
                         return self.is_found();
                     }

@@ -1,0 +1,295 @@
+//! JSON Web Tokens (RFC 7519): the keys that may sign them, and what is read of one.
+
+use std::{
+    collections::HashSet,
+    io,
+    path::{Path, PathBuf},
+    time::{Duration, SystemTime},
+};
+
+// jsonwebtoken: the one that most Rust services verify with. With rust_crypto for its primitives: of rsa's code that
+// RUSTSEC-2023-0071 is about, which handles private keys, nothing is used.
+use jsonwebtoken::{
+    Algorithm, AlgorithmFamily, DecodingKey, Validation, decode, decode_header,
+    errors::ErrorKind,
+    jwk::{AlgorithmParameters, EllipticCurve, Jwk, JwkSet},
+};
+use serde::Deserialize;
+
+use super::scopes::Scope;
+use crate::{config, regular_file};
+
+/// What two machines' clocks may differ by.
+const CLOCK_SKEW: Duration = Duration::from_secs(10);
+/// The largest file of keys.
+const MAX_FILE: u64 = 1 << 20;
+/// The longest token that is looked at; header lines end at about twice that.
+const MAX_TOKEN: usize = 16 << 10;
+/// The least bytes of an HS256 secret (RFC 7518, 3.2) and of an RSA modulus (RFC 7518, 3.3).
+const MIN_SECRET: usize = 32;
+const MIN_MODULUS: usize = 256;
+
+/// Keys, and what a token must say beside being signed with one of them.
+#[derive(Clone, Debug)]
+pub struct Keys {
+    keys: Vec<Key>,
+    issuer: String,
+    audience: String,
+}
+
+#[derive(Clone, Debug)]
+struct Key {
+    id: Option<String>,
+    algorithm: Algorithm,
+    key: DecodingKey,
+}
+
+/// What a token says that was signed with one of the keys.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Claims {
+    /// Whose it is.
+    pub subject: String,
+    /// What it is for; scopes of other services are left out.
+    pub scopes: Vec<Scope>,
+    /// When it ends.
+    pub expires: SystemTime,
+}
+
+/// What is wrong with a file of keys.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the texts say it")]
+pub enum KeysError {
+    #[error("{}: {source}", path.display())]
+    Io { path: PathBuf, source: io::Error },
+    #[error("{}: {problem}", path.display())]
+    Content { path: PathBuf, problem: String },
+}
+
+/// Why a token is not taken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the names say it")]
+pub enum BadJwt {
+    Expired,
+    Invalid(String),
+}
+
+#[derive(Deserialize)]
+struct Fields {
+    #[serde(default)]
+    sub: String,
+    exp: f64,
+    #[serde(default)]
+    scope: Option<Scopes>,
+    #[serde(default)]
+    scopes: Option<Scopes>,
+}
+
+/// Scopes as RFC 8693 (4.2) has them, a text with spaces, or as a list.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Scopes {
+    Text(String),
+    List(Vec<String>),
+}
+
+impl Scopes {
+    fn known(&self) -> Vec<Scope> {
+        let known = |text: &str| text.parse().ok();
+        match self {
+            Self::Text(text) => text.split_ascii_whitespace().filter_map(known).collect(),
+            Self::List(list) => list.iter().filter_map(|text| known(text)).collect(),
+        }
+    }
+}
+
+impl Keys {
+    /// Read the keys that a config names: PEM public keys, one after the other, or a JWKS (RFC 7517).
+    ///
+    /// # Errors
+    /// The file cannot be read, or something in it is no key for EdDSA, ES256, RS256 or HS256.
+    pub fn load(path: &Path, auth: &config::Auth) -> Result<Self, KeysError> {
+        let io = |source| KeysError::Io { path: path.to_owned(), source };
+        let content = |problem| KeysError::Content { path: path.to_owned(), problem };
+        let text = regular_file::read_text(path, MAX_FILE).map_err(io)?;
+        let keys = read(&text).map_err(content)?;
+        let (issuer, audience) = (auth.jwt_issuer.clone(), auth.jwt_audience.clone());
+        Ok(Self { keys, issuer, audience })
+    }
+
+    /// Read a token.
+    ///
+    /// # Errors
+    /// It was not signed with one of the keys, has ended, or is not for this relay.
+    pub fn verify(&self, token: &str) -> Result<Claims, BadJwt> {
+        let invalid = |why: &str| BadJwt::Invalid(why.to_owned());
+        if token.len() > MAX_TOKEN {
+            return Err(invalid("it is too long"));
+        }
+        let header = decode_header(token).map_err(|_| invalid("it is no JWT"))?;
+        let is_meant = |key: &&Key| {
+            // A key's own algorithm counts, not the token's word for it.
+            key.algorithm == header.alg
+                && (key.id.is_none() || header.kid.is_none() || key.id == header.kid)
+        };
+        let mut problem = invalid("there is no key for it");
+        for key in self.keys.iter().filter(is_meant) {
+            match decode::<Fields>(token, &key.key, &self.validation(key.algorithm)) {
+                Ok(found) => return claims(found.claims),
+                Err(error) => {
+                    problem = match error.kind() {
+                        ErrorKind::ExpiredSignature => return Err(BadJwt::Expired),
+                        ErrorKind::InvalidSignature => {
+                            invalid("its signature is not of a known key")
+                        }
+                        ErrorKind::InvalidIssuer => invalid("its issuer is not auth.jwt_issuer"),
+                        ErrorKind::InvalidAudience => {
+                            invalid("its audience is not auth.jwt_audience")
+                        }
+                        ErrorKind::ImmatureSignature => invalid("it is not valid yet"),
+                        ErrorKind::MissingRequiredClaim(claim) => {
+                            BadJwt::Invalid(format!("it has no {claim}"))
+                        }
+                        _ => invalid("it is no JWT with exp and sub"),
+                    };
+                }
+            }
+        }
+        Err(problem)
+    }
+
+    fn validation(&self, algorithm: Algorithm) -> Validation {
+        let mut validation = Validation::new(algorithm);
+        validation.leeway = CLOCK_SKEW.as_secs();
+        validation.validate_nbf = true;
+        let mut required = HashSet::from(["exp".to_owned(), "sub".to_owned()]);
+        // Without these in the list a token that lacks them would pass.
+        validation.validate_aud = !self.audience.is_empty();
+        if !self.audience.is_empty() {
+            validation.set_audience(&[&self.audience]);
+            required.insert("aud".to_owned());
+        }
+        if !self.issuer.is_empty() {
+            validation.set_issuer(&[&self.issuer]);
+            required.insert("iss".to_owned());
+        }
+        validation.required_spec_claims = required;
+        validation
+    }
+}
+
+fn claims(fields: Fields) -> Result<Claims, BadJwt> {
+    if fields.sub.is_empty() || fields.sub.len() > 1024 {
+        return Err(BadJwt::Invalid("its sub is empty or too long".to_owned()));
+    }
+    // NumericDate may have a fraction (RFC 7519, 2). A century is long enough.
+    let seconds = Duration::try_from_secs_f64(fields.exp.clamp(0.0, 1e11)).unwrap_or_default();
+    let scopes = [fields.scope, fields.scopes];
+    let scopes = scopes.iter().flatten().flat_map(Scopes::known).collect();
+    let expires = SystemTime::UNIX_EPOCH + seconds + CLOCK_SKEW;
+    Ok(Claims { subject: fields.sub, scopes, expires })
+}
+
+fn read(text: &str) -> Result<Vec<Key>, String> {
+    let keys = if text.trim_start().starts_with('{') { read_jwks(text)? } else { read_pem(text)? };
+    if keys.is_empty() {
+        return Err("holds no key: expected PEM public keys, or a JWKS".to_owned());
+    }
+    Ok(keys)
+}
+
+fn read_jwks(text: &str) -> Result<Vec<Key>, String> {
+    let set: JwkSet = serde_json::from_str(text).map_err(|error| format!("is no JWKS: {error}"))?;
+    let mut keys = Vec::new();
+    for (index, jwk) in set.keys.iter().enumerate() {
+        let name = jwk.common.key_id.clone().unwrap_or_else(|| format!("number {}", index + 1));
+        let problem = |why: &str| format!("the key {name}: {why}");
+        // Key sets of identity providers hold keys for other uses too.
+        if jwk
+            .common
+            .public_key_use
+            .as_ref()
+            .is_some_and(|u| *u != jsonwebtoken::jwk::PublicKeyUse::Signature)
+        {
+            continue;
+        }
+        let Some(algorithm) = algorithm_of(jwk) else { continue };
+        let key = DecodingKey::from_jwk(jwk).map_err(|error| problem(&error.to_string()))?;
+        check_strength(&key).map_err(|why| problem(&why))?;
+        keys.push(Key { id: jwk.common.key_id.clone(), algorithm, key });
+    }
+    if keys.is_empty() && !set.keys.is_empty() {
+        return Err("holds no key for EdDSA, ES256, RS256 or HS256".to_owned());
+    }
+    Ok(keys)
+}
+
+/// The algorithm that a key is for; none if it is none of those that are taken here.
+fn algorithm_of(jwk: &Jwk) -> Option<Algorithm> {
+    let algorithm = match &jwk.algorithm {
+        AlgorithmParameters::OctetKeyPair(pair) if pair.curve == EllipticCurve::Ed25519 => {
+            Algorithm::EdDSA
+        }
+        AlgorithmParameters::EllipticCurve(curve) if curve.curve == EllipticCurve::P256 => {
+            Algorithm::ES256
+        }
+        AlgorithmParameters::RSA(_) => Algorithm::RS256,
+        AlgorithmParameters::OctetKey(_) => Algorithm::HS256,
+        _ => return None,
+    };
+    let named = jwk.common.key_algorithm.map(|named| named.to_string());
+    named.is_none_or(|named| named == format!("{algorithm:?}")).then_some(algorithm)
+}
+
+fn read_pem(text: &str) -> Result<Vec<Key>, String> {
+    const END: &str = "-----END";
+    let mut keys = Vec::new();
+    for block in text.split_inclusive(END) {
+        let Some(start) = block.find("-----BEGIN ") else { continue };
+        let block = block.get(start..).unwrap_or_default();
+        let label = block.strip_prefix("-----BEGIN ").and_then(|rest| rest.split("-----").next());
+        let label = label.unwrap_or_default();
+        if label.contains("PRIVATE") {
+            return Err(format!(
+                "holds a {label}: expected public keys; `openssl pkey -pubout` makes one"
+            ));
+        }
+        if !label.ends_with("PUBLIC KEY") {
+            return Err(format!("holds a {label}: expected PUBLIC KEY"));
+        }
+        let pem = format!("{block} {label}-----\n");
+        let (algorithm, key) = [
+            (Algorithm::EdDSA, DecodingKey::from_ed_pem(pem.as_bytes())),
+            (Algorithm::ES256, DecodingKey::from_ec_pem(pem.as_bytes())),
+            (Algorithm::RS256, DecodingKey::from_rsa_pem(pem.as_bytes())),
+        ]
+        .into_iter()
+        .find_map(|(algorithm, key)| Some((algorithm, key.ok()?)))
+        .ok_or_else(|| {
+            format!("key number {}: is no Ed25519, P-256 or RSA public key", keys.len() + 1)
+        })?;
+        check_strength(&key).map_err(|why| format!("key number {}: {why}", keys.len() + 1))?;
+        keys.push(Key { id: None, algorithm, key });
+    }
+    Ok(keys)
+}
+
+fn check_strength(key: &DecodingKey) -> Result<(), String> {
+    use jsonwebtoken::DecodingKeyKind::{RsaModulusExponent, SecretOrDer};
+    match (key.family(), key.kind()) {
+        (AlgorithmFamily::Hmac, SecretOrDer(secret)) if secret.len() < MIN_SECRET => {
+            Err(format!("is a secret of {} bytes: expected {MIN_SECRET} or more", secret.len()))
+        }
+        (AlgorithmFamily::Rsa, RsaModulusExponent { n, .. }) if n.len() < MIN_MODULUS => {
+            Err("is an RSA key of less than 2,048 bits".to_owned())
+        }
+        // PKCS #1: the modulus, its exponent, and a few bytes around them.
+        (AlgorithmFamily::Rsa, SecretOrDer(der)) if der.len() < MIN_MODULUS => {
+            Err("is an RSA key of less than 2,048 bits".to_owned())
+        }
+        // An uncompressed point of P-256.
+        (AlgorithmFamily::Ec, SecretOrDer(point)) if point.len() != 65 => {
+            Err("is no P-256 key".to_owned())
+        }
+        _ => Ok(()),
+    }
+}

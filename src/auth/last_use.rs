@@ -1,0 +1,105 @@
+//! When each token was last used, for whoever wonders whether it can go: by the token's hash, in a file beside the
+//! documents.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    path::{Path, PathBuf},
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use crate::sync::rooms::lock;
+
+/// The file's name in the folder of documents.
+const NAME: &str = ".token-use.json";
+/// Tokens that are remembered: more than a file of tokens holds.
+const MOST: usize = 200_000;
+
+/// When each token was last used.
+pub struct LastUse {
+    file: PathBuf,
+    seconds: Mutex<BTreeMap<String, u64>>,
+    is_changed: AtomicBool,
+}
+
+/// What a relay has noted in a folder of documents; nothing where it has not.
+pub fn read(documents: &Path) -> BTreeMap<String, SystemTime> {
+    let text = fs::read_to_string(documents.join(NAME)).unwrap_or_default();
+    let seconds: BTreeMap<String, u64> = serde_json::from_str(&text).unwrap_or_default();
+    let at = |seconds| UNIX_EPOCH.checked_add(Duration::from_secs(seconds));
+    seconds.into_iter().filter_map(|(hash, seconds)| Some((hash, at(seconds)?))).collect()
+}
+
+impl LastUse {
+    /// Go on with what was noted before.
+    pub fn new(documents: &Path) -> Self {
+        let text = fs::read_to_string(documents.join(NAME)).unwrap_or_default();
+        let seconds = serde_json::from_str(&text).unwrap_or_default();
+        Self {
+            file: documents.join(NAME),
+            seconds: Mutex::new(seconds),
+            is_changed: AtomicBool::new(false),
+        }
+    }
+
+    /// A token is used now.
+    pub fn note(&self, hash: &str) {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let mut seconds = lock(&self.seconds);
+        let is_full = seconds.len() >= MOST;
+        match seconds.get_mut(hash) {
+            Some(at) if *at == now => return,
+            Some(at) => *at = now,
+            None if is_full => return,
+            None => _ = seconds.insert(hash.to_owned(), now),
+        }
+        self.is_changed.store(true, Ordering::Relaxed);
+    }
+
+    /// Write what has changed.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn save(&self) -> io::Result<()> {
+        if !self.is_changed.swap(false, Ordering::Relaxed) {
+            return Ok(());
+        }
+        let text = serde_json::to_vec(&*lock(&self.seconds))?;
+        let written = (|| {
+            let folder = self.file.parent().unwrap_or(Path::new("/"));
+            let mut file = tempfile::NamedTempFile::new_in(folder)?;
+            io::Write::write_all(&mut file, &text)?;
+            file.persist(&self.file).map_err(|error| error.error)?;
+            Ok(())
+        })();
+        if written.is_err() {
+            self.is_changed.store(true, Ordering::Relaxed);
+        }
+        written
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_used_is_known_after_a_restart() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let used = LastUse::new(folder.path());
+        used.save().expect("nothing to save");
+        assert!(!folder.path().join(NAME).exists());
+        used.note("aa");
+        used.save().expect("saved");
+        let again = LastUse::new(folder.path());
+        again.note("bb");
+        again.save().expect("saved");
+        let noted = read(folder.path());
+        assert_eq!(noted.keys().collect::<Vec<_>>(), ["aa", "bb"]);
+        assert!(noted["aa"].elapsed().expect("past") < Duration::from_secs(60));
+    }
+}

@@ -1,0 +1,208 @@
+use std::{fs, time::Duration};
+
+use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
+use serde_json::json;
+
+use super::*;
+use crate::{auth::scopes::Scope, document_id::DocumentId};
+
+fn client() -> Client {
+    Client { address: Some([203, 0, 113, 9].into()), ..Client::default() }
+}
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("now").as_secs()
+}
+
+fn policy(auth: &config::Auth) -> Policy {
+    Policy::load(auth).expect("loads")
+}
+
+#[test]
+fn without_a_mode_only_this_machine_is_served() {
+    let unset = policy(&config::Auth::default());
+    assert_eq!(unset.admit(None, client()).expect_err("remote"), Refusal::Remote);
+    let local =
+        Client { address: Some([127, 0, 0, 1].into()), is_local: true, ..Client::default() };
+    assert!(unset.admit(None, local).expect("local").rights.admin);
+    let forwarded = Client { address: Some([127, 0, 0, 1].into()), ..Client::default() };
+    assert_eq!(unset.admit(None, forwarded).expect_err("forwarded"), Refusal::Remote);
+}
+
+#[test]
+fn a_token_gives_its_scopes_until_it_ends_or_goes() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("tokens");
+    let document = DocumentId::random();
+    let (secret, token) = tokens::make("phone", vec![Scope::Read(Some(document))], None);
+    let (over, mut old) = tokens::make("phone", vec![Scope::Write(None)], None);
+    old.expires = Some(SystemTime::now() - Duration::from_secs(1));
+    tokens::write(&file, vec![token.clone(), old], folder.path()).expect("written");
+    let auth = config::Auth { mode: AuthMode::Token, tokens: file.clone(), ..Default::default() };
+    let auth = Auth::new(policy(&auth), folder.path());
+    assert_eq!(auth.admit(None, client()).expect_err("none"), Refusal::NoToken);
+    assert_eq!(auth.admit(Some("tonk_x"), client()).expect_err("other"), Refusal::Unknown);
+    assert_eq!(auth.admit(Some(&over), client()).expect_err("over"), Refusal::Expired);
+    let access = auth.admit(Some(&secret), client()).expect("let in");
+    assert_eq!(&*access.principal.0, "token:phone");
+    assert!(access.rights.may_read(document) && !access.rights.may_write(document));
+
+    let wider = tokens::Token { scopes: vec![Scope::Write(None)], ..token };
+    tokens::write(&file, vec![wider], folder.path()).expect("written");
+    let config = config::Auth { mode: AuthMode::Token, tokens: file.clone(), ..Default::default() };
+    auth.set(policy(&config));
+    let again = auth.admit_again(&access, client()).expect("still in");
+    assert!(again.rights.may_write(document));
+    tokens::write(&file, Vec::new(), folder.path()).expect("written");
+    auth.set(policy(&config));
+    assert_eq!(auth.admit_again(&access, client()).expect_err("revoked"), Refusal::Unknown);
+}
+
+#[test]
+fn whoever_shows_no_token_has_the_anonymous_scopes_alone() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("tokens");
+    tokens::write(&file, Vec::new(), folder.path()).expect("written");
+    let auth = config::Auth {
+        mode: AuthMode::Token,
+        tokens: file,
+        anonymous: vec![Scope::Download],
+        ..Default::default()
+    };
+    let access = policy(&auth).admit(None, client()).expect("let in");
+    assert!(access.rights.download && !access.rights.may_sync() && !access.rights.upload);
+    assert_eq!(policy(&auth).admit(Some("wrong"), client()).expect_err("wrong"), Refusal::Unknown);
+}
+
+// Made for these tests with openssl; nothing else knows them.
+const ED_PRIVATE: &str = include_str!("testdata/ed25519.pem");
+const ED_PUBLIC: &str = include_str!("testdata/ed25519.pub.pem");
+const EC_PRIVATE: &str = include_str!("testdata/p256.pem");
+const EC_PUBLIC: &str = include_str!("testdata/p256.pub.pem");
+const RSA_PRIVATE: &str = include_str!("testdata/rsa.pem");
+const RSA_PUBLIC: &str = include_str!("testdata/rsa.pub.pem");
+const SECRET: &[u8] = b"0123456789abcdef0123456789abcdef";
+
+fn jwt(algorithm: Algorithm, key: &EncodingKey, claims: &serde_json::Value) -> String {
+    encode(&Header::new(algorithm), claims, key).expect("signed")
+}
+
+fn signers() -> Vec<(Algorithm, EncodingKey)> {
+    vec![
+        (Algorithm::EdDSA, EncodingKey::from_ed_pem(ED_PRIVATE.as_bytes()).expect("a key")),
+        (Algorithm::ES256, EncodingKey::from_ec_pem(EC_PRIVATE.as_bytes()).expect("a key")),
+        (Algorithm::RS256, EncodingKey::from_rsa_pem(RSA_PRIVATE.as_bytes()).expect("a key")),
+        (Algorithm::HS256, EncodingKey::from_secret(SECRET)),
+    ]
+}
+
+fn jwt_policy(keys: &str, issuer: &str, audience: &str) -> Result<Policy, AuthError> {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("keys");
+    fs::write(&file, keys).expect("written");
+    Policy::load(&config::Auth {
+        mode: AuthMode::Jwt,
+        jwt_keys: file,
+        jwt_issuer: issuer.to_owned(),
+        jwt_audience: audience.to_owned(),
+        ..Default::default()
+    })
+}
+
+fn jwks() -> String {
+    let k = "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY";
+    json!({ "keys": [
+        { "kty": "oct", "k": k, "alg": "HS256", "kid": "one" },
+        { "kty": "OKP", "crv": "Ed25519", "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo", "use": "sig" },
+    ] })
+    .to_string()
+}
+
+#[test]
+fn every_kind_of_key_lets_its_tokens_in_and_no_other_kind() {
+    let keys = format!("{ED_PUBLIC}{EC_PUBLIC}{RSA_PUBLIC}");
+    let pem = jwt_policy(&keys, "", "").expect("keys");
+    let jwks = jwt_policy(&jwks(), "", "").expect("keys");
+    let claims = json!({ "sub": "ann", "exp": now() + 60, "scope": "openid sync:write upload" });
+    for (algorithm, key) in signers() {
+        let token = jwt(algorithm, &key, &claims);
+        let policy = if algorithm == Algorithm::HS256 { &jwks } else { &pem };
+        let access = policy.admit(Some(&token), client()).expect("let in");
+        assert_eq!(&*access.principal.0, "jwt:ann", "{algorithm:?}");
+        assert!(access.rights.upload && access.rights.may_sync() && !access.rights.admin);
+        let other = if algorithm == Algorithm::HS256 { &pem } else { &jwks };
+        assert!(other.admit(Some(&token), client()).is_err(), "{algorithm:?}: no such key there");
+    }
+}
+
+#[test]
+fn a_public_key_is_no_secret() {
+    // The well-known confusion: an attacker signs by HS256 with the public key's text.
+    let policy = jwt_policy(RSA_PUBLIC, "", "").expect("keys");
+    let claims = json!({ "sub": "ann", "exp": now() + 60, "scope": "sync:write" });
+    let forged = jwt(Algorithm::HS256, &EncodingKey::from_secret(RSA_PUBLIC.as_bytes()), &claims);
+    assert!(matches!(policy.admit(Some(&forged), client()), Err(Refusal::Invalid(_))));
+    let none = "eyJhbGciOiJub25lIn0.eyJzdWIiOiJhbm4iLCJleHAiOjk5OTk5OTk5OTl9.";
+    assert!(matches!(policy.admit(Some(none), client()), Err(Refusal::Invalid(_))));
+}
+
+#[test]
+fn what_a_jwt_must_say_is_asked_for() {
+    let policy = jwt_policy(ED_PUBLIC, "https://id.example.org", "relay").expect("keys");
+    let key = EncodingKey::from_ed_pem(ED_PRIVATE.as_bytes()).expect("a key");
+    let good = json!({ "sub": "ann", "exp": now() + 60, "iss": "https://id.example.org", "aud": ["x", "relay"],
+                       "scopes": ["sync:read"] });
+    let admit = |claims: &serde_json::Value| {
+        policy.admit(Some(&jwt(Algorithm::EdDSA, &key, claims)), client())
+    };
+    let access = admit(&good).expect("let in");
+    assert!(access.rights.may_sync());
+    assert!(access.expires.expect("ends") > SystemTime::now());
+    let without = |name: &str| {
+        let mut claims = good.clone();
+        claims.as_object_mut().expect("an object").remove(name);
+        admit(&claims)
+    };
+    for name in ["sub", "exp", "iss", "aud"] {
+        assert!(matches!(without(name), Err(Refusal::Invalid(_))), "{name}");
+    }
+    let with = |name: &str, value: serde_json::Value| {
+        let mut claims = good.clone();
+        claims[name] = value;
+        admit(&claims)
+    };
+    assert_eq!(with("exp", json!(now() - 60)).expect_err("over"), Refusal::Expired);
+    assert!(with("nbf", json!(now() + 600)).is_err());
+    assert!(with("iss", json!("https://other.example.org")).is_err());
+    assert!(with("aud", json!("other")).is_err());
+    assert!(with("sub", json!("")).is_err());
+    assert!(with("exp", json!(99_999_999_999u64)).is_ok(), "far away");
+    for odd in [json!(1e300), json!(-1), json!("soon"), json!(u64::MAX)] {
+        let _ = with("exp", odd);
+    }
+    assert!(!with("scopes", json!([])).expect("let in").rights.may_sync());
+}
+
+#[test]
+fn a_file_of_keys_that_will_not_do_is_said_by_what_is_wrong() {
+    let problem = |keys: &str| jwt_policy(keys, "", "").expect_err(keys).to_string();
+    assert!(problem("").contains("no key"));
+    assert!(problem(ED_PRIVATE).contains("PRIVATE KEY: expected public keys"));
+    assert!(problem("{}").contains("is no JWKS"));
+    assert!(problem(r#"{"keys":[{"kty":"oct","k":"c2hvcnQ"}]}"#).contains("32 or more"));
+    assert!(
+        problem(r#"{"keys":[{"kty":"EC","crv":"P-384","x":"AA","y":"AA"}]}"#)
+            .contains("no key for")
+    );
+    let broken = "-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n";
+    assert!(problem(broken).contains("key number 1"));
+}
+
+#[test]
+fn no_text_of_a_token_brings_it_down() {
+    let policy = jwt_policy(ED_PUBLIC, "", "").expect("keys");
+    for token in ["", ".", "..", "a.b.c", "eyJhbGciOiJFZERTQSJ9..", &"x".repeat(1 << 20), "é.é.é"]
+    {
+        assert!(policy.admit(Some(token), client()).is_err(), "{token:.20}");
+    }
+}

@@ -1,0 +1,147 @@
+//! `tonk-relay token`: make, list and remove the tokens of `auth.mode = "token"`.
+
+use std::{
+    path::PathBuf,
+    time::{Duration, SystemTime},
+};
+
+use clap::{Args, Subcommand};
+use serde::Serialize;
+
+use super::{CONFIG_FILE, CliError, print, show};
+use crate::{
+    auth::{
+        last_use,
+        scopes::Scope,
+        tokens::{self, Token, TokensError},
+    },
+    config::load,
+};
+
+#[derive(Debug, Args)]
+pub(super) struct TokenArguments {
+    /// The config file, which names the file of tokens
+    #[arg(long, value_name = "FILE", default_value = CONFIG_FILE, global = true)]
+    config: PathBuf,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Make a token and print it, once: only its hash is kept. In effect after `tonk-relay reload`
+    Add {
+        /// Who gets it; several tokens of one name are one principal's, so that a new one can take over from an old one
+        name: String,
+        /// What it is for: sync:read or sync:write, also with :<document id>; upload; download; admin
+        #[arg(long = "scope", value_name = "SCOPE", required = true, value_delimiter = ',')]
+        scopes: Vec<Scope>,
+        /// How long it is good for, such as 90d; without, for ever
+        #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+        expires: Option<Duration>,
+    },
+    /// List the tokens, with when each was last used
+    List {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Remove tokens. Sessions that they let in end with `tonk-relay reload`
+    Remove {
+        /// Those of this name, or the one of this id, as `token list` shows it
+        name_or_id: String,
+    },
+}
+
+/// A token as it is listed.
+#[derive(Serialize)]
+struct Listed<'a> {
+    id: &'a str,
+    name: &'a str,
+    scopes: &'a [Scope],
+    created: String,
+    expires: Option<String>,
+    is_expired: bool,
+    last_used: Option<String>,
+}
+
+impl From<TokensError> for CliError {
+    fn from(error: TokensError) -> Self {
+        Self::Problem(error.to_string())
+    }
+}
+
+pub(super) fn token(arguments: TokenArguments) -> Result<(), CliError> {
+    let config = load::read_file(&arguments.config).map_err(CliError::Config)?.config;
+    let (file, documents) = (&config.auth.tokens, &config.storage.path);
+    let stored = match tokens::read(file) {
+        Err(TokensError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
+            Vec::new()
+        }
+        other => other?,
+    };
+    match arguments.verb {
+        Verb::Add { name, scopes, expires } => {
+            if name.is_empty() || name.len() > 200 || name.chars().any(char::is_control) {
+                return Err(CliError::Problem(
+                    "a name has 1 to 200 bytes, and no control characters".to_owned(),
+                ));
+            }
+            let (secret, token) = tokens::make(&name, scopes, expires);
+            let mut all = stored;
+            all.push(token);
+            tokens::write(file, all, documents)?;
+            print(&format!("{secret}\n"));
+            eprintln!(
+                "in {}; in effect after `tonk-relay reload`. It is not shown again.",
+                file.display()
+            );
+        }
+        Verb::List { json } => {
+            let used = last_use::read(documents);
+            let now = SystemTime::now();
+            let time = |at: SystemTime| humantime::format_rfc3339_seconds(at).to_string();
+            let listed: Vec<Listed<'_>> = stored
+                .iter()
+                .map(|token| Listed {
+                    id: token.id(),
+                    name: &token.name,
+                    scopes: &token.scopes,
+                    created: time(token.created),
+                    expires: token.expires.map(time),
+                    is_expired: token.is_over(now),
+                    last_used: used.get(&token.sha256).copied().map(time),
+                })
+                .collect();
+            show(json, &listed, || listed.iter().map(line).collect());
+        }
+        Verb::Remove { name_or_id } => {
+            let is_meant = |token: &Token| token.name == name_or_id || token.id() == name_or_id;
+            let (gone, left): (Vec<Token>, Vec<Token>) = stored.into_iter().partition(is_meant);
+            if gone.is_empty() {
+                return Err(CliError::Problem(format!(
+                    "{}: no token {name_or_id}; `tonk-relay token list` shows them",
+                    file.display()
+                )));
+            }
+            tokens::write(file, left, documents)?;
+            for token in &gone {
+                print(&format!("removed {} {}\n", token.id(), token.name));
+            }
+            eprintln!("in effect after `tonk-relay reload`");
+        }
+    }
+    Ok(())
+}
+
+fn line(token: &Listed<'_>) -> String {
+    let scopes: Vec<String> = token.scopes.iter().map(ToString::to_string).collect();
+    let expires = match &token.expires {
+        Some(at) if token.is_expired => format!("expired {at}"),
+        Some(at) => format!("expires {at}"),
+        None => "does not expire".to_owned(),
+    };
+    let used =
+        token.last_used.as_ref().map_or_else(|| "never used".to_owned(), |at| format!("used {at}"));
+    format!("{}  {}  {}  {expires}  {used}\n", token.id, token.name, scopes.join(","))
+}

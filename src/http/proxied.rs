@@ -1,0 +1,123 @@
+//! The PROXY protocol: what a proxy says of a connection before its first byte.
+//!
+//! Source: <https://www.haproxy.org/download/3.0/doc/proxy-protocol.txt>, versions 1 and 2. No byte beyond the header is
+//! read: what follows is the client's.
+
+use std::{io, net::SocketAddr};
+
+// ppp: the most used parser of it.
+use ppp::{v1, v2};
+use tokio::io::{AsyncRead, AsyncReadExt};
+
+/// Of both versions, the shortest header is longer.
+const FIRST: usize = 12;
+/// A line of version 1, with its end.
+const MAX_LINE: usize = 107;
+/// What follows a header of version 2: addresses, and what proxies like to add.
+const MAX_REST: u16 = 4096;
+
+/// Read a header; none where the connection is the proxy's own, such as to see whether the relay is there.
+///
+/// # Errors
+/// There is no header, or it is not of that form.
+pub async fn read(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<SocketAddr>> {
+    let mut header = vec![0; FIRST];
+    stream.read_exact(&mut header).await?;
+    if header == v2::PROTOCOL_PREFIX {
+        let mut rest = [0; 4];
+        stream.read_exact(&mut rest).await?;
+        let [_, _, high, low] = rest;
+        let length = u16::from_be_bytes([high, low]);
+        if length > MAX_REST {
+            return Err(bad("it is too long"));
+        }
+        header.extend(rest);
+        let start = header.len();
+        header.resize(start + usize::from(length), 0);
+        stream.read_exact(header.get_mut(start..).unwrap_or_default()).await?;
+        let parsed = v2::Header::try_from(header.as_slice()).map_err(bad)?;
+        return Ok(match (parsed.command, parsed.addresses) {
+            (v2::Command::Proxy, v2::Addresses::IPv4(at)) => {
+                Some((at.source_address, at.source_port).into())
+            }
+            (v2::Command::Proxy, v2::Addresses::IPv6(at)) => {
+                Some((at.source_address, at.source_port).into())
+            }
+            _ => None,
+        });
+    }
+    if !header.starts_with(b"PROXY ") {
+        return Err(bad("it begins with something else"));
+    }
+    while !header.ends_with(b"\r\n") {
+        if header.len() >= MAX_LINE {
+            return Err(bad("its line is too long"));
+        }
+        header.push(stream.read_u8().await?);
+    }
+    let parsed = v1::Header::try_from(header.as_slice()).map_err(bad)?;
+    Ok(match parsed.addresses {
+        v1::Addresses::Tcp4(at) => Some((at.source_address, at.source_port).into()),
+        v1::Addresses::Tcp6(at) => Some((at.source_address, at.source_port).into()),
+        v1::Addresses::Unknown => None,
+    })
+}
+
+fn bad(why: impl ToString) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, why.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// What is read of some bytes, and what is left of them.
+    async fn of(bytes: &[u8]) -> (io::Result<Option<SocketAddr>>, usize) {
+        let mut rest = bytes;
+        (read(&mut rest).await, rest.len())
+    }
+
+    fn at(text: &str) -> Option<SocketAddr> {
+        Some(text.parse().expect("an address"))
+    }
+
+    #[tokio::test]
+    async fn both_versions_are_read_and_nothing_beyond() {
+        let (found, left) =
+            of(b"PROXY TCP4 203.0.113.9 198.51.100.1 4000 443\r\nGET / HTTP/1.1").await;
+        assert_eq!((found.expect("read"), left), (at("203.0.113.9:4000"), 14));
+        let (found, _) = of(b"PROXY TCP6 2001:db8::9 ::1 4000 443\r\n").await;
+        assert_eq!(found.expect("read"), at("[2001:db8::9]:4000"));
+        assert_eq!(of(b"PROXY UNKNOWN\r\nx").await.0.expect("read"), None);
+
+        let mut header = v2::PROTOCOL_PREFIX.to_vec();
+        header.extend([0x21, 0x11, 0, 12, 203, 0, 113, 9, 198, 51, 100, 1, 0x0f, 0xa0, 1, 0xbb]);
+        let (found, left) = of(&[header.as_slice(), b"GET"].concat()).await;
+        assert_eq!((found.expect("read"), left), (at("203.0.113.9:4000"), 3));
+        let local = [v2::PROTOCOL_PREFIX, &[0x20, 0, 0, 0]].concat();
+        assert_eq!(of(&local).await.0.expect("read"), None);
+    }
+
+    #[tokio::test]
+    async fn what_is_no_header_is_refused() {
+        let long = format!("PROXY TCP4 {}", "1".repeat(200));
+        for bad in
+            [b"GET / HTTP/1.1\r\n".as_slice(), b"PROXY TCP4 x y 1 2\r\n", long.as_bytes(), b"PROX"]
+        {
+            assert!(of(bad).await.0.is_err(), "{}", String::from_utf8_lossy(bad));
+        }
+        let endless = [v2::PROTOCOL_PREFIX, &[0x21, 0x11, 0xff, 0xff]].concat();
+        assert!(of(&endless).await.0.is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_bring_it_down(bytes in proptest::collection::vec(any::<u8>(), 0..64), kind in 0..3) {
+            let start: &[u8] = match kind { 0 => b"", 1 => b"PROXY TCP4 ", _ => v2::PROTOCOL_PREFIX };
+            let all = [start, &bytes].concat();
+            let _ = futures::executor::block_on(of(&all));
+        }
+    }
+}

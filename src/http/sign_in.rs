@@ -1,0 +1,163 @@
+//! Sign-in of requests: where a token may be, and what each route asks for.
+
+use std::borrow::Cow;
+
+use axum::{
+    Extension,
+    extract::{Request, State},
+    http::{HeaderMap, Uri, header},
+    middleware::Next,
+    response::{IntoResponse, Response},
+};
+use serde::Deserialize;
+
+use super::{App, client, error::HttpError, listener::ClientAddress};
+use crate::auth::{Access, Client, Refusal};
+
+/// A WebSocket subprotocol that carries a token, for browsers, which can set no header.
+const BEARER_PROTOCOL: &str = "bearer.";
+/// The subprotocol that is answered to whoever offers it beside the one with the token.
+pub const PROTOCOL: &str = "tonk-relay";
+
+/// Who sent a request: found once, for limits and sign-in.
+#[derive(Clone, Copy, Debug)]
+pub struct RequestClient(pub Client);
+
+/// What a route asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the names are those of the scopes")]
+pub enum Need {
+    Upload,
+    Download,
+    Admin,
+}
+
+#[derive(Deserialize)]
+struct Query {
+    token: Option<String>,
+}
+
+/// The token of a request: its `Authorization`, a subprotocol of its WebSocket, or `?token=` where that is taken.
+pub fn token<'a>(headers: &'a HeaderMap, uri: &Uri, query_token: bool) -> Option<Cow<'a, str>> {
+    let authorization = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+    let bearer = authorization.and_then(|value| {
+        let (scheme, token) = value.split_once(' ')?;
+        scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+    });
+    if let Some(token) = bearer {
+        return Some(Cow::Borrowed(token));
+    }
+    if let Some(token) = protocols(headers).find_map(|name| name.strip_prefix(BEARER_PROTOCOL)) {
+        return Some(Cow::Borrowed(token));
+    }
+    if !query_token {
+        return None;
+    }
+    axum::extract::Query::<Query>::try_from_uri(uri)
+        .ok()?
+        .0
+        .token
+        .filter(|token| !token.is_empty())
+        .map(Cow::Owned)
+}
+
+/// The WebSocket subprotocols that a request offers.
+fn protocols(headers: &HeaderMap) -> impl Iterator<Item = &str> {
+    let offered = headers.get_all(header::SEC_WEBSOCKET_PROTOCOL).iter();
+    offered
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .map(str::trim)
+}
+
+/// Note who sends a request.
+pub async fn note_client(State(app): State<App>, mut request: Request, next: Next) -> Response {
+    let peer = request.extensions().get::<ClientAddress>().map(|address| address.0.ip());
+    let config = app.config.borrow().clone();
+    let client = client::client(peer, request.headers(), &config.http.trusted_proxies);
+    request.extensions_mut().insert(RequestClient(client));
+    next.run(request).await
+}
+
+/// Let a request in, or say why not.
+///
+/// # Errors
+/// It shows no token, or one that is not good.
+pub fn admit(app: &App, client: Client, headers: &HeaderMap, uri: &Uri) -> Result<Access, Refusal> {
+    let query_token = app.config.borrow().auth.query_token;
+    let token = token(headers, uri, query_token);
+    let admitted = app.auth.admit(token.as_deref(), client);
+    let outcome = admitted.as_ref().map_or_else(Refusal::label, |_| "admitted");
+    app.metrics.sessions.sign_ins.with_label_values(&[outcome]).inc();
+    admitted
+}
+
+/// Let requests of a route in that may do what it needs.
+pub async fn require(
+    need: Need,
+    State(app): State<App>,
+    Extension(RequestClient(client)): Extension<RequestClient>,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    let access = match admit(&app, client, request.headers(), request.uri()) {
+        Ok(access) => access,
+        Err(refusal) => return HttpError::SignIn(refusal).into_response(),
+    };
+    let (is_given, scope) = match need {
+        Need::Upload => (access.rights.upload, "upload"),
+        Need::Download => (access.rights.download, "download"),
+        Need::Admin => (access.rights.admin, "admin"),
+    };
+    if !is_given {
+        return HttpError::NoScope(scope).into_response();
+    }
+    request.extensions_mut().insert(access);
+    let mut response = next.run(request).await;
+    if app.auth.asks() {
+        keep_private(response.headers_mut());
+    }
+    response
+}
+
+/// Under sign-in no shared cache may keep what a token was asked for.
+fn keep_private(headers: &mut HeaderMap) {
+    let cache = headers.get(header::CACHE_CONTROL).and_then(|value| value.to_str().ok());
+    let value = cache
+        .map_or_else(|| "private, no-cache".to_owned(), |cache| cache.replace("public", "private"));
+    if let Ok(value) = value.parse() {
+        headers.insert(header::CACHE_CONTROL, value);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(headers: &[(&str, &str)], uri: &str, query_token: bool) -> Option<String> {
+        let mut map = HeaderMap::new();
+        for (name, value) in headers {
+            let name: header::HeaderName = name.parse().expect("a name");
+            map.append(name, value.parse().expect("a value"));
+        }
+        token(&map, &uri.parse().expect("a URI"), query_token).map(Cow::into_owned)
+    }
+
+    #[test]
+    fn a_token_is_found_where_clients_put_it() {
+        let found = Some("abc".to_owned());
+        assert_eq!(of(&[("authorization", "Bearer abc")], "/", true), found);
+        assert_eq!(of(&[("authorization", "bearer  abc ")], "/", true), found);
+        assert_eq!(of(&[("sec-websocket-protocol", "tonk-relay, bearer.abc")], "/", true), found);
+        assert_eq!(of(&[], "/sync?x=1&token=abc", true), found);
+        assert_eq!(of(&[], "/?token=a%62c", true), found);
+        assert_eq!(of(&[], "/?token=abc", false), None);
+        assert_eq!(of(&[("authorization", "Basic abc")], "/", true), None);
+        assert_eq!(of(&[], "/?token=", true), None);
+        assert_eq!(
+            of(&[("authorization", "Bearer abc")], "/?token=other", true),
+            found,
+            "the header counts"
+        );
+    }
+}

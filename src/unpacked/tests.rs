@@ -1,0 +1,161 @@
+use std::{io::Write, time::Instant};
+
+use automerge::{Automerge, ObjType, ROOT, ScalarValue, transaction::Transactable};
+use flate2::{Compression, write::DeflateEncoder};
+use proptest::prelude::*;
+
+use super::*;
+
+const LIMIT: Size = Size::mib(256);
+
+fn of(chunks: &[u8], limit: Size) -> Result<Unpacked, TooMuch> {
+    super::of([chunks], chunks.len(), Origin::Peer, limit)
+}
+
+/// A document with a list of `values` nulls, made in one change.
+fn nulls(values: usize) -> Automerge {
+    let mut doc = Automerge::new();
+    let mut tx = doc.transaction();
+    let list = tx.put_object(ROOT, "list", ObjType::List).expect("a list");
+    let nulls = (0..values).map(|_| automerge::hydrate::Value::from(ScalarValue::Null));
+    tx.splice(&list, 0, 0, nulls.collect::<Vec<_>>()).expect("nulls");
+    tx.commit();
+    doc
+}
+
+fn change_of(doc: &Automerge) -> Vec<u8> {
+    doc.get_changes(&[]).pop().expect("a change").raw_bytes().to_vec()
+}
+
+/// A LEB128 number.
+fn leb(mut number: u64) -> Vec<u8> {
+    let mut out = Vec::new();
+    loop {
+        let byte = (number & 0x7f) as u8;
+        number >>= 7;
+        if number == 0 {
+            out.push(byte);
+            return out;
+        }
+        out.push(byte | 0x80);
+    }
+}
+
+fn chunk(kind: u8, data: &[u8]) -> Vec<u8> {
+    [&MAGIC[..], &[0; 4], &[kind], &leb(data.len() as u64), data].concat()
+}
+
+fn deflate(data: &[u8]) -> Vec<u8> {
+    let mut encoder = DeflateEncoder::new(Vec::new(), Compression::best());
+    encoder.write_all(data).expect("written");
+    encoder.finish().expect("finished")
+}
+
+/// A change chunk's data with one column.
+fn change_with(specification: u64, column: &[u8]) -> Vec<u8> {
+    let head = [0, 1, 7, 1, 1, 0, 0, 0, 1];
+    [&head[..], &leb(specification), &leb(column.len() as u64), column].concat()
+}
+
+#[test]
+fn what_is_estimated_is_what_there_is() {
+    let doc = nulls(1000);
+    let change = of(&change_of(&doc), LIMIT).expect("small");
+    // The list and its values.
+    assert_eq!((change.changes, change.bytes / CHANGE_OPERATION), (1, 1002));
+    let saved = of(&doc.save(), LIMIT).expect("small");
+    assert_eq!(saved.changes, 1);
+    assert!((100_000..110_000).contains(&saved.bytes), "{saved:?}");
+    let mut text = Automerge::new();
+    for n in 0..50 {
+        let mut tx = text.transaction();
+        tx.put(ROOT, "n", n).expect("put");
+        tx.commit();
+    }
+    assert_eq!(of(&text.save(), LIMIT).expect("small").changes, 50);
+    let each: Vec<u8> = text.get_changes(&[]).iter().flat_map(|c| c.raw_bytes().to_vec()).collect();
+    assert_eq!(of(&each, LIMIT).expect("small").changes, 50);
+}
+
+#[test]
+fn runs_are_told_before_they_are_unpacked() {
+    let start = Instant::now();
+    // INSERT of a run: all the columns that automerge makes.
+    let bomb = change_with(0x42, &[&leb(4_000_000)[..], &[0]].concat());
+    for kind in [1, 2] {
+        let data = if kind == 2 { deflate(&bomb) } else { bomb.clone() };
+        assert_eq!(of(&chunk(kind, &data), LIMIT), Err(TooMuch { limit: LIMIT }), "kind {kind}");
+    }
+    let nulls = change_with(0x42, &[&[0][..], &leb(u64::MAX)].concat());
+    assert!(of(&chunk(1, &nulls), LIMIT).is_err());
+    let booleans = change_with(0x34, &leb(1 << 40));
+    assert!(of(&chunk(1, &booleans), LIMIT).is_err());
+    let group = change_with(0x70, &[&leb(2)[..], &leb(1 << 62)].concat());
+    assert!(of(&chunk(1, &group), LIMIT).is_err(), "counts of what belongs to a row");
+    let document = [&[0, 0, 0, 1][..], &leb(0x42), &leb(6), &leb(1 << 34), &[1]].concat();
+    assert!(of(&chunk(0, &document), LIMIT).is_err());
+    assert!(start.elapsed().as_millis() < 100, "{:?}", start.elapsed());
+}
+
+#[test]
+fn what_is_deflated_is_read_up_to_the_limit() {
+    let zeros = vec![0u8; 300 << 20];
+    let packed = deflate(&zeros);
+    drop(zeros);
+    let start = Instant::now();
+    // A column of raw values, deflated; and a change that is deflated as a whole, with a message that long.
+    let document = [&[0, 0, 0, 1][..], &leb(0x5f), &leb(packed.len() as u64), &packed].concat();
+    assert!(of(&chunk(0, &document), LIMIT).is_err());
+    let head = [&[0u8, 1, 7, 1, 1, 0][..], &leb(300 << 20)].concat();
+    let mut change = DeflateEncoder::new(Vec::new(), Compression::best());
+    change.write_all(&head).expect("written");
+    for _ in 0..300 {
+        change.write_all(&vec![b'a'; 1 << 20]).expect("written");
+    }
+    let change = change.finish().expect("finished");
+    let made = start.elapsed();
+    assert!(of(&chunk(2, &change), LIMIT).is_err());
+    assert!((start.elapsed() - made).as_millis() < 500, "{:?}", start.elapsed() - made);
+}
+
+#[test]
+fn what_its_size_explains_is_taken() {
+    let mut random = 1u64;
+    let text: String = (0..200_000)
+        .map(|_| {
+            random ^= random << 13;
+            random ^= random >> 7;
+            random ^= random << 17;
+            char::from(b'a' + (random % 26) as u8)
+        })
+        .collect();
+    let mut doc = Automerge::new();
+    let mut tx = doc.transaction();
+    let object = tx.put_object(ROOT, "text", ObjType::Text).expect("a text");
+    tx.splice_text(&object, 0, 0, &text).expect("text");
+    tx.commit();
+    let saved = doc.save();
+    let small = Size::mib(8);
+    assert!(of(&saved, Size::mib(1)).is_err(), "and no more than four times the limit");
+    assert!(of(&saved, small).expect("explained").bytes > small.0);
+    assert!(of(&nulls(200_000).save(), small).is_err(), "nothing explains runs");
+}
+
+proptest! {
+    #[test]
+    fn no_bytes_bring_it_down(bytes in proptest::collection::vec(any::<u8>(), 0..200), kind in 0u8..5) {
+        let _ = of(&bytes, LIMIT);
+        let _ = of(&chunk(kind, &bytes), LIMIT);
+    }
+
+    #[test]
+    fn a_cut_chunk_is_measured_up_to_its_end(cut in 0usize..2000) {
+        let saved = nulls(300).save();
+        let _ = of(&saved[..cut.min(saved.len())], LIMIT);
+    }
+
+    #[test]
+    fn numbers_are_read_as_they_are_written(number in any::<u64>()) {
+        prop_assert_eq!(unsigned(&mut &leb(number)[..]).expect("a number"), number);
+    }
+}

@@ -1,0 +1,23 @@
+//! The fuzzer's corpus, run once: what it found before stays mended.
+
+use std::{fs, path::Path, time::Instant};
+
+#[path = "fuzz/targets.rs"]
+mod targets;
+
+#[test]
+fn no_input_of_the_corpus_brings_its_reader_down() {
+    for (name, target) in targets::TARGETS {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/corpus").join(name);
+        let mut inputs = 0;
+        for entry in fs::read_dir(&folder).expect("a corpus") {
+            let path = entry.expect("an entry").path();
+            let data = fs::read(&path).expect("an input");
+            let start = Instant::now();
+            target(&data);
+            assert!(start.elapsed().as_secs() < 10, "{} takes too long", path.display());
+            inputs += 1;
+        }
+        assert!(inputs > 0, "{}: is empty", folder.display());
+    }
+}

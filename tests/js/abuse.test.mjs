@@ -1,0 +1,305 @@
+// Each attack against a relay with 100 honest clients: they go on, and memory stays within a bound. How much slower they are under each
+// attack is in the notes of the run; HONEST_SECONDS=10 measures longer.
+import assert from 'node:assert/strict';
+import { spawn } from 'node:child_process';
+import { readFile, symlink } from 'node:fs/promises';
+import { execFileSync } from 'node:child_process';
+import { once } from 'node:events';
+import { join as path } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { test } from 'node:test';
+import * as Automerge from '@automerge/automerge';
+import { cbor } from '@automerge/automerge-repo';
+import { ATTACKS } from './attacks.mjs';
+import { BINARY, Relay, bundle, documentId, entry, folder, until, upload } from './relay.mjs';
+import { bringing, chunk, connect, joined, leb, runs, say, sync, zeros } from './raw.mjs';
+
+const SECONDS = Number(process.env.HONEST_SECONDS ?? 2);
+/** What the relay may take in all, attacked or not. */
+const MEMORY = 400 << 20;
+const wait = ms => new Promise(resolve => setTimeout(resolve, ms));
+
+async function resident(relay) {
+  const status = await readFile(`/proc/${relay.child.pid}/status`, 'utf8');
+  return Number(/VmRSS:\s*(\d+)/.exec(status)[1]) * 1024;
+}
+
+/** What the relay has counted of what it did not take. */
+async function counted(relay) {
+  const text = await (await fetch(`${relay.url}/metrics`)).text();
+  const sum = name => [...text.matchAll(new RegExp(`^tonk_relay_${name}_total\\{.*\\} (\\d+)`, 'gm'))].reduce((n, [, m]) => n + Number(m), 0);
+  return { refused: sum('refused'), dropped: sum('messages_dropped'), throttled: sum('throttled') };
+}
+
+/** Two clients of one document: one writes, the other notes how long each edit took. */
+class Pair {
+  static async start(t, relay, n) {
+    const pair = new Pair();
+    pair.id = documentId(crypto.getRandomValues(new Uint8Array(16)));
+    pair.latencies = [];
+    pair.sent = new Map();
+    const open = async (role, doc) => {
+      const socket = await joined(t, relay, `honest-${role}-${n}`, { localAddress: '127.0.0.2' });
+      const side = { socket, doc, state: Automerge.initSyncState() };
+      socket.removeAllListeners('message');
+      socket.on('message', data => pair.hear(side, cbor.decode(data)));
+      return side;
+    };
+    pair.writer = await open('writer', Automerge.from({ n: 0 }));
+    pair.reader = await open('reader', Automerge.init());
+    pair.talk(pair.writer, 'sync');
+    await wait(20);
+    pair.talk(pair.reader, 'request');
+    await until('both have it', () => pair.reader.doc.n === 0);
+    return pair;
+  }
+
+  talk(side, type = 'sync') {
+    const [state, message] = Automerge.generateSyncMessage(side.doc, side.state);
+    side.state = state;
+    if (message) sync(side.socket, this.id, message, type);
+  }
+
+  hear(side, message) {
+    if (message.type !== 'sync') return;
+    [side.doc, side.state] = Automerge.receiveSyncMessage(side.doc, side.state, message.data);
+    this.talk(side);
+    if (side !== this.reader) return;
+    for (const [n, at] of this.sent) {
+      if (n <= side.doc.n) { this.latencies.push(performance.now() - at); this.sent.delete(n); }
+    }
+  }
+
+  edit() {
+    this.writer.doc = Automerge.change(this.writer.doc, doc => { doc.n += 1; });
+    this.sent.set(this.writer.doc.n, performance.now());
+    this.talk(this.writer);
+  }
+}
+
+/** Every pair edits twice a second for so long; the 99th percentile of how long an edit took, in ms. */
+async function work(pairs, seconds) {
+  for (const pair of pairs) pair.latencies = [];
+  for (let round = 0; round < seconds * 2; round++) {
+    for (const pair of pairs) { pair.edit(); await wait(500 / pairs.length); }
+  }
+  await until('every edit has arrived', () => pairs.every(pair => pair.sent.size === 0));
+  const all = pairs.flatMap(pair => pair.latencies).sort((a, b) => a - b);
+  assert.equal(all.length, pairs.length * seconds * 2, 'every edit has arrived, once');
+  return all[Math.floor(all.length * 0.99)];
+}
+
+test('100 honest clients go on under every attack', async t => {
+  // Nobody is a proxy here: attackers and honest clients are told apart by their addresses.
+  const relay = await Relay.start(t, { http: { trusted_proxies: '[]' }, auth: { mode: '"open"' },
+    limits: { handshakes_per_address: '"200/s"' }, sync: { handshake_timeout: '"2s"', memory: '"1GiB"' } });
+  const pairs = [];
+  for (let n = 0; n < 50; n++) pairs.push(await Pair.start(t, relay, n));
+  await work(pairs, 1);
+  const quiet = await work(pairs, SECONDS);
+  t.diagnostic(`quiet: p99 ${quiet.toFixed(1)} ms, ${(await resident(relay) / 2 ** 20).toFixed(0)} MiB`);
+  const file = fileURLToPath(new URL('attacks.mjs', import.meta.url));
+  for (const name of Object.keys(ATTACKS)) {
+    await t.test(name, async t => {
+      // Nice: what the attacker computes is not the relay's doing.
+      const attack = spawn('nice', ['-n', '19', process.execPath, file, name, relay.port, SECONDS + 1.5, pairs[0].id], { stdio: 'inherit' });
+      const ended = once(attack, 'exit');
+      await wait(700);
+      let most = 0;
+      const watch = setInterval(async () => { most = Math.max(most, await resident(relay)); }, 50);
+      const attacked = await work(pairs, SECONDS);
+      clearInterval(watch);
+      attack.kill();
+      await ended;
+      const { refused, dropped, throttled } = await counted(relay);
+      t.diagnostic(`refused ${refused}, dropped ${dropped}, throttled ${throttled} so far`);
+      t.diagnostic(`p99 ${attacked.toFixed(1)} ms, ${(attacked / quiet).toFixed(1)}x; ${(most / 2 ** 20).toFixed(0)} MiB`);
+      assert.ok(most < MEMORY, `${most} bytes`);
+      for (const pair of pairs) assert.ok(pair.writer.socket.readyState === 1 && pair.reader.socket.readyState === 1);
+    });
+  }
+  const panics = await relay.metric('tonk_relay_session_panics_total') + await relay.metric('tonk_relay_room_panics_total');
+  t.diagnostic(`panics: ${panics}`);
+  assert.equal((await relay.stop()).code, 0);
+});
+
+test('a bomb costs one socket, little memory and little time', async t => {
+  const relay = await Relay.start(t);
+  const before = await resident(relay);
+  const nulls = Automerge.change(Automerge.init(), doc => { doc.list = Array(600_000).fill(null); });
+  const honestForm = Automerge.getLastLocalChange(nulls);
+  for (const [name, bomb] of Object.entries({ runs: runs(4_000_000), deflated: zeros(1024), honestForm })) {
+    const socket = await joined(t, relay, `bomber-${name}`);
+    const innocent = await joined(t, relay, `innocent-${name}`);
+    const start = performance.now();
+    sync(socket, documentId(8), bringing(bomb), 'sync');
+    const { code, reason } = await socket.closed;
+    const took = performance.now() - start;
+    assert.equal(code, 1009, reason);
+    assert.match(reason, /unpacks to more than 256MiB \(sync\.max_inflated\)/);
+    // A close waits 100 ms for the peer to read what came before it.
+    assert.ok(took < 100 + 200, `${name}: ${took} ms`);
+    sync(innocent, documentId(8));
+    await until('others are served', () => innocent.heard.some(({ type }) => type === 'doc-unavailable'));
+    t.diagnostic(`${name}: ${bomb.length} bytes, closed after ${took.toFixed(0)} ms`);
+  }
+  assert.equal(await relay.metric('tonk_relay_refused_total{reason="max_inflated"}'), 3);
+  const id = documentId(8);
+  // A document chunk with one operation column that is a single run.
+  const run = chunk(0, [0, 0, 0, 1, 0x42, 7, ...leb(2 ** 40), 0]);
+  const uploaded = await upload(relay, bundle({ [id]: { a: 1 } }, {}, { [entry(documentId(9))]: run }));
+  assert.equal(uploaded.status, 400);
+  assert.match((await uploaded.json()).error, /unpacks to more than/);
+  assert.ok(await resident(relay) - before < 64 << 20, `${await resident(relay) - before} bytes`);
+});
+
+test('a stored document that is too large is named, and the others are served', async t => {
+  const relay = await Relay.start(t);
+  const [large, small] = [documentId(1), documentId(2)];
+  const lists = { [large]: Automerge.from({ list: Array(50_000).fill(null) }), [small]: { a: 1 } };
+  assert.equal((await upload(relay, bundle(lists))).status, 200);
+  await relay.stop();
+  relay.config = { sync: { max_inflated: '"1MiB"' } };
+  await relay.start();
+  const client = relay.client(t);
+  assert.equal((await client.repo.find(`automerge:${small}`)).doc().a, 1);
+  await assert.rejects(client.repo.find(`automerge:${large}`), /unavailable/i);
+  await until('it is named', () => new RegExp(`larger than one may be.*${large}`).test(relay.log));
+  await relay.stop();
+  relay.config = {};
+  await relay.start();
+  const again = relay.client(t);
+  assert.equal((await again.repo.find(`automerge:${large}`)).doc().list.length, 50_000, 'nothing was lost');
+});
+
+test('what would make a document too large is refused, and what is there stays', async t => {
+  const relay = await Relay.start(t, { storage: { max_changes: 20 } });
+  const writer = relay.client(t, { retry: 60_000 });
+  const handle = writer.repo.create({ n: 0 });
+  const other = relay.client(t);
+  const seen = await until('it is there', () => other.repo.find(handle.url).catch(() => undefined));
+  for (let n = 1; n <= 30; n++) { handle.change(doc => { doc.n = n; }); await wait(120); }
+  await until('it is refused', async () => await relay.metric('tonk_relay_refused_total{reason="max_document"}') > 0);
+  assert.match(relay.log, /would be too large: \d+ changes are more than 20 \(storage\.max_changes\)/);
+  assert.ok(seen.doc().n >= 5 && seen.doc().n < 25, `${seen.doc().n}`);
+});
+
+test('who sends too fast is read more slowly, and loses nothing', async t => {
+  const relay = await Relay.start(t, { limits: { messages_per_connection: '"20/s"' } });
+  const [sender, listener] = [await joined(t, relay, 'sender'), await joined(t, relay, 'listener')];
+  const ephemeral = (socket, count) => say(socket, { type: 'ephemeral', documentId: documentId(1), senderId: socket.us,
+    targetId: socket.relay, count, sessionId: 's', data: Uint8Array.of(1) });
+  ephemeral(listener, 0);
+  await wait(100);
+  const start = Date.now();
+  for (let count = 1; count <= 100; count++) ephemeral(sender, count);
+  await until('all have come', () => listener.heard.filter(({ type }) => type === 'ephemeral').length === 100);
+  assert.ok(Date.now() - start > 2000, 'at the rate that it may');
+  assert.ok(await relay.metric('tonk_relay_throttled_total{reason="messages_per_connection"}') > 0);
+});
+
+test('an address has so many connections and handshakes; a proxy\'s clients are told apart', async t => {
+  const relay = await Relay.start(t, { auth: { mode: '"open"' },
+    limits: { connections_per_address: 3, handshakes_per_address: '"5/s"' } });
+  const at = address => ({ headers: { 'x-forwarded-for': address } });
+  const sockets = [];
+  for (let n = 0; n < 3; n++) sockets.push(await joined(t, relay, `a${n}`, at('203.0.113.1')));
+  const over = await (await connect(t, relay, at('203.0.113.1'))).closed;
+  assert.equal(over.code, 4429);
+  assert.match(over.reason, /limits\.connections_per_address/);
+  await joined(t, relay, 'b', at('203.0.113.2'));
+  for (let n = 0; n < 3; n++) await joined(t, relay, `six${n}`, at(`2001:db8::${n}`));
+  assert.equal((await (await connect(t, relay, at('2001:db8::9'))).closed).code, 4429, 'one /64');
+  for (let n = 0; n < 8; n++) await joined(t, relay, `local${n}`);
+  sockets[0].close();
+  await until('there is a place again', async () => {
+    const socket = await connect(t, relay, at('203.0.113.1'));
+    say(socket, { type: 'join', senderId: 'again', supportedProtocolVersions: ['1'] });
+    await Promise.race([socket.closed, until('an answer', () => socket.heard.length)]);
+    return socket.heard[0]?.type === 'peer';
+  });
+  const quick = [];
+  for (let n = 0; n < 15; n++) quick.push(await connect(t, relay, at('203.0.113.3')));
+  for (const socket of quick) socket.close();
+  assert.ok(await relay.metric('tonk_relay_refused_total{reason="handshakes_per_address"}') >= 1);
+});
+
+test('the PROXY protocol says whose a connection is', async t => {
+  const net = await import('node:net');
+  const relay = await Relay.start(t, { auth: { mode: '"open"' }, http: { proxy_protocol: true },
+    admin: { listen: '["127.0.0.1:0"]' }, limits: { connections_per_address: 2 } });
+  const begin = header => new Promise(resolve => {
+    const socket = net.connect(relay.port, '127.0.0.1');
+    t.after(() => socket.destroy());
+    let heard = '';
+    socket.on('data', data => { heard += data; if (heard.includes('\r\n\r\n')) resolve(heard); });
+    socket.on('error', () => resolve('reset'));
+    socket.on('close', () => resolve(heard || 'closed'));
+    socket.write(header + 'GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n');
+  });
+  const line = port => `PROXY TCP4 203.0.113.7 198.51.100.1 ${port} 443\r\n`;
+  for (let port = 1; port <= 2; port++) assert.match(await begin(line(port)), /^HTTP\/1\.1 101/);
+  const refused = await begin(line(3));
+  assert.match(refused, /^HTTP\/1\.1 101/);
+  await until('it is refused', () => relay.log.includes('limits.connections_per_address'));
+  assert.match(relay.log, /client="?203\.0\.113\.7/);
+  assert.equal(await begin(''), 'reset', 'no header');
+});
+
+test('new documents and stored bytes of one principal are limited', async t => {
+  const headers = { 'x-forwarded-for': '203.0.113.1' };
+  const relay = await Relay.start(t, { auth: { mode: '"open"' }, limits: { new_documents: '"5/h"', stored_bytes: '"20kB"' } });
+  const bring = async (socket, contents) => {
+    const doc = Automerge.from(contents);
+    sync(socket, documentId(crypto.getRandomValues(new Uint8Array(16))), bringing(Automerge.getLastLocalChange(doc)), 'sync');
+  };
+  const maker = await joined(t, relay, 'maker', { headers });
+  for (let n = 0; n < 7; n++) await bring(maker, { n });
+  const { code, reason } = await maker.closed;
+  assert.equal(code, 4429);
+  assert.match(reason, /limits\.new_documents/);
+  const refused = await fetch(`${relay.url}/api/bundles`, { method: 'POST', body: bundle({ [documentId(9)]: { a: 1 } }),
+    headers: { ...headers, 'content-type': 'application/octet-stream' } });
+  assert.equal(refused.status, 429);
+  const other = await joined(t, relay, 'other', { headers: { 'x-forwarded-for': '203.0.113.2' } });
+  for (let n = 0; n < 3; n++) await bring(other, { text: crypto.randomUUID().repeat(400) });
+  const full = await other.closed;
+  assert.equal(full.code, 4429);
+  assert.match(full.reason, /limits\.stored_bytes/);
+});
+
+test('requests for unknown documents are limited', async t => {
+  const relay = await Relay.start(t, { limits: { unknown_documents: '"10/m"' } });
+  const socket = await joined(t, relay, 'curious');
+  for (let n = 0; n < 12; n++) sync(socket, documentId(n));
+  const { code, reason } = await socket.closed;
+  assert.equal(code, 4429);
+  assert.match(reason, /limits\.unknown_documents/);
+});
+
+test('links that lead nowhere, FIFOs and folders are no bundle, config, key or token file', async t => {
+  const at = await folder(t);
+  const fifo = path(at, 'fifo');
+  execFileSync('mkfifo', [fifo]);
+  await symlink('/dev/zero', path(at, 'zero'));
+  await symlink(path(at, 'loop'), path(at, 'loop'));
+  const faults = text => {
+    execFileSync('sh', ['-c', `cat > ${path(at, 'c.toml')}`], { input: text });
+    try {
+      execFileSync(BINARY, ['--check-config', '--config', path(at, 'c.toml')], { timeout: 10_000, stdio: 'pipe' });
+    } catch (error) { return [error.status, String(error.stderr)]; }
+    return [0, ''];
+  };
+  for (const what of ['fifo', 'zero', 'loop', '.']) {
+    const file = path(at, what);
+    for (const [key, text] of [['bundle.path', `[bundle]\npath = "${file}"\n`], ['auth.tokens', `[auth]\nmode = "token"\ntokens = "${file}"\n`],
+      ['auth.jwt_keys', `[auth]\nmode = "jwt"\njwt_keys = "${file}"\n`], ['bundle.wasm', `[bundle]\nwasm = "${file}"\n`]]) {
+      const [code, said] = faults(text);
+      assert.equal(code, 78, `${key} ${what}`);
+      assert.ok(said.includes(key), said);
+    }
+    let status = 0;
+    try { execFileSync(BINARY, ['--config', file], { timeout: 10_000, stdio: 'pipe' }); } catch (error) { status = error.status; }
+    assert.equal(status, 78, `a config that is ${what}`);
+  }
+});

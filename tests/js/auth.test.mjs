@@ -1,0 +1,409 @@
+// Sign-in: who is let in, what they may do, and when that ends.
+import assert from 'node:assert/strict';
+import { execFileSync } from 'node:child_process';
+import { createHmac, generateKeyPairSync, randomBytes, sign } from 'node:crypto';
+import { readFile, writeFile } from 'node:fs/promises';
+import { test } from 'node:test';
+import { join as path } from 'node:path';
+import * as Automerge from '@automerge/automerge';
+import { WebSocketClientAdapter } from '@automerge/automerge-repo-network-websocket';
+import { Repo } from '@automerge/automerge-repo';
+import { BINARY, Relay, bundle, close, documentId, folder, saved, share, until } from './relay.mjs';
+import { bringing, connect, joined, say, sync } from './raw.mjs';
+
+/** A relay that asks for tokens, and `token(name, ...scopes)` to make them. */
+async function signedIn(t, config = {}) {
+  const at = await folder(t);
+  const tokens = path(at, 'tokens');
+  await writeFile(tokens, '');
+  await writeFile(path(at, 'only.toml'), `[auth]\ntokens = "${tokens}"\n[storage]\npath = "${at}/documents"\n`);
+  const command = (...words) => execFileSync(BINARY, ['token', ...words, '--config', path(at, 'only.toml')],
+    { encoding: 'utf8', stdio: ['ignore', 'pipe', 'ignore'] });
+  const token = (name, scopes, ...more) => command('add', name, '--scope', scopes, ...more).trim();
+  const first = token('first', 'sync:write,upload,download,admin');
+  const relay = await Relay.start(t, { ...config, auth: { mode: '"token"', tokens: `"${tokens}"`, ...config.auth } }, at);
+  relay.headers = { authorization: `Bearer ${first}` };
+  return { relay, token, command, first, tokens };
+}
+
+const url = (relay, token) => `${relay.ws}/?token=${token}`;
+const reload = relay => relay.command('reload');
+
+test('without a mode this machine is served, and who is forwarded from elsewhere is not', async t => {
+  const relay = await Relay.start(t);
+  const local = await joined(t, relay, 'local');
+  await joined(t, relay, 'proxied', { headers: { 'x-forwarded-for': '127.0.0.1' } });
+  const remote = { 'x-forwarded-for': '203.0.113.9' };
+  for (const headers of [remote, { forwarded: 'for=203.0.113.9' }, { 'x-real-ip': '203.0.113.9' }]) {
+    const { code, reason } = await (await connect(t, relay, { headers })).closed;
+    assert.equal(code, 4401);
+    assert.match(reason, /auth\.mode is not set/);
+    const page = await fetch(`${relay.url}/metrics`, { headers });
+    assert.equal(page.status, 401);
+    assert.match((await page.json()).error, /auth\.mode is not set/);
+  }
+  assert.equal((await fetch(`${relay.url}/livez`, { headers: remote })).status, 200);
+  assert.equal(local.readyState, 1);
+});
+
+test('a token comes in the URL, a header or a subprotocol, and is never in the log', async t => {
+  const { relay, first } = await signedIn(t, { log: { level: '"trace"' } });
+  const stock = relay.client(t, { url: url(relay, first) });
+  const handle = await share(stock, { title: 'signed in' });
+  const headers = { authorization: `Bearer ${first}` };
+  const plain = await joined(t, relay, 'header', { headers });
+  const browser = await joined(t, relay, 'browser', { protocols: ['tonk-relay', `bearer.${first}`] });
+  assert.equal(browser.protocol, 'tonk-relay');
+  for (const socket of [plain, browser]) {
+    sync(socket, handle.documentId);
+    await until('the document', () => socket.heard.some(message => message.type === 'sync'));
+  }
+  for (const [options, why] of [[{}, /sign-in is needed/], [{ path: '/?token=tonk_wrong' }, /not known/],
+    [{ headers: { authorization: 'Bearer x' } }, /not known/]]) {
+    const socket = await connect(t, relay, options);
+    const { code, reason } = await socket.closed;
+    assert.equal(code, 4401);
+    assert.match(reason, why);
+    assert.equal(socket.heard[0].type, 'error');
+  }
+  const page = await fetch(`${relay.url}/metrics?token=${first}`);
+  assert.equal(page.status, 200);
+  assert.match(await page.text(), /tonk_relay_sign_ins_total\{outcome="unknown_token"\} 2/);
+  await close(stock);
+  await relay.stop();
+  assert.ok(!relay.log.includes(first), 'the token is in the log');
+  assert.ok(!relay.log.includes(first.slice(5, 30)), 'a part of the token is in the log');
+});
+
+test('a token in the URL is not taken where that is switched off', async t => {
+  const { relay, first } = await signedIn(t, { auth: { query_token: false } });
+  assert.equal((await (await connect(t, relay, { path: `/?token=${first}` })).closed).code, 4401);
+  await joined(t, relay, 'header', { headers: { authorization: `Bearer ${first}` } });
+});
+
+test('each route asks for its scope', async t => {
+  const { relay, token } = await signedIn(t);
+  const scoped = Object.fromEntries(['sync:read', 'upload', 'download', 'admin'].map(scope => [scope, token(scope, scope)]));
+  const status = async (route, scope, options = {}) => {
+    const headers = scope ? { authorization: `Bearer ${scoped[scope]}` } : {};
+    const answer = await fetch(relay.url + route, { ...options, headers: { ...headers, ...options.headers } });
+    await answer.arrayBuffer();
+    return [answer.status, answer.headers.get('www-authenticate')];
+  };
+  reload(relay);
+  for (const route of ['/', '/livez', '/readyz', '/tonk_core_bg.wasm']) {
+    assert.notEqual((await status(route))[0], 401, route);
+  }
+  const id = documentId(9);
+  const guarded = { '/.manifest.tonk': 'download', '/api/blank-tonk': 'download', [`/api/bundles/${id}`]: 'download',
+    [`/api/bundles/${id}/manifest`]: 'download', '/metrics': 'admin' };
+  for (const [route, need] of Object.entries(guarded)) {
+    assert.deepEqual(await status(route), [401, 'Bearer'], route);
+    for (const scope of Object.keys(scoped)) {
+      const [found] = await status(route, scope);
+      if (scope === need) assert.ok(found !== 401 && found !== 403, `${route} with ${scope}: ${found}`);
+      else assert.equal(found, 403, `${route} with ${scope}`);
+    }
+  }
+  const body = { method: 'POST', body: 'x', headers: { 'content-type': 'application/octet-stream' } };
+  assert.equal((await status('/api/bundles', undefined, body))[0], 401);
+  assert.equal((await status('/api/bundles', 'download', body))[0], 403);
+  assert.equal((await status('/api/bundles', 'upload', body))[0], 400);
+  for (const scope of ['upload', 'download', 'admin']) {
+    const { code, reason } = await (await connect(t, relay, { path: `/?token=${scoped[scope]}` })).closed;
+    assert.equal(code, 4403);
+    assert.match(reason, /no scope for sync/);
+  }
+});
+
+test('who sends no token has the anonymous scopes', async t => {
+  const { relay } = await signedIn(t, { auth: { anonymous: '["download", "sync:read"]' } });
+  const answer = await fetch(`${relay.url}/api/blank-tonk`);
+  assert.equal(answer.status, 404);
+  await joined(t, relay, 'reader');
+  assert.equal((await fetch(`${relay.url}/metrics`)).status, 401 + 2, 'not one of the scopes');
+});
+
+test('an uploaded bundle brings only documents that its token may write', async t => {
+  const { relay, token, first } = await signedIn(t);
+  const [own, other] = [documentId(1), documentId(2)];
+  const narrow = token('narrow', `upload,download,sync:write:${own}`);
+  const send = (secret, documents) => fetch(`${relay.url}/api/bundles`, { method: 'POST', body: bundle(documents),
+    headers: { 'content-type': 'application/octet-stream', authorization: `Bearer ${secret}` } });
+  reload(relay);
+  const refused = await send(narrow, { [own]: { a: 1 }, [other]: { b: 1 } });
+  assert.equal(refused.status, 403);
+  assert.match((await refused.json()).error, new RegExp(other));
+  const headers = { authorization: `Bearer ${first}` };
+  assert.equal((await fetch(`${relay.url}/api/bundles/${own}`, { headers })).status, 404, 'nothing of it is stored');
+  assert.equal((await send(narrow, { [own]: { a: 1 } })).status, 200);
+  const found = await fetch(`${relay.url}/api/bundles/${own}`, { headers });
+  assert.equal(found.headers.get('cache-control'), 'private, max-age=3600');
+});
+
+for (const engine of ['native', 'samod']) {
+  test(`who may only read gets every change and makes none (${engine})`, async t => {
+    const { relay, token, first } = await signedIn(t, { sync: { engine: `"${engine}"` } });
+    const reading = token('reader', 'sync:read');
+    reload(relay);
+    const writer = relay.client(t, { url: url(relay, first) });
+    const handle = await share(writer, { count: 0 });
+    const reader = relay.client(t, { url: url(relay, reading) });
+    const read = await reader.repo.find(handle.url);
+    assert.equal(read.doc().count, 0);
+    // automerge of today hears that it may only read, and sends nothing; others send, and it is not taken.
+    read.change(doc => { doc.graffiti = 'mine'; });
+    const dropped = () => relay.metric('tonk_relay_messages_dropped_total{reason="read_only"}');
+    const older = await joined(t, relay, 'older', { path: `/?token=${reading}` });
+    const [theirs] = Automerge.applyChanges(Automerge.init(), Automerge.getAllChanges(handle.doc()));
+    const forged = Automerge.change(theirs, doc => { doc.graffiti = 'forged'; });
+    for (let n = 1; n <= 2; n++) {
+      sync(older, handle.documentId, bringing(Automerge.getLastLocalChange(forged)), 'sync');
+      await until('it is counted', async () => await dropped() === n);
+    }
+    await until('it is told', () => older.heard.some(({ type, message }) => type === 'error' && /may only read/.test(message)));
+    assert.equal(older.readyState, 1);
+    for (let count = 1; count <= 5; count++) {
+      handle.change(doc => { doc.count = count; });
+      await until('the reader has it', () => read.doc().count === count);
+    }
+    read.change(doc => { doc.graffiti = 'again'; });
+    // A document of its own that nobody has: nothing of it is taken either.
+    const own = reader.repo.create({ secret: true });
+    const third = relay.client(t, { url: url(relay, first) });
+    const seen = await third.repo.find(handle.url);
+    await until('a third has it', () => seen.doc().count === 5);
+    assert.equal(seen.doc().graffiti, undefined);
+    assert.equal(handle.doc().graffiti, undefined);
+    await assert.rejects(third.repo.find(own.url), /unavailable/i);
+    const lines = relay.log.split('\n').filter(line => line.includes('may only read are not taken'));
+    assert.equal(lines.length, 1, 'logged once');
+    // It stays quiet: nothing is asked for again and again.
+    const messages = () => relay.metric('tonk_relay_messages_total{direction="in",type="sync"}');
+    await new Promise(resolve => setTimeout(resolve, 500));
+    const before = await messages();
+    await new Promise(resolve => setTimeout(resolve, 1500));
+    assert.ok(await messages() - before < 10, `${await messages() - before} messages while nobody edits`);
+    await relay.restart();
+    const after = relay.client(t, { url: url(relay, first) });
+    assert.equal((await after.repo.find(handle.url)).doc().graffiti, undefined);
+  });
+}
+
+test('a document without the right to it is one that does not exist', async t => {
+  const { relay, token, first } = await signedIn(t);
+  const writer = relay.client(t, { url: url(relay, first) });
+  const [open, secret] = [await share(writer, { a: 1 }), await share(writer, { b: 2 })];
+  const narrow = token('narrow', `sync:write:${open.documentId}`);
+  reload(relay);
+  const socket = await joined(t, relay, 'narrow', { path: `/?token=${narrow}` });
+  const answers = async id => {
+    const from = socket.heard.length;
+    sync(socket, id);
+    await until('an answer', () => socket.heard.length > from);
+    return socket.heard.slice(from).map(({ type, documentId }) => ({ type, isIt: documentId === id }));
+  };
+  const forbidden = await answers(secret.documentId);
+  assert.deepEqual(forbidden, [{ type: 'doc-unavailable', isIt: true }]);
+  assert.deepEqual(await answers(documentId(77)), forbidden);
+  const client = relay.client(t, { url: url(relay, narrow) });
+  assert.equal((await client.repo.find(open.url)).doc().a, 1);
+  await assert.rejects(client.repo.find(secret.url), /unavailable/i);
+  // What it brings of that document is not taken, and of its presence nothing arrives.
+  const fake = Automerge.from({ b: 'fake' });
+  sync(socket, secret.documentId, Automerge.generateSyncMessage(fake, Automerge.initSyncState())[1], 'sync');
+  say(socket, { type: 'ephemeral', documentId: secret.documentId, senderId: 'narrow', targetId: socket.relay, count: 1,
+    sessionId: 's', data: Uint8Array.of(1) });
+  await until('they are counted', async () => await relay.metric('tonk_relay_messages_dropped_total{reason="no_right"}') >= 5);
+  assert.equal(await relay.metric('tonk_relay_ephemera_forwarded_total'), 0);
+  assert.deepEqual(secret.doc(), { b: 2 });
+});
+
+test('presence of who may only read is passed on, unless the config says otherwise', async t => {
+  for (const allowed of [true, false]) {
+    const { relay, token, first } = await signedIn(t, { auth: { readonly_presence: allowed } });
+    const reading = token('reader', 'sync:read');
+    reload(relay);
+    const writer = relay.client(t, { url: url(relay, first) });
+    const handle = await share(writer, { a: 1 });
+    const heard = [];
+    handle.on('ephemeral-message', ({ message }) => heard.push(message));
+    const reader = relay.client(t, { url: url(relay, reading) });
+    const read = await reader.repo.find(handle.url);
+    read.broadcast({ cursor: 3 });
+    if (allowed) {
+      await until('it arrives', () => heard.length === 1);
+    } else {
+      await until('it is dropped',
+        async () => await relay.metric('tonk_relay_messages_dropped_total{reason="readonly_presence"}') > 0);
+      assert.deepEqual(heard, []);
+    }
+  }
+});
+
+test('revoking ends the sessions of a token within a second, and no others', async t => {
+  const { relay, token, command, first } = await signedIn(t);
+  const phone = token('phone', 'sync:write');
+  const laptop = token('laptop', 'sync:write', '--expires', '1h');
+  reload(relay);
+  const [kept, gone, other] = [await joined(t, relay, 'a', { path: `/?token=${first}` }),
+    await joined(t, relay, 'b', { path: `/?token=${phone}` }), await joined(t, relay, 'c', { path: `/?token=${laptop}` })];
+  command('remove', 'phone');
+  assert.equal(gone.readyState, 1, 'not before the reload');
+  const start = Date.now();
+  reload(relay);
+  const { code, reason } = await gone.closed;
+  assert.ok(Date.now() - start < 1000, `${Date.now() - start} ms`);
+  assert.equal(code, 4401);
+  assert.match(reason, /not known here, or not any more/);
+  assert.equal((await (await connect(t, relay, { path: `/?token=${phone}` })).closed).code, 4401);
+  for (const socket of [kept, other]) {
+    sync(socket, documentId(5));
+    await until('it is served', () => socket.heard.some(message => message.type === 'doc-unavailable'));
+  }
+  const list = JSON.parse(command('list', '--json'));
+  assert.deepEqual(list.map(({ name }) => name), ['first', 'laptop']);
+  assert.equal(list[0].expires, null);
+  assert.ok(Date.parse(list[1].expires) > Date.now());
+  await relay.restart();
+  await until('the last use is known', () => JSON.parse(command('list', '--json')).every(({ last_used }) => last_used));
+  assert.match(command('list'), /laptop {2}sync:write {2}expires 20.*used 20/);
+});
+
+test('other rights: the session comes again with them', async t => {
+  const { relay, token, command, first, tokens } = await signedIn(t);
+  const reading = token('tab', 'sync:read');
+  reload(relay);
+  const writer = relay.client(t, { url: url(relay, first) });
+  const handle = await share(writer, { a: 1 });
+  const tab = relay.client(t, { url: url(relay, reading) });
+  const read = await tab.repo.find(handle.url);
+  read.change(doc => { doc.late = true; });
+  await new Promise(resolve => setTimeout(resolve, 500));
+  assert.equal(handle.doc().late, undefined);
+  const text = await readFile(tokens, 'utf8');
+  await writeFile(tokens, text.replace('"sync:read"', '"sync:write"'));
+  reload(relay);
+  await until('what it had written arrives', () => handle.doc().late === true);
+  assert.equal(await relay.metric('tonk_relay_connections_ended_total{outcome="rights_changed"}'), 1);
+  command('list');
+});
+
+/** As the README shows it. */
+class TokenAdapter extends WebSocketClientAdapter {
+  constructor(url, getToken, retryInterval) {
+    super(url, retryInterval);
+    this.base = url;
+    this.getToken = getToken;
+  }
+
+  connect(peerId, peerMetadata) {
+    this.url = `${this.base}?token=${encodeURIComponent(this.getToken())}`;
+    super.connect(peerId, peerMetadata);
+  }
+}
+
+test('a token that ends closes its socket with 4401, and an adapter that renews goes on', async t => {
+  const { relay, token } = await signedIn(t);
+  const readme = await readFile(new URL('../../README.md', import.meta.url), 'utf8');
+  assert.ok(readme.includes(TokenAdapter.toString()), 'the README shows this adapter');
+  const short = token('app', 'sync:write', '--expires', '4s');
+  const next = token('app', 'sync:write');
+  reload(relay);
+  const bare = await joined(t, relay, 'bare', { path: `/?token=${short}` });
+  let given = [short, next];
+  const adapter = new TokenAdapter(relay.ws, () => given.length > 1 ? given.shift() : given[0], 200);
+  const client = { repo: new Repo({ network: [adapter] }), adapter };
+  relay.clients.push(client);
+  const handle = await share(client, { edits: 1 });
+  const { code, reason } = await bare.closed;
+  assert.equal(code, 4401);
+  assert.match(reason, /expired/);
+  handle.change(doc => { doc.edits = 2; });
+  await saved(client, handle);
+  assert.equal((await (await connect(t, relay, { path: `/?token=${short}` })).closed).code, 4401);
+});
+
+test('a reload never turns sign-in off', async t => {
+  const { relay, first } = await signedIn(t);
+  for (const mode of ['""', '"open"']) {
+    const file = path(relay.at, 'tonk-relay.toml');
+    const text = await readFile(file, 'utf8');
+    await writeFile(file, text.replace('mode = "token"', `mode = ${mode}`));
+    assert.throws(() => reload(relay), /never turns sign-in off/);
+    await writeFile(file, text);
+  }
+  assert.equal((await (await connect(t, relay)).closed).code, 4401);
+  await joined(t, relay, 'still', { path: `/?token=${first}` });
+  reload(relay);
+});
+
+test('a file of tokens that cannot be used keeps the former one in effect, and a start from happening', async t => {
+  const { relay, first, tokens } = await signedIn(t);
+  await writeFile(tokens, '[[token]]\nname = 7\n');
+  assert.throws(() => reload(relay), error => /auth\.tokens: .*tokens: TOML parse error at line 2/.test(error.stderr));
+  await joined(t, relay, 'still', { path: `/?token=${first}` });
+  await relay.stop();
+  await assert.rejects(relay.start(), error => /"code":78/.test(error.message) && /auth\.tokens/.test(error.message));
+});
+
+test('a peer id belongs to who signed in with it', async t => {
+  const { relay, token } = await signedIn(t);
+  const [ann, mallory] = [token('ann', 'sync:write'), token('mallory', 'sync:write')];
+  reload(relay);
+  const victim = await joined(t, relay, 'tab-1', { path: `/?token=${ann}` });
+  const thief = await joined(t, relay, 'tab-1', { path: `/?token=${mallory}` });
+  sync(victim, documentId(4));
+  await until('the victim is served', () => victim.heard.some(message => message.type === 'doc-unavailable'));
+  assert.equal(thief.readyState, 1);
+  const again = await joined(t, relay, 'tab-1', { path: `/?token=${ann}` });
+  assert.equal((await victim.closed).reason.startsWith('the same peer has connected anew'), true);
+  assert.equal(again.readyState, 1);
+});
+
+/** A JWT. `key` is a private key, or a secret. */
+function jwt(alg, key, claims, header = {}) {
+  const part = object => Buffer.from(JSON.stringify(object)).toString('base64url');
+  const text = `${part({ alg, typ: 'JWT', ...header })}.${part(claims)}`;
+  const signature = {
+    HS256: () => createHmac('sha256', key).update(text).digest(),
+    EdDSA: () => sign(null, Buffer.from(text), key),
+    RS256: () => sign('sha256', Buffer.from(text), key),
+    ES256: () => sign('sha256', Buffer.from(text), { key, dsaEncoding: 'ieee-p1363' }),
+  }[alg]();
+  return `${text}.${signature.toString('base64url')}`;
+}
+
+test('JWTs of every algorithm, from a JWKS and from PEM; they end, and keys are changed by reload', async t => {
+  const at = await folder(t);
+  const pairs = { EdDSA: generateKeyPairSync('ed25519'), ES256: generateKeyPairSync('ec', { namedCurve: 'P-256' }),
+    RS256: generateKeyPairSync('rsa', { modulusLength: 2048 }) };
+  const secret = randomBytes(32);
+  const keys = Object.entries(pairs).map(([alg, { publicKey }]) => ({ ...publicKey.export({ format: 'jwk' }), alg, kid: alg }));
+  keys.push({ kty: 'oct', k: secret.toString('base64url'), alg: 'HS256', kid: 'HS256' });
+  const file = path(at, 'keys');
+  await writeFile(file, JSON.stringify({ keys }));
+  const relay = await Relay.start(t, { auth: { mode: '"jwt"', jwt_keys: `"${file}"`, jwt_issuer: '"https://id"',
+    jwt_audience: '"relay"', anonymous: '["admin"]' } }, at);
+  const now = () => Math.floor(Date.now() / 1000);
+  const claims = more => ({ sub: 'ann', iss: 'https://id', aud: 'relay', exp: now() + 600, scope: 'openid sync:write', ...more });
+  const make = (alg, more, header) => jwt(alg, alg === 'HS256' ? secret : pairs[alg].privateKey, claims(more), header);
+  const sockets = {};
+  for (const alg of ['EdDSA', 'ES256', 'RS256', 'HS256']) {
+    sockets[alg] = await joined(t, relay, alg, { path: `/?token=${make(alg, {}, { kid: alg })}` });
+  }
+  const refused = async token => (await (await connect(t, relay, { path: `/?token=${token}` })).closed);
+  assert.match((await refused(make('EdDSA', { exp: now() - 60 }))).reason, /expired/);
+  assert.match((await refused(make('EdDSA', { iss: 'other' }))).reason, /issuer/);
+  assert.match((await refused(make('EdDSA', { aud: 'other' }))).reason, /audience/);
+  assert.equal((await refused(make('EdDSA', { scope: 'openid' }))).code, 4403);
+  const stranger = generateKeyPairSync('ed25519').privateKey;
+  assert.match((await refused(jwt('EdDSA', stranger, claims()))).reason, /signature/);
+  // The exp of a moment ago is still within what clocks may differ by; the socket ends when that is over.
+  const brief = await joined(t, relay, 'brief', { path: `/?token=${make('ES256', { exp: now() - 7 })}` });
+  assert.equal((await brief.closed).code, 4401);
+  await writeFile(file, pairs.EdDSA.publicKey.export({ type: 'spki', format: 'pem' }));
+  reload(relay);
+  for (const alg of ['ES256', 'RS256', 'HS256']) assert.equal((await sockets[alg].closed).code, 4401);
+  assert.equal(sockets.EdDSA.readyState, 1);
+});

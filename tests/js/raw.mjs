@@ -1,0 +1,71 @@
+// A bare WebSocket that speaks the protocol by hand, for what no client of automerge-repo does.
+import { cbor } from '@automerge/automerge-repo';
+import * as Automerge from '@automerge/automerge';
+import WebSocket from 'ws';
+import { deflateRawSync } from 'node:zlib';
+import { until } from './relay.mjs';
+
+/** A socket that keeps what it hears. */
+export async function connect(t, relay, { path = '', headers, protocols = [], localAddress } = {}) {
+  const socket = new WebSocket(relay.ws + path, protocols, { headers, localAddress });
+  t.after(() => socket.terminate());
+  socket.heard = [];
+  socket.on('message', data => socket.heard.push(cbor.decode(data)));
+  socket.on('error', () => {});
+  socket.closed = new Promise(resolve =>
+    socket.on('close', (code, reason) => resolve({ code, reason: String(reason) })));
+  await new Promise((resolve, reject) => { socket.on('open', resolve); socket.on('error', reject); });
+  return socket;
+}
+
+export const say = (socket, message) => socket.send(cbor.encode(message));
+
+export const join = (socket, senderId = 'peer-1', extra = {}) =>
+  say(socket, { type: 'join', senderId, peerMetadata: {}, supportedProtocolVersions: ['1'], ...extra });
+
+/** A socket that has joined. */
+export async function joined(t, relay, senderId, options) {
+  const socket = await connect(t, relay, options);
+  join(socket, senderId);
+  await until('the handshake', () => socket.heard.some(message => message.type === 'peer'));
+  socket.us = senderId;
+  socket.relay = socket.heard.find(message => message.type === 'peer').senderId;
+  return socket;
+}
+
+/** Send an automerge sync message; by default one that asks for the document. */
+export function sync(socket, documentId, data = emptySync(), type = 'request') {
+  say(socket, { type, documentId, senderId: socket.us, targetId: socket.relay, data });
+}
+
+export const emptySync = () => Automerge.generateSyncMessage(Automerge.init(), Automerge.initSyncState())[1];
+
+/** A LEB128 number. */
+export const leb = number => {
+  const out = [];
+  for (; number >= 128; number = Math.floor(number / 128)) out.push((number % 128) | 128);
+  return [...out, number];
+};
+
+/** An automerge sync message of version 1 that brings one chunk, under heads that nobody has. */
+export function bringing(chunk) {
+  const head = Array(32).fill(7);
+  return Uint8Array.from([0x42, 1, ...head, 0, 0, 1, ...leb(chunk.length), ...chunk]);
+}
+
+/** A change chunk of one operation column that is a single run. */
+export function runs(length) {
+  const column = [...leb(length), 0];
+  // No dependencies, an actor, the first operation; then one column of integers.
+  const data = [0, 1, 7, 1, 1, 0, 0, 0, 1, 0x42, column.length, ...column];
+  return chunk(1, data);
+}
+
+/** A document chunk with one deflated column of so many MiB of zeros. */
+export function zeros(mib) {
+  const packed = deflateRawSync(Buffer.alloc(mib << 20));
+  return chunk(0, Uint8Array.from([0, 0, 0, 1, 0x5f, ...leb(packed.length), ...packed]));
+}
+
+export const chunk = (kind, data) =>
+  Uint8Array.from([0x85, 0x6f, 0x4a, 0x83, 0, 0, 0, 0, kind, ...leb(data.length), ...data]);
