@@ -289,7 +289,8 @@ pub fn show_limits(config: &Config, metrics: &ProcessMetrics) {
 
 /// Show whether anybody may do anything.
 pub fn show_sign_in(config: &Config, health: &Health) {
-    let is_open = config.auth.mode == AuthMode::Open;
+    // Unset, it is open to this machine alone.
+    let is_open = config.auth.mode != AuthMode::Unset && config.auth.lets_all_write();
     health.degrade("auth", is_open.then(|| "open to anybody".to_owned()));
 }
 
@@ -421,7 +422,7 @@ impl Bound {
             config: config.clone(),
             tls: Some((self.tls.acceptor(), self.metrics.http.handshakes.clone())),
             open: self.metrics.http.sockets.with_label_values(&["public"]),
-            addresses: Some(Arc::default()),
+            addresses: Some(app.addresses.clone()),
             refused: self.metrics.sessions.refused.clone(),
             upgraded: self.metrics.sessions.open.clone(),
             tasks: http_running.clone(),
@@ -477,7 +478,7 @@ impl Bound {
         tasks::watch_space(&mut supervisor, &stopping, &self.documents);
         tasks::count_stored(&mut supervisor, &stopping, &self.journal, &self.metrics.storage);
         tasks::show_status(&mut supervisor, &stopping, &self.health, &self.metrics, &rooms);
-        if now.auth.mode == AuthMode::Open {
+        if now.auth.mode != AuthMode::Unset && now.auth.lets_all_write() {
             warn!(
                 "open: anybody who reaches this port may read and write every document whose id they know"
             );

@@ -15,7 +15,7 @@ use crate::{
     sync::rooms::lock,
 };
 
-/// Addresses and principals that are counted by themselves; further ones together.
+/// Addresses and principals that are counted; for a further one that of which least is known is forgotten.
 const COUNTED: usize = 50_000;
 /// `limits.stored_bytes` is for so long.
 const STORED_WITHIN: Duration = Duration::from_secs(30 * 24 * 3600);
@@ -57,11 +57,6 @@ impl Bucket {
             self.left -= as_f64(amount);
         }
         is_left
-    }
-
-    fn is_full(&mut self, rate: Rate, now: Instant) -> bool {
-        self.refill(rate, now);
-        self.left >= burst(rate)
     }
 }
 
@@ -136,15 +131,14 @@ impl Addresses {
     ) -> Result<Place, AddressLimit> {
         let now = Instant::now();
         let mut table = lock(&self.0);
-        let mut address = counted_as(address);
+        let address = counted_as(address);
         if table.len() >= COUNTED && !table.contains_key(&address) {
-            table.retain(|_, found| {
-                found.open > 0
-                    || handshakes.is_some_and(|rate| !found.handshakes.is_full(rate, now))
-            });
-            if table.len() >= COUNTED {
-                // All that are left over together.
-                address = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
+            // There are fewer connections than places: one of them is nobody's now.
+            let idle = table.iter().filter(|(_, found)| found.open == 0);
+            let fullest =
+                idle.max_by(|(_, a), (_, b)| a.handshakes.left.total_cmp(&b.handshakes.left));
+            if let Some(forgotten) = fullest.map(|(address, _)| *address) {
+                table.remove(&forgotten);
             }
         }
         let found = table
@@ -202,24 +196,20 @@ impl Principals {
     fn with<T>(
         &self,
         account: &Account,
-        limits: &Limits,
         take: impl FnOnce(&mut Stored, Instant) -> T,
     ) -> Option<T> {
         account.0.as_ref()?;
         let now = Instant::now();
         let mut table = lock(&self.0);
-        let mut account = account.clone();
-        if table.len() >= COUNTED && !table.contains_key(&account) {
-            table.retain(|_, stored| {
-                !stored.new_documents.is_full(limits.new_documents, now)
-                    || !stored.bytes.is_full(stored_bytes(limits), now)
-            });
-            if table.len() >= COUNTED {
-                account = Account(Some("".into()));
+        if table.len() >= COUNTED && !table.contains_key(account) {
+            let fullest =
+                table.iter().max_by(|(_, a), (_, b)| a.bytes.left.total_cmp(&b.bytes.left));
+            if let Some(forgotten) = fullest.map(|(account, _)| account.clone()) {
+                table.remove(&forgotten);
             }
         }
         let stored = table
-            .entry(account)
+            .entry(account.clone())
             .or_insert_with(|| Stored { new_documents: Bucket::new(now), bytes: Bucket::new(now) });
         Some(take(stored, now))
     }
@@ -229,14 +219,14 @@ impl Principals {
         let take = |stored: &mut Stored, now| {
             stored.new_documents.try_take(documents, limits.new_documents, now)
         };
-        self.with(account, limits, take).unwrap_or(true)
+        self.with(account, take).unwrap_or(true)
     }
 
     /// Count bytes that are to be stored. False if there were too many of late.
     pub fn may_store(&self, account: &Account, bytes: u64, limits: &Limits) -> bool {
         let take =
             |stored: &mut Stored, now| stored.bytes.try_take(bytes, stored_bytes(limits), now);
-        self.with(account, limits, take).unwrap_or(true)
+        self.with(account, take).unwrap_or(true)
     }
 }
 

@@ -92,10 +92,11 @@ pub fn check_level(level: &str) -> Result<EnvFilter, LogError> {
     // Their own lines at info and below are about single messages, and automerge 0.12 writes the whole history
     // of a document for the span around each load (`storage::load`, 500 ms at 60,000 changes): they need asking
     // for by name.
-    let quiet: String = ["samod", "samod_core", "automerge"]
+    // What automerge warns of is what a peer has sent, a line for each odd column: that peer could fill the disk.
+    let quiet: String = [("samod", "warn"), ("samod_core", "warn"), ("automerge", "off")]
         .into_iter()
-        .filter(|name| !level.contains(name))
-        .map(|name| format!(",{name}=warn"))
+        .filter(|(name, _)| !level.contains(name))
+        .map(|(name, level)| format!(",{name}={level}"))
         .collect();
     Ok(EnvFilter::try_new(format!("{level}{quiet}"))?)
 }

@@ -102,7 +102,8 @@ impl Reloader {
             return Err(refused(changes.restart.iter().map(needs)));
         }
         if let Some(why) = reload::opens(&loaded.config, &new.config) {
-            return Err(refused([format!("{}: auth.mode: {why}", new.origins.of("auth.mode"))]));
+            let key = if new.config.auth.mode.is_open() { "auth.mode" } else { "auth.anonymous" };
+            return Err(refused([format!("{}: {key}: {why}", new.origins.of(key))]));
         }
         // Read anew with every reload: the files change without the config.
         let policy = Policy::load(&new.config.auth).map_err(|error| {

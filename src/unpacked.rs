@@ -6,7 +6,7 @@
 //! at the limit.
 //!
 //! Format: <https://automerge.org/automerge-binary-format-spec/>, and automerge 0.12 `storage/{chunk,change,document,bundle}.rs`.
-//! Where a chunk is not of that form, what was counted until there stands: automerge reads no further either.
+//! What cannot be followed here is not passed on either.
 
 use std::io::{self, BufRead, BufReader, Read};
 
@@ -20,8 +20,10 @@ const MAGIC: [u8; 4] = [0x85, 0x6f, 0x4a, 0x83];
 const CHANGE_OPERATION: u64 = 500;
 /// Memory of an operation of a document chunk: 87 bytes in runs, measured with 1,000,000 of them.
 const DOCUMENT_OPERATION: u64 = 100;
-/// Memory of a change that a document chunk tells of.
-const DOCUMENT_CHANGE: u64 = 300;
+/// Memory of a change that a document chunk tells of, beside its texts.
+const DOCUMENT_CHANGE: u64 = 600;
+/// A text or an actor's id stands so often in what automerge makes of a change.
+const COPIES: u64 = 2;
 /// More columns than any chunk has: 18 today.
 const MAX_COLUMNS: u64 = 1_000;
 /// Bytes of which each may explain so many: a pasted text is an operation a character, at 500 bytes, and two characters a
@@ -51,34 +53,35 @@ pub enum Origin {
     Storage = 16,
 }
 
-/// Chunks unpack to more than a limit.
+/// Why chunks are not to be unpacked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("unpacks to more than {limit} (sync.max_inflated)")]
-pub struct TooMuch {
-    /// The limit.
-    pub limit: Size,
+#[expect(missing_docs, reason = "the texts say it")]
+pub enum NotUnpacked {
+    #[error("unpacks to more than {limit} (sync.max_inflated)")]
+    TooMuch { limit: Size },
+    #[error("is no sequence of automerge chunks")]
+    Malformed,
 }
 
-/// What chunks unpack to together, each text one or more of them, if that is within `limit`, or is explained by their
-/// `size` in bytes.
+/// What one chunk after the other unpacks to, if that is within `limit`, or is explained by how many bytes they are. What
+/// came in pieces has to be put together first: automerge reads over their ends.
 ///
 /// # Errors
-/// It is more.
-pub fn of<'a>(
-    texts: impl IntoIterator<Item = &'a [u8]>,
-    size: usize,
-    from: Origin,
-    limit: Size,
-) -> Result<Unpacked, TooMuch> {
-    let explained = (size as u64).saturating_mul(EXPLAINED);
-    let allowed = explained.min(limit.0.saturating_mul(from as u64)).max(limit.0);
-    let mut meter = Meter { found: Unpacked::default(), allowed };
-    for text in texts {
-        if let Err(Stop::TooMuch) = meter.chunks(text) {
-            return Err(TooMuch { limit });
-        }
+/// It is more, or is no sequence of chunks.
+pub fn of(chunks: &[u8], from: Origin, limit: Size) -> Result<Unpacked, NotUnpacked> {
+    let mut meter =
+        Meter { found: Unpacked::default(), allowed: allowed(chunks.len(), from, limit) };
+    match meter.chunks(chunks) {
+        Ok(()) => Ok(meter.found),
+        Err(Stop::TooMuch) => Err(NotUnpacked::TooMuch { limit }),
+        Err(Stop::Malformed) => Err(NotUnpacked::Malformed),
     }
-    Ok(meter.found)
+}
+
+/// What `size` bytes may unpack to.
+pub fn allowed(size: usize, from: Origin, limit: Size) -> u64 {
+    let explained = (size as u64).saturating_mul(EXPLAINED);
+    explained.min(limit.0.saturating_mul(from as u64)).max(limit.0)
 }
 
 enum Stop {
@@ -121,10 +124,7 @@ impl Meter {
                 3 => self.bundle(data),
                 _ => return Err(Stop::Malformed),
             };
-            // What is wrong in one chunk says nothing of the next.
-            if let Err(Stop::TooMuch) = measured {
-                return Err(Stop::TooMuch);
-            }
+            measured?;
         }
         Ok(())
     }
@@ -132,6 +132,7 @@ impl Meter {
     fn deflated_change(&mut self, data: &[u8]) -> Result<(), Stop> {
         let mut inflated = BufReader::new(Inflated::over(data));
         let measured = self.change(&mut inflated);
+        // A bomb ends early, and looks cut off.
         self.end(inflated)?;
         measured
     }
@@ -163,12 +164,10 @@ impl Meter {
 
     fn document(&mut self, mut data: &[u8]) -> Result<(), Stop> {
         let data = &mut data;
-        actors(data)?;
+        let actor = actors(data)?;
         hashes(data)?;
         let (changes, operations) = (columns(data)?, columns(data)?);
-        let changes = self.rows(data, &changes, DOCUMENT_CHANGE)?;
-        self.found.changes = self.found.changes.saturating_add(changes);
-        self.add(changes.saturating_mul(DOCUMENT_CHANGE))?;
+        self.changes_of(data, &changes, actor)?;
         let operations = self.rows(data, &operations, DOCUMENT_OPERATION)?;
         self.add(operations.saturating_mul(DOCUMENT_OPERATION))
     }
@@ -176,14 +175,25 @@ impl Meter {
     fn bundle(&mut self, mut data: &[u8]) -> Result<(), Stop> {
         let data = &mut data;
         hashes(data)?;
-        actors(data)?;
+        let actor = actors(data)?;
         let change_columns = columns(data)?;
-        let changes = self.rows(data, &change_columns, DOCUMENT_CHANGE)?;
-        self.found.changes = self.found.changes.saturating_add(changes);
-        self.add(changes.saturating_mul(DOCUMENT_CHANGE))?;
+        self.changes_of(data, &change_columns, actor)?;
         let operation_columns = columns(data)?;
         let operations = self.rows(data, &operation_columns, CHANGE_OPERATION)?;
         self.add(operations.saturating_mul(CHANGE_OPERATION))
+    }
+
+    /// The changes that a chunk tells of; automerge makes each of them anew, with an actor's id of at most so many bytes.
+    fn changes_of(
+        &mut self,
+        data: &mut impl BufRead,
+        columns: &[Column],
+        actor: u64,
+    ) -> Result<(), Stop> {
+        let cost = DOCUMENT_CHANGE.saturating_add(actor.saturating_mul(COPIES));
+        let changes = self.rows(data, columns, cost)?;
+        self.found.changes = self.found.changes.saturating_add(changes);
+        self.add(changes.saturating_mul(cost))
     }
 
     /// The rows of the longest of some columns; each of them counts `cost`, so far.
@@ -198,19 +208,20 @@ impl Meter {
         let mut longest = 0;
         for column in columns {
             let mut own = data.by_ref().take(column.length);
-            let values = if column.is_deflated() {
+            let Values { rows, text } = if column.is_deflated() {
                 let mut inflated = BufReader::new(Inflated::over(&mut own));
-                let values = values(column, &mut inflated, most);
+                let values = values(column, &mut inflated, most, self.allowed);
                 self.end(inflated)?;
                 values
             } else {
                 self.add(column.length)?;
-                values(column, &mut own, most)
+                values(column, &mut own, most, self.allowed)
             };
-            if values > most {
+            if rows > most {
                 return Err(Stop::TooMuch);
             }
-            longest = longest.max(values);
+            self.add(text.saturating_mul(COPIES))?;
+            longest = longest.max(rows);
             io::copy(&mut own, &mut io::sink())?;
         }
         Ok(longest)
@@ -263,48 +274,68 @@ impl Column {
 fn columns(data: &mut impl BufRead) -> Result<Vec<Column>, Stop> {
     let count = unsigned(data)?;
     if count > MAX_COLUMNS {
-        return Err(Stop::Malformed);
+        return Err(Stop::TooMuch);
     }
     (0..count)
         .map(|_| Ok(Column { specification: unsigned(data)?, length: unsigned(data)? }))
         .collect()
 }
 
-/// How many values a column holds; `most` and one more where it is more than that. In a group column, which says how many
-/// values of others belong to each row, the sum of these if that is more.
-fn values(column: &Column, data: &mut impl BufRead, most: u64) -> u64 {
-    let mut found = 0u64;
+/// What a column holds.
+#[derive(Clone, Copy, Default)]
+struct Values {
+    /// How many values. In a group column, which says how many values of others belong to each row, the sum of these if that
+    /// is more.
+    rows: u64,
+    /// Bytes of all its texts, each as often as it stands there.
+    text: u64,
+}
+
+/// Count the values of a column, up to where there are more than `most`, or more text than that.
+fn values(column: &Column, data: &mut impl BufRead, most: u64, most_text: u64) -> Values {
+    let mut found = Values::default();
     // An end within a value: what stands before it is read by automerge as well.
-    let _ = sum_runs(column.kind(), data, most, &mut found);
+    let _ = sum_runs(column.kind(), data, most, most_text, &mut found);
     found
 }
 
-fn sum_runs(kind: u64, data: &mut impl BufRead, most: u64, found: &mut u64) -> io::Result<()> {
+fn sum_runs(
+    kind: u64,
+    data: &mut impl BufRead,
+    most: u64,
+    most_text: u64,
+    found: &mut Values,
+) -> io::Result<()> {
     const GROUP: u64 = 0;
     const BOOLEAN: u64 = 4;
+    const TEXT: u64 = 5;
     const RAW: u64 = 7;
     let mut grouped = 0u64;
-    while *found <= most && !data.fill_buf()?.is_empty() {
+    while found.rows <= most && found.text <= most_text && !data.fill_buf()?.is_empty() {
         match kind {
             RAW => return Ok(()),
-            BOOLEAN => *found = found.saturating_add(unsigned(data)?),
+            BOOLEAN => found.rows = found.rows.saturating_add(unsigned(data)?),
             _ => {
                 let run = signed(data)?;
-                let values = match run {
-                    0 => {
-                        *found = found.saturating_add(unsigned(data)?);
-                        continue;
-                    }
-                    1.. => 1,
-                    _ => run.unsigned_abs(),
-                };
-                *found = found.saturating_add(run.unsigned_abs());
+                if run == 0 {
+                    found.rows = found.rows.saturating_add(unsigned(data)?);
+                    continue;
+                }
+                let (values, repeated) =
+                    if run > 0 { (1, run.unsigned_abs()) } else { (run.unsigned_abs(), 1) };
+                found.rows = found.rows.saturating_add(run.unsigned_abs());
                 for _ in 0..values {
-                    let value = skip_value(kind, data)?;
-                    if kind == GROUP {
-                        let repeated = if run > 0 { run.unsigned_abs() } else { 1 };
-                        grouped = grouped.saturating_add(value.saturating_mul(repeated));
-                        *found = (*found).max(grouped);
+                    let value = unsigned(data)?;
+                    let all = value.saturating_mul(repeated);
+                    if kind == TEXT {
+                        found.text = found.text.saturating_add(all);
+                        skip(data, value)?;
+                    } else if kind == GROUP {
+                        grouped = grouped.saturating_add(all);
+                        found.rows = found.rows.max(grouped);
+                    }
+                    if found.rows > most || found.text > most_text {
+                        return Ok(());
                     }
                 }
             }
@@ -313,33 +344,26 @@ fn sum_runs(kind: u64, data: &mut impl BufRead, most: u64, found: &mut u64) -> i
     Ok(())
 }
 
-fn skip_value(kind: u64, data: &mut impl BufRead) -> io::Result<u64> {
-    const STRING: u64 = 5;
-    let value = unsigned(data)?;
-    if kind == STRING {
-        skip(data, value)?;
-    }
-    Ok(value)
-}
-
 /// A list of change hashes.
 fn hashes(data: &mut impl BufRead) -> io::Result<()> {
     let count = unsigned(data)?;
     skip(data, count.saturating_mul(32))
 }
 
-/// A list of actor ids.
-fn actors(data: &mut impl BufRead) -> io::Result<()> {
+/// A list of actor ids. Returns the length of the longest.
+fn actors(data: &mut impl BufRead) -> io::Result<u64> {
+    let mut longest = 0;
     for _ in 0..unsigned(data)? {
-        prefixed(data)?;
+        longest = longest.max(prefixed(data)?);
     }
-    Ok(())
+    Ok(longest)
 }
 
-/// Bytes after their length.
-fn prefixed(data: &mut impl BufRead) -> io::Result<()> {
+/// Bytes after their length, which is returned.
+fn prefixed(data: &mut impl BufRead) -> io::Result<u64> {
     let length = unsigned(data)?;
-    skip(data, length)
+    skip(data, length)?;
+    Ok(length)
 }
 
 fn skip(data: &mut impl BufRead, bytes: u64) -> io::Result<()> {

@@ -206,12 +206,15 @@ const SIGN_IN: &[(&str, &str)] = &[
     ("`GET /`, `/livez`, `/readyz`, `/tonk_core_bg.wasm`", "public in every mode"),
     ("`GET /.manifest.tonk`, `/api/blank-tonk`", "`download`"),
     ("`GET /api/bundles/{id}`, `/api/bundles/{id}/manifest`", "`download`"),
-    ("`POST /api/bundles`", "`upload`, and `sync:write` for each document in the bundle"),
+    (
+        "`POST /api/bundles`",
+        "`upload`, and `sync:write` for the bundle's root and each document in it",
+    ),
     ("`GET /metrics` on the public port", "`admin`; the admin listener asks for nothing"),
     (
         "a WebSocket",
         "`sync:read` or `sync:write`, for all documents or, as `sync:read:ID`, for one. A document without the right to it is answered as one that \
-         does not exist; of who may only read, changes are not taken",
+         does not exist, and counts in `limits` as one; of who may only read, changes are not taken",
     ),
     (
         "",

@@ -198,7 +198,10 @@ fn read(text: &str) -> Result<Vec<Key>, String> {
 }
 
 fn read_jwks(text: &str) -> Result<Vec<Key>, String> {
-    let set: JwkSet = serde_json::from_str(text).map_err(|error| format!("is no JWKS: {error}"))?;
+    // Without what stands there, which may be a secret.
+    let set: JwkSet = serde_json::from_str(text).map_err(|error| {
+        format!("is no JWKS: see line {}, column {}", error.line(), error.column())
+    })?;
     let mut keys = Vec::new();
     for (index, jwk) in set.keys.iter().enumerate() {
         let name = jwk.common.key_id.clone().unwrap_or_else(|| format!("number {}", index + 1));

@@ -12,10 +12,10 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use crate::sync::rooms::lock;
+use crate::{storage::nodefs::TMP, sync::rooms::lock};
 
 /// The file's name in the folder of documents.
-const NAME: &str = ".token-use.json";
+pub const FILE: &str = ".token-use.json";
 /// Tokens that are remembered: more than a file of tokens holds.
 const MOST: usize = 200_000;
 
@@ -28,7 +28,7 @@ pub struct LastUse {
 
 /// What a relay has noted in a folder of documents; nothing where it has not.
 pub fn read(documents: &Path) -> BTreeMap<String, SystemTime> {
-    let text = fs::read_to_string(documents.join(NAME)).unwrap_or_default();
+    let text = fs::read_to_string(documents.join(FILE)).unwrap_or_default();
     let seconds: BTreeMap<String, u64> = serde_json::from_str(&text).unwrap_or_default();
     let at = |seconds| UNIX_EPOCH.checked_add(Duration::from_secs(seconds));
     seconds.into_iter().filter_map(|(hash, seconds)| Some((hash, at(seconds)?))).collect()
@@ -37,10 +37,10 @@ pub fn read(documents: &Path) -> BTreeMap<String, SystemTime> {
 impl LastUse {
     /// Go on with what was noted before.
     pub fn new(documents: &Path) -> Self {
-        let text = fs::read_to_string(documents.join(NAME)).unwrap_or_default();
+        let text = fs::read_to_string(documents.join(FILE)).unwrap_or_default();
         let seconds = serde_json::from_str(&text).unwrap_or_default();
         Self {
-            file: documents.join(NAME),
+            file: documents.join(FILE),
             seconds: Mutex::new(seconds),
             is_changed: AtomicBool::new(false),
         }
@@ -71,7 +71,7 @@ impl LastUse {
         let text = serde_json::to_vec(&*lock(&self.seconds))?;
         let written = (|| {
             let folder = self.file.parent().unwrap_or(Path::new("/"));
-            let mut file = tempfile::NamedTempFile::new_in(folder)?;
+            let mut file = tempfile::NamedTempFile::new_in(folder.join(TMP))?;
             io::Write::write_all(&mut file, &text)?;
             file.persist(&self.file).map_err(|error| error.error)?;
             Ok(())
@@ -90,9 +90,10 @@ mod tests {
     #[test]
     fn what_was_used_is_known_after_a_restart() {
         let folder = tempfile::tempdir().expect("a folder");
+        fs::create_dir(folder.path().join(TMP)).expect("made");
         let used = LastUse::new(folder.path());
         used.save().expect("nothing to save");
-        assert!(!folder.path().join(NAME).exists());
+        assert!(!folder.path().join(FILE).exists());
         used.note("aa");
         used.save().expect("saved");
         let again = LastUse::new(folder.path());

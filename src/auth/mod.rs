@@ -10,6 +10,7 @@ pub mod scopes;
 pub mod tokens;
 
 use std::{
+    fmt,
     net::IpAddr,
     path::{Path, PathBuf},
     sync::{Arc, LazyLock, PoisonError, RwLock},
@@ -71,12 +72,23 @@ static OPEN: LazyLock<Access> = LazyLock::new(|| Access {
     credential: Credential::None,
 });
 
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 enum Credential {
     None,
     /// A token's hash.
     Token(Box<str>),
     Jwt(Box<str>),
+}
+
+impl fmt::Debug for Credential {
+    /// Without the token: what is printed may end in a log.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::None => "none",
+            Self::Token(_) => "a token",
+            Self::Jwt(_) => "a JWT",
+        })
+    }
 }
 
 impl Access {
@@ -96,6 +108,11 @@ impl Access {
             Credential::None => Account::at(address),
             Credential::Token(_) | Credential::Jwt(_) => Account::named(&self.principal.0),
         }
+    }
+
+    /// Whether it is of the same principal, with the same rights.
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.principal == other.principal && self.rights == other.rights
     }
 
     /// Whether its time is over.

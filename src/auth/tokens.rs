@@ -136,8 +136,12 @@ pub fn read(path: &Path) -> Result<Vec<Token>, TokensError> {
     let io = |source| TokensError::Io { path: path.to_owned(), source };
     let content = |problem| TokensError::Content { path: path.to_owned(), problem };
     let text = regular_file::read_text(path, MAX_FILE).map_err(io)?;
-    let file: File =
-        toml::from_str(&text).map_err(|error| content(error.to_string().trim().to_owned()))?;
+    let file: File = toml::from_str(&text).map_err(|error: toml::de::Error| {
+        // Without the line itself, which may hold what nobody else is to see.
+        let start = error.span().map_or(0, |span| span.start);
+        let line = 1 + text.bytes().take(start).filter(|byte| *byte == b'\n').count();
+        content(format!("line {line}: {}", error.message()))
+    })?;
     let mut seen = std::collections::HashSet::new();
     for token in &file.token {
         let is_hash = token.sha256.len() == 64

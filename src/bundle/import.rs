@@ -94,6 +94,7 @@ impl Imported {
             Merged::Unrelated => "a document of this id with another history is here",
             Merged::Deleted => "it was deleted here",
             Merged::Blocked => "it is blocked here",
+            Merged::TooLarge => "it would be larger than a document may be",
             Merged::NoSpace => "there is no room for new documents",
             Merged::Broken(_) => "it is no automerge document",
             Merged::Failed(_) => "what is stored of it cannot be read or written",

@@ -259,10 +259,8 @@ impl<R: Read + Seek> Bundle<R> {
             save.extend(self.read(chunk)?);
         }
         let name = || chunks.first().map_or(String::new(), |chunk| chunk.name.clone());
-        if let Err(too_much) =
-            unpacked::of([save.as_slice()], save.len(), Origin::Peer, self.max_document)
-        {
-            return Err(BundleError::Entry { name: name(), problem: too_much.to_string() });
+        if let Err(problem) = unpacked::of(&save, Origin::Peer, self.max_document) {
+            return Err(BundleError::Entry { name: name(), problem: problem.to_string() });
         }
         let options = LoadOptions::new().on_partial_load(OnPartialLoad::Error);
         let problem = match Automerge::load_with_options(&save, options) {

@@ -1,7 +1,8 @@
 //! `tonk-relay token`: make, list and remove the tokens of `auth.mode = "token"`.
 
 use std::{
-    path::PathBuf,
+    fs::File,
+    path::{Path, PathBuf},
     time::{Duration, SystemTime},
 };
 
@@ -74,6 +75,8 @@ impl From<TokensError> for CliError {
 pub(super) fn token(arguments: TokenArguments) -> Result<(), CliError> {
     let config = load::read_file(&arguments.config).map_err(CliError::Config)?.config;
     let (file, documents) = (&config.auth.tokens, &config.storage.path);
+    let _one_at_a_time =
+        if matches!(arguments.verb, Verb::List { .. }) { None } else { Some(lock(file)?) };
     let stored = match tokens::read(file) {
         Err(TokensError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
             Vec::new()
@@ -132,6 +135,17 @@ pub(super) fn token(arguments: TokenArguments) -> Result<(), CliError> {
         }
     }
     Ok(())
+}
+
+/// Keep other commands from the file for as long as what this returns is kept: the file itself is replaced, so it is the
+/// folder that is locked.
+fn lock(file: &Path) -> Result<File, CliError> {
+    let folder = file.parent().unwrap_or(Path::new("/"));
+    let failed = |source| CliError::Io { path: folder.to_owned(), source };
+    let folder = File::open(folder).map_err(failed)?;
+    rustix::fs::flock(&folder, rustix::fs::FlockOperation::LockExclusive)
+        .map_err(|error| failed(error.into()))?;
+    Ok(folder)
 }
 
 fn line(token: &Listed<'_>) -> String {

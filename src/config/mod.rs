@@ -227,6 +227,13 @@ pub enum AuthMode {
     Jwt,
 }
 
+impl Auth {
+    /// Whether anybody who reaches the relay may change every document.
+    pub fn lets_all_write(&self) -> bool {
+        self.mode.is_open() || self.anonymous.contains(&Scope::Write(None))
+    }
+}
+
 impl AuthMode {
     /// Whether somebody without a token is let in.
     pub fn is_open(self) -> bool {

@@ -39,7 +39,7 @@ pub struct Changes {
 /// Why a running relay does not take over a change of sign-in, if it does not: a reload never opens a relay that asks for
 /// tokens.
 pub fn opens(now: &Config, new: &Config) -> Option<&'static str> {
-    (!now.auth.mode.is_open() && new.auth.mode.is_open())
+    (!now.auth.lets_all_write() && new.auth.lets_all_write())
         .then_some("a reload never turns sign-in off; a restart does")
 }
 

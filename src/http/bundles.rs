@@ -116,8 +116,9 @@ async fn receive(
         Ok((bundle.manifest().root, bundle.documents()))
     };
     let (id, documents) = unpack(app, verify).await??;
-    if let Some(document) = documents.iter().find(|document| !uploader.rights.may_write(**document))
-    {
+    // The root names the bundle, whether or not it is in it.
+    let mut named = documents.iter().chain([&id]);
+    if let Some(document) = named.find(|document| !uploader.rights.may_write(**document)) {
         return Err(HttpError::NoRight(*document));
     }
     let (account, limits) = (&uploader.account, &config.limits);

@@ -52,7 +52,7 @@ pub enum HttpError {
     SignIn(Refusal),
     #[error("The token has no scope {0}")]
     NoScope(&'static str),
-    #[error("The token may not write the document {0}, which is in the bundle")]
+    #[error("The token may not write the document {0}, which the bundle is of or holds")]
     NoRight(DocumentId),
     #[error("Too many new documents of late (limits.new_documents)")]
     NewDocuments,

@@ -123,8 +123,7 @@ pub struct Connections {
     /// What TLS is spoken with; none where it never is.
     pub tls: Option<(Acceptor, IntCounterVec)>,
     pub open: IntGauge,
-    /// Of the public port, connections by address for as long as they are no sessions; others are not limited, and no proxy
-    /// stands before them.
+    /// Of the public port, connections by address; others are not limited, and no proxy stands before them.
     pub addresses: Option<Arc<Addresses>>,
     /// Connections that are cut, by reason.
     pub refused: IntCounterVec,
@@ -201,7 +200,8 @@ impl Connections {
     fn spawn_tcp(&self, stream: TcpStream, router: Router, address: SocketAddr) {
         let config = self.config.borrow().clone();
         let is_proxy = config.http.trusted_proxies.iter().any(|network| network.has(address.ip()));
-        let most = config.limits.connections_per_address;
+        // Sessions among them are refused before that, and told so.
+        let most = config.limits.connections_per_address.saturating_mul(2);
         let place = match &self.addresses {
             Some(addresses) if !is_proxy => addresses.enter(address.ip(), most, None).map(Some),
             _ => Ok(None),

@@ -3,7 +3,10 @@
 //! Source: <https://www.haproxy.org/download/3.0/doc/proxy-protocol.txt>, versions 1 and 2. No byte beyond the header is
 //! read: what follows is the client's.
 
-use std::{io, net::SocketAddr};
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+};
 
 // ppp: the most used parser of it.
 use ppp::{v1, v2};
@@ -15,6 +18,9 @@ const FIRST: usize = 12;
 const MAX_LINE: usize = 107;
 /// What follows a header of version 2: addresses, and what proxies like to add.
 const MAX_REST: u16 = 4096;
+
+/// What stands for a client of whom the proxy does not say where it is: not this machine, whatever else.
+const NOWHERE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
 
 /// Read a header; none where the connection is the proxy's own, such as to see whether the relay is there.
 ///
@@ -43,7 +49,8 @@ pub async fn read(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<So
             (v2::Command::Proxy, v2::Addresses::IPv6(at)) => {
                 Some((at.source_address, at.source_port).into())
             }
-            _ => None,
+            (v2::Command::Proxy, _) => Some(NOWHERE),
+            (v2::Command::Local, _) => None,
         });
     }
     if !header.starts_with(b"PROXY ") {
@@ -59,7 +66,7 @@ pub async fn read(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<So
     Ok(match parsed.addresses {
         v1::Addresses::Tcp4(at) => Some((at.source_address, at.source_port).into()),
         v1::Addresses::Tcp6(at) => Some((at.source_address, at.source_port).into()),
-        v1::Addresses::Unknown => None,
+        v1::Addresses::Unknown => Some(NOWHERE),
     })
 }
 
@@ -90,7 +97,7 @@ mod tests {
         assert_eq!((found.expect("read"), left), (at("203.0.113.9:4000"), 14));
         let (found, _) = of(b"PROXY TCP6 2001:db8::9 ::1 4000 443\r\n").await;
         assert_eq!(found.expect("read"), at("[2001:db8::9]:4000"));
-        assert_eq!(of(b"PROXY UNKNOWN\r\nx").await.0.expect("read"), None);
+        assert_eq!(of(b"PROXY UNKNOWN\r\nx").await.0.expect("read"), Some(NOWHERE));
 
         let mut header = v2::PROTOCOL_PREFIX.to_vec();
         header.extend([0x21, 0x11, 0, 12, 203, 0, 113, 9, 198, 51, 100, 1, 0x0f, 0xa0, 1, 0xbb]);

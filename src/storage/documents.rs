@@ -23,7 +23,7 @@ use crate::{
     document_id::DocumentId,
     health::{Health, Unreadable},
     metrics::StorageMetrics,
-    unpacked::{self, Origin},
+    unpacked::{self, NotUnpacked, Origin, Unpacked},
 };
 
 /// Pause before a failed operation is tried again: the first, and the longest.
@@ -58,6 +58,8 @@ pub struct Opened {
     pub heads: Vec<ChangeHash>,
     /// The hashes of its changes where they are few.
     pub changes: HashSet<ChangeHash>,
+    /// What its chunks unpack to.
+    pub unpacked: Unpacked,
     /// It was deleted: it is to stay unknown, whoever brings it.
     pub is_deleted: bool,
     /// An operator keeps it from everybody.
@@ -85,34 +87,46 @@ impl MaxDocument {
         Self { stored, changes, inflated: sync.max_inflated }
     }
 
-    /// Which limit a document is over.
+    /// Which limit a document is over: its size as it is stored, and what that unpacks to.
     ///
     /// # Errors
     /// That one, for a log line.
-    pub fn check(&self, size: u64, changes: u64) -> Result<(), String> {
-        if size > self.stored.0 {
+    pub fn check(&self, size: usize, unpacked: Unpacked) -> Result<(), String> {
+        if size as u64 > self.stored.0 {
             return Err(format!(
                 "{size} bytes are more than {} (storage.max_document)",
                 self.stored
             ));
         }
-        if changes > self.changes {
+        if unpacked.changes > self.changes {
+            let changes = unpacked.changes;
             return Err(format!(
                 "{changes} changes are more than {} (storage.max_changes)",
                 self.changes
             ));
         }
+        if unpacked.bytes > unpacked::allowed(size, Origin::Storage, self.inflated) {
+            return Err(format!("it {}", NotUnpacked::TooMuch { limit: self.inflated }));
+        }
         Ok(())
     }
 
-    /// The same of chunks that are not unpacked yet.
-    fn check_chunks(&self, chunks: &[StoredChunk]) -> Result<(), String> {
+    /// The same of chunks that are not unpacked yet. Returns what they unpack to.
+    fn check_chunks(&self, chunks: &[StoredChunk]) -> Result<Unpacked, String> {
         let size: usize = chunks.iter().map(|(_, data)| data.len()).sum();
-        self.check(size as u64, 0)?;
-        let texts = chunks.iter().map(|(_, data)| data.as_slice());
-        let unpacked = unpacked::of(texts, size, Origin::Storage, self.inflated)
-            .map_err(|more| more.to_string())?;
-        self.check(size as u64, unpacked.changes)
+        self.check(size, Unpacked::default())?;
+        let of = |chunks: &[u8]| match unpacked::of(chunks, Origin::Storage, self.inflated) {
+            Ok(unpacked) => Ok(unpacked),
+            Err(more @ NotUnpacked::TooMuch { .. }) => Err(format!("it {more}")),
+            // What is broken is put aside when it is loaded.
+            Err(NotUnpacked::Malformed) => Ok(Unpacked::default()),
+        };
+        let unpacked = match chunks {
+            [(_, only)] => of(only)?,
+            _ => of(&joined(chunks))?,
+        };
+        self.check(size, unpacked)?;
+        Ok(unpacked)
     }
 }
 
@@ -163,6 +177,8 @@ pub enum Merged {
     Blocked,
     /// There is no room for a new document.
     NoSpace,
+    /// With what is stored it would be larger than a document may be.
+    TooLarge,
     /// It does not parse.
     Broken(String),
     /// What is stored of it cannot be read, or it cannot be written.
@@ -286,7 +302,10 @@ impl Documents {
         }
         let max = self.max();
         let checked = tokio::task::spawn_blocking(move || {
-            max.check_chunks(&stored).map(|()| check(document, stored, underneath))
+            let unpacked = max.check_chunks(&stored)?;
+            let mut checked = check(document, stored, underneath);
+            checked.opened.unpacked = unpacked;
+            Ok::<_, String>(checked)
         });
         let checked = checked.await.map_err(|error| StorageError {
             action: "load",
@@ -350,10 +369,13 @@ impl Documents {
             Bringer::Operator => None,
             Bringer::Upload => self.underneath(document),
         };
-        if bringer == Bringer::Upload
-            && let Err(limit) = self.max().check_chunks(&stored)
-        {
-            return Ok(Merged::Failed(limit));
+        if bringer == Bringer::Upload {
+            let mut together = stored.clone();
+            together.push((snapshot_key(document, &[]), data.to_vec()));
+            if let Err(limit) = self.max().check_chunks(&together) {
+                error!(%document, "an upload's document is not merged: it would be too large: {limit}");
+                return Ok(Merged::TooLarge);
+            }
         }
         // The semaphore is never closed.
         let place = self.comparing.acquire().await;

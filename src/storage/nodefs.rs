@@ -146,14 +146,14 @@ impl NodefsStore {
 /// How often a folder is deleted again because something came into it meanwhile.
 const REMOVALS: usize = 10;
 
-const TMP: &str = ".tmp";
+pub(crate) const TMP: &str = ".tmp";
 const LOCK: &str = ".lock";
 const FORMAT_FILE: &str = ".format";
 /// The format of the folder: what lies beside the documents. The documents themselves are automerge-repo's.
 const FORMAT: u32 = 1;
 pub(super) const QUARANTINE: &str = "quarantine";
 /// What is the relay's own among the documents.
-pub(super) const OWN: [&str; 11] = [
+pub(super) const OWN: [&str; 12] = [
     TMP,
     LOCK,
     FORMAT_FILE,
@@ -165,6 +165,7 @@ pub(super) const OWN: [&str; 11] = [
     ".backups",
     REPLACING,
     super::imported::FOLDER,
+    crate::auth::last_use::FILE,
 ];
 
 /// What a restore replaced begins with this.

@@ -37,6 +37,7 @@ use crate::{
     log::Repeats,
     metrics::SessionMetrics,
     storage::documents::Documents,
+    unpacked::NotUnpacked,
 };
 
 /// Bytes that a message unpacks to count as one that is received: 100 of them are an operation of a document, which is
@@ -114,6 +115,8 @@ impl Sessions {
         if let Some(older) = self.peers.join(&session) {
             older.close(1000, "the same peer has connected anew", "superseded");
         }
+        // What is in effect may have changed between its upgrade and now.
+        self.ask_again(&session);
         if self.draining.is_cancelled() {
             // The drain may have looked at who is here before this one was.
             session.outbound.close(drain());
@@ -305,7 +308,7 @@ impl Sessions {
                 let max_inflated = self.config.borrow().sync.max_inflated;
                 let message =
                     SyncMessage::read(bytes(data), max_inflated).map_err(|why| match why {
-                        BadSyncMessage::TooMuch(_) => {
+                        BadSyncMessage::Unpacks(NotUnpacked::TooMuch { .. }) => {
                             closing(1009, why.to_string(), "max_inflated")
                         }
                         _ => closing(1007, why.to_string(), "garbage"),
@@ -381,21 +384,26 @@ impl Sessions {
         let now = SystemTime::now();
         for session in self.peers.all() {
             if anew {
-                match self.auth.admit_again(&session.access, session.client) {
-                    Err(refusal) => {
-                        let closing = refusal.closing();
-                        session.close(closing.code, &closing.reason, closing.label);
-                    }
-                    Ok(access) if access.rights != session.access.rights => {
-                        let reason = "what you may do here has changed; please come again";
-                        session.close(4403, reason, "rights_changed");
-                    }
-                    Ok(access) => session.set_expires(access.expires),
-                }
+                self.ask_again(&session);
             }
             if session.expires().is_some_and(|end| end <= now) {
                 let closing = Refusal::Expired.closing();
                 session.close(closing.code, &closing.reason, closing.label);
+            }
+        }
+    }
+
+    /// Whether a session would be let in now as it was.
+    fn ask_again(&self, session: &Session) {
+        match self.auth.admit_again(&session.access, session.client) {
+            Err(refusal) => {
+                let closing = refusal.closing();
+                session.close(closing.code, &closing.reason, closing.label);
+            }
+            Ok(access) if access.is_same(&session.access) => session.set_expires(access.expires),
+            Ok(_) => {
+                let reason = "what you may do here has changed; please come again";
+                session.close(4403, reason, "rights_changed");
             }
         }
     }

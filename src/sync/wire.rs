@@ -19,7 +19,7 @@ use minicbor::{
 use crate::{
     config::Size,
     document_id::DocumentId,
-    unpacked::{self, Origin, TooMuch, Unpacked},
+    unpacked::{self, NotUnpacked, Origin, Unpacked},
 };
 
 /// The protocol version that this relay speaks.
@@ -294,7 +294,7 @@ pub enum BadSyncMessage {
     #[error("data has a Bloom filter of an impossible size")]
     Filter,
     #[error("data {0}")]
-    TooMuch(#[from] TooMuch),
+    Unpacks(#[from] NotUnpacked),
 }
 
 impl SyncMessage {
@@ -305,7 +305,7 @@ impl SyncMessage {
     /// # Errors
     /// What is wrong with it.
     pub fn read(raw: Bytes, max_inflated: Size) -> Result<Self, BadSyncMessage> {
-        let message =
+        let mut message =
             automerge::sync::Message::decode(&raw).map_err(|_| BadSyncMessage::NoMessage)?;
         if message.have.len() > MAX_HAVE {
             return Err(BadSyncMessage::TooManyStates);
@@ -313,7 +313,24 @@ impl SyncMessage {
         if !message.have.iter().all(|have| is_sane_filter(&have.bloom.to_bytes())) {
             return Err(BadSyncMessage::Filter);
         }
-        let unpacked = unpacked::of(message.changes.iter(), raw.len(), Origin::Peer, max_inflated)?;
+        let unpacked = match message.changes.len() {
+            0 => Unpacked::default(),
+            1 => {
+                let chunk = message.changes.iter().next().unwrap_or_default();
+                unpacked::of(chunk, Origin::Peer, max_inflated)?
+            }
+            // automerge reads over the ends of the parts.
+            _ => {
+                let chunks: Vec<u8> = message.changes.iter().flatten().copied().collect();
+                unpacked::of(&chunks, Origin::Peer, max_inflated)?
+            }
+        };
+        // automerge 0.12 panics where it is to send a change twice.
+        let asked_for = message.need.len();
+        message.need.sort_unstable();
+        message.need.dedup();
+        let raw =
+            if message.need.len() == asked_for { raw } else { message.clone().encode().into() };
         Ok(Self { raw, message, unpacked })
     }
 

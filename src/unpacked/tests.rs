@@ -8,8 +8,12 @@ use super::*;
 
 const LIMIT: Size = Size::mib(256);
 
-fn of(chunks: &[u8], limit: Size) -> Result<Unpacked, TooMuch> {
-    super::of([chunks], chunks.len(), Origin::Peer, limit)
+fn of(chunks: &[u8], limit: Size) -> Result<Unpacked, NotUnpacked> {
+    super::of(chunks, Origin::Peer, limit)
+}
+
+fn is_too_much(chunks: &[u8]) -> bool {
+    of(chunks, LIMIT) == Err(NotUnpacked::TooMuch { limit: LIMIT })
 }
 
 /// A document with a list of `values` nulls, made in one change.
@@ -84,17 +88,57 @@ fn runs_are_told_before_they_are_unpacked() {
     let bomb = change_with(0x42, &[&leb(4_000_000)[..], &[0]].concat());
     for kind in [1, 2] {
         let data = if kind == 2 { deflate(&bomb) } else { bomb.clone() };
-        assert_eq!(of(&chunk(kind, &data), LIMIT), Err(TooMuch { limit: LIMIT }), "kind {kind}");
+        assert_eq!(
+            of(&chunk(kind, &data), LIMIT),
+            Err(NotUnpacked::TooMuch { limit: LIMIT }),
+            "kind {kind}"
+        );
     }
     let nulls = change_with(0x42, &[&[0][..], &leb(u64::MAX)].concat());
-    assert!(of(&chunk(1, &nulls), LIMIT).is_err());
+    assert!(is_too_much(&chunk(1, &nulls)));
     let booleans = change_with(0x34, &leb(1 << 40));
-    assert!(of(&chunk(1, &booleans), LIMIT).is_err());
+    assert!(is_too_much(&chunk(1, &booleans)));
     let group = change_with(0x70, &[&leb(2)[..], &leb(1 << 62)].concat());
-    assert!(of(&chunk(1, &group), LIMIT).is_err(), "counts of what belongs to a row");
+    assert!(is_too_much(&chunk(1, &group)), "counts of what belongs to a row");
     let document = [&[0, 0, 0, 1][..], &leb(0x42), &leb(6), &leb(1 << 34), &[1]].concat();
-    assert!(of(&chunk(0, &document), LIMIT).is_err());
+    assert!(is_too_much(&chunk(0, &document)));
     assert!(start.elapsed().as_millis() < 100, "{:?}", start.elapsed());
+}
+
+#[test]
+fn what_every_change_repeats_is_counted_for_each() {
+    // 100,000 changes in a run, whose message is one text of 100 kB in a run, deflated.
+    let text = [&leb(100_000)[..], &leb(100_000), &vec![b'a'; 100_000]].concat();
+    let (text, actors) = (deflate(&text), [&leb(100_000)[..], &leb(1)].concat());
+    let columns =
+        [&leb(0x01)[..], &leb(actors.len() as u64), &leb(0x35 | 8), &leb(text.len() as u64)]
+            .concat();
+    let document = [&[1, 1, 7, 0, 2][..], &columns, &[0], &actors, &text].concat();
+    assert!(is_too_much(&chunk(0, &document)));
+    let long = vec![7u8; 50_000];
+    let document = [
+        &[1][..],
+        &leb(50_000),
+        &long,
+        &[0, 1],
+        &leb(0x01),
+        &leb(actors.len() as u64),
+        &[0],
+        &actors,
+    ]
+    .concat();
+    assert!(is_too_much(&chunk(0, &document)), "an actor's id, likewise");
+}
+
+#[test]
+fn what_cannot_be_followed_is_not_passed_on() {
+    let whole = change_of(&nulls(10));
+    assert_eq!(of(&whole[..20], LIMIT), Err(NotUnpacked::Malformed), "a part of a chunk");
+    assert_eq!(of(&[whole.as_slice(), b"more"].concat(), LIMIT), Err(NotUnpacked::Malformed));
+    let columns: Vec<u8> =
+        (0..1001u64).flat_map(|n| [leb(((n + 20) << 4) | 2), leb(0)].concat()).collect();
+    let change = [&[0, 1, 7, 1, 1, 0, 0, 0][..], &leb(1001), &columns].concat();
+    assert!(is_too_much(&chunk(1, &change)), "columns without end");
 }
 
 #[test]
@@ -105,7 +149,7 @@ fn what_is_deflated_is_read_up_to_the_limit() {
     let start = Instant::now();
     // A column of raw values, deflated; and a change that is deflated as a whole, with a message that long.
     let document = [&[0, 0, 0, 1][..], &leb(0x5f), &leb(packed.len() as u64), &packed].concat();
-    assert!(of(&chunk(0, &document), LIMIT).is_err());
+    assert!(is_too_much(&chunk(0, &document)));
     let head = [&[0u8, 1, 7, 1, 1, 0][..], &leb(300 << 20)].concat();
     let mut change = DeflateEncoder::new(Vec::new(), Compression::best());
     change.write_all(&head).expect("written");
@@ -114,7 +158,7 @@ fn what_is_deflated_is_read_up_to_the_limit() {
     }
     let change = change.finish().expect("finished");
     let made = start.elapsed();
-    assert!(of(&chunk(2, &change), LIMIT).is_err());
+    assert!(is_too_much(&chunk(2, &change)));
     assert!((start.elapsed() - made).as_millis() < 500, "{:?}", start.elapsed() - made);
 }
 

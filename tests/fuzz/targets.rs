@@ -29,7 +29,7 @@ pub(crate) fn wire(data: &[u8]) {
 pub(crate) fn sync(data: &[u8]) {
     let _ = heads_in(data);
     let _ = SyncMessage::read(data.to_vec().into(), Size::mib(64));
-    let _ = unpacked::of([data], data.len(), Origin::Peer, Size::mib(64));
+    let _ = unpacked::of(data, Origin::Peer, Size::mib(64));
 }
 
 /// An uploaded bundle, up to where automerge takes over.

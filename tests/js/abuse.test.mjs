@@ -11,7 +11,7 @@ import { test } from 'node:test';
 import * as Automerge from '@automerge/automerge';
 import { cbor } from '@automerge/automerge-repo';
 import { ATTACKS } from './attacks.mjs';
-import { BINARY, Relay, bundle, documentId, entry, folder, until, upload } from './relay.mjs';
+import { BINARY, Relay, bundle, documentId, entry, folder, saved, share, until, upload } from './relay.mjs';
 import { bringing, chunk, connect, joined, leb, runs, say, sync, zeros } from './raw.mjs';
 
 const SECONDS = Number(process.env.HONEST_SECONDS ?? 2);
@@ -151,6 +151,41 @@ test('a bomb costs one socket, little memory and little time', async t => {
   assert.equal(uploaded.status, 400);
   assert.match((await uploaded.json()).error, /unpacks to more than/);
   assert.ok(await resident(relay) - before < 64 << 20, `${await resident(relay) - before} bytes`);
+});
+
+for (const engine of ['native', 'samod']) {
+  test(`a change that is asked for twice brings no room down (${engine})`, async t => {
+    const relay = await Relay.start(t, { sync: { engine: `"${engine}"` } });
+    const writer = relay.client(t);
+    const handle = await share(writer, { n: 0 });
+    for (let n = 1; n < 5; n++) handle.change(doc => { doc.n = n; });
+    await saved(writer, handle);
+    const hash = Automerge.getHeads(handle.doc())[0].match(/../g).map(byte => parseInt(byte, 16));
+    const socket = await joined(t, relay, 'asks-twice');
+    sync(socket, handle.documentId, Uint8Array.from([0x42, 1, ...hash, 2, ...hash, ...hash, 0, 0]), 'sync');
+    const other = relay.client(t);
+    assert.equal((await other.repo.find(handle.url)).doc().n, 4);
+    handle.change(doc => { doc.n = 5; });
+    await saved(writer, handle);
+    assert.equal(await relay.metric('tonk_relay_room_panics_total'), 0);
+  });
+}
+
+test('changes that wait for others which never come fill no memory', async t => {
+  const relay = await Relay.start(t, { storage: { max_document: '"200kB"' } });
+  const writer = relay.client(t);
+  const handle = await share(writer, { n: 0 });
+  const socket = await joined(t, relay, 'orphans');
+  for (let n = 0; n < 30 && socket.readyState === 1; n++) {
+    const before = Automerge.from({ n });
+    const after = Automerge.change(before, doc => { doc.text = crypto.randomUUID().repeat(500); });
+    sync(socket, handle.documentId, bringing(Automerge.getLastLocalChange(after)), 'sync');
+    await wait(20);
+  }
+  const { code, reason } = await socket.closed;
+  assert.equal(code, 1009, reason);
+  handle.change(doc => { doc.n = 1; });
+  await saved(writer, handle);
 });
 
 test('a stored document that is too large is named, and the others are served', async t => {

@@ -107,6 +107,9 @@ impl MergeAnswer {
                 document,
                 "a document of this id with another history is stored here; that one stays",
             ),
+            Merged::TooLarge => {
+                self.refuse(document, "it would be larger than storage.max_document allows")
+            }
             Merged::NoSpace => {
                 self.refuse(document, "there is no room for new documents (storage.min_free)");
             }

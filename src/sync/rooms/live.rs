@@ -48,6 +48,8 @@ pub(super) struct Room {
     stash: Vec<Input>,
     seen: Seen,
     presence_until: Option<Deadline>,
+    /// Somebody was charged for a new document.
+    is_charged: bool,
     backoff: Backoff,
     /// The durable heads as they were last told, and when.
     durable: (Vec<ChangeHash>, u64),
@@ -128,6 +130,7 @@ impl Room {
             stash: Vec::new(),
             seen: Seen::default(),
             presence_until: None,
+            is_charged: false,
             backoff: Backoff::new(REOPEN.0, REOPEN.1),
             durable: (Vec::new(), 0),
             someone_wants_durable: false,
@@ -149,10 +152,6 @@ impl Room {
                 }
             };
             self.tell(None, || What::Opened { heads: texts(&opened.heads) });
-            if opened.heads.is_empty() {
-                self.charge_creator();
-            }
-            let is_known = !opened.heads.is_empty() || self.is_brought();
             let end = if opened.is_deleted {
                 self.not_taken("deleted")
             } else if opened.is_blocked {
@@ -163,7 +162,7 @@ impl Room {
                 self.not_taken("too_large")
             } else if self.has_no_space(&opened) {
                 Box::pin(self.wait_for_space()).await
-            } else if is_known {
+            } else if !opened.heads.is_empty() || self.is_created() {
                 drop(opening);
                 let _live = InState::new(&metrics, "live");
                 Box::pin(self.live(opened)).await
@@ -396,8 +395,11 @@ impl Room {
         self.stash.iter().any(|input| brings_heads(self.document(), input))
     }
 
-    /// Somebody brings a new document, if that one may make one more; what others bring is then theirs as well.
-    fn charge_creator(&mut self) {
+    /// Whether somebody brings the document, which is new, and may make one more; the first who may is charged for it, once.
+    fn is_created(&mut self) -> bool {
+        if self.is_charged {
+            return self.is_brought();
+        }
         let shared = &self.rooms.shared;
         let limits = shared.config.borrow().limits.clone();
         let document = self.document();
@@ -405,7 +407,8 @@ impl Room {
             self.stash.iter().find(|input| brings_heads(document, input))
         {
             if shared.principals.may_create(&from.account, 1, &limits) {
-                return;
+                self.is_charged = true;
+                return true;
             }
             let reason =
                 format!("more than {} new documents (limits.new_documents)", limits.new_documents);
@@ -413,6 +416,7 @@ impl Room {
             let closed = from.id;
             self.stash.retain(|input| sender(input) != Some(closed));
         }
+        false
     }
 
     fn forward_timeout(&self) -> Duration {

@@ -168,3 +168,44 @@ proptest! {
         prop_assert_eq!(Message::decode(&frame).expect("a message").body, Body::Peer);
     }
 }
+
+/// A sync message of version 1 with these hashes as needed, and changes in these parts.
+fn message_of(need: &[[u8; 32]], parts: &[&[u8]]) -> Bytes {
+    let mut out = vec![0x42, 1];
+    out.extend([7; 32]);
+    out.push(u8::try_from(need.len()).expect("few"));
+    need.iter().for_each(|hash| out.extend(hash));
+    out.extend([0, u8::try_from(parts.len()).expect("few")]);
+    for part in parts {
+        out.push(u8::try_from(part.len()).expect("short"));
+        out.extend(*part);
+    }
+    out.into()
+}
+
+#[test]
+fn a_bomb_in_parts_is_one() {
+    // A change chunk with one column that is a single run of 2^35 values.
+    let column = [0x80, 0x80, 0x80, 0x80, 0x80, 1, 0];
+    let data = [&[0, 1, 7, 1, 1, 0, 0, 0, 1, 0x42, 7][..], &column].concat();
+    let chunk = [&[0x85, 0x6f, 0x4a, 0x83, 0, 0, 0, 0, 1, data.len() as u8][..], &data].concat();
+    let bomb = |parts: &[&[u8]]| SyncMessage::read(message_of(&[], parts), MAX).map(drop);
+    let expected = BadSyncMessage::Unpacks(NotUnpacked::TooMuch { limit: MAX });
+    assert_eq!(bomb(&[&chunk]), Err(expected));
+    for at in 1..chunk.len() {
+        let (one, other) = chunk.split_at(at);
+        assert_eq!(bomb(&[one, other]), Err(expected), "cut at {at}");
+    }
+    assert!(matches!(bomb(&[&chunk[..20]]), Err(BadSyncMessage::Unpacks(NotUnpacked::Malformed))));
+}
+
+#[test]
+fn what_is_asked_for_twice_is_asked_for_once() {
+    let (a, b) = ([1; 32], [2; 32]);
+    let read = SyncMessage::read(message_of(&[b, a, b, a], &[]), MAX).expect("a message");
+    assert_eq!(read.message.need.len(), 2);
+    let again = automerge::sync::Message::decode(&read.raw).expect("the same for samod");
+    assert_eq!(again.need, read.message.need);
+    let once = message_of(&[a, b], &[]);
+    assert_eq!(SyncMessage::read(once.clone(), MAX).expect("a message").raw, once, "as it came");
+}

@@ -27,6 +27,7 @@ use crate::{
         documents::{MaxDocument, Relation, hex, snapshot_key},
     },
     sync::{look::EngineLook, peers::SessionId, wire::SyncMessage},
+    unpacked::Unpacked,
 };
 
 /// Increments up to so many bytes are kept beside a snapshot, however small that is.
@@ -100,6 +101,10 @@ pub(super) struct Core {
     heads: Vec<ChangeHash>,
     /// How many changes it has.
     changes: u64,
+    /// What its chunks unpack to, and the messages since: at least what it will when it is next loaded.
+    unpacked: u64,
+    /// Changes that wait for others which nobody has brought: bytes of their messages, and how many.
+    orphans: (usize, u64),
     /// The heads up to which all is durable.
     durable: Vec<ChangeHash>,
     /// In the order of their ids, so that equal inputs give equal outputs.
@@ -189,6 +194,7 @@ impl Core {
         document: DocumentId,
         doc: Box<Automerge>,
         max: MaxDocument,
+        unpacked: u64,
         stored: impl IntoIterator<Item = (Key, usize)>,
     ) -> Self {
         let heads = doc.get_heads();
@@ -200,6 +206,8 @@ impl Core {
             document,
             max,
             changes: doc.stats().num_changes,
+            unpacked,
+            orphans: (0, 0),
             doc: Doc::Awake(doc),
             durable: heads.clone(),
             heads,
@@ -333,11 +341,10 @@ impl Core {
 
     /// Whether there is room for a message's changes, if there are any that are new.
     fn has_room_for(&mut self, message: &SyncMessage) -> Result<(), Refused> {
-        let (bytes, changes) = (message.raw.len(), message.unpacked.changes);
-        let Err(limit) = self.max.check((self.size() + bytes) as u64, self.changes + changes)
-        else {
-            return Ok(());
-        };
+        let size = self.size() + message.raw.len() + self.orphans.0;
+        let changes = self.changes + message.unpacked.changes + self.orphans.1;
+        let bytes = self.unpacked.saturating_add(message.unpacked.bytes);
+        let Err(limit) = self.max.check(size, Unpacked { bytes, changes }) else { return Ok(()) };
         let doc = self.doc.awake();
         let is_here = |head: &ChangeHash| doc.get_change_meta_by_hash(head).is_some();
         if message.message.heads.iter().all(is_here) {
@@ -361,11 +368,23 @@ impl Core {
         let has_changes = message.has_changes();
         if has_changes {
             let mut after = State::clone(&peer.state);
+            let (bytes, unpacked) = (message.raw.len(), message.unpacked);
             exchange::receive(self.doc.awake(), &mut after, message.message).map_err(|error| {
                 Refused::Misfit(format!("the changes do not fit the document: {error}"))
             })?;
             peer.state = Arc::new(after);
-            self.note_heads();
+            let has_changed = self.note_heads();
+            // What was here already waits for nothing, and takes nothing.
+            let has_orphans = (!has_changed || self.orphans.0 > 0)
+                && !self.doc.awake().get_missing_deps(&[]).is_empty();
+            if has_changed || has_orphans {
+                self.unpacked = self.unpacked.saturating_add(unpacked.bytes);
+            }
+            self.orphans = match (has_orphans, has_changed) {
+                (false, _) => (0, 0),
+                (true, true) => self.orphans,
+                (true, false) => (self.orphans.0 + bytes, self.orphans.1 + unpacked.changes),
+            };
         } else {
             peer.state = self
                 .exchange
@@ -405,15 +424,17 @@ impl Core {
         }
     }
 
-    /// The document may have changed: then there is something to say to everybody.
-    fn note_heads(&mut self) {
+    /// The document may have changed: then there is something to say to everybody. Returns whether it has.
+    fn note_heads(&mut self) -> bool {
         let heads = self.doc.awake().get_heads();
-        if heads != self.heads {
+        let has_changed = heads != self.heads;
+        if has_changed {
             self.heads = heads;
             self.changes = self.doc.awake().stats().num_changes;
             self.exchange.forget();
             self.all_due = true;
         }
+        has_changed
     }
 
     fn saved(&mut self, effects: &mut Vec<Effect>) {

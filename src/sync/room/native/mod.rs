@@ -88,8 +88,9 @@ impl NativeEngine {
         opened: Opened,
         usage: Usage,
     ) -> Self {
+        let unpacked = opened.unpacked.bytes;
         let stored = opened.chunks.into_iter().map(|(key, data)| (key, data.len()));
-        let core = Box::new(Core::new(document, opened.doc, documents.max(), stored));
+        let core = Box::new(Core::new(document, opened.doc, documents.max(), unpacked, stored));
         Self {
             document,
             documents,

@@ -144,7 +144,7 @@ fn load(disk: &BTreeMap<Key, Vec<u8>>) -> Automerge {
 
 fn core(disk: &BTreeMap<Key, Vec<u8>>) -> Core {
     let stored = disk.iter().map(|(key, data)| (key.clone(), data.len()));
-    Core::new(DOCUMENT, Box::new(load(disk)), MaxDocument::of(&Config::default()), stored)
+    Core::new(DOCUMENT, Box::new(load(disk)), MaxDocument::of(&Config::default()), 0, stored)
 }
 
 impl World {
