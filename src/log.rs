@@ -229,10 +229,10 @@ mod tests {
     #[test]
     fn the_libraries_are_heard_when_they_are_asked_for_by_name() {
         let filter = check_level("info").expect("a level").to_string();
-        assert!(filter.contains("automerge=warn") && filter.contains("samod=warn"), "{filter}");
+        assert!(filter.contains("automerge=off") && filter.contains("samod=warn"), "{filter}");
         let filter = check_level("info,automerge=trace").expect("a level").to_string();
         assert!(
-            filter.contains("automerge=trace") && !filter.contains("automerge=warn"),
+            filter.contains("automerge=trace") && !filter.contains("automerge=off"),
             "{filter}"
         );
     }

@@ -27,7 +27,7 @@ use crate::{
     config::{Config, Size},
     document_id::DocumentId,
     storage::ChunkKind,
-    unpacked::{self, Origin},
+    unpacked::{self, NotUnpacked, Origin},
 };
 
 /// More entries than any bundle needs: real ones have 2 to 29.
@@ -259,8 +259,12 @@ impl<R: Read + Seek> Bundle<R> {
             save.extend(self.read(chunk)?);
         }
         let name = || chunks.first().map_or(String::new(), |chunk| chunk.name.clone());
-        if let Err(problem) = unpacked::of(&save, Origin::Peer, self.max_document) {
-            return Err(BundleError::Entry { name: name(), problem: problem.to_string() });
+        if let Err(error) = unpacked::of(&save, Origin::Peer, self.max_document) {
+            let problem = match error {
+                NotUnpacked::TooMuch { .. } => error.to_string(),
+                NotUnpacked::Malformed => format!("is no automerge document: it {error}"),
+            };
+            return Err(BundleError::Entry { name: name(), problem });
         }
         let options = LoadOptions::new().on_partial_load(OnPartialLoad::Error);
         let problem = match Automerge::load_with_options(&save, options) {

@@ -104,7 +104,7 @@ export class Rclone extends Store {
 }
 
 /** A line to a store that can be cut: `left` is how many bytes of answers it still carries; a request with `cutAt` cuts it,
- * and while it `holds` answers are lost in it. */
+ * and while it `holds` answers are lost in it, as they are after `holdsAfter` bytes. */
 export async function line(t, store) {
   const line = { left: Infinity };
   const server = net.createServer(client => {
@@ -117,6 +117,12 @@ export async function line(t, store) {
     client.on('end', () => there.end());
     there.on('data', data => {
       if (line.holds) return;
+      if (line.holdsAfter !== undefined) {
+        client.write(data.subarray(0, line.holdsAfter));
+        line.holdsAfter -= data.length;
+        line.holds = line.holdsAfter <= 0;
+        return;
+      }
       client.write(data.subarray(0, line.left));
       line.left = Math.max(0, line.left - data.length);
       if (line.left === 0) end();
