@@ -7,7 +7,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
 };
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -47,12 +47,17 @@ pub struct Metered<S> {
     stream: S,
     activity: Arc<Activity>,
     had_to_wait: bool,
+    /// Bytes read since others last had their turn.
+    in_a_row: usize,
 }
+
+/// After so many bytes others have their turn: tiny frames of which no message comes take a millisecond then.
+const TURN: usize = 32 << 10;
 
 impl<S> Metered<S> {
     /// Note what moves on `stream` in `activity`.
     pub fn new(stream: S, activity: Arc<Activity>) -> Self {
-        Self { stream, activity, had_to_wait: false }
+        Self { stream, activity, had_to_wait: false, in_a_row: 0 }
     }
 
     fn written(&mut self, result: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
@@ -73,10 +78,20 @@ impl<S: AsyncRead + Unpin> AsyncRead for Metered<S> {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if self.in_a_row >= TURN {
+            self.in_a_row = 0;
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         let before = buffer.filled().len();
-        ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;
-        self.activity.sent(buffer.filled().len() - before);
-        Poll::Ready(Ok(()))
+        let Poll::Ready(result) = Pin::new(&mut self.stream).poll_read(cx, buffer) else {
+            self.in_a_row = 0;
+            return Poll::Pending;
+        };
+        let read = buffer.filled().len() - before;
+        self.in_a_row += read;
+        self.activity.sent(read);
+        Poll::Ready(result)
     }
 }
 

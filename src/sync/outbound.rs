@@ -114,6 +114,12 @@ impl Outbound {
         self.push_frame(Frame { data, kind: Kind::Presence })
     }
 
+    /// Whether there is room for presence of that size.
+    pub fn takes_presence(&self, size: usize) -> bool {
+        let queue = self.queue();
+        queue.closing.is_none() && (queue.bytes == 0 || queue.bytes + size <= self.limit)
+    }
+
     /// Put a frame in that is too late to be kept back; whether the queue is full was asked before it was made.
     pub fn push_granted(&self, data: Bytes) -> Push {
         let mut queue = self.queue();

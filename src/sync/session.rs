@@ -192,8 +192,14 @@ impl Session {
         session: &str,
         data: &[u8],
     ) {
-        let frame = wire::ephemeral(author, &self.peer_id, document, count, session, data);
-        match self.outbound.push_presence(frame) {
+        // Looked at first: to write a frame for a reader that has stalled costs what a flood of presence is after.
+        let push = if self.outbound.takes_presence(data.len()) {
+            let frame = wire::ephemeral(author, &self.peer_id, document, count, session, data);
+            self.outbound.push_presence(frame)
+        } else {
+            Push::Dropped
+        };
+        match push {
             Push::Queued => {
                 self.usage.message(data.len());
                 self.metrics.ephemera.inc();

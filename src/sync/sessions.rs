@@ -25,7 +25,7 @@ use super::{
     peers::{Peers, SessionId},
     rooms::{Held, Input, Rooms},
     session::Session,
-    socket::{self, CLOSE_GRACE, Reader, Writer, closing},
+    socket::{self, CLOSE_GRACE, Pace, Reader, Writer, closing},
     wire::{self, BadSyncMessage, Body, Message, SyncMessage, VERSION},
 };
 use crate::{
@@ -160,8 +160,9 @@ impl Sessions {
         reader: &mut Reader,
     ) -> Result<Arc<Session>, Closing> {
         let max_message = self.config.borrow().sync.max_message;
+        let mut pace = Pace::of_stranger();
         let frame = loop {
-            match socket::read(reader, max_message).await? {
+            match socket::read(reader, &mut pace, max_message).await? {
                 ControlFlow::Break(frame) => break frame,
                 ControlFlow::Continue(()) => {}
             }
@@ -229,9 +230,10 @@ impl Sessions {
         busy: &AtomicBool,
     ) -> Closing {
         let mut flow = Flow::new();
+        let mut pace = Pace::of_session();
         loop {
             let max_message = self.config.borrow().sync.max_message;
-            let frame = match socket::read(reader, max_message).await {
+            let frame = match socket::read(reader, &mut pace, max_message).await {
                 Ok(ControlFlow::Break(frame)) => frame,
                 Ok(ControlFlow::Continue(())) => continue,
                 Err(closing) => return closing,

@@ -1,12 +1,15 @@
 //! The WebSocket of a session: reading, writing, liveness and closing.
 
 use std::{
+    future::{Future, poll_fn},
     ops::ControlFlow,
+    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    task::{Context, Poll, ready},
+    time::{Duration, Instant},
 };
 
 use axum::extract::ws::{CloseFrame, Message as Frame, WebSocket};
@@ -15,7 +18,10 @@ use futures::{
     SinkExt, StreamExt,
     stream::{SplitSink, SplitStream},
 };
-use tokio::sync::{Notify, watch};
+use tokio::{
+    sync::{Notify, watch},
+    time::{Sleep, sleep},
+};
 
 use super::{
     outbound::{Closing, Next},
@@ -33,22 +39,81 @@ pub(super) const CLOSE_GRACE: Duration = Duration::from_secs(2);
 /// Silence between the last message and the close frame: automerge-repo's adapter handles messages a little
 /// after it has received them, and its handles break when the answer finds the socket closing.
 const QUIET: Duration = Duration::from_millis(100);
+/// Processor time in which a message may come; a message of 100 MiB takes about three times that.
+const READS_FREELY: Duration = Duration::from_millis(20);
+/// The same of the join message.
+const JOINS_FREELY: Duration = Duration::from_micros(500);
+/// After that a socket is left alone so many times as long as it has just taken.
+const READS_SLOWER: u32 = 19;
 /// The longest reason of a close frame (RFC 6455, 5.5: 125 bytes with the code).
 const MAX_REASON: usize = 123;
 
 pub(super) type Writer = SplitSink<WebSocket, Frame>;
 pub(super) type Reader = SplitStream<WebSocket>;
+type Read = Result<Frame, axum::Error>;
 
 pub(super) fn closing(code: u16, reason: String, label: &'static str) -> Closing {
     Closing { code, reason, label }
 }
 
+/// How fast a socket is read of which no message comes. Pings, and fragments of a message that never ends, cost their
+/// sender less than the relay.
+pub(super) struct Pace {
+    /// Processor time in which the next message may come.
+    freely: Duration,
+    /// Messages are awaited; they are not any more of a socket that is being closed.
+    awaits: bool,
+    /// Processor time since the last message.
+    spent: Duration,
+    pause: Option<Pin<Box<Sleep>>>,
+}
+
+impl Pace {
+    /// Of a socket that has not joined: all that it has to send is short.
+    pub(super) fn of_stranger() -> Self {
+        Self { freely: JOINS_FREELY, awaits: true, spent: Duration::ZERO, pause: None }
+    }
+
+    /// Of one that is being closed.
+    fn of_closing() -> Self {
+        Self { awaits: false, ..Self::of_stranger() }
+    }
+
+    /// Of a session.
+    pub(super) fn of_session() -> Self {
+        Self { freely: READS_FREELY, ..Self::of_stranger() }
+    }
+
+    fn poll(&mut self, reader: &mut Reader, cx: &mut Context<'_>) -> Poll<Option<Read>> {
+        if let Some(pause) = &mut self.pause {
+            ready!(pause.as_mut().poll(cx));
+            self.pause = None;
+        }
+        let start = Instant::now();
+        let polled = reader.poll_next_unpin(cx);
+        let took = start.elapsed();
+        self.spent += took;
+        match &polled {
+            Poll::Ready(Some(Ok(Frame::Binary(_)))) if self.awaits => self.spent = Duration::ZERO,
+            _ if self.spent <= self.freely => {}
+            _ => {
+                let pause = self.pause.insert(Box::pin(sleep(took * READS_SLOWER)));
+                if polled.is_pending() && pause.as_mut().poll(cx).is_ready() {
+                    self.pause = None;
+                }
+            }
+        }
+        polled
+    }
+}
+
 /// Read one binary frame; `Continue` for pings and the like.
 pub(super) async fn read(
     reader: &mut Reader,
+    pace: &mut Pace,
     max_message: Size,
 ) -> Result<ControlFlow<Bytes>, Closing> {
-    match reader.next().await {
+    match poll_fn(|cx| pace.poll(reader, cx)).await {
         Some(Ok(Frame::Binary(frame))) => Ok(ControlFlow::Break(frame)),
         Some(Ok(Frame::Ping(_) | Frame::Pong(_))) => Ok(ControlFlow::Continue(())),
         Some(Ok(Frame::Text(_))) => {
@@ -166,7 +231,8 @@ pub(super) async fn close(
         }
         let _ = writer.close().await;
         if may_close {
-            while let Some(Ok(_)) = reader.next().await {}
+            let mut pace = Pace::of_closing();
+            while let Some(Ok(_)) = poll_fn(|cx| pace.poll(reader, cx)).await {}
         }
     };
     let _ = tokio::time::timeout(CLOSE_GRACE, say).await;

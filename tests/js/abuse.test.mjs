@@ -92,9 +92,10 @@ async function work(pairs, seconds) {
 test('100 honest clients go on under every attack', async t => {
   // Nobody is a proxy here: attackers and honest clients are told apart by their addresses.
   const relay = await Relay.start(t, { http: { trusted_proxies: '[]' }, auth: { mode: '"open"' },
-    limits: { handshakes_per_address: '"200/s"' }, sync: { handshake_timeout: '"2s"', memory: '"1GiB"' } });
+    sync: { handshake_timeout: '"2s"', memory: '"1GiB"' } });
   const pairs = [];
-  for (let n = 0; n < 50; n++) pairs.push(await Pair.start(t, relay, n));
+  // As fast as one address may come.
+  for (let n = 0; n < 50; n++) { pairs.push(await Pair.start(t, relay, n)); await wait(100); }
   await work(pairs, 1);
   const quiet = await work(pairs, SECONDS);
   t.diagnostic(`quiet: p99 ${quiet.toFixed(1)} ms, ${(await resident(relay) / 2 ** 20).toFixed(0)} MiB`);
@@ -102,7 +103,7 @@ test('100 honest clients go on under every attack', async t => {
   for (const name of Object.keys(ATTACKS)) {
     await t.test(name, async t => {
       // Nice: what the attacker computes is not the relay's doing.
-      const attack = spawn('nice', ['-n', '19', process.execPath, file, name, relay.port, SECONDS + 1.5, pairs[0].id], { stdio: 'inherit' });
+      const attack = spawn('nice', ['-n', '19', process.execPath, file, name, relay.port, SECONDS + 1.5], { stdio: 'inherit' });
       const ended = once(attack, 'exit');
       await wait(700);
       let most = 0;

@@ -1,5 +1,5 @@
-// Attacks on a relay, each a process of its own: node attacks.mjs NAME PORT SECONDS [DOCUMENT]. What the relay does with its socket
-// is no fault here; the attack goes on with the next.
+// Attacks on a relay, each a process of its own: node attacks.mjs NAME PORT SECONDS. What the relay does with its socket is no
+// fault here; the attack goes on with the next.
 import net from 'node:net';
 import { pathToFileURL } from 'node:url';
 import WebSocket from 'ws';
@@ -68,7 +68,8 @@ export const ATTACKS = {
     for (let n = 0; n < 1500; n++) raw(port);
     await keepOn(until, () => wait(50));
   },
-  async stalledReaders(port, until, document) {
+  async stalledReaders(port, until) {
+    const document = documentId(12);
     const sockets = await Promise.all(Array.from({ length: 20 }, () => joinedTo(port)));
     await keepOn(until, async () => {
       for (const s of sockets) {
@@ -183,7 +184,7 @@ export const ATTACKS = {
 };
 
 if (import.meta.url === pathToFileURL(process.argv[1]).href) {
-  const [name, port, seconds, document] = process.argv.slice(2);
-  await ATTACKS[name](Number(port), Date.now() + Number(seconds) * 1000, document);
+  const [name, port, seconds] = process.argv.slice(2);
+  await ATTACKS[name](Number(port), Date.now() + Number(seconds) * 1000);
   process.exit(0);
 }
