@@ -15,15 +15,17 @@ use sha2::{Digest, Sha256};
 use tokio::sync::{Semaphore, watch};
 use tracing::{error, info, warn};
 
-use super::{ChunkKind, ChunkStore, Key, StorageError, StoredChunk, space::Space};
+use super::{
+    ChunkKind, ChunkStore, Key, StorageError, StoredChunk, max_document::MaxDocument, space::Space,
+};
 use crate::{
     backoff::Backoff,
     bundle::served::Served,
-    config::{Config, Size},
+    config::Config,
     document_id::DocumentId,
     health::{Health, Unreadable},
     metrics::StorageMetrics,
-    unpacked::{self, NotUnpacked, Origin, Unpacked},
+    unpacked::Unpacked,
 };
 
 /// Pause before a failed operation is tried again: the first, and the longest.
@@ -66,68 +68,6 @@ pub struct Opened {
     pub is_blocked: bool,
     /// It is larger than a document may be, and what limit says so: nothing of it is in memory.
     pub too_large: Option<String>,
-}
-
-/// How large a document may be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct MaxDocument {
-    /// As it is stored (`storage.max_document`).
-    pub stored: Size,
-    /// Changes in it (`storage.max_changes`).
-    pub changes: u64,
-    /// In memory, where its size does not explain more (`sync.max_inflated`).
-    pub inflated: Size,
-}
-
-impl MaxDocument {
-    /// As configured.
-    pub fn of(config: &Config) -> Self {
-        let (storage, sync) = (&config.storage, &config.sync);
-        let (stored, changes) = (storage.max_document, storage.max_changes);
-        Self { stored, changes, inflated: sync.max_inflated }
-    }
-
-    /// Which limit a document is over: its size as it is stored, and what that unpacks to.
-    ///
-    /// # Errors
-    /// That one, for a log line.
-    pub fn check(&self, size: usize, unpacked: Unpacked) -> Result<(), String> {
-        if size as u64 > self.stored.0 {
-            return Err(format!(
-                "{size} bytes are more than {} (storage.max_document)",
-                self.stored
-            ));
-        }
-        if unpacked.changes > self.changes {
-            let changes = unpacked.changes;
-            return Err(format!(
-                "{changes} changes are more than {} (storage.max_changes)",
-                self.changes
-            ));
-        }
-        if unpacked.bytes > unpacked::allowed(size, Origin::Storage, self.inflated) {
-            return Err(format!("it {}", NotUnpacked::TooMuch { limit: self.inflated }));
-        }
-        Ok(())
-    }
-
-    /// The same of chunks that are not unpacked yet. Returns what they unpack to.
-    fn check_chunks(&self, chunks: &[StoredChunk]) -> Result<Unpacked, String> {
-        let size: usize = chunks.iter().map(|(_, data)| data.len()).sum();
-        self.check(size, Unpacked::default())?;
-        let of = |chunks: &[u8]| match unpacked::of(chunks, Origin::Storage, self.inflated) {
-            Ok(unpacked) => Ok(unpacked),
-            Err(more @ NotUnpacked::TooMuch { .. }) => Err(format!("it {more}")),
-            // What is broken is put aside when it is loaded.
-            Err(NotUnpacked::Malformed) => Ok(Unpacked::default()),
-        };
-        let unpacked = match chunks {
-            [(_, only)] => of(only)?,
-            _ => of(&joined(chunks))?,
-        };
-        self.check(size, unpacked)?;
-        Ok(unpacked)
-    }
 }
 
 /// A snapshot that is not in storage yet.
@@ -654,7 +594,8 @@ fn load_strictly(chunks: &[StoredChunk]) -> Option<Automerge> {
     }
 }
 
-fn joined(chunks: &[StoredChunk]) -> Vec<u8> {
+/// Chunks one after the other, as automerge reads them.
+pub(super) fn joined(chunks: &[StoredChunk]) -> Vec<u8> {
     chunks.iter().flat_map(|(_, data)| data).copied().collect()
 }
 

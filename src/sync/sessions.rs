@@ -10,7 +10,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 use axum::extract::ws::WebSocket;
@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::{
+    flow::Flow,
     outbound::Closing,
     peers::{Peers, SessionId},
     rooms::{Held, Input, Rooms},
@@ -29,11 +30,11 @@ use super::{
     wire::{self, BadSyncMessage, Body, Message, SyncMessage, VERSION},
 };
 use crate::{
-    auth::{Access, Auth, Client, Refusal},
-    config::{Config, Limits},
+    auth::{Access, Auth, Client},
+    config::Config,
     document_id::DocumentId,
     http::activity::Activity,
-    limits::{Bucket, Place},
+    limits::Place,
     log::Repeats,
     metrics::SessionMetrics,
     storage::documents::Documents,
@@ -380,36 +381,6 @@ impl Sessions {
         self.dropped(session, "no_right")
     }
 
-    /// Look at the sign-in of every session: those whose time is over end. `anew` asks again for all of them, for what is
-    /// in effect has changed; one whose rights are others now comes again with these.
-    pub fn review(&self, anew: bool) {
-        let now = SystemTime::now();
-        for session in self.peers.all() {
-            if anew {
-                self.ask_again(&session);
-            }
-            if session.expires().is_some_and(|end| end <= now) {
-                let closing = Refusal::Expired.closing();
-                session.close(closing.code, &closing.reason, closing.label);
-            }
-        }
-    }
-
-    /// Whether a session would be let in now as it was.
-    fn ask_again(&self, session: &Session) {
-        match self.auth.admit_again(&session.access, session.client) {
-            Err(refusal) => {
-                let closing = refusal.closing();
-                session.close(closing.code, &closing.reason, closing.label);
-            }
-            Ok(access) if access.is_same(&session.access) => session.set_expires(access.expires),
-            Ok(_) => {
-                let reason = "what you may do here has changed; please come again";
-                session.close(4403, reason, "rights_changed");
-            }
-        }
-    }
-
     async fn change_subscription(
         &self,
         session: &Arc<Session>,
@@ -474,32 +445,6 @@ impl Sessions {
         let labels = ["in", message.body.name()];
         self.metrics.messages.with_label_values(&labels).inc();
         self.metrics.message_bytes.with_label_values(&labels).inc_by(bytes as u64);
-    }
-}
-
-/// What one connection has sent of late.
-struct Flow {
-    messages: Bucket,
-    bytes: Bucket,
-}
-
-impl Flow {
-    fn new() -> Self {
-        let now = Instant::now();
-        Self { messages: Bucket::new(now), bytes: Bucket::new(now) }
-    }
-
-    /// Count a message. Returns how long to wait before the next is read, if it is not at once, and for which limit.
-    fn take(
-        &mut self,
-        bytes: u64,
-        limits: &Limits,
-        now: Instant,
-    ) -> Option<(Duration, &'static str)> {
-        let messages = self.messages.take(1, limits.messages_per_connection, now);
-        let bytes = self.bytes.take(bytes, limits.bytes_per_connection, now);
-        let longest = [(messages, "messages_per_connection"), (bytes, "bytes_per_connection")];
-        longest.into_iter().filter(|(wait, _)| !wait.is_zero()).max()
     }
 }
 

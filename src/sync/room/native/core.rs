@@ -24,7 +24,8 @@ use crate::{
     document_id::DocumentId,
     storage::{
         ChunkKind, Key,
-        documents::{MaxDocument, Relation, hex, snapshot_key},
+        documents::{Relation, hex, snapshot_key},
+        max_document::MaxDocument,
     },
     sync::{look::EngineLook, peers::SessionId, wire::SyncMessage},
     unpacked::Unpacked,

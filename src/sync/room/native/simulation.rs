@@ -25,7 +25,7 @@ use super::{
 use crate::{
     config::{Config, Size},
     document_id::DocumentId,
-    storage::{Key, documents::MaxDocument},
+    storage::{Key, max_document::MaxDocument},
     sync::{peers::SessionId, wire::SyncMessage},
 };
 

@@ -1,0 +1,38 @@
+//! The end of sign-ins: sessions whose time is over, and those that would not be let in any more as they were.
+
+use std::time::SystemTime;
+
+use super::{session::Session, sessions::Sessions};
+use crate::auth::Refusal;
+
+impl Sessions {
+    /// Look at the sign-in of every session: those whose time is over end. `anew` asks again for all of them, for what is
+    /// in effect has changed; one whose rights are others now comes again with these.
+    pub fn review(&self, anew: bool) {
+        let now = SystemTime::now();
+        for session in self.peers.all() {
+            if anew {
+                self.ask_again(&session);
+            }
+            if session.expires().is_some_and(|end| end <= now) {
+                let closing = Refusal::Expired.closing();
+                session.close(closing.code, &closing.reason, closing.label);
+            }
+        }
+    }
+
+    /// Whether a session would be let in now as it was.
+    pub(super) fn ask_again(&self, session: &Session) {
+        match self.auth.admit_again(&session.access, session.client) {
+            Err(refusal) => {
+                let closing = refusal.closing();
+                session.close(closing.code, &closing.reason, closing.label);
+            }
+            Ok(access) if access.is_same(&session.access) => session.set_expires(access.expires),
+            Ok(_) => {
+                let reason = "what you may do here has changed; please come again";
+                session.close(4403, reason, "rights_changed");
+            }
+        }
+    }
+}
