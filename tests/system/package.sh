@@ -183,10 +183,20 @@ echo key > lineage/privkey.pem
 check 'the hook for certbot brings a certificate' env RENEWED_LINEAGE=/test/lineage /usr/share/tonk-relay/certbot-deploy-hook
 check 'for the relay and root alone' says '^640 root tonk-relay$' stat --format='%a %U %G' /etc/tonk-relay.tls/privkey.pem
 
+token=$(tonk-relay token add phone --scope download 2> /dev/null)
+check 'a token is made for the relay and root alone' says '^640 root tonk-relay$' stat --format='%a %U %G' /etc/tonk-relay.tokens
+sed -i 's/^#mode = ""/mode = "token"/' /etc/tonk-relay.toml
+check 'a reload asks for tokens' systemctl reload tonk-relay
+asks() { curl --silent --output /dev/null --write-out '%{http_code}' "$@" http://127.0.0.1:8081/api/blank-tonk; }
+check 'and lets nobody in without one' says '^401$' asks
+check 'but who has it' fails says '^40[13]$' asks --header "authorization: Bearer $token"
+check 'which is noted' until_ 400 says 'phone.*used 20' tonk-relay token list
+
 check 'it is removed' dpkg -r tonk-relay
 check 'and stopped' active inactive
 check 'its config stays' test -f /etc/tonk-relay.toml
 check 'it is purged, and says where documents are' says 'stay in /var/lib/tonk-relay' dpkg -P tonk-relay
 check 'its config goes' test ! -e /etc/tonk-relay.toml
+check 'and its tokens' test ! -e /etc/tonk-relay.tokens
 check 'the documents stay' test -d /var/lib/tonk-relay/documents
 exit $failed
