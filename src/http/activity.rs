@@ -51,8 +51,8 @@ pub struct Metered<S> {
     in_a_row: usize,
 }
 
-/// After so many bytes others have their turn: tiny frames of which no message comes take a millisecond then.
-const TURN: usize = 32 << 10;
+/// After so many bytes others have their turn: tiny frames of which no message comes take about a millisecond then.
+const TURN: usize = 8 << 10;
 
 impl<S> Metered<S> {
     /// Note what moves on `stream` in `activity`.

@@ -43,8 +43,12 @@ const QUIET: Duration = Duration::from_millis(100);
 const READS_FREELY: Duration = Duration::from_millis(20);
 /// The same of the join message.
 const JOINS_FREELY: Duration = Duration::from_micros(500);
-/// After that a socket is left alone so many times as long as it has just taken.
+/// After that a socket is left alone so many times as long as it has taken, and one that has not joined longer: there may be
+/// many of those.
 const READS_SLOWER: u32 = 19;
+const JOINS_SLOWER: u32 = 199;
+/// What it has taken is put together up to this, so that there are no more pauses than need be.
+const TAKEN_TOGETHER: Duration = Duration::from_millis(1);
 /// The longest reason of a close frame (RFC 6455, 5.5: 125 bytes with the code).
 const MAX_REASON: usize = 123;
 
@@ -63,15 +67,26 @@ pub(super) struct Pace {
     freely: Duration,
     /// Messages are awaited; they are not any more of a socket that is being closed.
     awaits: bool,
+    /// How many times that much it is left alone after more.
+    slower: u32,
     /// Processor time since the last message.
     spent: Duration,
+    /// What of it has not been paused for.
+    owed: Duration,
     pause: Option<Pin<Box<Sleep>>>,
 }
 
 impl Pace {
     /// Of a socket that has not joined: all that it has to send is short.
     pub(super) fn of_stranger() -> Self {
-        Self { freely: JOINS_FREELY, awaits: true, spent: Duration::ZERO, pause: None }
+        Self {
+            freely: JOINS_FREELY,
+            awaits: true,
+            slower: JOINS_SLOWER,
+            spent: Duration::ZERO,
+            owed: Duration::ZERO,
+            pause: None,
+        }
     }
 
     /// Of one that is being closed.
@@ -81,7 +96,7 @@ impl Pace {
 
     /// Of a session.
     pub(super) fn of_session() -> Self {
-        Self { freely: READS_FREELY, ..Self::of_stranger() }
+        Self { freely: READS_FREELY, slower: READS_SLOWER, ..Self::of_stranger() }
     }
 
     fn poll(&mut self, reader: &mut Reader, cx: &mut Context<'_>) -> Poll<Option<Read>> {
@@ -93,11 +108,13 @@ impl Pace {
         let polled = reader.poll_next_unpin(cx);
         let took = start.elapsed();
         self.spent += took;
-        match &polled {
-            Poll::Ready(Some(Ok(Frame::Binary(_)))) if self.awaits => self.spent = Duration::ZERO,
-            _ if self.spent <= self.freely => {}
-            _ => {
-                let pause = self.pause.insert(Box::pin(sleep(took * READS_SLOWER)));
+        if self.awaits && matches!(polled, Poll::Ready(Some(Ok(Frame::Binary(_))))) {
+            (self.spent, self.owed) = (Duration::ZERO, Duration::ZERO);
+        } else if self.spent > self.freely {
+            self.owed += took;
+            if self.owed >= TAKEN_TOGETHER {
+                let rest = std::mem::take(&mut self.owed) * self.slower;
+                let pause = self.pause.insert(Box::pin(sleep(rest)));
                 if polled.is_pending() && pause.as_mut().poll(cx).is_ready() {
                     self.pause = None;
                 }
