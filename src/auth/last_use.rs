@@ -28,22 +28,25 @@ pub struct LastUse {
 
 /// What a relay has noted in a folder of documents; nothing where it has not.
 pub fn read(documents: &Path) -> BTreeMap<String, SystemTime> {
-    let text = fs::read_to_string(documents.join(FILE)).unwrap_or_default();
-    let seconds: BTreeMap<String, u64> = serde_json::from_str(&text).unwrap_or_default();
     let at = |seconds| UNIX_EPOCH.checked_add(Duration::from_secs(seconds));
-    seconds.into_iter().filter_map(|(hash, seconds)| Some((hash, at(seconds)?))).collect()
+    noted(&documents.join(FILE))
+        .into_iter()
+        .filter_map(|(hash, seconds)| Some((hash, at(seconds)?)))
+        .collect()
+}
+
+/// What stands in a file, in seconds since 1970; nothing where there is none.
+fn noted(file: &Path) -> BTreeMap<String, u64> {
+    let text = fs::read_to_string(file).unwrap_or_default();
+    serde_json::from_str(&text).unwrap_or_default()
 }
 
 impl LastUse {
     /// Go on with what was noted before.
     pub fn new(documents: &Path) -> Self {
-        let text = fs::read_to_string(documents.join(FILE)).unwrap_or_default();
-        let seconds = serde_json::from_str(&text).unwrap_or_default();
-        Self {
-            file: documents.join(FILE),
-            seconds: Mutex::new(seconds),
-            is_changed: AtomicBool::new(false),
-        }
+        let file = documents.join(FILE);
+        let seconds = Mutex::new(noted(&file));
+        Self { file, seconds, is_changed: AtomicBool::new(false) }
     }
 
     /// A token is used now.

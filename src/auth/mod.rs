@@ -114,11 +114,6 @@ impl Access {
     pub fn is_same(&self, other: &Self) -> bool {
         self.principal == other.principal && self.rights == other.rights
     }
-
-    /// Whether its time is over.
-    pub fn is_over(&self, now: SystemTime) -> bool {
-        self.expires.is_some_and(|end| end <= now)
-    }
 }
 
 /// Why somebody is not let in.

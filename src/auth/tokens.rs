@@ -15,7 +15,9 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::scopes::Scope;
-use crate::{document_id::DocumentId, regular_file, storage::documents::hex};
+use crate::{
+    config::load::line_of, document_id::DocumentId, regular_file, storage::documents::hex,
+};
 
 /// What every token begins with, so that scanners for leaked secrets know one.
 const PREFIX: &str = "tonk_";
@@ -89,16 +91,6 @@ impl Tokens {
     pub fn by_hash(&self, hash: &str) -> Option<&Token> {
         self.0.get(hash)
     }
-
-    /// How many there are.
-    pub fn len(&self) -> usize {
-        self.0.len()
-    }
-
-    /// Whether there is none.
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
 }
 
 /// What is wrong with a file of tokens.
@@ -138,8 +130,7 @@ pub fn read(path: &Path) -> Result<Vec<Token>, TokensError> {
     let text = regular_file::read_text(path, MAX_FILE).map_err(io)?;
     let file: File = toml::from_str(&text).map_err(|error: toml::de::Error| {
         // Without the line itself, which may hold what nobody else is to see.
-        let start = error.span().map_or(0, |span| span.start);
-        let line = 1 + text.bytes().take(start).filter(|byte| *byte == b'\n').count();
+        let line = line_of(&text, error.span().map_or(0, |span| span.start));
         content(format!("line {line}: {}", error.message()))
     })?;
     let mut seen = std::collections::HashSet::new();

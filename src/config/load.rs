@@ -242,7 +242,8 @@ fn key_start(table: &DeTable<'_>, key: &str) -> usize {
     }
 }
 
-fn line_of(text: &str, offset: usize) -> usize {
+/// The line of a text in which a byte of it stands, from 1.
+pub(crate) fn line_of(text: &str, offset: usize) -> usize {
     1 + text.bytes().take(offset).filter(|b| *b == b'\n').count()
 }
 

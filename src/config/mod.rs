@@ -308,6 +308,13 @@ impl Default for Config {
     }
 }
 
+impl Http {
+    /// Whether an address is a trusted proxy's.
+    pub fn trusts(&self, address: std::net::IpAddr) -> bool {
+        self.trusted_proxies.iter().any(|network| network.has(address))
+    }
+}
+
 impl Default for Http {
     fn default() -> Self {
         Self {

@@ -177,7 +177,7 @@ impl Connections {
         let this = self.clone();
         self.tasks.spawn(async move {
             let http = this.config.borrow().http.clone();
-            if !http.trusted_proxies.iter().any(|network| network.has(proxy.ip())) {
+            if !http.trusts(proxy.ip()) {
                 return this.cut(&stream, proxy, "no_trusted_proxy");
             }
             let reading = timeout(http.header_timeout.0, proxied::read(&mut stream));
@@ -199,7 +199,7 @@ impl Connections {
     /// Serve a connection from `address`, if there are not too many of them that are no sessions.
     fn spawn_tcp(&self, stream: TcpStream, router: Router, address: SocketAddr) {
         let config = self.config.borrow().clone();
-        let is_proxy = config.http.trusted_proxies.iter().any(|network| network.has(address.ip()));
+        let is_proxy = config.http.trusts(address.ip());
         // Sessions among them are refused before that, and told so.
         let most = config.limits.connections_per_address.saturating_mul(2);
         let place = match &self.addresses {

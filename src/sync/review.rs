@@ -15,8 +15,7 @@ impl Sessions {
                 self.ask_again(&session);
             }
             if session.expires().is_some_and(|end| end <= now) {
-                let closing = Refusal::Expired.closing();
-                session.close(closing.code, &closing.reason, closing.label);
+                session.outbound.close(Refusal::Expired.closing());
             }
         }
     }
@@ -24,10 +23,7 @@ impl Sessions {
     /// Whether a session would be let in now as it was.
     pub(super) fn ask_again(&self, session: &Session) {
         match self.auth.admit_again(&session.access, session.client) {
-            Err(refusal) => {
-                let closing = refusal.closing();
-                session.close(closing.code, &closing.reason, closing.label);
-            }
+            Err(refusal) => session.outbound.close(refusal.closing()),
             Ok(access) if access.is_same(&session.access) => session.set_expires(access.expires),
             Ok(_) => {
                 let reason = "what you may do here has changed; please come again";
