@@ -8,7 +8,7 @@ import { Repo } from '@automerge/automerge-repo';
 import { NodeFSStorageAdapter } from '@automerge/automerge-repo-storage-nodefs';
 import { unzipSync } from 'fflate';
 import { bytesIn, fails, filesOf, find, isUnavailable, json, url } from './commands.mjs';
-import { Relay, bundle, close, documentId, folder, saved, share, until, upload } from './relay.mjs';
+import { Relay, atEnd, bundle, close, documentId, folder, saved, share, until, upload } from './relay.mjs';
 
 test('a backup of a running relay is whole, incremental and checked, and comes back elsewhere', async t => {
   const relay = await Relay.start(t);
@@ -22,7 +22,7 @@ test('a backup of a running relay is whole, incremental and checked, and comes b
   });
   const backup = join(await folder(t), 'backup');
   const editing = setInterval(() => handles[0].change(doc => { doc.list.push(doc.list.length); }), 2);
-  t.after(() => clearInterval(editing));
+  atEnd(t, () => clearInterval(editing));
   const first = json(relay, 'backup', backup);
   clearInterval(editing);
   assert.deepEqual([first.documents, first.copied, first.bundles], [7, 7, 1]);
@@ -126,7 +126,7 @@ test('the folder of another relay is imported, and stays as it is', async t => {
 
   const relay = new Relay(await folder(t));
   await relay.start();
-  t.after(() => relay.end());
+  atEnd(t, () => relay.end());
   await relay.stop();
   await rm(relay.documents, { recursive: true });
   const dry = fails(relay, 'import', source, '--dry-run', '--json');

@@ -7,7 +7,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { cbor } from '@automerge/automerge-repo';
-import { BINARY, Relay, close, saved, share, until } from './relay.mjs';
+import { BINARY, Relay, atEnd, close, saved, share, until } from './relay.mjs';
 
 /** Let the disk of a running relay stall, until what this returns is called. */
 const stall = (t, relay, paths) => tamper(t, relay, 'fsync,fdatasync,pwrite64', 'delay_enter=60000000', paths);
@@ -21,7 +21,7 @@ async function tamper(t, relay, calls, how, paths = []) {
     '-e', `trace=${calls}`, '-e', `inject=${calls}:${how}`]);
   const ended = once(strace, 'exit');
   const end = async () => { strace.kill('SIGINT'); await ended; };
-  t.after(end);
+  atEnd(t, end);
   await until('strace is attached', async () => {
     if (strace.exitCode !== null) throw new Error('strace did not attach');
     const tasks = await readdir(`/proc/${relay.child.pid}/task`);
@@ -74,7 +74,7 @@ test('a file system that goes read-only for good: what was saved is there, and c
   await writeFile(image, Buffer.alloc(32 << 20));
   const mount = () => spawnSync('mount', ['-o', 'loop', image, at]).status === 0;
   if (spawnSync('mkfs.ext4', ['-q', image]).status !== 0 || !mount()) return t.skip('no ext4 on a loop device here');
-  t.after(async () => {
+  atEnd(t, async () => {
     spawnSync('umount', ['--lazy', at]);
     await rm(image);
   });
@@ -159,7 +159,7 @@ test('a document folder without permission, and foreign files: the rest is serve
   }
   await relay.start();
   await chmod(folder, 0o000);
-  t.after(() => chmod(folder, 0o700).catch(() => {}));
+  atEnd(t, () => chmod(folder, 0o700).catch(() => {}));
   const client = relay.client(t);
   const finding = client.repo.find(closed.url);
   assert.equal((await client.repo.find(good.url)).doc().n, 'good');
@@ -202,7 +202,7 @@ test('a clock that jumps by years, both ways: edits flow and are saved', { skip 
   await writeFile(clock, '+0');
   const relay = new Relay(at);
   relay.env = { LD_PRELOAD: found, FAKETIME_TIMESTAMP_FILE: clock, FAKETIME_NO_CACHE: '1', FAKETIME_DONT_FAKE_MONOTONIC: '1' };
-  t.after(() => relay.end());
+  atEnd(t, () => relay.end());
   await relay.start();
   const client = relay.client(t);
   const handle = await share(client, { n: 0 });
@@ -233,7 +233,7 @@ test('what the relay waits for never keeps it from answering itself: a full disk
   const relay = new Relay(await mkdtemp(join(tmpdir(), 'tonk-relay-test-')), {
     limits: { connections: 3 }, storage: { max_unsaved: '"64KiB"' }, sync: { receive_queue: '"1MiB"' },
   });
-  t.after(() => relay.end());
+  atEnd(t, () => relay.end());
   relay.env = { WATCHDOG_USEC: String(watchdog) };
   await relay.start();
   const writer = relay.client(t);

@@ -7,7 +7,7 @@ import { join } from 'node:path';
 import { test } from 'node:test';
 import { gzipSync } from 'node:zlib';
 import { strToU8, unzipSync, zipSync } from 'fflate';
-import { Relay, bundle, documentId, entry, folder, until } from './relay.mjs';
+import { Relay, atEnd, bundle, documentId, entry, folder, until } from './relay.mjs';
 
 const id = documentId(1);
 const contents = bundle({ [id]: { root: true }, [documentId(2)]: { other: true } });
@@ -194,7 +194,7 @@ test('bad uploads are refused with the reason, and nothing is left of them', asy
     }, answer => { clearInterval(dripping); resolve(answer); });
     request.on('error', reject);
     const dripping = setInterval(() => request.write('x'), 100);
-    t.after(() => clearInterval(dripping));
+    atEnd(t, () => clearInterval(dripping));
   });
   assert.equal(trickle.statusCode, 408);
   trickle.destroy();
@@ -273,7 +273,7 @@ test('health', async t => {
 test('a slow head is cut off', async t => {
   const relay = await Relay.start(t, { http: { header_timeout: '"200ms"' } });
   const socket = net.connect(relay.port, '127.0.0.1');
-  t.after(() => socket.destroy());
+  atEnd(t, () => socket.destroy());
   socket.write('GET / HTTP/1.1\r\nHost');
   socket.resume();
   await new Promise(resolve => socket.on('close', resolve));

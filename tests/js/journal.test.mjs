@@ -6,7 +6,7 @@ import { writeFile } from 'node:fs/promises';
 import { once } from 'node:events';
 import { join } from 'node:path';
 import { test } from 'node:test';
-import { BINARY, Relay, close, folder, share, until } from './relay.mjs';
+import { BINARY, Relay, atEnd, close, folder, share, until } from './relay.mjs';
 
 const skip = process.getuid() !== 0 ? 'needs root'
   : existsSync('/lib/systemd/systemd-journald') ? false : 'needs systemd-journald; tests/run installs it';
@@ -24,7 +24,7 @@ test('under a service manager the log goes to the journal, with fields', { skip 
   const script = new URL('journald.sh', import.meta.url).pathname;
   const service = spawn('unshare', ['--mount', script, journal, BINARY, '--config', file], { stdio: ['ignore', 'ignore', 'inherit'] });
   const exited = once(service, 'exit');
-  t.after(() => service.kill('SIGKILL'));
+  atEnd(t, () => service.kill('SIGKILL'));
   await until('ready', () => fetch(`${relay.url}/readyz`).then(answer => answer.ok, () => false));
 
   const entries = () => execFileSync('journalctl', ['-D', journal, '-o', 'json', '--no-pager'], { maxBuffer: 1 << 26 })

@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict';
 import net from 'node:net';
 import { test } from 'node:test';
-import { Relay, close, saved, share, until } from './relay.mjs';
+import { Relay, atEnd, close, saved, share, until } from './relay.mjs';
 
 const MIB = 1 << 20;
 
@@ -32,7 +32,7 @@ function slowLine(t, port, bitsPerSecond) {
     const end = () => { clearInterval(timer); client.destroy(); relay.destroy(); };
     for (const socket of [client, relay]) { socket.on('close', end); socket.on('error', end); }
   });
-  t.after(() => server.close());
+  atEnd(t, () => server.close());
   return new Promise(resolve => server.listen(0, '127.0.0.1', () => resolve(server.address().port)));
 }
 

@@ -7,12 +7,12 @@ import { join } from 'node:path';
 import { test } from 'node:test';
 import { promisify } from 'node:util';
 import { fails, find, isUnavailable, json } from './commands.mjs';
-import { BINARY, Relay, close, saved, share, until } from './relay.mjs';
+import { BINARY, Relay, atEnd, close, saved, share, until } from './relay.mjs';
 
 /** Follows a document as an operator does; `lines` has what was said so far. */
 function follow(t, relay, id) {
   const child = spawn(BINARY, ['doc', id, '--follow', '--json', '--config', join(relay.at, 'tonk-relay.toml')]);
-  t.after(() => child.kill());
+  atEnd(t, () => child.kill());
   let text = '';
   child.stdout.on('data', data => { text += data; });
   return { child, events: () => text.split('\n').slice(0, -1).map(line => JSON.parse(line)) };
@@ -140,7 +140,7 @@ test('`ping` takes the way of a client, and names the step that fails', async t 
   assert.equal(documents.connections, 0, 'nothing is left of it');
 
   const server = createServer((request, response) => response.writeHead(404).end()).listen(0, '127.0.0.1');
-  t.after(() => server.close());
+  atEnd(t, () => server.close());
   await once(server, 'listening');
   const fail = (to, said) => assert.rejects(ping(to), error => said.test(error.stderr) || assert.fail(error.stderr));
   await fail(`ws://127.0.0.1:${server.address().port}`, /^upgrade: the answer is HTTP 404 and no WebSocket/);

@@ -6,7 +6,7 @@ import { createServer } from 'node:net';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { WebSocket } from 'ws';
-import { bundle, close, documentId, folder, share, until, upload } from './relay.mjs';
+import { atEnd, bundle, close, documentId, folder, share, until, upload } from './relay.mjs';
 
 export const PACKAGING = fileURLToPath(new URL('../../packaging/', import.meta.url));
 export const RULES = join(PACKAGING, 'prometheus', 'tonk-relay.rules.yml');
@@ -57,7 +57,7 @@ export class Prometheus {
     ], { stdio: ['ignore', 'ignore', 'pipe'] });
     child.stderr.on('data', data => { this.log += data; });
     const exited = once(child, 'exit');
-    t.after(async () => {
+    atEnd(t, async () => {
       child.kill('SIGKILL');
       await exited;
     });

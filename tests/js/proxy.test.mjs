@@ -10,7 +10,7 @@ import { createServer } from 'node:net';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import WebSocket from 'ws';
-import { Relay, bundle, documentId, folder, saved, share, until } from './relay.mjs';
+import { Relay, atEnd, bundle, documentId, folder, saved, share, until } from './relay.mjs';
 
 // The certificate is the test's own, and automerge-repo's adapter takes no CA.
 process.env.NODE_TLS_REJECT_UNAUTHORIZED = '0';
@@ -65,7 +65,7 @@ class Proxy {
     child.stderr.on('data', data => { proxy.log += data; });
     const exited = new Promise(resolve => child.once('exit', resolve));
     exited.then(code => { proxy.ended = `${code}`; });
-    t.after(async () => { child.kill(proxy.constructor.signal); await exited; });
+    atEnd(t, async () => { child.kill(proxy.constructor.signal); await exited; });
     await until('the proxy listens', async () => {
       assert.equal(proxy.ended, undefined, proxy.log);
       return !await isFree(proxy.port);
@@ -185,7 +185,7 @@ for (const Kind of [Nginx, Caddy]) {
   check('compression of messages is negotiated between client and relay alone', async t => {
     const seen = [];
     const upstream = http.createServer().listen(0, '127.0.0.1');
-    t.after(() => upstream.close());
+    atEnd(t, () => upstream.close());
     upstream.on('upgrade', (request, socket) => { seen.push(request.headers); socket.end(REFUSAL); });
     await until('it listens', () => upstream.listening);
     const proxy = await Kind.start(t, upstream.address().port);
@@ -199,7 +199,7 @@ for (const Kind of [Nginx, Caddy]) {
     const relay = await Relay.start(t);
     const proxy = await Kind.start(t, relay.port);
     const session = http2.connect(proxy.url, { rejectUnauthorized: false });
-    t.after(() => session.destroy());
+    atEnd(t, () => session.destroy());
     const stream = session.request({ ':path': '/' });
     stream.setEncoding('utf8');
     let text = '';
@@ -255,7 +255,7 @@ for (const Kind of [Nginx, Caddy]) {
       request.on('data', data => { came += data.length; });
       request.on('end', () => response.end(String(came)));
     }).listen(0, '127.0.0.1');
-    t.after(() => upstream.close());
+    atEnd(t, () => upstream.close());
     await until('it listens', () => upstream.listening);
     const proxy = await Kind.start(t, upstream.address().port);
     let finish;
@@ -290,7 +290,7 @@ for (const Kind of [Nginx, Caddy]) {
     const upstream = http.createServer((request, response) => { seen.push(request.headers); response.end(); });
     upstream.on('upgrade', (request, socket) => { seen.push(request.headers); socket.end(REFUSAL); });
     upstream.listen(0, '127.0.0.1');
-    t.after(() => upstream.close());
+    atEnd(t, () => upstream.close());
     await until('it listens', () => upstream.listening);
     const proxy = await Kind.start(t, upstream.address().port);
     const headers = { 'x-forwarded-for': '203.0.113.7, 203.0.113.8', forwarded: 'for=203.0.113.7' };
@@ -308,7 +308,7 @@ for (const Kind of [Nginx, Caddy]) {
     assert.equal((await fetch(`${relay.url}/metrics`)).status, 200);
     for (const path of ['/metrics', '/metrics?x', '/%6detrics', '//metrics', '/x/../metrics', '/metrics/']) {
       const session = http2.connect(proxy.url, { rejectUnauthorized: false });
-      t.after(() => session.destroy());
+      atEnd(t, () => session.destroy());
       // fetch would tidy the path up.
       const stream = session.request({ ':path': path });
       const [answer] = await Promise.all([new Promise(resolve => stream.on('response', resolve)), stream.resume()]);

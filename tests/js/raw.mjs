@@ -3,12 +3,12 @@ import { cbor } from '@automerge/automerge-repo';
 import * as Automerge from '@automerge/automerge';
 import WebSocket from 'ws';
 import { deflateRawSync } from 'node:zlib';
-import { until } from './relay.mjs';
+import { atEnd, until } from './relay.mjs';
 
 /** A socket that keeps what it hears. */
 export async function connect(t, relay, { path = '', headers, protocols = [], localAddress } = {}) {
   const socket = new WebSocket(relay.ws + path, protocols, { headers, localAddress });
-  t.after(() => socket.terminate());
+  atEnd(t, () => socket.terminate());
   socket.heard = [];
   socket.on('message', data => socket.heard.push(cbor.decode(data)));
   socket.on('error', () => {});

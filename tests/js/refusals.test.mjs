@@ -4,7 +4,7 @@ import { test } from 'node:test';
 import net from 'node:net';
 import { cbor } from '@automerge/automerge-repo';
 import WebSocket from 'ws';
-import { Relay, documentId, saved, share, until } from './relay.mjs';
+import { Relay, atEnd, documentId, saved, share, until } from './relay.mjs';
 import { connect, emptySync, join, joined, say } from './raw.mjs';
 
 test('the handshake answers with what clients need', async t => {
@@ -117,7 +117,7 @@ test('a peer that does not answer pings is closed, one that does is not', async 
   const alive = await joined(t, relay, 'alive');
   // A socket whose process hangs: the kernel takes bytes, nobody answers.
   const dead = net.connect(relay.port, '127.0.0.1');
-  t.after(() => dead.destroy());
+  atEnd(t, () => dead.destroy());
   dead.write('GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n' +
     'Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n');
   const message = Buffer.from(cbor.encode({ type: 'join', senderId: 'dead', supportedProtocolVersions: ['1'] }));

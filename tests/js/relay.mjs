@@ -23,23 +23,39 @@ export async function until(what, condition, seconds = 20) {
   }
 }
 
+const endings = new WeakMap();
+
+/**
+ * Call `end` when the test is over. What began last ends first, so that nothing goes from beneath what still runs:
+ * Node's own `after` keeps the order of the calls.
+ */
+export function atEnd(t, end) {
+  if (!endings.has(t)) {
+    endings.set(t, []);
+    t.after(async () => {
+      const failures = [];
+      for (const end of endings.get(t).reverse()) {
+        try { await end(); } catch (error) { failures.push(error); }
+      }
+      if (failures.length) throw failures[0];
+    });
+  }
+  endings.get(t).push(end);
+}
+
 /** A folder that goes with the test. */
 export async function folder(t) {
   const path = await mkdtemp(join(tmpdir(), 'tonk-relay-test-'));
-  t.after(() => rm(path, { recursive: true, force: true }));
+  atEnd(t, () => rm(path, { recursive: true, force: true }));
   return path;
 }
 
-/**
- * A relay with storage in `at`. `config` is appended to the config file: `{ sync: { idle_unload: '"1s"' } }`.
- * The port stays the same over restarts.
- */
 /** A folder on a small disk of its own; nothing, and the test is skipped, where none may be mounted. */
 export async function smallDisk(t, mib) {
   if (process.getuid() !== 0) return t.skip('needs root, to mount a small disk');
   const at = await mkdtemp(join(tmpdir(), 'tonk-relay-disk-'));
   execFileSync('mount', ['-t', 'tmpfs', '-o', `size=${mib}m`, 'tmpfs', at]);
-  t.after(async () => {
+  atEnd(t, async () => {
     execFileSync('umount', ['--lazy', at]);
     await rm(at, { recursive: true });
   });
@@ -61,6 +77,10 @@ export async function fill(at) {
   return ballast;
 }
 
+/**
+ * A relay with storage in `at`. `config` is appended to the config file: `{ sync: { idle_unload: '"1s"' } }`.
+ * The port stays the same over restarts.
+ */
 export class Relay {
   constructor(at, config = {}) {
     this.at = at;
@@ -72,7 +92,7 @@ export class Relay {
 
   static async start(t, config, at) {
     const relay = new Relay(at ?? await folder(t), config);
-    t.after(() => relay.end());
+    atEnd(t, () => relay.end());
     await relay.start();
     return relay;
   }
@@ -173,7 +193,7 @@ export class Relay {
     const repo = new Repo({ network: [adapter], ...options.repo });
     const client = { repo, adapter };
     this.clients.push(client);
-    t.after(() => close(client));
+    atEnd(t, () => close(client));
     return client;
   }
 }

@@ -5,7 +5,7 @@ import { mkdir, writeFile, chmod, readFile, rm } from 'node:fs/promises';
 import net from 'node:net';
 import { join } from 'node:path';
 import { test } from 'node:test';
-import { BINARY, Relay, bundle, documentId, folder, share, until } from './relay.mjs';
+import { BINARY, Relay, atEnd, bundle, documentId, folder, share, until } from './relay.mjs';
 
 /** Run to the end without blocking this process, which the relay may need. */
 function run(args, env = {}) {
@@ -80,7 +80,7 @@ test('a good config has no fault, and is printed with where each key comes from'
 test('starts that fail say which, and leave nothing half-written', async t => {
   const taken = net.createServer().listen(0, '127.0.0.1');
   await new Promise(resolve => taken.on('listening', resolve));
-  t.after(() => taken.close());
+  atEnd(t, () => taken.close());
   const { port } = taken.address();
   const listen = '[http]\nlisten = ["127.0.0.1:0"]\n';
   const at = await folder(t);
@@ -121,7 +121,7 @@ test('the TypeScript relay\'s command line', async t => {
   relay.start = undefined;
   const { spawn } = await import('node:child_process');
   const child = spawn(BINARY, ['0', join(at, 'app.tonk'), join(at, 'data')], { env: { ...process.env, HOST: '127.0.0.1', S3_BUCKET_NAME: '' } });
-  t.after(() => child.kill('SIGKILL'));
+  atEnd(t, () => child.kill('SIGKILL'));
   let log = '';
   child.stderr.on('data', data => { log += data; });
   await until('ready', () => log.includes(' ready '));
@@ -217,7 +217,7 @@ test('a line that repeats for one client comes once, with a count', async t => {
 test('the drain ends in time although a peer does not read, and a second signal quits at once', async t => {
   const relay = await Relay.start(t, { drain_timeout: '"3s"' });
   const stuck = net.connect(relay.port, '127.0.0.1');
-  t.after(() => stuck.destroy());
+  atEnd(t, () => stuck.destroy());
   stuck.write('POST /api/bundles HTTP/1.1\r\nHost: x\r\nContent-Type: application/octet-stream\r\nContent-Length: 5000\r\n\r\nhalf');
   await until('it is open', async () => await relay.metric('tonk_relay_http_connections{listener="public"}') >= 1);
   await new Promise(resolve => setTimeout(resolve, 100));

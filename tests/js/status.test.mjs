@@ -7,7 +7,7 @@ import { join } from 'node:path';
 import { test } from 'node:test';
 import puppeteer from 'puppeteer-core';
 import { freePort } from './prometheus.mjs';
-import { Relay, bundle, close, documentId, folder, saved, share } from './relay.mjs';
+import { Relay, atEnd, bundle, close, documentId, folder, saved, share } from './relay.mjs';
 
 const CHROMIUM = process.env.CHROMIUM ?? '/usr/bin/chromium';
 const skip = spawnSync(CHROMIUM, ['--version']).status === 0 ? false : 'needs Chromium; $CHROMIUM may name it';
@@ -15,7 +15,7 @@ const AXE = createRequire(import.meta.url).resolve('axe-core/axe.min.js');
 
 async function browser(t) {
   const browser = await puppeteer.launch({ executablePath: CHROMIUM, args: ['--no-sandbox', '--disable-gpu'] });
-  t.after(() => browser.close());
+  atEnd(t, () => browser.close());
   return browser;
 }
 
@@ -26,7 +26,7 @@ async function busy(t) {
   await writeFile(served, bundle({ [documentId(1)]: { app: true }, [documentId(2)]: { n: 1 } }));
   const relay = new Relay(await folder(t), { bundle: { path: `"${served}"` } });
   relay.config.admin = { listen: `["unix:${relay.at}/admin.sock", "127.0.0.1:${port}"]` };
-  t.after(() => relay.end());
+  atEnd(t, () => relay.end());
   await relay.start();
   relay.served = served;
   relay.page = `http://127.0.0.1:${port}/status`;
@@ -59,7 +59,7 @@ test('it shows what goes on, live, and asks nobody else', { skip }, async t => {
   assert.match(await text(page, '#sessions'), /<img src=x/);
   assert.equal(await page.title(), 'tonk-relay');
   const edits = setInterval(() => handle.change(doc => { doc.n += 1; }), 50);
-  t.after(() => clearInterval(edits));
+  atEnd(t, () => clearInterval(edits));
   await page.waitForFunction(() => {
     const [figure] = [...document.querySelectorAll('figure')].filter(one => /New changes/.test(one.textContent));
     return figure?.querySelector('polyline') && Number(figure.querySelector('b').textContent) > 1;

@@ -7,7 +7,7 @@ import { test } from 'node:test';
 import * as Automerge from '@automerge/automerge';
 import { Repo, cbor, decodeHeads } from '@automerge/automerge-repo';
 import { NodeFSStorageAdapter } from '@automerge/automerge-repo-storage-nodefs';
-import { Relay, bundle, close, documentId, fill, folder, saved, share, smallDisk, until } from './relay.mjs';
+import { Relay, atEnd, bundle, close, documentId, fill, folder, saved, share, smallDisk, until } from './relay.mjs';
 
 const url = id => `automerge:${id}`;
 
@@ -176,7 +176,7 @@ test('SIGTERM under continuous edits: an exit in time, and what another client s
       try { handle.change(doc => { doc.n += 1; }); } catch { continue; }
     }
   }, 10);
-  t.after(() => clearInterval(editing));
+  atEnd(t, () => clearInterval(editing));
   await until('edits flow', () => pairs.every(({ seen }) => seen.doc().n > 20));
   const ended = await relay.stop();
   clearInterval(editing);
@@ -221,7 +221,7 @@ test('kill -9 at random moments: what was readable a second before is there, and
       handle.change(doc => { doc.n += 1; doc.filler.push('x'.repeat(100)); });
       edits.push({ n: handle.doc().n, at: Date.now() });
     }, 5);
-    t.after(() => clearInterval(editing));
+    atEnd(t, () => clearInterval(editing));
     await new Promise(resolve => setTimeout(resolve, 1200 + Math.random() * 800));
     // Read by a fresh client now: that is what must be there in a second.
     const reader = relay.client(t, { retry: 60_000 });
@@ -358,7 +358,7 @@ test('saved means saved: a writer hears of no heads that are not durable, and re
 test('a client whose clock runs an hour ahead hears that it is saved', async t => {
   const relay = await Relay.start(t);
   const now = Date.now;
-  t.after(() => { Date.now = now; });
+  atEnd(t, () => { Date.now = now; });
   Date.now = () => now() + 3_600_000;
   const client = await subscriber(t, relay);
   const handle = client.repo.create({ n: 0 });

@@ -5,7 +5,7 @@ import { mkdir } from 'node:fs/promises';
 import net, { createServer } from 'node:net';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { folder, until } from './relay.mjs';
+import { atEnd, folder, until } from './relay.mjs';
 
 const WEED = process.env.WEED;
 /** Why tests that need it are skipped. */
@@ -37,7 +37,7 @@ export class Store {
     const script = fileURLToPath(new URL('seaweed.sh', import.meta.url));
     const options = { encoding: 'utf8', stdio: ['ignore', 'pipe', 'inherit'] };
     store.pid = Number(execFileSync(script, [WEED, store.at, String(store.port)], options));
-    t.after(() => process.kill(store.pid, 'SIGKILL'));
+    atEnd(t, () => process.kill(store.pid, 'SIGKILL'));
     await until('the store has a bucket', () => {
       try {
         store.shell('s3.bucket.create -name bundles');
@@ -92,7 +92,7 @@ export class Rclone extends Store {
     const words = ['serve', 's3', store.at, '--addr', `127.0.0.1:${store.port}`, '--auth-key', keys, '--config', ''];
     const child = spawn(RCLONE, words, { stdio: 'ignore' });
     store.pid = child.pid;
-    t.after(() => child.kill('SIGKILL'));
+    atEnd(t, () => child.kill('SIGKILL'));
     await until('the store answers', () => fetch(`http://127.0.0.1:${store.port}`).then(() => true, () => false));
     return store;
   }
@@ -131,7 +131,7 @@ export async function line(t, store) {
     for (const socket of [client, there]) { socket.on('close', end); socket.on('error', end); }
   });
   await new Promise(resolve => server.listen(0, '127.0.0.1', resolve));
-  t.after(() => server.close());
+  atEnd(t, () => server.close());
   line.port = server.address().port;
   return line;
 }

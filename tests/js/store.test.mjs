@@ -7,7 +7,7 @@ import { join } from 'node:path';
 import { test } from 'node:test';
 import * as Automerge from '@automerge/automerge';
 import { unzipSync } from 'fflate';
-import { Relay, bundle, close, documentId, folder, saved, share, until, upload } from './relay.mjs';
+import { Relay, atEnd, bundle, close, documentId, folder, saved, share, until, upload } from './relay.mjs';
 import { KEYS, Rclone, Store, line, skip, skipRclone } from './store.mjs';
 
 /** A relay whose access keys are a systemd credential. */
@@ -15,7 +15,7 @@ async function start(t, bundles, keys = KEYS) {
   const relay = new Relay(await folder(t), { bundles, log: { level: '"info,aws_config=trace,aws_sdk_s3=trace"' } });
   await writeFile(join(relay.at, 'aws-credentials'), keys);
   relay.env = { CREDENTIALS_DIRECTORY: relay.at, AWS_EC2_METADATA_DISABLED: 'true' };
-  t.after(() => relay.end());
+  atEnd(t, () => relay.end());
   await relay.start();
   return relay;
 }
@@ -206,7 +206,7 @@ test('s3: a stalled store is answered with 503 in bounded time, and sync goes on
   const root = documentId(1);
   await warm(relay, root);
   store.stall();
-  t.after(() => store.go());
+  atEnd(t, () => store.go());
   const began = Date.now();
   const answers = await Promise.all([
     fetch(`${relay.url}/api/bundles/${root}`), upload(relay, bundle({ [root]: { n: 2 } })), upload(relay, large(root)),

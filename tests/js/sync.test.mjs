@@ -5,7 +5,7 @@ import * as Automerge from '@automerge/automerge';
 import { Repo, cbor } from '@automerge/automerge-repo';
 import { NodeFSStorageAdapter } from '@automerge/automerge-repo-storage-nodefs';
 import WebSocket from 'ws';
-import { Relay, close, documentId, folder, saved, share, until } from './relay.mjs';
+import { Relay, atEnd, close, documentId, folder, saved, share, until } from './relay.mjs';
 
 const url = id => `automerge:${id}`;
 
@@ -147,7 +147,7 @@ test('the same peer again: the newer connection wins', async t => {
   const join = cbor.encode({ type: 'join', senderId: 'tab', peerMetadata: {}, supportedProtocolVersions: ['1'] });
   const connect = async () => {
     const socket = new WebSocket(relay.ws);
-    t.after(() => socket.terminate());
+    atEnd(t, () => socket.terminate());
     await new Promise((resolve, reject) => { socket.on('open', resolve); socket.on('error', reject); });
     socket.closed = new Promise(resolve => socket.on('close', (code, reason) => resolve({ code, reason: String(reason) })));
     const answer = new Promise(resolve => socket.once('message', data => resolve(cbor.decode(data))));
