@@ -329,6 +329,9 @@ impl SyncMessage {
         let asked_for = message.need.len();
         message.need.sort_unstable();
         message.need.dedup();
+        // It writes sorted hashes alone.
+        message.heads.sort_unstable();
+        message.have.iter_mut().for_each(|have| have.last_sync.sort_unstable());
         let raw =
             if message.need.len() == asked_for { raw } else { message.clone().encode().into() };
         Ok(Self { raw, message, unpacked })

@@ -1,9 +1,15 @@
 //! What is fuzzed: everything that reads bytes of somebody else's before it is known whose they are. None of these may
 //! panic, hang, or take memory beyond its limits, whatever the bytes.
 
-use std::io::Cursor;
+use std::{
+    io::{Cursor, Read},
+    panic::{self, AssertUnwindSafe},
+};
 
+use automerge::Automerge;
 use axum::http::{HeaderMap, HeaderValue, Uri, header};
+use flate2::read::DeflateDecoder;
+use sha2::{Digest, Sha256};
 use tonk_relay::{
     bundle::{Bundle, MaxInflated},
     config::{Config, Size, load},
@@ -15,8 +21,14 @@ use tonk_relay::{
 type Target = fn(&[u8]);
 
 /// The names of the targets, and what each does.
-pub(crate) const TARGETS: [(&str, Target); 5] =
-    [("wire", wire), ("sync", sync), ("bundle", bundle), ("config", config), ("query", query)];
+pub(crate) const TARGETS: [(&str, Target); 6] = [
+    ("wire", wire),
+    ("sync", sync),
+    ("chunk", chunk),
+    ("bundle", bundle),
+    ("config", config),
+    ("query", query),
+];
 
 /// A frame of a WebSocket.
 pub(crate) fn wire(data: &[u8]) {
@@ -30,6 +42,51 @@ pub(crate) fn sync(data: &[u8]) {
     let _ = heads_in(data);
     let _ = SyncMessage::read(data.to_vec().into(), Size::mib(64));
     let _ = unpacked::of(data, Origin::Peer, Size::mib(64));
+}
+
+/// A chunk's kind and contents: what is let through is taken in by automerge, and may not take more memory than was told.
+/// The fuzzer's own limit sees that (`-rss_limit_mb`). That automerge panics does no harm: the relay catches it.
+pub(crate) fn chunk(data: &[u8]) {
+    let Some(chunk) = whole(data) else { return };
+    if unpacked::of(&chunk, Origin::Peer, Size::mib(16)).is_ok() {
+        let hook = panic::take_hook();
+        panic::set_hook(Box::new(|_| {}));
+        let _ = panic::catch_unwind(AssertUnwindSafe(|| {
+            let mut doc = Automerge::new();
+            doc.load_incremental(&chunk).map(|_| doc.save())
+        }));
+        panic::set_hook(hook);
+    }
+}
+
+/// The chunk of a kind and contents, with the checksum without which automerge looks no further.
+fn whole(data: &[u8]) -> Option<Vec<u8>> {
+    let (kind, contents) = data.split_first()?;
+    let kind = kind % 4;
+    let mut length = Vec::new();
+    leb128(contents.len(), &mut length);
+    let mut checked = vec![kind];
+    if kind == 2 {
+        // That of the change which is deflated here.
+        let mut inflated = Vec::new();
+        DeflateDecoder::new(contents).take(1 << 20).read_to_end(&mut inflated).ok()?;
+        checked = vec![1];
+        leb128(inflated.len(), &mut checked);
+        checked.extend(inflated);
+    } else {
+        checked.extend(&length);
+        checked.extend(contents);
+    }
+    let checksum = Sha256::digest(checked);
+    Some([&[0x85, 0x6f, 0x4a, 0x83], checksum.get(..4)?, &[kind], &*length, contents].concat())
+}
+
+fn leb128(mut number: usize, into: &mut Vec<u8>) {
+    while number >= 0x80 {
+        into.push((number & 0x7f | 0x80) as u8);
+        number >>= 7;
+    }
+    into.push(number as u8);
 }
 
 /// An uploaded bundle, up to where automerge takes over.
