@@ -48,7 +48,8 @@ use crate::{
         peers::Peers,
         room::{native, samod},
         rooms::{Rooms, Shared},
-        sessions::Sessions,
+        incoming::Arriving,
+        sessions::{REFUSED_AT_ONCE, Sessions},
     },
     systemd,
     watchdog::{self, Watchdog},
@@ -271,6 +272,8 @@ pub fn show_limits(config: &Config, metrics: &ProcessMetrics) {
             memory::limit(config.sync.memory).map_or(0, |limit| bytes(crate::config::Size(limit))),
         ),
         ("sync.max_message", bytes(config.sync.max_message)),
+        ("sync.arriving", bytes(config.sync.arriving)),
+        ("sync.message_min_rate", bytes(config.sync.message_min_rate)),
         ("sync.max_inflated", bytes(config.sync.max_inflated)),
         ("sync.send_queue", bytes(config.sync.send_queue)),
         ("sync.receive_queue", bytes(config.sync.receive_queue)),
@@ -375,6 +378,8 @@ impl Bound {
             storage_id: self.storage_id,
             receive_queue: Arc::new(Semaphore::new(receive_places as usize)),
             receive_places,
+            arriving: Arriving::new(self.metrics.sessions.arriving.clone()),
+            refused: Semaphore::new(REFUSED_AT_ONCE),
             is_probe: false,
             draining: draining.clone(),
         });
@@ -424,7 +429,7 @@ impl Bound {
             open: self.metrics.http.sockets.with_label_values(&["public"]),
             addresses: Some(app.addresses.clone()),
             refused: self.metrics.sessions.refused.clone(),
-            upgraded: self.metrics.sessions.open.clone(),
+            upgraded: self.metrics.sessions.upgraded(),
             tasks: http_running.clone(),
             stopping: draining.clone(),
         };
@@ -434,7 +439,7 @@ impl Bound {
             open: self.metrics.http.sockets.with_label_values(&["admin"]),
             addresses: None,
             refused: self.metrics.sessions.refused.clone(),
-            upgraded: self.metrics.sessions.open.clone(),
+            upgraded: self.metrics.sessions.upgraded(),
             tasks: TaskTracker::new(),
             stopping: stopping.clone(),
         };
@@ -531,6 +536,8 @@ fn watchdog(
         storage_id: app.sessions.storage_id.clone(),
         receive_queue: Arc::new(Semaphore::new(PROBE_PLACES as usize)),
         receive_places: PROBE_PLACES,
+        arriving: Arriving::new(unseen.sessions.arriving.clone()),
+        refused: Semaphore::new(1),
         is_probe: true,
         draining: app.sessions.draining.clone(),
     });
@@ -540,7 +547,7 @@ fn watchdog(
         open: unseen.http.sockets.with_label_values(&["probe"]),
         addresses: None,
         refused: unseen.sessions.refused.clone(),
-        upgraded: unseen.sessions.open.clone(),
+        upgraded: unseen.sessions.upgraded(),
         tasks: TaskTracker::new(),
         stopping: app.sessions.draining.clone(),
     };

@@ -58,6 +58,11 @@ impl Bucket {
         }
         is_left
     }
+
+    /// Put back what was taken for nothing.
+    pub fn give_back(&mut self, amount: u64) {
+        self.left += as_f64(amount);
+    }
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a limit needs no more than 53 bits")]
@@ -99,8 +104,18 @@ pub struct Addresses(Mutex<HashMap<IpAddr, Address>>);
 
 #[derive(Debug)]
 struct Address {
-    open: usize,
+    open: [usize; 2],
+    /// Bytes of messages that are on their way.
+    arriving: u64,
     handshakes: Bucket,
+}
+
+/// What is counted at an address. A session has been a connection until its upgrade.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the names say it")]
+pub enum Kind {
+    Connection,
+    Session,
 }
 
 /// A connection that is counted at its address for as long as this lives.
@@ -108,25 +123,62 @@ struct Address {
 pub struct Place {
     addresses: Arc<Addresses>,
     address: IpAddr,
+    kind: Kind,
+}
+
+impl Place {
+    /// Count bytes of a message that is on its way, if those of its address are `most` then.
+    pub fn hold(&self, bytes: u64, most: u64) -> bool {
+        self.with(|found| {
+            let sum = found.arriving.saturating_add(bytes);
+            let is_held = sum <= most;
+            if is_held {
+                found.arriving = sum;
+            }
+            is_held
+        })
+        .unwrap_or(true)
+    }
+
+    /// They are not held any more.
+    pub fn give_back(&self, bytes: u64) {
+        self.with(|found| found.arriving = found.arriving.saturating_sub(bytes));
+    }
+
+    fn with<T>(&self, change: impl FnOnce(&mut Address) -> T) -> Option<T> {
+        lock(&self.addresses.0).get_mut(&self.address).map(change)
+    }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        if let Some(found) = lock(&self.addresses.0).get_mut(&self.address) {
-            found.open = found.open.saturating_sub(1);
+        let kind = self.kind;
+        self.with(|found| {
+            let open = found.of(kind);
+            *open = open.saturating_sub(1);
+        });
+    }
+}
+
+impl Address {
+    fn of(&mut self, kind: Kind) -> &mut usize {
+        match (kind, &mut self.open) {
+            (Kind::Connection, [connections, _]) => connections,
+            (Kind::Session, [_, sessions]) => sessions,
         }
     }
 }
 
 impl Addresses {
-    /// Count a connection from `address`: at most `connections` of them, and `handshakes` new ones if that is limited.
+    /// Count a connection or session from `address`: at most `most` of them, and `handshakes` new ones if that is limited.
     ///
     /// # Errors
     /// The limit that it is over.
     pub fn enter(
         self: &Arc<Self>,
         address: IpAddr,
-        connections: usize,
+        kind: Kind,
+        most: usize,
         handshakes: Option<Rate>,
     ) -> Result<Place, AddressLimit> {
         let now = Instant::now();
@@ -134,7 +186,7 @@ impl Addresses {
         let address = counted_as(address);
         if table.len() >= COUNTED && !table.contains_key(&address) {
             // There are fewer connections than places: one of them is nobody's now.
-            let idle = table.iter().filter(|(_, found)| found.open == 0);
+            let idle = table.iter().filter(|(_, found)| found.open == [0, 0]);
             let fullest =
                 idle.max_by(|(_, a), (_, b)| a.handshakes.left.total_cmp(&b.handshakes.left));
             if let Some(forgotten) = fullest.map(|(address, _)| *address) {
@@ -143,15 +195,16 @@ impl Addresses {
         }
         let found = table
             .entry(address)
-            .or_insert_with(|| Address { open: 0, handshakes: Bucket::new(now) });
+            .or_insert_with(|| Address { open: [0, 0], arriving: 0, handshakes: Bucket::new(now) });
         if handshakes.is_some_and(|rate| !found.handshakes.try_take(1, rate, now)) {
             return Err(AddressLimit::Handshakes);
         }
-        if found.open >= connections {
+        let open = found.of(kind);
+        if *open >= most {
             return Err(AddressLimit::Connections);
         }
-        found.open += 1;
-        Ok(Place { addresses: self.clone(), address })
+        *open += 1;
+        Ok(Place { addresses: self.clone(), address, kind })
     }
 
     /// How many addresses are counted.
@@ -222,6 +275,11 @@ impl Principals {
         self.with(account, take).unwrap_or(true)
     }
 
+    /// Some of these documents were not new.
+    pub fn were_known(&self, account: &Account, documents: u64) {
+        self.with(account, |stored, _| stored.new_documents.give_back(documents));
+    }
+
     /// Count bytes that are to be stored. False if there were too many of late.
     pub fn may_store(&self, account: &Account, bytes: u64, limits: &Limits) -> bool {
         let take =
@@ -268,7 +326,8 @@ mod tests {
     fn an_address_has_so_many_connections_and_handshakes() {
         let addresses = Arc::new(Addresses::default());
         let enter = |address: &str| {
-            addresses.enter(address.parse().expect("an address"), 2, Some(Rate::a_second(3)))
+            let address = address.parse().expect("an address");
+            addresses.enter(address, Kind::Session, 2, Some(Rate::a_second(3)))
         };
         let first = enter("2001:db8::1").expect("a place");
         let _second = enter("2001:db8::2").expect("a place");
@@ -279,6 +338,11 @@ mod tests {
         let quick = |_| enter("198.51.100.1").map(drop);
         assert_eq!((0..8).map(quick).filter(Result::is_ok).count(), 6, "twice the rate at once");
         assert_eq!(enter("198.51.100.1").expect_err("too quick"), AddressLimit::Handshakes);
+        let connection =
+            addresses.enter([198, 51, 100, 1].into(), Kind::Connection, 1, None).expect("none of its sessions");
+        assert!(connection.hold(60, 100) && !connection.hold(60, 100));
+        connection.give_back(60);
+        assert!(connection.hold(100, 100));
     }
 
     #[test]

@@ -130,6 +130,10 @@ metrics! {
         ephemera: IntCounter = "tonk_relay_ephemera_forwarded_total" [];
         /// Bytes that wait to be sent, all sessions together.
         unsent: IntGauge = "tonk_relay_unsent_bytes" [];
+        /// Bytes of messages that are on their way or being taken in, all connections together; of messages above 16 KiB.
+        arriving: IntGauge = "tonk_relay_arriving_bytes" [];
+        /// Refused WebSockets whose close is not finished.
+        closing: IntGauge = "tonk_relay_connections_refused" [];
         /// Received bytes that wait for their documents, all sessions together.
         unread: IntGauge = "tonk_relay_received_queue_bytes" [];
         /// Panics in session tasks.
@@ -312,6 +316,13 @@ pub fn now() -> f64 {
     std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)
         .map_or(0.0, |since| since.as_secs_f64())
+}
+
+impl SessionMetrics {
+    /// All WebSockets that are open: sessions, and those that are being refused.
+    pub fn upgraded(&self) -> [IntGauge; 2] {
+        [self.open.clone(), self.closing.clone()]
+    }
 }
 
 #[cfg(test)]

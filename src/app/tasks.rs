@@ -70,6 +70,7 @@ pub(super) fn review_sessions(
                 tokio::time::sleep(REVIEW_EVERY).await;
                 sessions.review(false);
                 if round % SAVE_LAST_USE_EVERY == 0 {
+                    sessions.note_use();
                     let auth = sessions.auth.clone();
                     let saved = tokio::task::spawn_blocking(move || auth.last_use().save()).await;
                     if let Ok(Err(error)) = saved {

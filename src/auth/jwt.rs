@@ -12,9 +12,11 @@ use std::{
 use jsonwebtoken::{
     Algorithm, AlgorithmFamily, DecodingKey, Validation, decode, decode_header,
     errors::ErrorKind,
-    jwk::{AlgorithmParameters, EllipticCurve, Jwk, JwkSet},
+    jwk::{AlgorithmParameters, EllipticCurve, Jwk, JwkSet, KeyOperations},
 };
 use serde::Deserialize;
+use sha2::{Digest, Sha256};
+use tracing::warn;
 
 use super::scopes::Scope;
 use crate::{config, regular_file};
@@ -25,9 +27,9 @@ const CLOCK_SKEW: Duration = Duration::from_secs(10);
 const MAX_FILE: u64 = 1 << 20;
 /// The longest token that is looked at; header lines end at about twice that.
 const MAX_TOKEN: usize = 16 << 10;
-/// The least bytes of an HS256 secret (RFC 7518, 3.2) and of an RSA modulus (RFC 7518, 3.3).
+/// The least bytes of an HS256 secret (RFC 7518, 3.2) and bits of an RSA modulus (RFC 7518, 3.3).
 const MIN_SECRET: usize = 32;
-const MIN_MODULUS: usize = 256;
+const MIN_MODULUS: usize = 2048;
 
 /// Keys, and what a token must say beside being signed with one of them.
 #[derive(Clone, Debug)]
@@ -42,7 +44,26 @@ struct Key {
     id: Option<String>,
     algorithm: Algorithm,
     key: DecodingKey,
+    /// Together with what else a token must say.
+    hash: KeyId,
 }
+
+impl Key {
+    fn new(id: Option<String>, algorithm: Algorithm, key: DecodingKey) -> Self {
+        use jsonwebtoken::DecodingKeyKind::{RsaModulusExponent, SecretOrDer};
+        let hash = match key.kind() {
+            SecretOrDer(bytes) => Sha256::digest(bytes),
+            RsaModulusExponent { n, e } => {
+                Sha256::new_with_prefix(n).chain_update([0]).chain_update(e).finalize()
+            }
+        };
+        Self { id, algorithm, key, hash: KeyId(hash.into()) }
+    }
+}
+
+/// What tells a key, and what tokens have to say beside being signed with it, from others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KeyId([u8; 32]);
 
 /// What a token says that was signed with one of the keys.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,6 +74,8 @@ pub struct Claims {
     pub scopes: Vec<Scope>,
     /// When it ends.
     pub expires: SystemTime,
+    /// The key that it is signed with.
+    pub key: KeyId,
 }
 
 /// What is wrong with a file of keys.
@@ -111,9 +134,18 @@ impl Keys {
         let io = |source| KeysError::Io { path: path.to_owned(), source };
         let content = |problem| KeysError::Content { path: path.to_owned(), problem };
         let text = regular_file::read_text(path, MAX_FILE).map_err(io)?;
-        let keys = read(&text).map_err(content)?;
+        let mut keys = read(&text).map_err(content)?;
         let (issuer, audience) = (auth.jwt_issuer.clone(), auth.jwt_audience.clone());
+        for key in &mut keys {
+            let said = format!("{:?} {issuer:?} {audience:?} ", key.algorithm);
+            key.hash = KeyId(Sha256::new_with_prefix(said).chain_update(key.hash.0).finalize().into());
+        }
         Ok(Self { keys, issuer, audience })
+    }
+
+    /// Whether a key is among these, and tokens that it signs have to say the same.
+    pub fn has(&self, key: KeyId) -> bool {
+        self.keys.iter().any(|known| known.hash == key)
     }
 
     /// Read a token.
@@ -134,7 +166,7 @@ impl Keys {
         let mut problem = invalid("there is no key for it");
         for key in self.keys.iter().filter(is_meant) {
             match decode::<Fields>(token, &key.key, &self.validation(key.algorithm)) {
-                Ok(found) => return claims(found.claims),
+                Ok(found) => return claims(found.claims, key.hash),
                 Err(error) => {
                     problem = match error.kind() {
                         ErrorKind::ExpiredSignature => return Err(BadJwt::Expired),
@@ -177,16 +209,16 @@ impl Keys {
     }
 }
 
-fn claims(fields: Fields) -> Result<Claims, BadJwt> {
-    if fields.sub.is_empty() || fields.sub.len() > 1024 {
-        return Err(BadJwt::Invalid("its sub is empty or too long".to_owned()));
+fn claims(fields: Fields, key: KeyId) -> Result<Claims, BadJwt> {
+    if fields.sub.is_empty() || fields.sub.len() > 1024 || fields.sub.contains(char::is_control) {
+        return Err(BadJwt::Invalid("its sub is empty, too long, or no text of one line".to_owned()));
     }
     // NumericDate may have a fraction (RFC 7519, 2). A century is long enough.
     let seconds = Duration::try_from_secs_f64(fields.exp.clamp(0.0, 1e11)).unwrap_or_default();
     let scopes = [fields.scope, fields.scopes];
     let scopes = scopes.iter().flatten().flat_map(Scopes::known).collect();
     let expires = SystemTime::UNIX_EPOCH + seconds + CLOCK_SKEW;
-    Ok(Claims { subject: fields.sub, scopes, expires })
+    Ok(Claims { subject: fields.sub, scopes, expires, key })
 }
 
 fn read(text: &str) -> Result<Vec<Key>, String> {
@@ -202,7 +234,7 @@ fn read_jwks(text: &str) -> Result<Vec<Key>, String> {
     let set: JwkSet = serde_json::from_str(text).map_err(|error| {
         format!("is no JWKS: see line {}, column {}", error.line(), error.column())
     })?;
-    let mut keys = Vec::new();
+    let (mut keys, mut weak) = (Vec::new(), Vec::new());
     for (index, jwk) in set.keys.iter().enumerate() {
         let name = jwk.common.key_id.clone().unwrap_or_else(|| format!("number {}", index + 1));
         let problem = |why: &str| format!("the key {name}: {why}");
@@ -212,16 +244,28 @@ fn read_jwks(text: &str) -> Result<Vec<Key>, String> {
             .public_key_use
             .as_ref()
             .is_some_and(|u| *u != jsonwebtoken::jwk::PublicKeyUse::Signature)
+            || jwk
+                .common
+                .key_operations
+                .as_ref()
+                .is_some_and(|operations| !operations.contains(&KeyOperations::Verify))
         {
             continue;
         }
         let Some(algorithm) = algorithm_of(jwk) else { continue };
         let key = DecodingKey::from_jwk(jwk).map_err(|error| problem(&error.to_string()))?;
-        check_strength(&key).map_err(|why| problem(&why))?;
-        keys.push(Key { id: jwk.common.key_id.clone(), algorithm, key });
+        // The set is somebody else's: one that is no good does not keep the others from use.
+        match check_strength(&key) {
+            Ok(()) => keys.push(Key::new(jwk.common.key_id.clone(), algorithm, key)),
+            Err(why) => {
+                warn!("auth.jwt_keys: {}", problem(&format!("{why}; it is left out")));
+                weak.push(problem(&why));
+            }
+        }
     }
     if keys.is_empty() && !set.keys.is_empty() {
-        return Err("holds no key for EdDSA, ES256, RS256 or HS256".to_owned());
+        let why = weak.into_iter().next();
+        return Err(why.unwrap_or_else(|| "holds no key for EdDSA, ES256, RS256 or HS256".to_owned()));
     }
     Ok(keys)
 }
@@ -271,7 +315,7 @@ fn read_pem(text: &str) -> Result<Vec<Key>, String> {
             format!("key number {}: is no Ed25519, P-256 or RSA public key", keys.len() + 1)
         })?;
         check_strength(&key).map_err(|why| format!("key number {}: {why}", keys.len() + 1))?;
-        keys.push(Key { id: None, algorithm, key });
+        keys.push(Key::new(None, algorithm, key));
     }
     Ok(keys)
 }
@@ -282,11 +326,10 @@ fn check_strength(key: &DecodingKey) -> Result<(), String> {
         (AlgorithmFamily::Hmac, SecretOrDer(secret)) if secret.len() < MIN_SECRET => {
             Err(format!("is a secret of {} bytes: expected {MIN_SECRET} or more", secret.len()))
         }
-        (AlgorithmFamily::Rsa, RsaModulusExponent { n, .. }) if n.len() < MIN_MODULUS => {
+        (AlgorithmFamily::Rsa, RsaModulusExponent { n, .. }) if bits(n) < MIN_MODULUS => {
             Err("is an RSA key of less than 2,048 bits".to_owned())
         }
-        // PKCS #1: the modulus, its exponent, and a few bytes around them.
-        (AlgorithmFamily::Rsa, SecretOrDer(der)) if der.len() < MIN_MODULUS => {
+        (AlgorithmFamily::Rsa, SecretOrDer(der)) if bits(modulus(der)) < MIN_MODULUS => {
             Err("is an RSA key of less than 2,048 bits".to_owned())
         }
         // An uncompressed point of P-256.
@@ -294,5 +337,29 @@ fn check_strength(key: &DecodingKey) -> Result<(), String> {
             Err("is no P-256 key".to_owned())
         }
         _ => Ok(()),
+    }
+}
+
+/// The bits of a number, its highest byte first.
+fn bits(number: &[u8]) -> usize {
+    let zeros = number.iter().take_while(|byte| **byte == 0).count();
+    let first = number.get(zeros).map_or(0, |byte| byte.leading_zeros() as usize);
+    (number.len() - zeros) * 8 - first
+}
+
+/// The modulus of an RSA public key in DER (RFC 8017, A.1.1: a sequence of two integers); empty where there is none.
+fn modulus(der: &[u8]) -> &[u8] {
+    content(der).and_then(content).unwrap_or_default()
+}
+
+/// What is in the first element of a DER text.
+fn content(der: &[u8]) -> Option<&[u8]> {
+    match der {
+        [_, length, rest @ ..] if length & 0x80 == 0 => rest.get(..usize::from(*length)),
+        [_, 0x81, length, rest @ ..] => rest.get(..usize::from(*length)),
+        [_, 0x82, high, low, rest @ ..] => {
+            rest.get(..usize::from(u16::from_be_bytes([*high, *low])))
+        }
+        _ => None,
     }
 }

@@ -77,7 +77,8 @@ enum Credential {
     None,
     /// A token's hash.
     Token(Box<str>),
-    Jwt(Box<str>),
+    /// The token, and which key has signed it.
+    Jwt(Box<str>, jwt::KeyId),
 }
 
 impl fmt::Debug for Credential {
@@ -86,7 +87,7 @@ impl fmt::Debug for Credential {
         f.write_str(match self {
             Self::None => "none",
             Self::Token(_) => "a token",
-            Self::Jwt(_) => "a JWT",
+            Self::Jwt(..) => "a JWT",
         })
     }
 }
@@ -106,7 +107,7 @@ impl Access {
     pub fn account(&self, address: Option<IpAddr>) -> Account {
         match self.credential {
             Credential::None => Account::at(address),
-            Credential::Token(_) | Credential::Jwt(_) => Account::named(&self.principal.0),
+            Credential::Token(_) | Credential::Jwt(..) => Account::named(&self.principal.0),
         }
     }
 
@@ -128,7 +129,7 @@ pub enum Refusal {
     Expired,
     #[error("the token is not valid: {0}")]
     Invalid(String),
-    #[error("only clients on the relay's own machine are served: auth.mode is not set")]
+    #[error("only clients and pages of the relay's own machine are served: auth.mode is not set")]
     Remote,
 }
 
@@ -215,7 +216,7 @@ impl Policy {
                     principal: Principal(format!("jwt:{}", claims.subject).into()),
                     rights: Arc::new(claims.scopes.into_iter().collect()),
                     expires: Some(claims.expires),
-                    credential: Credential::Jwt(token.into()),
+                    credential: Credential::Jwt(token.into(), claims.key),
                 })
             }
         }
@@ -226,7 +227,9 @@ impl Policy {
         match (&self.mode, &access.credential) {
             (Mode::Token(tokens), Credential::Token(hash)) => access_of(tokens, hash),
             (Mode::Jwt(_), Credential::Token(_)) => Err(Refusal::Unknown),
-            (_, Credential::Jwt(token)) => self.admit(Some(token), client),
+            // A signature was seen to be good, and is while its key is here; who has ended is found by the review.
+            (Mode::Jwt(keys), Credential::Jwt(_, key)) if keys.has(*key) => Ok(access.clone()),
+            (_, Credential::Jwt(token, _)) => self.admit(Some(token), client),
             (Mode::Unset | Mode::Open, Credential::Token(_)) | (_, Credential::None) => {
                 self.admit(None, client)
             }
@@ -296,9 +299,7 @@ impl Auth {
     /// Why not.
     pub fn admit(&self, token: Option<&str>, client: Client) -> Result<Access, Refusal> {
         let access = self.policy().admit(token, client)?;
-        if let Credential::Token(hash) = &access.credential {
-            self.last_use.note(hash);
-        }
+        self.is_here(&access);
         Ok(access)
     }
 
@@ -308,6 +309,13 @@ impl Auth {
     /// Why not.
     pub fn admit_again(&self, access: &Access, client: Client) -> Result<Access, Refusal> {
         self.policy().admit_again(access, client)
+    }
+
+    /// Note that one who was let in is still here.
+    pub fn is_here(&self, access: &Access) {
+        if let Credential::Token(hash) = &access.credential {
+            self.last_use.note(hash);
+        }
     }
 
     /// Whether a token is asked for at all.

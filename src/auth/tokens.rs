@@ -25,6 +25,8 @@ const HEADER: &str = "# Tokens of tonk-relay, hashed. `tonk-relay token add` and
                       # `tonk-relay reload` puts it into effect.\n";
 /// The largest file that is read.
 const MAX_FILE: u64 = 16 << 20;
+/// The longest life of a token that ends: a century.
+pub const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
 /// A token as it is stored.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -56,13 +58,13 @@ impl Token {
     }
 }
 
-/// A new token, and how it is stored.
+/// A new token, and how it is stored. It lives at most [`LONGEST`].
 pub fn make(name: &str, scopes: Vec<Scope>, lives: Option<Duration>) -> (String, Token) {
     let random = [DocumentId::random(), DocumentId::random()];
     let bytes: Vec<u8> = random.iter().flat_map(DocumentId::as_bytes).copied().collect();
     let secret = format!("{PREFIX}{}", bs58::encode(bytes).with_check().into_string());
     let created = whole_seconds(SystemTime::now());
-    let expires = lives.and_then(|lives| created.checked_add(lives));
+    let expires = lives.map(|lives| created + lives.min(LONGEST));
     let token = Token { name: name.to_owned(), sha256: hash(&secret), scopes, created, expires };
     (secret, token)
 }

@@ -90,6 +90,11 @@ pub(super) fn token(arguments: TokenArguments) -> Result<(), CliError> {
                     "a name has 1 to 200 bytes, and no control characters".to_owned(),
                 ));
             }
+            if expires.is_some_and(|lives| lives > tokens::LONGEST) {
+                return Err(CliError::Problem(
+                    "--expires: a token lives a century at most; without --expires it does not end".to_owned(),
+                ));
+            }
             let (secret, token) = tokens::make(&name, scopes, expires);
             let mut all = stored;
             all.push(token);

@@ -68,6 +68,12 @@ pub fn check(loaded: &LoadedConfig) -> Vec<Fault> {
             ),
         );
     }
+    if config.sync.arriving < config.sync.max_message {
+        fault(
+            "sync.arriving",
+            format!("is less than one message of sync.max_message, {}", config.sync.max_message),
+        );
+    }
     let bundles = &config.bundles;
     if bundles.store == StoreKind::S3 && bundles.bucket.is_empty() {
         fault("bundles.bucket", r#"is not set, and bundles.store is "s3""#.into());

@@ -37,10 +37,16 @@ pub struct Changes {
 }
 
 /// Why a running relay does not take over a change of sign-in, if it does not: a reload never opens a relay that asks for
-/// tokens.
+/// tokens, nor a part of it.
 pub fn opens(now: &Config, new: &Config) -> Option<&'static str> {
-    (!now.auth.lets_all_write() && new.auth.lets_all_write())
-        .then_some("a reload never turns sign-in off; a restart does")
+    if now.auth.mode.is_open() {
+        return None;
+    }
+    if new.auth.mode.is_open() {
+        return Some("a reload never turns sign-in off; a restart does");
+    }
+    let adds = new.auth.anonymous.iter().any(|scope| !now.auth.anonymous.contains(scope));
+    adds.then_some("a reload never adds to auth.anonymous; a restart does")
 }
 
 /// Compare the config in effect with a new one.

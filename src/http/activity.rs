@@ -18,6 +18,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 pub struct Activity {
     moved: AtomicU64,
     taken: AtomicU64,
+    unfinished: AtomicU64,
 }
 
 impl Activity {
@@ -29,6 +30,21 @@ impl Activity {
     /// How many of them the peer took.
     pub fn taken(&self) -> u64 {
         self.taken.load(Ordering::Relaxed)
+    }
+
+    /// How many bytes the peer sent.
+    pub fn received(&self) -> u64 {
+        self.moved().saturating_sub(self.taken())
+    }
+
+    /// Which large message is on its way: how many bytes had come before it.
+    pub fn unfinished(&self) -> Option<u64> {
+        self.unfinished.load(Ordering::Relaxed).checked_sub(1)
+    }
+
+    /// One is on its way, or none.
+    pub fn set_unfinished(&self, after: Option<u64>) {
+        self.unfinished.store(after.map_or(0, |after| after.saturating_add(1)), Ordering::Relaxed);
     }
 
     fn sent(&self, bytes: usize) {

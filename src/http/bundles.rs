@@ -122,14 +122,17 @@ async fn receive(
         return Err(HttpError::NoRight(*document));
     }
     let (account, limits) = (&uploader.account, &config.limits);
-    if !app.principals.may_create(account, 0, limits) {
+    if app.documents.is_deleted(id) {
+        return Err(HttpError::Deleted);
+    }
+    // All of them, until it is known which were here before.
+    let most = documents.len() as u64;
+    if !app.principals.may_create(account, most, limits) {
         return Err(HttpError::NewDocuments);
     }
     if !app.principals.may_store(account, size, limits) {
+        app.principals.were_known(account, most);
         return Err(HttpError::StoredBytes);
-    }
-    if app.documents.is_deleted(id) {
-        return Err(HttpError::Deleted);
     }
     let patience = config.bundles.timeout.0;
     let place = timeout(patience, app.importer.place()).await.map_err(|_| HttpError::Busy)??;
@@ -144,13 +147,10 @@ async fn receive(
     let importing = app.importer.import(place, id, etag, content, max_inflated);
     match timeout(patience, importing).await {
         // It goes on, and whoever fetches the bundle waits for it.
-        Err(_) => {
-            app.principals.may_create(account, documents.len() as u64, limits);
-            Ok((id, None))
-        }
+        Err(_) => Ok((id, None)),
         Ok(imported) => {
             let imported = import_ended(imported)?;
-            app.principals.may_create(account, imported.new as u64, limits);
+            app.principals.were_known(account, most.saturating_sub(imported.new as u64));
             Ok((id, Some(imported)))
         }
     }

@@ -2,13 +2,23 @@
 
 use std::net::IpAddr;
 
-use axum::http::HeaderMap;
+use axum::http::{HeaderMap, Uri, header};
 
+use super::proxied;
 use crate::{auth::Client, config::Network};
 
 const FORWARDED_FOR: &str = "x-forwarded-for";
 /// Headers by which proxies say that a request is somebody else's.
-const FORWARDING: [&str; 3] = [FORWARDED_FOR, "forwarded", "x-real-ip"];
+const FORWARDING: [&str; 8] = [
+    FORWARDED_FOR,
+    "forwarded",
+    "x-real-ip",
+    "x-forwarded-host",
+    "x-forwarded-proto",
+    "via",
+    "cf-connecting-ip",
+    "true-client-ip",
+];
 
 /// Make out the client of a request that came over a connection from `peer`; none for the relay's own.
 ///
@@ -18,6 +28,9 @@ pub fn client(peer: Option<IpAddr>, headers: &HeaderMap, trusted: &[Network]) ->
     let Some(peer) = peer.map(|peer| peer.to_canonical()) else {
         return Client { address: None, peer: None, is_local: true };
     };
+    if peer == proxied::NOWHERE.ip() {
+        return Client { address: None, peer: None, is_local: false };
+    }
     let is_trusted = |address: IpAddr| trusted.iter().any(|network| network.has(address));
     let forwarded: Vec<Option<IpAddr>> = headers
         .get_all(FORWARDED_FOR)
@@ -28,7 +41,9 @@ pub fn client(peer: Option<IpAddr>, headers: &HeaderMap, trusted: &[Network]) ->
     let is_forwarded = FORWARDING.iter().any(|name| headers.contains_key(*name));
     let all_local = forwarded.iter().all(|at| at.is_some_and(|at| at.is_loopback()));
     // What does not say where it comes from may come from anywhere.
-    let is_local = peer.is_loopback() && (!is_forwarded || (!forwarded.is_empty() && all_local));
+    let is_local = peer.is_loopback()
+        && (!is_forwarded || (!forwarded.is_empty() && all_local))
+        && is_asked_locally(headers);
     if !is_trusted(peer) {
         return Client { address: Some(peer), peer: Some(peer), is_local };
     }
@@ -39,6 +54,30 @@ pub fn client(peer: Option<IpAddr>, headers: &HeaderMap, trusted: &[Network]) ->
         None => forwarded.first().copied().flatten(),
     };
     Client { address, peer: Some(peer), is_local }
+}
+
+/// Whether a request is about this machine, and not from a page of somebody else's that a browser here shows: the page's
+/// origin tells, or, where its name was made to lead here, the host that is asked.
+fn is_asked_locally(headers: &HeaderMap) -> bool {
+    let host = headers.get(header::HOST).map(|host| host.to_str().unwrap_or_default());
+    let origin = headers.get(header::ORIGIN).map(|origin| origin.to_str().unwrap_or_default());
+    let origin_host = origin.map(|origin| {
+        let uri = origin.parse::<Uri>().unwrap_or_default();
+        uri.authority().map(|authority| authority.host().to_owned()).unwrap_or_default()
+    });
+    host.is_none_or(|host| {
+        let bare = host.rsplit_once(':').filter(|(_, port)| port.bytes().all(|b| b.is_ascii_digit()));
+        is_this_machine(bare.map_or(host, |(name, _)| name))
+    }) && origin_host.is_none_or(|host| is_this_machine(&host))
+}
+
+/// Whether a host's name means this machine, wherever it is asked (RFC 6761, 6.3).
+fn is_this_machine(host: &str) -> bool {
+    let host = host.to_ascii_lowercase();
+    let bare = host.trim_start_matches('[').trim_end_matches(']');
+    bare == "localhost"
+        || bare.ends_with(".localhost")
+        || bare.parse::<IpAddr>().is_ok_and(|at| at.is_loopback())
 }
 
 /// An address as proxies write it: bare, in brackets, or with a port.
@@ -107,6 +146,31 @@ mod tests {
             assert!(!client(Some(ip("127.0.0.1")), &headers, &[]).is_local, "{name}");
         }
         assert!(client(None, &HeaderMap::new(), &[]).is_local, "the relay itself");
+    }
+
+    #[test]
+    fn pages_of_others_are_not_local() {
+        let is_local = |host: &str, origin: Option<&str>| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::HOST, host.parse().expect("a host"));
+            if let Some(origin) = origin {
+                headers.insert(header::ORIGIN, origin.parse().expect("an origin"));
+            }
+            client(Some(ip("127.0.0.1")), &headers, &[]).is_local
+        };
+        for host in ["localhost", "LOCALHOST:8081", "127.0.0.1:8081", "[::1]:8081", "app.localhost"] {
+            assert!(is_local(host, None), "{host}");
+        }
+        assert!(is_local("localhost:8081", Some("http://localhost:3000")));
+        assert!(is_local("localhost:8081", Some("http://[::1]:3000")));
+        for origin in ["https://evil.example", "null", "http://localhost.evil.example", ""] {
+            assert!(!is_local("localhost:8081", Some(origin)), "{origin}");
+        }
+        for host in ["evil.example:8081", "127.0.0.1.evil.example", "", "203.0.113.9"] {
+            assert!(!is_local(host, None), "{host}");
+        }
+        let nowhere = client(Some(proxied::NOWHERE.ip()), &HeaderMap::new(), &[]);
+        assert_eq!(nowhere, Client::default(), "who is not told of is counted nowhere");
     }
 
     proptest! {

@@ -39,7 +39,7 @@ use super::{
 };
 use crate::{
     config::Config,
-    limits::{Addresses, Place},
+    limits::{Addresses, Kind, Place},
 };
 
 /// Connections that wait to be accepted.
@@ -127,8 +127,8 @@ pub struct Connections {
     pub addresses: Option<Arc<Addresses>>,
     /// Connections that are cut, by reason.
     pub refused: IntCounterVec,
-    /// Connections that were upgraded.
-    pub upgraded: IntGauge,
+    /// Connections that were upgraded: sessions, and those that are being refused.
+    pub upgraded: [IntGauge; 2],
     /// Where connections are counted until they end.
     pub tasks: TaskTracker,
     /// No request is taken any more.
@@ -150,7 +150,7 @@ impl Connections {
                 () = self.stopping.cancelled() => return,
             };
             let limit = self.config.borrow().limits.connections + HTTP_BESIDE;
-            let open = self.open.get() + self.upgraded.get();
+            let open = self.open.get() + self.upgraded.iter().map(IntGauge::get).sum::<i64>();
             if usize::try_from(open).unwrap_or(0) >= limit {
                 self.cut(&stream, address, "flood");
                 continue;
@@ -203,7 +203,7 @@ impl Connections {
         // Sessions among them are refused before that, and told so.
         let most = config.limits.connections_per_address.saturating_mul(2);
         let place = match &self.addresses {
-            Some(addresses) if !is_proxy => addresses.enter(address.ip(), most, None).map(Some),
+            Some(addresses) if !is_proxy && address.ip() != proxied::NOWHERE.ip() => addresses.enter(address.ip(), Kind::Connection, most, None).map(Some),
             _ => Ok(None),
         };
         let Ok(place) = place else {

@@ -41,7 +41,7 @@ use crate::{
     bundle::{import::Importer, served::Served, slims::Slims, store::BundleStore},
     config::Config,
     health::Health,
-    limits::{AddressLimit, Addresses, Place, Principals},
+    limits::{AddressLimit, Addresses, Kind, Place, Principals},
     metrics::Metrics,
     storage::documents::Documents,
     sync::{outbound::Closing, peers::Peers, sessions::Sessions},
@@ -191,7 +191,7 @@ async fn upgrade(State(app): State<App>, request: Request, next: Next) -> Respon
     let Extension(activity) =
         Extension::<Arc<Activity>>::from_request_parts(&mut parts, &()).await.unwrap_or_default();
     let config = app.config.borrow().clone();
-    let admitted = admit(&app, &config, client, &parts);
+    let (admitted, place) = admit(&app, &config, client, &parts);
     let max_message = config.sync.max_message.bytes();
     let (sessions, running) = (app.sessions, app.sessions_running);
     socket
@@ -202,7 +202,7 @@ async fn upgrade(State(app): State<App>, request: Request, next: Next) -> Respon
         .on_upgrade(move |socket| {
             let panics = sessions.metrics.panics.clone();
             // In a box: the future around it would have room for it twice.
-            let session = sessions.run(socket, client, activity, admitted);
+            let session = sessions.run(socket, client, activity, admitted, place);
             let session = Box::pin(running.track_future(session));
             async move {
                 let session = std::panic::AssertUnwindSafe(session);
@@ -213,14 +213,14 @@ async fn upgrade(State(app): State<App>, request: Request, next: Next) -> Respon
         })
 }
 
-/// Let a WebSocket in, with its place among those of its address; or say why it may not live.
+/// Let a WebSocket in, or say why it may not live; with its place among those of its address.
 fn admit(
     app: &App,
     config: &Config,
     client: Client,
     parts: &Parts,
-) -> Result<(Access, Option<Place>), Closing> {
-    let refused = |code, reason: String, label| Err(Closing { code, reason, label });
+) -> (Result<Access, Closing>, Option<Place>) {
+    let refused = |code, reason: String, label| (Err(Closing { code, reason, label }), None);
     let origin = parts.headers.get(header::ORIGIN);
     if origin.is_some_and(|origin| !is_allowed(origin, config)) {
         let reason = "this Origin is not among http.allowed_origins".to_owned();
@@ -232,9 +232,8 @@ fn admit(
     }
     let limits = &config.limits;
     let (most, rate) = (limits.connections_per_address, limits.handshakes_per_address);
-    let place =
-        client.address.map(|address| app.addresses.enter(address, most, Some(rate))).transpose();
-    let place = match place {
+    let enter = |address| app.addresses.enter(address, Kind::Session, most, Some(rate));
+    let place = match client.address.map(enter).transpose() {
         Ok(place) => place,
         Err(AddressLimit::Connections) => {
             let reason = format!(
@@ -249,10 +248,13 @@ fn admit(
             return refused(4429, reason, "handshakes_per_address");
         }
     };
-    let access = sign_in::admit(app, client, &parts.headers, &parts.uri)
-        .map_err(|refusal| refusal.closing())?;
-    if !access.rights.may_sync() {
-        return refused(4403, "the token has no scope for sync".to_owned(), "no_scope");
-    }
-    Ok((access, place))
+    let access = match sign_in::admit(app, client, &parts.headers, &parts.uri) {
+        Ok(access) if !access.rights.may_sync() => Err(Closing {
+            code: 4403,
+            reason: "the token has no scope for sync".to_owned(),
+            label: "no_scope",
+        }),
+        admitted => admitted.map_err(|refusal| refusal.closing()),
+    };
+    (access, place)
 }

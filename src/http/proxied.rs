@@ -20,7 +20,7 @@ const MAX_LINE: usize = 107;
 const MAX_REST: u16 = 4096;
 
 /// What stands for a client of whom the proxy does not say where it is: not this machine, whatever else.
-const NOWHERE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
+pub const NOWHERE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
 
 /// Read a header; none where the connection is the proxy's own, such as to see whether the relay is there.
 ///

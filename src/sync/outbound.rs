@@ -253,6 +253,11 @@ impl Outbound {
         self.closed.cancelled().await;
     }
 
+    /// Whether the session is being closed.
+    pub fn is_closing(&self) -> bool {
+        self.closed.is_cancelled()
+    }
+
     /// Why the session is being closed, if it is.
     pub fn closing(&self) -> Option<Closing> {
         self.queue().closing.clone()

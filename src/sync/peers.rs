@@ -42,8 +42,21 @@ pub struct Peers {
 #[derive(Default)]
 struct Table {
     sessions: HashMap<SessionId, Weak<Session>>,
-    joined: HashMap<Arc<str>, Vec<(Principal, SessionId)>>,
+    /// Who uses each peer id, those first who came first: the id is theirs, and they alone speak under it.
+    users: HashMap<Arc<str>, Vec<User>>,
+    /// The other peer ids under which a session speaks.
+    spoken: HashMap<SessionId, Vec<Arc<str>>>,
 }
+
+struct User {
+    principal: Principal,
+    session: SessionId,
+    /// It has joined with this id; otherwise it speaks for a peer behind it.
+    has_joined: bool,
+}
+
+/// Peers that one session speaks for: a shared worker's tabs.
+const SPOKEN_FOR: usize = 16;
 
 impl Peers {
     fn table(&self) -> MutexGuard<'_, Table> {
@@ -60,10 +73,16 @@ impl Peers {
     pub fn join(&self, session: &Arc<Session>) -> Option<Arc<Session>> {
         let mut table = self.table();
         table.sessions.insert(session.id, Arc::downgrade(session));
-        let same = table.joined.entry(session.peer_id.clone()).or_default();
-        let older = same.iter().position(|(principal, _)| *principal == session.access.principal);
-        let older = older.map(|at| same.swap_remove(at).1);
-        same.push((session.access.principal.clone(), session.id));
+        let users = table.users.entry(session.peer_id.clone()).or_default();
+        let principal = session.access.principal.clone();
+        let same = users.iter_mut().find(|user| user.has_joined && user.principal == principal);
+        let older = match same {
+            Some(user) => Some(std::mem::replace(&mut user.session, session.id)),
+            None => {
+                users.push(User { principal, session: session.id, has_joined: true });
+                None
+            }
+        };
         older.and_then(|older| table.sessions.get(&older)?.upgrade())
     }
 
@@ -71,10 +90,14 @@ impl Peers {
     pub fn leave(&self, session: &Session) {
         let mut table = self.table();
         table.sessions.remove(&session.id);
-        if let Some(same) = table.joined.get_mut(&session.peer_id) {
-            same.retain(|(_, id)| *id != session.id);
-            if same.is_empty() {
-                table.joined.remove(&session.peer_id);
+        let mut ids = table.spoken.remove(&session.id).unwrap_or_default();
+        ids.push(session.peer_id.clone());
+        for id in ids {
+            if let Some(users) = table.users.get_mut(&id) {
+                users.retain(|user| user.session != session.id);
+                if users.is_empty() {
+                    table.users.remove(&id);
+                }
             }
         }
     }
@@ -84,10 +107,27 @@ impl Peers {
         self.table().sessions.get(&id)?.upgrade()
     }
 
-    /// Whether a session other than `but` has joined with that peer id.
-    pub fn is_joined_elsewhere(&self, peer_id: &str, but: SessionId) -> bool {
-        let table = self.table();
-        table.joined.get(peer_id).is_some_and(|same| same.iter().any(|(_, id)| *id != but))
+    /// Whether a session may speak as `author`: as itself, or for a peer behind it such as a tab behind a shared worker; not
+    /// under an id that is somebody else's, nor for a peer that is here itself.
+    pub fn may_speak(&self, session: &Session, author: &str) -> bool {
+        let mut table = self.table();
+        let (id, principal) = (session.id, &session.access.principal);
+        if let Some(users) = table.users.get(author) {
+            let is_theirs = users.first().is_none_or(|first| first.principal == *principal);
+            let is_itself = author == &*session.peer_id;
+            let is_here = |user: &User| {
+                user.has_joined && user.session != id && user.principal == *principal
+            };
+            return is_theirs && (is_itself || !users.iter().any(is_here));
+        }
+        let author: Arc<str> = author.into();
+        let spoken = table.spoken.entry(id).or_default();
+        if spoken.len() < SPOKEN_FOR {
+            spoken.push(author.clone());
+            let user = User { principal: principal.clone(), session: id, has_joined: false };
+            table.users.insert(author, vec![user]);
+        }
+        true
     }
 
     /// All sessions that have joined.
@@ -124,12 +164,35 @@ mod tests {
         let second = session(&peers, "tab", "alice");
         assert_eq!(peers.join(&second).expect("the older one").id, first.id);
         peers.leave(&first);
-        assert!(peers.is_joined_elsewhere("tab", thief.id));
+        assert!(peers.may_speak(&second, "tab") && !peers.may_speak(&thief, "tab"));
         peers.leave(&second);
-        assert!(!peers.is_joined_elsewhere("tab", thief.id));
+        assert!(peers.may_speak(&thief, "tab"), "nobody else is there");
         assert_eq!(peers.all().len(), 1);
         peers.leave(&thief);
         assert!(peers.is_empty());
-        assert!(peers.table().joined.is_empty());
+        assert!(peers.table().users.is_empty());
+    }
+
+    #[test]
+    fn a_shared_worker_speaks_for_its_tabs_and_nobody_else_does() {
+        let peers = Peers::default();
+        let worker = session(&peers, "worker", "alice");
+        let thief = session(&peers, "tab-1", "mallory");
+        peers.join(&worker);
+        assert!(peers.may_speak(&worker, "tab-1") && peers.may_speak(&worker, "tab-2"));
+        peers.join(&thief);
+        assert!(peers.may_speak(&worker, "tab-1") && !peers.may_speak(&thief, "tab-1"));
+        assert!(!peers.may_speak(&thief, "tab-2") && !peers.may_speak(&thief, "worker"));
+        let tab = session(&peers, "tab-2", "alice");
+        peers.join(&tab);
+        assert!(peers.may_speak(&tab, "tab-2") && !peers.may_speak(&worker, "tab-2"));
+        for n in 0..1000 {
+            assert!(peers.may_speak(&worker, &format!("tab-of-many-{n}")));
+        }
+        assert!(peers.table().users.len() < 2 * SPOKEN_FOR);
+        for session in [&worker, &thief, &tab] {
+            peers.leave(session);
+        }
+        assert!(peers.table().users.is_empty() && peers.table().spoken.is_empty());
     }
 }

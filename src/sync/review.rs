@@ -20,6 +20,13 @@ impl Sessions {
         }
     }
 
+    /// Note that the tokens of all who are here are in use.
+    pub fn note_use(&self) {
+        for session in self.peers.all() {
+            self.auth.is_here(&session.access);
+        }
+    }
+
     /// Whether a session would be let in now as it was.
     pub(super) fn ask_again(&self, session: &Session) {
         match self.auth.admit_again(&session.access, session.client) {

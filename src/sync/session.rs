@@ -226,9 +226,9 @@ impl Session {
         self.subscribed.load(Ordering::Relaxed)
     }
 
-    /// It wants to hear that from now on, or not any more.
-    pub fn subscribe(&self, on: bool) {
-        self.subscribed.store(on, Ordering::Relaxed);
+    /// It wants to hear that from now on, or not any more. Returns whether it did before.
+    pub fn subscribe(&self, on: bool) -> bool {
+        self.subscribed.swap(on, Ordering::Relaxed)
     }
 
     /// Close the session.

@@ -16,17 +16,19 @@ use std::{
 use axum::extract::ws::WebSocket;
 use bytes::Bytes;
 use futures::StreamExt;
+use prometheus::IntGauge;
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::{
     flow::Flow,
+    incoming::{Arriving, Incoming},
     outbound::Closing,
     peers::{Peers, SessionId},
     rooms::{Held, Input, Rooms},
     session::Session,
-    socket::{self, CLOSE_GRACE, Pace, Reader, Writer, closing},
+    socket::{self, CLOSE_GRACE, Writer, closing},
     wire::{self, BadSyncMessage, Body, Message, SyncMessage, VERSION},
 };
 use crate::{
@@ -44,6 +46,9 @@ use crate::{
 /// Bytes that a message unpacks to count as one that is received: 100 of them are an operation of a document, which is
 /// about four received bytes in what people write.
 const UNPACKED_WEIGHS: u64 = 4;
+
+/// WebSockets that are told why they are refused, at once; further ones are cut.
+pub const REFUSED_AT_ONCE: usize = 200;
 
 /// What sessions need of the rest of the relay.
 #[expect(missing_docs, reason = "the types say it")]
@@ -63,6 +68,10 @@ pub struct Sessions {
     pub receive_queue: Arc<Semaphore>,
     /// How many places there are.
     pub receive_places: u32,
+    /// What holds memory of messages that are on their way.
+    pub arriving: Arriving,
+    /// Places for those that are told why they are refused.
+    pub refused: Semaphore,
     /// These sessions are the relay's own, which ask whether it answers: the log does not name them.
     pub is_probe: bool,
     /// No session is taken any more.
@@ -76,24 +85,26 @@ impl Sessions {
         socket: WebSocket,
         from: Client,
         activity: Arc<Activity>,
-        admitted: Result<(Access, Option<Place>), Closing>,
+        admitted: Result<Access, Closing>,
+        place: Option<Place>,
     ) {
         let id = self.peers.next_id();
-        let open = Open::new(&self.metrics);
-        let (mut writer, mut reader) = socket.split();
+        let (mut writer, reader) = socket.split();
+        let (arriving, config) = (&self.arriving, self.config.clone());
+        let mut incoming = Incoming::new(reader, &activity, arriving, place.as_ref(), config);
         let client =
             from.shown().map_or_else(|| "unknown".to_owned(), |address| address.to_string());
-        let (admitted, _place) = match admitted {
-            Ok(_) if self.draining.is_cancelled() => (Err(drain()), None),
-            Ok((access, place)) => (Ok(access), place),
-            Err(closing) => (Err(closing), None),
+        let access = match admitted {
+            Ok(_) if self.draining.is_cancelled() => Err(drain()),
+            admitted => admitted,
         };
-        let joined = match admitted {
+        let joined = match access {
             Err(closing) => Err(closing),
             Ok(access) => {
+                let open = Counted::new(&self.metrics.open);
                 let handshake_timeout = self.config.borrow().sync.handshake_timeout.0;
                 // What comes once is in a box: a session keeps no memory for it.
-                let joining = Box::pin(self.join(id, access, from, &mut reader));
+                let joining = Box::pin(self.join(id, access, from, &mut incoming));
                 tokio::select! {
                     biased;
                     () = self.draining.cancelled() => Err(drain()),
@@ -101,17 +112,23 @@ impl Sessions {
                         Err(closing(1002, format!("no join message within {handshake_timeout:?}"), "handshake_timeout"))
                     }),
                 }
+                .map(|session| (session, open))
             }
         };
-        let session = match joined {
-            Ok(session) => session,
+        let (session, _open) = match joined {
+            Ok(joined) => joined,
             Err(closing) => {
                 self.say_refused(id, &client, &closing);
-                let closing = socket::close(&mut writer, &mut reader, &self.us, "", id, &closing);
-                Box::pin(closing).await;
+                // Who does not hear why may only hold few places for it.
+                if let Ok(_place) = self.refused.try_acquire() {
+                    let _counted = Counted::new(&self.metrics.closing);
+                    let (us, incoming) = (&self.us, &mut incoming);
+                    Box::pin(socket::close(&mut writer, incoming, us, "", id, &closing)).await;
+                }
                 return;
             }
         };
+        incoming.has_joined();
         let _joined = Joined { sessions: &self, session: &session };
         if let Some(older) = self.peers.join(&session) {
             older.close(1000, "the same peer has connected anew", "superseded");
@@ -128,9 +145,9 @@ impl Sessions {
         let welcome = wire::peer(&self.us, &session.peer_id, &self.storage_id);
         session.send("peer", welcome);
 
-        let serving = self.serve(&session, &mut writer, &mut reader, &activity);
+        let serving = self.serve(&session, &mut writer, &mut incoming, &activity);
         let end = session.usage.charge_all(serving).await;
-        open.ended(end.label);
+        self.metrics.ended.with_label_values(&[end.label]).inc();
         if self.is_probe {
             return;
         }
@@ -158,12 +175,10 @@ impl Sessions {
         id: SessionId,
         access: Access,
         client: Client,
-        reader: &mut Reader,
+        incoming: &mut Incoming<'_>,
     ) -> Result<Arc<Session>, Closing> {
-        let max_message = self.config.borrow().sync.max_message;
-        let mut pace = Pace::of_stranger();
         let frame = loop {
-            match socket::read(reader, &mut pace, max_message).await? {
+            match incoming.read().await? {
                 ControlFlow::Break(frame) => break frame,
                 ControlFlow::Continue(()) => {}
             }
@@ -180,6 +195,10 @@ impl Sessions {
         let Some(peer_id) = message.sender.as_deref().filter(|sender| !sender.is_empty()) else {
             return Err(garbage(wire::WireError::Missing("senderId")));
         };
+        // It stands in lines of the log.
+        if peer_id.contains(char::is_control) {
+            return Err(closing(1007, "a peer id holds no control characters".to_owned(), "garbage"));
+        }
         let (us, config, metrics) = (self.us.clone(), self.config.clone(), self.metrics.clone());
         Ok(Arc::new(Session::new(id, peer_id, access, client, us, config, metrics)))
     }
@@ -189,7 +208,7 @@ impl Sessions {
         &self,
         session: &Arc<Session>,
         writer: &mut Writer,
-        reader: &mut Reader,
+        incoming: &mut Incoming<'_>,
         activity: &Activity,
     ) -> Closing {
         let pings = tokio::sync::Notify::new();
@@ -199,7 +218,7 @@ impl Sessions {
             tokio::time::sleep(CLOSE_GRACE).await;
         };
         let read_end = tokio::select! {
-            end = self.read_all(session, reader, &busy) => Some(end),
+            end = self.read_all(session, incoming, &busy) => Some(end),
             () = socket::write_all(session, writer, &pings) => None,
             () = socket::watch_liveness(session, activity, &busy, &pings, &self.config) => None,
             () = stuck => None,
@@ -220,25 +239,27 @@ impl Sessions {
             }
         }
         let (us, peer_id) = (&self.us, &session.peer_id);
-        Box::pin(socket::close(writer, reader, us, peer_id, session.id, &end)).await;
+        Box::pin(socket::close(writer, incoming, us, peer_id, session.id, &end)).await;
         end
     }
 
     async fn read_all(
         &self,
         session: &Arc<Session>,
-        reader: &mut Reader,
+        incoming: &mut Incoming<'_>,
         busy: &AtomicBool,
     ) -> Closing {
         let mut flow = Flow::new();
-        let mut pace = Pace::of_session();
         loop {
-            let max_message = self.config.borrow().sync.max_message;
-            let frame = match socket::read(reader, &mut pace, max_message).await {
+            let frame = match incoming.read().await {
                 Ok(ControlFlow::Break(frame)) => frame,
                 Ok(ControlFlow::Continue(())) => continue,
                 Err(closing) => return closing,
             };
+            if session.outbound.is_closing() {
+                // What comes now is not its right any more; the writer still says what there is to say.
+                return std::future::pending().await;
+            }
             busy.store(true, Ordering::Relaxed);
             let now = Instant::now();
             let weight = match Box::pin(self.take_in(session, frame)).await {
@@ -285,10 +306,7 @@ impl Sessions {
         let is_theirs = match (&message.body, message.sender.as_deref()) {
             (_, None) => true,
             (_, Some(sender)) if sender == &*session.peer_id => true,
-            // A shared worker gossips for its tabs; but nobody speaks for a peer that is here itself.
-            (Body::Ephemeral { .. }, Some(author)) => {
-                !self.peers.is_joined_elsewhere(author, session.id)
-            }
+            (Body::Ephemeral { .. }, Some(_)) => true,
             _ => false,
         };
         if !is_ours || !is_theirs {
@@ -340,6 +358,9 @@ impl Sessions {
             {
                 self.dropped(session, "readonly_presence")
             }
+            Body::Ephemeral { .. } if !self.peers.may_speak(session, &sender) => {
+                self.dropped(session, "sender")
+            }
             Body::Ephemeral { document, count, session: author_session, data } => {
                 let held = self.hold(frame.len()).await;
                 let input = Input::Ephemeral {
@@ -390,8 +411,7 @@ impl Sessions {
         if remove.iter().any(|id| *id == self.storage_id) {
             session.subscribe(false);
         }
-        if add.iter().any(|id| *id == self.storage_id) {
-            session.subscribe(true);
+        if add.iter().any(|id| *id == self.storage_id) && !session.subscribe(true) {
             for document in session.documents() {
                 let input = Input::Subscribed { from: session.clone() };
                 self.deliver(session, document, input).await?;
@@ -472,22 +492,18 @@ impl Drop for Joined<'_> {
     }
 }
 
-/// Counts an open WebSocket for as long as it lives.
-struct Open<'a>(&'a SessionMetrics);
+/// Counts a WebSocket for as long as it lives.
+struct Counted<'a>(&'a IntGauge);
 
-impl<'a> Open<'a> {
-    fn new(metrics: &'a SessionMetrics) -> Self {
-        metrics.open.inc();
-        Self(metrics)
-    }
-
-    fn ended(&self, outcome: &str) {
-        self.0.ended.with_label_values(&[outcome]).inc();
+impl<'a> Counted<'a> {
+    fn new(gauge: &'a IntGauge) -> Self {
+        gauge.inc();
+        Self(gauge)
     }
 }
 
-impl Drop for Open<'_> {
+impl Drop for Counted<'_> {
     fn drop(&mut self) {
-        self.0.open.dec();
+        self.0.dec();
     }
 }

@@ -369,7 +369,7 @@ impl Room {
         if self.is_here(from.id) {
             self.member(&from);
         }
-        if !self.seen.is_new(from.id, &author, &session, count) {
+        if !self.seen.is_new((from.id, &from.access.principal), &author, &session, count) {
             return self.refused(&from, "ephemeral_seen");
         }
         for (id, member) in &self.members {
