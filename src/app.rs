@@ -44,11 +44,11 @@ use crate::{
     },
     supervisor::{Supervisor, TaskEnded},
     sync::{
+        incoming::Arriving,
         memory,
         peers::Peers,
         room::{native, samod},
         rooms::{Rooms, Shared},
-        incoming::Arriving,
         sessions::{REFUSED_AT_ONCE, Sessions},
     },
     systemd,
@@ -363,8 +363,7 @@ impl Bound {
             metrics: self.metrics.clone(),
         });
         let (draining, stopping) = (CancellationToken::new(), CancellationToken::new());
-        let receive_places =
-            u32::try_from(now.sync.receive_queue.0 / 1024).unwrap_or(u32::MAX).clamp(1, 1 << 28);
+        let receive_places = now.sync.receive_places();
         let auth = self.auth;
         let sessions = Arc::new(Sessions {
             config: config.clone(),

@@ -193,9 +193,11 @@ impl Addresses {
                 table.remove(&forgotten);
             }
         }
-        let found = table
-            .entry(address)
-            .or_insert_with(|| Address { open: [0, 0], arriving: 0, handshakes: Bucket::new(now) });
+        let found = table.entry(address).or_insert_with(|| Address {
+            open: [0, 0],
+            arriving: 0,
+            handshakes: Bucket::new(now),
+        });
         if handshakes.is_some_and(|rate| !found.handshakes.try_take(1, rate, now)) {
             return Err(AddressLimit::Handshakes);
         }
@@ -338,8 +340,9 @@ mod tests {
         let quick = |_| enter("198.51.100.1").map(drop);
         assert_eq!((0..8).map(quick).filter(Result::is_ok).count(), 6, "twice the rate at once");
         assert_eq!(enter("198.51.100.1").expect_err("too quick"), AddressLimit::Handshakes);
-        let connection =
-            addresses.enter([198, 51, 100, 1].into(), Kind::Connection, 1, None).expect("none of its sessions");
+        let connection = addresses
+            .enter([198, 51, 100, 1].into(), Kind::Connection, 1, None)
+            .expect("none of its sessions");
         assert!(connection.hold(60, 100) && !connection.hold(60, 100));
         connection.give_back(60);
         assert!(connection.hold(100, 100));

@@ -20,8 +20,15 @@ const MAGIC: [u8; 4] = [0x85, 0x6f, 0x4a, 0x83];
 const CHANGE_OPERATION: u64 = 500;
 /// Memory of an operation of a document chunk: 87 bytes in runs, measured with 1,000,000 of them.
 const DOCUMENT_OPERATION: u64 = 100;
-/// Memory of a change that a document chunk tells of, beside its texts.
-const DOCUMENT_CHANGE: u64 = 600;
+/// Memory of a change that a document chunk tells of, beside its texts: 735 MiB were measured of 400,000 without operations;
+/// those that claim many take twice that.
+const DOCUMENT_CHANGE: u64 = 2_000;
+/// What automerge keeps of an actor beside its id, each time that a change names it.
+const ACTOR: u64 = 40;
+/// Rows that name an actor, for each of the longest column: an operation, what it is about, what it replaces.
+const NAMES: u64 = 3;
+/// Marks cost time, by the square of their number: 20,000 in one place 0.2 s, 200,000 43 s. So they count as bytes.
+const MARK_PAIRS: u64 = 8;
 /// A text or an actor's id stands so often in what automerge makes of a change.
 const COPIES: u64 = 2;
 /// More columns than any chunk has: 18 today.
@@ -42,6 +49,8 @@ pub struct Unpacked {
     pub bytes: u64,
     /// Changes in them.
     pub changes: u64,
+    /// Beginnings and ends of marks in them.
+    pub marks: u64,
 }
 
 /// Where chunks come from, and how many times the limit they may be if their size explains it.
@@ -69,8 +78,8 @@ pub enum NotUnpacked {
 /// # Errors
 /// It is more, or is no sequence of chunks.
 pub fn of(chunks: &[u8], from: Origin, limit: Size) -> Result<Unpacked, NotUnpacked> {
-    let mut meter =
-        Meter { found: Unpacked::default(), allowed: allowed(chunks.len(), from, limit) };
+    let allowed = allowed(chunks.len(), from, limit);
+    let mut meter = Meter { found: Unpacked::default(), from, allowed };
     match meter.chunks(chunks) {
         Ok(()) => Ok(meter.found),
         Err(Stop::TooMuch) => Err(NotUnpacked::TooMuch { limit }),
@@ -97,6 +106,7 @@ impl From<io::Error> for Stop {
 
 struct Meter {
     found: Unpacked,
+    from: Origin,
     allowed: u64,
 }
 
@@ -164,36 +174,46 @@ impl Meter {
 
     fn document(&mut self, mut data: &[u8]) -> Result<(), Stop> {
         let data = &mut data;
-        let actor = actors(data)?;
+        let actors = actors(data)?;
         hashes(data)?;
         let (changes, operations) = (columns(data)?, columns(data)?);
-        self.changes_of(data, &changes, actor)?;
+        let changes = self.changes_of(data, &changes, actors)?;
         let operations = self.rows(data, &operations, DOCUMENT_OPERATION)?;
-        self.add(operations.saturating_mul(DOCUMENT_OPERATION))
+        self.add(operations.saturating_mul(DOCUMENT_OPERATION))?;
+        self.named(actors, changes, operations)
     }
 
     fn bundle(&mut self, mut data: &[u8]) -> Result<(), Stop> {
         let data = &mut data;
         hashes(data)?;
-        let actor = actors(data)?;
+        let actors = actors(data)?;
         let change_columns = columns(data)?;
-        self.changes_of(data, &change_columns, actor)?;
+        let changes = self.changes_of(data, &change_columns, actors)?;
         let operation_columns = columns(data)?;
         let operations = self.rows(data, &operation_columns, CHANGE_OPERATION)?;
-        self.add(operations.saturating_mul(CHANGE_OPERATION))
+        self.add(operations.saturating_mul(CHANGE_OPERATION))?;
+        self.named(actors, changes, operations)
     }
 
-    /// The changes that a chunk tells of; automerge makes each of them anew, with an actor's id of at most so many bytes.
+    /// Each change that is made anew of a chunk has the ids of all actors that its operations name.
+    fn named(&mut self, actors: Actors, changes: u64, operations: u64) -> Result<(), Stop> {
+        let names = changes.saturating_mul(actors.count).min(operations.saturating_mul(NAMES));
+        let size = actors.longest.saturating_add(ACTOR).saturating_mul(COPIES);
+        self.add(names.saturating_mul(size))
+    }
+
+    /// The changes that a chunk tells of; automerge makes each of them anew, with the id of its actor. Returns how many.
     fn changes_of(
         &mut self,
         data: &mut impl BufRead,
         columns: &[Column],
-        actor: u64,
-    ) -> Result<(), Stop> {
-        let cost = DOCUMENT_CHANGE.saturating_add(actor.saturating_mul(COPIES));
+        actors: Actors,
+    ) -> Result<u64, Stop> {
+        let cost = DOCUMENT_CHANGE.saturating_add(actors.longest.saturating_mul(COPIES));
         let changes = self.rows(data, columns, cost)?;
         self.found.changes = self.found.changes.saturating_add(changes);
-        self.add(changes.saturating_mul(cost))
+        self.add(changes.saturating_mul(cost))?;
+        Ok(changes)
     }
 
     /// The rows of the longest of some columns; each of them counts `cost`, so far.
@@ -208,7 +228,7 @@ impl Meter {
         let mut longest = 0;
         for column in columns {
             let mut own = data.by_ref().take(column.length);
-            let Values { rows, text } = if column.is_deflated() {
+            let Values { rows, text, marks } = if column.is_deflated() {
                 let mut inflated = BufReader::new(Inflated::over(&mut own));
                 let values = values(column, &mut inflated, most, self.allowed);
                 self.end(inflated)?;
@@ -221,10 +241,22 @@ impl Meter {
                 return Err(Stop::TooMuch);
             }
             self.add(text.saturating_mul(COPIES))?;
+            self.add_marks(marks)?;
             longest = longest.max(rows);
             io::copy(&mut own, &mut io::sink())?;
         }
         Ok(longest)
+    }
+
+    /// Marks that are stored already were bounded when they came, and may have become many since.
+    fn add_marks(&mut self, marks: u64) -> Result<(), Stop> {
+        let squared = |marks: u64| marks.saturating_mul(marks) / MARK_PAIRS;
+        let before = self.found.marks;
+        self.found.marks = before.saturating_add(marks);
+        match self.from {
+            Origin::Peer => self.add(squared(self.found.marks) - squared(before)),
+            Origin::Storage => Ok(()),
+        }
     }
 }
 
@@ -289,18 +321,20 @@ struct Values {
     rows: u64,
     /// Bytes of all its texts, each as often as it stands there.
     text: u64,
+    /// If these are actions, how many of them make or end a mark.
+    marks: u64,
 }
 
 /// Count the values of a column, up to where there are more than `most`, or more text than that.
 fn values(column: &Column, data: &mut impl BufRead, most: u64, most_text: u64) -> Values {
     let mut found = Values::default();
     // An end within a value: what stands before it is read by automerge as well.
-    let _ = sum_runs(column.kind(), data, most, most_text, &mut found);
+    let _ = sum_runs(column, data, most, most_text, &mut found);
     found
 }
 
 fn sum_runs(
-    kind: u64,
+    column: &Column,
     data: &mut impl BufRead,
     most: u64,
     most_text: u64,
@@ -310,6 +344,10 @@ fn sum_runs(
     const BOOLEAN: u64 = 4;
     const TEXT: u64 = 5;
     const RAW: u64 = 7;
+    /// The column of actions, without its flag for deflate, and the action (automerge 0.12, `op_set2/columns.rs`).
+    const ACTIONS: u64 = 0x42;
+    const MARK: u64 = 7;
+    let (kind, is_action) = (column.kind(), column.specification & !8 == ACTIONS);
     let mut grouped = 0u64;
     while found.rows <= most && found.text <= most_text && !data.fill_buf()?.is_empty() {
         match kind {
@@ -333,6 +371,8 @@ fn sum_runs(
                     } else if kind == GROUP {
                         grouped = grouped.saturating_add(all);
                         found.rows = found.rows.max(grouped);
+                    } else if is_action && value == MARK {
+                        found.marks = found.marks.saturating_add(repeated);
                     }
                     if found.rows > most || found.text > most_text {
                         return Ok(());
@@ -350,13 +390,21 @@ fn hashes(data: &mut impl BufRead) -> io::Result<()> {
     skip(data, count.saturating_mul(32))
 }
 
-/// A list of actor ids. Returns the length of the longest.
-fn actors(data: &mut impl BufRead) -> io::Result<u64> {
+/// How many actors a chunk names, and the length of their longest id.
+#[derive(Clone, Copy)]
+struct Actors {
+    count: u64,
+    longest: u64,
+}
+
+/// A list of actor ids.
+fn actors(data: &mut impl BufRead) -> io::Result<Actors> {
+    let count = unsigned(data)?;
     let mut longest = 0;
-    for _ in 0..unsigned(data)? {
+    for _ in 0..count {
         longest = longest.max(prefixed(data)?);
     }
-    Ok(longest)
+    Ok(Actors { count, longest })
 }
 
 /// Bytes after their length, which is returned.

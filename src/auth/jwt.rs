@@ -138,7 +138,8 @@ impl Keys {
         let (issuer, audience) = (auth.jwt_issuer.clone(), auth.jwt_audience.clone());
         for key in &mut keys {
             let said = format!("{:?} {issuer:?} {audience:?} ", key.algorithm);
-            key.hash = KeyId(Sha256::new_with_prefix(said).chain_update(key.hash.0).finalize().into());
+            key.hash =
+                KeyId(Sha256::new_with_prefix(said).chain_update(key.hash.0).finalize().into());
         }
         Ok(Self { keys, issuer, audience })
     }
@@ -211,7 +212,9 @@ impl Keys {
 
 fn claims(fields: Fields, key: KeyId) -> Result<Claims, BadJwt> {
     if fields.sub.is_empty() || fields.sub.len() > 1024 || fields.sub.contains(char::is_control) {
-        return Err(BadJwt::Invalid("its sub is empty, too long, or no text of one line".to_owned()));
+        return Err(BadJwt::Invalid(
+            "its sub is empty, too long, or no text of one line".to_owned(),
+        ));
     }
     // NumericDate may have a fraction (RFC 7519, 2). A century is long enough.
     let seconds = Duration::try_from_secs_f64(fields.exp.clamp(0.0, 1e11)).unwrap_or_default();
@@ -265,7 +268,9 @@ fn read_jwks(text: &str) -> Result<Vec<Key>, String> {
     }
     if keys.is_empty() && !set.keys.is_empty() {
         let why = weak.into_iter().next();
-        return Err(why.unwrap_or_else(|| "holds no key for EdDSA, ES256, RS256 or HS256".to_owned()));
+        return Err(
+            why.unwrap_or_else(|| "holds no key for EdDSA, ES256, RS256 or HS256".to_owned())
+        );
     }
     Ok(keys)
 }

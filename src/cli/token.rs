@@ -92,7 +92,8 @@ pub(super) fn token(arguments: TokenArguments) -> Result<(), CliError> {
             }
             if expires.is_some_and(|lives| lives > tokens::LONGEST) {
                 return Err(CliError::Problem(
-                    "--expires: a token lives a century at most; without --expires it does not end".to_owned(),
+                    "--expires: a token lives a century at most; without --expires it does not end"
+                        .to_owned(),
                 ));
             }
             let (secret, token) = tokens::make(&name, scopes, expires);

@@ -408,6 +408,13 @@ impl Default for Storage {
     }
 }
 
+impl Sync {
+    /// `receive_queue` in KiB, as places of a semaphore.
+    pub fn receive_places(&self) -> u32 {
+        u32::try_from(self.receive_queue.0 / 1024).unwrap_or(u32::MAX).clamp(1, 1 << 28)
+    }
+}
+
 impl Default for Sync {
     fn default() -> Self {
         Self {

@@ -66,7 +66,8 @@ fn is_asked_locally(headers: &HeaderMap) -> bool {
         uri.authority().map(|authority| authority.host().to_owned()).unwrap_or_default()
     });
     host.is_none_or(|host| {
-        let bare = host.rsplit_once(':').filter(|(_, port)| port.bytes().all(|b| b.is_ascii_digit()));
+        let bare =
+            host.rsplit_once(':').filter(|(_, port)| port.bytes().all(|b| b.is_ascii_digit()));
         is_this_machine(bare.map_or(host, |(name, _)| name))
     }) && origin_host.is_none_or(|host| is_this_machine(&host))
 }
@@ -158,7 +159,8 @@ mod tests {
             }
             client(Some(ip("127.0.0.1")), &headers, &[]).is_local
         };
-        for host in ["localhost", "LOCALHOST:8081", "127.0.0.1:8081", "[::1]:8081", "app.localhost"] {
+        for host in ["localhost", "LOCALHOST:8081", "127.0.0.1:8081", "[::1]:8081", "app.localhost"]
+        {
             assert!(is_local(host, None), "{host}");
         }
         assert!(is_local("localhost:8081", Some("http://localhost:3000")));

@@ -203,7 +203,9 @@ impl Connections {
         // Sessions among them are refused before that, and told so.
         let most = config.limits.connections_per_address.saturating_mul(2);
         let place = match &self.addresses {
-            Some(addresses) if !is_proxy && address.ip() != proxied::NOWHERE.ip() => addresses.enter(address.ip(), Kind::Connection, most, None).map(Some),
+            Some(addresses) if !is_proxy && address.ip() != proxied::NOWHERE.ip() => {
+                addresses.enter(address.ip(), Kind::Connection, most, None).map(Some)
+            }
             _ => Ok(None),
         };
         let Ok(place) = place else {

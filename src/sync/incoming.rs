@@ -114,30 +114,31 @@ impl<'a> Incoming<'a> {
     pub(super) async fn read(&mut self) -> Result<ControlFlow<Bytes>, Closing> {
         let read = poll_fn(|cx| self.poll(cx)).await?;
         match read {
-        Some(Ok(Frame::Binary(frame))) => Ok(ControlFlow::Break(frame)),
-        Some(Ok(Frame::Ping(_) | Frame::Pong(_))) => Ok(ControlFlow::Continue(())),
-        Some(Ok(Frame::Text(_))) => {
-            Err(closing(1003, "text frames are not of this protocol".to_owned(), "text"))
-        }
-        Some(Ok(Frame::Close(frame))) => {
-            let code = frame.map_or(1005, |frame| frame.code);
-            Err(closing(code, "closed by the peer".to_owned(), "peer"))
-        }
-        Some(Err(error)) => {
-            let text = error.into_inner().to_string();
-            // axum hides tungstenite's error type; its texts are what remains to tell them apart.
-            if text.contains("too long") {
-                let max_message = self.config.borrow().sync.max_message;
-                let reason = format!("a message is larger than {max_message} (sync.max_message)");
-                Err(closing(1009, reason, "too_large"))
-            } else if text.contains("protocol error") && !text.contains("Connection reset") {
-                Err(closing(1002, text, "protocol"))
-            } else {
-                Err(closing(1006, text, "peer"))
+            Some(Ok(Frame::Binary(frame))) => Ok(ControlFlow::Break(frame)),
+            Some(Ok(Frame::Ping(_) | Frame::Pong(_))) => Ok(ControlFlow::Continue(())),
+            Some(Ok(Frame::Text(_))) => {
+                Err(closing(1003, "text frames are not of this protocol".to_owned(), "text"))
             }
+            Some(Ok(Frame::Close(frame))) => {
+                let code = frame.map_or(1005, |frame| frame.code);
+                Err(closing(code, "closed by the peer".to_owned(), "peer"))
+            }
+            Some(Err(error)) => {
+                let text = error.into_inner().to_string();
+                // axum hides tungstenite's error type; its texts are what remains to tell them apart.
+                if text.contains("too long") {
+                    let max_message = self.config.borrow().sync.max_message;
+                    let reason =
+                        format!("a message is larger than {max_message} (sync.max_message)");
+                    Err(closing(1009, reason, "too_large"))
+                } else if text.contains("protocol error") && !text.contains("Connection reset") {
+                    Err(closing(1002, text, "protocol"))
+                } else {
+                    Err(closing(1006, text, "peer"))
+                }
+            }
+            None => Err(closing(1006, "the connection ended".to_owned(), "peer")),
         }
-        None => Err(closing(1006, "the connection ended".to_owned(), "peer")),
-    }
     }
 
     /// Read on until the peer has closed too; nothing of it counts any more.
@@ -174,7 +175,7 @@ impl Arrival<'_> {
         }
     }
 
-    /// Count what has come. 
+    /// Count what has come.
     ///
     /// # Errors
     /// There is no memory for it.
@@ -203,14 +204,16 @@ impl Arrival<'_> {
         if let Some(place) = self.place
             && !place.hold(more, share)
         {
-            let reason = "messages of this address that are on their way hold its share of sync.arriving";
+            let reason =
+                "messages of this address that are on their way hold its share of sync.arriving";
             return Err(closing(1013, reason.to_owned(), "arriving_of_address"));
         }
         if !self.all.take(more, most) {
             if let Some(place) = self.place {
                 place.give_back(more);
             }
-            let reason = format!("messages that are on their way hold {} (sync.arriving)", config.arriving);
+            let reason =
+                format!("messages that are on their way hold {} (sync.arriving)", config.arriving);
             return Err(closing(1013, reason, "arriving"));
         }
         self.held += more;

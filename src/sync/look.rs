@@ -169,7 +169,7 @@ impl Rooms {
                 sessions: lock(&handle.members).len(),
                 bytes: look.bytes,
                 changes: look.changes,
-                queue: handle.mailbox.max_capacity() - handle.mailbox.capacity(),
+                queue: handle.mailbox.waiting(),
             }
         });
         let documents = futures::future::join_all(documents).await;

@@ -115,9 +115,8 @@ impl Peers {
         if let Some(users) = table.users.get(author) {
             let is_theirs = users.first().is_none_or(|first| first.principal == *principal);
             let is_itself = author == &*session.peer_id;
-            let is_here = |user: &User| {
-                user.has_joined && user.session != id && user.principal == *principal
-            };
+            let is_here =
+                |user: &User| user.has_joined && user.session != id && user.principal == *principal;
             return is_theirs && (is_itself || !users.iter().any(is_here));
         }
         let author: Arc<str> = author.into();

@@ -44,6 +44,8 @@ use crate::{
     usage::Usage,
 };
 
+/// One room may hold so large a part of `sync.receive_queue`.
+const ROOM_SHARE: u32 = 4;
 /// Messages that wait for one room; what is in them is bounded by `sync.receive_queue`.
 const MAILBOX: usize = 64;
 /// A peer is asked for one document at most once in this time.
@@ -110,18 +112,22 @@ pub enum Input {
 
 /// A place in the receive queue, given back when the message has been taken in.
 pub struct Held {
-    _permit: OwnedSemaphorePermit,
+    _permits: [Option<OwnedSemaphorePermit>; 2],
     bytes: i64,
     since: Instant,
     unread: prometheus::IntGauge,
 }
 
 impl Held {
-    /// A place for `bytes`, which `permit` stands for.
-    pub fn new(permit: OwnedSemaphorePermit, bytes: usize, unread: prometheus::IntGauge) -> Self {
+    /// A place for `bytes`, which `permits` stand for: the room's, and that of all.
+    pub fn new(
+        permits: [Option<OwnedSemaphorePermit>; 2],
+        bytes: usize,
+        unread: prometheus::IntGauge,
+    ) -> Self {
         let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
         unread.add(bytes);
-        Self { _permit: permit, bytes, since: Instant::now(), unread }
+        Self { _permits: permits, bytes, since: Instant::now(), unread }
     }
 
     /// When it came.
@@ -136,8 +142,39 @@ impl Drop for Held {
     }
 }
 
-/// The way into a room. In boxes: the channel keeps memory for 32 of them, used or not.
-pub type Mailbox = mpsc::Sender<Box<Input>>;
+/// The way into a room.
+#[derive(Clone)]
+pub struct Mailbox {
+    /// In boxes: the channel keeps memory for 32 of them, used or not.
+    inputs: mpsc::Sender<Box<Input>>,
+    /// The room's share of places for received bytes, in KiB: a room that takes long keeps no place from others.
+    places: Arc<Semaphore>,
+}
+
+impl Mailbox {
+    /// Put something in.
+    ///
+    /// # Errors
+    /// The room has ended; with what was to be put in.
+    pub async fn send(&self, input: Box<Input>) -> Result<(), Box<Input>> {
+        self.inputs.send(input).await.map_err(|returned| returned.0)
+    }
+
+    /// Wait for places of its share.
+    pub async fn places(&self, places: u32) -> Option<OwnedSemaphorePermit> {
+        // The semaphore is never closed.
+        self.places.clone().acquire_many_owned(places).await.ok()
+    }
+
+    fn is_closed(&self) -> bool {
+        self.inputs.is_closed()
+    }
+
+    /// How many inputs wait.
+    pub(super) fn waiting(&self) -> usize {
+        self.inputs.max_capacity() - self.inputs.capacity()
+    }
+}
 
 /// The directory of rooms.
 pub struct Rooms {
@@ -258,6 +295,11 @@ impl Rooms {
         }
     }
 
+    /// How many places for received bytes, in KiB, one room has.
+    pub fn share(&self) -> u32 {
+        (self.shared.config.borrow().sync.receive_places() / ROOM_SHARE).max(1)
+    }
+
     /// The mailbox of a document's room for a session that mentions it; the room is made if there is none.
     pub async fn enter(self: &Arc<Self>, document: DocumentId, session: &Session) -> Mailbox {
         loop {
@@ -296,7 +338,7 @@ impl Rooms {
         };
         self.shared.metrics.rooms.waiting.sub(i64::from(!waiting.is_empty()));
         let usage = Usage::default();
-        let (handle, receiver) = Handle::new(document, usage.clone());
+        let (handle, receiver) = Handle::new(document, usage.clone(), self.share());
         lock(&handle.members).extend(waiting.iter().map(|waiting| waiting.session).chain(first));
         directory.insert(document, Entry::Live(handle.clone()));
         let mailbox = handle.mailbox.clone();
@@ -468,11 +510,16 @@ impl Rooms {
 }
 
 impl Handle {
-    fn new(document: DocumentId, usage: Usage) -> (Arc<Self>, mpsc::Receiver<Box<Input>>) {
-        let (mailbox, receiver) = mpsc::channel(MAILBOX);
+    fn new(
+        document: DocumentId,
+        usage: Usage,
+        places: u32,
+    ) -> (Arc<Self>, mpsc::Receiver<Box<Input>>) {
+        let (inputs, receiver) = mpsc::channel(MAILBOX);
+        let places = Arc::new(Semaphore::new(places as usize));
         let handle = Self {
             document,
-            mailbox,
+            mailbox: Mailbox { inputs, places },
             members: Mutex::default(),
             usage,
             unknown: AtomicBool::new(false),

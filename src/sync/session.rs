@@ -277,24 +277,28 @@ impl Session {
         documents.contains_key(&document) || documents.len() < limit
     }
 
-    /// Put something into the mailbox of a document's room, which is made if there is none.
+    /// The mailbox of a document's room, which is made if there is none.
+    pub(super) async fn room(&self, rooms: &Arc<Rooms>, document: DocumentId) -> Mailbox {
+        let known = lock(&self.documents).get(&document).cloned().flatten();
+        match known {
+            Some(room) => room,
+            None => {
+                let room = rooms.enter(document, self).await;
+                lock(&self.documents).insert(document, Some(room.clone()));
+                room
+            }
+        }
+    }
+
+    /// Put something into the mailbox of a document's room.
     pub(super) async fn deliver(&self, rooms: &Arc<Rooms>, document: DocumentId, input: Input) {
         let mut input = Box::new(input);
         loop {
-            let known = lock(&self.documents).get(&document).cloned().flatten();
-            let room = match known {
-                Some(room) => room,
-                None => {
-                    let room = rooms.enter(document, self).await;
-                    lock(&self.documents).insert(document, Some(room.clone()));
-                    room
-                }
-            };
-            match room.send(input).await {
+            match self.room(rooms, document).await.send(input).await {
                 Ok(()) => return,
                 // The room ended meanwhile: the next round enters the one that comes after it.
                 Err(returned) => {
-                    input = returned.0;
+                    input = returned;
                     self.wait_for(document);
                 }
             }

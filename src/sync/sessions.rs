@@ -197,7 +197,11 @@ impl Sessions {
         };
         // It stands in lines of the log.
         if peer_id.contains(char::is_control) {
-            return Err(closing(1007, "a peer id holds no control characters".to_owned(), "garbage"));
+            return Err(closing(
+                1007,
+                "a peer id holds no control characters".to_owned(),
+                "garbage",
+            ));
         }
         let (us, config, metrics) = (self.us.clone(), self.config.clone(), self.metrics.clone());
         Ok(Arc::new(Session::new(id, peer_id, access, client, us, config, metrics)))
@@ -349,7 +353,7 @@ impl Sessions {
                     self.rooms.tell(document, session, &reason);
                     return Err(closing(1013, reason, "unsaved"));
                 }
-                let held = self.hold(frame.len()).await;
+                let held = self.hold(session, document, frame.len()).await?;
                 let input = Input::Sync { from: session.clone(), request, message, held };
                 self.deliver(session, document, input).await
             }
@@ -362,7 +366,7 @@ impl Sessions {
                 self.dropped(session, "sender")
             }
             Body::Ephemeral { document, count, session: author_session, data } => {
-                let held = self.hold(frame.len()).await;
+                let held = self.hold(session, document, frame.len()).await?;
                 let input = Input::Ephemeral {
                     from: session.clone(),
                     author: sender.into_owned(),
@@ -420,16 +424,21 @@ impl Sessions {
         Ok(())
     }
 
-    /// Wait for a place in the receive queue.
-    async fn hold(&self, bytes: usize) -> Held {
+    /// Wait for a place in the receive queue: in its document's share of it, then in all.
+    async fn hold(
+        &self,
+        session: &Arc<Session>,
+        document: DocumentId,
+        bytes: usize,
+    ) -> Result<Held, Closing> {
+        self.may_open(session, document)?;
         let places = u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX);
-        let places = places.clamp(1, self.receive_places);
-        loop {
-            // The semaphore is never closed.
-            if let Ok(permit) = self.receive_queue.clone().acquire_many_owned(places).await {
-                return Held::new(permit, bytes, self.metrics.unread.clone());
-            }
-        }
+        let places = places.clamp(1, self.rooms.share().min(self.receive_places));
+        let room = session.room(&self.rooms, document).await;
+        let of_room = room.places(places).await;
+        // The semaphore is never closed.
+        let of_all = self.receive_queue.clone().acquire_many_owned(places).await.ok();
+        Ok(Held::new([of_room, of_all], bytes, self.metrics.unread.clone()))
     }
 
     async fn deliver(

@@ -30,6 +30,8 @@ const MAX_NAME: usize = 1024;
 const MAX_NAMES: usize = 1024;
 /// How many states a sync message may summarise; automerge sends one.
 const MAX_HAVE: usize = 16;
+/// Heads that a sync message may name: more than any document here may have.
+const MAX_HEADS: usize = 10_000;
 
 /// Why bytes are no message.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -291,6 +293,8 @@ pub enum BadSyncMessage {
     NoMessage,
     #[error("data summarises too many states")]
     TooManyStates,
+    #[error("data names too many heads")]
+    TooManyHeads,
     #[error("data has a Bloom filter of an impossible size")]
     Filter,
     #[error("data {0}")]
@@ -309,6 +313,9 @@ impl SyncMessage {
             automerge::sync::Message::decode(&raw).map_err(|_| BadSyncMessage::NoMessage)?;
         if message.have.len() > MAX_HAVE {
             return Err(BadSyncMessage::TooManyStates);
+        }
+        if message.heads.len() > MAX_HEADS {
+            return Err(BadSyncMessage::TooManyHeads);
         }
         if !message.have.iter().all(|have| is_sane_filter(&have.bloom.to_bytes())) {
             return Err(BadSyncMessage::Filter);

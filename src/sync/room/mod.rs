@@ -172,9 +172,14 @@ pub trait Engine: Send {
     fn close(self: Box<Self>) -> BoxFuture<'static, ()>;
 }
 
-/// A panic in an engine.
-#[derive(Debug)]
-pub struct EngineFailed;
+/// A panic in an engine, or changes in it that cannot stay.
+#[derive(Debug, Clone, Copy)]
+pub struct EngineFailed {
+    /// It was a panic.
+    pub is_panic: bool,
+    /// It is known who did it, and that session is closed.
+    pub is_mended: bool,
+}
 
 /// Starts an engine for a document, whose work beside the room's task is added to what the room costs.
 pub type EngineStart = Arc<

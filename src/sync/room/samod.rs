@@ -217,7 +217,11 @@ impl Engine for SamodEngine {
     }
 
     fn work(&mut self) -> BoxFuture<'_, Result<(), EngineFailed>> {
-        self.runtime.failed.cancelled().map(|()| Err(EngineFailed)).boxed()
+        self.runtime
+            .failed
+            .cancelled()
+            .map(|()| Err(EngineFailed { is_panic: true, is_mended: false }))
+            .boxed()
     }
 
     /// samod does not tell.

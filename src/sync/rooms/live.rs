@@ -443,7 +443,8 @@ impl Room {
             _ => !self.stash.is_empty() || !self.members.is_empty(),
         } || self.is_to_look_again();
         if is_wanted {
-            let (handle, inbox) = Handle::new(document, self.handle.usage.clone());
+            let (handle, inbox) =
+                Handle::new(document, self.handle.usage.clone(), self.rooms.share());
             *lock(&handle.members) = here;
             for member in self.members.values_mut() {
                 member.begin_anew = true;

@@ -113,7 +113,11 @@ impl Fixture {
 fn held() -> Held {
     let permits = Arc::new(tokio::sync::Semaphore::new(1));
     let permit = permits.try_acquire_owned().expect("a place");
-    Held::new(permit, 1, prometheus::IntGauge::new("unread", "unread").expect("a metric"))
+    Held::new(
+        [Some(permit), None],
+        1,
+        prometheus::IntGauge::new("unread", "unread").expect("a metric"),
+    )
 }
 
 impl Peer {
@@ -478,7 +482,10 @@ impl Engine for Fragile {
     }
 
     fn work(&mut self) -> BoxFuture<'_, Result<(), EngineFailed>> {
-        self.failed.cancelled().map(|()| Err(EngineFailed)).boxed()
+        self.failed
+            .cancelled()
+            .map(|()| Err(EngineFailed { is_panic: true, is_mended: false }))
+            .boxed()
     }
 
     fn durable_heads(&self) -> Option<&[automerge::ChangeHash]> {

@@ -5,10 +5,10 @@
 //! until it is; everybody else gets a change at once.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashSet},
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -19,7 +19,10 @@ use automerge::{
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
 
-use super::exchange::{self, Exchange};
+use super::{
+    exchange::{self, Exchange},
+    sound,
+};
 use crate::{
     document_id::DocumentId,
     storage::{
@@ -40,6 +43,12 @@ const CROWD: usize = 3;
 const HEAVY: usize = 32 << 10;
 /// Bytes that a message unpacks to, likewise: some 300 operations.
 const UNPACKS_HEAVY: u64 = 160 << 10;
+
+/// Heads and changes of a document weigh so many bytes: a message is compared with the one, and who is new is told the other.
+const HEAD_WEIGHS: usize = 64;
+const CHANGE_WEIGHS: u64 = 4;
+/// More heads than any document has whose peers see each other's changes; each costs time with every message.
+const MAX_HEADS: usize = 4_096;
 
 /// Documents up to so many stored bytes are kept as such while their rooms are quiet: automerge takes at
 /// least 14 KiB for a document, and reads one of this size in about 100 us.
@@ -120,6 +129,12 @@ pub(super) struct Core {
     /// Writes begun so far.
     writes: u64,
     writing: Option<Write>,
+    /// The changes that the next write is to hold, as it holds them; none where that is to be found out.
+    fresh: Option<Vec<u8>>,
+    /// The session whose changes are being taken in, or 0: for when that ends in a panic.
+    taking_in: Arc<AtomicU64>,
+    /// Changes were taken in that cannot stay: of this core nothing may be sent or stored any more.
+    is_spoilt: bool,
 }
 
 #[derive(Default)]
@@ -183,9 +198,12 @@ impl Chunks {
     }
 
     /// Whether the next write is to be a snapshot: by size, as automerge-repo does it
-    /// (`StorageSubsystem.ts`, `#shouldCompact`), so that a document's writes cost O(its size) in all.
-    fn wants_snapshot(&self) -> bool {
-        self.snapshot == 0 || self.increments >= self.snapshot.max(SMALL)
+    /// (`StorageSubsystem.ts`, `#shouldCompact`), so that a document's writes cost O(its size) in all. Many changes that came
+    /// as one document are smaller as one, too.
+    fn wants_snapshot(&self, fresh: usize) -> bool {
+        self.snapshot == 0
+            || self.increments >= self.snapshot.max(SMALL)
+            || fresh >= self.snapshot.max(HEAVY)
     }
 }
 
@@ -220,7 +238,24 @@ impl Core {
             chunks,
             writes: 0,
             writing: None,
+            fresh: Some(Vec::new()),
+            taking_in: Arc::default(),
+            is_spoilt: false,
         }
+    }
+
+    /// The session whose changes are being taken in, or 0.
+    pub(super) fn taking_in(&self) -> Arc<AtomicU64> {
+        self.taking_in.clone()
+    }
+
+    /// Whether changes were taken in that cannot stay: the document is to be read from storage again.
+    pub(super) fn is_spoilt(&self) -> bool {
+        self.is_spoilt
+    }
+
+    fn fresh_bytes(&self) -> usize {
+        self.fresh.as_ref().map_or(0, Vec::len)
     }
 
     #[cfg(test)]
@@ -266,21 +301,27 @@ impl Core {
         {
             let mut saved = doc.save();
             saved.shrink_to_fit();
-            self.doc = Doc::Asleep(saved);
+            if sound::loads(&saved, &self.heads) {
+                self.doc = Doc::Asleep(saved);
+            }
         }
     }
 
     /// Whether a step with these events takes long.
     pub(super) fn is_heavy(&self, events: &[Event]) -> bool {
-        let size = self.size();
+        let size = self.size()
+            + usize::try_from(self.changes.saturating_mul(CHANGE_WEIGHS)).unwrap_or(usize::MAX);
+        let fresh = self.fresh_bytes();
         let (mut bytes, mut unpacked) = (0, 0);
         for event in events {
             if let Event::Message(from, message) = event {
-                bytes += message.raw.len();
+                bytes += message.raw.len() + self.heads.len() * HEAD_WEIGHS;
                 unpacked += message.unpacked.bytes;
                 let peer = self.peers.get(from);
                 let is_new = peer.is_none_or(|peer| peer.state.their_heads.is_none());
-                if is_new || (message.has_changes() && self.chunks.wants_snapshot()) {
+                let has_marks = message.unpacked.marks > 0;
+                let is_to_be_saved = self.chunks.wants_snapshot(fresh) || has_marks;
+                if is_new || (message.has_changes() && is_to_be_saved) {
                     bytes += size;
                 }
             }
@@ -302,8 +343,15 @@ impl Core {
                 Event::Leave(id) => _ = self.peers.remove(&id),
                 Event::Message(from, message) => {
                     let before = message.has_changes().then_some(self.changes);
-                    match (self.receive(from, message), before) {
-                        (Err(why), _) => effects.push(Effect::Refuse { from, why }),
+                    let received = self.receive(from, message);
+                    self.taking_in.store(0, Ordering::Relaxed);
+                    match (received, before) {
+                        (Err(why), _) => {
+                            effects.push(Effect::Refuse { from, why });
+                            if self.is_spoilt {
+                                return effects;
+                            }
+                        }
                         (Ok(()), Some(before)) => {
                             let new_changes = self.changes.saturating_sub(before);
                             effects.push(Effect::Applied { from, new_changes });
@@ -325,6 +373,7 @@ impl Core {
         if relation == Relation::Newer && doc.load_incremental(snapshot).is_err() {
             return (None, Vec::new());
         }
+        self.fresh = None;
         self.note_heads();
         (Some(relation), self.finish(Vec::new()))
     }
@@ -345,7 +394,8 @@ impl Core {
         let size = self.size() + message.raw.len() + self.orphans.0;
         let changes = self.changes + message.unpacked.changes + self.orphans.1;
         let bytes = self.unpacked.saturating_add(message.unpacked.bytes);
-        let Err(limit) = self.max.check(size, Unpacked { bytes, changes }) else { return Ok(()) };
+        let unpacked = Unpacked { bytes, changes, marks: 0 };
+        let Err(limit) = self.max.check(size, unpacked) else { return Ok(()) };
         let doc = self.doc.awake();
         let is_here = |head: &ChangeHash| doc.get_change_meta_by_hash(head).is_some();
         if message.message.heads.iter().all(is_here) {
@@ -370,11 +420,16 @@ impl Core {
         if has_changes {
             let mut after = State::clone(&peer.state);
             let (bytes, unpacked) = (message.raw.len(), message.unpacked);
+            self.taking_in.store(from.0, Ordering::Relaxed);
             exchange::receive(self.doc.awake(), &mut after, message.message).map_err(|error| {
                 Refused::Misfit(format!("the changes do not fit the document: {error}"))
             })?;
             peer.state = Arc::new(after);
+            let before = self.heads.clone();
             let has_changed = self.note_heads();
+            if has_changed && !reads_only {
+                self.check(&before, unpacked.marks > 0)?;
+            }
             // What was here already waits for nothing, and takes nothing.
             let has_orphans = (!has_changed || self.orphans.0 > 0)
                 && !self.doc.awake().get_missing_deps(&[]).is_empty();
@@ -392,11 +447,14 @@ impl Core {
                 .receive(self.doc.awake(), &peer.state, message, shared)
                 .map_err(|error| Refused::Misfit(error.to_string()))?;
         }
-        let is_told = |head| told.last_sent_heads.contains(head) || self.durable.contains(head);
-        let all_told = claims.iter().all(is_told);
+        let known: HashSet<&ChangeHash> =
+            told.last_sent_heads.iter().chain(&self.durable).collect();
+        let all_told = claims.iter().all(|head| known.contains(head));
         let doc = &mut self.doc;
-        let mut is_here =
-            |head| self.heads.contains(head) || doc.awake().get_change_meta_by_hash(head).is_some();
+        let mut is_here = |head| {
+            self.heads.binary_search(head).is_ok()
+                || doc.awake().get_change_meta_by_hash(head).is_some()
+        };
         let has_more = !all_told && !claims.iter().all(&mut is_here);
         // Of one that only reads nothing will ever be durable.
         let hold = self.heads != self.durable && (has_changes || !all_told) && !reads_only;
@@ -406,6 +464,31 @@ impl Core {
             if hold {
                 peer.held_until = Some(until);
             }
+        }
+        Ok(())
+    }
+
+    /// See that the changes since some heads are such that the document can be stored and told to others, and keep them for
+    /// the next write.
+    fn check(&mut self, before: &[ChangeHash], has_marks: bool) -> Result<(), Refused> {
+        let document = self.document;
+        let spoilt = |why: &str| Err(Refused::Misfit(format!("the changes to {document} {why}")));
+        if self.heads.len() > MAX_HEADS && self.heads.len() > before.len() {
+            self.is_spoilt = true;
+            return spoilt(&format!("leave more than {MAX_HEADS} heads"));
+        }
+        let doc = self.doc.awake();
+        let new = doc.save_after(before);
+        let is_sound = (!has_marks && sound::looks_sound(doc, before, &new))
+            || sound::loads(&doc.save(), &self.heads);
+        if !is_sound {
+            self.is_spoilt = true;
+            return spoilt(
+                "are not as automerge writes them: a document with them cannot be loaded",
+            );
+        }
+        if let Some(fresh) = &mut self.fresh {
+            fresh.extend(new);
         }
         Ok(())
     }
@@ -507,14 +590,20 @@ impl Core {
         if self.writing.is_some() || self.heads == self.durable {
             return;
         }
+        let wants_snapshot = self.chunks.wants_snapshot(self.fresh_bytes());
+        let fresh = self.fresh.replace(Vec::new());
         let doc = self.doc.awake();
-        let (key, data, replaces) = if self.chunks.wants_snapshot() {
+        let snapshot = wants_snapshot.then(|| doc.save());
+        // What replaces everything else is to be good.
+        let snapshot =
+            snapshot.filter(|data| self.chunks.keys.is_empty() || sound::loads(data, &self.heads));
+        let (key, data, replaces) = if let Some(data) = snapshot {
             let key = snapshot_key(self.document, &self.heads);
             let mut replaces = self.chunks.keys.clone();
             replaces.retain(|old| *old != key);
-            (key, doc.save(), replaces)
+            (key, data, replaces)
         } else {
-            let data = doc.save_after(&self.durable);
+            let data = fresh.unwrap_or_else(|| doc.save_after(&self.durable));
             let name = hex(&Sha256::digest(&data));
             let kind = ChunkKind::Incremental;
             (Key::Chunk { document: self.document, kind, name }, data, Vec::new())

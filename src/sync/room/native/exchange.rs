@@ -162,8 +162,9 @@ fn has(doc: &Automerge, hash: &ChangeHash) -> bool {
 
 /// What both have, after changes of the peer's have moved the document's heads.
 fn advanced(before: &[ChangeHash], after: &[ChangeHash], shared: &[ChangeHash]) -> Vec<ChangeHash> {
-    let new = after.iter().filter(|head| !before.contains(head));
-    let common = shared.iter().filter(|head| after.contains(head));
+    // Heads of a document are sorted.
+    let new = after.iter().filter(|head| before.binary_search(head).is_err());
+    let common = shared.iter().filter(|head| after.binary_search(head).is_ok());
     let mut heads: Vec<ChangeHash> = new.chain(common).copied().collect();
     heads.sort_unstable();
     heads.dedup();

@@ -7,11 +7,15 @@ mod core;
 mod exchange;
 #[cfg(test)]
 mod simulation;
+mod sound;
 
 use std::{
     collections::HashMap,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use automerge::ChangeHash;
@@ -52,6 +56,10 @@ struct NativeEngine {
     /// Places for steps that take long.
     heavy: Arc<Semaphore>,
     core: Place,
+    /// The session whose changes the core is taking in, or 0.
+    taking_in: Arc<AtomicU64>,
+    /// Why there is no core any more.
+    failed: EngineFailed,
     /// What came since the last step.
     events: Vec<Event>,
     ports: HashMap<SessionId, Port>,
@@ -95,6 +103,8 @@ impl NativeEngine {
             document,
             documents,
             heavy,
+            taking_in: core.taking_in(),
+            failed: EngineFailed { is_panic: true, is_mended: false },
             core: Place::Here(core),
             events: Vec::new(),
             ports: HashMap::new(),
@@ -150,12 +160,22 @@ impl NativeEngine {
         }
     }
 
-    fn panicked(&self) {
+    fn panicked(&mut self) {
         error!(document = %self.document, "a panic in the document's engine; it is started anew");
+        let from = SessionId(self.taking_in.load(Ordering::Relaxed));
+        if let Some(port) = self.ports.get(&from) {
+            port.refuse(1007, "the changes do not fit the document", "changes");
+            self.failed.is_mended = true;
+        }
     }
 
     fn stepped(&mut self, stepped: Stepped) -> Option<Relation> {
-        self.core = Place::Here(stepped.core);
+        self.core = if stepped.core.is_spoilt() {
+            self.failed = EngineFailed { is_panic: false, is_mended: true };
+            Place::Lost
+        } else {
+            Place::Here(stepped.core)
+        };
         for effect in stepped.effects {
             match effect {
                 Effect::Send { to, message } => {
@@ -224,7 +244,7 @@ impl NativeEngine {
         // Every wait here may be given up and begun again.
         self.come_back().await;
         if matches!(self.core, Place::Lost) {
-            return Err(EngineFailed);
+            return Err(self.failed);
         }
         tokio::select! {
             () = done(&mut self.write) => {

@@ -1,7 +1,10 @@
 //! A room whose document is here: its engine, and the sessions that take part.
 
 use super::{unknown::unavailable, *};
-use crate::sync::{look::EngineLook, room::Watched};
+use crate::sync::{
+    look::EngineLook,
+    room::{EngineFailed, Watched},
+};
 
 /// Messages that are taken in before they are answered: answers to one document's edits go out together.
 const BATCH: usize = 64;
@@ -90,10 +93,10 @@ impl Room {
                     }
                     None => return End::Stop,
                 },
-                worked = engine.work() => if worked.is_err() {
-                    self.metrics().panics.inc();
+                worked = engine.work() => if let Err(EngineFailed { is_panic, is_mended }) = worked {
+                    self.metrics().panics.inc_by(u64::from(is_panic));
                     drop(engine);
-                    if started.elapsed() > REOPEN.1 {
+                    if is_mended || started.elapsed() > REOPEN.1 {
                         self.backoff.reset();
                     }
                     for member in self.members.values_mut() {
