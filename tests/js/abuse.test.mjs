@@ -10,9 +10,9 @@ import { fileURLToPath } from 'node:url';
 import { test } from 'node:test';
 import * as Automerge from '@automerge/automerge';
 import { cbor } from '@automerge/automerge-repo';
-import { ATTACKS } from './attacks.mjs';
-import { BINARY, Relay, atEnd, bundle, documentId, entry, folder, saved, share, until, upload } from './relay.mjs';
-import { bringing, chunk, connect, joined, leb, runs, say, sync, zeros } from './raw.mjs';
+import { ATTACKS, frameHead } from './attacks.mjs';
+import { BINARY, Relay, atEnd, bundle, close, documentId, entry, folder, saved, share, until, upload } from './relay.mjs';
+import { bringing, change, chunk, connect, joined, leb, runs, say, sync, zeros } from './raw.mjs';
 
 const SECONDS = Number(process.env.HONEST_SECONDS ?? 2);
 const ROUNDS = Number(process.env.HONEST_ROUNDS ?? 1);
@@ -177,6 +177,86 @@ for (const engine of ['native', 'samod']) {
     assert.equal(await relay.metric('tonk_relay_room_panics_total'), 0);
   });
 }
+
+test('changes that automerge cannot write again are refused, and the document stays with everybody', async t => {
+  const relay = await Relay.start(t);
+  const text = [...'a'].map(letter => letter.charCodeAt(0));
+  // One value of a map; -1 begins a literal, as automerge has it, and 1 a run of one, as it never has.
+  const put = literal => [[0x15, [...literal, 1, ...text]], [0x34, [1]], [0x42, [...literal, 1]], [0x56, [...literal, 0]], [0x70, [...literal, 0]]];
+  const [canonical, other] = [[0x7f], [1]];
+  const mark = textOp => [[0x01, [1, 1]], [0x02, [1, textOp]], [0x11, [0, 1]], [0x13, [0x7f, 0]], [0x34, [0, 1]], [0x42, [1, 7]],
+    [0x56, [1, 0]], [0x70, [1, 0]], [0x94, [1]]];
+  const variants = {
+    aChange: ({ deps, next }) => change({ deps, startOp: next, columns: put(canonical) }),
+    otherRuns: ({ deps, next }) => change({ deps, startOp: next, columns: put(other) }),
+    numberedBelow: ({ deps }) => change({ deps, startOp: 1, columns: put(canonical) }),
+    emptyAndAhead: ({ deps, next }) => change({ deps, startOp: next + 500 }),
+    endOfNoMark: ({ deps, next, actor }) => change({ deps, startOp: next, others: [actor], columns: mark(1) }),
+    outOfTurn: ({ deps, next }) => change({ deps, seq: 5, startOp: next, columns: put(canonical) }),
+    deletesNothing: ({ deps, next }) =>
+      change({ deps, startOp: next, columns: put(canonical).map(([name, bytes]) => [name, name === 0x42 ? [0x7f, 3] : bytes]) }),
+  };
+  const honest = relay.client(t);
+  for (const [name, make] of Object.entries(variants)) {
+    const handle = await share(honest, { text: 'precious' });
+    const doc = Automerge.load(Automerge.save(handle.doc()));
+    const [first] = Automerge.getAllChanges(doc).map(Automerge.decodeChange);
+    const bytes = hex => [...Buffer.from(hex, 'hex')];
+    const evil = make({ deps: Automerge.getHeads(doc).map(bytes), next: first.startOp + first.ops.length, actor: bytes(first.actor) });
+    const socket = await joined(t, relay, `evil-${name}`);
+    sync(socket, handle.documentId, bringing(evil, evil.hash), 'sync');
+    if (name === 'aChange') {
+      await until('a change is taken', () => 'a' in handle.doc());
+    } else {
+      assert.equal((await socket.closed).code, 1007, name);
+    }
+    handle.change(doc => { doc.after = name; });
+    await saved(honest, handle);
+    const reader = relay.client(t);
+    assert.equal((await reader.repo.find(handle.url)).doc().after, name);
+    await close(reader);
+  }
+  await relay.restart();
+  const reader = relay.client(t);
+  for (const handle of Object.values(honest.repo.handles)) {
+    assert.deepEqual((await reader.repo.find(handle.url)).doc(), handle.doc());
+  }
+});
+
+test('messages that do not end hold little memory, and others go on', async t => {
+  const mib = 1 << 20;
+  const relay = await Relay.start(t, { http: { trusted_proxies: '[]' }, auth: { mode: '"open"' },
+    sync: { ping_interval: '"1s"', max_message: '"4MiB"', arriving: '"16MiB"' } });
+  const before = await resident(relay);
+  const alice = relay.client(t);
+  const handle = await share(alice, { n: 0 });
+  const begin = async (name, localAddress, size) => {
+    const socket = await joined(t, relay, name, { localAddress });
+    socket._socket.write(frameHead(0x82, 4 * mib));
+    socket._socket.write(Buffer.alloc(size));
+    return socket;
+  };
+  // One address has a quarter of it; together they have all.
+  const begun = [];
+  for (let n = 0; n < 8; n++) begun.push(await begin(`slow-${n}`, `127.0.1.${n}`, 3.9 * mib));
+  const again = await begin('again', '127.0.1.0', 3.9 * mib);
+  const over = await Promise.race([again.closed, ...begun.map(({ closed }) => closed)]);
+  assert.equal(over.code, 1013);
+  assert.match(over.reason, /sync\.arriving/);
+  assert.ok(await relay.metric('tonk_relay_arriving_bytes') <= 16 * mib);
+  assert.ok(await resident(relay) < before + 48 * mib, 'memory');
+  handle.change(doc => { doc.n = 1; });
+  await saved(alice, handle);
+  // Those that were let in are too slow.
+  const ends = await Promise.all(begun.map(({ closed }) => closed));
+  assert.deepEqual([...new Set(ends.map(({ code }) => code))].sort(), [1008, 1013]);
+  assert.match(ends.find(({ code }) => code === 1008).reason, /sync\.message_min_rate/);
+  await until('nothing is held', async () => await relay.metric('tonk_relay_arriving_bytes') === 0);
+  // What comes slowly and whole is taken.
+  const steady = relay.client(t);
+  const large = steady.repo.create({ bytes: crypto.getRandomValues(new Uint8Array(60_000)), more: 'x'.repeat(mib) });
+  await saved(steady, large);
+});
 
 test('changes that wait for others which never come fill no memory', async t => {
   const relay = await Relay.start(t, { storage: { max_document: '"200kB"' } });

@@ -44,7 +44,7 @@ const UPGRADE = 'GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: we
   'Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n';
 
 /** A masked frame's head: `first` is FIN and the opcode. */
-function frameHead(first, length) {
+export function frameHead(first, length) {
   const head = length < 126 ? Buffer.from([first, 0x80 | length]) : Buffer.alloc(10);
   if (length >= 126) { head[0] = first; head[1] = 0x80 | 127; head.writeBigUInt64BE(BigInt(length), 2); }
   return Buffer.concat([head, Buffer.alloc(4)]);
@@ -117,6 +117,11 @@ export const ATTACKS = {
       for (let n = 0; n < 50 && socket.writable && Date.now() < until; n++) { if (!socket.write(many)) await wait(5); }
       socket.destroy();
     });
+  },
+  async unfinished(port, until) {
+    const sockets = await Promise.all(Array.from({ length: 20 }, () => joinedTo(port)));
+    for (const s of sockets) { s._socket?.write(frameHead(0x82, 99 << 20)); s._socket?.write(Buffer.alloc(40 << 20)); }
+    await keepOn(until, async () => { for (const s of sockets) s._socket?.write('x'); await wait(100); });
   },
   async pings(port, until) {
     const many = Buffer.concat(Array.from({ length: 2000 }, () => frameHead(0x89, 0)));

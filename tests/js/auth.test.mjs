@@ -44,6 +44,11 @@ test('without a mode this machine is served, and who is forwarded from elsewhere
   }
   assert.equal((await fetch(`${relay.url}/livez`, { headers: remote })).status, 200);
   assert.equal(local.readyState, 1);
+  // Somebody else's page in a browser of this machine, also one whose name was made to lead here.
+  await joined(t, relay, 'page', { headers: { origin: 'http://localhost:3000' } });
+  for (const headers of [{ origin: 'https://evil.example' }, { origin: 'null' }, { host: 'evil.example:8081' }]) {
+    assert.equal((await (await connect(t, relay, { headers })).closed).code, 4401);
+  }
 });
 
 test('a token comes in the URL, a header or a subprotocol, and is never in the log', async t => {
@@ -344,6 +349,11 @@ test('a reload never turns sign-in off', async t => {
     assert.throws(() => reload(relay), /never turns sign-in off/);
     await writeFile(file, text);
   }
+  const file = path(relay.at, 'tonk-relay.toml');
+  const text = await readFile(file, 'utf8');
+  await writeFile(file, text.replace('mode = "token"', 'mode = "token"\nanonymous = ["sync:read"]'));
+  assert.throws(() => reload(relay), /never adds to auth\.anonymous/);
+  await writeFile(file, text);
   assert.equal((await (await connect(t, relay)).closed).code, 4401);
   await joined(t, relay, 'still', { path: `/?token=${first}` });
   reload(relay);
@@ -367,6 +377,25 @@ test('a peer id belongs to who signed in with it', async t => {
   sync(victim, documentId(4));
   await until('the victim is served', () => victim.heard.some(message => message.type === 'doc-unavailable'));
   assert.equal(thief.readyState, 1);
+
+  // Nor does anybody speak under it, or say that its next words are old.
+  const listener = await joined(t, relay, 'listener', { path: `/?token=${ann}` });
+  const presence = (socket, senderId, count) => say(socket, { type: 'ephemeral', documentId: documentId(5), senderId,
+    targetId: socket.relay, count, sessionId: 's', data: Uint8Array.of(1) });
+  const heard = () => listener.heard.filter(({ type }) => type === 'ephemeral').map(({ senderId, count }) => `${senderId} ${count}`);
+  presence(listener, 'listener', 1);
+  presence(victim, 'tab-1', 1);
+  presence(victim, 'behind-tab-1', 1);
+  await until('the victim is heard', () => heard().length === 2);
+  const squatter = await joined(t, relay, 'behind-tab-1', { path: `/?token=${mallory}` });
+  presence(thief, 'tab-1', 1_000_000);
+  presence(squatter, 'behind-tab-1', 1_000_000);
+  const dropped = async () => await relay.metric('tonk_relay_messages_dropped_total{reason="sender"}') === 2;
+  await until('what the others say is dropped', dropped);
+  presence(victim, 'tab-1', 2);
+  presence(victim, 'behind-tab-1', 2);
+  await until('the victim is heard again', () => heard().length === 4);
+  assert.deepEqual(heard(), ['tab-1 1', 'behind-tab-1 1', 'tab-1 2', 'behind-tab-1 2']);
   const again = await joined(t, relay, 'tab-1', { path: `/?token=${ann}` });
   assert.equal((await victim.closed).reason.startsWith('the same peer has connected anew'), true);
   assert.equal(again.readyState, 1);

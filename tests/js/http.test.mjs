@@ -200,7 +200,7 @@ test('bad uploads are refused with the reason, and nothing is left of them', asy
   trickle.destroy();
   // And one that goes away.
   const cut = net.connect(relay.port, '127.0.0.1');
-  cut.write('POST /api/bundles HTTP/1.1\r\nHost: x\r\nContent-Type: application/octet-stream\r\nContent-Length: 5000\r\n\r\nhalf');
+  cut.write('POST /api/bundles HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/octet-stream\r\nContent-Length: 5000\r\n\r\nhalf');
   cut.end();
   await until('nothing is left', async () => {
     const left = await readdir(join(relay.at, 'bundles'), { recursive: true });

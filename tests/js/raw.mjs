@@ -2,6 +2,7 @@
 import { cbor } from '@automerge/automerge-repo';
 import * as Automerge from '@automerge/automerge';
 import WebSocket from 'ws';
+import { createHash } from 'node:crypto';
 import { deflateRawSync } from 'node:zlib';
 import { atEnd, until } from './relay.mjs';
 
@@ -47,9 +48,8 @@ export const leb = number => {
   return [...out, number];
 };
 
-/** An automerge sync message of version 1 that brings one chunk, under heads that nobody has. */
-export function bringing(chunk) {
-  const head = Array(32).fill(7);
+/** An automerge sync message of version 1 that brings one chunk; by default under a head that nobody has. */
+export function bringing(chunk, head = Array(32).fill(7)) {
   return Uint8Array.from([0x42, 1, ...head, 0, 0, 1, ...leb(chunk.length), ...chunk]);
 }
 
@@ -69,3 +69,16 @@ export function zeros(mib) {
 
 export const chunk = (kind, data) =>
   Uint8Array.from([0x85, 0x6f, 0x4a, 0x83, 0, 0, 0, 0, kind, ...leb(data.length), ...data]);
+
+/**
+ * A change chunk that automerge takes for one, by its checksum: `columns` are those of its operations, `[specification, bytes]`
+ * in rising order. Its hash is in `hash`.
+ */
+export function change({ deps = [], actor = [0xbb], seq = 1, startOp, others = [], columns = [] }) {
+  const data = [...leb(deps.length), ...deps.flatMap(dep => [...dep]), ...leb(actor.length), ...actor, ...leb(seq), ...leb(startOp), 0, 0,
+    ...leb(others.length), ...others.flatMap(other => [...leb(other.length), ...other]),
+    ...leb(columns.length), ...columns.flatMap(([name, bytes]) => [...leb(name), ...leb(bytes.length)]), ...columns.flatMap(([, bytes]) => bytes)];
+  const checked = Uint8Array.from([1, ...leb(data.length), ...data]);
+  const hash = createHash('sha256').update(checked).digest();
+  return Object.assign(Uint8Array.from([0x85, 0x6f, 0x4a, 0x83, ...hash.subarray(0, 4), ...checked]), { hash });
+}

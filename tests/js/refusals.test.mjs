@@ -118,7 +118,7 @@ test('a peer that does not answer pings is closed, one that does is not', async 
   // A socket whose process hangs: the kernel takes bytes, nobody answers.
   const dead = net.connect(relay.port, '127.0.0.1');
   atEnd(t, () => dead.destroy());
-  dead.write('GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n' +
+  dead.write('GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n' +
     'Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n');
   const message = Buffer.from(cbor.encode({ type: 'join', senderId: 'dead', supportedProtocolVersions: ['1'] }));
   dead.write(Buffer.concat([Buffer.from([0x82, 0x80 | message.length, 0, 0, 0, 0]), message]));

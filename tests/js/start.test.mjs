@@ -218,7 +218,7 @@ test('the drain ends in time although a peer does not read, and a second signal 
   const relay = await Relay.start(t, { drain_timeout: '"3s"' });
   const stuck = net.connect(relay.port, '127.0.0.1');
   atEnd(t, () => stuck.destroy());
-  stuck.write('POST /api/bundles HTTP/1.1\r\nHost: x\r\nContent-Type: application/octet-stream\r\nContent-Length: 5000\r\n\r\nhalf');
+  stuck.write('POST /api/bundles HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/octet-stream\r\nContent-Length: 5000\r\n\r\nhalf');
   await until('it is open', async () => await relay.metric('tonk_relay_http_connections{listener="public"}') >= 1);
   await new Promise(resolve => setTimeout(resolve, 100));
   relay.child.kill('SIGTERM');

@@ -38,7 +38,7 @@ without() {
 connect() {
   local socket
   exec {socket}<>/dev/tcp/127.0.0.1/8081
-  printf 'GET / HTTP/1.1\r\nHost: relay\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n' >&"$socket"
+  printf 'GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n' >&"$socket"
   printf 'Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n' >&"$socket"
   printf '\202\322\0\0\0\0\244dtypedjoinhsenderIddc%03dlpeerMetadata\241kisEphemeral\365' "$1" >&"$socket"
   printf 'x\031supportedProtocolVersions\201a1' >&"$socket"

@@ -21,7 +21,7 @@ use sha2::{Digest, Sha256};
 
 use super::{
     exchange::{self, Exchange},
-    sound,
+    sound::{self, Look},
 };
 use crate::{
     document_id::DocumentId,
@@ -321,7 +321,9 @@ impl Core {
                 let is_new = peer.is_none_or(|peer| peer.state.their_heads.is_none());
                 let has_marks = message.unpacked.marks > 0;
                 let is_to_be_saved = self.chunks.wants_snapshot(fresh) || has_marks;
-                if is_new || (message.has_changes() && is_to_be_saved) {
+                // Whoever is elsewhere is told what it lacks, which is looked for among all changes.
+                let is_elsewhere = !message.has_changes() && message.message.heads != self.heads;
+                if is_new || is_elsewhere || (message.has_changes() && is_to_be_saved) {
                     bytes += size;
                 }
             }
@@ -479,8 +481,11 @@ impl Core {
         }
         let doc = self.doc.awake();
         let new = doc.save_after(before);
-        let is_sound = (!has_marks && sound::looks_sound(doc, before, &new))
-            || sound::loads(&doc.save(), &self.heads);
+        let is_sound = match sound::look(doc, before, &new) {
+            Look::Sound if !has_marks => true,
+            Look::Sound | Look::Odd => sound::loads(&doc.save(), &self.heads),
+            Look::Bad => false,
+        };
         if !is_sound {
             self.is_spoilt = true;
             return spoilt(

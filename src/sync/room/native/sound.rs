@@ -13,15 +13,25 @@ pub(super) fn loads(saved: &[u8], heads: &[ChangeHash]) -> bool {
     Automerge::load(saved).is_ok_and(|doc| doc.get_heads() == heads)
 }
 
-/// Whether the changes since some heads, which are written as `new`, are as automerge writes its own. One that is not may be
-/// good all the same; [`loads`] knows.
-pub(super) fn looks_sound(doc: &Automerge, since: &[ChangeHash], new: &[u8]) -> bool {
+/// How changes look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Look {
+    /// As automerge writes its own.
+    Sound,
+    /// Of another form; they may be good all the same, which [`loads`] tells.
+    Odd,
+    /// Not every automerge loads a document with them.
+    Bad,
+}
+
+/// Look at the changes since some heads, which are written as `new`.
+pub(super) fn look(doc: &Automerge, since: &[ChangeHash], new: &[u8]) -> Look {
     let changes = doc.get_changes_meta(since);
     let mut last_ops: HashMap<ChangeHash, u64> = HashMap::with_capacity(changes.len());
     let mut checksums = checksums(new);
     for change in changes {
         if checksums.next() != change.hash.0.first_chunk() {
-            return false;
+            return Look::Odd;
         }
         let last_op_of = |dep: &ChangeHash| {
             let found = last_ops.get(dep).copied();
@@ -33,15 +43,18 @@ pub(super) fn looks_sound(doc: &Automerge, since: &[ChangeHash], new: &[u8]) -> 
             .map(last_op_of)
             .try_fold(0, |most, last| last.map(|last| most.max(last)))
         else {
-            return false;
+            return Look::Odd;
         };
-        let is_empty = change.max_op < change.start_op;
-        if change.start_op <= before || (is_empty && change.start_op != before + 1) {
-            return false;
+        // Without operations that are numbered, nothing tells where they begin.
+        if change.max_op < change.start_op && change.start_op != before + 1 {
+            return Look::Bad;
+        }
+        if change.start_op <= before {
+            return Look::Odd;
         }
         last_ops.insert(change.hash, change.max_op);
     }
-    checksums.next().is_none()
+    if checksums.next().is_none() { Look::Sound } else { Look::Odd }
 }
 
 /// The checksums of chunks: the beginnings of the hashes of the changes in them, also of deflated ones
@@ -97,9 +110,9 @@ mod tests {
         tx.mark(&text, Mark::new("bold".to_owned(), true, 3, 9), ExpandMark::Both).expect("marked");
         tx.commit();
         doc.merge(&mut other).expect("merged");
-        assert!(looks_sound(&doc, &before, &doc.save_after(&before)));
-        assert!(looks_sound(&doc, &[], &doc.save_after(&[])));
-        assert!(!looks_sound(&doc, &[], &doc.save_after(&before)), "other changes");
+        assert_eq!(look(&doc, &before, &doc.save_after(&before)), Look::Sound);
+        assert_eq!(look(&doc, &[], &doc.save_after(&[])), Look::Sound);
+        assert_eq!(look(&doc, &[], &doc.save_after(&before)), Look::Odd, "other changes");
         assert!(loads(&doc.save(), &doc.get_heads()));
         assert!(!loads(&doc.save(), &before) && !loads(&[1, 2, 3], &before));
     }
