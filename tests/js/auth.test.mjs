@@ -275,6 +275,30 @@ test('revoking ends the sessions of a token within a second, and no others', asy
   assert.match(command('list'), /laptop {2}sync:write {2}expires 20.*used 20/);
 });
 
+test('who is revoked and does not read changes nothing any more', async t => {
+  const { relay, token, command, first } = await signedIn(t, { sync: { send_queue: '"64MiB"' } });
+  const gone = token('gone', 'sync:write');
+  reload(relay);
+  const writer = relay.client(t, { url: url(relay, first) });
+  const large = await share(writer, { bytes: new Uint8Array(randomBytes(12 << 20)) });
+  const small = await share(writer, { n: 0 });
+  const socket = await joined(t, relay, 'stalled', { path: `/?token=${gone}` });
+  sync(socket, small.documentId);
+  await until('the document', () => socket.heard.some(({ type }) => type === 'sync'));
+  socket._socket.pause();
+  sync(socket, large.documentId);
+  await until('more waits than the kernel takes', async () => await relay.metric('tonk_relay_unsent_bytes') > 0
+    || await relay.metric('tonk_relay_message_bytes_total{direction="out",type="sync"}') > 12 << 20);
+  command('remove', 'gone');
+  reload(relay);
+  const theirs = Automerge.change(Automerge.load(Automerge.save(small.doc())), doc => { doc.n = 'theirs'; });
+  sync(socket, small.documentId, bringing(Automerge.getLastLocalChange(theirs)), 'sync');
+  await until('it is closed', async () => await relay.metric('tonk_relay_connections_ended_total{outcome="unknown_token"}') === 1);
+  small.change(doc => { doc.more = true; });
+  await saved(writer, small);
+  assert.equal(small.doc().n, 0);
+});
+
 test('a token that goes between the upgrade and the join lets nobody in', async t => {
   const { relay, token, command } = await signedIn(t);
   const leaked = token('leaked', 'sync:write');

@@ -253,6 +253,18 @@ async fn until(what: &str, done: impl Fn() -> bool) {
 }
 
 #[tokio::test]
+async fn a_room_that_takes_long_has_its_share_of_the_receive_queue_and_no_more() {
+    use futures::FutureExt;
+    let fixture = fixture(config(), |_| native::engine());
+    let (rooms, alice) = (&fixture.rooms, fixture.peer("alice"));
+    let busy = alice.session.room(rooms, DocumentId::random()).await;
+    let _all = busy.places(rooms.share()).await.expect("a share");
+    assert!(busy.places(1).now_or_never().is_none(), "its sender waits");
+    let other = alice.session.room(rooms, DocumentId::random()).await;
+    assert!(other.places(rooms.share()).now_or_never().flatten().is_some(), "others do not");
+}
+
+#[tokio::test]
 async fn two_peers_share_a_document_and_its_presence() {
     for fixture in both(&config()) {
         let (mut alice, mut bob) = (fixture.peer("alice"), fixture.peer("bob"));
