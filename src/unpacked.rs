@@ -228,7 +228,7 @@ impl Meter {
         let mut longest = 0;
         for column in columns {
             let mut own = data.by_ref().take(column.length);
-            let Values { rows, text, marks } = if column.is_deflated() {
+            let Values { rows, text, marks, is_endless } = if column.is_deflated() {
                 let mut inflated = BufReader::new(Inflated::over(&mut own));
                 let values = values(column, &mut inflated, most, self.allowed);
                 self.end(inflated)?;
@@ -237,6 +237,9 @@ impl Meter {
                 self.add(column.length)?;
                 values(column, &mut own, most, self.allowed)
             };
+            if is_endless {
+                return Err(Stop::Malformed);
+            }
             if rows > most {
                 return Err(Stop::TooMuch);
             }
@@ -323,6 +326,8 @@ struct Values {
     text: u64,
     /// If these are actions, how many of them make or end a mark.
     marks: u64,
+    /// automerge 0.12 would read them for ever.
+    is_endless: bool,
 }
 
 /// Count the values of a column, up to where there are more than `most`, or more text than that.
@@ -352,7 +357,14 @@ fn sum_runs(
     while found.rows <= most && found.text <= most_text && !data.fill_buf()?.is_empty() {
         match kind {
             RAW => return Ok(()),
-            BOOLEAN => found.rows = found.rows.saturating_add(unsigned(data)?),
+            BOOLEAN => match count(data) {
+                Some(count) => found.rows = found.rows.saturating_add(count),
+                // hexane 1.0, `BoolDecoder`: where it can read no count it tries again, at the same place.
+                None => {
+                    found.is_endless = true;
+                    return Ok(());
+                }
+            },
             _ => {
                 let run = signed(data)?;
                 if run == 0 {
@@ -438,6 +450,22 @@ fn unsigned(data: &mut impl BufRead) -> io::Result<u64> {
         }
     }
     Ok(number)
+}
+
+/// A LEB128 number of 64 bits at most that is whole, as the `leb128` crate reads it.
+fn count(data: &mut impl BufRead) -> Option<u64> {
+    let mut number = 0u64;
+    for place in 0..10 {
+        let byte = byte(data).ok()?;
+        if place == 9 && byte > 1 {
+            return None;
+        }
+        number |= u64::from(byte & 0x7f) << (7 * place);
+        if byte & 0x80 == 0 {
+            return Some(number);
+        }
+    }
+    None
 }
 
 /// A signed LEB128 number.

@@ -203,3 +203,24 @@ proptest! {
         prop_assert_eq!(unsigned(&mut &leb(number)[..]).expect("a number"), number);
     }
 }
+
+#[test]
+fn booleans_that_automerge_reads_for_ever_are_not_passed_on() {
+    const INSERTS: u64 = 0x34;
+    assert!(of(&chunk(1, &change_with(INSERTS, &[1, 2])), LIMIT).is_ok());
+    for endless in [&[0x80][..], &[1, 0xff], &[0x80; 12], &[&[0x80; 12][..], &[0]].concat()] {
+        assert_eq!(
+            of(&chunk(1, &change_with(INSERTS, endless)), LIMIT),
+            Err(NotUnpacked::Malformed)
+        );
+    }
+}
+
+#[test]
+fn marks_and_names_of_actors_are_counted_by_what_they_cost() {
+    let marks = |count: u64| chunk(1, &change_with(0x42, &[leb(count), leb(7)].concat()));
+    assert_eq!(of(&marks(60), LIMIT).expect("few").marks, 60);
+    assert!(is_too_much(&marks(1 << 18)));
+    let stored = super::of(&marks(1 << 17), Origin::Storage, LIMIT);
+    assert_eq!(stored.expect("they are here already").marks, 1 << 17);
+}
