@@ -135,7 +135,7 @@ test('reload takes over what it can, and refuses the rest by name, all or nothin
   const file = join(relay.at, 'tonk-relay.toml');
   const before = await readFile(file, 'utf8');
   const reload = () => run(['reload', '--config', file]);
-  assert.deepEqual(await reload(), { code: 0, stdout: 'reloaded: nothing has changed\n', stderr: '' });
+  assert.deepEqual(await reload(), { code: 0, stdout: 'reloaded: no setting has changed; the files of tokens and keys were read anew\n', stderr: '' });
 
   await writeFile(file, `${before}[limits]\nconnections = 0\n`);
   const fault = await reload();
