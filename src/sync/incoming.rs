@@ -98,7 +98,8 @@ impl<'a> Incoming<'a> {
         place: Option<&'a Place>,
         config: watch::Receiver<Arc<Config>>,
     ) -> Self {
-        let arrival = Arrival { activity, all, place, began: Some(0), held: 0 };
+        let began = Some(activity.received());
+        let arrival = Arrival { activity, all, place, began, held: 0 };
         Self { reader, pace: Pace::of_stranger(), arrival, config }
     }
 
