@@ -417,7 +417,8 @@ fn reload(relay: &RelayArguments) -> Result<(), CliError> {
         return Err(CliError::NotReloaded(answer.problems));
     }
     print(&match answer.changed.as_slice() {
-        [] => "reloaded: no setting has changed; the files of tokens and keys were read anew\n".to_owned(),
+        [] => "reloaded: no setting has changed; the files of tokens and keys were read anew\n"
+            .to_owned(),
         keys => format!("reloaded: {}\n", keys.join(" ")),
     });
     Ok(())
