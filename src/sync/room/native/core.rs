@@ -47,6 +47,8 @@ const UNPACKS_HEAVY: u64 = 160 << 10;
 /// Heads and changes of a document weigh so many bytes: a message is compared with the one, and who is new is told the other.
 const HEAD_WEIGHS: usize = 64;
 const CHANGE_WEIGHS: u64 = 4;
+/// So many changes of a document that has no snapshot are not kept for the next write: that will be one.
+const FEW: usize = 100;
 /// More heads than any document has whose peers see each other's changes; each costs time with every message.
 const MAX_HEADS: usize = 4_096;
 
@@ -131,6 +133,8 @@ pub(super) struct Core {
     writing: Option<Write>,
     /// The changes that the next write is to hold, as it holds them; none where that is to be found out.
     fresh: Option<Vec<u8>>,
+    /// The number of the document's last operation.
+    last_op: u64,
     /// The session whose changes are being taken in, or 0: for when that ends in a panic.
     taking_in: Arc<AtomicU64>,
     /// Changes were taken in that cannot stay: of this core nothing may be sent or stored any more.
@@ -216,7 +220,7 @@ impl Core {
         unpacked: u64,
         stored: impl IntoIterator<Item = (Key, usize)>,
     ) -> Self {
-        let heads = doc.get_heads();
+        let (heads, last_op) = (doc.get_heads(), sound::last_op(&doc));
         let mut chunks = Chunks::default();
         for (key, size) in stored {
             chunks.add(key, size);
@@ -239,6 +243,7 @@ impl Core {
             writes: 0,
             writing: None,
             fresh: Some(Vec::new()),
+            last_op,
             taking_in: Arc::default(),
             is_spoilt: false,
         }
@@ -376,6 +381,7 @@ impl Core {
             return (None, Vec::new());
         }
         self.fresh = None;
+        self.last_op = sound::last_op(doc);
         self.note_heads();
         (Some(relation), self.finish(Vec::new()))
     }
@@ -480,8 +486,8 @@ impl Core {
             return spoilt(&format!("leave more than {MAX_HEADS} heads"));
         }
         let doc = self.doc.awake();
-        let new = doc.save_after(before);
-        let is_sound = match sound::look(doc, before, &new) {
+        let new = doc.get_changes(before);
+        let is_sound = match sound::look(doc, &new, &self.heads, &mut self.last_op) {
             Look::Sound if !has_marks => true,
             Look::Sound | Look::Odd => sound::loads(&doc.save(), &self.heads),
             Look::Bad => false,
@@ -492,8 +498,10 @@ impl Core {
                 "are not as automerge writes them: a document with them cannot be loaded",
             );
         }
-        if let Some(fresh) = &mut self.fresh {
-            fresh.extend(new);
+        if self.chunks.snapshot == 0 && new.len() > FEW {
+            self.fresh = None;
+        } else if let Some(fresh) = &mut self.fresh {
+            new.iter().for_each(|change| fresh.extend(change.raw_bytes()));
         }
         Ok(())
     }

@@ -4,9 +4,9 @@
 //! operations that are numbered below what they depend on, with ends of marks that never began. What it then saves does
 //! not load, here or at a peer. So changes are looked at before anybody else has them.
 
-use std::collections::HashMap;
+use std::collections::HashSet;
 
-use automerge::{Automerge, ChangeHash};
+use automerge::{Automerge, Change, ChangeHash};
 
 /// Whether what was saved of a document loads, and is the whole of it.
 pub(super) fn loads(saved: &[u8], heads: &[ChangeHash]) -> bool {
@@ -24,58 +24,49 @@ pub(super) enum Look {
     Bad,
 }
 
-/// Look at the changes since some heads, which are written as `new`.
-pub(super) fn look(doc: &Automerge, since: &[ChangeHash], new: &[u8]) -> Look {
-    let changes = doc.get_changes_meta(since);
-    let mut last_ops: HashMap<ChangeHash, u64> = HashMap::with_capacity(changes.len());
-    let mut checksums = checksums(new);
+/// Look at changes that a document has taken in, as it would write them, in its order. `heads` are those of the document
+/// now; `last_op` is the number of its last operation before, and is moved on.
+pub(super) fn look(
+    doc: &Automerge,
+    changes: &[Change],
+    heads: &[ChangeHash],
+    last_op: &mut u64,
+) -> Look {
+    let deps: HashSet<&ChangeHash> = match changes {
+        [_] => HashSet::new(),
+        _ => changes.iter().flat_map(Change::deps).collect(),
+    };
+    let mut look = Look::Sound;
     for change in changes {
-        if checksums.next() != change.hash.0.first_chunk() {
-            return Look::Odd;
+        let (hash, start) = (change.hash(), change.start_op().get());
+        // Written in another form, it has another hash, which is none of the document's.
+        if heads.binary_search(&hash).is_err() && !deps.contains(&hash) {
+            look = Look::Odd;
         }
-        let last_op_of = |dep: &ChangeHash| {
-            let found = last_ops.get(dep).copied();
-            found.or_else(|| Some(doc.get_change_meta_by_hash(dep)?.max_op))
-        };
-        let Some(before) = change
-            .deps
-            .iter()
-            .map(last_op_of)
-            .try_fold(0, |most, last| last.map(|last| most.max(last)))
-        else {
-            return Look::Odd;
-        };
-        // Without operations that are numbered, nothing tells where they begin.
-        if change.max_op < change.start_op && change.start_op != before + 1 {
-            return Look::Bad;
+        if start <= *last_op || change.is_empty() {
+            let last_op_of = |dep| doc.get_change_meta_by_hash(dep).map(|dep| dep.max_op);
+            let before = change.deps().iter().map(last_op_of).max().unwrap_or(Some(0));
+            match before {
+                // Without operations that are numbered, nothing tells where they begin.
+                Some(before) if change.is_empty() && start != before + 1 => return Look::Bad,
+                Some(before) if start > before => {}
+                _ => look = Look::Odd,
+            }
         }
-        if change.start_op <= before {
-            return Look::Odd;
-        }
-        last_ops.insert(change.hash, change.max_op);
+        *last_op = change.max_op().max(*last_op);
     }
-    if checksums.next().is_none() { Look::Sound } else { Look::Odd }
+    look
 }
 
-/// The checksums of chunks: the beginnings of the hashes of the changes in them, also of deflated ones
-/// (<https://automerge.org/automerge-binary-format-spec/>, 3.1).
-fn checksums(mut chunks: &[u8]) -> impl Iterator<Item = &[u8; 4]> {
-    std::iter::from_fn(move || {
-        let (_, rest) = chunks.split_first_chunk::<4>()?;
-        let (checksum, rest) = rest.split_first_chunk::<4>()?;
-        let (_, rest) = rest.split_first()?;
-        let (length, rest) = leb128(rest)?;
-        chunks = rest.get(length..)?;
-        Some(checksum)
-    })
-}
-
-/// A number in LEB128, and what follows.
-fn leb128(bytes: &[u8]) -> Option<(usize, &[u8])> {
-    let size = bytes.iter().position(|byte| byte & 0x80 == 0)? + 1;
-    let (number, rest) = bytes.split_at_checked(size)?;
-    let fold = |sum: usize, byte: &u8| sum.checked_mul(128)?.checked_add(usize::from(byte & 0x7f));
-    Some((number.iter().rev().try_fold(0, fold)?, rest))
+/// The number of a document's last operation, by its heads: what they depend on came before.
+pub(super) fn last_op(doc: &Automerge) -> u64 {
+    let heads = doc.get_heads();
+    heads
+        .iter()
+        .filter_map(|head| doc.get_change_meta_by_hash(head))
+        .map(|head| head.max_op)
+        .max()
+        .unwrap_or(0)
 }
 
 #[cfg(test)]
@@ -95,7 +86,7 @@ mod tests {
         let text = tx.put_object(ROOT, "text", automerge::ObjType::Text).expect("put");
         tx.splice_text(&text, 0, 0, &"long enough to be deflated ".repeat(100)).expect("typed");
         tx.commit();
-        let before = doc.get_heads();
+        let (before, first) = (doc.get_heads(), doc.clone());
         let mut other = doc.fork().with_actor(ActorId::from([9; 16]));
         for doc in [&mut doc, &mut other] {
             for n in 0..5 {
@@ -110,9 +101,13 @@ mod tests {
         tx.mark(&text, Mark::new("bold".to_owned(), true, 3, 9), ExpandMark::Both).expect("marked");
         tx.commit();
         doc.merge(&mut other).expect("merged");
-        assert_eq!(look(&doc, &before, &doc.save_after(&before)), Look::Sound);
-        assert_eq!(look(&doc, &[], &doc.save_after(&[])), Look::Sound);
-        assert_eq!(look(&doc, &[], &doc.save_after(&before)), Look::Odd, "other changes");
+        for (since, mut last) in [(before.clone(), last_op(&first)), (Vec::new(), 0)] {
+            let changes = doc.get_changes(&since);
+            assert_eq!(look(&doc, &changes, &doc.get_heads(), &mut last), Look::Sound);
+            assert_eq!(last, last_op(&doc));
+        }
+        let one = doc.get_changes(&doc.get_heads()[..1]);
+        assert_eq!(look(&doc, &one, &before, &mut 0), Look::Odd, "with other heads");
         assert!(loads(&doc.save(), &doc.get_heads()));
         assert!(!loads(&doc.save(), &before) && !loads(&[1, 2, 3], &before));
     }
