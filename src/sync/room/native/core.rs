@@ -306,9 +306,7 @@ impl Core {
         {
             let mut saved = doc.save();
             saved.shrink_to_fit();
-            if sound::loads(&saved, &self.heads) {
-                self.doc = Doc::Asleep(saved);
-            }
+            self.doc = Doc::Asleep(saved);
         }
     }
 
