@@ -55,6 +55,11 @@ async function keepOn(until, once) {
   while (Date.now() < until) { await once(); await wait(1); }
 }
 
+/** No attack, but a process that computes as attackers do: what it costs the others is the machine's doing. */
+async function elsewhere(port, until) {
+  await keepOn(until, () => { for (const end = Date.now() + 20; Date.now() < end;); });
+}
+
 export const ATTACKS = {
   async neverJoin(port, until) {
     await keepOn(until, async () => { await Promise.all(Array.from({ length: 50 }, () => socketOf(port).opened)); await wait(50); });
@@ -190,6 +195,6 @@ export const ATTACKS = {
 
 if (import.meta.url === pathToFileURL(process.argv[1]).href) {
   const [name, port, seconds] = process.argv.slice(2);
-  await ATTACKS[name](Number(port), Date.now() + Number(seconds) * 1000);
+  await { ...ATTACKS, elsewhere }[name](Number(port), Date.now() + Number(seconds) * 1000);
   process.exit(0);
 }
