@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     health::{Phase, lines},
-    http::App,
+    http::{App, client},
     log::{self, RecentLine},
     storage::quarantine,
     sync::look::Top,
@@ -116,15 +116,8 @@ fn mask(text: &str) -> String {
 /// Whether the request names this relay by an address. A page from elsewhere can give its own name this address, and would
 /// then be let read what is here.
 fn is_asked_by_address(headers: &HeaderMap) -> bool {
-    let Some(host) = headers.get(header::HOST).and_then(|host| host.to_str().ok()) else {
-        return false;
-    };
-    let name = match host.rsplit_once(':') {
-        Some((name, port)) if port.bytes().all(|digit| digit.is_ascii_digit()) => name,
-        _ => host,
-    };
-    let bare = name.trim_start_matches('[').trim_end_matches(']');
-    bare == "localhost" || bare.parse::<std::net::IpAddr>().is_ok()
+    client::asked_host(headers)
+        .is_some_and(|host| host == "localhost" || host.parse::<std::net::IpAddr>().is_ok())
 }
 
 async fn look(app: &App) -> Status {

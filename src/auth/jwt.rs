@@ -34,7 +34,7 @@ const MIN_MODULUS: usize = 2048;
 /// Keys, and what a token must say beside being signed with one of them.
 #[derive(Clone, Debug)]
 pub struct Keys {
-    keys: Vec<Key>,
+    keys: Vec<(KeyId, Key)>,
     issuer: String,
     audience: String,
 }
@@ -44,26 +44,24 @@ struct Key {
     id: Option<String>,
     algorithm: Algorithm,
     key: DecodingKey,
-    /// Together with what else a token must say.
-    hash: KeyId,
-}
-
-impl Key {
-    fn new(id: Option<String>, algorithm: Algorithm, key: DecodingKey) -> Self {
-        use jsonwebtoken::DecodingKeyKind::{RsaModulusExponent, SecretOrDer};
-        let hash = match key.kind() {
-            SecretOrDer(bytes) => Sha256::digest(bytes),
-            RsaModulusExponent { n, e } => {
-                Sha256::new_with_prefix(n).chain_update([0]).chain_update(e).finalize()
-            }
-        };
-        Self { id, algorithm, key, hash: KeyId(hash.into()) }
-    }
 }
 
 /// What tells a key, and what tokens have to say beside being signed with it, from others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KeyId([u8; 32]);
+
+impl KeyId {
+    fn of(key: &Key, issuer: &str, audience: &str) -> Self {
+        use jsonwebtoken::DecodingKeyKind::{RsaModulusExponent, SecretOrDer};
+        let said = format!("{:?} {issuer:?} {audience:?} ", key.algorithm);
+        let hash = Sha256::new_with_prefix(said);
+        let hash = match key.key.kind() {
+            SecretOrDer(bytes) => hash.chain_update(bytes),
+            RsaModulusExponent { n, e } => hash.chain_update(n).chain_update([0]).chain_update(e),
+        };
+        Self(hash.finalize().into())
+    }
+}
 
 /// What a token says that was signed with one of the keys.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -134,19 +132,15 @@ impl Keys {
         let io = |source| KeysError::Io { path: path.to_owned(), source };
         let content = |problem| KeysError::Content { path: path.to_owned(), problem };
         let text = regular_file::read_text(path, MAX_FILE).map_err(io)?;
-        let mut keys = read(&text).map_err(content)?;
         let (issuer, audience) = (auth.jwt_issuer.clone(), auth.jwt_audience.clone());
-        for key in &mut keys {
-            let said = format!("{:?} {issuer:?} {audience:?} ", key.algorithm);
-            key.hash =
-                KeyId(Sha256::new_with_prefix(said).chain_update(key.hash.0).finalize().into());
-        }
+        let keys = read(&text).map_err(content)?.into_iter();
+        let keys = keys.map(|key| (KeyId::of(&key, &issuer, &audience), key)).collect();
         Ok(Self { keys, issuer, audience })
     }
 
     /// Whether a key is among these, and tokens that it signs have to say the same.
     pub fn has(&self, key: KeyId) -> bool {
-        self.keys.iter().any(|known| known.hash == key)
+        self.keys.iter().any(|(known, _)| *known == key)
     }
 
     /// Read a token.
@@ -159,15 +153,15 @@ impl Keys {
             return Err(invalid("it is too long"));
         }
         let header = decode_header(token).map_err(|_| invalid("it is no JWT"))?;
-        let is_meant = |key: &&Key| {
+        let is_meant = |key: &Key| {
             // A key's own algorithm counts, not the token's word for it.
             key.algorithm == header.alg
                 && (key.id.is_none() || header.kid.is_none() || key.id == header.kid)
         };
         let mut problem = invalid("there is no key for it");
-        for key in self.keys.iter().filter(is_meant) {
+        for (id, key) in self.keys.iter().filter(|(_, key)| is_meant(key)) {
             match decode::<Fields>(token, &key.key, &self.validation(key.algorithm)) {
-                Ok(found) => return claims(found.claims, key.hash),
+                Ok(found) => return claims(found.claims, *id),
                 Err(error) => {
                     problem = match error.kind() {
                         ErrorKind::ExpiredSignature => return Err(BadJwt::Expired),
@@ -259,7 +253,7 @@ fn read_jwks(text: &str) -> Result<Vec<Key>, String> {
         let key = DecodingKey::from_jwk(jwk).map_err(|error| problem(&error.to_string()))?;
         // The set is somebody else's: one that is no good does not keep the others from use.
         match check_strength(&key) {
-            Ok(()) => keys.push(Key::new(jwk.common.key_id.clone(), algorithm, key)),
+            Ok(()) => keys.push(Key { id: jwk.common.key_id.clone(), algorithm, key }),
             Err(why) => {
                 warn!("auth.jwt_keys: {}", problem(&format!("{why}; it is left out")));
                 weak.push(problem(&why));
@@ -320,7 +314,7 @@ fn read_pem(text: &str) -> Result<Vec<Key>, String> {
             format!("key number {}: is no Ed25519, P-256 or RSA public key", keys.len() + 1)
         })?;
         check_strength(&key).map_err(|why| format!("key number {}: {why}", keys.len() + 1))?;
-        keys.push(Key::new(None, algorithm, key));
+        keys.push(Key { id: None, algorithm, key });
     }
     Ok(keys)
 }

@@ -59,26 +59,35 @@ pub fn client(peer: Option<IpAddr>, headers: &HeaderMap, trusted: &[Network]) ->
 /// Whether a request is about this machine, and not from a page of somebody else's that a browser here shows: the page's
 /// origin tells, or, where its name was made to lead here, the host that is asked.
 fn is_asked_locally(headers: &HeaderMap) -> bool {
-    let host = headers.get(header::HOST).map(|host| host.to_str().unwrap_or_default());
     let origin = headers.get(header::ORIGIN).map(|origin| origin.to_str().unwrap_or_default());
     let origin_host = origin.map(|origin| {
         let uri = origin.parse::<Uri>().unwrap_or_default();
         uri.authority().map(|authority| authority.host().to_owned()).unwrap_or_default()
     });
-    host.is_none_or(|host| {
-        let bare =
-            host.rsplit_once(':').filter(|(_, port)| port.bytes().all(|b| b.is_ascii_digit()));
-        is_this_machine(bare.map_or(host, |(name, _)| name))
-    }) && origin_host.is_none_or(|host| is_this_machine(&host))
+    asked_host(headers).is_none_or(is_this_machine)
+        && origin_host.is_none_or(|host| is_this_machine(bare(&host)))
+}
+
+/// The host that a request asks, without its port and brackets; empty if it cannot be read.
+pub fn asked_host(headers: &HeaderMap) -> Option<&str> {
+    let host = headers.get(header::HOST)?.to_str().unwrap_or_default();
+    let name = match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|digit| digit.is_ascii_digit()) => name,
+        _ => host,
+    };
+    Some(bare(name))
+}
+
+fn bare(host: &str) -> &str {
+    host.trim_start_matches('[').trim_end_matches(']')
 }
 
 /// Whether a host's name means this machine, wherever it is asked (RFC 6761, 6.3).
 fn is_this_machine(host: &str) -> bool {
     let host = host.to_ascii_lowercase();
-    let bare = host.trim_start_matches('[').trim_end_matches(']');
-    bare == "localhost"
-        || bare.ends_with(".localhost")
-        || bare.parse::<IpAddr>().is_ok_and(|at| at.is_loopback())
+    host == "localhost"
+        || host.ends_with(".localhost")
+        || host.parse::<IpAddr>().is_ok_and(|at| at.is_loopback())
 }
 
 /// An address as proxies write it: bare, in brackets, or with a port.

@@ -181,6 +181,8 @@ pub struct Rooms {
     /// What rooms need of the rest.
     pub(super) shared: Shared,
     pub(super) directory: Mutex<HashMap<DocumentId, Entry>>,
+    /// How many places for received bytes, in KiB, one room has.
+    share: u32,
     /// Operators who follow a document.
     pub(super) followers: Arc<Followers>,
     /// When durable heads were last told, in milliseconds since 1970.
@@ -257,9 +259,11 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Rooms {
     /// No room yet.
     pub fn new(shared: Shared) -> Arc<Self> {
+        let share = (shared.config.borrow().sync.receive_places() / ROOM_SHARE).max(1);
         Arc::new(Self {
             shared,
             directory: Mutex::default(),
+            share,
             followers: Arc::default(),
             told_at: AtomicU64::new(0),
             loading: Semaphore::new(LOADING),
@@ -297,7 +301,7 @@ impl Rooms {
 
     /// How many places for received bytes, in KiB, one room has.
     pub fn share(&self) -> u32 {
-        (self.shared.config.borrow().sync.receive_places() / ROOM_SHARE).max(1)
+        self.share
     }
 
     /// The mailbox of a document's room for a session that mentions it; the room is made if there is none.

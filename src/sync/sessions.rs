@@ -309,9 +309,8 @@ impl Sessions {
         let is_ours = message.target.as_deref().is_none_or(|target| target == &*self.us);
         let is_theirs = match (&message.body, message.sender.as_deref()) {
             (_, None) => true,
-            (_, Some(sender)) if sender == &*session.peer_id => true,
-            (Body::Ephemeral { .. }, Some(_)) => true,
-            _ => false,
+            (Body::Ephemeral { .. }, Some(author)) => self.peers.may_speak(session, author),
+            (_, Some(sender)) => sender == &*session.peer_id,
         };
         if !is_ours || !is_theirs {
             return self.dropped(session, if is_ours { "sender" } else { "target" });
@@ -355,15 +354,13 @@ impl Sessions {
                 }
                 let held = self.hold(session, document, frame.len()).await?;
                 let input = Input::Sync { from: session.clone(), request, message, held };
-                self.deliver(session, document, input).await
+                session.deliver(&self.rooms, document, input).await;
+                Ok(())
             }
             Body::Ephemeral { document, .. }
                 if !session.may_write(document) && !self.config.borrow().auth.readonly_presence =>
             {
                 self.dropped(session, "readonly_presence")
-            }
-            Body::Ephemeral { .. } if !self.peers.may_speak(session, &sender) => {
-                self.dropped(session, "sender")
             }
             Body::Ephemeral { document, count, session: author_session, data } => {
                 let held = self.hold(session, document, frame.len()).await?;
@@ -375,7 +372,8 @@ impl Sessions {
                     data: bytes(data),
                     held,
                 };
-                self.deliver(session, document, input).await
+                session.deliver(&self.rooms, document, input).await;
+                Ok(())
             }
             Body::DocUnavailable { document } => {
                 self.rooms.lacks(document, session.id);
@@ -388,7 +386,8 @@ impl Sessions {
             }
             Body::Join { .. } | Body::Peer => self.dropped(session, "second_handshake"),
             Body::RemoteSubscriptionChange { add, remove } => {
-                self.change_subscription(session, &add, &remove).await
+                self.change_subscription(session, &add, &remove).await;
+                Ok(())
             }
             // Of other storages' heads the relay knows nothing.
             Body::RemoteHeadsChanged => Ok(()),
@@ -411,17 +410,16 @@ impl Sessions {
         session: &Arc<Session>,
         add: &[Cow<'_, str>],
         remove: &[Cow<'_, str>],
-    ) -> Result<(), Closing> {
+    ) {
         if remove.iter().any(|id| *id == self.storage_id) {
             session.subscribe(false);
         }
         if add.iter().any(|id| *id == self.storage_id) && !session.subscribe(true) {
             for document in session.documents() {
                 let input = Input::Subscribed { from: session.clone() };
-                self.deliver(session, document, input).await?;
+                session.deliver(&self.rooms, document, input).await;
             }
         }
-        Ok(())
     }
 
     /// Wait for a place in the receive queue: in its document's share of it, then in all.
@@ -439,17 +437,6 @@ impl Sessions {
         // The semaphore is never closed.
         let of_all = self.receive_queue.clone().acquire_many_owned(places).await.ok();
         Ok(Held::new([of_room, of_all], bytes, self.metrics.unread.clone()))
-    }
-
-    async fn deliver(
-        &self,
-        session: &Arc<Session>,
-        document: DocumentId,
-        input: Input,
-    ) -> Result<(), Closing> {
-        self.may_open(session, document)?;
-        session.deliver(&self.rooms, document, input).await;
-        Ok(())
     }
 
     fn may_open(&self, session: &Session, document: DocumentId) -> Result<(), Closing> {

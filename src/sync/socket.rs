@@ -69,7 +69,8 @@ pub(super) async fn watch_liveness(
         // Nothing is read while a message waits for its document: that silence is ours.
         let is_busy = busy.load(Ordering::Relaxed);
         let was_unfinished = std::mem::replace(&mut unfinished, activity.unfinished());
-        let came = activity.received() - std::mem::replace(&mut received, activity.received());
+        let received_now = activity.received();
+        let came = received_now - std::mem::replace(&mut received, received_now);
         let min_rate = config.borrow().sync.message_min_rate;
         if !is_busy
             && unfinished.is_some()
