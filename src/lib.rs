@@ -11,12 +11,12 @@
 //! | the public port: pages, bundles, errors, connections | [`http`] |
 //! | protocol messages, sessions, rooms and their engines | [`sync`] |
 //! | `.tonk` bundles: parse, serve, watch, store | [`bundle`] |
+//! | what may become part of a document, and what it takes | [`document`] |
 //! | documents on disk, and bundle documents underneath | [`storage`] |
 //! | the admin socket and its commands | [`admin`] |
 //! | readiness and what is amiss | [`health`] |
 //! | who may do what | [`auth`] |
 //! | what addresses and principals may use | [`limits`] |
-//! | what chunks unpack to, before they do | [`unpacked`] |
 //! | what rooms and sessions cost | [`usage`], [`sync::look`] |
 //! | that all of it still answers, for systemd | [`watchdog`] |
 //! | every metric name | [`metrics`] |
@@ -36,6 +36,7 @@ pub mod backoff;
 pub mod bundle;
 pub mod cli;
 pub mod config;
+pub mod document;
 pub mod document_id;
 pub mod health;
 pub mod http;
@@ -49,6 +50,5 @@ pub mod storage;
 pub mod supervisor;
 pub mod sync;
 pub mod systemd;
-pub mod unpacked;
 pub mod usage;
 pub mod watchdog;

@@ -126,6 +126,8 @@ metrics! {
         message_bytes: IntCounterVec = "tonk_relay_message_bytes_total" ["direction", "type"];
         /// Messages that were dropped, by reason.
         dropped: IntCounterVec = "tonk_relay_messages_dropped_total" ["reason"];
+        /// Documents of which a peer's changes were refused, by reason.
+        refused_documents: IntCounterVec = "tonk_relay_documents_refused_total" ["reason"];
         /// Ephemeral messages passed on, once for each receiver.
         ephemera: IntCounter = "tonk_relay_ephemera_forwarded_total" [];
         /// Bytes that wait to be sent, all sessions together.

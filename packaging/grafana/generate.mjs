@@ -280,8 +280,10 @@ const sync = dashboard('sync', 'Sync', 'Sessions, documents in memory, and the m
     + 'that do not answer pings.', 'cps',
     [[counts('tonk_relay_connections_ended_total', 'outcome'), '{{instance}} {{outcome}}']]),
   lines('Messages dropped, presence passed on', 'Dropped ones by reason; presence is what is sent to each '
-    + 'receiver. Dropped presence is a slow reader, and harmless.', 'cps', [
+    + 'receiver. Dropped presence is a slow reader, and harmless. Refused: documents of which a client sent changes that '
+    + 'may not become part of them.', 'cps', [
     [counts('tonk_relay_messages_dropped_total', 'reason'), '{{instance}} dropped {{reason}}'],
+    [counts('tonk_relay_documents_refused_total', 'reason'), '{{instance}} refused {{reason}}'],
     [by([], rate('tonk_relay_ephemera_forwarded_total')), '{{instance}} presence'],
   ]),
   lines('Probe', 'The relay asks itself for a document, the way a client does. Good: some ms, and no failures. It '

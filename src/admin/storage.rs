@@ -27,12 +27,13 @@ use self::answers::{
 use crate::{
     bundle::{Bundle, BundleError, MaxInflated, served::Served, store::BundleStore},
     config::Config,
+    document::compare::Merged,
     document_id::{BadDocumentId, DocumentId},
     storage::{
         ChunkStore, Key, StorageError,
         backups::{self, Backup},
         blocked::Block,
-        documents::{Bringer, Documents, Merged},
+        documents::{Bringer, Documents},
         fsck, imported,
         inspect::Inspection,
         journal::Journal,

@@ -25,10 +25,11 @@ use tracing::{info, warn};
 
 use super::{Bundle, BundleError, MaxInflated, store::BundleStore};
 use crate::{
+    document::compare::Merged,
     document_id::DocumentId,
     metrics::BundleMetrics,
     storage::{
-        documents::{Bringer, Documents, Merged},
+        documents::{Bringer, Documents},
         imported,
     },
     sync::rooms::Rooms,
@@ -96,7 +97,7 @@ impl Imported {
             Merged::Blocked => "it is blocked here",
             Merged::TooLarge => "it would be larger than a document may be",
             Merged::NoSpace => "there is no room for new documents",
-            Merged::Broken(_) => "it is no automerge document",
+            Merged::Refused(_) => "its changes may not become part of the document",
             Merged::Failed(_) => "what is stored of it cannot be read or written",
         };
         self.is_whole &= !matches!(merged, Merged::NoSpace | Merged::Failed(_));
@@ -254,7 +255,7 @@ impl Importer {
         file: File,
         max_inflated: MaxInflated,
     ) -> Result<Imported, ImportError> {
-        let result = self.merge_all(file, max_inflated).await;
+        let result = self.merge_all(file, max_inflated, false).await;
         let (label, problem) = match &result {
             Ok(imported) if imported.is_whole => ("imported", None),
             Ok(_) => ("partly", Some(Problem::Partly)),
@@ -284,10 +285,20 @@ impl Importer {
         result
     }
 
+    /// Whether all documents of an upload may become part of what is stored, which stays as it is. Of a bundle that is
+    /// refused nothing is stored, not even the bundle.
+    ///
+    /// # Errors
+    /// One of them may not, or cannot be read.
+    pub async fn check(&self, file: File, max_inflated: MaxInflated) -> Result<(), ImportError> {
+        self.merge_all(file, max_inflated, true).await.map(drop)
+    }
+
     async fn merge_all(
         &self,
         file: File,
         max_inflated: MaxInflated,
+        dry_run: bool,
     ) -> Result<Imported, ImportError> {
         let opening =
             tokio::task::spawn_blocking(move || Bundle::open(BufReader::new(file), max_inflated));
@@ -311,7 +322,7 @@ impl Importer {
             }
             let (all, mut failures) = (read.len(), 0);
             let merging = read.into_iter().map(|(document, data)| async move {
-                let merged = self.documents.merge(document, data, Bringer::Upload, false).await;
+                let merged = self.documents.merge(document, data, Bringer::Upload, dry_run).await;
                 (document, merged)
             });
             let mut merging = futures::stream::iter(merging).buffer_unordered(TOGETHER);
@@ -327,8 +338,13 @@ impl Importer {
                         Merged::Failed(error.to_string())
                     }
                 };
-                if matches!(merged, Merged::New | Merged::Newer) {
-                    self.rooms.reopen(document);
+                match &merged {
+                    Merged::Refused(reason) if dry_run => {
+                        let reason = reason.clone();
+                        return Err(BundleError::Unfit { document, reason }.into());
+                    }
+                    Merged::New | Merged::Newer if !dry_run => self.rooms.reopen(document),
+                    _ => {}
                 }
                 imported.count(document, &merged);
             }

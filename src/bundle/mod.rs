@@ -18,16 +18,18 @@ use std::{
     io::{Cursor, Read, Seek, SeekFrom, Write},
 };
 
-use automerge::{Automerge, LoadOptions, OnPartialLoad};
 use bytes::Bytes;
 use serde::Deserialize;
 use zip::{CompressionMethod, ZipArchive, ZipWriter, write::SimpleFileOptions};
 
 use crate::{
     config::{Config, Size},
+    document::{
+        gate::{Document, Refusal, Rules},
+        unpacked::{self, NotUnpacked, Origin},
+    },
     document_id::DocumentId,
     storage::ChunkKind,
-    unpacked::{self, NotUnpacked, Origin},
 };
 
 /// More entries than any bundle needs: real ones have 2 to 29.
@@ -55,6 +57,10 @@ pub enum BundleError {
     BadRootId(#[from] crate::document_id::BadDocumentId),
     #[error("entry {name:?}: {problem}")]
     Entry { name: String, problem: String },
+    #[error("document {document}: its changes {refusal}")]
+    Refused { document: DocumentId, refusal: Refusal },
+    #[error("document {document}: {reason}")]
+    Unfit { document: DocumentId, reason: String },
     #[error("more than {MAX_ENTRIES} entries")]
     TooManyEntries,
     #[error("unpacks to more than {limit} bytes (max_inflated)")]
@@ -266,12 +272,11 @@ impl<R: Read + Seek> Bundle<R> {
             };
             return Err(BundleError::Entry { name: name(), problem });
         }
-        let options = LoadOptions::new().on_partial_load(OnPartialLoad::Error);
-        let problem = match Automerge::load_with_options(&save, options) {
-            Ok(loaded) if loaded.get_heads().is_empty() => "holds no change".to_owned(),
-            Ok(loaded) if chunks.len() > 1 => return Ok(loaded.save().into()),
+        let problem = match Document::read(&save, Rules::Admission) {
+            Ok(read) if read.heads().is_empty() => "holds no change".to_owned(),
+            Ok(mut read) if chunks.len() > 1 => return Ok(read.automerge().save().into()),
             Ok(_) => return Ok(save.into()),
-            Err(error) => format!("is no automerge document: {error}"),
+            Err(refusal) => return Err(BundleError::Refused { document, refusal }),
         };
         Err(BundleError::Entry { name: name(), problem })
     }

@@ -1,4 +1,4 @@
-use automerge::{ROOT, transaction::Transactable};
+use automerge::{Automerge, ROOT, transaction::Transactable};
 use proptest::prelude::*;
 
 use super::*;

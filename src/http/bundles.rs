@@ -136,6 +136,14 @@ async fn receive(
     }
     let patience = config.bundles.timeout.0;
     let place = timeout(patience, app.importer.place()).await.map_err(|_| HttpError::Busy)??;
+    match app.importer.check(file.reopen()?, max_inflated).await {
+        Ok(()) => {}
+        Err(ImportError::Broken(error)) => {
+            app.principals.were_known(account, most);
+            return Err(error.into());
+        }
+        Err(ImportError::Io(error)) => return Err(error.into()),
+    }
     let content = file.reopen()?;
     let etag = app.store.put(id, file, config.bundles.keep).await?;
     if app.documents.is_deleted(id) {

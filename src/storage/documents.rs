@@ -7,25 +7,28 @@ use std::{
     time::{Duration, Instant},
 };
 
-use automerge::{Automerge, AutomergeError, ChangeHash, LoadOptions, OnPartialLoad, ReadDoc};
+use automerge::ChangeHash;
 use bytes::Bytes;
 use prometheus::IntGauge;
-use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tokio::sync::{Semaphore, watch};
 use tracing::{error, info, warn};
 
-use super::{
-    ChunkKind, ChunkStore, Key, StorageError, StoredChunk, max_document::MaxDocument, space::Space,
-};
+use super::{ChunkKind, ChunkStore, Key, StorageError, StoredChunk, space::Space};
 use crate::{
     backoff::Backoff,
     bundle::served::Served,
     config::Config,
+    document::{
+        compare::{self, Addition, Merged, Relation},
+        gate::{Document, Refusal, Rules},
+        load::{self, Loaded},
+        size::MaxDocument,
+        unpacked::Unpacked,
+    },
     document_id::DocumentId,
     health::{Health, Unreadable},
     metrics::StorageMetrics,
-    unpacked::Unpacked,
 };
 
 /// Pause before a failed operation is tried again: the first, and the longest.
@@ -33,7 +36,7 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_
 /// Documents that are compared with what is stored at a time: each is in memory as a whole, twice.
 const COMPARING: usize = 2;
 /// Up to so many changes a document's change hashes are listed in [`Opened`].
-const FEW: usize = 64;
+const FEW: u64 = 64;
 
 /// All documents of the relay.
 pub struct Documents {
@@ -49,8 +52,8 @@ pub struct Documents {
 /// A document as an engine starts from it.
 #[derive(Default)]
 pub struct Opened {
-    /// The document. In a box: it is a few KiB, and would be that in every future that holds it.
-    pub doc: Box<Automerge>,
+    /// The document.
+    pub doc: Document,
     /// The chunks that parse, the bundle's snapshot among them where it adds something.
     pub chunks: Vec<StoredChunk>,
     /// The bundle's snapshot where storage has nothing: it must be saved before the first change that
@@ -79,17 +82,6 @@ pub struct Base {
     pub data: Bytes,
 }
 
-/// How a snapshot stands to a document of the same id.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Relation {
-    /// The document has all of it.
-    Contained,
-    /// They share changes, and the snapshot has more.
-    Newer,
-    /// They share no change: two documents that were given one id.
-    Unrelated,
-}
-
 /// Who brings a document to be merged with what is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Bringer {
@@ -99,52 +91,12 @@ pub enum Bringer {
     Upload,
 }
 
-/// What became of a document that was to be merged with what is stored.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Merged {
-    /// There was none of its id.
-    New,
-    /// It has changes that the stored one lacked.
-    Newer,
-    /// All of it was there.
-    Contained,
-    /// The stored one shares no change with it and stays as it is.
-    Unrelated,
-    /// It was deleted here and stays so.
-    Deleted,
-    /// An operator keeps it from everybody.
-    Blocked,
-    /// There is no room for a new document.
-    NoSpace,
-    /// With what is stored it would be larger than a document may be.
-    TooLarge,
-    /// It does not parse.
-    Broken(String),
-    /// What is stored of it cannot be read, or it cannot be written.
-    Failed(String),
-}
-
 /// What can be read of a document.
 pub struct Content {
     /// An automerge save of it, with the changes that wait for others.
     pub data: Vec<u8>,
     /// Chunks that are not in it, for they do not parse or fit, and why.
     pub broken: Vec<(Key, String)>,
-}
-
-impl Relation {
-    /// Compare `snapshot` with `document`, neither of them empty.
-    pub fn of(snapshot: &Automerge, document: &Automerge) -> Self {
-        let has = |hash: &ChangeHash| document.get_change_meta_by_hash(hash).is_some();
-        if snapshot.get_heads().iter().all(has) {
-            Self::Contained
-        } else if snapshot.get_changes_meta(&[]).iter().any(|change| has(&change.hash)) {
-            Self::Newer
-        } else {
-            Self::Unrelated
-        }
-    }
 }
 
 /// The key of a snapshot at `heads`: SHA-256 over them, as samod names its own.
@@ -252,19 +204,14 @@ impl Documents {
             path: document.to_string().into(),
             source: std::io::Error::other(error),
         })?;
-        let Checked { mut opened, broken, newer, unrelated } = match checked {
+        let Checked { mut opened, broken, rescue, newer, unrelated } = match checked {
             Ok(checked) => checked,
             Err(limit) => {
                 return Ok(Opened { too_large: Some(limit), ..Opened::default() });
             }
         };
-        for (key, reason) in broken {
-            self.metrics.broken_chunks.inc();
-            error!(%document, %key, reason, "a stored chunk does not parse; it is moved to quarantine");
-            if let Err(error) = self.timed("quarantine", self.store.quarantine(&key, &reason)).await
-            {
-                error!(%document, "the chunk stays where it is: {error}");
-            }
+        if !broken.is_empty() {
+            self.set_aside(&mut opened, document, broken, rescue).await?;
         }
         if unrelated {
             self.report_unrelated(document);
@@ -277,13 +224,38 @@ impl Documents {
                 warn!(%document, "the served bundle's snapshot cannot be stored yet: {error}");
                 opened.base = Some(base.clone());
             }
-            if let Err(error) = opened.doc.load_incremental(&base.data) {
-                error!(%document, "the served bundle's snapshot cannot be merged: {error}");
-            }
             opened.chunks.push((base.key, base.data.to_vec()));
-            opened.heads = opened.doc.get_heads();
         }
         Ok(opened)
+    }
+
+    /// Move chunks that are not in a document to quarantine, once what is good of them is stored in another.
+    async fn set_aside(
+        &self,
+        opened: &mut Opened,
+        document: DocumentId,
+        broken: Vec<(Key, String)>,
+        rescue: Option<Base>,
+    ) -> Result<(), StorageError> {
+        if let Some(Base { key, data }) = rescue {
+            self.timed("put", self.store.put(&key, data.clone())).await?;
+            opened.chunks.push((key, data.to_vec()));
+        }
+        let chunks = broken.len();
+        for (key, reason) in broken {
+            self.metrics.broken_chunks.inc();
+            info!(%document, %key, reason, "moving a stored chunk to quarantine");
+            if let Err(error) = self.timed("quarantine", self.store.quarantine(&key, &reason)).await
+            {
+                error!(%document, "the chunk stays where it is: {error}");
+            }
+        }
+        warn!(
+            %document, chunks,
+            "stored chunks do not parse, or the document cannot be read with them; they are in quarantine, and the rest \
+             of the document is served: see `tonk-relay quarantine list`"
+        );
+        Ok(())
     }
 
     /// Merge a document that an import, a restore or an upload brings with what is stored of it. It is durable
@@ -352,10 +324,8 @@ impl Documents {
             return Ok(None);
         }
         let read = tokio::task::spawn_blocking(move || {
-            let Checked { mut opened, broken, newer, .. } = check(document, stored, underneath);
-            // It was loaded a moment ago.
-            let _ = newer.map(|base| opened.doc.load_incremental(&base.data));
-            Content { data: opened.doc.save(), broken }
+            let Checked { mut opened, broken, .. } = check(document, stored, underneath);
+            Content { data: opened.doc.automerge().save(), broken }
         });
         read.await.map(Some).map_err(|error| StorageError {
             action: "load",
@@ -474,69 +444,90 @@ impl Drop for Queued<'_> {
     }
 }
 
-/// A document as its chunks make it.
+/// A document as its chunks make it, with what lies underneath.
 pub struct Checked {
-    /// The document, of all chunks that are whole.
+    /// The document, of all chunks that are good.
     pub opened: Opened,
-    /// Chunks that do not parse or fit, and why.
+    /// Chunks that are not in it, and why.
     pub broken: Vec<(Key, String)>,
+    /// What has to be stored before these may be moved away, for they have good changes too.
+    pub rescue: Option<Base>,
     newer: Option<Base>,
     unrelated: bool,
 }
 
 /// Make a document of its chunks, with what lies underneath. Takes processor time.
 pub fn check(document: DocumentId, stored: Vec<StoredChunk>, underneath: Option<Bytes>) -> Checked {
-    let mut broken = Vec::new();
+    let Loaded { mut doc, bad: broken, is_to_be_saved } = load::load(&stored);
     let mut chunks = stored;
-    // Nearly always all of them are whole.
-    let mut doc = load_strictly(&chunks).unwrap_or_else(|| {
-        chunks.retain(|(key, data)| match parses(data) {
-            Ok(()) => true,
-            Err(reason) => {
-                broken.push((key.clone(), reason));
-                false
-            }
-        });
-        let (doc, misfits) = load(&chunks);
-        chunks.retain(|(key, _)| !misfits.iter().any(|(misfit, _)| misfit == key));
-        broken.extend(misfits);
-        doc
+    chunks.retain(|(key, _)| !broken.iter().any(|(bad, _)| bad == key));
+    let rescue = is_to_be_saved.then(|| {
+        let data = doc.automerge().save();
+        let mut key = snapshot_key(document, doc.heads());
+        if broken.iter().any(|(bad, _)| *bad == key) {
+            let name = hex(&Sha256::digest(&data));
+            key = Key::Chunk { document, kind: ChunkKind::Incremental, name };
+        }
+        Base { key, data: data.into() }
     });
     let (mut base, mut newer, mut unrelated) = (None, None, false);
-    if let Some(data) = underneath
-        && let Ok(snapshot) = Automerge::load(&data)
-    {
-        let add = Base { key: snapshot_key(document, &snapshot.get_heads()), data };
-        if doc.get_heads().is_empty() {
-            chunks.push((add.key.clone(), add.data.to_vec()));
-            base = Some(add);
-            (doc, _) = load(&chunks);
-        } else {
-            match Relation::of(&snapshot, &doc) {
-                Relation::Contained => {}
-                Relation::Newer => newer = Some(add),
-                Relation::Unrelated => unrelated = true,
+    if let Some(data) = underneath {
+        match underlay(document, &mut doc, data) {
+            Underlay::Nothing => {}
+            Underlay::Base(add) => {
+                chunks.push((add.key.clone(), add.data.to_vec()));
+                base = Some(add);
+            }
+            Underlay::Newer(add) => newer = Some(add),
+            Underlay::Unrelated => unrelated = true,
+            Underlay::Refused(refusal) => {
+                error!(%document, "the served bundle's changes {refusal}; the stored document stays as it is");
+                if doc.is_damaged() {
+                    doc = load::load(&chunks).doc;
+                }
             }
         }
     }
-    let changes = doc.get_changes_meta(&[]);
-    let changes = if changes.len() <= FEW {
-        changes.iter().map(|change| change.hash).collect()
+    let changes = if doc.changes() <= FEW {
+        doc.automerge().get_changes_meta(&[]).iter().map(|change| change.hash).collect()
     } else {
         HashSet::new()
     };
-    Checked {
-        opened: Opened {
-            heads: doc.get_heads(),
-            doc: Box::new(doc),
-            changes,
-            chunks,
-            base,
-            ..Opened::default()
-        },
-        broken,
-        newer,
-        unrelated,
+    let heads = doc.heads().to_vec();
+    let opened = Opened { doc, heads, changes, chunks, base, ..Opened::default() };
+    Checked { opened, broken, rescue, newer, unrelated }
+}
+
+/// What the served bundle's snapshot adds to a document, which has it then.
+enum Underlay {
+    Nothing,
+    /// All of it: storage has nothing.
+    Base(Base),
+    /// Something that the stored document lacks.
+    Newer(Base),
+    /// It is another document of the same id.
+    Unrelated,
+    Refused(Refusal),
+}
+
+fn underlay(document: DocumentId, doc: &mut Document, data: Bytes) -> Underlay {
+    let mut snapshot = match Document::read(&data, Rules::Admission) {
+        Ok(snapshot) => snapshot,
+        Err(refusal) => return Underlay::Refused(refusal),
+    };
+    let is_stored = !doc.heads().is_empty();
+    if is_stored {
+        match Relation::of(snapshot.automerge(), doc.automerge()) {
+            Relation::Contained => return Underlay::Nothing,
+            Relation::Newer => {}
+            Relation::Unrelated => return Underlay::Unrelated,
+        }
+    }
+    let add = Base { key: snapshot_key(document, snapshot.heads()), data };
+    match doc.admit(&add.data, Rules::Admission) {
+        Err(refusal) => Underlay::Refused(refusal),
+        Ok(_) if is_stored => Underlay::Newer(add),
+        Ok(_) => Underlay::Base(add),
     }
 }
 
@@ -549,81 +540,17 @@ fn compare(
 ) -> (Merged, Option<Base>) {
     let name = hex(&Sha256::digest(data));
     let as_it_is = Key::Chunk { document, kind: ChunkKind::Incremental, name };
-    let is_here = stored.iter().any(|(key, _)| *key == as_it_is);
-    let Checked { opened: Opened { doc, heads, .. }, mut broken, .. } =
-        check(document, vec![(as_it_is.clone(), data.to_vec())], None);
-    if let Some((_, reason)) = broken.pop() {
-        return (Merged::Broken(reason), None);
-    }
-    let waits = !doc.get_missing_deps(&[]).is_empty();
-    if heads.is_empty() && !waits {
-        return (Merged::Broken("it holds no change".to_owned()), None);
-    }
+    let is_kept = stored.iter().any(|(key, _)| *key == as_it_is);
     let is_stored = !stored.is_empty();
-    let here = check(document, stored, underneath).opened;
-    let merged = match Relation::of(&doc, &here.doc) {
-        _ if waits && is_here => return (Merged::Contained, None),
-        _ if here.chunks.is_empty() => Merged::New,
-        _ if here.heads.is_empty() => Merged::Newer,
-        Relation::Contained if !waits && is_stored => return (Merged::Contained, None),
-        Relation::Unrelated => return (Merged::Unrelated, None),
-        // The served bundle alone has it so far.
-        Relation::Contained | Relation::Newer if !is_stored => Merged::New,
-        Relation::Contained | Relation::Newer => Merged::Newer,
-    };
-    let add = if waits {
-        // Changes that wait for others are kept as they came.
-        Base { key: as_it_is, data: data.clone() }
-    } else {
-        Base { key: snapshot_key(document, &heads), data: doc.save().into() }
-    };
-    (merged, Some(add))
-}
-
-/// One document from chunks, if all of them parse.
-fn load_strictly(chunks: &[StoredChunk]) -> Option<Automerge> {
-    let whole = |(_, data): &StoredChunk| !data.is_empty();
-    if !chunks.iter().all(whole) {
-        return None;
-    }
-    let options = LoadOptions::new().on_partial_load(OnPartialLoad::Error);
-    match chunks {
-        [] => Some(Automerge::new()),
-        [(_, only)] => Automerge::load_with_options(only, options).ok(),
-        _ => Automerge::load_with_options(&joined(chunks), options).ok(),
-    }
-}
-
-/// Chunks one after the other, as automerge reads them.
-pub(super) fn joined(chunks: &[StoredChunk]) -> Vec<u8> {
-    chunks.iter().flat_map(|(_, data)| data).copied().collect()
-}
-
-/// Whether a chunk parses by itself. Changes whose dependencies are elsewhere do.
-pub(super) fn parses(chunk: &[u8]) -> Result<(), String> {
-    if chunk.is_empty() {
-        return Err("the file is empty".to_owned());
-    }
-    let options = LoadOptions::new().on_partial_load(OnPartialLoad::Error);
-    match Automerge::load_with_options(chunk, options) {
-        Ok(_) | Err(AutomergeError::MissingDeps) => Ok(()),
-        Err(error) => Err(error.to_string()),
-    }
-}
-
-/// One document from chunks of which each parses, and those that fit no document with the others.
-fn load(chunks: &[StoredChunk]) -> (Automerge, Vec<(Key, String)>) {
-    let options = LoadOptions::new().on_partial_load(OnPartialLoad::Ignore);
-    if let Ok(doc) = Automerge::load_with_options(&joined(chunks), options) {
-        return (doc, Vec::new());
-    }
-    let (mut doc, mut misfits) = (Automerge::new(), Vec::new());
-    for (key, data) in chunks {
-        if let Err(error) = doc.load_incremental(data) {
-            misfits.push((key.clone(), format!("it does not fit the other chunks: {error}")));
+    let mut here = check(document, stored, underneath).opened.doc;
+    let (merged, addition) = compare::compare(&mut here, data, is_stored, is_kept);
+    let add = addition.map(|addition| match addition {
+        Addition::AsItCame => Base { key: as_it_is, data: data.clone() },
+        Addition::Snapshot { data, heads } => {
+            Base { key: snapshot_key(document, &heads), data: data.into() }
         }
-    }
-    (doc, misfits)
+    });
+    (merged, add)
 }
 
 /// A random UUID, version 4 (RFC 9562), as automerge-repo makes them.

@@ -13,13 +13,14 @@ use tokio::runtime::Handle;
 
 use super::{
     ChunkStore, Key, StorageError, StoredChunk,
-    documents::{check, hex, parses},
+    documents::{Base, Checked, check, hex},
     journal::{Journal, count_rows},
     quarantine,
     walk::{self, Found},
 };
 use crate::{
     bundle::{Bundle, MaxInflated, store::BundleStore},
+    document::load::{self, Loaded},
     document_id::DocumentId,
 };
 
@@ -57,8 +58,10 @@ pub struct Finding {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
-    /// A chunk that does not parse, or does not fit the others. Repaired by moving it to quarantine.
+    /// A chunk that does not parse, or with which the document cannot be read. Repaired by moving it to quarantine.
     Broken,
+    /// A document that JavaScript clients may be unable to read, for how its operations are numbered. It is served: no damage.
+    Numbering,
     /// Bytes that cannot be read.
     Unreadable,
     /// Chunks of a document that was deleted. Repaired by deleting them.
@@ -125,20 +128,27 @@ impl<T: Tell> Check<T> {
         self.goes_on &= (self.tell)(Line::Finding(finding));
     }
 
-    /// Look at a document's chunks. Returns those that are broken, and why.
-    fn look(&mut self, document: DocumentId, chunks: Vec<StoredChunk>) -> Vec<(Key, String)> {
+    /// Look at a document's chunks. Returns those that are broken, and why; and what has to be stored before they go.
+    fn look(
+        &mut self,
+        document: DocumentId,
+        chunks: Vec<StoredChunk>,
+    ) -> (Vec<(Key, String)>, Option<Base>) {
         self.summary.documents += 1;
         self.summary.chunks += chunks.len();
         self.summary.bytes += chunks.iter().map(|(_, data)| data.len() as u64).sum::<u64>();
-        let checked = check(document, chunks, None);
-        let missing = checked.opened.doc.get_missing_deps(&[]).len();
+        let Checked { mut opened, broken, rescue, .. } = check(document, chunks, None);
+        let missing = opened.doc.automerge().get_missing_deps(&[]).len();
         if missing > 0 {
             let fault = format!("changes wait for {missing} others that are not here");
-            let has_nothing_else = checked.opened.heads.is_empty();
+            let has_nothing_else = opened.heads.is_empty();
             let kind = if has_nothing_else { Kind::Lost } else { Kind::Orphaned };
             self.find(kind, document, fault, false);
         }
-        checked.broken
+        if let Err(fault) = opened.doc.check_numbering() {
+            self.find(Kind::Numbering, document, format!("its changes {fault}"), false);
+        }
+        (broken, rescue)
     }
 
     /// The documents below `root`; what is foreign there is noted.
@@ -268,7 +278,10 @@ fn check_documents(
                 check.find(Kind::Unreadable, document, error, false);
             }
             Ok(chunks) => {
-                for (key, reason) in check.look(document, chunks) {
+                let (broken, rescue) = check.look(document, chunks);
+                let put = |Base { key, data }| runtime.block_on(journal.put(&key, data)).is_ok();
+                let repair = repair && rescue.is_none_or(put);
+                for (key, reason) in broken {
                     let aside = || runtime.block_on(journal.quarantine(&key, &reason));
                     let repaired = repair && aside().is_ok();
                     check.find(Kind::Broken, &key, &reason, repaired);
@@ -315,11 +328,19 @@ pub fn check_copies<'a>(copies: impl ExactSizeIterator<Item = Copy<'a>>, tell: i
         if hex(&Sha256::digest(&data)) != *sha256 {
             let fault = "its bytes are not those that were written";
             check.find(Kind::Broken, file.display(), fault, false);
-        } else if let Err(fault) = parses(&data) {
-            check.find(Kind::Broken, file.display(), fault, false);
+        } else {
+            for fault in faults_in(&data) {
+                check.find(Kind::Broken, file.display(), fault, false);
+            }
         }
     }
     check.end(Ok(()));
+}
+
+/// What is wrong with a document that is one chunk.
+fn faults_in(data: &[u8]) -> Vec<String> {
+    let Loaded { bad, .. } = load::load(&[(Key::StorageId, data.to_vec())]);
+    bad.into_iter().map(|(_, fault)| fault).collect()
 }
 
 fn check_files(check: &mut Check<impl Tell>, root: &Path) -> Result<(), StorageError> {
@@ -351,7 +372,7 @@ fn check_files(check: &mut Check<impl Tell>, root: &Path) -> Result<(), StorageE
                 continue;
             }
         };
-        for (key, reason) in check.look(document, chunks) {
+        for (key, reason) in check.look(document, chunks).0 {
             check.find(Kind::Broken, key, reason, false);
         }
     }

@@ -75,8 +75,8 @@ impl Inspection {
     ) -> Self {
         let sizes: Vec<(Key, usize)> =
             stored.iter().map(|(key, data)| (key.clone(), data.len())).collect();
-        let checked = check(document, stored, None);
-        let changes = checked.opened.doc.get_changes_meta(&[]);
+        let mut checked = check(document, stored, None);
+        let changes = checked.opened.doc.automerge().get_changes_meta(&[]);
         let actors: std::collections::HashSet<_> =
             changes.iter().map(|change| change.actor.clone()).collect();
         let last = changes.iter().map(|change| change.timestamp).max().filter(|last| *last > 0);

@@ -3,7 +3,7 @@
 //! [`ChunkStore`] is what a store must do. [`nodefs`] is automerge-repo's folder layout, [`journal`] a journal
 //! before it, in which the changes of all documents become durable together. [`documents`] stands above them:
 //! it loads a document with what the served bundle puts underneath, checks every chunk, retries what fails, and
-//! knows how much waits to be written. [`max_document`] is how large one may be. [`tombstones`] are the documents that were deleted, [`blocked`] those that an
+//! knows how much waits to be written. [`tombstones`] are the documents that were deleted, [`blocked`] those that an
 //! operator keeps from everybody; both are [`marks`]. [`space`] is how much room there is. For the operator,
 //! [`inspect`] says what is stored of one document, [`walk`] lists a folder, [`fsck`] checks one, and
 //! [`quarantine`] is what was put aside, [`backups`] are those that were made; [`replacing`] guards a restore that replaces all, and
@@ -17,7 +17,6 @@ pub mod imported;
 pub mod inspect;
 pub mod journal;
 pub mod marks;
-pub mod max_document;
 pub mod nodefs;
 pub mod quarantine;
 pub mod replacing;

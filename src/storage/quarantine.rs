@@ -9,9 +9,10 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+use crate::document::load::parses;
+
 use super::{
     ChunkKind, Key, StorageError,
-    documents::parses,
     nodefs::{QUARANTINE, failed, write_atomically},
 };
 

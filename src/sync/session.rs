@@ -1,7 +1,7 @@
 //! One session, as the rest of the relay sees it: who it is, what it follows, and its outbound queue.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
@@ -55,6 +55,8 @@ pub struct Session {
     expires: Mutex<Option<SystemTime>>,
     /// It has sent changes of documents that it may not write.
     wrote: AtomicBool,
+    /// Documents of which changes were refused: it may only read these. As many as it may have open, and no more.
+    refused: Mutex<HashSet<DocumentId>>,
     /// The documents it mentioned, with the mailbox of each one's room; none where it waits for one that
     /// nobody has.
     documents: Mutex<HashMap<DocumentId, Option<Mailbox>>>,
@@ -87,6 +89,7 @@ impl Session {
             config,
             unknown: Mutex::new(Bucket::new(Instant::now())),
             wrote: AtomicBool::new(false),
+            refused: Mutex::default(),
             usage: Usage::default(),
             us,
             outbound,
@@ -140,13 +143,50 @@ impl Session {
         self.access.rights.may_read(document)
     }
 
-    /// Whether it may change a document.
+    /// Whether it may change a document: it has the right, and sent no changes of it that were refused.
     pub fn may_write(&self, document: DocumentId) -> bool {
-        self.access.rights.may_write(document)
+        self.access.rights.may_write(document) && !self.is_refused(document)
     }
 
-    /// It has sent changes that it may not make: they are not taken. Its peer is told once.
+    /// Whether it sent changes of a document that were refused.
+    pub fn is_refused(&self, document: DocumentId) -> bool {
+        lock(&self.refused).contains(&document)
+    }
+
+    /// Changes of a document may not become part of it: the peer is told so, and that the document is not available, and
+    /// may only read it from now on. Its other documents go on.
+    pub fn refuse_document(&self, document: DocumentId, reason: &str, label: &'static str) {
+        self.metrics.refused_documents.with_label_values(&[label]).inc();
+        let limit = self.config.borrow().limits.documents_per_connection;
+        let is_new = {
+            let mut refused = lock(&self.refused);
+            let is_new = refused.insert(document);
+            if refused.len() > limit {
+                drop(refused);
+                let reason = format!(
+                    "changes of more than {limit} documents were refused (limits.documents_per_connection)"
+                );
+                return self.close(4429, &reason, "documents");
+            }
+            is_new
+        };
+        if is_new {
+            warn!(
+                peer = %self.peer_id, connection = %self.id, %document,
+                "changes refused, and the peer may only read this document now: {reason}"
+            );
+            self.send_error(reason);
+            let frame = wire::doc_unavailable(&self.us, &self.peer_id, document);
+            self.send("doc-unavailable", frame);
+        }
+    }
+
+    /// It has sent changes that it may not make: they are dropped. Its peer is told once.
     pub fn refuse_changes(&self, document: DocumentId) {
+        if self.is_refused(document) {
+            // It was told so.
+            return self.metrics.dropped.with_label_values(&["refused"]).inc();
+        }
         self.metrics.dropped.with_label_values(&["read_only"]).inc();
         if self.wrote.swap(true, Ordering::Relaxed) {
             return;

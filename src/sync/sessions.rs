@@ -34,13 +34,13 @@ use super::{
 use crate::{
     auth::{Access, Auth, Client},
     config::Config,
+    document::unpacked::NotUnpacked,
     document_id::DocumentId,
     http::activity::Activity,
     limits::Place,
     log::Repeats,
     metrics::SessionMetrics,
     storage::documents::Documents,
-    unpacked::NotUnpacked,
 };
 
 /// Bytes that a message unpacks to count as one that is received: 100 of them are an operation of a document, which is
@@ -329,14 +329,7 @@ impl Sessions {
                 self.deny(session, document, false)
             }
             Body::Sync { document, request, data } => {
-                let max_inflated = self.config.borrow().sync.max_inflated;
-                let message =
-                    SyncMessage::read(bytes(data), max_inflated).map_err(|why| match why {
-                        BadSyncMessage::Unpacks(NotUnpacked::TooMuch { .. }) => {
-                            closing(1009, why.to_string(), "max_inflated")
-                        }
-                        _ => closing(1007, why.to_string(), "garbage"),
-                    })?;
+                let message = self.read_sync(session, document, bytes(data))?;
                 *weight = (*weight).max(message.unpacked.bytes / UNPACKED_WEIGHS);
                 // It was asked for the document, and is told when somebody brings it; half of its places are left
                 // to what it opens by itself.
@@ -393,6 +386,35 @@ impl Sessions {
             Body::RemoteHeadsChanged => Ok(()),
             Body::Unknown => self.dropped(session, "unknown_type"),
         }
+    }
+
+    /// Reads a sync message. Changes that cannot be unpacked are refused for their document alone, and those of a peer that
+    /// had changes of it refused before are dropped; the rest of such a message still counts.
+    fn read_sync(
+        &self,
+        session: &Session,
+        document: DocumentId,
+        data: Bytes,
+    ) -> Result<SyncMessage, Closing> {
+        let garbage = |why: BadSyncMessage| closing(1007, why.to_string(), "garbage");
+        if !session.is_refused(document) {
+            let max_inflated = self.config.borrow().sync.max_inflated;
+            let why = match SyncMessage::read(data.clone(), max_inflated) {
+                Err(BadSyncMessage::Unpacks(why)) => why,
+                read => return read.map_err(garbage),
+            };
+            let label = match why {
+                NotUnpacked::TooMuch { .. } => "max_inflated",
+                NotUnpacked::Malformed => "malformed",
+            };
+            self.rooms.tell(document, session, &why.to_string());
+            session.refuse_document(document, &format!("what was sent of {document} {why}"), label);
+        }
+        let (message, had_changes) = SyncMessage::read_without_changes(data).map_err(garbage)?;
+        if had_changes {
+            session.refuse_changes(document);
+        }
+        Ok(message)
     }
 
     /// A document that a peer may not read is to it one that does not exist: it waits for it as for those.

@@ -18,8 +18,8 @@ use minicbor::{
 
 use crate::{
     config::Size,
+    document::unpacked::{self, NotUnpacked, Origin, Unpacked},
     document_id::DocumentId,
-    unpacked::{self, NotUnpacked, Origin, Unpacked},
 };
 
 /// The protocol version that this relay speaks.
@@ -342,6 +342,30 @@ impl SyncMessage {
         let raw =
             if message.need.len() == asked_for { raw } else { message.clone().encode().into() };
         Ok(Self { raw, message, unpacked })
+    }
+
+    /// Reads a message from a peer that may only read, and leaves its changes out. Returns whether it had any.
+    ///
+    /// # Errors
+    /// What is wrong with the rest of it.
+    pub fn read_without_changes(raw: Bytes) -> Result<(Self, bool), BadSyncMessage> {
+        let message =
+            automerge::sync::Message::decode(&raw).map_err(|_| BadSyncMessage::NoMessage)?;
+        if message.changes.is_empty() {
+            return Ok((Self::read(raw, Size(0))?, false));
+        }
+        let stripped =
+            Self { raw, message, unpacked: Unpacked::default() }.with_changes(Vec::new());
+        Ok((Self::read(stripped.raw, Size(0))?, true))
+    }
+
+    /// The same message with these changes instead of its own: chunks, one after the other.
+    pub fn with_changes(self, changes: Vec<u8>) -> Self {
+        let Self { mut message, unpacked, .. } = self;
+        let is_empty = changes.is_empty();
+        message.changes = if is_empty { Vec::<Vec<u8>>::new().into() } else { changes.into() };
+        let unpacked = if is_empty { Unpacked::default() } else { unpacked };
+        Self { raw: message.clone().encode().into(), message, unpacked }
     }
 
     /// Whether its sender has anything of the document.

@@ -13,21 +13,28 @@ use sha2::{Digest, Sha256};
 use tonk_relay::{
     bundle::{Bundle, MaxInflated},
     config::{Config, Size, load},
+    document::{
+        gate::{Document, Rules, loads},
+        unpacked::{self, Origin},
+    },
     http::{client, proxied, sign_in},
     sync::wire::{Message, SyncMessage, heads_in},
-    unpacked::{self, Origin},
 };
+
+#[path = "../changes/mod.rs"]
+mod changes;
 
 type Target = fn(&[u8]);
 
 /// The names of the targets, and what each does.
-pub(crate) const TARGETS: [(&str, Target); 6] = [
+pub(crate) const TARGETS: [(&str, Target); 7] = [
     ("wire", wire),
     ("sync", sync),
     ("chunk", chunk),
     ("bundle", bundle),
     ("config", config),
     ("query", query),
+    ("gate", gate),
 ];
 
 /// A frame of a WebSocket.
@@ -87,6 +94,29 @@ fn leb128(mut number: usize, into: &mut Vec<u8>) {
         number >>= 7;
     }
     into.push(number as u8);
+}
+
+/// Decisions from which a document and altered changes of it are made: what the gate admits loads again, and what it refuses
+/// leaves the document as it was. Which of it JavaScript can read is asked in `tests/admission.rs`.
+pub(crate) fn gate(data: &[u8]) {
+    let case = changes::Case::draw(data);
+    let Ok(mut doc) = Document::read(&case.base.save(), Rules::Admission) else {
+        unreachable!("an honest document is admitted: {}", case.tell());
+    };
+    for message in &case.messages {
+        if unpacked::of(message, Origin::Peer, Size::mib(16)).is_err() {
+            return;
+        }
+        let before = doc.heads().to_vec();
+        if doc.admit(message, Rules::Admission).is_err() {
+            assert_eq!(doc.heads(), before, "{}", case.tell());
+            break;
+        }
+    }
+    if !doc.is_damaged() {
+        let heads = doc.heads().to_vec();
+        assert!(loads(&doc.automerge().save(), &heads), "{}", case.tell());
+    }
 }
 
 /// An uploaded bundle, up to where automerge takes over.

@@ -82,3 +82,45 @@ export function change({ deps = [], actor = [0xbb], seq = 1, startOp, others = [
   const hash = createHash('sha256').update(checked).digest();
   return Object.assign(Uint8Array.from([0x85, 0x6f, 0x4a, 0x83, ...hash.subarray(0, 4), ...checked]), { hash });
 }
+
+/** Wait until a socket hears that its changes of a document are refused; returns why. The socket stays open. */
+export async function refused(socket, documentId) {
+  await until('it is refused', () => {
+    if (socket.readyState !== WebSocket.OPEN) throw new Error('the socket was closed');
+    return socket.heard.some(message => message.type === 'doc-unavailable' && message.documentId === documentId);
+  });
+  return socket.heard.find(({ type, message }) => type === 'error' && message.includes(documentId)).message;
+}
+
+/** The change chunks that no reader can load together with an honest document, by name; and two honest ones. */
+export function evilChanges(doc) {
+  const text = [...'a'].map(letter => letter.charCodeAt(0));
+  // One value of a map; -1 begins a literal, as automerge has it, and 1 a run of one, as it never has.
+  const put = literal => [[0x15, [...literal, 1, ...text]], [0x34, [1]], [0x42, [...literal, 1]], [0x56, [...literal, 0]], [0x70, [...literal, 0]]];
+  const [canonical, other] = [[0x7f], [1]];
+  const mark = textOp => [[0x01, [1, 1]], [0x02, [1, textOp]], [0x11, [0, 1]], [0x13, [0x7f, 0]], [0x34, [0, 1]], [0x42, [1, 7]],
+    [0x56, [1, 0]], [0x70, [1, 0]], [0x94, [1]]];
+  const bytes = hex => [...Buffer.from(hex, 'hex')];
+  const [first] = Automerge.getAllChanges(doc).map(Automerge.decodeChange);
+  const [deps, next, actor] = [Automerge.getHeads(doc).map(bytes), first.startOp + first.ops.length, bytes(first.actor)];
+  const one = change({ deps, startOp: next, columns: put(canonical) });
+  return {
+    good: {
+      aChange: [one],
+      leapsALittle: [change({ deps, startOp: next + 500, columns: put(canonical) })],
+    },
+    evil: {
+      otherRuns: [change({ deps, startOp: next, columns: put(other) })],
+      numberedBelow: [change({ deps, startOp: 1, columns: put(canonical) })],
+      emptyAndAhead: [change({ deps, startOp: next + 500 })],
+      emptyAndBelow: [change({ deps, startOp: 1 })],
+      endOfNoMark: [change({ deps, startOp: next, others: [actor], columns: mark(1) })],
+      outOfTurn: [change({ deps, seq: 5, startOp: next, columns: put(canonical) })],
+      deletesNothing: [change({ deps, startOp: next, columns: put(canonical).map(([name, bytes]) => [name, name === 0x42 ? [0x7f, 3] : bytes]) })],
+      // The second leaves the first out of its dependencies.
+      forgetsItself: [one, change({ deps, seq: 2, startOp: next, columns: put(canonical) })],
+      // JavaScript reserves memory for all the numbers between.
+      leapsFar: [change({ deps, startOp: 300_000_000, columns: put(canonical) })],
+    },
+  };
+}

@@ -46,7 +46,7 @@ export function atEnd(t, end) {
 /** A folder that goes with the test. */
 export async function folder(t) {
   const path = await mkdtemp(join(tmpdir(), 'tonk-relay-test-'));
-  atEnd(t, () => rm(path, { recursive: true, force: true }));
+  atEnd(t, () => rm(path, { recursive: true, force: true, maxRetries: 5 }));
   return path;
 }
 

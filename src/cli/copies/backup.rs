@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use automerge::{Automerge, LoadOptions, OnPartialLoad, ReadDoc};
+use automerge::ReadDoc;
 use clap::Args;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -16,9 +16,14 @@ use super::{merge::Refused, *};
 use crate::{
     admin::storage::answers::{Entry, ListedBundle, StorageId},
     bundle::{self, Bundle, MaxInflated},
+    document::{
+        compare::Relation,
+        gate::{Document, Rules},
+        load,
+    },
     storage::{
-        backups,
-        documents::{Relation, hex},
+        Key, backups,
+        documents::hex,
         fsck::{self, Finding, Kind, Line},
         tombstones::Tombstone,
         walk::{self, Found, Listed},
@@ -454,28 +459,26 @@ enum Joined {
 }
 
 fn joined(new: &[u8], earlier: Option<&[u8]>) -> Joined {
-    let load = |data: &[u8]| {
-        let options = LoadOptions::new().on_partial_load(OnPartialLoad::Ignore);
-        Automerge::load_with_options(data, options).unwrap_or_default()
-    };
-    let new = load(new);
-    if new.get_heads().is_empty() && new.get_missing_deps(&[]).is_empty() {
+    let load = |data: &[u8]| load::load(&[(Key::StorageId, data.to_vec())]).doc;
+    let mut new = load(new);
+    if new.heads().is_empty() && !new.has_orphans() {
         return Joined::Nothing;
     }
     let Some(mut earlier) = earlier.map(load) else { return Joined::New };
-    match Relation::of(&earlier, &new) {
-        Relation::Contained if earlier.get_missing_deps(&[]).is_empty() => Joined::New,
-        Relation::Unrelated if !new.get_heads().is_empty() => Joined::Unrelated,
+    match Relation::of(earlier.automerge(), new.automerge()) {
+        Relation::Contained if !earlier.has_orphans() => Joined::New,
+        Relation::Unrelated if !new.heads().is_empty() => Joined::Unrelated,
         Relation::Contained | Relation::Newer | Relation::Unrelated => {
             // Its changes that wait for others may find them here.
-            match earlier.load_incremental(&new.save()) {
+            let missing = |doc: &mut Document| doc.automerge().get_missing_deps(&[]);
+            match earlier.admit(&new.automerge().save(), Rules::Stored) {
                 Ok(_)
-                    if earlier.get_heads() == new.get_heads()
-                        && earlier.get_missing_deps(&[]) == new.get_missing_deps(&[]) =>
+                    if earlier.heads() == new.heads()
+                        && missing(&mut earlier) == missing(&mut new) =>
                 {
                     Joined::New
                 }
-                Ok(_) => Joined::Both(earlier.save()),
+                Ok(_) => Joined::Both(earlier.automerge().save()),
                 Err(_) => Joined::Unrelated,
             }
         }

@@ -1,6 +1,5 @@
 //! `tonk-relay import`
 
-use automerge::ReadDoc;
 use clap::Args;
 
 use super::{backup::Backup, merge::MergeAnswer, *};
@@ -91,13 +90,13 @@ pub(in crate::cli) fn import(arguments: &ImportArguments) -> Result<(), CliError
                 continue;
             }
         };
-        let checked = documents::check(document, chunks, None);
+        let mut checked = documents::check(document, chunks, None);
         for (key, reason) in checked.broken {
             answer.refuse(key, reason);
         }
-        let waits = !checked.opened.doc.get_missing_deps(&[]).is_empty();
+        let waits = checked.opened.doc.has_orphans();
         if !checked.opened.heads.is_empty() || waits {
-            answer.merge(&mut relay, document, checked.opened.doc.save())?;
+            answer.merge(&mut relay, document, checked.opened.doc.automerge().save())?;
         }
     }
     answer.merge_rest(&mut relay)?;

@@ -5,7 +5,7 @@ use serde::Serialize;
 use super::*;
 use crate::{
     admin::{client, storage::answers::Brought},
-    storage::documents::Merged,
+    document::compare::Merged,
 };
 
 /// What became of documents that were merged with what is stored.
@@ -113,7 +113,7 @@ impl MergeAnswer {
             Merged::NoSpace => {
                 self.refuse(document, "there is no room for new documents (storage.min_free)");
             }
-            Merged::Broken(reason) | Merged::Failed(reason) => self.refuse(document, reason),
+            Merged::Refused(reason) | Merged::Failed(reason) => self.refuse(document, reason),
         }
     }
 

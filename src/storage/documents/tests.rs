@@ -1,4 +1,4 @@
-use automerge::{ROOT, ReadDoc, transaction::Transactable};
+use automerge::{Automerge, AutomergeError, ROOT, ReadDoc, transaction::Transactable};
 use tokio::sync::watch;
 
 use super::*;
@@ -135,9 +135,9 @@ async fn changes_in_any_order_make_the_document() {
     let opened = fixture.open().await;
     assert_eq!(opened.heads, doc.get_heads());
     assert_eq!(opened.changes.len(), 3);
-    let loaded = load(&opened.chunks);
-    assert_eq!(loaded.0.keys(ROOT).count(), 3);
-    assert!(loaded.1.is_empty());
+    let mut loaded = load::load(&opened.chunks);
+    assert_eq!(loaded.doc.automerge().keys(ROOT).count(), 3);
+    assert!(loaded.bad.is_empty());
 }
 
 /// Two programs that wrote as one actor, each of them in good faith.
@@ -148,7 +148,7 @@ async fn a_chunk_that_fits_no_other_goes_to_quarantine_and_the_rest_is_served() 
         let mut doc = Automerge::new().with_actor(automerge::ActorId::from([1; 16]));
         edit(&mut doc, name);
         let data = doc.save();
-        assert_eq!(parses(&data), Ok(()));
+        assert_eq!(load::parses(&data), Ok(()));
         fixture.documents.save(&chunk(ChunkKind::Incremental, name), data.into()).await;
     }
     let opened = fixture.open().await;

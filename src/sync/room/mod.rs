@@ -25,8 +25,9 @@ use super::{
     wire::{self, SyncMessage},
 };
 use crate::{
+    document::compare::Relation,
     document_id::DocumentId,
-    storage::documents::{Documents, Opened, Relation},
+    storage::documents::{Documents, Opened},
     usage::Usage,
 };
 
@@ -112,10 +113,10 @@ impl Port {
         self.session.outbound.when_room(&self.news);
     }
 
-    /// Close the session: what it sent cannot be taken.
-    pub fn refuse(&self, code: u16, reason: &str, label: &'static str) {
+    /// Refuse changes that the session sent: its peer is told, and may only read the document from now on.
+    pub fn refuse(&self, reason: &str, label: &'static str) {
         self.tell(|| What::Refused { reason: reason.to_owned() });
-        self.session.close(code, reason, label);
+        self.session.refuse_document(self.document, reason, label);
     }
 
     /// Whether the session was sent something of the document.
@@ -131,6 +132,9 @@ pub trait Engine: Send {
 
     /// Forget a session.
     fn leave(&mut self, session: SessionId);
+
+    /// Take no changes of a session any more.
+    fn reads_only(&mut self, session: SessionId) -> BoxFuture<'_, ()>;
 
     /// Take in a sync message of a session that has joined. Waits while too much is under way.
     fn receive(

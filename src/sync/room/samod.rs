@@ -4,6 +4,9 @@
 //! The repo runs on a runtime of ours: its tasks are counted, a panic in one ends the engine and nothing
 //! else, and they are aborted when the room closes (`Repo::stop` leaves four). Its clock stands still: a
 //! room dials nobody, and samod's 100 ms tick would cost thousands of rooms a core.
+//!
+//! samod applies whatever it is sent. So a second copy of the document is kept here that decides what is admitted, and the
+//! repo is sent what was admitted and nothing else.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -12,13 +15,13 @@ use std::{
     pin::Pin,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     task::{Context, Poll},
     time::Duration,
 };
 
-use automerge::{Automerge, ChangeHash};
+use automerge::ChangeHash;
 use bytes::Bytes;
 use futures::{FutureExt, Sink, future::BoxFuture, stream};
 use samod::{
@@ -35,11 +38,15 @@ use tracing::{debug, error, warn};
 
 use super::{Engine, EngineFailed, EngineStart, Port};
 use crate::{
+    document::{
+        compare::Relation,
+        gate::{Admitted, Document, Refusal, Rules},
+    },
     document_id::DocumentId,
     metrics::RoomMetrics,
     storage::{
         ChunkKind, Key, StoredChunk,
-        documents::{Documents, Opened, Relation},
+        documents::{Documents, Opened},
     },
     sync::{
         look::EngineLook,
@@ -82,6 +89,8 @@ struct SamodEngine {
     runtime: Runtime,
     under_way: Arc<UnderWay>,
     sessions: HashMap<SessionId, Connection>,
+    /// What the repo's document is to be.
+    admitted: Document,
 }
 
 /// A session as a connection of the repo.
@@ -89,6 +98,7 @@ struct SamodEngine {
 struct Connection {
     /// Its name there.
     name: String,
+    port: Port,
     frames: mpsc::Sender<Vec<u8>>,
 }
 
@@ -114,8 +124,10 @@ impl SamodEngine {
         runtime: Runtime,
     ) -> Self {
         let under_way = Arc::new(UnderWay::default());
+        let admitted = opened.doc;
         let storage = RoomStorage {
             documents,
+            keeps_all: Arc::default(),
             storage_id,
             known: Arc::new(opened.chunks.iter().map(|(key, _)| key.clone()).collect()),
             changes: Arc::new(opened.changes),
@@ -132,12 +144,12 @@ impl SamodEngine {
             .await;
         let acceptor =
             samod::Url::parse("room://sessions").ok().and_then(|url| repo.make_acceptor(url).ok());
-        Self { document, repo, acceptor, runtime, under_way, sessions: HashMap::new() }
+        let sessions = HashMap::new();
+        Self { document, repo, acceptor, runtime, under_way, sessions, admitted }
     }
-}
 
-impl Engine for SamodEngine {
-    fn join(&mut self, port: Port) -> BoxFuture<'_, ()> {
+    /// Connects a session to the repo, which takes no changes of it if it only reads.
+    async fn connect(&mut self, port: Port, reads_only: bool) {
         let session = port.session();
         let (frames, mut receiver) = mpsc::channel::<Vec<u8>>(FRAMES);
         let reading = Reading(self.under_way.clone());
@@ -145,24 +157,92 @@ impl Engine for SamodEngine {
             let _ = &reading;
             receiver.poll_recv(cx).map(|frame| frame.map(Ok::<_, std::io::Error>))
         });
-        let name =
-            if port.reads_only() { format!("{READER}{session}") } else { session.to_string() };
-        let transport = Transport::new(incoming, PortSink(port));
+        let name = if reads_only { format!("{READER}{session}") } else { session.to_string() };
+        let transport = Transport::new(incoming, PortSink(port.clone()));
         self.under_way.streams.fetch_add(1, Ordering::Relaxed);
         match self.acceptor.as_ref().map(|acceptor| acceptor.accept(transport)) {
             Some(Ok(_)) => {}
             _ => error!(document = %self.document, %session, "the repo takes no session"),
         }
         let join = wire::join(&name).to_vec();
-        self.sessions.insert(session, Connection { name, frames: frames.clone() });
-        async move {
-            let _ = frames.send(join).await;
+        self.sessions.insert(session, Connection { name, port, frames: frames.clone() });
+        let _ = frames.send(join).await;
+    }
+
+    /// Replaces a message's changes by those that are admitted.
+    async fn admit(&mut self, message: SyncMessage) -> Result<SyncMessage, Refusal> {
+        let changes: Vec<u8> = message.message.changes.iter().flatten().copied().collect();
+        let mut doc = std::mem::take(&mut self.admitted);
+        let admitting = tokio::task::spawn_blocking(move || {
+            let had_orphans = doc.has_orphans();
+            let mut admitted = doc.admit(&changes, Rules::Admission);
+            if admitted.is_err() && had_orphans && !doc.is_damaged() {
+                // Changes that waited for these may be to blame; they are gone now.
+                admitted = doc.admit(&changes, Rules::Admission);
+            }
+            (doc, admitted, changes)
+        });
+        let Ok((doc, admitted, changes)) = admitting.await else {
+            self.runtime.failed.cancel();
+            return Err(Refusal::Unappliable("the relay fails on them".to_owned()));
+        };
+        if doc.is_damaged() {
+            // It is read from storage again.
+            self.runtime.failed.cancel();
         }
-        .boxed()
+        self.admitted = doc;
+        Ok(match admitted? {
+            Admitted::Nothing => message.with_changes(Vec::new()),
+            Admitted::Whole => message.with_changes(changes),
+            Admitted::Changes(new) => message
+                .with_changes(new.iter().flat_map(|change| change.raw_bytes().to_vec()).collect()),
+        })
+    }
+
+    async fn take_in(&mut self, from: SessionId, request: bool, mut message: SyncMessage) {
+        let Some(Connection { name, port, .. }) = self.sessions.get(&from).cloned() else { return };
+        if message.has_changes() && !name.starts_with(READER) {
+            message = match self.admit(message.clone()).await {
+                Ok(admitted) => admitted,
+                Err(why) => {
+                    port.refuse(&format!("the changes to {} {why}", self.document), why.label());
+                    self.connect(port, true).await;
+                    message.with_changes(Vec::new())
+                }
+            };
+        }
+        let Some(Connection { name, frames, .. }) = self.sessions.get(&from).cloned() else {
+            return;
+        };
+        let data = message.raw;
+        let frame = wire::sync(request, &name, REPO, self.document, &data);
+        if !request {
+            self.under_way.bytes.fetch_add(data.len(), Ordering::Relaxed);
+        }
+        let _ = frames.send(frame.to_vec()).await;
+        self.under_way.wait_for(|_, bytes| bytes <= UNDER_WAY).await;
+    }
+}
+
+impl Engine for SamodEngine {
+    fn join(&mut self, port: Port) -> BoxFuture<'_, ()> {
+        let reads_only = port.reads_only();
+        self.connect(port, reads_only).boxed()
     }
 
     fn leave(&mut self, session: SessionId) {
         self.sessions.remove(&session);
+    }
+
+    fn reads_only(&mut self, session: SessionId) -> BoxFuture<'_, ()> {
+        async move {
+            if let Some(Connection { name, port, .. }) = self.sessions.get(&session).cloned()
+                && !name.starts_with(READER)
+            {
+                self.connect(port, true).await;
+            }
+        }
+        .boxed()
     }
 
     fn receive(
@@ -171,19 +251,7 @@ impl Engine for SamodEngine {
         request: bool,
         message: SyncMessage,
     ) -> BoxFuture<'_, ()> {
-        let Some(Connection { name, frames }) = self.sessions.get(&from).cloned() else {
-            return futures::future::ready(()).boxed();
-        };
-        let data = message.raw;
-        let frame = wire::sync(request, &name, REPO, self.document, &data);
-        if !request {
-            self.under_way.bytes.fetch_add(data.len(), Ordering::Relaxed);
-        }
-        async move {
-            let _ = frames.send(frame.to_vec()).await;
-            self.under_way.wait_for(|_, bytes| bytes <= UNDER_WAY).await;
-        }
-        .boxed()
+        self.take_in(from, request, message).boxed()
     }
 
     fn settle(&mut self) -> BoxFuture<'_, ()> {
@@ -198,20 +266,28 @@ impl Engine for SamodEngine {
         let Ok(id) = self.document.to_string().parse::<samod::DocumentId>() else {
             return futures::future::ready(None).boxed();
         };
-        let found = self.repo.find(id);
         async move {
-            // A repo whose document is still on its way finds it only later; the next load merges then.
-            let found = tokio::time::timeout(PATIENCE, found).await.ok()?;
-            let handle = found.ok().flatten()?;
-            let merging = handle.with_document_async(move |doc| {
-                let other = Automerge::load(&snapshot).ok()?;
-                let relation = Relation::of(&other, doc);
-                if relation == Relation::Newer {
-                    doc.load_incremental(&snapshot).ok()?;
-                }
-                Some(relation)
+            let mut doc = std::mem::take(&mut self.admitted);
+            let data = snapshot.clone();
+            let admitting = tokio::task::spawn_blocking(move || {
+                let mut other = Document::read(&data, Rules::Admission).ok();
+                let relation =
+                    other.as_mut().map(|other| Relation::of(other.automerge(), doc.automerge()));
+                let refused = relation == Some(Relation::Newer)
+                    && doc.admit(&data, Rules::Admission).is_err();
+                (doc, relation.filter(|_| !refused))
             });
-            merging.await.ok().flatten()
+            let (doc, relation) = admitting.await.ok()?;
+            self.admitted = doc;
+            if relation? != Relation::Newer {
+                return relation;
+            }
+            // A repo whose document is still on its way finds it only later; the next load merges then.
+            let found = tokio::time::timeout(PATIENCE, self.repo.find(id)).await.ok()?;
+            let handle = found.ok().flatten()?;
+            let merging =
+                handle.with_document_async(move |doc| doc.load_incremental(&snapshot).ok());
+            merging.await.ok().flatten().and(relation)
         }
         .boxed()
     }
@@ -404,6 +480,8 @@ impl RuntimeHandle for Runtime {
 #[derive(Clone)]
 struct RoomStorage {
     documents: Arc<Documents>,
+    /// A snapshot was bad: nothing is deleted any more.
+    keeps_all: Arc<AtomicBool>,
     storage_id: String,
     /// Keys that need not be written: they were loaded, or lie underneath.
     known: Arc<HashSet<Key>>,
@@ -462,13 +540,27 @@ impl Storage for RoomStorage {
     async fn put(&self, samod: StorageKey, data: Vec<u8>) {
         match key(&samod) {
             Some(key) if self.is_stored(&key) => {}
+            Some(key @ Key::Chunk { kind: ChunkKind::Snapshot, .. }) => {
+                let checking = tokio::task::spawn_blocking(move || {
+                    let is_good = Document::read(&data, Rules::Stored).is_ok();
+                    is_good.then_some(data)
+                });
+                match checking.await.ok().flatten() {
+                    Some(data) => self.documents.save(&key, data.into()).await,
+                    // What it would replace stays, and has all that it has.
+                    None => {
+                        error!(%key, "the repo's snapshot cannot be read again; it is not stored");
+                        self.keeps_all.store(true, Ordering::Relaxed);
+                    }
+                }
+            }
             Some(key) => self.documents.save(&key, data.into()).await,
             None => error!(key = %samod, "the repo stores what is no chunk; it is not stored"),
         }
     }
 
     async fn delete(&self, samod: StorageKey) {
-        if let Some(key) = key(&samod) {
+        if let Some(key) = key(&samod).filter(|_| !self.keeps_all.load(Ordering::Relaxed)) {
             self.documents.remove(&key).await;
         }
     }

@@ -20,9 +20,10 @@ use tracing::{debug, error, info, warn};
 use super::{Entry, Handle, Input, NOTHING, NoMemory, Rooms, Waiting, lock, seconds_since};
 use crate::{
     backoff::Backoff,
+    document::compare::Relation,
     document_id::DocumentId,
     metrics::RoomMetrics,
-    storage::documents::{Base, Opened, Relation},
+    storage::documents::{Base, Opened},
     sync::{
         ephemera::Seen,
         follow::What,

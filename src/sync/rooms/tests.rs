@@ -1,3 +1,4 @@
+mod admission;
 mod differential;
 
 use std::{collections::HashMap, sync::atomic::AtomicUsize};
@@ -13,8 +14,9 @@ use super::*;
 use crate::{
     bundle::served::ServedBundle,
     config::{Durability, EngineKind, Time},
+    document::{compare::Relation, unpacked::Unpacked},
     health::Health,
-    storage::{documents::Relation, nodefs::NodefsStore, space::Space},
+    storage::{nodefs::NodefsStore, space::Space},
     sync::{
         look::EngineLook,
         outbound::{Closing, Next},
@@ -86,6 +88,7 @@ struct Peer {
     unavailable: Vec<DocumentId>,
     asked_for: Vec<DocumentId>,
     presence: Vec<Vec<u8>>,
+    errors: Vec<String>,
     closed: Option<Closing>,
 }
 
@@ -101,6 +104,7 @@ impl Fixture {
             unavailable: Vec::new(),
             asked_for: Vec::new(),
             presence: Vec::new(),
+            errors: Vec::new(),
             closed: None,
         }
     }
@@ -137,7 +141,7 @@ impl Peer {
         let message = SyncMessage {
             message: automerge::sync::Message::decode(&data).expect("a sync message"),
             raw: data.into(),
-            unpacked: crate::unpacked::Unpacked::default(),
+            unpacked: Unpacked::default(),
         };
         let from = self.session.clone();
         self.deliver(document, Input::Sync { from, request, message, held: held() }).await;
@@ -187,6 +191,7 @@ impl Peer {
             }
             Body::DocUnavailable { document } => self.unavailable.push(document),
             Body::Ephemeral { data, .. } => self.presence.push(data.to_vec()),
+            Body::Error { message } => self.errors.push(message.into_owned()),
             other => panic!("{other:?}"),
         }
     }
@@ -459,6 +464,10 @@ impl Engine for Fragile {
     }
 
     fn leave(&mut self, _: SessionId) {}
+
+    fn reads_only(&mut self, _: SessionId) -> BoxFuture<'_, ()> {
+        futures::future::ready(()).boxed()
+    }
 
     fn receive(&mut self, _: SessionId, request: bool, sent: SyncMessage) -> BoxFuture<'_, ()> {
         if request {

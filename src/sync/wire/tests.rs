@@ -190,11 +190,13 @@ fn a_bomb_in_parts_is_one() {
     let data = [&[0, 1, 7, 1, 1, 0, 0, 0, 1, 0x42, 7][..], &column].concat();
     let chunk = [&[0x85, 0x6f, 0x4a, 0x83, 0, 0, 0, 0, 1, data.len() as u8][..], &data].concat();
     let bomb = |parts: &[&[u8]]| SyncMessage::read(message_of(&[], parts), MAX).map(drop);
-    let expected = BadSyncMessage::Unpacks(NotUnpacked::TooMuch { limit: MAX });
-    assert_eq!(bomb(&[&chunk]), Err(expected));
+    let is_too_much = |read| {
+        matches!(read, Err(BadSyncMessage::Unpacks(NotUnpacked::TooMuch { limit: MAX, .. })))
+    };
+    assert!(is_too_much(bomb(&[&chunk])));
     for at in 1..chunk.len() {
         let (one, other) = chunk.split_at(at);
-        assert_eq!(bomb(&[one, other]), Err(expected), "cut at {at}");
+        assert!(is_too_much(bomb(&[one, other])), "cut at {at}");
     }
     assert!(matches!(bomb(&[&chunk[..20]]), Err(BadSyncMessage::Unpacks(NotUnpacked::Malformed))));
 }

@@ -5,7 +5,7 @@
 //! until it is; everybody else gets a change at once.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, HashSet, VecDeque},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -13,25 +13,27 @@ use std::{
 };
 
 use automerge::{
-    Automerge, ChangeHash, ReadDoc,
+    Automerge, ChangeHash,
     sync::{State, SyncDoc},
 };
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
 
-use super::{
-    exchange::{self, Exchange},
-    sound::{self, Look},
-};
+use super::exchange::Exchange;
 use crate::{
+    config::Size,
+    document::{
+        compare::Relation,
+        gate::{self, Admitted, Document, Refusal, Rules},
+        size::MaxDocument,
+        unpacked::Unpacked,
+    },
     document_id::DocumentId,
     storage::{
         ChunkKind, Key,
-        documents::{Relation, hex, snapshot_key},
-        max_document::MaxDocument,
+        documents::{hex, snapshot_key},
     },
     sync::{look::EngineLook, peers::SessionId, wire::SyncMessage},
-    unpacked::Unpacked,
 };
 
 /// Increments up to so many bytes are kept beside a snapshot, however small that is.
@@ -49,9 +51,6 @@ const HEAD_WEIGHS: usize = 64;
 const CHANGE_WEIGHS: u64 = 4;
 /// So many changes of a document that has no snapshot are not kept for the next write: that will be one.
 const FEW: usize = 100;
-/// More heads than any document has whose peers see each other's changes; each costs time with every message.
-const MAX_HEADS: usize = 4_096;
-
 /// Documents up to so many stored bytes are kept as such while their rooms are quiet: automerge takes at
 /// least 14 KiB for a document, and reads one of this size in about 100 us.
 const SLEEPS: usize = 16 << 10;
@@ -68,6 +67,8 @@ pub(super) enum Event {
     },
     /// A session does not any more.
     Leave(SessionId),
+    /// Changes of a session are not taken in any more.
+    ReadsOnly(SessionId),
     /// A session sent a message.
     Message(SessionId, SyncMessage),
     /// There may be room for messages that were kept back.
@@ -90,15 +91,15 @@ pub(super) enum Effect {
     Remove(Vec<Key>),
     /// A peer's changes were taken in, so many of them new.
     Applied { from: SessionId, new_changes: u64 },
-    /// A peer sent changes that cannot be taken.
+    /// A peer sent changes that may not become part of the document. From now on it may only read.
     Refuse { from: SessionId, why: Refused },
 }
 
-/// Why changes are not taken.
+/// Why changes are refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Refused {
-    /// They do not parse, or do not fit the document.
-    Misfit(String),
+    /// They are not admitted.
+    Gate(Refusal),
     /// The document would be larger than one may be.
     TooLarge(String),
 }
@@ -108,15 +109,13 @@ pub(super) struct Core {
     document: DocumentId,
     /// How large it may be.
     max: MaxDocument,
-    doc: Doc,
-    /// The document's heads.
-    heads: Vec<ChangeHash>,
-    /// How many changes it has.
-    changes: u64,
-    /// What its chunks unpack to, and the messages since: at least what it will when it is next loaded.
-    unpacked: u64,
-    /// Changes that wait for others which nobody has brought: bytes of their messages, and how many.
-    orphans: (usize, u64),
+    doc: Document,
+    /// Bytes of the values of its operations.
+    values: u64,
+    /// Changes that wait for others which nobody has brought: bytes of their messages, and what they unpack to.
+    orphans: (usize, Unpacked),
+    /// Events that are to be taken in when the document is restored.
+    interrupted: VecDeque<Event>,
     /// The heads up to which all is durable.
     durable: Vec<ChangeHash>,
     /// In the order of their ids, so that equal inputs give equal outputs.
@@ -133,12 +132,8 @@ pub(super) struct Core {
     writing: Option<Write>,
     /// The changes that the next write is to hold, as it holds them; none where that is to be found out.
     fresh: Option<Vec<u8>>,
-    /// The number of the document's last operation.
-    last_op: u64,
     /// The session whose changes are being taken in, or 0: for when that ends in a panic.
     taking_in: Arc<AtomicU64>,
-    /// Changes were taken in that cannot stay: of this core nothing may be sent or stored any more.
-    is_spoilt: bool,
 }
 
 #[derive(Default)]
@@ -153,28 +148,6 @@ struct Peer {
     /// There was no room for it.
     is_kept_back: bool,
     full: Arc<AtomicBool>,
-}
-
-/// The document, or what it was saved as.
-enum Doc {
-    Awake(Box<Automerge>),
-    Asleep(Vec<u8>),
-}
-
-impl Doc {
-    fn awake(&mut self) -> &mut Automerge {
-        if let Self::Asleep(saved) = self {
-            match Automerge::load(saved) {
-                Ok(doc) => *self = Self::Awake(Box::new(doc)),
-                #[expect(clippy::panic, reason = "the engine is then started anew, from storage")]
-                Err(error) => panic!("a document that was saved does not load: {error}"),
-            }
-        }
-        match self {
-            Self::Awake(doc) => doc,
-            Self::Asleep(_) => unreachable!("it was just read"),
-        }
-    }
 }
 
 /// What stands in storage.
@@ -215,12 +188,11 @@ impl Core {
     /// A document as it stands in storage, without peers.
     pub(super) fn new(
         document: DocumentId,
-        doc: Box<Automerge>,
+        doc: Document,
         max: MaxDocument,
-        unpacked: u64,
+        values: u64,
         stored: impl IntoIterator<Item = (Key, usize)>,
     ) -> Self {
-        let (heads, last_op) = (doc.get_heads(), sound::last_op(&doc));
         let mut chunks = Chunks::default();
         for (key, size) in stored {
             chunks.add(key, size);
@@ -228,12 +200,11 @@ impl Core {
         Self {
             document,
             max,
-            changes: doc.stats().num_changes,
-            unpacked,
-            orphans: (0, 0),
-            doc: Doc::Awake(doc),
-            durable: heads.clone(),
-            heads,
+            values,
+            orphans: (0, Unpacked::default()),
+            interrupted: VecDeque::new(),
+            durable: doc.heads().to_vec(),
+            doc,
             peers: BTreeMap::new(),
             due: Vec::new(),
             all_due: false,
@@ -243,9 +214,7 @@ impl Core {
             writes: 0,
             writing: None,
             fresh: Some(Vec::new()),
-            last_op,
             taking_in: Arc::default(),
-            is_spoilt: false,
         }
     }
 
@@ -254,9 +223,20 @@ impl Core {
         self.taking_in.clone()
     }
 
-    /// Whether changes were taken in that cannot stay: the document is to be read from storage again.
-    pub(super) fn is_spoilt(&self) -> bool {
-        self.is_spoilt
+    /// Whether changes were applied that were then refused: the step has stopped, and goes on with [`Self::recover`].
+    pub(super) fn is_damaged(&self) -> bool {
+        self.doc.is_damaged()
+    }
+
+    /// Restores the document to what it was before changes that were refused, and goes on with the step that they
+    /// interrupted. Takes as long as loading the document. None if it has to be read from storage.
+    pub(super) fn recover(&mut self) -> Option<Vec<Effect>> {
+        if !self.doc.restore() {
+            return None;
+        }
+        // Changes that waited for others are gone. Their senders are asked for them again.
+        self.orphans = (0, Unpacked::default());
+        Some(self.step(Vec::new()))
     }
 
     fn fresh_bytes(&self) -> usize {
@@ -276,7 +256,7 @@ impl Core {
 
     /// Whether all of the document is durable.
     pub(super) fn is_durable(&self) -> bool {
-        self.heads == self.durable && self.writing.is_none()
+        self.doc.heads() == self.durable && self.writing.is_none() && self.interrupted.is_empty()
     }
 
     /// What an operator sees.
@@ -286,8 +266,8 @@ impl Core {
             Some((*id, heads))
         });
         EngineLook {
-            heads: Some(self.heads.clone()),
-            changes: Some(self.changes),
+            heads: Some(self.doc.heads().to_vec()),
+            changes: Some(self.doc.changes()),
             bytes: Some(self.size() as u64),
             theirs: theirs.collect(),
         }
@@ -300,32 +280,29 @@ impl Core {
     /// The room is quiet: keep as little as can be.
     pub(super) fn rest(&mut self) {
         self.exchange.forget();
-        if self.is_durable()
-            && self.size() <= SLEEPS
-            && let Doc::Awake(doc) = &self.doc
-        {
-            let mut saved = doc.save();
-            saved.shrink_to_fit();
-            self.doc = Doc::Asleep(saved);
+        if self.is_durable() && self.size() <= SLEEPS {
+            self.doc.sleep();
         }
     }
 
     /// Whether a step with these events takes long.
     pub(super) fn is_heavy(&self, events: &[Event]) -> bool {
         let size = self.size()
-            + usize::try_from(self.changes.saturating_mul(CHANGE_WEIGHS)).unwrap_or(usize::MAX);
+            + usize::try_from(self.doc.changes().saturating_mul(CHANGE_WEIGHS))
+                .unwrap_or(usize::MAX);
         let fresh = self.fresh_bytes();
         let (mut bytes, mut unpacked) = (0, 0);
         for event in events {
             if let Event::Message(from, message) = event {
-                bytes += message.raw.len() + self.heads.len() * HEAD_WEIGHS;
+                bytes += message.raw.len() + self.doc.heads().len() * HEAD_WEIGHS;
                 unpacked += message.unpacked.bytes;
                 let peer = self.peers.get(from);
                 let is_new = peer.is_none_or(|peer| peer.state.their_heads.is_none());
                 let has_marks = message.unpacked.marks > 0;
                 let is_to_be_saved = self.chunks.wants_snapshot(fresh) || has_marks;
                 // Whoever is elsewhere is told what it lacks, which is looked for among all changes.
-                let is_elsewhere = !message.has_changes() && message.message.heads != self.heads;
+                let is_elsewhere =
+                    !message.has_changes() && message.message.heads != self.doc.heads();
                 if is_new || is_elsewhere || (message.has_changes() && is_to_be_saved) {
                     bytes += size;
                 }
@@ -337,7 +314,8 @@ impl Core {
     /// Take in what came, in order, and say what is to be done.
     pub(super) fn step(&mut self, events: Vec<Event>) -> Vec<Effect> {
         let mut effects = Vec::new();
-        for event in events {
+        self.interrupted.extend(events);
+        while let Some(event) = self.interrupted.pop_front() {
             match event {
                 Event::Join { id, full, reads_only } => {
                     // automerge's own word for what it is to us: our state takes nothing.
@@ -346,41 +324,62 @@ impl Core {
                 }
                 Event::Resume => self.resume(),
                 Event::Leave(id) => _ = self.peers.remove(&id),
-                Event::Message(from, message) => {
-                    let before = message.has_changes().then_some(self.changes);
-                    let received = self.receive(from, message);
-                    self.taking_in.store(0, Ordering::Relaxed);
-                    match (received, before) {
-                        (Err(why), _) => {
-                            effects.push(Effect::Refuse { from, why });
-                            if self.is_spoilt {
-                                return effects;
-                            }
-                        }
-                        (Ok(()), Some(before)) => {
-                            let new_changes = self.changes.saturating_sub(before);
-                            effects.push(Effect::Applied { from, new_changes });
-                        }
-                        (Ok(()), None) => {}
+                Event::ReadsOnly(id) => {
+                    if let Some(peer) = self.peers.get_mut(&id) {
+                        Arc::make_mut(&mut peer.state).set_read_only(true);
                     }
                 }
+                Event::Message(from, message) => self.take_in(from, message, &mut effects),
                 Event::Saved => self.saved(&mut effects),
+            }
+            if self.is_damaged() {
+                return effects;
             }
         }
         self.finish(effects)
     }
 
+    /// Take in a message, and say what became of its changes.
+    fn take_in(&mut self, from: SessionId, message: SyncMessage, effects: &mut Vec<Effect>) {
+        let before = self.doc.changes();
+        let has_changes = message.has_changes();
+        let raw = message.raw.clone();
+        let received = self.receive(from, message);
+        self.taking_in.store(0, Ordering::Relaxed);
+        match received {
+            // Changes that waited for these may be to blame; they are gone when the document is restored.
+            Err(Refused::Gate(_)) if self.is_damaged() && self.orphans.0 > 0 => {
+                if let Ok(again) = SyncMessage::read(raw, Size(u64::MAX)) {
+                    self.interrupted.push_front(Event::Message(from, again));
+                }
+            }
+            Err(why) => {
+                effects.push(Effect::Refuse { from, why });
+                // From now on it only reads, and what else the message says counts.
+                if let Ok((rest, _)) = SyncMessage::read_without_changes(raw) {
+                    self.interrupted.push_front(Event::Message(from, rest));
+                }
+                self.interrupted.push_front(Event::ReadsOnly(from));
+            }
+            Ok(()) if has_changes => {
+                let new_changes = self.doc.changes().saturating_sub(before);
+                effects.push(Effect::Applied { from, new_changes });
+            }
+            Ok(()) => {}
+        }
+    }
+
     /// Merge a snapshot of the same document, unless it shares no change with what is here.
     pub(super) fn merge(&mut self, snapshot: &[u8]) -> (Option<Relation>, Vec<Effect>) {
-        let Ok(other) = Automerge::load(snapshot) else { return (None, Vec::new()) };
-        let doc = self.doc.awake();
-        let relation = Relation::of(&other, doc);
-        if relation == Relation::Newer && doc.load_incremental(snapshot).is_err() {
+        let Ok(mut other) = Document::read(snapshot, Rules::Admission) else {
+            return (None, Vec::new());
+        };
+        let relation = Relation::of(other.automerge(), self.doc.automerge());
+        if relation == Relation::Newer && self.doc.admit(snapshot, Rules::Admission).is_err() {
             return (None, Vec::new());
         }
         self.fresh = None;
-        self.last_op = sound::last_op(doc);
-        self.note_heads();
+        self.heads_changed();
         (Some(relation), self.finish(Vec::new()))
     }
 
@@ -397,14 +396,14 @@ impl Core {
 
     /// Whether there is room for a message's changes, if there are any that are new.
     fn has_room_for(&mut self, message: &SyncMessage) -> Result<(), Refused> {
-        let size = self.size() + message.raw.len() + self.orphans.0;
-        let changes = self.changes + message.unpacked.changes + self.orphans.1;
-        let bytes = self.unpacked.saturating_add(message.unpacked.bytes);
-        let unpacked = Unpacked { bytes, changes, marks: 0 };
-        let Err(limit) = self.max.check(size, unpacked) else { return Ok(()) };
-        let doc = self.doc.awake();
-        let is_here = |head: &ChangeHash| doc.get_change_meta_by_hash(head).is_some();
-        if message.message.heads.iter().all(is_here) {
+        let (orphans, waiting) = &self.orphans;
+        let size = self.size() + message.raw.len() + orphans;
+        // What a document takes is what it really is, and not what applying its changes took.
+        let (operations, changes) = (self.doc.operations(), self.doc.changes());
+        let here = Unpacked { operations, changes, values: self.values, ..Unpacked::default() };
+        let together = here.plus(waiting).plus(&message.unpacked);
+        let Err(limit) = self.max.check_resident(size, &together) else { return Ok(()) };
+        if message.message.heads.iter().all(|head| self.doc.has(head)) {
             return Ok(());
         }
         Err(Refused::TooLarge(format!("{} would be too large: {limit}", self.document)))
@@ -412,7 +411,8 @@ impl Core {
 
     fn receive(&mut self, from: SessionId, message: SyncMessage) -> Result<(), Refused> {
         let reads_only = self.peers.get(&from).is_some_and(|peer| peer.state.read_only);
-        if message.has_changes() && !reads_only {
+        let has_changes = message.has_changes();
+        if has_changes && !reads_only {
             self.has_room_for(&message)?;
         }
         let shared = self.peers.len() >= CROWD;
@@ -422,50 +422,22 @@ impl Core {
         }
         let told = peer.state.clone();
         let claims = message.message.heads.clone();
-        let has_changes = message.has_changes();
-        if has_changes {
-            let mut after = State::clone(&peer.state);
-            let (bytes, unpacked) = (message.raw.len(), message.unpacked);
+        let before = self.doc.heads().to_vec();
+        if has_changes && !reads_only {
             self.taking_in.store(from.0, Ordering::Relaxed);
-            exchange::receive(self.doc.awake(), &mut after, message.message).map_err(|error| {
-                Refused::Misfit(format!("the changes do not fit the document: {error}"))
-            })?;
-            peer.state = Arc::new(after);
-            let before = self.heads.clone();
-            let has_changed = self.note_heads();
-            if has_changed && !reads_only {
-                self.check(&before, unpacked.marks > 0)?;
-            }
-            // What was here already waits for nothing, and takes nothing.
-            let has_orphans = (!has_changed || self.orphans.0 > 0)
-                && !self.doc.awake().get_missing_deps(&[]).is_empty();
-            if has_changed || has_orphans {
-                self.unpacked = self.unpacked.saturating_add(unpacked.bytes);
-            }
-            self.orphans = match (has_orphans, has_changed) {
-                (false, _) => (0, 0),
-                (true, true) => self.orphans,
-                (true, false) => (self.orphans.0 + bytes, self.orphans.1 + unpacked.changes),
-            };
-        } else {
-            peer.state = self
-                .exchange
-                .receive(self.doc.awake(), &peer.state, message, shared)
-                .map_err(|error| Refused::Misfit(error.to_string()))?;
+            self.admit(&message)?;
         }
+        let doc = self.doc.automerge();
+        let state = self.exchange.receive(doc, &before, &told, message, shared);
         let known: HashSet<&ChangeHash> =
             told.last_sent_heads.iter().chain(&self.durable).collect();
         let all_told = claims.iter().all(|head| known.contains(head));
-        let doc = &mut self.doc;
-        let mut is_here = |head| {
-            self.heads.binary_search(head).is_ok()
-                || doc.awake().get_change_meta_by_hash(head).is_some()
-        };
-        let has_more = !all_told && !claims.iter().all(&mut is_here);
+        let has_more = !all_told && !claims.iter().all(|head| self.doc.has(head));
         // Of one that only reads nothing will ever be durable.
-        let hold = self.heads != self.durable && (has_changes || !all_told) && !reads_only;
+        let hold = self.doc.heads() != self.durable && (has_changes || !all_told) && !reads_only;
         let until = self.covering_write();
         if let Some(peer) = self.peers.get_mut(&from) {
+            peer.state = state;
             peer.has_more = has_more && !reads_only;
             if hold {
                 peer.held_until = Some(until);
@@ -474,39 +446,53 @@ impl Core {
         Ok(())
     }
 
-    /// See that the changes since some heads are such that the document can be stored and told to others, and keep them for
-    /// the next write.
-    fn check(&mut self, before: &[ChangeHash], has_marks: bool) -> Result<(), Refused> {
-        let document = self.document;
-        let spoilt = |why: &str| Err(Refused::Misfit(format!("the changes to {document} {why}")));
-        if self.heads.len() > MAX_HEADS && self.heads.len() > before.len() {
-            self.is_spoilt = true;
-            return spoilt(&format!("leave more than {MAX_HEADS} heads"));
-        }
-        let doc = self.doc.awake();
-        let new = doc.get_changes(before);
-        let is_sound = match sound::look(doc, &new, &self.heads, &mut self.last_op) {
-            Look::Sound if !has_marks => true,
-            Look::Sound | Look::Odd => sound::loads(&doc.save(), &self.heads),
-            Look::Bad => false,
+    /// Let a message's changes become part of the document, if they may.
+    fn admit(&mut self, message: &SyncMessage) -> Result<(), Refused> {
+        let (bytes, unpacked) = (message.raw.len(), message.unpacked);
+        let changes = &message.message.changes;
+        let admitted = match changes.len() {
+            1 => {
+                let only = changes.iter().next().unwrap_or_default();
+                self.doc.try_admit(only, Rules::Admission)
+            }
+            // automerge reads over the ends of the parts.
+            _ => {
+                let chunks: Vec<u8> = changes.iter().flatten().copied().collect();
+                self.doc.try_admit(&chunks, Rules::Admission)
+            }
         };
-        if !is_sound {
-            self.is_spoilt = true;
-            return spoilt(
-                "are not as automerge writes them: a document with them cannot be loaded",
-            );
+        let admitted = admitted.map_err(Refused::Gate)?;
+        let has_changed = !matches!(admitted, Admitted::Nothing);
+        if has_changed {
+            self.values = self.values.saturating_add(unpacked.values);
+            self.keep(admitted);
+            self.heads_changed();
         }
-        if self.chunks.snapshot == 0 && new.len() > FEW {
-            self.fresh = None;
-        } else if let Some(fresh) = &mut self.fresh {
-            new.iter().for_each(|change| fresh.extend(change.raw_bytes()));
-        }
+        // What was here already waits for nothing, and takes nothing.
+        let has_orphans = (!has_changed || self.orphans.0 > 0) && self.doc.has_orphans();
+        self.orphans = match (has_orphans, has_changed) {
+            (false, _) => (0, Unpacked::default()),
+            (true, true) => self.orphans,
+            (true, false) => (self.orphans.0 + bytes, self.orphans.1.plus(&unpacked)),
+        };
         Ok(())
+    }
+
+    /// Keep admitted changes for the next write, unless that will be a snapshot anyway.
+    fn keep(&mut self, admitted: Admitted) {
+        match (&mut self.fresh, admitted) {
+            (Some(fresh), Admitted::Changes(new))
+                if self.chunks.snapshot > 0 || new.len() <= FEW =>
+            {
+                new.iter().for_each(|change| fresh.extend(change.raw_bytes()));
+            }
+            _ => self.fresh = None,
+        }
     }
 
     /// The write that makes all that is here durable.
     fn covering_write(&self) -> u64 {
-        let is_being_written = self.writing.as_ref().is_some_and(|w| w.heads == self.heads);
+        let is_being_written = self.writing.as_ref().is_some_and(|w| w.heads == self.doc.heads());
         if is_being_written { self.writes } else { self.writes + 1 }
     }
 
@@ -519,17 +505,10 @@ impl Core {
         }
     }
 
-    /// The document may have changed: then there is something to say to everybody. Returns whether it has.
-    fn note_heads(&mut self) -> bool {
-        let heads = self.doc.awake().get_heads();
-        let has_changed = heads != self.heads;
-        if has_changed {
-            self.heads = heads;
-            self.changes = self.doc.awake().stats().num_changes;
-            self.exchange.forget();
-            self.all_due = true;
-        }
-        has_changed
+    /// There is something to say to everybody.
+    fn heads_changed(&mut self) {
+        self.exchange.forget();
+        self.all_due = true;
     }
 
     fn saved(&mut self, effects: &mut Vec<Effect>) {
@@ -579,10 +558,10 @@ impl Core {
         }
         (peer.is_due, peer.is_kept_back) = (false, false);
         // What it has and we had not may have come from somebody else by now.
-        if peer.has_more && peer.held_until.is_none() && self.heads != self.durable {
+        if peer.has_more && peer.held_until.is_none() && self.doc.heads() != self.durable {
             peer.held_until = Some(until);
         }
-        let doc = self.doc.awake();
+        let doc = self.doc.automerge();
         let message = if peer.held_until.is_none() {
             let (state, message) = self.exchange.generate(doc, &peer.state, shared);
             peer.state = state;
@@ -598,18 +577,19 @@ impl Core {
     /// Begin to write what is not durable, unless a write is under way: what comes meanwhile goes with the
     /// next one.
     fn write(&mut self, effects: &mut Vec<Effect>) {
-        if self.writing.is_some() || self.heads == self.durable {
+        if self.writing.is_some() || self.doc.heads() == self.durable {
             return;
         }
         let wants_snapshot = self.chunks.wants_snapshot(self.fresh_bytes());
         let fresh = self.fresh.replace(Vec::new());
-        let doc = self.doc.awake();
+        let heads = self.doc.heads().to_vec();
+        let doc = self.doc.automerge();
         let snapshot = wants_snapshot.then(|| doc.save());
-        // What replaces everything else is to be good.
+        // What replaces everything else has to be good.
         let snapshot =
-            snapshot.filter(|data| self.chunks.keys.is_empty() || sound::loads(data, &self.heads));
+            snapshot.filter(|data| self.chunks.keys.is_empty() || gate::loads(data, &heads));
         let (key, data, replaces) = if let Some(data) = snapshot {
-            let key = snapshot_key(self.document, &self.heads);
+            let key = snapshot_key(self.document, &heads);
             let mut replaces = self.chunks.keys.clone();
             replaces.retain(|old| *old != key);
             (key, data, replaces)
@@ -620,7 +600,7 @@ impl Core {
             (Key::Chunk { document: self.document, kind, name }, data, Vec::new())
         };
         self.writes += 1;
-        let (heads, size) = (self.heads.clone(), data.len());
+        let size = data.len();
         self.writing = Some(Write { heads, key: key.clone(), size, replaces });
         effects.push(Effect::Save { key, data: data.into() });
     }

@@ -10,7 +10,7 @@ use std::{
 };
 
 use automerge::{
-    Automerge, AutomergeError, ChangeHash,
+    Automerge, ChangeHash,
     sync::{Capability, Message, MessageFlags, State, SyncDoc},
 };
 use bytes::Bytes;
@@ -39,34 +39,33 @@ impl Exchange {
         *self = Self::default();
     }
 
-    /// The state of a peer after a message without changes.
-    ///
-    /// # Errors
-    /// As automerge's; there are none for a message without changes today.
+    /// The state of a peer after a message, whose changes the document has now; `before` are its heads without them.
     pub(super) fn receive(
         &mut self,
-        doc: &mut Automerge,
+        doc: &Automerge,
+        before: &[ChangeHash],
         state: &Arc<State>,
         message: SyncMessage,
         shared: bool,
-    ) -> Result<Arc<State>, AutomergeError> {
-        if !shared {
+    ) -> Arc<State> {
+        let after = |message| {
             let mut after = State::clone(state);
-            receive(doc, &mut after, message.message)?;
-            return Ok(Arc::new(after));
+            receive(doc, before, &mut after, message);
+            Arc::new(after)
+        };
+        if !shared || message.has_changes() {
+            return after(message.message);
         }
         let key = (state.clone(), message.raw);
-        if let Some(after) = self.received.get(&key) {
-            return Ok(after.clone());
+        if let Some(known) = self.received.get(&key) {
+            return known.clone();
         }
-        let mut after = State::clone(state);
-        receive(doc, &mut after, message.message)?;
-        let after = Arc::new(after);
+        let after = after(message.message);
         if self.received.len() >= REMEMBERED {
             self.received.clear();
         }
         self.received.insert(key, after.clone());
-        Ok(after)
+        after
     }
 
     /// What is to be said to a peer, and its state then.
@@ -93,18 +92,12 @@ impl Exchange {
     }
 }
 
-/// Take a message in, as `SyncDoc::receive_sync_message` does.
+/// What a message does to a peer's state, as in `SyncDoc::receive_sync_message`. `doc` has its changes already, if it is to
+/// have them; `before` are its heads without.
 ///
 /// automerge 0.12 walks the whole history for every message, to find which of the sent changes the peer
 /// has; here the changes that came after its heads are looked at, and those alone.
-///
-/// # Errors
-/// The changes do not parse or do not fit the document. The state may have moved; the document has not.
-pub(super) fn receive(
-    doc: &mut Automerge,
-    state: &mut State,
-    message: Message,
-) -> Result<(), AutomergeError> {
+pub(super) fn receive(doc: &Automerge, before: &[ChangeHash], state: &mut State, message: Message) {
     let Message { heads, need, have, changes, flags, .. } = message;
     state.in_flight = false;
     if let Some(flags) = flags {
@@ -119,11 +112,8 @@ pub(super) fn receive(
         state.peer_read_only = flags.contains(MessageFlags::READ_ONLY);
     }
 
-    let before = doc.get_heads();
     if !changes.is_empty() && !state.read_only {
-        let chunks: Vec<u8> = changes.iter().flatten().copied().collect();
-        doc.load_incremental(&chunks)?;
-        state.shared_heads = advanced(&before, &doc.get_heads(), &state.shared_heads);
+        state.shared_heads = advanced(before, &doc.get_heads(), &state.shared_heads);
     }
     let known: Vec<ChangeHash> = heads.iter().filter(|head| has(doc, head)).copied().collect();
     if !state.sent_hashes.is_empty() {
@@ -153,7 +143,6 @@ pub(super) fn receive(
     state.their_have = Some(have);
     state.their_heads = Some(heads);
     state.their_need = Some(need);
-    Ok(())
 }
 
 fn has(doc: &Automerge, hash: &ChangeHash) -> bool {

@@ -7,7 +7,6 @@ mod core;
 mod exchange;
 #[cfg(test)]
 mod simulation;
-mod sound;
 
 use std::{
     collections::HashMap,
@@ -33,8 +32,9 @@ use tracing::error;
 use self::core::{Core, Effect, Event, Refused};
 use super::{Engine, EngineFailed, EngineStart, Port};
 use crate::{
+    document::compare::Relation,
     document_id::DocumentId,
-    storage::documents::{Documents, Opened, Relation, Unsaved},
+    storage::documents::{Documents, Opened, Unsaved},
     sync::{look::EngineLook, peers::SessionId, wire::SyncMessage},
     usage::Usage,
 };
@@ -86,6 +86,8 @@ struct Stepped {
     core: Box<Core>,
     effects: Vec<Effect>,
     relation: Option<Relation>,
+    /// The document refused changes and could not be restored.
+    is_lost: bool,
 }
 
 impl NativeEngine {
@@ -96,9 +98,9 @@ impl NativeEngine {
         opened: Opened,
         usage: Usage,
     ) -> Self {
-        let unpacked = opened.unpacked.bytes;
+        let values = opened.unpacked.values;
         let stored = opened.chunks.into_iter().map(|(key, data)| (key, data.len()));
-        let core = Box::new(Core::new(document, opened.doc, documents.max(), unpacked, stored));
+        let core = Box::new(Core::new(document, opened.doc, documents.max(), values, stored));
         Self {
             document,
             documents,
@@ -127,19 +129,18 @@ impl NativeEngine {
         };
         let step = |mut core: Box<Core>| {
             let (relation, effects) = work(&mut core);
-            Stepped { core, effects, relation }
+            Stepped { core, effects, relation, is_lost: false }
         };
         if is_heavy(&core) {
-            let (heavy, usage) = (self.heavy.clone(), self.usage.clone());
-            self.core = Place::Away(tokio::spawn(async move {
-                // The semaphore is never closed.
-                let _place = heavy.acquire_owned().await;
-                tokio::task::spawn_blocking(move || usage.charge(|| step(core))).await
-            }));
+            self.core = self.send_away(core, step);
             return self.come_back().await;
         }
         match catch_unwind(AssertUnwindSafe(move || step(core))) {
-            Ok(stepped) => self.stepped(stepped),
+            Ok(stepped) => {
+                let relation = self.stepped(stepped);
+                // Its document may have to be restored.
+                self.come_back().await.or(relation)
+            }
             Err(_) => {
                 self.panicked();
                 None
@@ -147,15 +148,44 @@ impl NativeEngine {
         }
     }
 
-    /// Wait until the core is here, or lost. Nothing is forgotten if the wait is given up.
+    /// Start a step on a thread that may block.
+    fn send_away(
+        &self,
+        core: Box<Core>,
+        step: impl FnOnce(Box<Core>) -> Stepped + Send + 'static,
+    ) -> Place {
+        let (heavy, usage) = (self.heavy.clone(), self.usage.clone());
+        Place::Away(tokio::spawn(async move {
+            // The semaphore is never closed.
+            let _place = heavy.acquire_owned().await;
+            tokio::task::spawn_blocking(move || usage.charge(|| step(core))).await
+        }))
+    }
+
+    /// Wait until the core is here and its document as it should be, or lost. Nothing is forgotten if the wait is given up.
     async fn come_back(&mut self) -> Option<Relation> {
-        let Place::Away(step) = &mut self.core else { return None };
-        match step.await {
-            Ok(Ok(stepped)) => self.stepped(stepped),
-            Ok(Err(_)) | Err(_) => {
-                self.core = Place::Lost;
-                self.panicked();
-                None
+        let mut relation = None;
+        loop {
+            match &mut self.core {
+                Place::Away(step) => match step.await {
+                    Ok(Ok(stepped)) => relation = self.stepped(stepped).or(relation),
+                    Ok(Err(_)) | Err(_) => {
+                        self.core = Place::Lost;
+                        self.panicked();
+                    }
+                },
+                Place::Here(core) if core.is_damaged() => {
+                    let Place::Here(core) = std::mem::replace(&mut self.core, Place::Lost) else {
+                        return relation;
+                    };
+                    self.core = self.send_away(core, |mut core| {
+                        let effects = core.recover();
+                        let is_lost = effects.is_none();
+                        let effects = effects.unwrap_or_default();
+                        Stepped { core, effects, relation: None, is_lost }
+                    });
+                }
+                Place::Here(_) | Place::Lost => return relation,
             }
         }
     }
@@ -164,13 +194,14 @@ impl NativeEngine {
         error!(document = %self.document, "a panic in the document's engine; it is started anew");
         let from = SessionId(self.taking_in.load(Ordering::Relaxed));
         if let Some(port) = self.ports.get(&from) {
-            port.refuse(1007, "the changes do not fit the document", "changes");
+            let reason = format!("the changes to {} make automerge fail", self.document);
+            port.refuse(&reason, "unappliable");
             self.failed.is_mended = true;
         }
     }
 
     fn stepped(&mut self, stepped: Stepped) -> Option<Relation> {
-        self.core = if stepped.core.is_spoilt() {
+        self.core = if stepped.is_lost {
             self.failed = EngineFailed { is_panic: false, is_mended: true };
             Place::Lost
         } else {
@@ -211,13 +242,13 @@ impl NativeEngine {
                 }
                 Effect::Refuse { from, why } => {
                     if let Some(port) = self.ports.get(&from) {
-                        match why {
-                            Refused::Misfit(why) => port.refuse(1007, &why, "changes"),
-                            Refused::TooLarge(why) => {
-                                error!(document = %self.document, "changes are refused: {why}");
-                                port.refuse(1009, &why, "max_document");
+                        let (reason, label) = match why {
+                            Refused::Gate(why) => {
+                                (format!("the changes to {} {why}", self.document), why.label())
                             }
-                        }
+                            Refused::TooLarge(why) => (why, "max_document"),
+                        };
+                        port.refuse(&reason, label);
                     }
                 }
             }
@@ -304,6 +335,11 @@ impl Engine for NativeEngine {
 
     fn resume(&mut self) {
         self.events.push(Event::Resume);
+    }
+
+    fn reads_only(&mut self, session: SessionId) -> BoxFuture<'_, ()> {
+        self.events.push(Event::ReadsOnly(session));
+        std::future::ready(()).boxed()
     }
 
     fn rest(&mut self) {

@@ -234,6 +234,9 @@ impl Room {
                     self.next_answer = Some(self.next_answer.map_or(by, |next| next.min(by)));
                 }
                 self.begin(engine, from.id).await;
+                if from.is_refused(self.document()) {
+                    engine.reads_only(from.id).await;
+                }
                 if message.has_changes() && !from.may_write(self.document()) {
                     from.refuse_changes(self.document());
                     self.tell(Some(&from), || What::Refused { reason: "read_only".to_owned() });

@@ -117,8 +117,8 @@ async fn outcome(fixture: &Fixture, actions: &[Action]) -> Vec<BTreeSet<String>>
     until("all rooms are gone", || fixture.rooms.count() == (0, 0)).await;
     let mut stored = Vec::new();
     for d in 1..=DOCUMENTS {
-        let opened = fixture.rooms.shared.documents.open(id(d)).await.expect("opens");
-        stored.push(opened.doc.keys(ROOT).collect());
+        let mut opened = fixture.rooms.shared.documents.open(id(d)).await.expect("opens");
+        stored.push(opened.doc.automerge().keys(ROOT).collect());
     }
     assert_eq!(stored, expected, "what is stored");
     stored

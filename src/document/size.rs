@@ -1,9 +1,12 @@
 //! How large a document may be: as it is stored, in changes, and in memory.
 
-use super::{StoredChunk, documents::joined};
+use super::{
+    load::joined,
+    unpacked::{self, NotUnpacked, Origin, Unpacked},
+};
 use crate::{
     config::{Config, Size},
-    unpacked::{self, NotUnpacked, Origin, Unpacked},
+    storage::StoredChunk,
 };
 
 /// How large a document may be.
@@ -43,14 +46,29 @@ impl MaxDocument {
                 self.changes
             ));
         }
-        if unpacked.bytes > unpacked::allowed(size, Origin::Storage, self.inflated) {
-            return Err(format!("it {}", NotUnpacked::TooMuch { limit: self.inflated }));
+        let (bytes, allowed) = (unpacked.bytes, self.allowed(size));
+        if bytes > allowed {
+            let (limit, operations) = (self.inflated, unpacked.operations);
+            return Err(format!("it {}", NotUnpacked::TooMuch { limit, operations, bytes }));
         }
         Ok(())
     }
 
+    /// What a stored document of that size may take in memory.
+    fn allowed(&self, size: usize) -> u64 {
+        unpacked::allowed(size, Origin::Storage, self.inflated)
+    }
+
+    /// The same for a document that is loaded, and takes what it really takes.
+    ///
+    /// # Errors
+    /// As [`Self::check`].
+    pub fn check_resident(&self, size: usize, unpacked: &Unpacked) -> Result<(), String> {
+        self.check(size, Unpacked { bytes: unpacked.resident(), ..*unpacked })
+    }
+
     /// The same of chunks that are not unpacked yet. Returns what they unpack to.
-    pub(super) fn check_chunks(&self, chunks: &[StoredChunk]) -> Result<Unpacked, String> {
+    pub fn check_chunks(&self, chunks: &[StoredChunk]) -> Result<Unpacked, String> {
         let size: usize = chunks.iter().map(|(_, data)| data.len()).sum();
         self.check(size, Unpacked::default())?;
         let of = |chunks: &[u8]| match unpacked::of(chunks, Origin::Storage, self.inflated) {

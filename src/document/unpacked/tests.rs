@@ -13,7 +13,7 @@ fn of(chunks: &[u8], limit: Size) -> Result<Unpacked, NotUnpacked> {
 }
 
 fn is_too_much(chunks: &[u8]) -> bool {
-    of(chunks, LIMIT) == Err(NotUnpacked::TooMuch { limit: LIMIT })
+    matches!(of(chunks, LIMIT), Err(NotUnpacked::TooMuch { limit: LIMIT, .. }))
 }
 
 /// A document with a list of `values` nulls, made in one change.
@@ -88,11 +88,7 @@ fn runs_are_told_before_they_are_unpacked() {
     let bomb = change_with(0x42, &[&leb(4_000_000)[..], &[0]].concat());
     for kind in [1, 2] {
         let data = if kind == 2 { deflate(&bomb) } else { bomb.clone() };
-        assert_eq!(
-            of(&chunk(kind, &data), LIMIT),
-            Err(NotUnpacked::TooMuch { limit: LIMIT }),
-            "kind {kind}"
-        );
+        assert!(is_too_much(&chunk(kind, &data)), "kind {kind}");
     }
     let nulls = change_with(0x42, &[&[0][..], &leb(u64::MAX)].concat());
     assert!(is_too_much(&chunk(1, &nulls)));

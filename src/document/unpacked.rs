@@ -1,96 +1,192 @@
-//! What automerge chunks take in memory when they are unpacked, told without unpacking them. Pure.
+//! Estimates what automerge chunks take in memory once they are unpacked, without unpacking them. Pure.
 //!
 //! automerge packs repetition: a run of a million equal values is a few bytes, and columns are deflated. Measured with
-//! automerge 0.12: a change of 104 bytes that takes 451 MiB and 3 s, a document of 174 bytes that takes 87 MiB. So before
-//! automerge sees a chunk, the runs of its columns are summed up here, and what is deflated is read as a stream that ends
-//! at the limit.
+//! automerge 0.12: a change of 104 bytes takes 451 MiB and 3 s, a document of 174 bytes takes 87 MiB. So the runs of a
+//! chunk's columns are summed before automerge sees it, and deflated data is read as a stream that stops at the limit.
+//!
+//! Byte arrays and strings count as the bytes that they are, however well they compress: each value's length is in the
+//! column before them, so what a chunk claims is known before any of it is inflated. Operations count by what automerge
+//! spends on each while it applies them.
 //!
 //! Format: <https://automerge.org/automerge-binary-format-spec/>, and automerge 0.12 `storage/{chunk,change,document,bundle}.rs`.
-//! What cannot be followed here is not passed on either.
+//! Chunks that do not follow it are refused.
 
-use std::io::{self, BufRead, BufReader, Read};
+use std::{
+    cell::Cell,
+    io::{self, BufRead, BufReader, Read},
+    rc::Rc,
+};
 
 // flate2: what automerge itself inflates with.
 use flate2::bufread::DeflateDecoder;
 
 use crate::config::Size;
 
-const MAGIC: [u8; 4] = [0x85, 0x6f, 0x4a, 0x83];
-/// Memory of an operation of a change chunk while it is taken in: 451 to 589 bytes, measured with 1,000,000 of them.
+/// The first bytes of every chunk; a checksum of four bytes follows, then the kind of the chunk and its length.
+pub(super) const MAGIC: [u8; 4] = [0x85, 0x6f, 0x4a, 0x83];
+/// Memory that applying an operation of a change chunk takes: 451 to 589 bytes, measured with 1,000,000 of them.
 const CHANGE_OPERATION: u64 = 500;
-/// Memory of an operation of a document chunk: 87 bytes in runs, measured with 1,000,000 of them.
+/// Memory of an operation of a loaded document: 87 bytes in runs, measured with 1,000,000 of them.
 const DOCUMENT_OPERATION: u64 = 100;
-/// Memory of a change that a document chunk tells of, beside its texts: 735 MiB were measured of 400,000 without operations;
-/// those that claim many take twice that.
+/// Memory that loading a change of a document chunk takes besides its texts: 735 MiB were measured for 400,000 without
+/// operations; changes that claim many operations take twice that.
 const DOCUMENT_CHANGE: u64 = 2_000;
-/// What automerge keeps of an actor beside its id, each time that a change names it.
+/// Memory of a change in a loaded document: its place in the graph, its hash twice, its share of the clocks.
+const RESIDENT_CHANGE: u64 = 500;
+/// What automerge keeps of an actor besides its id, each time that a change names it.
 const ACTOR: u64 = 40;
 /// Rows that name an actor, for each of the longest column: an operation, what it is about, what it replaces.
 const NAMES: u64 = 3;
 /// Marks cost time, by the square of their number: 20,000 in one place 0.2 s, 200,000 43 s. So they count as bytes.
 const MARK_PAIRS: u64 = 8;
-/// A text or an actor's id stands so often in what automerge makes of a change.
+/// Copies of a text or an actor's id in what automerge makes of a change.
 const COPIES: u64 = 2;
 /// More columns than any chunk has: 18 today.
 const MAX_COLUMNS: u64 = 1_000;
-/// Bytes of which each may explain so many: a pasted text is an operation a character, at 500 bytes, and two characters a
-/// byte when it is deflated.
-const EXPLAINED: u64 = 1024;
-/// What is inflated counts so many times: it is copied, and copied again while it is taken in.
+/// Copies of inflated bytes while a chunk is applied. Values of operations are the exception: they count once.
 const INFLATED: u64 = 8;
-/// From here on deflate is looked at: what is packed more than [`DENSE`] times is a bomb. Below, it harms nobody.
-const INFLATES: u64 = 4 << 20;
-const DENSE: u64 = 256;
 
 /// What chunks unpack to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Unpacked {
-    /// Memory that they take, by estimate.
+    /// Memory that unpacking them takes, by estimate.
     pub bytes: u64,
+    /// Operations in them.
+    pub operations: u64,
     /// Changes in them.
     pub changes: u64,
+    /// Bytes of the values of their operations: texts, byte arrays, numbers.
+    pub values: u64,
     /// Beginnings and ends of marks in them.
     pub marks: u64,
 }
 
-/// Where chunks come from, and how many times the limit they may be if their size explains it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Origin {
-    /// A message or a bundle: whoever sends it may mean harm.
-    Peer = 4,
-    /// Storage: it has grown by what was taken before.
-    Storage = 16,
+impl Unpacked {
+    /// Memory that a document takes which holds all of this and is loaded, by estimate.
+    pub fn resident(&self) -> u64 {
+        let operations = self.operations.saturating_mul(DOCUMENT_OPERATION);
+        let changes = self.changes.saturating_mul(RESIDENT_CHANGE);
+        operations.saturating_add(changes).saturating_add(self.values)
+    }
+
+    /// Both together.
+    pub fn plus(&self, other: &Self) -> Self {
+        Self {
+            bytes: self.bytes.saturating_add(other.bytes),
+            operations: self.operations.saturating_add(other.operations),
+            changes: self.changes.saturating_add(other.changes),
+            values: self.values.saturating_add(other.values),
+            marks: self.marks.saturating_add(other.marks),
+        }
+    }
 }
 
-/// Why chunks are not to be unpacked.
+/// Where chunks come from, which decides how far beyond the limit they may go if their size explains it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// A message or a bundle, which may be meant to do harm.
+    Peer,
+    /// Storage: it has grown by what was admitted before.
+    Storage,
+}
+
+impl Origin {
+    /// How many times the limit large inputs may unpack to.
+    fn most(self) -> u64 {
+        match self {
+            Self::Peer => 4,
+            Self::Storage => 16,
+        }
+    }
+
+    /// How many unpacked bytes each input byte explains. A pasted text is an operation a character, at 500 bytes, and
+    /// two characters a byte when it is deflated; a log that has grown in many changes is 40 characters a byte, at 100.
+    fn explains(self) -> u64 {
+        match self {
+            Self::Peer => 1024,
+            Self::Storage => 4096,
+        }
+    }
+}
+
+/// Why chunks must not be unpacked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[expect(missing_docs, reason = "the texts say it")]
 pub enum NotUnpacked {
-    #[error("unpacks to more than {limit} (sync.max_inflated)")]
-    TooMuch { limit: Size },
-    #[error("is no sequence of automerge chunks")]
+    #[error(
+        "unpacks to more than {limit} (sync.max_inflated): {operations} operations or more, at least {} MiB",
+        bytes >> 20
+    )]
+    TooMuch { limit: Size, operations: u64, bytes: u64 },
+    #[error("is not a sequence of automerge chunks")]
     Malformed,
 }
 
-/// What one chunk after the other unpacks to, if that is within `limit`, or is explained by how many bytes they are. What
-/// came in pieces has to be put together first: automerge reads over their ends.
+/// What one chunk after the other unpacks to, if that is within `limit`, or is explained by how many bytes they are.
+/// Pieces of chunks have to be put together first: automerge reads over their ends.
 ///
 /// # Errors
-/// It is more, or is no sequence of chunks.
+/// It is more, or is not a sequence of chunks.
 pub fn of(chunks: &[u8], from: Origin, limit: Size) -> Result<Unpacked, NotUnpacked> {
     let allowed = allowed(chunks.len(), from, limit);
-    let mut meter = Meter { found: Unpacked::default(), from, allowed };
+    let values = match from {
+        Origin::Peer => limit.0,
+        Origin::Storage => allowed,
+    };
+    let mut meter = Meter { found: Unpacked::default(), from, allowed, values, bytes: 0 };
     match meter.chunks(chunks) {
         Ok(()) => Ok(meter.found),
-        Err(Stop::TooMuch) => Err(NotUnpacked::TooMuch { limit }),
+        Err(Stop::TooMuch) => {
+            let (operations, bytes) = (meter.found.operations, meter.bytes.max(meter.found.bytes));
+            Err(NotUnpacked::TooMuch { limit, operations, bytes })
+        }
         Err(Stop::Malformed) => Err(NotUnpacked::Malformed),
     }
 }
 
 /// What `size` bytes may unpack to.
 pub fn allowed(size: usize, from: Origin, limit: Size) -> u64 {
-    let explained = (size as u64).saturating_mul(EXPLAINED);
-    explained.min(limit.0.saturating_mul(from as u64)).max(limit.0)
+    let explained = (size as u64).saturating_mul(from.explains());
+    explained.min(limit.0.saturating_mul(from.most())).max(limit.0)
+}
+
+/// The chunks that stand one after the other in `bytes`: the kind of each, and all of its bytes.
+///
+/// # Errors
+/// They are not a sequence of chunks.
+pub fn chunks(mut bytes: &[u8]) -> Result<Vec<(u8, &[u8])>, NotUnpacked> {
+    let mut chunks = Vec::new();
+    while !bytes.is_empty() {
+        let first = split(bytes).map_err(|_| NotUnpacked::Malformed)?;
+        chunks.push((first.kind, first.whole));
+        bytes = first.rest;
+    }
+    Ok(chunks)
+}
+
+/// A chunk at the beginning of bytes.
+struct Split<'a> {
+    kind: u8,
+    contents: &'a [u8],
+    /// All of it.
+    whole: &'a [u8],
+    /// What comes after it.
+    rest: &'a [u8],
+}
+
+/// The first chunk of `bytes`.
+fn split(bytes: &[u8]) -> Result<Split<'_>, Stop> {
+    let mut rest = bytes;
+    let mut head = [0; 9];
+    rest.read_exact(&mut head)?;
+    let [m0, m1, m2, m3, _, _, _, _, kind] = head;
+    if [m0, m1, m2, m3] != MAGIC {
+        return Err(Stop::Malformed);
+    }
+    let length = usize::try_from(unsigned(&mut rest)?).map_err(|_| Stop::Malformed)?;
+    let (contents, rest) = rest.split_at_checked(length).ok_or(Stop::Malformed)?;
+    let whole = bytes.get(..bytes.len() - rest.len()).ok_or(Stop::Malformed)?;
+    Ok(Split { kind, contents, whole, rest })
 }
 
 enum Stop {
@@ -107,7 +203,11 @@ impl From<io::Error> for Stop {
 struct Meter {
     found: Unpacked,
     from: Origin,
+    /// The limit of all bytes, and of those of values.
     allowed: u64,
+    values: u64,
+    /// The estimate at which the limit was exceeded.
+    bytes: u64,
 }
 
 impl Meter {
@@ -116,46 +216,64 @@ impl Meter {
         if self.found.bytes > self.allowed { Err(Stop::TooMuch) } else { Ok(()) }
     }
 
+    fn add_values(&mut self, bytes: u64) -> Result<(), Stop> {
+        self.found.values = self.found.values.saturating_add(bytes);
+        if self.found.values > self.values {
+            self.bytes = self.found.bytes.saturating_add(bytes);
+            return Err(Stop::TooMuch);
+        }
+        self.add(bytes)
+    }
+
+    /// Bytes that may still be inflated, apart from those of values.
+    fn inflatable(&self) -> u64 {
+        self.allowed.saturating_sub(self.found.bytes) / INFLATED
+    }
+
     fn chunks(&mut self, mut rest: &[u8]) -> Result<(), Stop> {
         while !rest.is_empty() {
-            let mut head = [0; 9];
-            rest.read_exact(&mut head)?;
-            let [m0, m1, m2, m3, _, _, _, _, kind] = head;
-            if [m0, m1, m2, m3] != MAGIC {
-                return Err(Stop::Malformed);
-            }
-            let length = usize::try_from(unsigned(&mut rest)?).map_err(|_| Stop::Malformed)?;
-            let (data, after) = rest.split_at_checked(length).ok_or(Stop::Malformed)?;
-            rest = after;
-            let measured = match kind {
-                0 => self.document(data),
-                1 => self.change(data),
-                2 => self.deflated_change(data),
-                3 => self.bundle(data),
+            let first = split(rest)?;
+            let data = first.contents;
+            rest = first.rest;
+            match first.kind {
+                0 => self.document(data)?,
+                1 => self.change(data, &Room::default())?,
+                2 => self.deflated_change(data)?,
+                3 => self.bundle(data)?,
                 _ => return Err(Stop::Malformed),
-            };
-            measured?;
+            }
         }
         Ok(())
     }
 
     fn deflated_change(&mut self, data: &[u8]) -> Result<(), Stop> {
-        let mut inflated = BufReader::new(Inflated::over(data));
-        let measured = self.change(&mut inflated);
+        let room = Room::new(self.inflatable());
+        let mut inflated = BufReader::new(Inflated::over(data, room.clone()));
+        let before = self.found.values;
+        let measured = self.change(&mut inflated, &room);
         // A bomb ends early, and looks cut off.
-        self.end(inflated)?;
+        let values = self.found.values - before;
+        self.end(inflated, values)?;
         measured
     }
 
-    /// Count all that was deflated, also what is of no meaning.
-    fn end(&mut self, mut inflated: BufReader<Inflated<impl BufRead>>) -> Result<(), Stop> {
+    /// Counts all that was deflated, also what has no meaning. `values` of it were counted before.
+    fn end(
+        &mut self,
+        mut inflated: BufReader<Inflated<impl BufRead>>,
+        values: u64,
+    ) -> Result<(), Stop> {
         // Where it does not inflate any further it ends for automerge too.
-        let _ = io::copy(&mut inflated.by_ref().take(self.allowed), &mut io::sink());
-        let Inflated { bytes, is_bomb, .. } = inflated.into_inner();
-        if is_bomb { Err(Stop::TooMuch) } else { self.add(bytes.saturating_mul(INFLATED)) }
+        let _ = io::copy(&mut inflated, &mut io::sink());
+        let Inflated { bytes, is_over, .. } = inflated.into_inner();
+        if is_over {
+            self.bytes = self.allowed;
+            return Err(Stop::TooMuch);
+        }
+        self.add(bytes.saturating_sub(values).saturating_mul(INFLATED))
     }
 
-    fn change(&mut self, mut data: impl BufRead) -> Result<(), Stop> {
+    fn change(&mut self, mut data: impl BufRead, room: &Room) -> Result<(), Stop> {
         let data = &mut data;
         self.found.changes = self.found.changes.saturating_add(1);
         self.add(CHANGE_OPERATION)?;
@@ -168,8 +286,7 @@ impl Meter {
         prefixed(data)?;
         actors(data)?;
         let columns = columns(data)?;
-        let operations = self.rows(data, &columns, CHANGE_OPERATION)?;
-        self.add(operations.saturating_mul(CHANGE_OPERATION))
+        self.operations(data, &columns, CHANGE_OPERATION, room).map(drop)
     }
 
     fn document(&mut self, mut data: &[u8]) -> Result<(), Stop> {
@@ -178,8 +295,8 @@ impl Meter {
         hashes(data)?;
         let (changes, operations) = (columns(data)?, columns(data)?);
         let changes = self.changes_of(data, &changes, actors)?;
-        let operations = self.rows(data, &operations, DOCUMENT_OPERATION)?;
-        self.add(operations.saturating_mul(DOCUMENT_OPERATION))?;
+        let operations =
+            self.operations(data, &operations, DOCUMENT_OPERATION, &Room::default())?;
         self.named(actors, changes, operations)
     }
 
@@ -190,19 +307,19 @@ impl Meter {
         let change_columns = columns(data)?;
         let changes = self.changes_of(data, &change_columns, actors)?;
         let operation_columns = columns(data)?;
-        let operations = self.rows(data, &operation_columns, CHANGE_OPERATION)?;
-        self.add(operations.saturating_mul(CHANGE_OPERATION))?;
+        let room = Room::default();
+        let operations = self.operations(data, &operation_columns, CHANGE_OPERATION, &room)?;
         self.named(actors, changes, operations)
     }
 
-    /// Each change that is made anew of a chunk has the ids of all actors that its operations name.
+    /// Each change that is rebuilt from a chunk has the ids of all actors that its operations name.
     fn named(&mut self, actors: Actors, changes: u64, operations: u64) -> Result<(), Stop> {
         let names = changes.saturating_mul(actors.count).min(operations.saturating_mul(NAMES));
         let size = actors.longest.saturating_add(ACTOR).saturating_mul(COPIES);
         self.add(names.saturating_mul(size))
     }
 
-    /// The changes that a chunk tells of; automerge makes each of them anew, with the id of its actor. Returns how many.
+    /// The changes of a chunk; automerge rebuilds each of them, with the id of its actor. Returns how many.
     fn changes_of(
         &mut self,
         data: &mut impl BufRead,
@@ -210,39 +327,79 @@ impl Meter {
         actors: Actors,
     ) -> Result<u64, Stop> {
         let cost = DOCUMENT_CHANGE.saturating_add(actors.longest.saturating_mul(COPIES));
-        let changes = self.rows(data, columns, cost)?;
+        let changes = self.rows(data, columns, cost, &Room::default())?;
         self.found.changes = self.found.changes.saturating_add(changes);
         self.add(changes.saturating_mul(cost))?;
         Ok(changes)
     }
 
-    /// The rows of the longest of some columns; each of them counts `cost`, so far.
+    /// The operations of a chunk, at `cost` bytes each. Returns how many.
+    fn operations(
+        &mut self,
+        data: &mut impl BufRead,
+        columns: &[Column],
+        cost: u64,
+        room: &Room,
+    ) -> Result<u64, Stop> {
+        let before = self.found.operations;
+        let operations = self.rows(data, columns, cost, room)?;
+        self.found.operations = before.saturating_add(operations);
+        self.add(operations.saturating_mul(cost))?;
+        Ok(operations)
+    }
+
+    /// The rows of the longest of some columns; each of them counts `cost`, so far. `room` is what may be inflated where
+    /// `data` is deflated as a whole.
     fn rows(
         &mut self,
         data: &mut impl BufRead,
         columns: &[Column],
         cost: u64,
+        room: &Room,
     ) -> Result<u64, Stop> {
-        let left = self.allowed.saturating_sub(self.found.bytes);
-        let most = left / cost.max(1);
+        let most = self.allowed.saturating_sub(self.found.bytes) / cost.max(1);
         let mut longest = 0;
+        // What the column of lengths claims for the column of values that follows it.
+        let mut claimed = (None, 0);
         for column in columns {
+            let values_claimed = match claimed {
+                (Some(group), bytes) if column.kind() == RAW && group == column.group() => bytes,
+                _ => 0,
+            };
+            if column.kind() == RAW {
+                self.add_values(values_claimed)?;
+                room.extend(values_claimed);
+                if !column.is_deflated() && column.length > values_claimed {
+                    return Err(Stop::Malformed);
+                }
+            }
             let mut own = data.by_ref().take(column.length);
-            let Values { rows, text, marks, is_endless } = if column.is_deflated() {
-                let mut inflated = BufReader::new(Inflated::over(&mut own));
-                let values = values(column, &mut inflated, most, self.allowed);
-                self.end(inflated)?;
+            let most_text = self.allowed;
+            let values = if column.is_deflated() {
+                let own_room = match column.kind() {
+                    RAW => Room::new(values_claimed),
+                    _ => Room::new(self.inflatable()),
+                };
+                let mut inflated = BufReader::new(Inflated::over(&mut own, own_room));
+                let values = values(column, &mut inflated, most, most_text);
+                self.end(inflated, values_claimed)?;
                 values
             } else {
-                self.add(column.length)?;
-                values(column, &mut own, most, self.allowed)
+                if column.kind() != RAW {
+                    self.add(column.length)?;
+                }
+                values(column, &mut own, most, most_text)
             };
+            let Values { rows, text, lengths, marks, is_endless } = values;
             if is_endless {
                 return Err(Stop::Malformed);
             }
             if rows > most {
+                self.found.operations = self.found.operations.saturating_add(rows);
+                self.bytes = self.found.bytes.saturating_add(rows.saturating_mul(cost));
                 return Err(Stop::TooMuch);
             }
+            claimed = (column.is_lengths().then(|| column.group()), lengths);
             self.add(text.saturating_mul(COPIES))?;
             self.add_marks(marks)?;
             longest = longest.max(rows);
@@ -251,7 +408,7 @@ impl Meter {
         Ok(longest)
     }
 
-    /// Marks that are stored already were bounded when they came, and may have become many since.
+    /// Stored marks were bounded when they came, and may have become many since.
     fn add_marks(&mut self, marks: u64) -> Result<(), Stop> {
         let squared = |marks: u64| marks.saturating_mul(marks) / MARK_PAIRS;
         let before = self.found.marks;
@@ -263,31 +420,52 @@ impl Meter {
     }
 }
 
-/// Deflated bytes, inflated as they are read, up to where they are seen to be a bomb.
+/// How many bytes may be inflated. It grows as values are claimed.
+#[derive(Clone, Debug, Default)]
+struct Room(Rc<Cell<u64>>);
+
+impl Room {
+    fn new(bytes: u64) -> Self {
+        Self(Rc::new(Cell::new(bytes)))
+    }
+
+    fn extend(&self, bytes: u64) {
+        self.0.set(self.0.get().saturating_add(bytes));
+    }
+}
+
+/// Deflated bytes, inflated as they are read, as long as there is room.
 struct Inflated<R> {
     decoder: DeflateDecoder<R>,
     bytes: u64,
-    is_bomb: bool,
+    room: Room,
+    is_over: bool,
 }
 
 impl<R: BufRead> Inflated<R> {
-    fn over(from: R) -> Self {
-        Self { decoder: DeflateDecoder::new(from), bytes: 0, is_bomb: false }
+    fn over(from: R, room: Room) -> Self {
+        Self { decoder: DeflateDecoder::new(from), bytes: 0, room, is_over: false }
     }
 }
 
 impl<R: BufRead> Read for Inflated<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if self.is_bomb {
+        if self.is_over {
             return Ok(0);
         }
         let read = self.decoder.read(buffer)?;
         self.bytes += read as u64;
-        let packed = self.decoder.total_in().max(1);
-        self.is_bomb = self.bytes > INFLATES && self.bytes / packed > DENSE;
+        self.is_over = self.bytes > self.room.0.get();
         Ok(read)
     }
 }
+
+/// Types of columns: counts of a group, booleans, texts, types and lengths of values, values.
+const GROUP: u64 = 0;
+const BOOLEAN: u64 = 4;
+const TEXT: u64 = 5;
+const LENGTHS: u64 = 6;
+const RAW: u64 = 7;
 
 /// What a column holds, and in how many bytes.
 struct Column {
@@ -303,6 +481,16 @@ impl Column {
 
     fn kind(&self) -> u64 {
         self.specification & 7
+    }
+
+    /// The number that columns share which belong together.
+    fn group(&self) -> u64 {
+        self.specification >> 4
+    }
+
+    /// Whether it holds the types and lengths of values.
+    fn is_lengths(&self) -> bool {
+        self.kind() == LENGTHS
     }
 }
 
@@ -324,6 +512,8 @@ struct Values {
     rows: u64,
     /// Bytes of all its texts, each as often as it stands there.
     text: u64,
+    /// If these are types and lengths, the sum of the lengths.
+    lengths: u64,
     /// If these are actions, how many of them make or end a mark.
     marks: u64,
     /// automerge 0.12 would read them for ever.
@@ -345,10 +535,6 @@ fn sum_runs(
     most_text: u64,
     found: &mut Values,
 ) -> io::Result<()> {
-    const GROUP: u64 = 0;
-    const BOOLEAN: u64 = 4;
-    const TEXT: u64 = 5;
-    const RAW: u64 = 7;
     /// The column of actions, without its flag for deflate, and the action (automerge 0.12, `op_set2/columns.rs`).
     const ACTIONS: u64 = 0x42;
     const MARK: u64 = 7;
@@ -380,6 +566,9 @@ fn sum_runs(
                     if kind == TEXT {
                         found.text = found.text.saturating_add(all);
                         skip(data, value)?;
+                    } else if kind == LENGTHS {
+                        found.lengths =
+                            found.lengths.saturating_add((value >> 4).saturating_mul(repeated));
                     } else if kind == GROUP {
                         grouped = grouped.saturating_add(all);
                         found.rows = found.rows.max(grouped);

@@ -1,0 +1,651 @@
+//! Decides whether bytes may become part of a document.
+//!
+//! automerge 0.12 applies changes that it cannot write again: changes that are not in its canonical form, whose operations
+//! are numbered below what they depend on, or which leave out their author's previous change. A document with such a
+//! change cannot be loaded once it was saved, by anybody. Other changes make it panic while it applies them. So a
+//! [`Document`] takes in changes through [`Document::admit`] alone, and whatever that admits can be saved and loaded again
+//! with the same heads, here and by automerge's JavaScript.
+//!
+//! Most changes are proven good by themselves: rebuilt from the document they have the same hash, which is how they will
+//! be written, and their numbering is what a reader derives from their dependencies. Whatever is unusual is decided by
+//! saving the whole document and loading it again.
+
+use std::{
+    cell::Cell,
+    collections::{HashMap, HashSet},
+    panic::{AssertUnwindSafe, catch_unwind, set_hook, take_hook},
+    sync::Once,
+};
+
+use automerge::{
+    ActorId, Automerge, Bundle, Change, ChangeHash, LoadOptions, OnPartialLoad, ReadDoc,
+};
+use sha2::{Digest, Sha256};
+
+use super::unpacked::{self, Origin};
+use crate::config::Size;
+
+/// By how much the highest operation number of a document may exceed the number of its operations. Honest numbers have
+/// no such gaps, but for authors that knew operations which their change does not depend on (`changeAt`). automerge's
+/// JavaScript reserves memory for every number that is skipped: 300,000,000 fail with "out of memory", and every client
+/// has to count on from the highest.
+const MAX_LEAP: u64 = 1_000_000;
+/// The same for what each change skips between its dependencies and itself, all changes together: many branches can skip
+/// the same numbers. 20,000,000 can still be loaded in JavaScript, where each takes some 200 bytes while a document is
+/// loaded.
+const MAX_SKIPPED: u64 = 10_000_000;
+/// No healthy document has this many heads. Every head costs time on every message, so refuse more.
+const MAX_HEADS: usize = 4_096;
+/// How many changes of one message are compared with the history one by one, and with how many changes of it, before the
+/// whole document is checked instead.
+const HISTORY_LOOKUPS: usize = 16;
+const HISTORY_CHANGES: usize = 4_096;
+/// Seconds since 1970. automerge stores differences of times, and fails where these overflow.
+const MAX_TIME: u64 = 1 << 53;
+
+/// How strict to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rules {
+    /// For everything that is brought: it has to be good for every reader.
+    Admission,
+    /// For what is stored already: it has to load and to survive being saved.
+    Stored,
+}
+
+/// Why bytes may not become part of a document. The texts are for whoever brought them, and continue a sentence that names
+/// the document.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[expect(missing_docs, reason = "the texts say it")]
+pub enum Refusal {
+    #[error("are not automerge changes: {0}")]
+    Malformed(String),
+    #[error("cannot be applied: {0}")]
+    Unappliable(String),
+    #[error("are not as automerge writes them: a document with them cannot be loaded again")]
+    Unreadable,
+    #[error(
+        "number an operation {highest}, which is {} more than the document has operations; at most \
+         {MAX_LEAP} more are allowed",
+        highest - operations
+    )]
+    Leap { highest: u64, operations: u64 },
+    #[error("skip {0} operation numbers; at most {MAX_SKIPPED} are allowed in a document")]
+    Skipped(u64),
+    #[error("leave more than {MAX_HEADS} heads")]
+    Heads,
+}
+
+impl Refusal {
+    /// The refusal's name in metrics.
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::Malformed(_) => "malformed",
+            Self::Unappliable(_) => "unappliable",
+            Self::Unreadable => "unreadable",
+            Self::Leap { .. } | Self::Skipped(_) => "numbering",
+            Self::Heads => "heads",
+        }
+    }
+}
+
+/// What was admitted.
+#[derive(Debug)]
+pub enum Admitted {
+    /// Nothing that changes the heads: it was there already, or waits for changes that are missing.
+    Nothing,
+    /// These changes, in the order of their dependencies and as automerge writes them.
+    Changes(Vec<Change>),
+    /// A whole document, into one that was empty.
+    Whole,
+}
+
+/// An automerge document into which nothing gets that was not admitted.
+#[derive(Debug, Default)]
+pub struct Document {
+    state: State,
+    heads: Vec<ChangeHash>,
+    tally: Tally,
+    /// The heads before changes were applied that were then refused.
+    refused: Option<Vec<ChangeHash>>,
+}
+
+#[derive(Debug)]
+enum State {
+    Awake(Box<Automerge>),
+    /// What it was saved as.
+    Asleep(Vec<u8>),
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self::Awake(Box::default())
+    }
+}
+
+/// What is counted over all changes of a document.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Tally {
+    changes: u64,
+    operations: u64,
+    /// The highest number of an operation.
+    highest: u64,
+    /// Operation numbers between each change and its dependencies.
+    skipped: u64,
+    /// A reader will number operations in another way, or take those of one change for those of another of its actor.
+    is_ambiguous: bool,
+}
+
+impl Tally {
+    /// Counts all changes of a document.
+    fn of(doc: &Automerge) -> Self {
+        let changes = doc.get_changes_meta(&[]);
+        let mut numbers: HashMap<ChangeHash, u64> = HashMap::with_capacity(changes.len());
+        // The last operation of each actor so far. Changes of one actor come in its own order.
+        let mut last: HashMap<&ActorId, u64> = HashMap::new();
+        let mut tally = Self::default();
+        for change in &changes {
+            let before = change.deps.iter().filter_map(|dep| numbers.get(dep)).max();
+            let before = before.copied().unwrap_or(0);
+            let operations = (change.max_op + 1).saturating_sub(change.start_op);
+            tally.add(change.start_op, operations, before);
+            // A reader takes all numbers after the dependencies for those of the change.
+            let last = last.entry(&change.actor).or_default();
+            tally.is_ambiguous |= before < *last;
+            *last = change.max_op.max(*last);
+            numbers.insert(change.hash, change.max_op);
+        }
+        tally
+    }
+
+    fn add(&mut self, start: u64, operations: u64, before: u64) {
+        self.changes += 1;
+        self.operations = self.operations.saturating_add(operations);
+        self.highest = self.highest.max(start.saturating_add(operations).saturating_sub(1));
+        if operations > 0 {
+            self.skipped = self.skipped.saturating_add(start.saturating_sub(before + 1));
+        }
+        self.is_ambiguous |= is_misnumbered(start, operations, before);
+    }
+
+    fn check(&self) -> Result<(), Refusal> {
+        let Self { operations, highest, skipped, is_ambiguous, .. } = *self;
+        if is_ambiguous {
+            return Err(Refusal::Unreadable);
+        }
+        if highest.saturating_sub(operations) > MAX_LEAP {
+            return Err(Refusal::Leap { highest, operations });
+        }
+        if skipped > MAX_SKIPPED {
+            return Err(Refusal::Skipped(skipped));
+        }
+        Ok(())
+    }
+}
+
+/// Whether no reader can number a change as its author did. The first number is derived from the dependencies, whose highest
+/// is `before`, and from the last one, so that nothing tells where the numbers of an empty change begin.
+fn is_misnumbered(start: u64, operations: u64, before: u64) -> bool {
+    start <= before || (operations == 0 && start != before + 1)
+}
+
+thread_local! {
+    /// A panic is expected, and the answer to it is a refusal: it does not belong in the log.
+    static IS_GUARDED: Cell<bool> = const { Cell::new(false) };
+}
+static QUIET: Once = Once::new();
+
+/// Runs what may panic on bytes of strangers.
+///
+/// # Errors
+/// It panicked.
+fn guarded<T>(work: impl FnOnce() -> T) -> Result<T, Refusal> {
+    QUIET.call_once(|| {
+        let hook = take_hook();
+        set_hook(Box::new(move |panic| {
+            if !IS_GUARDED.get() {
+                hook(panic);
+            }
+        }));
+    });
+    let outside = IS_GUARDED.replace(true);
+    let done = catch_unwind(AssertUnwindSafe(work));
+    IS_GUARDED.set(outside);
+    done.map_err(|_| Refusal::Unappliable("automerge fails on them".to_owned()))
+}
+
+/// Whether what was saved of a document loads, and has these heads.
+pub fn loads(saved: &[u8], heads: &[ChangeHash]) -> bool {
+    guarded(|| Automerge::load(saved).is_ok_and(|doc| doc.get_heads() == heads)).unwrap_or(false)
+}
+
+impl Document {
+    /// A document of these bytes alone.
+    ///
+    /// # Errors
+    /// They are not to be admitted.
+    pub fn read(bytes: &[u8], rules: Rules) -> Result<Self, Refusal> {
+        let mut document = Self::default();
+        document.admit(bytes, rules)?;
+        Ok(document)
+    }
+
+    /// The automerge document, which is loaded if it was asleep.
+    pub fn automerge(&mut self) -> &Automerge {
+        self.awake()
+    }
+
+    fn awake(&mut self) -> &mut Automerge {
+        if let State::Asleep(saved) = &self.state {
+            match Automerge::load(saved) {
+                Ok(doc) => self.state = State::Awake(Box::new(doc)),
+                #[expect(clippy::panic, reason = "the engine restarts from storage then")]
+                Err(error) => panic!("a document that was saved does not load: {error}"),
+            }
+        }
+        match &mut self.state {
+            State::Awake(doc) => doc,
+            State::Asleep(_) => unreachable!("it was just read"),
+        }
+    }
+
+    /// Keeps the document as what it is saved as, until it is needed.
+    pub fn sleep(&mut self) {
+        if let State::Awake(doc) = &self.state {
+            let mut saved = doc.save();
+            saved.shrink_to_fit();
+            self.state = State::Asleep(saved);
+        }
+    }
+
+    /// The document's heads, sorted.
+    pub fn heads(&self) -> &[ChangeHash] {
+        &self.heads
+    }
+
+    /// How many changes it has.
+    pub fn changes(&self) -> u64 {
+        self.tally.changes
+    }
+
+    /// How many operations its changes have.
+    pub fn operations(&self) -> u64 {
+        self.tally.operations
+    }
+
+    /// Whether it has a change.
+    pub fn has(&mut self, hash: &ChangeHash) -> bool {
+        self.heads.binary_search(hash).is_ok()
+            || self.awake().get_change_meta_by_hash(hash).is_some()
+    }
+
+    /// Whether there are changes that wait for others.
+    pub fn has_orphans(&mut self) -> bool {
+        !self.awake().get_missing_deps(&[]).is_empty()
+    }
+
+    /// Whether readers may be unable to load it because of how its operations are numbered.
+    ///
+    /// # Errors
+    /// They may, for that reason.
+    pub fn check_numbering(&self) -> Result<(), Refusal> {
+        self.tally.check()
+    }
+
+    /// Takes in chunks of changes, documents or bundles. What waits for missing changes is judged when these arrive.
+    ///
+    /// # Errors
+    /// They may not become part of the document, which is then as it was, but for changes that waited for others; or it [is
+    /// damaged](Self::is_damaged).
+    pub fn admit(&mut self, bytes: &[u8], rules: Rules) -> Result<Admitted, Refusal> {
+        let admitted = self.try_admit(bytes, rules);
+        self.restore();
+        admitted
+    }
+
+    /// The same, but a document that refused changes [is left](Self::is_damaged) to be [restored](Self::restore): that takes
+    /// as long as loading it.
+    ///
+    /// # Errors
+    /// They may not become part of the document.
+    pub fn try_admit(&mut self, bytes: &[u8], rules: Rules) -> Result<Admitted, Refusal> {
+        let chunks = unpacked::chunks(bytes).map_err(|error| malformed(&error))?;
+        let is_empty = self.heads.is_empty() && !self.has_orphans();
+        let (mut changes, mut is_whole) = (Vec::new(), false);
+        for (n, (kind, chunk)) in chunks.into_iter().enumerate() {
+            if n == 0 && kind == DOCUMENT && is_empty {
+                *self = Self::load(chunk)?;
+                is_whole = true;
+                continue;
+            }
+            changes.extend(changes_in(kind, chunk)?);
+        }
+        if !is_whole {
+            return self.apply(changes, rules);
+        }
+        // Loading it has compared every change with its hash.
+        let checked = self.check_whole(rules).and_then(|()| self.apply(changes, rules));
+        if checked.is_err() {
+            self.refused = Some(Vec::new());
+        }
+        checked.map(|_| Admitted::Whole)
+    }
+
+    /// Takes in changes that were parsed before; as [`Self::admit`].
+    ///
+    /// # Errors
+    /// They may not become part of the document, which is then as it was.
+    pub(super) fn admit_changes(
+        &mut self,
+        changes: Vec<Change>,
+        rules: Rules,
+    ) -> Result<Admitted, Refusal> {
+        let admitted = self.apply(changes, rules);
+        self.restore();
+        admitted
+    }
+
+    /// Whether changes were applied that were then refused. Nothing of the document may be sent or stored until it is
+    /// restored; if that fails, it has to be read from storage again.
+    pub fn is_damaged(&self) -> bool {
+        self.refused.is_some()
+    }
+
+    /// Rebuilds the document as it was before the changes that were refused, without those that wait for others.
+    /// Returns whether that could be done.
+    pub fn restore(&mut self) -> bool {
+        let (Some(before), State::Awake(doc)) = (&self.refused, &self.state) else { return true };
+        let restored = match before.as_slice() {
+            [] => Ok(Ok(Automerge::new())),
+            before => guarded(|| doc.fork_at(before)),
+        };
+        match restored {
+            // Equal heads are equal documents: a hash covers all that a change builds on.
+            Ok(Ok(restored)) if restored.get_heads() == *before => {
+                if before.is_empty() {
+                    self.tally = Tally::default();
+                }
+                self.heads.clone_from(before);
+                self.state = State::Awake(Box::new(restored));
+                self.refused = None;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// A document from its chunk, and from nothing else.
+    fn load(chunk: &[u8]) -> Result<Self, Refusal> {
+        let options = LoadOptions::new().on_partial_load(OnPartialLoad::Error);
+        let doc = guarded(|| Automerge::load_with_options(chunk, options))?
+            .map_err(|error| malformed(&error))?;
+        let heads = doc.get_heads();
+        let mut document = Self { heads, state: State::Awake(Box::new(doc)), ..Self::default() };
+        let doc = document.awake();
+        document.tally = guarded(|| Tally::of(doc))?;
+        Ok(document)
+    }
+
+    fn check_whole(&self, rules: Rules) -> Result<(), Refusal> {
+        if rules == Rules::Stored {
+            return Ok(());
+        }
+        if self.heads.len() > MAX_HEADS {
+            return Err(Refusal::Heads);
+        }
+        self.tally.check()
+    }
+
+    fn apply(&mut self, changes: Vec<Change>, rules: Rules) -> Result<Admitted, Refusal> {
+        // Loads it, if it was asleep.
+        let missing = self.awake().get_missing_deps(&[]);
+        let (heads, tally) = (&self.heads, self.tally);
+        let State::Awake(doc) = &mut self.state else { unreachable!("it was just loaded") };
+        let mut lineage = Lineage::new(doc, &changes, heads);
+        let mut is_usual = true;
+        for change in &changes {
+            may_be_applied(change)?;
+            is_usual &= lineage.is_usual(change)?;
+        }
+        // Changes that waited for these are judged now.
+        let frees_orphans =
+            !missing.is_empty() && changes.iter().any(|change| missing.contains(&change.hash()));
+        let has_marks = frees_orphans || changes.iter().any(has_marks);
+        if is_usual && !frees_orphans {
+            // Where it is refused after all, it has to be restored.
+            self.refused = Some(self.heads.clone());
+            let applied = apply_to(doc, changes, heads, tally, has_marks, rules)?;
+            self.refused = None;
+            return Ok(self.applied(applied));
+        }
+        // What is unusual is tried on a copy: operations with the same number cannot be told apart again.
+        let mut trial = doc.clone();
+        let applied = apply_to(&mut trial, changes, heads, tally, true, rules)?;
+        self.state = State::Awake(trial);
+        Ok(self.applied(applied))
+    }
+
+    fn applied(&mut self, Applied { heads, tally, new }: Applied) -> Admitted {
+        if heads == self.heads {
+            return Admitted::Nothing;
+        }
+        (self.heads, self.tally) = (heads, tally);
+        Admitted::Changes(new)
+    }
+}
+
+/// A document after changes that are admitted.
+struct Applied {
+    heads: Vec<ChangeHash>,
+    tally: Tally,
+    new: Vec<Change>,
+}
+
+/// Applies changes to a document, and decides whether they are admitted. `before` are its heads. `is_unusual`: only loading
+/// the document tells.
+fn apply_to(
+    doc: &mut Automerge,
+    changes: Vec<Change>,
+    before: &[ChangeHash],
+    mut tally: Tally,
+    is_unusual: bool,
+    rules: Rules,
+) -> Result<Applied, Refusal> {
+    guarded(|| doc.apply_changes(changes))?
+        .map_err(|error| Refusal::Unappliable(error.to_string()))?;
+    let heads = doc.get_heads();
+    if heads == before {
+        return Ok(Applied { heads, tally, new: Vec::new() });
+    }
+    let was = tally;
+    if is_unusual && rules == Rules::Admission && !was.is_ambiguous {
+        // automerge fails on some of these, which would say less.
+        let Tally { is_ambiguous, .. } = guarded(|| Tally::of(doc))?;
+        if is_ambiguous {
+            return Err(Refusal::Unreadable);
+        }
+    }
+    let (new, is_canonical) = guarded(|| {
+        let new = doc.get_changes(before);
+        let is_canonical = count(doc, &new, &heads, &mut tally);
+        (new, is_canonical)
+    })?;
+    if is_unusual || !is_canonical {
+        tally = guarded(|| Tally::of(doc))?;
+        if !loads(&guarded(|| doc.save())?, &heads) {
+            return Err(Refusal::Unreadable);
+        }
+    }
+    if rules == Rules::Admission {
+        if heads.len() > MAX_HEADS && heads.len() > before.len() {
+            return Err(Refusal::Heads);
+        }
+        let Tally { highest, skipped, is_ambiguous, .. } = was;
+        if tally.highest > highest || tally.skipped > skipped || tally.is_ambiguous != is_ambiguous
+        {
+            tally.check()?;
+        }
+    }
+    Ok(Applied { heads, tally, new })
+}
+
+/// Counts changes that a document has now, and tells whether all of them will be written as they came.
+fn count(doc: &Automerge, new: &[Change], heads: &[ChangeHash], tally: &mut Tally) -> bool {
+    let several = if new.len() > 1 { new } else { &[] };
+    let deps: HashSet<&ChangeHash> = several.iter().flat_map(Change::deps).collect();
+    let lineage = Lineage::new(doc, new, &[]);
+    let mut is_canonical = true;
+    for change in new {
+        tally.add(change.start_op().get(), change.len() as u64, lineage.number_before(change));
+        // Written in another form than it came in, it has another hash, which is not the document's.
+        let hash = change.hash();
+        is_canonical &= heads.binary_search(&hash).is_ok() || deps.contains(&hash);
+    }
+    is_canonical
+}
+
+/// How changes descend from each other and from those of a document.
+struct Lineage<'a> {
+    doc: &'a Automerge,
+    /// The document's heads.
+    heads: &'a [ChangeHash],
+    /// The changes by their hashes, where there are several.
+    new: HashMap<ChangeHash, &'a Change>,
+    /// Their authors and numbers.
+    made: HashSet<(&'a ActorId, u64)>,
+    lookups: usize,
+}
+
+impl<'a> Lineage<'a> {
+    fn new(doc: &'a Automerge, changes: &'a [Change], heads: &'a [ChangeHash]) -> Self {
+        let several = if changes.len() > 1 { changes } else { &[] };
+        let made = several.iter().map(|change| (change.actor_id(), change.seq())).collect();
+        let new = several.iter().map(|change| (change.hash(), change)).collect();
+        Self { doc, heads, new, made, lookups: 0 }
+    }
+
+    /// Whether a change is numbered as a reader will number it.
+    ///
+    /// # Errors
+    /// It is such that no reader can.
+    fn is_usual(&mut self, change: &Change) -> Result<bool, Refusal> {
+        let before = self.number_before(change);
+        let (start, operations) = (change.start_op().get(), change.len() as u64);
+        let highest = start.saturating_add(operations);
+        if highest > u64::from(u32::MAX) {
+            return Err(Refusal::Leap { highest, operations });
+        }
+        let waits = || change.deps().iter().any(|dep| !self.knows(dep));
+        if start <= before || (is_misnumbered(start, operations, before) && !waits()) {
+            return Err(Refusal::Unreadable);
+        }
+        Ok(self.builds_on_its_previous(change))
+    }
+
+    fn knows(&self, hash: &ChangeHash) -> bool {
+        self.new.contains_key(hash) || self.doc.get_change_meta_by_hash(hash).is_some()
+    }
+
+    /// The highest operation number of a change's dependencies.
+    fn number_before(&self, change: &Change) -> u64 {
+        let numbers = change.deps().iter().map(|dep| match self.new.get(dep) {
+            Some(dep) => dep.max_op(),
+            None => self.doc.get_change_meta_by_hash(dep).map_or(0, |dep| dep.max_op),
+        });
+        numbers.max().unwrap_or(0)
+    }
+
+    /// Whether the previous change of a change's actor is among its ancestors, as far as that can be told at little cost.
+    fn builds_on_its_previous(&mut self, change: &Change) -> bool {
+        let (actor, seq) = (change.actor_id(), change.seq());
+        if seq == 1 {
+            return true;
+        }
+        let is_previous = |other: &ActorId, other_seq: u64| other == actor && other_seq + 1 == seq;
+        let is_dependency = change.deps().iter().any(|dep| match self.new.get(dep) {
+            Some(dep) => is_previous(dep.actor_id(), dep.seq()),
+            None => (self.doc.get_change_meta_by_hash(dep))
+                .is_some_and(|dep| is_previous(&dep.actor, dep.seq)),
+        });
+        if is_dependency {
+            return true;
+        }
+        if self.made.contains(&(actor, seq - 1)) {
+            return false;
+        }
+        // What builds on all that is here builds on every change that is not new.
+        if change.deps() == self.heads {
+            return true;
+        }
+        self.lookups += 1;
+        if self.lookups > HISTORY_LOOKUPS {
+            return false;
+        }
+        let elsewhere = self.doc.get_changes_meta(change.deps());
+        if elsewhere.len() > HISTORY_CHANGES {
+            self.lookups = HISTORY_LOOKUPS;
+        }
+        !elsewhere.iter().any(|other| *other.actor == *actor && other.seq < seq)
+    }
+}
+
+/// Whether automerge can apply a change, or stops in the middle of it.
+fn may_be_applied(change: &Change) -> Result<(), Refusal> {
+    let fault = if change.seq() == 0 {
+        "a change has the number 0"
+    } else if change.seq() > 1 && change.author().is_some() {
+        "a change that is not its actor's first names an author"
+    } else if change.timestamp().unsigned_abs() > MAX_TIME {
+        "a change has an impossible time"
+    } else {
+        return Ok(());
+    };
+    Err(Refusal::Unappliable(fault.to_owned()))
+}
+
+/// Whether a change begins or ends marks.
+fn has_marks(change: &Change) -> bool {
+    let unpacked = unpacked::of(change.raw_bytes(), Origin::Storage, Size(u64::MAX));
+    unpacked.map_or(true, |unpacked| unpacked.marks > 0)
+}
+
+const DOCUMENT: u8 = 0;
+const CHANGE: u8 = 1;
+const DEFLATED_CHANGE: u8 = 2;
+const BUNDLE: u8 = 3;
+
+/// The changes in a chunk.
+///
+/// # Errors
+/// It does not parse, or its checksum is wrong.
+pub(super) fn changes_in(kind: u8, chunk: &[u8]) -> Result<Vec<Change>, Refusal> {
+    match kind {
+        CHANGE | DEFLATED_CHANGE => {
+            let change = guarded(|| Change::try_from(chunk))?.map_err(|error| malformed(&error))?;
+            // automerge checks it only where it reads whole documents.
+            if chunk.get(4..8) != change.hash().0.get(..4) {
+                return Err(Refusal::Malformed("bad checksum".to_owned()));
+            }
+            Ok(vec![change])
+        }
+        BUNDLE => {
+            let contents = chunk.get(8..).unwrap_or_default();
+            if chunk.get(4..8) != Sha256::digest(contents).get(..4) {
+                return Err(Refusal::Malformed("bad checksum".to_owned()));
+            }
+            let bundle = guarded(|| Bundle::try_from(chunk))?.map_err(|error| malformed(&error))?;
+            guarded(|| bundle.to_changes())?.map_err(|error| malformed(&error))
+        }
+        _ => {
+            let mut document = Document::load(chunk)?;
+            let doc = document.awake();
+            guarded(|| doc.get_changes(&[]))
+        }
+    }
+}
+
+fn malformed(error: &dyn std::fmt::Display) -> Refusal {
+    Refusal::Malformed(error.to_string())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,123 @@
+use automerge::{
+    ObjType, ROOT,
+    marks::{ExpandMark, Mark},
+    transaction::{CommitOptions, Transactable},
+};
+
+use super::*;
+
+fn actor(n: u8) -> ActorId {
+    ActorId::from([n; 16])
+}
+
+fn put(doc: &mut Automerge, key: &str) -> Vec<u8> {
+    let before = doc.get_heads();
+    doc.transact::<_, _, automerge::AutomergeError>(|tx| tx.put(ROOT, key, 1)).expect("an edit");
+    doc.save_after(&before)
+}
+
+fn is_admitted(document: &mut Document, bytes: &[u8], by: &Automerge) {
+    document.admit(bytes, Rules::Admission).expect("honest");
+    assert_eq!(document.heads(), by.get_heads());
+    assert_eq!(document.tally, Tally::of(by), "what is counted on the way is what there is");
+    let saved = document.automerge().save();
+    assert!(loads(&saved, document.heads()));
+}
+
+#[test]
+fn honest_work_is_admitted_and_never_needs_the_whole_document() {
+    let mut doc = Automerge::new().with_actor(actor(1));
+    let mut document = Document::default();
+    let mut tx = doc.transaction();
+    let text = tx.put_object(ROOT, "text", ObjType::Text).expect("put");
+    tx.splice_text(&text, 0, 0, &"long enough to be deflated ".repeat(100)).expect("typed");
+    tx.commit();
+    is_admitted(&mut document, &doc.save(), &doc);
+    let mut other = doc.clone().with_actor(actor(2));
+    for n in 0..20 {
+        let before = doc.get_heads();
+        for doc in [&mut doc, &mut other] {
+            let mut tx = doc.transaction();
+            tx.splice_text(&text, n, 1, "x").expect("typed");
+            tx.commit();
+            doc.empty_commit(CommitOptions::default());
+        }
+        if n % 3 == 0 {
+            doc.merge(&mut other).expect("merges");
+            other.merge(&mut doc).expect("merges");
+        }
+        doc.merge(&mut other.clone()).expect("merges");
+        let changes = doc.get_changes(&before);
+        let mut lineage = Lineage::new(document.automerge(), &changes, &before);
+        assert!(changes.iter().all(|change| lineage.is_usual(change) == Ok(true)));
+        if n % 5 == 0 {
+            document.sleep();
+        }
+        is_admitted(&mut document, &doc.save_after(&before), &doc);
+    }
+    let before = doc.get_heads();
+    let mut tx = doc.transaction();
+    tx.mark(&text, Mark::new("bold".to_owned(), true, 3, 9), ExpandMark::Both).expect("marked");
+    tx.commit();
+    is_admitted(&mut document, &doc.save_after(&before), &doc);
+}
+
+#[test]
+fn a_refusal_leaves_the_document_as_it_was() {
+    let mut doc = Automerge::new().with_actor(actor(1));
+    let mut document = Document::default();
+    is_admitted(&mut document, &put(&mut doc, "a"), &doc);
+    is_admitted(&mut document, &put(&mut doc, "b"), &doc);
+    // Another change of the same actor, with the same number.
+    let mut twin = Automerge::new().with_actor(actor(1));
+    let refused = document.admit(&put(&mut twin, "twin"), Rules::Admission);
+    assert!(matches!(refused, Err(Refusal::Unappliable(_))), "{refused:?}");
+    assert!(!document.is_damaged());
+    is_admitted(&mut document, &put(&mut doc, "c"), &doc);
+    for garbage in [&b"garbage"[..], &doc.save()[..20]] {
+        let refused = document.admit(garbage, Rules::Admission);
+        assert!(matches!(refused, Err(Refusal::Malformed(_))), "{refused:?}");
+    }
+    let mut flipped = put(&mut doc, "d");
+    let last = flipped.len() - 1;
+    flipped[last] ^= 1;
+    assert!(document.admit(&flipped, Rules::Admission).is_err(), "a bad checksum");
+    let good: Vec<u8> = doc.save_after(document.heads());
+    is_admitted(&mut document, &good, &doc);
+}
+
+#[test]
+fn changes_that_wait_for_others_are_judged_when_these_arrive() {
+    let mut doc = Automerge::new().with_actor(actor(1));
+    let mut document = Document::default();
+    let (first, second, third) = (put(&mut doc, "a"), put(&mut doc, "b"), put(&mut doc, "c"));
+    is_admitted(&mut document, &first, &doc.fork_at(&document_heads(&first)).expect("forks"));
+    assert!(matches!(document.admit(&third, Rules::Admission), Ok(Admitted::Nothing)));
+    assert!(document.has_orphans());
+    let admitted = document.admit(&second, Rules::Admission).expect("honest");
+    assert!(matches!(admitted, Admitted::Changes(new) if new.len() == 2));
+    assert!(!document.has_orphans());
+    assert_eq!(document.heads(), doc.get_heads());
+}
+
+fn document_heads(change: &[u8]) -> Vec<ChangeHash> {
+    vec![Change::try_from(change).expect("a change").hash()]
+}
+
+/// What a reader knows of a change's numbers are those of its dependencies, however many leaps there are.
+#[test]
+fn leaps_are_counted_for_the_document_as_a_whole() {
+    let mut tally = Tally::default();
+    tally.add(1, 10, 0);
+    assert_eq!(tally.check(), Ok(()));
+    for n in 0..100 {
+        tally.add(20_011 * (n + 1), 1, 20_011 * n + 10);
+    }
+    assert!(matches!(tally.check(), Err(Refusal::Leap { .. })), "{tally:?}");
+    // Each of many branches skips the same numbers.
+    let mut tally = Tally::default();
+    for _ in 0..20 {
+        tally.add(900_000, 1, 0);
+    }
+    assert!(matches!(tally.check(), Err(Refusal::Skipped(_))), "{tally:?}");
+}

@@ -1,0 +1,187 @@
+//! Makes a document of its stored chunks.
+//!
+//! A chunk that is bad, or builds on a change that is, is left out: only such that the document with it does not load, or
+//! would not load again once it was saved. The rest is the document.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+
+use automerge::{Change, ChangeHash};
+
+use super::{
+    gate::{Document, Refusal, Rules, changes_in},
+    unpacked,
+};
+use crate::storage::{Key, StoredChunk};
+
+/// A document as its chunks make it.
+#[derive(Debug, Default)]
+pub struct Loaded {
+    /// The document, of all chunks that are good.
+    pub doc: Document,
+    /// Chunks that are not in it, and why.
+    pub bad: Vec<(Key, String)>,
+    /// Some of these chunks have good changes too, which no other chunk has: the document has to be saved before they go.
+    pub is_to_be_saved: bool,
+}
+
+/// Chunks one after the other, as automerge reads them.
+pub fn joined(chunks: &[StoredChunk]) -> Vec<u8> {
+    chunks.iter().flat_map(|(_, data)| data).copied().collect()
+}
+
+/// Whether a chunk parses by itself. Changes whose dependencies are elsewhere do.
+///
+/// # Errors
+/// It does not, for that reason.
+pub fn parses(chunk: &[u8]) -> Result<(), String> {
+    changes_of(chunk).map(drop)
+}
+
+/// Loads a document. Takes processor time.
+pub fn load(chunks: &[StoredChunk]) -> Loaded {
+    let has_empty = chunks.iter().any(|(_, data)| data.is_empty());
+    // Nearly always all of them are good.
+    let read = match chunks {
+        _ if has_empty => None,
+        [] => return Loaded::default(),
+        [(_, only)] => Document::read(only, Rules::Stored).ok(),
+        _ => Document::read(&joined(chunks), Rules::Stored).ok(),
+    };
+    match read {
+        Some(doc) => Loaded { doc, ..Loaded::default() },
+        None => salvage(chunks),
+    }
+}
+
+/// The changes in what is stored as one chunk, which may be several of automerge's.
+fn changes_of(data: &[u8]) -> Result<Vec<Change>, String> {
+    if data.is_empty() {
+        return Err("the file is empty".to_owned());
+    }
+    let mut changes = Vec::new();
+    for (kind, chunk) in unpacked::chunks(data).map_err(|error| format!("it {error}"))? {
+        changes.extend(changes_in(kind, chunk).map_err(|error| format!("its changes {error}"))?);
+    }
+    Ok(changes)
+}
+
+/// Loads what can be loaded, change by change where need be.
+fn salvage(chunks: &[StoredChunk]) -> Loaded {
+    let mut reasons: HashMap<usize, String> = HashMap::new();
+    let mut changes = Vec::new();
+    let mut sources: HashMap<ChangeHash, Vec<usize>> = HashMap::new();
+    for (n, (_, data)) in chunks.iter().enumerate() {
+        match changes_of(data) {
+            Ok(found) => {
+                for change in found {
+                    let sources = sources.entry(change.hash()).or_default();
+                    if sources.is_empty() {
+                        changes.push(change);
+                    }
+                    sources.push(n);
+                }
+            }
+            Err(reason) => _ = reasons.insert(n, reason),
+        }
+    }
+    let (changes, orphans) = dependencies_first(changes);
+    let (mut doc, mut bad) = admit_most(&changes);
+    for orphan in &orphans {
+        let builds_on = orphan.deps().iter().find(|dep| bad.contains_key(dep));
+        let reason = match builds_on {
+            Some(dep) => builds_on_bad(dep),
+            None => match doc.admit_changes(vec![orphan.clone()], Rules::Stored) {
+                Ok(_) => continue,
+                Err(refused) => describe(orphan, &refused),
+            },
+        };
+        bad.insert(orphan.hash(), reason);
+    }
+    for (hash, reason) in &bad {
+        for n in sources.get(hash).into_iter().flatten() {
+            reasons.entry(*n).or_insert_with(|| reason.clone());
+        }
+    }
+    // A good change is in danger where all chunks that hold it are left out.
+    let is_to_be_saved = changes.iter().chain(&orphans).map(Change::hash).any(|hash| {
+        let sources = sources.get(&hash).map(Vec::as_slice).unwrap_or_default();
+        !bad.contains_key(&hash) && sources.iter().all(|n| reasons.contains_key(n))
+    });
+    let keys = chunks.iter().enumerate();
+    let bad = keys.filter_map(|(n, (key, _))| Some((key.clone(), reasons.remove(&n)?))).collect();
+    Loaded { doc, bad, is_to_be_saved }
+}
+
+/// A document of all changes but those that are bad or build on such, which are returned with the reason.
+fn admit_most(changes: &[Change]) -> (Document, HashMap<ChangeHash, String>) {
+    let mut doc = Document::default();
+    let mut bad: HashMap<ChangeHash, String> = HashMap::new();
+    // Parts of the changes, in their order. A part that is refused is halved until it is one change.
+    let mut parts = vec![changes];
+    while let Some(part) = parts.pop() {
+        let mut good = Vec::new();
+        for change in part {
+            match change.deps().iter().find(|dep| bad.contains_key(dep)) {
+                Some(dep) => _ = bad.insert(change.hash(), builds_on_bad(dep)),
+                None => good.push(change.clone()),
+            }
+        }
+        let refused = match doc.admit_changes(good, Rules::Stored) {
+            Ok(_) => continue,
+            Err(refused) => refused,
+        };
+        if doc.is_damaged() {
+            // It cannot be rebuilt in place: from its good changes, then.
+            doc = Document::default();
+            let first = part.first().map(Change::hash);
+            let before = changes.iter().take_while(|change| Some(change.hash()) != first);
+            let before = before.filter(|change| !bad.contains_key(&change.hash()));
+            let _ = doc.admit_changes(before.cloned().collect(), Rules::Stored);
+        }
+        if part.len() > 1 {
+            let (first, second) = part.split_at(part.len() / 2);
+            parts.extend([second, first]);
+        } else if let Some(change) = part.first() {
+            bad.insert(change.hash(), describe(change, &refused));
+        }
+    }
+    (doc, bad)
+}
+
+fn builds_on_bad(dep: &ChangeHash) -> String {
+    format!("it builds on change {dep}, which is bad")
+}
+
+fn describe(change: &Change, refusal: &Refusal) -> String {
+    format!("change {} of actor {}: its operations {refusal}", change.hash(), change.actor_id())
+}
+
+/// Changes in an order in which each comes after all that it depends on; and those for which that is not possible, for
+/// they wait for changes that are not here.
+fn dependencies_first(changes: Vec<Change>) -> (Vec<Change>, Vec<Change>) {
+    let mut waiting: HashMap<ChangeHash, Vec<usize>> = HashMap::new();
+    let mut missing = vec![0usize; changes.len()];
+    let mut ready = VecDeque::new();
+    for (n, (change, missing)) in changes.iter().zip(&mut missing).enumerate() {
+        let deps: HashSet<_> = change.deps().iter().collect();
+        *missing = deps.len();
+        deps.into_iter().for_each(|dep| waiting.entry(*dep).or_default().push(n));
+        if *missing == 0 {
+            ready.push_back(n);
+        }
+    }
+    let mut ordered = Vec::with_capacity(changes.len());
+    while let Some(change) = ready.pop_front().and_then(|n| changes.get(n)) {
+        for n in waiting.remove(&change.hash()).unwrap_or_default() {
+            if let Some(missing) = missing.get_mut(n) {
+                *missing -= 1;
+                if *missing == 0 {
+                    ready.push_back(n);
+                }
+            }
+        }
+        ordered.push(change.clone());
+    }
+    let orphans = changes.into_iter().zip(missing).filter(|(_, missing)| *missing > 0);
+    (ordered, orphans.map(|(change, _)| change).collect())
+}

@@ -1,0 +1,17 @@
+//! Documents as bytes and as automerge: what may become part of one, and what it takes. No tokio, no I/O.
+//!
+//! | to find | look in |
+//! |---|---|
+//! | whether bytes may become part of a document | [`gate`] |
+//! | a document from its stored chunks, without those that are bad | [`load`] |
+//! | what becomes of a document that is brought beside a stored one | [`compare`] |
+//! | what chunks unpack to, before they do | [`unpacked`] |
+//! | how large a document may be | [`size`] |
+//!
+//! Every byte that becomes part of a document passes [`gate::Document::admit`]: it is the only way to change one.
+
+pub mod compare;
+pub mod gate;
+pub mod load;
+pub mod size;
+pub mod unpacked;
