@@ -22,7 +22,10 @@ use automerge::{
 };
 use sha2::{Digest, Sha256};
 
-use super::unpacked::{self, Origin};
+use super::{
+    order::dependencies_first,
+    unpacked::{self, Origin},
+};
 use crate::config::Size;
 
 /// By how much the highest operation number of a document may exceed the number of its operations. Honest numbers have
@@ -417,9 +420,18 @@ impl Document {
             self.refused = None;
             return Ok(self.applied(applied));
         }
-        // What is unusual is tried on a copy: operations with the same number cannot be told apart again.
+        // What is unusual is tried on a copy: operations with the same number cannot be told apart again. One after the other,
+        // for automerge takes changes of one actor in any order that their dependencies leave, and fails.
         let mut trial = doc.clone();
-        let applied = apply_to(&mut trial, changes, heads, tally, true, rules)?;
+        let has = |hash: &ChangeHash| doc.get_change_meta_by_hash(hash).is_some();
+        let (mut ordered, orphans) = dependencies_first(changes, has);
+        let last = ordered.pop();
+        for change in ordered.into_iter().chain(orphans) {
+            guarded(|| trial.apply_changes([change]))?
+                .map_err(|error| Refusal::Unappliable(error.to_string()))?;
+        }
+        let last = last.into_iter().collect();
+        let applied = apply_to(&mut trial, last, heads, tally, true, rules)?;
         self.state = State::Awake(trial);
         Ok(self.applied(applied))
     }

@@ -3,12 +3,13 @@
 //! A chunk that is bad, or builds on a change that is, is left out: only such that the document with it does not load, or
 //! would not load again once it was saved. The rest is the document.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::HashMap;
 
 use automerge::{Change, ChangeHash};
 
 use super::{
     gate::{Document, Refusal, Rules, changes_in},
+    order::dependencies_first,
     unpacked,
 };
 use crate::storage::{Key, StoredChunk};
@@ -84,7 +85,7 @@ fn salvage(chunks: &[StoredChunk]) -> Loaded {
             Err(reason) => _ = reasons.insert(n, reason),
         }
     }
-    let (changes, orphans) = dependencies_first(changes);
+    let (changes, orphans) = dependencies_first(changes, |_| false);
     let (mut doc, mut bad) = admit_most(&changes);
     for orphan in &orphans {
         let builds_on = orphan.deps().iter().find(|dep| bad.contains_key(dep));
@@ -154,34 +155,4 @@ fn builds_on_bad(dep: &ChangeHash) -> String {
 
 fn describe(change: &Change, refusal: &Refusal) -> String {
     format!("change {} of actor {}: its operations {refusal}", change.hash(), change.actor_id())
-}
-
-/// Changes in an order in which each comes after all that it depends on; and those for which that is not possible, for
-/// they wait for changes that are not here.
-fn dependencies_first(changes: Vec<Change>) -> (Vec<Change>, Vec<Change>) {
-    let mut waiting: HashMap<ChangeHash, Vec<usize>> = HashMap::new();
-    let mut missing = vec![0usize; changes.len()];
-    let mut ready = VecDeque::new();
-    for (n, (change, missing)) in changes.iter().zip(&mut missing).enumerate() {
-        let deps: HashSet<_> = change.deps().iter().collect();
-        *missing = deps.len();
-        deps.into_iter().for_each(|dep| waiting.entry(*dep).or_default().push(n));
-        if *missing == 0 {
-            ready.push_back(n);
-        }
-    }
-    let mut ordered = Vec::with_capacity(changes.len());
-    while let Some(change) = ready.pop_front().and_then(|n| changes.get(n)) {
-        for n in waiting.remove(&change.hash()).unwrap_or_default() {
-            if let Some(missing) = missing.get_mut(n) {
-                *missing -= 1;
-                if *missing == 0 {
-                    ready.push_back(n);
-                }
-            }
-        }
-        ordered.push(change.clone());
-    }
-    let orphans = changes.into_iter().zip(missing).filter(|(_, missing)| *missing > 0);
-    (ordered, orphans.map(|(change, _)| change).collect())
 }

@@ -5,6 +5,7 @@
 //! | whether bytes may become part of a document | [`gate`] |
 //! | a document from its stored chunks, without those that are bad | [`load`] |
 //! | what becomes of a document that is brought beside a stored one | [`compare`] |
+//! | the order in which changes can be applied | `order` |
 //! | what chunks unpack to, before they do | [`unpacked`] |
 //! | how large a document may be | [`size`] |
 //!
@@ -13,5 +14,6 @@
 pub mod compare;
 pub mod gate;
 pub mod load;
+mod order;
 pub mod size;
 pub mod unpacked;

@@ -121,3 +121,24 @@ fn leaps_are_counted_for_the_document_as_a_whole() {
     }
     assert!(matches!(tally.check(), Err(Refusal::Skipped(_))), "{tally:?}");
 }
+
+/// After an empty change, `changeAt` goes on with the same actor, at heads that the empty one is no part of: automerge fails on
+/// these if they come in the wrong order.
+#[test]
+fn changes_of_one_actor_come_in_its_order() {
+    let mut doc = Automerge::new().with_actor(actor(1));
+    put(&mut doc, "a");
+    let first = doc.get_heads();
+    doc.empty_commit(CommitOptions::default());
+    let mut tx = doc.transaction_at(automerge::PatchLog::inactive(), &first).expect("at the first");
+    tx.put(ROOT, "b", 1).expect("an edit");
+    tx.commit();
+    let changes = doc.get_changes(&[]);
+    let [a, empty, b] = changes.as_slice() else { panic!("{} changes", changes.len()) };
+    assert_eq!((b.actor_id(), b.seq(), b.deps()), (a.actor_id(), 3, first.as_slice()));
+    for order in [[a, empty, b], [b, empty, a], [a, b, empty]] {
+        let chunks: Vec<u8> = order.iter().flat_map(|change| change.raw_bytes().to_vec()).collect();
+        let mut document = Document::default();
+        is_admitted(&mut document, &chunks, &doc);
+    }
+}

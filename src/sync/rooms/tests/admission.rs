@@ -1,12 +1,9 @@
 //! Altered changes through both engines: what the gate refuses reaches nobody, whatever it admits reaches everybody and is
 //! stored, and an honest edit beside it always does.
 //!
-//! `TONK_RELAY_CASES=1000000 cargo test --release altered_changes` runs it long.
+//! `TONK_RELAY_SEED=7 TONK_RELAY_CASES=1000000 cargo test --release altered_changes` runs other cases, and more of them.
 
-use std::{
-    panic,
-    time::{SystemTime, UNIX_EPOCH},
-};
+use std::panic;
 
 use automerge::{ActorId, ChangeHash};
 use futures::FutureExt;
@@ -26,7 +23,7 @@ mod changes;
 
 use changes::Case;
 
-const CASES: usize = 20_000;
+const CASES: usize = 5_000;
 /// Cases at a time, each on a document of its own.
 const TOGETHER: usize = 500;
 
@@ -97,8 +94,9 @@ async fn check(fixture: &Fixture, cases: &[Case], is_samod: bool) -> Result<(), 
             fixture.rooms.shared.documents.open(id).await.map_err(|e| e.to_string())?;
         let saved = opened.doc.automerge().save();
         let admitted = judge(case) + 1;
-        let all = at_owner.get_heads().iter().all(|head| opened.doc.has(head));
-        let fault = if !all || (!is_samod && opened.heads != at_owner.get_heads()) {
+        let honest = at_owner.get_last_local_change().map(|change| change.hash());
+        let is_there = honest.is_some_and(|honest| opened.doc.has(&honest));
+        let fault = if !is_there || (!is_samod && opened.heads != at_owner.get_heads()) {
             "what is stored is not what the owner has"
         } else if !loads(&saved, &opened.heads) {
             "what is stored does not load again"
@@ -123,9 +121,8 @@ fn altered_changes_do_no_harm_in_either_engine() {
     let cases = std::env::var("TONK_RELAY_CASES").ok().and_then(|cases| cases.parse().ok());
     let cases = cases.unwrap_or(CASES);
     let seed = std::env::var("TONK_RELAY_SEED").ok().and_then(|seed| seed.parse().ok());
-    let seed: u64 = seed.unwrap_or_else(|| {
-        SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs())
-    });
+    // The same cases every time, unless another seed is asked for.
+    let seed: u64 = seed.unwrap_or(1);
     let mut bytes = [0; 32];
     bytes[..8].copy_from_slice(&seed.to_le_bytes());
     let mut random = TestRng::from_seed(RngAlgorithm::ChaCha, &bytes);
