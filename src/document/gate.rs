@@ -11,7 +11,7 @@
 //! saving the whole document and loading it again.
 
 use std::{
-    cell::Cell,
+    cell::{Cell, LazyCell},
     collections::{HashMap, HashSet},
     panic::{AssertUnwindSafe, catch_unwind, set_hook, take_hook},
     sync::Once,
@@ -142,20 +142,29 @@ impl Tally {
     /// Counts all changes of a document.
     fn of(doc: &Automerge) -> Self {
         let changes = doc.get_changes_meta(&[]);
-        let mut numbers: HashMap<ChangeHash, u64> = HashMap::with_capacity(changes.len());
+        // Made when it is needed: most changes depend on the one before them alone.
+        let numbers = LazyCell::new(|| {
+            changes.iter().map(|change| (change.hash, change.max_op)).collect::<HashMap<_, _>>()
+        });
         // The last operation of each actor so far. Changes of one actor come in its own order.
         let mut last: HashMap<&ActorId, u64> = HashMap::new();
         let mut tally = Self::default();
-        for change in &changes {
-            let before = change.deps.iter().filter_map(|dep| numbers.get(dep)).max();
-            let before = before.copied().unwrap_or(0);
+        for (n, change) in changes.iter().enumerate() {
+            let previous = n.checked_sub(1).and_then(|n| changes.get(n));
+            let before = match (change.deps.as_slice(), previous) {
+                ([], _) => 0,
+                ([only], Some(previous)) if *only == previous.hash => previous.max_op,
+                (deps, _) => {
+                    let before = deps.iter().filter_map(|dep| numbers.get(dep)).max();
+                    before.copied().unwrap_or(0)
+                }
+            };
             let operations = (change.max_op + 1).saturating_sub(change.start_op);
             tally.add(change.start_op, operations, before);
             // A reader takes all numbers after the dependencies for those of the change.
             let last = last.entry(&change.actor).or_default();
             tally.is_ambiguous |= before < *last;
             *last = change.max_op.max(*last);
-            numbers.insert(change.hash, change.max_op);
         }
         tally
     }
