@@ -43,6 +43,8 @@ const MAX_HEADS: usize = 4_096;
 /// whole document is checked instead.
 const HISTORY_LOOKUPS: usize = 16;
 const HISTORY_CHANGES: usize = 4_096;
+/// How far it is looked among the changes of one message for one that another builds on.
+const ANCESTRY_STEPS: usize = 256;
 /// Seconds since 1970. automerge stores differences of times, and fails where these overflow.
 const MAX_TIME: u64 = 1 << 53;
 
@@ -407,11 +409,12 @@ impl Document {
         self.tally.check()
     }
 
-    fn apply(&mut self, changes: Vec<Change>, rules: Rules) -> Result<Admitted, Refusal> {
+    fn apply(&mut self, mut changes: Vec<Change>, rules: Rules) -> Result<Admitted, Refusal> {
         // Loads it, if it was asleep.
         let missing = self.awake().get_missing_deps(&[]);
         let (heads, tally) = (&self.heads, self.tally);
         let State::Awake(doc) = &mut self.state else { unreachable!("it was just loaded") };
+        changes.retain(|change| doc.get_change_meta_by_hash(&change.hash()).is_none());
         let mut lineage = Lineage::new(doc, &changes, heads);
         let mut is_usual = true;
         for change in &changes {
@@ -531,15 +534,16 @@ struct Lineage<'a> {
     heads: &'a [ChangeHash],
     /// The changes by their hashes, where there are several.
     new: HashMap<ChangeHash, &'a Change>,
-    /// Their authors and numbers.
-    made: HashSet<(&'a ActorId, u64)>,
+    /// The same by their actors and numbers.
+    made: HashMap<(&'a ActorId, u64), &'a Change>,
     lookups: usize,
 }
 
 impl<'a> Lineage<'a> {
     fn new(doc: &'a Automerge, changes: &'a [Change], heads: &'a [ChangeHash]) -> Self {
         let several = if changes.len() > 1 { changes } else { &[] };
-        let made = several.iter().map(|change| (change.actor_id(), change.seq())).collect();
+        let made = several.iter().map(|change| ((change.actor_id(), change.seq()), change));
+        let made = made.collect();
         let new = several.iter().map(|change| (change.hash(), change)).collect();
         Self { doc, heads, new, made, lookups: 0 }
     }
@@ -575,6 +579,26 @@ impl<'a> Lineage<'a> {
         numbers.max().unwrap_or(0)
     }
 
+    /// Whether one of the new changes builds on another, as far as a few steps tell.
+    fn is_ancestor(&self, ancestor: &Change, change: &Change) -> bool {
+        let target = ancestor.hash();
+        let (mut next, mut steps) = (change.deps().to_vec(), 0);
+        while let Some(hash) = next.pop() {
+            if hash == target {
+                return true;
+            }
+            steps += 1;
+            if steps > ANCESTRY_STEPS {
+                return false;
+            }
+            // What builds on it is numbered above it.
+            if let Some(dep) = self.new.get(&hash).filter(|dep| dep.max_op() >= ancestor.max_op()) {
+                next.extend(dep.deps());
+            }
+        }
+        false
+    }
+
     /// Whether the previous change of a change's actor is among its ancestors, as far as that can be told at little cost.
     fn builds_on_its_previous(&mut self, change: &Change) -> bool {
         let (actor, seq) = (change.actor_id(), change.seq());
@@ -590,8 +614,8 @@ impl<'a> Lineage<'a> {
         if is_dependency {
             return true;
         }
-        if self.made.contains(&(actor, seq - 1)) {
-            return false;
+        if let Some(previous) = self.made.get(&(actor, seq - 1)) {
+            return self.is_ancestor(previous, change);
         }
         // What builds on all that is here builds on every change that is not new.
         if change.deps() == self.heads {

@@ -62,6 +62,25 @@ fn honest_work_is_admitted_and_never_needs_the_whole_document() {
     is_admitted(&mut document, &doc.save_after(&before), &doc);
 }
 
+/// Authors who answer each other, whose changes somebody else brings all at once.
+#[test]
+fn changes_of_authors_who_take_turns_are_usual() {
+    let mut doc = Automerge::new();
+    for n in 0..250 {
+        doc.set_actor(actor(n % 5));
+        put(&mut doc, &format!("k{}", n % 7));
+    }
+    let changes = doc.get_changes(&[]);
+    let nothing = Automerge::new();
+    let mut lineage = Lineage::new(&nothing, &changes, &[]);
+    assert!(changes.iter().all(|change| lineage.is_usual(change) == Ok(true)));
+    let mut document = Document::default();
+    let first = doc.fork_at(&[changes[9].hash()]).expect("forks");
+    is_admitted(&mut document, &first.save(), &first);
+    let chunks: Vec<u8> = changes.iter().flat_map(|c| c.raw_bytes().to_vec()).collect();
+    is_admitted(&mut document, &chunks, &doc);
+}
+
 #[test]
 fn a_refusal_leaves_the_document_as_it_was() {
     let mut doc = Automerge::new().with_actor(actor(1));

@@ -1,4 +1,4 @@
-//! Altered changes through both engines: what the gate refuses reaches nobody, whatever it admits reaches everybody and is
+//! Altered changes through both engines, every fourth lot of them through samod's: what the gate refuses reaches nobody, whatever it admits reaches everybody and is
 //! stored, and an honest edit beside it always does.
 //!
 //! `TONK_RELAY_SEED=7 TONK_RELAY_CASES=1000000 cargo test --release altered_changes` runs other cases, and more of them.
@@ -23,7 +23,7 @@ mod changes;
 
 use changes::Case;
 
-const CASES: usize = 5_000;
+const CASES: usize = 20_000;
 /// Cases at a time, each on a document of its own.
 const TOGETHER: usize = 500;
 
@@ -133,7 +133,7 @@ fn altered_changes_do_no_harm_in_either_engine() {
     let checking = panic::catch_unwind(panic::AssertUnwindSafe(|| {
         runtime.block_on(async {
             let fixtures = both(&config());
-            for _ in 0..cases.div_ceil(TOGETHER) {
+            for batch in 0..cases.div_ceil(TOGETHER) {
                 let cases: Vec<Case> = (0..TOGETHER)
                     .map(|_| {
                         let mut bytes = vec![0; 1 + random.next_u32() as usize % 96];
@@ -150,6 +150,10 @@ fn altered_changes_do_no_harm_in_either_engine() {
                     })
                     .collect();
                 for (fixture, is_samod) in fixtures.iter().zip([false, true]) {
+                    if is_samod && batch % 4 > 0 {
+                        // samod does not say what it refuses, so that a room waits for seconds.
+                        continue;
+                    }
                     let checked = check(fixture, &cases, is_samod).await;
                     checked.map_err(|why| format!("samod: {is_samod}: {why}"))?;
                 }
