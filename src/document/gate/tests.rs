@@ -68,7 +68,7 @@ fn changes_of_authors_who_take_turns_are_usual() {
     let mut doc = Automerge::new();
     for n in 0..250 {
         doc.set_actor(actor(n % 5));
-        put(&mut doc, &format!("k{}", n % 7));
+        put(&mut doc, &format!("k{n}"));
     }
     let changes = doc.get_changes(&[]);
     let nothing = Automerge::new();
