@@ -383,7 +383,6 @@ async fn check(
 }
 
 #[tokio::test]
-#[ignore = "it passed with drawn cases, and with the fixed ones it does not end after the served bundle's restart"]
 async fn no_way_into_the_relay_leads_around_the_gate() {
     let mut random = random();
     let mut cases = Vec::new();
@@ -413,9 +412,17 @@ async fn no_way_into_the_relay_leads_around_the_gate() {
         bring(&place, &relay, way, &cases).await;
         check(&relay, way, &cases, &oracle).await;
         // Honest work goes on, until the documents are stored anew as a whole.
-        let ids: Vec<DocumentId> = (0..cases.len()).map(id).collect();
+        let mut ids: Vec<DocumentId> = (0..cases.len()).map(id).collect();
         let mut editor = Client::connect(&url).await;
         editor.fetch(&ids).await;
+        if way == Way::Disk {
+            // What is stored and can be loaded is served, even where nobody can tell how an edited form of it will be read:
+            // edits of those may be refused.
+            ids.retain(|id| {
+                let saved = editor.document(*id).save();
+                Document::read(&saved, Rules::Admission).is_ok()
+            });
+        }
         for round in 0..2 {
             for id in &ids {
                 let doc = editor.document(*id);
@@ -424,7 +431,9 @@ async fn no_way_into_the_relay_leads_around_the_gate() {
                 edit.commit();
                 editor.push(*id, false).await;
                 while !editor.in_sync(*id) {
-                    editor.step().await;
+                    if let client::Event::Unavailable(id) = editor.step().await {
+                        panic!("{way:?}: an honest edit of {id} is refused");
+                    }
                 }
             }
         }

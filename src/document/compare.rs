@@ -87,16 +87,8 @@ pub fn compare(
         Relation::Contained | Relation::Newer => Merged::Newer,
     };
     // Good by itself, it may not fit what is here.
-    if is_known {
-        let had_orphans = here.has_orphans();
-        let mut admitted = here.admit(brought, Rules::Admission);
-        if had_orphans && admitted.is_err() && !here.is_damaged() {
-            // Changes that waited for these may be to blame; they are gone now.
-            admitted = here.admit(brought, Rules::Admission);
-        }
-        if let Err(refusal) = admitted {
-            return refused(refusal);
-        }
+    if is_known && let Err(refusal) = here.admit(brought, Rules::Admission) {
+        return refused(refusal);
     }
     let addition = if waits {
         Addition::AsItCame

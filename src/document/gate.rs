@@ -182,17 +182,27 @@ impl Tally {
     }
 
     fn check(&self) -> Result<(), Refusal> {
+        self.check_after(&Self::default())
+    }
+
+    /// Checks what has become of a document that was counted as `before`: what was wrong with it already may stay, and may
+    /// not get worse.
+    fn check_after(&self, before: &Self) -> Result<(), Refusal> {
         let Self { operations, highest, skipped, is_ambiguous, .. } = *self;
-        if is_ambiguous {
+        if is_ambiguous && !before.is_ambiguous {
             return Err(Refusal::Unreadable);
         }
-        if highest.saturating_sub(operations) > MAX_LEAP {
+        if self.leap() > MAX_LEAP.max(before.leap()) {
             return Err(Refusal::Leap { highest, operations });
         }
-        if skipped > MAX_SKIPPED {
+        if skipped > MAX_SKIPPED.max(before.skipped) {
             return Err(Refusal::Skipped(skipped));
         }
         Ok(())
+    }
+
+    fn leap(&self) -> u64 {
+        self.highest.saturating_sub(self.operations)
     }
 }
 
@@ -344,6 +354,29 @@ impl Document {
         checked.map(|_| Admitted::Whole)
     }
 
+    /// What has to be told to whoever keeps a copy of the document and may have lost parts of it, after `bytes` were
+    /// admitted: all of their changes but for those that wait, and those that waited for them.
+    ///
+    /// # Errors
+    /// They do not parse.
+    pub fn to_be_passed_on(&self, bytes: &[u8], admitted: Admitted) -> Result<Vec<u8>, Refusal> {
+        let mut changes = match admitted {
+            Admitted::Whole => return Ok(bytes.to_vec()),
+            Admitted::Changes(new) => new,
+            Admitted::Nothing => Vec::new(),
+        };
+        let new: HashSet<ChangeHash> = changes.iter().map(Change::hash).collect();
+        let State::Awake(doc) = &self.state else { unreachable!("it was just changed") };
+        for (kind, chunk) in unpacked::chunks(bytes).map_err(|error| malformed(&error))? {
+            let brought = changes_in(kind, chunk)?.into_iter().filter(|change| {
+                let hash = change.hash();
+                !new.contains(&hash) && doc.get_change_meta_by_hash(&hash).is_some()
+            });
+            changes.extend(brought);
+        }
+        Ok(changes.iter().flat_map(|change| change.raw_bytes().to_vec()).collect())
+    }
+
     /// Takes in changes that were parsed before; as [`Self::admit`].
     ///
     /// # Errors
@@ -409,25 +442,42 @@ impl Document {
         self.tally.check()
     }
 
-    fn apply(&mut self, mut changes: Vec<Change>, rules: Rules) -> Result<Admitted, Refusal> {
+    fn apply(&mut self, changes: Vec<Change>, rules: Rules) -> Result<Admitted, Refusal> {
         // Loads it, if it was asleep.
         let missing = self.awake().get_missing_deps(&[]);
+        // Those that waited for these are judged now.
+        let frees_orphans = changes.iter().any(|change| missing.contains(&change.hash()));
+        if missing.is_empty() {
+            return self.apply_these(changes, false, rules);
+        }
+        // Changes that wait may be to blame for a refusal. Then they go: their senders are asked for them again, and these are
+        // judged by themselves.
+        self.apply_these(changes.clone(), frees_orphans, rules).or_else(|refusal| {
+            self.refused = Some(self.heads.clone());
+            if self.restore() { self.apply_these(changes, false, rules) } else { Err(refusal) }
+        })
+    }
+
+    fn apply_these(
+        &mut self,
+        mut changes: Vec<Change>,
+        frees_orphans: bool,
+        rules: Rules,
+    ) -> Result<Admitted, Refusal> {
         let (heads, tally) = (&self.heads, self.tally);
         let State::Awake(doc) = &mut self.state else { unreachable!("it was just loaded") };
         changes.retain(|change| doc.get_change_meta_by_hash(&change.hash()).is_none());
         let mut lineage = Lineage::new(doc, &changes, heads);
-        let mut is_usual = true;
+        // What is wrong already tells nothing of how it will be read.
+        let mut is_usual = !tally.is_ambiguous;
         for change in &changes {
             may_be_applied(change)?;
             is_usual &= lineage.is_usual(change)?;
         }
-        // Changes that waited for these are judged now.
-        let frees_orphans =
-            !missing.is_empty() && changes.iter().any(|change| missing.contains(&change.hash()));
         let has_marks = frees_orphans || changes.iter().any(has_marks);
         if is_usual && !frees_orphans {
             // Where it is refused after all, it has to be restored.
-            self.refused = Some(self.heads.clone());
+            self.refused = Some(heads.clone());
             let applied = apply_to(doc, changes, heads, tally, has_marks, rules)?;
             self.refused = None;
             return Ok(self.applied(applied));
@@ -503,11 +553,7 @@ fn apply_to(
         if heads.len() > MAX_HEADS && heads.len() > before.len() {
             return Err(Refusal::Heads);
         }
-        let Tally { highest, skipped, is_ambiguous, .. } = was;
-        if tally.highest > highest || tally.skipped > skipped || tally.is_ambiguous != is_ambiguous
-        {
-            tally.check()?;
-        }
+        tally.check_after(&was)?;
     }
     Ok(Applied { heads, tally, new })
 }

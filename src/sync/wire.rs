@@ -7,7 +7,7 @@
 
 use std::borrow::Cow;
 
-use automerge::ChangeHash;
+use automerge::{ChangeHash, sync::ChunkList};
 use bytes::Bytes;
 use minicbor::{
     Decoder, Encoder,
@@ -320,17 +320,10 @@ impl SyncMessage {
         if !message.have.iter().all(|have| is_sane_filter(&have.bloom.to_bytes())) {
             return Err(BadSyncMessage::Filter);
         }
-        let unpacked = match message.changes.len() {
-            0 => Unpacked::default(),
-            1 => {
-                let chunk = message.changes.iter().next().unwrap_or_default();
-                unpacked::of(chunk, Origin::Peer, max_inflated)?
-            }
-            // automerge reads over the ends of the parts.
-            _ => {
-                let chunks: Vec<u8> = message.changes.iter().flatten().copied().collect();
-                unpacked::of(&chunks, Origin::Peer, max_inflated)?
-            }
+        let unpacked = if message.changes.is_empty() {
+            Unpacked::default()
+        } else {
+            unpacked::of(&joined(&message.changes), Origin::Peer, max_inflated)?
         };
         // automerge 0.12 panics where it is to send a change twice.
         let asked_for = message.need.len();
@@ -373,9 +366,22 @@ impl SyncMessage {
         !self.message.heads.is_empty()
     }
 
+    /// The chunks that it brings, one after the other.
+    pub fn changes(&self) -> Cow<'_, [u8]> {
+        joined(&self.message.changes)
+    }
+
     /// Whether it brings changes.
     pub fn has_changes(&self) -> bool {
         !self.message.changes.is_empty()
+    }
+}
+
+/// The parts of a message's changes as automerge reads them, which is over their ends.
+fn joined(changes: &ChunkList) -> Cow<'_, [u8]> {
+    match changes.len() {
+        1 => changes.iter().next().unwrap_or_default().into(),
+        _ => changes.iter().flatten().copied().collect(),
     }
 }
 

@@ -1,5 +1,7 @@
+use std::num::NonZeroU64;
+
 use automerge::{
-    ObjType, ROOT,
+    ExpandedChange, ObjType, ROOT,
     marks::{ExpandMark, Mark},
     transaction::{CommitOptions, Transactable},
 };
@@ -119,6 +121,32 @@ fn changes_that_wait_for_others_are_judged_when_these_arrive() {
     assert_eq!(document.heads(), doc.get_heads());
 }
 
+/// Somebody left a change that nobody can read, and it waited for an honest one of somebody else.
+#[test]
+fn a_bad_change_that_waited_is_no_fault_of_whoever_brings_what_it_waited_for() {
+    let mut doc = Automerge::new().with_actor(actor(1));
+    let mut document = Document::default();
+    let first = put(&mut doc, "a");
+    is_admitted(&mut document, &first, &doc);
+    let mut early = doc.clone().with_actor(actor(2));
+    let second = put(&mut doc, "b");
+    // Two changes of one actor with one number: automerge can apply one of them.
+    let twin = put(&mut doc.clone().with_actor(actor(2)), "twin");
+    assert!(matches!(document.admit(&twin, Rules::Admission), Ok(Admitted::Nothing)));
+    assert!(document.has_orphans());
+    is_admitted(&mut document, &put(&mut early, "twin"), &early);
+    assert!(!document.has_orphans(), "they had the same number");
+    // Numbered below what it waits for.
+    let mut bad = ExpandedChange::from(&Change::try_from(&twin[..]).expect("a change"));
+    (bad.actor_id, bad.start_op, bad.hash) = (actor(3), NonZeroU64::MIN, None);
+    let bad = Change::from(bad);
+    assert!(matches!(document.admit(bad.raw_bytes(), Rules::Admission), Ok(Admitted::Nothing)));
+    assert!(document.has_orphans());
+    early.apply_changes([Change::try_from(&second[..]).expect("a change")]).expect("merges");
+    is_admitted(&mut document, &second, &early);
+    assert!(!document.has_orphans(), "it can never be admitted");
+}
+
 fn document_heads(change: &[u8]) -> Vec<ChangeHash> {
     vec![Change::try_from(change).expect("a change").hash()]
 }
@@ -133,6 +161,9 @@ fn leaps_are_counted_for_the_document_as_a_whole() {
         tally.add(20_011 * (n + 1), 1, 20_011 * n + 10);
     }
     assert!(matches!(tally.check(), Err(Refusal::Leap { .. })), "{tally:?}");
+    let before = tally;
+    tally.add(tally.highest + 1, 1, tally.highest);
+    assert_eq!(tally.check_after(&before), Ok(()), "what was stored like that goes on");
     // Each of many branches skips the same numbers.
     let mut tally = Tally::default();
     for _ in 0..20 {

@@ -40,7 +40,7 @@ use super::{Engine, EngineFailed, EngineStart, Port};
 use crate::{
     document::{
         compare::Relation,
-        gate::{Admitted, Document, Refusal, Rules},
+        gate::{Document, Refusal, Rules},
     },
     document_id::DocumentId,
     metrics::RoomMetrics,
@@ -171,18 +171,15 @@ impl SamodEngine {
 
     /// Replaces a message's changes by those that are admitted.
     async fn admit(&mut self, message: SyncMessage) -> Result<SyncMessage, Refusal> {
-        let changes: Vec<u8> = message.message.changes.iter().flatten().copied().collect();
+        let changes = message.changes().into_owned();
         let mut doc = std::mem::take(&mut self.admitted);
         let admitting = tokio::task::spawn_blocking(move || {
-            let had_orphans = doc.has_orphans();
-            let mut admitted = doc.admit(&changes, Rules::Admission);
-            if admitted.is_err() && had_orphans && !doc.is_damaged() {
-                // Changes that waited for these may be to blame; they are gone now.
-                admitted = doc.admit(&changes, Rules::Admission);
-            }
-            (doc, admitted, changes)
+            let admitted = doc.admit(&changes, Rules::Admission);
+            // The repo forgets what is on its way when a session ends: what is here may not be there.
+            let admitted = admitted.and_then(|admitted| doc.to_be_passed_on(&changes, admitted));
+            (doc, admitted)
         });
-        let Ok((doc, admitted, changes)) = admitting.await else {
+        let Ok((doc, admitted)) = admitting.await else {
             self.runtime.failed.cancel();
             return Err(Refusal::Unappliable("the relay fails on them".to_owned()));
         };
@@ -191,12 +188,7 @@ impl SamodEngine {
             self.runtime.failed.cancel();
         }
         self.admitted = doc;
-        Ok(match admitted? {
-            Admitted::Nothing => message.with_changes(Vec::new()),
-            Admitted::Whole => message.with_changes(changes),
-            Admitted::Changes(new) => message
-                .with_changes(new.iter().flat_map(|change| change.raw_bytes().to_vec()).collect()),
-        })
+        Ok(message.with_changes(admitted?))
     }
 
     async fn take_in(&mut self, from: SessionId, request: bool, mut message: SyncMessage) {

@@ -21,7 +21,6 @@ use sha2::{Digest, Sha256};
 
 use super::exchange::Exchange;
 use crate::{
-    config::Size,
     document::{
         compare::Relation,
         gate::{self, Admitted, Document, Refusal, Rules},
@@ -347,12 +346,6 @@ impl Core {
         let received = self.receive(from, message);
         self.taking_in.store(0, Ordering::Relaxed);
         match received {
-            // Changes that waited for these may be to blame; they are gone when the document is restored.
-            Err(Refused::Gate(_)) if self.is_damaged() && self.orphans.0 > 0 => {
-                if let Ok(again) = SyncMessage::read(raw, Size(u64::MAX)) {
-                    self.interrupted.push_front(Event::Message(from, again));
-                }
-            }
             Err(why) => {
                 effects.push(Effect::Refuse { from, why });
                 // From now on it only reads, and what else the message says counts.
@@ -376,6 +369,9 @@ impl Core {
         };
         let relation = Relation::of(other.automerge(), self.doc.automerge());
         if relation == Relation::Newer && self.doc.admit(snapshot, Rules::Admission).is_err() {
+            if !self.doc.has_orphans() {
+                self.orphans = (0, Unpacked::default());
+            }
             return (None, Vec::new());
         }
         self.fresh = None;
@@ -449,18 +445,11 @@ impl Core {
     /// Let a message's changes become part of the document, if they may.
     fn admit(&mut self, message: &SyncMessage) -> Result<(), Refused> {
         let (bytes, unpacked) = (message.raw.len(), message.unpacked);
-        let changes = &message.message.changes;
-        let admitted = match changes.len() {
-            1 => {
-                let only = changes.iter().next().unwrap_or_default();
-                self.doc.try_admit(only, Rules::Admission)
-            }
-            // automerge reads over the ends of the parts.
-            _ => {
-                let chunks: Vec<u8> = changes.iter().flatten().copied().collect();
-                self.doc.try_admit(&chunks, Rules::Admission)
-            }
-        };
+        let admitted = self.doc.try_admit(&message.changes(), Rules::Admission);
+        // A refusal may cost those that waited.
+        if admitted.is_err() && self.orphans.0 > 0 && !self.doc.has_orphans() {
+            self.orphans = (0, Unpacked::default());
+        }
         let admitted = admitted.map_err(Refused::Gate)?;
         let has_changed = !matches!(admitted, Admitted::Nothing);
         if has_changed {

@@ -44,13 +44,7 @@ fn bringing(chunks: &[u8]) -> Vec<u8> {
 fn judge(case: &Case) -> u64 {
     let mut doc = Document::read(&case.base.save(), Rules::Admission).expect("honest");
     for message in &case.messages {
-        let had_orphans = doc.has_orphans();
-        let mut admitted = doc.admit(message, Rules::Admission);
-        if had_orphans && admitted.is_err() && !doc.is_damaged() {
-            // Changes that waited may be to blame; they are gone now.
-            admitted = doc.admit(message, Rules::Admission);
-        }
-        if admitted.is_err() {
+        if doc.admit(message, Rules::Admission).is_err() {
             break;
         }
     }

@@ -111,7 +111,11 @@ async fn outcome(fixture: &Fixture, actions: &[Action]) -> Vec<BTreeSet<String>>
             }
         };
         let converged = tokio::time::timeout(Duration::from_secs(20), converging).await;
-        assert!(converged.is_ok(), "document {d} does not converge");
+        let found: Vec<_> = peers.iter().map(|peer| peer.keys(id(d))).collect();
+        assert!(
+            converged.is_ok(),
+            "document {d} does not converge: {expected:?} were written, the peers have {found:?}"
+        );
     }
     peers.into_iter().for_each(Peer::leave);
     until("all rooms are gone", || fixture.rooms.count() == (0, 0)).await;
