@@ -50,6 +50,7 @@ use crate::{
         room::{native, samod},
         rooms::{Rooms, Shared},
         sessions::{REFUSED_AT_ONCE, Sessions},
+        turns::Turns,
     },
     systemd,
     watchdog::{self, Watchdog},
@@ -264,6 +265,10 @@ pub fn show_limits(config: &Config, metrics: &ProcessMetrics) {
         ("limits.handshakes_per_address", rate(config.limits.handshakes_per_address)),
         ("limits.messages_per_connection", rate(config.limits.messages_per_connection)),
         ("limits.bytes_per_connection", rate(config.limits.bytes_per_connection)),
+        (
+            "limits.processor_per_connection",
+            config.limits.processor_per_connection.as_percent().into(),
+        ),
         ("limits.unknown_documents", rate(config.limits.unknown_documents)),
         ("limits.new_documents", rate(config.limits.new_documents)),
         ("limits.stored_bytes", bytes(config.limits.stored_bytes)),
@@ -347,16 +352,17 @@ impl Bound {
         let repeats = Arc::new(Repeats::new(now.log.repeat.0));
         let probe = DocumentId::random();
         let principals = Arc::new(Principals::default());
+        // More long work at a time than processors only takes more memory at a time.
+        let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let heavy = Arc::new(Turns::new(processors));
         let rooms = Rooms::new(Shared {
             config: config.clone(),
             documents: self.documents.clone(),
             peers: peers.clone(),
             principals: principals.clone(),
             engine: match now.sync.engine {
-                EngineKind::Native => native::engine(),
-                EngineKind::Samod => {
-                    samod::engine(self.storage_id.clone(), self.metrics.rooms.clone())
-                }
+                EngineKind::Native => native::engine(heavy.clone()),
+                EngineKind::Samod => samod::engine(self.storage_id.clone(), &self.metrics),
             },
             storage_id: self.storage_id.as_str().into(),
             probe,
@@ -379,6 +385,8 @@ impl Bound {
             receive_places,
             arriving: Arriving::new(self.metrics.sessions.arriving.clone()),
             refused: Semaphore::new(REFUSED_AT_ONCE),
+            heavy,
+            polls: self.metrics.process.poll_seconds.clone(),
             is_probe: false,
             draining: draining.clone(),
         });
@@ -429,6 +437,7 @@ impl Bound {
             addresses: Some(app.addresses.clone()),
             refused: self.metrics.sessions.refused.clone(),
             upgraded: self.metrics.sessions.upgraded(),
+            polls: self.metrics.process.poll_seconds.clone(),
             tasks: http_running.clone(),
             stopping: draining.clone(),
         };
@@ -439,6 +448,7 @@ impl Bound {
             addresses: None,
             refused: self.metrics.sessions.refused.clone(),
             upgraded: self.metrics.sessions.upgraded(),
+            polls: self.metrics.process.poll_seconds.clone(),
             tasks: TaskTracker::new(),
             stopping: stopping.clone(),
         };
@@ -537,6 +547,8 @@ fn watchdog(
         receive_places: PROBE_PLACES,
         arriving: Arriving::new(unseen.sessions.arriving.clone()),
         refused: Semaphore::new(1),
+        heavy: app.sessions.heavy.clone(),
+        polls: app.metrics.process.poll_seconds.clone(),
         is_probe: true,
         draining: app.sessions.draining.clone(),
     });
@@ -547,6 +559,7 @@ fn watchdog(
         addresses: None,
         refused: unseen.sessions.refused.clone(),
         upgraded: unseen.sessions.upgraded(),
+        polls: app.metrics.process.poll_seconds.clone(),
         tasks: TaskTracker::new(),
         stopping: app.sessions.draining.clone(),
     };

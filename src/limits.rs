@@ -231,6 +231,11 @@ impl Account {
         Self(Some(name.clone()))
     }
 
+    /// Whether it is known whose it is.
+    pub fn is_known(&self) -> bool {
+        self.0.is_some()
+    }
+
     /// Of an address.
     pub fn at(address: Option<IpAddr>) -> Self {
         Self(address.map(|address| counted_as(address).to_string().into()))

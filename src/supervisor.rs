@@ -14,7 +14,7 @@ use tokio::{sync::mpsc, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error};
 
-use crate::{backoff::Backoff, metrics::ProcessMetrics};
+use crate::{backoff::Backoff, metrics::ProcessMetrics, usage::Polled};
 
 /// The pause before a task is started again: the first, and the longest.
 const RESTART: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(30));
@@ -65,12 +65,13 @@ impl Supervisor {
         F: Future<Output = ()> + Send,
     {
         let (stopping, fatal) = (stopping.clone(), self.fatal.0.clone());
-        let exits = self.metrics.task_exits.clone();
+        let (exits, polls) = (self.metrics.task_exits.clone(), self.metrics.poll_seconds.clone());
         self.tasks.spawn(async move {
             let mut backoff = Backoff::new(RESTART.0, RESTART.1);
             loop {
                 let started = Instant::now();
-                let end = AssertUnwindSafe(async { start().await }).catch_unwind().await;
+                let running = Polled::new(async { start().await }, &polls);
+                let end = AssertUnwindSafe(running).catch_unwind().await;
                 if stopping.is_cancelled() {
                     exits.with_label_values(&[task, "expected"]).inc();
                     return debug!(task, "ended");

@@ -10,6 +10,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use prometheus::Histogram;
+use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
 use crate::sync::rooms::lock;
@@ -100,25 +102,47 @@ impl Usage {
         self.ran(start.elapsed());
         result
     }
+}
 
-    /// Add the time that `future` runs.
-    pub fn charge_all<F: Future>(&self, future: F) -> Charged<F> {
-        Charged { future: Box::pin(future), usage: self.clone() }
+/// Processor time that this thread has had.
+pub fn thread_time() -> Duration {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
+    Duration::new(seconds, u32::try_from(time.tv_nsec).unwrap_or(0))
+}
+
+/// A future of which it is noted how long each poll holds the thread, which serves others meanwhile not. tokio's own histogram of
+/// this needs a build with unstable parts of it.
+pub struct Polled<F> {
+    future: Pin<Box<F>>,
+    polls: Histogram,
+    usage: Option<Usage>,
+}
+
+impl<F: Future> Polled<F> {
+    /// Note polls of `future` in `polls`, in seconds.
+    pub fn new(future: F, polls: &Histogram) -> Self {
+        Self { future: Box::pin(future), polls: polls.clone(), usage: None }
+    }
+
+    /// Add their time to what something costs.
+    pub fn charged_to(self, usage: &Usage) -> Self {
+        Self { usage: Some(usage.clone()), ..self }
     }
 }
 
-/// A future whose time is added up.
-pub struct Charged<F> {
-    future: Pin<Box<F>>,
-    usage: Usage,
-}
-
-impl<F: Future> Future for Charged<F> {
+impl<F: Future> Future for Polled<F> {
     type Output = F::Output;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
-        let this = &mut *self;
-        this.usage.charge(|| this.future.as_mut().poll(cx))
+        let start = Instant::now();
+        let polled = self.future.as_mut().poll(cx);
+        let took = start.elapsed();
+        self.polls.observe(took.as_secs_f64());
+        if let Some(usage) = &self.usage {
+            usage.ran(took);
+        }
+        polled
     }
 }
 

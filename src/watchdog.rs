@@ -21,7 +21,7 @@ use tokio_tungstenite::{
 use tracing::error;
 
 use crate::{
-    config::{AuthMode, Config, Size},
+    config::{AuthMode, Config, Share, Size},
     document_id::DocumentId,
     http::listener::Connections,
     metrics::ProcessMetrics,
@@ -68,6 +68,7 @@ pub fn unlimited(config: &Config) -> Config {
     let mut config = config.clone();
     config.auth.mode = AuthMode::Open;
     config.limits.connections = usize::MAX;
+    config.limits.processor_per_connection = Share::percent(u32::MAX);
     config.storage.max_unsaved = Size(u64::MAX);
     config
 }

@@ -13,7 +13,7 @@ mod units;
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
-pub use units::{MemoryLimit, Network, Rate, Size, Time};
+pub use units::{MemoryLimit, Network, Rate, Share, Size, Time};
 
 use crate::auth::scopes::Scope;
 
@@ -253,6 +253,7 @@ pub struct Limits {
     pub handshakes_per_address: Rate,
     pub messages_per_connection: Rate,
     pub bytes_per_connection: Rate,
+    pub processor_per_connection: Share,
     pub documents_per_connection: usize,
     pub unknown_documents: Rate,
     pub new_documents: Rate,
@@ -445,6 +446,7 @@ impl Default for Limits {
             handshakes_per_address: Rate::a_second(20),
             messages_per_connection: Rate::a_second(500),
             bytes_per_connection: Rate::bytes_in(Size::mib(20), Duration::from_secs(1)),
+            processor_per_connection: Share::percent(25),
             documents_per_connection: 2_000,
             unknown_documents: Rate::a_minute(600),
             new_documents: Rate::an_hour(1_000),

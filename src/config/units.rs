@@ -132,6 +132,56 @@ impl Serialize for MemoryLimit {
     }
 }
 
+/// A share of one processor core, `"25%"`; of several, `"200%"`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Share(u32);
+
+impl Share {
+    /// Over so long a time it is averaged.
+    pub const OVER: Duration = Duration::from_secs(10);
+    const MOST: u32 = 100_000;
+
+    /// So many hundredths of a core.
+    pub const fn percent(percent: u32) -> Self {
+        Self(percent)
+    }
+
+    /// So many hundredths of a core.
+    pub fn as_percent(self) -> u32 {
+        self.0
+    }
+
+    /// In nanoseconds of processor time.
+    pub fn of_a_core(self) -> Rate {
+        let nanos = u64::try_from(Self::OVER.as_nanos()).unwrap_or(u64::MAX) / 100;
+        Rate { count: nanos.saturating_mul(u64::from(self.0)), per: Self::OVER, is_bytes: false }
+    }
+}
+
+impl<'de> Deserialize<'de> for Share {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = text(deserializer, r#"a share of a processor core in quotes, such as "25%""#)?;
+        let share = text.strip_suffix('%').and_then(|share| share.trim().parse().ok());
+        share.filter(|share| (1..=Self::MOST).contains(share)).map(Self).ok_or_else(|| {
+            de::Error::custom(format!(
+                r#"{text:?} is no share of a processor core: expected one above zero, such as "25%""#
+            ))
+        })
+    }
+}
+
+impl Serialize for Share {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&format_args!("{}%", self.0))
+    }
+}
+
+impl fmt::Display for Share {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}%", self.0)
+    }
+}
+
 /// So many in a time: `"20/s"`, `"600/m"`, `"1000/h"`, or a size in place of the number, `"20MiB/s"`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rate {
@@ -293,6 +343,8 @@ mod tests {
         for text in ["20/s", "600/m", "1000/h", "20MiB/s", "1500B/s"] {
             assert_eq!(read::<Rate>(text).expect(text).to_string(), text);
         }
+        assert_eq!(read::<Share>("25%").map(Share::as_percent), Ok(25));
+        assert!(["0%", "25", "-1%", "%"].iter().all(|text| read::<Share>(text).is_err()));
         assert_eq!(read("10_000/h"), Ok(Rate::an_hour(10_000)));
         for bad in ["", "20", "0/s", "20/d", "/s", "-1/s", "x/s", "20/s/s"] {
             assert!(read::<Rate>(bad).is_err(), "{bad}");

@@ -281,6 +281,11 @@ impl Document {
         }
     }
 
+    /// Whether it is kept as what it was saved as.
+    pub fn is_asleep(&self) -> bool {
+        matches!(self.state, State::Asleep(_))
+    }
+
     /// The document's heads, sorted.
     pub fn heads(&self) -> &[ChangeHash] {
         &self.heads

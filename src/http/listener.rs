@@ -18,7 +18,7 @@ use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
-use prometheus::{IntCounterVec, IntGauge};
+use prometheus::{Histogram, IntCounterVec, IntGauge};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -40,6 +40,7 @@ use super::{
 use crate::{
     config::Config,
     limits::{Addresses, Kind, Place},
+    usage::Polled,
 };
 
 /// Connections that wait to be accepted.
@@ -52,6 +53,8 @@ const HTTP_BESIDE: usize = 400;
 const UNSENT_IN_KERNEL: u32 = 128 << 10;
 /// How long a connection that has not asked for anything yet is left open when the relay stops.
 const LAST_REQUEST: Duration = Duration::from_millis(500);
+/// Bytes that the headers of a request may have; more are answered with 431. nginx and Node.js take 32 and 16 KiB.
+const MAX_HEADERS: usize = 32 << 10;
 /// The pause after an accept that failed for want of file descriptors or memory.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 
@@ -129,6 +132,8 @@ pub struct Connections {
     pub refused: IntCounterVec,
     /// Connections that were upgraded: sessions, and those that are being refused.
     pub upgraded: [IntGauge; 2],
+    /// Where it is noted how long their tasks hold a thread.
+    pub polls: Histogram,
     /// Where connections are counted until they end.
     pub tasks: TaskTracker,
     /// No request is taken any more.
@@ -217,7 +222,8 @@ impl Connections {
             Some(tls) => self.spawn_tls(stream, tls, router, ClientAddress(address), counted),
             None => {
                 let address = Some(ClientAddress(address));
-                self.tasks.spawn(self.clone().talk(stream, router, address, counted));
+                let talk = self.clone().talk(stream, router, address, counted);
+                self.tasks.spawn(Polled::new(talk, &self.polls));
             }
         }
     }
@@ -241,7 +247,8 @@ impl Connections {
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let counted = Counted::new(&self.open, None);
-        self.tasks.spawn(self.clone().talk(stream, router, address, counted));
+        let talk = self.clone().talk(stream, router, address, counted);
+        self.tasks.spawn(Polled::new(talk, &self.polls));
     }
 
     /// Serve `router` on a connection that begins with a TLS handshake.
@@ -254,7 +261,7 @@ impl Connections {
         counted: Counted,
     ) {
         let this = self.clone();
-        self.tasks.spawn(async move {
+        let talk = async move {
             let limit = this.config.borrow().http.header_timeout.0;
             let accepting = timeout(limit, TlsAcceptor::from(tls).accept(stream));
             let accepted = tokio::select! {
@@ -274,7 +281,8 @@ impl Connections {
                 Ok(Err(error)) => debug!(client = %address.0, "no TLS handshake: {error}"),
                 Err(_) => debug!(client = %address.0, "no TLS handshake in time"),
             }
-        });
+        };
+        self.tasks.spawn(Polled::new(talk, &self.polls));
     }
 
     async fn talk<S>(
@@ -303,6 +311,7 @@ impl Connections {
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(header_timeout)
+            .max_buf_size(MAX_HEADERS)
             .serve_connection(io, TowerToHyperService::new(service))
             .with_upgrades();
         tokio::pin!(connection);

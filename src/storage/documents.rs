@@ -29,6 +29,7 @@ use crate::{
     document_id::DocumentId,
     health::{Health, Unreadable},
     metrics::StorageMetrics,
+    usage::thread_time,
 };
 
 /// Pause before a failed operation is tried again: the first, and the longest.
@@ -71,6 +72,8 @@ pub struct Opened {
     pub is_blocked: bool,
     /// It is larger than a document may be, and what limit says so: nothing of it is in memory.
     pub too_large: Option<String>,
+    /// Processor time that making a document of its chunks took.
+    pub took: Duration,
 }
 
 /// A snapshot that is not in storage yet.
@@ -194,9 +197,11 @@ impl Documents {
         }
         let max = self.max();
         let checked = tokio::task::spawn_blocking(move || {
+            let began = thread_time();
             let unpacked = max.check_chunks(&stored)?;
             let mut checked = check(document, stored, underneath);
             checked.opened.unpacked = unpacked;
+            checked.opened.took = thread_time().saturating_sub(began);
             Ok::<_, String>(checked)
         });
         let checked = checked.await.map_err(|error| StorageError {

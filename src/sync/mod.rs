@@ -4,7 +4,7 @@
 //! id, what ends it; [`incoming`] reads the socket, `socket` writes it and looks after it, `flow` is how fast one may send,
 //! `review` the end of sign-ins. A [`session`] is what the rest of the relay sees of one, with its [`outbound`] queue. [`peers`] knows
 //! all sessions; [`rooms`] knows the live documents, each a [`room`] with an engine that synchronises it and the
-//! [`ephemera`] that pass through; [`memory`] is what all of them may take. For the operator, [`look`] is what can be
+//! [`ephemera`] that pass through; [`memory`] is what all of them may take, and in [`turns`] they take long work to the processors. For the operator, [`look`] is what can be
 //! seen of live documents and sessions, and [`follow`] what happens to one document.
 
 pub mod ephemera;
@@ -21,4 +21,5 @@ pub mod rooms;
 pub mod session;
 pub mod sessions;
 mod socket;
+pub mod turns;
 pub mod wire;

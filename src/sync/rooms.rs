@@ -33,6 +33,7 @@ use super::{
     peers::{Peers, SessionId},
     room::EngineStart,
     session::Session,
+    turns::Turns,
     wire::SyncMessage,
 };
 use crate::{
@@ -41,7 +42,7 @@ use crate::{
     limits::Principals,
     metrics::Metrics,
     storage::documents::Documents,
-    usage::Usage,
+    usage::{Polled, Usage},
 };
 
 /// One room may hold so large a part of `sync.receive_queue`.
@@ -58,6 +59,8 @@ const LOADING: usize = 8;
 /// When memory is short, a session that wants a further document waits so long for idle rooms to leave; the
 /// allocator gives memory back within a second.
 const FREED_WITHIN: Duration = Duration::from_secs(3);
+/// How many sessions and documents are looked at, at most, to find peers that can be asked for a document.
+const LOOKED_AT: usize = 1_000;
 /// How often it looks whether they have.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
@@ -188,7 +191,7 @@ pub struct Rooms {
     /// When durable heads were last told, in milliseconds since 1970.
     told_at: AtomicU64,
     /// Places for documents that are being loaded.
-    loading: Semaphore,
+    loading: Turns,
     memory: Budget,
     tasks: TaskTracker,
     stopping: CancellationToken,
@@ -266,7 +269,7 @@ impl Rooms {
             share,
             followers: Arc::default(),
             told_at: AtomicU64::new(0),
-            loading: Semaphore::new(LOADING),
+            loading: Turns::new(LOADING),
             memory: Budget::default(),
             tasks: TaskTracker::new(),
             stopping: CancellationToken::new(),
@@ -348,8 +351,10 @@ impl Rooms {
         let mailbox = handle.mailbox.clone();
         let room = live::Room::new(self.clone(), handle, receiver, &waiting);
         let rooms = self.clone();
+        let polls = &self.shared.metrics.process.poll_seconds;
+        let polled = Polled::new(room.run(), polls).charged_to(&usage);
         self.tasks.spawn(async move {
-            if AssertUnwindSafe(usage.charge_all(room.run())).catch_unwind().await.is_err() {
+            if AssertUnwindSafe(polled).catch_unwind().await.is_err() {
                 error!(%document, "a panic in the document's room; its sessions are closed");
                 rooms.abandon(document);
             }
@@ -401,24 +406,40 @@ impl Rooms {
         most: usize,
         but: impl Fn(SessionId) -> bool,
     ) -> Vec<Arc<Session>> {
-        let mut ids = HashSet::new();
-        {
-            let directory = lock(&self.directory);
-            for shared in requester.documents() {
-                if let Some(Entry::Live(handle)) = directory.get(&shared)
-                    && !handle.unknown.load(Ordering::Relaxed)
+        let (mut found, mut seen) = (Vec::new(), HashSet::from([requester.id]));
+        let mut left = LOOKED_AT;
+        for shared in requester.documents() {
+            let members = self.some_members(shared, left);
+            left = left.saturating_sub(1 + members.len());
+            for id in members.into_iter().filter(|id| !but(*id)) {
+                if found.len() >= most {
+                    return found;
+                }
+                if seen.insert(id)
+                    && let Some(peer) = self.shared.peers.get(id)
+                    && peer.may_write(document)
+                    && peer.may_be_asked(document, ASK_AGAIN, ASKED)
                 {
-                    ids.extend(lock(&handle.members).iter().copied());
+                    found.push(peer);
                 }
             }
+            if left == 0 {
+                break;
+            }
         }
-        ids.into_iter()
-            .filter(|id| *id != requester.id && !but(*id))
-            .filter_map(|id| self.shared.peers.get(id))
-            .filter(|peer| peer.may_write(document))
-            .filter(|peer| peer.may_be_asked(document, ASK_AGAIN, ASKED))
-            .take(most)
-            .collect()
+        found
+    }
+
+    /// At most so many sessions that have a live document open.
+    fn some_members(&self, document: DocumentId, most: usize) -> Vec<SessionId> {
+        let handle = match lock(&self.directory).get(&document) {
+            Some(Entry::Live(handle)) => handle.clone(),
+            Some(Entry::Waiting(_)) | None => return Vec::new(),
+        };
+        if handle.unknown.load(Ordering::Relaxed) {
+            return Vec::new();
+        }
+        lock(&handle.members).iter().take(most).copied().collect()
     }
 
     /// The served bundle has changed: live rooms merge it, and documents that were waited for may be there.

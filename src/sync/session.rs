@@ -4,7 +4,7 @@ use std::{
     collections::{HashMap, HashSet},
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicI64, Ordering},
     },
     time::{Duration, Instant, SystemTime},
 };
@@ -45,6 +45,8 @@ pub struct Session {
     pub account: Account,
     /// What it costs.
     pub usage: Usage,
+    /// Nanoseconds of processor time that its messages took and that are not paid for yet.
+    spent: AtomicI64,
     us: Arc<str>,
     pub(super) outbound: Outbound,
     metrics: SessionMetrics,
@@ -91,6 +93,7 @@ impl Session {
             wrote: AtomicBool::new(false),
             refused: Mutex::default(),
             usage: Usage::default(),
+            spent: AtomicI64::new(0),
             us,
             outbound,
             metrics,
@@ -136,6 +139,25 @@ impl Session {
     pub fn send_sync(&self, document: DocumentId, request: bool, data: &[u8]) {
         let frame = wire::sync(request, &self.us, &self.peer_id, document, data);
         self.send(if request { "request" } else { "sync" }, frame);
+    }
+
+    /// Its messages took processor time, which it pays for by being read more slowly; where `sign` is -1 they did not, although
+    /// that had been estimated.
+    pub fn charge(&self, time: Duration, sign: i64) {
+        let nanos = i64::try_from(time.as_nanos()).unwrap_or(i64::MAX);
+        self.spent.fetch_add(nanos.saturating_mul(sign), Ordering::Relaxed);
+        if sign > 0 {
+            self.usage.ran(time);
+        }
+    }
+
+    /// What is to be paid for now.
+    pub(super) fn take_spent(&self) -> Duration {
+        let spent = self.spent.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |spent| {
+            // What was paid too much stays.
+            Some(spent.min(0))
+        });
+        Duration::from_nanos(spent.map_or(0, |spent| u64::try_from(spent).unwrap_or(0)))
     }
 
     /// Whether it may receive a document.

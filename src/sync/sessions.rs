@@ -16,19 +16,20 @@ use std::{
 use axum::extract::ws::WebSocket;
 use bytes::Bytes;
 use futures::StreamExt;
-use prometheus::IntGauge;
+use prometheus::{Histogram, IntGauge};
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::{
-    flow::Flow,
+    flow::{Flow, Load},
     incoming::{Arriving, Incoming},
     outbound::Closing,
     peers::{Peers, SessionId},
     rooms::{Held, Input, Rooms},
     session::Session,
     socket::{self, CLOSE_GRACE, Writer, closing},
+    turns::{Payer, Turns},
     wire::{self, BadSyncMessage, Body, Message, SyncMessage, VERSION},
 };
 use crate::{
@@ -41,11 +42,15 @@ use crate::{
     log::Repeats,
     metrics::SessionMetrics,
     storage::documents::Documents,
+    usage::{Polled, thread_time},
 };
 
 /// Bytes that a message unpacks to count as one that is received: 100 of them are an operation of a document, which is
 /// about four received bytes in what people write.
 const UNPACKED_WEIGHS: u64 = 4;
+
+/// Larger messages may take longer than a millisecond to read: what they bring may unpack to a thousand times as much.
+const READ_AT_ONCE: usize = 2 << 10;
 
 /// WebSockets that are told why they are refused, at once; further ones are cut.
 pub const REFUSED_AT_ONCE: usize = 200;
@@ -72,6 +77,10 @@ pub struct Sessions {
     pub arriving: Arriving,
     /// Places for those that are told why they are refused.
     pub refused: Semaphore,
+    /// Places for what takes a processor long.
+    pub heavy: Arc<Turns>,
+    /// Where it is noted how long their tasks hold a thread.
+    pub polls: Histogram,
     /// These sessions are the relay's own, which ask whether it answers: the log does not name them.
     pub is_probe: bool,
     /// No session is taken any more.
@@ -146,7 +155,7 @@ impl Sessions {
         session.send("peer", welcome);
 
         let serving = self.serve(&session, &mut writer, &mut incoming, &activity);
-        let end = session.usage.charge_all(serving).await;
+        let end = Polled::new(serving, &self.polls).charged_to(&session.usage).await;
         self.metrics.ended.with_label_values(&[end.label]).inc();
         if self.is_probe {
             return;
@@ -266,11 +275,13 @@ impl Sessions {
             }
             busy.store(true, Ordering::Relaxed);
             let now = Instant::now();
-            let weight = match Box::pin(self.take_in(session, frame)).await {
-                Ok(weight) => weight,
+            let mut load = Load { messages: 1, bytes: frame.len() as u64 };
+            match Box::pin(self.route(session, frame, &mut load)).await {
+                Ok(()) => {}
                 Err(closing) => return closing,
             };
-            let wait = flow.take(weight, &self.config.borrow().limits, now);
+            let spent = session.take_spent();
+            let wait = flow.take(load, spent, &self.config.borrow().limits, now);
             if let Some((wait, limit)) = wait {
                 Box::pin(self.throttle(session, wait, limit)).await;
             }
@@ -284,24 +295,18 @@ impl Sessions {
         if let Some(times) = self.repeats.pass(&session.peer_id, limit) {
             warn!(
                 peer = %session.peer_id, connection = %session.id, times,
-                "it sends faster than limits.{limit}: it is read more slowly"
+                "what it sends is more than limits.{limit} allows: it is read more slowly"
             );
         }
         tokio::time::sleep(wait).await;
     }
 
-    /// Take in a message. Returns the bytes that it counts as: what it unpacks to counts too, for that is what it costs.
-    async fn take_in(&self, session: &Arc<Session>, frame: Bytes) -> Result<u64, Closing> {
-        let mut weight = frame.len() as u64;
-        self.route(session, frame, &mut weight).await?;
-        Ok(weight)
-    }
-
+    /// Take in a message, and note what it counts as.
     async fn route(
         &self,
         session: &Arc<Session>,
         frame: Bytes,
-        weight: &mut u64,
+        load: &mut Load,
     ) -> Result<(), Closing> {
         let message = Message::decode(&frame).map_err(garbage)?;
         self.count_in(&message, frame.len());
@@ -329,8 +334,9 @@ impl Sessions {
                 self.deny(session, document, false)
             }
             Body::Sync { document, request, data } => {
-                let message = self.read_sync(session, document, bytes(data))?;
-                *weight = (*weight).max(message.unpacked.bytes / UNPACKED_WEIGHS);
+                let message = self.read_sync(session, document, bytes(data)).await?;
+                // What it unpacks to counts too, for that is what it costs.
+                load.bytes = load.bytes.max(message.unpacked.bytes / UNPACKED_WEIGHS);
                 // It was asked for the document, and is told when somebody brings it; half of its places are left
                 // to what it opens by itself.
                 let places = self.config.borrow().limits.documents_per_connection / 2;
@@ -379,7 +385,8 @@ impl Sessions {
             }
             Body::Join { .. } | Body::Peer => self.dropped(session, "second_handshake"),
             Body::RemoteSubscriptionChange { add, remove } => {
-                self.change_subscription(session, &add, &remove).await;
+                // As many messages are the answer.
+                load.messages += self.change_subscription(session, &add, &remove).await;
                 Ok(())
             }
             // Of other storages' heads the relay knows nothing.
@@ -390,7 +397,7 @@ impl Sessions {
 
     /// Reads a sync message. Changes that cannot be unpacked are refused for their document alone, and those of a peer that
     /// had changes of it refused before are dropped; the rest of such a message still counts.
-    fn read_sync(
+    async fn read_sync(
         &self,
         session: &Session,
         document: DocumentId,
@@ -399,7 +406,9 @@ impl Sessions {
         let garbage = |why: BadSyncMessage| closing(1007, why.to_string(), "garbage");
         if !session.is_refused(document) {
             let max_inflated = self.config.borrow().sync.max_inflated;
-            let why = match SyncMessage::read(data.clone(), max_inflated) {
+            let copy = data.clone();
+            let read = move || SyncMessage::read(copy, max_inflated);
+            let why = match self.work(session, data.len(), read).await? {
                 Err(BadSyncMessage::Unpacks(why)) => why,
                 read => return read.map_err(garbage),
             };
@@ -410,11 +419,35 @@ impl Sessions {
             self.rooms.tell(document, session, &why.to_string());
             session.refuse_document(document, &format!("what was sent of {document} {why}"), label);
         }
-        let (message, had_changes) = SyncMessage::read_without_changes(data).map_err(garbage)?;
+        let (size, read) = (data.len(), move || SyncMessage::read_without_changes(data));
+        let (message, had_changes) = self.work(session, size, read).await?.map_err(garbage)?;
         if had_changes {
             session.refuse_changes(document);
         }
         Ok(message)
+    }
+
+    /// Reads a message of so many bytes, on a thread that may block if that may take long.
+    async fn work<T: Send + 'static>(
+        &self,
+        session: &Session,
+        bytes: usize,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, Closing> {
+        if bytes <= READ_AT_ONCE {
+            return Ok(work());
+        }
+        let _turn = self.heavy.take(Payer::of(session)).await;
+        let working = tokio::task::spawn_blocking(move || {
+            let began = thread_time();
+            let done = work();
+            (done, thread_time().saturating_sub(began))
+        });
+        let (done, took) = working
+            .await
+            .map_err(|_| closing(1011, "the relay fails on a message".to_owned(), "panic"))?;
+        session.charge(took, 1);
+        Ok(done)
     }
 
     /// A document that a peer may not read is to it one that does not exist: it waits for it as for those.
@@ -427,21 +460,25 @@ impl Sessions {
         self.dropped(session, "no_right")
     }
 
+    /// Returns how many documents' durable heads the session is told because of it.
     async fn change_subscription(
         &self,
         session: &Arc<Session>,
         add: &[Cow<'_, str>],
         remove: &[Cow<'_, str>],
-    ) {
+    ) -> u64 {
         if remove.iter().any(|id| *id == self.storage_id) {
             session.subscribe(false);
         }
+        let mut told = 0;
         if add.iter().any(|id| *id == self.storage_id) && !session.subscribe(true) {
             for document in session.documents() {
                 let input = Input::Subscribed { from: session.clone() };
                 session.deliver(&self.rooms, document, input).await;
+                told += 1;
             }
         }
+        told
     }
 
     /// Wait for a place in the receive queue: in its document's share of it, then in all.

@@ -6,9 +6,12 @@
 pub mod native;
 pub mod samod;
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
 };
 
 use automerge::ChangeHash;
@@ -22,6 +25,7 @@ use super::{
     look::EngineLook,
     peers::SessionId,
     session::Session,
+    turns::Payer,
     wire::{self, SyncMessage},
 };
 use crate::{
@@ -111,6 +115,16 @@ impl Port {
     pub fn when_room(&self) {
         self.tell(|| What::KeptBack);
         self.session.outbound.when_room(&self.news);
+    }
+
+    /// Who pays for what the session does.
+    pub fn payer(&self) -> Payer {
+        Payer::of(&self.session)
+    }
+
+    /// Have the session pay for processor time that its messages took, or pay it back where `sign` is -1.
+    pub fn charge(&self, time: Duration, sign: i64) {
+        self.session.charge(time, sign);
     }
 
     /// Refuse changes that the session sent: its peer is told, and may only read the document from now on.

@@ -24,6 +24,7 @@ use std::{
 use automerge::ChangeHash;
 use bytes::Bytes;
 use futures::{FutureExt, Sink, future::BoxFuture, stream};
+use prometheus::Histogram;
 use samod::{
     AcceptorHandle, ConcurrencyConfig, Repo, RepoEvent, RepoObserver, ShareConfig, Transport,
     runtime::RuntimeHandle,
@@ -43,7 +44,7 @@ use crate::{
         gate::{Document, Refusal, Rules},
     },
     document_id::DocumentId,
-    metrics::RoomMetrics,
+    metrics::{Metrics, RoomMetrics},
     storage::{
         ChunkKind, Key, StoredChunk,
         documents::{Documents, Opened},
@@ -53,7 +54,7 @@ use crate::{
         peers::SessionId,
         wire::{self, Body, Message, SyncMessage},
     },
-    usage::Usage,
+    usage::{Polled, Usage, thread_time},
 };
 
 /// The repo's own name towards the sessions' connections; nobody else sees it.
@@ -67,7 +68,8 @@ const UNDER_WAY: usize = 16 << 20;
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A starter of samod engines. `storage_id` is what the repo takes for its own.
-pub fn engine(storage_id: String, metrics: RoomMetrics) -> EngineStart {
+pub fn engine(storage_id: String, metrics: &Metrics) -> EngineStart {
+    let metrics = (metrics.rooms.clone(), metrics.process.poll_seconds.clone());
     Arc::new(move |documents, document, opened, usage| {
         let (storage_id, metrics) = (storage_id.clone(), metrics.clone());
         SamodEngine::start(
@@ -170,19 +172,21 @@ impl SamodEngine {
     }
 
     /// Replaces a message's changes by those that are admitted.
-    async fn admit(&mut self, message: SyncMessage) -> Result<SyncMessage, Refusal> {
+    async fn admit(&mut self, message: SyncMessage, port: &Port) -> Result<SyncMessage, Refusal> {
         let changes = message.changes().into_owned();
         let mut doc = std::mem::take(&mut self.admitted);
         let admitting = tokio::task::spawn_blocking(move || {
+            let began = thread_time();
             let admitted = doc.admit(&changes, Rules::Admission);
             // The repo forgets what is on its way when a session ends: what is here may not be there.
             let admitted = admitted.and_then(|admitted| doc.to_be_passed_on(&changes, admitted));
-            (doc, admitted)
+            (doc, admitted, thread_time().saturating_sub(began))
         });
-        let Ok((doc, admitted)) = admitting.await else {
+        let Ok((doc, admitted, took)) = admitting.await else {
             self.runtime.failed.cancel();
             return Err(Refusal::Unappliable("the relay fails on them".to_owned()));
         };
+        port.charge(took, 1);
         if doc.is_damaged() {
             // It is read from storage again.
             self.runtime.failed.cancel();
@@ -194,7 +198,7 @@ impl SamodEngine {
     async fn take_in(&mut self, from: SessionId, request: bool, mut message: SyncMessage) {
         let Some(Connection { name, port, .. }) = self.sessions.get(&from).cloned() else { return };
         if message.has_changes() && !name.starts_with(READER) {
-            message = match self.admit(message.clone()).await {
+            message = match self.admit(message.clone(), &port).await {
                 Ok(admitted) => admitted,
                 Err(why) => {
                     port.refuse(&format!("the changes to {} {why}", self.document), why.label());
@@ -419,15 +423,16 @@ impl Sink<Vec<u8>> for PortSink {
 struct Runtime {
     document: DocumentId,
     metrics: RoomMetrics,
+    polls: Histogram,
     usage: Usage,
     tasks: Arc<Mutex<Vec<AbortHandle>>>,
     failed: CancellationToken,
 }
 
 impl Runtime {
-    fn new(document: DocumentId, metrics: RoomMetrics, usage: Usage) -> Self {
+    fn new(document: DocumentId, (metrics, polls): (RoomMetrics, Histogram), usage: Usage) -> Self {
         let failed = CancellationToken::new();
-        Self { document, metrics, usage, tasks: Arc::default(), failed }
+        Self { document, metrics, polls, usage, tasks: Arc::default(), failed }
     }
 
     fn abort(&self) {
@@ -450,12 +455,12 @@ impl Drop for Counted {
 impl RuntimeHandle for Runtime {
     fn spawn(&self, task: Pin<Box<dyn Future<Output = ()> + Send + 'static>>) {
         let (failed, document) = (self.failed.clone(), self.document);
-        let usage = self.usage.clone();
+        let task = Polled::new(task, &self.polls).charged_to(&self.usage);
         self.metrics.engine_tasks.inc();
         let counted = Counted(self.metrics.clone());
         let task = tokio::spawn(async move {
             let _counted = counted;
-            if AssertUnwindSafe(usage.charge_all(task)).catch_unwind().await.is_err() {
+            if AssertUnwindSafe(task).catch_unwind().await.is_err() {
                 error!(%document, "a panic in the document's engine; it is started anew");
                 failed.cancel();
             }

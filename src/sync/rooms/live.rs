@@ -31,6 +31,7 @@ use crate::{
         peers::SessionId,
         room::{Engine, Port},
         session::Session,
+        turns::Payer,
     },
 };
 
@@ -239,11 +240,12 @@ impl Room {
         if let Some(refused) = rooms.shared.documents.refused(document) {
             return Ok(refused);
         }
+        let opener = self.opener();
+        let payer = opener.as_deref().map_or(Payer::Document(document), Payer::of);
         let mut unreadable = None;
         loop {
             let open = async {
-                // The semaphore is never closed.
-                let _place = rooms.loading.acquire().await;
+                let _place = rooms.loading.take(payer.clone()).await;
                 match rooms.find_memory().await {
                     Ok(()) => Ok(rooms.shared.documents.open(document).await),
                     Err(NoMemory) => Err(End::Refuse),
@@ -261,7 +263,12 @@ impl Room {
             match opened {
                 // What lies underneath has changed while it was read.
                 Ok(_) if self.is_to_look_again() => {}
-                Ok(opened) => return Ok(opened),
+                Ok(opened) => {
+                    if let Some(opener) = opener {
+                        opener.charge(opened.took, 1);
+                    }
+                    return Ok(opened);
+                }
                 Err(error) => {
                     error!(%document, "the document cannot be read; it is tried again: {error}");
                     unreadable.get_or_insert_with(|| rooms.shared.documents.unreadable(&error));
@@ -275,6 +282,14 @@ impl Room {
                 }
             }
         }
+    }
+
+    /// The session because of which the document is opened, if it is one.
+    fn opener(&self) -> Option<Arc<Session>> {
+        let members = lock(&self.handle.members);
+        let mut ids = members.iter();
+        let only = ids.next().filter(|_| ids.next().is_none())?;
+        self.rooms.shared.peers.get(*only)
     }
 
     /// Wait a while; what comes meanwhile is lost, and its senders begin anew afterwards.

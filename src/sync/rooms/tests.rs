@@ -22,6 +22,7 @@ use crate::{
         outbound::{Closing, Next},
         peers::Principal,
         room::{Engine, EngineFailed, Port, native, samod},
+        turns::Turns,
         wire::{self, Body},
     },
 };
@@ -44,8 +45,8 @@ fn config() -> Config {
 fn both(config: &Config) -> [Fixture; 2] {
     [EngineKind::Native, EngineKind::Samod].map(|engine| {
         fixture(config.clone(), |metrics| match engine {
-            EngineKind::Native => native::engine(),
-            EngineKind::Samod => samod::engine("storage".into(), metrics.rooms.clone()),
+            EngineKind::Native => native::engine(Arc::new(Turns::new(2))),
+            EngineKind::Samod => samod::engine("storage".into(), metrics),
         })
     })
 }
@@ -260,7 +261,7 @@ async fn until(what: &str, done: impl Fn() -> bool) {
 #[tokio::test]
 async fn a_room_that_takes_long_has_its_share_of_the_receive_queue_and_no_more() {
     use futures::FutureExt;
-    let fixture = fixture(config(), |_| native::engine());
+    let fixture = fixture(config(), |_| native::engine(Arc::new(Turns::new(2))));
     let (rooms, alice) = (&fixture.rooms, fixture.peer("alice"));
     let busy = alice.session.room(rooms, DocumentId::random()).await;
     let _all = busy.places(rooms.share()).await.expect("a share");

@@ -19,7 +19,10 @@ use automerge::{
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
 
-use super::exchange::Exchange;
+use super::{
+    cost::{self, Estimate, Nanos, Versions, Weight},
+    exchange::Exchange,
+};
 use crate::{
     document::{
         compare::Relation,
@@ -39,21 +42,12 @@ use crate::{
 const SMALL: usize = 4 << 10;
 /// Peers from which on equal states are looked for: below, remembering costs more than it saves.
 const CROWD: usize = 3;
-/// Bytes of a message, or of a document that is to be read or written as a whole, from which on a step is
-/// long enough (about 1 ms) to hold up what else waits for the thread.
-const HEAVY: usize = 32 << 10;
-/// Bytes that a message unpacks to, likewise: some 300 operations.
-const UNPACKS_HEAVY: u64 = 160 << 10;
-
-/// Heads and changes of a document weigh so many bytes: a message is compared with the one, and who is new is told the other.
-const HEAD_WEIGHS: usize = 64;
-const CHANGE_WEIGHS: u64 = 4;
+/// Changes of so many bytes that came as one are written as a snapshot, where that is not larger.
+const MANY: usize = 32 << 10;
+/// Telling one peer what was worked out.
+const TELL: Nanos = Nanos(2_000);
 /// So many changes of a document that has no snapshot are not kept for the next write: that will be one.
 const FEW: usize = 100;
-/// Documents up to so many stored bytes are kept as such while their rooms are quiet: automerge takes at
-/// least 14 KiB for a document, and reads one of this size in about 100 us.
-const SLEEPS: usize = 16 << 10;
-
 /// What came.
 pub(super) enum Event {
     /// A session takes part.
@@ -133,6 +127,9 @@ pub(super) struct Core {
     fresh: Option<Vec<u8>>,
     /// The session whose changes are being taken in, or 0: for when that ends in a panic.
     taking_in: Arc<AtomicU64>,
+    /// Who sent the changes because of which the document is to be restored.
+    damaged_by: Option<SessionId>,
+    versions: Versions,
 }
 
 #[derive(Default)]
@@ -147,6 +144,10 @@ struct Peer {
     /// There was no room for it.
     is_kept_back: bool,
     full: Arc<AtomicBool>,
+    /// How many of the document's changes it surely had when it last said what it has, and by how many Bloom filters others are
+    /// looked for.
+    has: u64,
+    filters: u64,
 }
 
 /// What stands in storage.
@@ -166,6 +167,12 @@ struct Write {
     replaces: Vec<Key>,
 }
 
+impl Write {
+    fn is_snapshot(&self) -> bool {
+        matches!(self.key, Key::Chunk { kind: ChunkKind::Snapshot, .. })
+    }
+}
+
 impl Chunks {
     fn add(&mut self, key: Key, size: usize) {
         let is_snapshot = matches!(key, Key::Chunk { kind: ChunkKind::Snapshot, .. });
@@ -179,7 +186,7 @@ impl Chunks {
     fn wants_snapshot(&self, fresh: usize) -> bool {
         self.snapshot == 0
             || self.increments >= self.snapshot.max(SMALL)
-            || fresh >= self.snapshot.max(HEAVY)
+            || fresh >= self.snapshot.max(MANY)
     }
 }
 
@@ -196,6 +203,8 @@ impl Core {
         for (key, size) in stored {
             chunks.add(key, size);
         }
+        let mut versions = Versions::default();
+        versions.add(doc.heads(), doc.changes());
         Self {
             document,
             max,
@@ -214,6 +223,8 @@ impl Core {
             writing: None,
             fresh: Some(Vec::new()),
             taking_in: Arc::default(),
+            damaged_by: None,
+            versions,
         }
     }
 
@@ -225,6 +236,11 @@ impl Core {
     /// Whether changes were applied that were then refused: the step has stopped, and goes on with [`Self::recover`].
     pub(super) fn is_damaged(&self) -> bool {
         self.doc.is_damaged()
+    }
+
+    /// Who sent the changes because of which it is to be restored.
+    pub(super) fn damaged_by(&self) -> Option<SessionId> {
+        self.damaged_by
     }
 
     /// Restores the document to what it was before changes that were refused, and goes on with the step that they
@@ -279,35 +295,152 @@ impl Core {
     /// The room is quiet: keep as little as can be.
     pub(super) fn rest(&mut self) {
         self.exchange.forget();
-        if self.is_durable() && self.size() <= SLEEPS {
+        self.versions.forget();
+        self.versions.add(self.doc.heads(), self.doc.changes());
+        let weight = self.weight();
+        // automerge takes at least 14 KiB for a document.
+        if self.is_durable() && weight.load().max(weight.save()) <= cost::LONG {
             self.doc.sleep();
         }
     }
 
-    /// Whether a step with these events takes long.
-    pub(super) fn is_heavy(&self, events: &[Event]) -> bool {
-        let size = self.size()
-            + usize::try_from(self.doc.changes().saturating_mul(CHANGE_WEIGHS))
-                .unwrap_or(usize::MAX);
-        let fresh = self.fresh_bytes();
-        let (mut bytes, mut unpacked) = (0, 0);
+    fn weight(&self) -> Weight {
+        Weight {
+            changes: self.doc.changes(),
+            operations: self.doc.operations(),
+            values: self.values,
+            heads: self.doc.heads().len() as u64,
+        }
+    }
+
+    /// What a step with these events will take.
+    pub(super) fn estimate(&self, events: &[Event]) -> Estimate {
+        let weight = self.weight();
+        let mut estimate = Estimate::default();
+        let (mut answers, mut fresh, mut brings, mut has_saved) =
+            (BTreeMap::new(), 0, false, false);
         for event in events {
-            if let Event::Message(from, message) = event {
-                bytes += message.raw.len() + self.doc.heads().len() * HEAD_WEIGHS;
-                unpacked += message.unpacked.bytes;
-                let peer = self.peers.get(from);
-                let is_new = peer.is_none_or(|peer| peer.state.their_heads.is_none());
-                let has_marks = message.unpacked.marks > 0;
-                let is_to_be_saved = self.chunks.wants_snapshot(fresh) || has_marks;
-                // Whoever is elsewhere is told what it lacks, which is looked for among all changes.
-                let is_elsewhere =
-                    !message.has_changes() && message.message.heads != self.doc.heads();
-                if is_new || is_elsewhere || (message.has_changes() && is_to_be_saved) {
-                    bytes += size;
+            match event {
+                Event::Message(from, message) => {
+                    let Some(peer) = self.peers.get(from) else {
+                        // It joins in this step.
+                        estimate.add(*from, self.taking_in_costs(&weight, None, message));
+                        answers.insert(*from, self.answering_costs(&weight, message));
+                        brings |= message.has_changes();
+                        fresh += message.raw.len();
+                        continue;
+                    };
+                    estimate.add(*from, self.taking_in_costs(&weight, Some(peer), message));
+                    // Several messages have one answer.
+                    answers.insert(*from, self.answering_costs(&weight, message));
+                    brings |= message.has_changes() && !peer.state.read_only;
+                    fresh += message.raw.len();
+                }
+                Event::Resume => {
+                    let kept_back =
+                        self.kept_back.iter().filter_map(|id| self.peers.get_key_value(id));
+                    answers.extend(
+                        kept_back.map(|(id, peer)| (*id, self.telling_costs(&weight, peer))),
+                    );
+                }
+                Event::Saved => has_saved = true,
+                Event::Join { .. } | Event::Leave(_) | Event::ReadsOnly(_) => {}
+            }
+        }
+        if brings {
+            // Everybody is told; peers in one state share what is worked out.
+            let mut states = HashSet::new();
+            for (id, peer) in &self.peers {
+                estimate.room = estimate.room.plus(TELL);
+                if !answers.contains_key(id) && states.insert(Arc::as_ptr(&peer.state)) {
+                    estimate.room = estimate.room.plus(self.telling_costs(&weight, peer));
                 }
             }
         }
-        bytes > HEAVY || unpacked > UNPACKS_HEAVY
+        answers.into_iter().for_each(|(id, nanos)| estimate.add(id, nanos));
+        let writes =
+            (self.writing.is_none() || has_saved) && (brings || self.doc.heads() != self.durable);
+        if writes
+            && self.wants_snapshot(has_saved, self.fresh_bytes() + if brings { fresh } else { 0 })
+        {
+            estimate.room = estimate.room.plus(weight.save());
+            if !self.chunks.keys.is_empty() {
+                estimate.room = estimate.room.plus(weight.load());
+            }
+        }
+        if self.doc.is_asleep() {
+            let wakes = estimate.senders.first_mut().map_or(&mut estimate.room, |(_, nanos)| nanos);
+            *wakes = wakes.plus(weight.load());
+        }
+        estimate
+    }
+
+    /// Whether the next write is to be a snapshot, after the one under way if that has been `saved`.
+    fn wants_snapshot(&self, saved: bool, fresh: usize) -> bool {
+        match &self.writing {
+            Some(write) if saved && write.is_snapshot() => {
+                Chunks { snapshot: write.size, ..Chunks::default() }.wants_snapshot(fresh)
+            }
+            _ => self.chunks.wants_snapshot(fresh),
+        }
+    }
+
+    fn taking_in_costs(
+        &self,
+        weight: &Weight,
+        peer: Option<&Peer>,
+        message: &SyncMessage,
+    ) -> Nanos {
+        let heads = &message.message.heads;
+        let mut nanos = cost::MESSAGE.plus(Nanos(heads.len() as u64 * 1_000));
+        if message.has_changes() && !peer.is_some_and(|peer| peer.state.read_only) {
+            nanos = nanos.plus(cost::admit(&message.unpacked));
+            let is_unusual = message.unpacked.marks > 0
+                || self.orphans.0 > 0
+                || self.doc.check_numbering().is_err();
+            if is_unusual {
+                nanos = nanos.plus(weight.try_out()).plus(cost::admit(&message.unpacked));
+            }
+        }
+        if peer.is_some_and(|peer| !peer.state.sent_hashes.is_empty()) && *heads != self.doc.heads()
+        {
+            nanos = nanos.plus(weight.walk(weight.changes - self.versions.covered_by(heads)));
+        }
+        nanos
+    }
+
+    /// What its answer will take, whatever heads the message names.
+    fn answering_costs(&self, weight: &Weight, message: &SyncMessage) -> Nanos {
+        let (has, filters) = self.has(message);
+        let lacks = weight.changes - has.min(weight.changes);
+        let compared = lacks.saturating_add(message.unpacked.changes);
+        weight.compare(compared, filters).plus(weight.send(lacks))
+    }
+
+    /// What it will take to tell a peer what has come since it last said what it has.
+    fn telling_costs(&self, weight: &Weight, peer: &Peer) -> Nanos {
+        let lacks = weight.changes.saturating_sub(peer.has);
+        if peer.state.their_have.is_none() {
+            // Nothing but a filter of what is here.
+            return weight.walk(lacks);
+        }
+        weight.compare(lacks, peer.filters).plus(weight.send(lacks))
+    }
+
+    /// How many changes a message's sender surely has, and by how many filters others are to be looked for.
+    fn has(&self, message: &SyncMessage) -> (u64, u64) {
+        let have = &message.message.have;
+        let covered = match have.as_slice() {
+            [] => self.doc.changes(),
+            [only] => self.versions.covered_by(&only.last_sync),
+            several => {
+                let mut all: Vec<ChangeHash> =
+                    several.iter().flat_map(|have| &have.last_sync).copied().collect();
+                all.sort_unstable();
+                self.versions.covered_by(&all)
+            }
+        };
+        (covered, have.len() as u64)
     }
 
     /// Take in what came, in order, and say what is to be done.
@@ -347,6 +480,7 @@ impl Core {
         self.taking_in.store(0, Ordering::Relaxed);
         match received {
             Err(why) => {
+                self.damaged_by = self.is_damaged().then_some(from);
                 effects.push(Effect::Refuse { from, why });
                 // From now on it only reads, and what else the message says counts.
                 if let Ok((rest, _)) = SyncMessage::read_without_changes(raw) {
@@ -417,6 +551,7 @@ impl Core {
             self.due.push(from);
         }
         let told = peer.state.clone();
+        let (has, filters) = self.has(&message);
         let claims = message.message.heads.clone();
         let before = self.doc.heads().to_vec();
         if has_changes && !reads_only {
@@ -434,6 +569,7 @@ impl Core {
         let until = self.covering_write();
         if let Some(peer) = self.peers.get_mut(&from) {
             peer.state = state;
+            (peer.has, peer.filters) = (has, filters);
             peer.has_more = has_more && !reads_only;
             if hold {
                 peer.held_until = Some(until);
@@ -496,19 +632,20 @@ impl Core {
 
     /// There is something to say to everybody.
     fn heads_changed(&mut self) {
+        self.versions.add(self.doc.heads(), self.doc.changes());
         self.exchange.forget();
         self.all_due = true;
     }
 
     fn saved(&mut self, effects: &mut Vec<Effect>) {
         let Some(write) = self.writing.take() else { return };
-        self.durable = write.heads;
-        if matches!(write.key, Key::Chunk { kind: ChunkKind::Snapshot, .. }) {
+        if write.is_snapshot() {
             self.chunks = Chunks::default();
             if !write.replaces.is_empty() {
                 effects.push(Effect::Remove(write.replaces));
             }
         }
+        self.durable = write.heads;
         self.chunks.add(write.key, write.size);
         for (id, peer) in &mut self.peers {
             if peer.held_until.is_some_and(|until| until <= self.writes) {
@@ -569,7 +706,7 @@ impl Core {
         if self.writing.is_some() || self.doc.heads() == self.durable {
             return;
         }
-        let wants_snapshot = self.chunks.wants_snapshot(self.fresh_bytes());
+        let wants_snapshot = self.wants_snapshot(false, self.fresh_bytes());
         let fresh = self.fresh.replace(Vec::new());
         let heads = self.doc.heads().to_vec();
         let doc = self.doc.automerge();

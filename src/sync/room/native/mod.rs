@@ -4,6 +4,7 @@
 //! long go to a thread of their own, one write at a time is under way, and what the core wants sent is sent.
 
 mod core;
+mod cost;
 mod exchange;
 #[cfg(test)]
 mod simulation;
@@ -15,6 +16,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use automerge::ChangeHash;
@@ -23,27 +25,29 @@ use futures::{
     FutureExt,
     future::{BoxFuture, join_all},
 };
-use tokio::{
-    sync::Semaphore,
-    task::{JoinError, JoinHandle},
-};
+use tokio::task::{JoinError, JoinHandle};
 use tracing::error;
 
-use self::core::{Core, Effect, Event, Refused};
+use self::{
+    core::{Core, Effect, Event, Refused},
+    cost::Estimate,
+};
 use super::{Engine, EngineFailed, EngineStart, Port};
 use crate::{
     document::compare::Relation,
     document_id::DocumentId,
     storage::documents::{Documents, Opened, Unsaved},
-    sync::{look::EngineLook, peers::SessionId, wire::SyncMessage},
-    usage::Usage,
+    sync::{
+        look::EngineLook,
+        peers::SessionId,
+        turns::{Payer, Turns},
+        wire::SyncMessage,
+    },
+    usage::{Usage, thread_time},
 };
 
-/// A starter of native engines.
-pub fn engine() -> EngineStart {
-    // More long steps at a time than processors only take more memory at a time.
-    let heavy = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let heavy = Arc::new(Semaphore::new(heavy));
+/// A starter of native engines, which take places of `heavy` for steps that take long.
+pub fn engine(heavy: Arc<Turns>) -> EngineStart {
     Arc::new(move |documents, document, opened, usage| {
         let engine = NativeEngine::new(documents, heavy.clone(), document, opened, usage);
         std::future::ready(Box::new(engine) as Box<dyn Engine>).boxed()
@@ -54,7 +58,7 @@ struct NativeEngine {
     document: DocumentId,
     documents: Arc<Documents>,
     /// Places for steps that take long.
-    heavy: Arc<Semaphore>,
+    heavy: Arc<Turns>,
     core: Place,
     /// The session whose changes the core is taking in, or 0.
     taking_in: Arc<AtomicU64>,
@@ -70,6 +74,8 @@ struct NativeEngine {
     waiting: Option<Unsaved>,
     /// Where steps that take long are noted.
     usage: Usage,
+    /// What sessions have paid in advance for the step that is away.
+    estimated: Vec<(SessionId, Duration)>,
 }
 
 /// Where the core is.
@@ -86,6 +92,8 @@ struct Stepped {
     core: Box<Core>,
     effects: Vec<Effect>,
     relation: Option<Relation>,
+    /// What its senders are to pay.
+    shares: Vec<(SessionId, Duration)>,
     /// The document refused changes and could not be restored.
     is_lost: bool,
 }
@@ -93,7 +101,7 @@ struct Stepped {
 impl NativeEngine {
     fn new(
         documents: Arc<Documents>,
-        heavy: Arc<Semaphore>,
+        heavy: Arc<Turns>,
         document: DocumentId,
         opened: Opened,
         usage: Usage,
@@ -114,25 +122,38 @@ impl NativeEngine {
             removal: None,
             waiting: None,
             usage,
+            estimated: Vec::new(),
         }
     }
 
-    /// Run `work` on the core, on a thread that may block where it takes long.
+    /// Run `work` on the core, on a thread that may block where it takes long; it always does where nothing is estimated.
     async fn run(
         &mut self,
-        is_heavy: impl FnOnce(&Core) -> bool,
+        estimate: Option<Estimate>,
         work: impl FnOnce(&mut Core) -> (Option<Relation>, Vec<Effect>) + Send + 'static,
     ) -> Option<Relation> {
         self.come_back().await;
         let Place::Here(core) = std::mem::replace(&mut self.core, Place::Lost) else {
             return None;
         };
-        let step = |mut core: Box<Core>| {
+        let is_long = estimate.as_ref().is_none_or(|estimate| estimate.total() > cost::LONG);
+        let estimate = estimate.unwrap_or_default();
+        let payer = self.payer(estimate.payer());
+        if is_long {
+            // Paid for in advance: many long steps may be under way before the first has ended.
+            self.charge(estimate.shares(estimate.total().into()), 1);
+            self.estimated = estimate.shares(estimate.total().into()).collect();
+        }
+        let step = move |mut core: Box<Core>| {
+            let total = estimate.total();
+            let began = (is_long || total > cost::MEASURED).then(thread_time);
             let (relation, effects) = work(&mut core);
-            Stepped { core, effects, relation, is_lost: false }
+            let took = began.map_or(total.into(), |began| thread_time().saturating_sub(began));
+            let shares = estimate.shares(took).collect();
+            Stepped { core, effects, relation, shares, is_lost: false }
         };
-        if is_heavy(&core) {
-            self.core = self.send_away(core, step);
+        if is_long {
+            self.core = self.send_away(core, payer, step);
             return self.come_back().await;
         }
         match catch_unwind(AssertUnwindSafe(move || step(core))) {
@@ -148,16 +169,31 @@ impl NativeEngine {
         }
     }
 
+    /// Who takes a place for a step that is mostly one session's, or nobody's.
+    fn payer(&self, session: Option<SessionId>) -> Payer {
+        let port = session.and_then(|session| self.ports.get(&session));
+        port.map_or(Payer::Document(self.document), Port::payer)
+    }
+
+    /// Have sessions pay, or pay them back where `sign` is -1.
+    fn charge(&self, shares: impl Iterator<Item = (SessionId, Duration)>, sign: i64) {
+        for (session, share) in shares {
+            if let Some(port) = self.ports.get(&session) {
+                port.charge(share, sign);
+            }
+        }
+    }
+
     /// Start a step on a thread that may block.
     fn send_away(
         &self,
         core: Box<Core>,
+        payer: Payer,
         step: impl FnOnce(Box<Core>) -> Stepped + Send + 'static,
     ) -> Place {
         let (heavy, usage) = (self.heavy.clone(), self.usage.clone());
         Place::Away(tokio::spawn(async move {
-            // The semaphore is never closed.
-            let _place = heavy.acquire_owned().await;
+            let _place = heavy.take(payer).await;
             tokio::task::spawn_blocking(move || usage.charge(|| step(core))).await
         }))
     }
@@ -178,11 +214,15 @@ impl NativeEngine {
                     let Place::Here(core) = std::mem::replace(&mut self.core, Place::Lost) else {
                         return relation;
                     };
-                    self.core = self.send_away(core, |mut core| {
+                    let sender = core.damaged_by();
+                    self.core = self.send_away(core, self.payer(sender), move |mut core| {
+                        let began = thread_time();
                         let effects = core.recover();
+                        let took = thread_time().saturating_sub(began);
+                        let shares = sender.map(|sender| (sender, took)).into_iter().collect();
                         let is_lost = effects.is_none();
                         let effects = effects.unwrap_or_default();
-                        Stepped { core, effects, relation: None, is_lost }
+                        Stepped { core, effects, relation: None, shares, is_lost }
                     });
                 }
                 Place::Here(_) | Place::Lost => return relation,
@@ -201,6 +241,9 @@ impl NativeEngine {
     }
 
     fn stepped(&mut self, stepped: Stepped) -> Option<Relation> {
+        let estimated = std::mem::take(&mut self.estimated);
+        self.charge(stepped.shares.into_iter(), 1);
+        self.charge(estimated.into_iter(), -1);
         self.core = if stepped.is_lost {
             self.failed = EngineFailed { is_panic: false, is_mended: true };
             Place::Lost
@@ -262,13 +305,16 @@ impl NativeEngine {
             return;
         }
         let events = std::mem::take(&mut self.events);
-        let is_heavy = matches!(&self.core, Place::Here(core) if core.is_heavy(&events));
+        let estimate = match &self.core {
+            Place::Here(core) => Some(core.estimate(&events)),
+            Place::Away(_) | Place::Lost => None,
+        };
         let max = self.documents.max();
         let step = move |core: &mut Core| {
             core.set_max(max);
             (None, core.step(events))
         };
-        self.run(|_| is_heavy, step).await;
+        self.run(estimate, step).await;
     }
 
     async fn work(&mut self) -> Result<(), EngineFailed> {
@@ -351,7 +397,7 @@ impl Engine for NativeEngine {
     fn merge(&mut self, snapshot: Bytes) -> BoxFuture<'_, Option<Relation>> {
         async move {
             self.settle().await;
-            self.run(|_| true, move |core| core.merge(&snapshot)).await
+            self.run(None, move |core| core.merge(&snapshot)).await
         }
         .boxed()
     }
