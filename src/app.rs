@@ -21,6 +21,7 @@ use tracing::{error, info, warn};
 use crate::{
     admin::{self, storage::Stored},
     auth::{Auth, AuthError, Policy},
+    blocking,
     bundle::{import::Importer, served::ServeError, store, watch::BundleKeeper},
     config::{AdminAddress, AuthMode, Config, EngineKind, load::LoadedConfig},
     document_id::DocumentId,
@@ -64,6 +65,8 @@ const STAGGER: (Duration, Duration) = (Duration::from_millis(2), Duration::from_
 
 /// Requests that were begun may take so long to end, once all documents are durable.
 const HTTP_GRACE: Duration = Duration::from_secs(5);
+/// How long the last files may take to be written and removed.
+const CLEANUP: Duration = Duration::from_secs(2);
 /// systemd waits a little longer than we do, so that what was late is still named.
 const SYSTEMD_WAITS_LONGER: Duration = Duration::from_secs(5);
 /// Places for received bytes of the relay's own questions, in KiB.
@@ -215,6 +218,7 @@ impl Loaded {
         keeper.load(&config).await.map_err(|source| AppError::Bundle { file: file(), source })?;
         let tls = TlsKeeper::new(sender.subscribe(), health.clone(), metrics.http.clone());
         tls.load(&config.tls).await.map_err(|source| AppError::Tls { file: file(), source })?;
+        #[expect(clippy::disallowed_methods, reason = "nothing is served yet")]
         let policy =
             Policy::load(&config.auth).map_err(|source| AppError::Auth { file: file(), source })?;
         let auth = Auth::new(policy, &config.storage.path);
@@ -574,6 +578,17 @@ fn watchdog(
     Ok(Arc::new(Watchdog { connections, router: http::router(app), document, metrics }))
 }
 
+/// Remove the admin sockets and save when tokens were last used.
+#[expect(clippy::disallowed_methods, reason = "runs on a thread that may block")]
+fn clean_up(auth: &Auth, sockets: &[PathBuf]) {
+    for socket in sockets {
+        let _ = std::fs::remove_file(socket);
+    }
+    if let Err(error) = auth.last_use().save() {
+        warn!("the last use of tokens cannot be written: {error}");
+    }
+}
+
 fn warn_of_few_files(config: &Config) {
     let needed = config.limits.connections as u64 + FILES_BESIDE;
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
@@ -635,11 +650,10 @@ impl Draining {
             () = second_stop(&mut self.requests) => return Err(AppError::Quit(parts.late())),
         };
         parts.stopping.cancel();
-        if let Err(error) = parts.sessions.auth.last_use().save() {
-            warn!("the last use of tokens cannot be written: {error}");
-        }
-        for socket in &parts.sockets {
-            let _ = std::fs::remove_file(socket);
+        let (auth, sockets) = (parts.sessions.auth.clone(), parts.sockets.clone());
+        // A disk that hangs does not keep the process.
+        if timeout(CLEANUP, blocking::run(move || clean_up(&auth, &sockets))).await.is_err() {
+            warn!("the last use of tokens was not written within {CLEANUP:?}");
         }
         if !finished {
             return Err(AppError::Late { timeout: limit, late: parts.late() });

@@ -1,6 +1,8 @@
 //! Arguments, and what each form of the command does. The commands about what is stored are in `storage` and
 //! `copies`, their way to it in `relay`.
 
+#![allow(clippy::disallowed_methods, reason = "commands may block")]
+
 mod copies;
 mod live;
 mod ping;

@@ -20,6 +20,7 @@
 //! | what rooms and sessions cost | [`usage`], [`sync::look`] |
 //! | that all of it still answers, for systemd | [`watchdog`] |
 //! | every metric name | [`metrics`] |
+//! | file calls, off the async threads | [`blocking`] |
 //! | the log, and lines that repeat | [`log`] |
 //!
 //! # How a message goes
@@ -29,10 +30,14 @@
 //! session's [`sync::outbound`] queue. What changed goes to [`storage::documents`], which returns when it is
 //! durable: in [`storage::journal`], and later in the folders of [`storage::nodefs`].
 
+// Tests may block, and so may the crates of `tests/`.
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
+
 pub mod admin;
 pub mod app;
 pub mod auth;
 pub mod backoff;
+pub mod blocking;
 pub mod bundle;
 pub mod cli;
 pub mod config;

@@ -1,5 +1,10 @@
 //! Reading files that somebody names in the config: whole, and only what ends.
 
+#![allow(
+    clippy::disallowed_methods,
+    reason = "these functions block, and are disallowed themselves in async code"
+)]
+
 use std::{fs, io, path::Path};
 
 /// Read a regular file of at most `limit` bytes. A FIFO or a device would never end.

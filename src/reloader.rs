@@ -1,6 +1,10 @@
 //! Taking over a changed config while running: all of it, or nothing and the reason.
 
-use std::{fmt, path::PathBuf, sync::Arc};
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use tokio::{
     sync::{Mutex, watch},
@@ -10,6 +14,7 @@ use tracing::{error, info, warn};
 
 use crate::{
     auth::Policy,
+    blocking,
     bundle::watch::{BundleKeeper, PathWatch},
     config::{Config, check, load, load::LoadedConfig, reload},
     health::{Health, Phase},
@@ -90,11 +95,7 @@ impl Reloader {
                 .to_owned()])
         })?;
         let faults = |faults: Vec<load::Fault>| refused(faults.iter().map(ToString::to_string));
-        let new = load::read_file(&file).map_err(faults)?;
-        let found = check::check(&new);
-        if !found.is_empty() {
-            return Err(faults(found));
-        }
+        let new = blocking::run(move || read(&file)).await.map_err(faults)?;
         let changes = reload::compare(&loaded.config, &new.config);
         if !changes.restart.is_empty() {
             let needs =
@@ -106,7 +107,9 @@ impl Reloader {
             return Err(refused([format!("{}: {key}: {why}", new.origins.of(key))]));
         }
         // Read anew with every reload: the files change without the config.
-        let policy = Policy::load(&new.config.auth).map_err(|error| {
+        let auth = new.config.auth.clone();
+        #[expect(clippy::disallowed_methods, reason = "runs on a thread that may block")]
+        let policy = blocking::run(move || Policy::load(&auth)).await.map_err(|error| {
             let key = error.key();
             refused([format!("{}: {key}: {error}", new.origins.of(key))])
         })?;
@@ -146,10 +149,11 @@ impl Reloader {
         let Some(file) = file else {
             return std::future::pending().await;
         };
-        let mut watch = PathWatch::new(&file);
+        let mut watch = PathWatch::new(&file).await;
         loop {
             watch.changed().await;
             let named = file.clone();
+            #[expect(clippy::disallowed_methods, reason = "runs on a thread that may block")]
             let reading = move || regular_file::read_text(&named, load::MAX_FILE);
             let read = tokio::task::spawn_blocking(reading).await;
             let text = read.ok().and_then(Result::ok).unwrap_or_default();
@@ -167,6 +171,14 @@ impl Reloader {
             }
         }
     }
+}
+
+/// The config that a file holds now.
+#[expect(clippy::disallowed_methods, reason = "runs on a thread that may block")]
+fn read(file: &Path) -> Result<LoadedConfig, Vec<load::Fault>> {
+    let loaded = load::read_file(file)?;
+    let faults = check::check(&loaded);
+    if faults.is_empty() { Ok(loaded) } else { Err(faults) }
 }
 
 fn refused(problems: impl IntoIterator<Item = String>) -> Refused {

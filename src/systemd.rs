@@ -27,6 +27,7 @@ pub fn alive() {
 }
 
 /// The file of a credential that the unit passes on (`LoadCredential=`), if it does.
+#[expect(clippy::disallowed_methods, reason = "called at the start, or on a thread that may block")]
 pub fn credential(name: &str) -> Option<PathBuf> {
     let folder = std::env::var_os("CREDENTIALS_DIRECTORY")?;
     Some(PathBuf::from(folder).join(name)).filter(|file| file.is_file())

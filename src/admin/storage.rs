@@ -16,7 +16,6 @@ use axum::{
 use bytes::Bytes;
 use futures::StreamExt;
 use serde::{Deserialize, Serialize};
-use tempfile::NamedTempFile;
 use tokio::sync::{mpsc, watch};
 use tracing::info;
 
@@ -25,7 +24,11 @@ use self::answers::{
     Selection, StorageId,
 };
 use crate::{
-    bundle::{Bundle, BundleError, MaxInflated, served::Served, store::BundleStore},
+    bundle::{
+        Bundle, BundleError, MaxInflated,
+        served::Served,
+        store::{BundleStore, Received},
+    },
     config::Config,
     document::compare::Merged,
     document_id::{BadDocumentId, DocumentId},
@@ -314,6 +317,7 @@ async fn delete_document(
 }
 
 /// Folders of the relay's own that hold a document still, or may.
+#[expect(clippy::disallowed_methods, reason = "runs on a thread that may block")]
 fn kept(root: &std::path::Path, document: DocumentId) -> Result<Vec<PathBuf>, Failed> {
     let mut kept = replacing::replaced(root);
     kept.retain(|replaced| replaced.join(document.folder()).exists());
@@ -544,22 +548,30 @@ async fn put_bundle(
     if stored.documents.is_deleted(id) || stored.uploads.get(id).await?.is_some() {
         return Ok(Json(false).into_response());
     }
-    let file = stored.uploads.receive()?;
+    let file = stored.uploads.receive().await?;
     let max_inflated = MaxInflated::of(&stored.config.borrow());
-    let write = move || -> Result<NamedTempFile, Failed> {
-        std::fs::write(file.path(), &data)?;
-        let mut bundle = Bundle::open(io::Cursor::new(data), max_inflated)?;
-        bundle.verify()?;
-        if bundle.manifest().root != id {
-            let text = format!("the bundle of {id} has another root: {}", bundle.manifest().root);
-            return Err(Failed(StatusCode::UNPROCESSABLE_ENTITY, text));
-        }
-        Ok(file)
-    };
-    let file = blocking(write).await?;
+    let file = blocking(move || write_verified(file, id, data, max_inflated)).await?;
     let keep = stored.config.borrow().bundles.keep;
     stored.uploads.put(id, file, keep).await?;
     Ok(Json(true).into_response())
+}
+
+/// Write a bundle to the file that receives it, if it is the one of that id.
+#[expect(clippy::disallowed_methods, reason = "runs on a thread that may block")]
+fn write_verified(
+    file: Received,
+    id: DocumentId,
+    data: Bytes,
+    max_inflated: MaxInflated,
+) -> Result<Received, Failed> {
+    std::fs::write(file.path(), &data)?;
+    let mut bundle = Bundle::open(io::Cursor::new(data), max_inflated)?;
+    bundle.verify()?;
+    if bundle.manifest().root != id {
+        let text = format!("the bundle of {id} has another root: {}", bundle.manifest().root);
+        return Err(Failed(StatusCode::UNPROCESSABLE_ENTITY, text));
+    }
+    Ok(file)
 }
 
 /// The manifest of the uploaded or the served bundle of that root.
@@ -650,7 +662,8 @@ async fn set_aside(State(stored): State<Stored>) -> Result<Response, Failed> {
         stored.uploads.set_aside(&name).await?;
         blocking(move || Ok(replacing::moved(&root, &name)?)).await?;
     }
-    let bundles = Some(bundles).filter(|bundles| bundles.exists());
+    let is_there = tokio::fs::try_exists(&bundles).await.unwrap_or(false);
+    let bundles = is_there.then_some(bundles);
     Ok(Json(Replaced { documents, bundles, is_resumed: is_moved }).into_response())
 }
 

@@ -128,6 +128,7 @@ impl Keys {
     ///
     /// # Errors
     /// The file cannot be read, or something in it is no key for EdDSA, ES256, RS256 or HS256.
+    #[expect(clippy::disallowed_methods, reason = "itself called where it may block")]
     pub fn load(path: &Path, auth: &config::Auth) -> Result<Self, KeysError> {
         let io = |source| KeysError::Io { path: path.to_owned(), source };
         let content = |problem| KeysError::Content { path: path.to_owned(), problem };

@@ -36,6 +36,7 @@ pub fn read(documents: &Path) -> BTreeMap<String, SystemTime> {
 }
 
 /// What stands in a file, in seconds since 1970; nothing where there is none.
+#[expect(clippy::disallowed_methods, reason = "read before anything is served, or by a command")]
 fn noted(file: &Path) -> BTreeMap<String, u64> {
     let text = fs::read_to_string(file).unwrap_or_default();
     serde_json::from_str(&text).unwrap_or_default()
@@ -63,10 +64,11 @@ impl LastUse {
         self.is_changed.store(true, Ordering::Relaxed);
     }
 
-    /// Write what has changed.
+    /// Write what has changed. Blocks.
     ///
     /// # Errors
     /// The file cannot be written.
+    #[expect(clippy::disallowed_methods, reason = "runs on a thread that may block")]
     pub fn save(&self) -> io::Result<()> {
         if !self.is_changed.swap(false, Ordering::Relaxed) {
             return Ok(());

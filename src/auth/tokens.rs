@@ -126,6 +126,7 @@ struct File {
 ///
 /// # Errors
 /// It cannot be read, is no TOML of tokens, or has one of them twice.
+#[expect(clippy::disallowed_methods, reason = "runs on a thread that may block, or in a command")]
 pub fn read(path: &Path) -> Result<Vec<Token>, TokensError> {
     let io = |source| TokensError::Io { path: path.to_owned(), source };
     let content = |problem| TokensError::Content { path: path.to_owned(), problem };
@@ -170,6 +171,7 @@ pub fn load(path: &Path) -> Result<Tokens, TokensError> {
 ///
 /// # Errors
 /// It cannot be written.
+#[expect(clippy::disallowed_methods, reason = "for a command")]
 pub fn write(path: &Path, tokens: Vec<Token>, like: &Path) -> Result<(), TokensError> {
     let io = |source| TokensError::Io { path: path.to_owned(), source };
     let text = toml::to_string(&File { token: tokens }).map_err(|error| TokensError::Content {

@@ -91,6 +91,7 @@ impl ServedBundle {
 ///
 /// # Errors
 /// As [`ServeError`] has them; never for the file's contents.
+#[expect(clippy::disallowed_methods, reason = "runs on a thread that may block, or in a command")]
 pub fn read_file(path: &Path, limit: u64) -> Result<Bytes, ServeError> {
     let failed = |source: io::Error| match source.kind() {
         io::ErrorKind::NotFound => ServeError::NotFound { path: path.to_owned() },

@@ -5,20 +5,21 @@ pub mod s3;
 
 use std::{
     fs::{self, File},
-    io::{self, Read, Seek, SeekFrom},
+    io::{self, Read, SeekFrom},
     ops::RangeInclusive,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use bytes::Bytes;
-use futures::{StreamExt, future::BoxFuture, stream::BoxStream};
+use futures::{FutureExt, StreamExt, future::BoxFuture, stream::BoxStream};
 use sha2::{Digest, Sha256};
 use tempfile::NamedTempFile;
 use tokio::io::{AsyncReadExt, AsyncSeekExt};
 use tokio_util::io::ReaderStream;
 
 use crate::{
+    blocking,
     config::{self, StoreKind},
     document_id::DocumentId,
     health::Health,
@@ -71,11 +72,7 @@ impl StoredBundle {
     pub async fn into_file(self) -> io::Result<File> {
         match self.source {
             Source::File(file) => Ok(file),
-            Source::Object(object) => {
-                let mut file = object.download(self.size).await?;
-                file.seek(SeekFrom::Start(0))?;
-                Ok(file)
-            }
+            Source::Object(object) => object.download(self.size).await,
         }
     }
 }
@@ -87,19 +84,74 @@ struct Incoming(PathBuf);
 impl Incoming {
     /// The one in the folder `bundles`, which is made if it is not there. Uploads that an earlier process did not
     /// finish are removed.
+    #[expect(clippy::disallowed_methods, reason = "nothing is served yet")]
     fn open(bundles: &Path) -> io::Result<Self> {
         let folder = bundles.join(".incoming");
         fs::create_dir_all(&folder)?;
         for left in fs::read_dir(&folder)?.flatten() {
             fs::remove_file(left.path())?;
         }
-        let incoming = Self(folder);
-        incoming.receive()?;
-        Ok(incoming)
+        NamedTempFile::new_in(&folder)?;
+        Ok(Self(folder))
     }
 
-    fn receive(&self) -> io::Result<NamedTempFile> {
-        NamedTempFile::new_in(&self.0)
+    fn receive(&self) -> BoxFuture<'static, io::Result<Received>> {
+        let folder = self.0.clone();
+        blocking::run(move || Received::create(&folder)).boxed()
+    }
+}
+
+/// A file of its own on a local disk in which a bundle is received. It is deleted when this is dropped, unless it was
+/// stored; on a thread that may block, because deleting a large file takes a while.
+#[derive(Debug)]
+pub struct Received {
+    /// Empty once the file is elsewhere or deleted.
+    path: PathBuf,
+}
+
+impl Received {
+    /// Blocks.
+    #[expect(clippy::disallowed_methods, reason = "runs on a thread that may block")]
+    fn create(folder: &Path) -> io::Result<Self> {
+        let (_, path) = NamedTempFile::new_in(folder)?.keep().map_err(|error| error.error)?;
+        Ok(Self { path })
+    }
+
+    /// Where the file is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Open the file for reading.
+    ///
+    /// # Errors
+    /// It cannot be opened.
+    pub async fn open(&self) -> io::Result<File> {
+        Ok(tokio::fs::File::open(&self.path).await?.into_std().await)
+    }
+
+    /// Move the file to `target`, in the place of what is there. Blocks.
+    #[expect(clippy::disallowed_methods, reason = "runs on a thread that may block")]
+    fn persist(mut self, target: &Path) -> io::Result<()> {
+        fs::rename(&self.path, target)?;
+        self.path.clear();
+        Ok(())
+    }
+}
+
+impl Drop for Received {
+    fn drop(&mut self) {
+        let path = std::mem::take(&mut self.path);
+        if path.as_os_str().is_empty() {
+            return;
+        }
+        // What cannot be deleted, or is left because the relay ends before it is, is deleted at the next start.
+        #[expect(clippy::disallowed_methods, reason = "runs on a thread that may block")]
+        let delete = move || drop(fs::remove_file(path));
+        match tokio::runtime::Handle::try_current() {
+            Ok(runtime) => drop(runtime.spawn_blocking(delete)),
+            Err(_) => delete(),
+        }
     }
 }
 
@@ -146,14 +198,14 @@ pub trait BundleStore: Send + Sync + 'static {
     ///
     /// # Errors
     /// That disk cannot be written.
-    fn receive(&self) -> io::Result<NamedTempFile>;
+    fn receive(&self) -> BoxFuture<'_, io::Result<Received>>;
 
     /// Keep a verified bundle under `id`, instead of an earlier one, of which `keep` former generations stay. It is
     /// visible as a whole or not at all, and durable when this returns. Returns its ETag.
     fn put(
         &self,
         id: DocumentId,
-        bundle: NamedTempFile,
+        bundle: Received,
         keep: usize,
     ) -> BoxFuture<'_, io::Result<String>>;
 

@@ -28,6 +28,7 @@ use super::{
     served::{ServeError, Served, ServedBundle},
 };
 use crate::{
+    blocking,
     config::Config,
     health::Health,
     metrics::{self, BundleMetrics},
@@ -43,10 +44,16 @@ const MAX_LINKS: usize = 40;
 /// Watches one path, and tells when what it leads to may have changed.
 pub struct PathWatch {
     path: PathBuf,
-    watcher: Option<notify::RecommendedWatcher>,
-    watched: BTreeSet<PathBuf>,
+    /// Locked only on threads that may block.
+    folders: Arc<Mutex<WatchedFolders>>,
     events: mpsc::Receiver<()>,
     seen: Option<Identity>,
+}
+
+/// The folders that decide what a path leads to, each with a watch.
+struct WatchedFolders {
+    watcher: Option<notify::RecommendedWatcher>,
+    watched: BTreeSet<PathBuf>,
 }
 
 /// What tells one state of a file from another.
@@ -61,6 +68,7 @@ struct Identity {
 }
 
 impl Identity {
+    #[expect(clippy::disallowed_methods, reason = "runs on a thread that may block")]
     fn of(path: &Path) -> Option<Self> {
         fs::metadata(path).ok().map(|found: Metadata| Self {
             device: found.dev(),
@@ -74,12 +82,23 @@ impl Identity {
 
 impl PathWatch {
     /// Watch `path` from its present state on.
-    pub fn new(path: &Path) -> Self {
-        Self::since(path, Identity::of(path))
+    pub async fn new(path: &Path) -> Self {
+        let path = path.to_owned();
+        blocking::run(move || {
+            let seen = Identity::of(&path);
+            Self::start(path, seen)
+        })
+        .await
     }
 
     /// Watch `path` from a state on that it was seen in.
-    fn since(path: &Path, seen: Option<Identity>) -> Self {
+    async fn since(path: &Path, seen: Option<Identity>) -> Self {
+        let path = path.to_owned();
+        blocking::run(move || Self::start(path, seen)).await
+    }
+
+    /// Blocks.
+    fn start(path: PathBuf, seen: Option<Identity>) -> Self {
         // One event says all: the receiver looks for itself.
         let (sender, events) = mpsc::channel(1);
         let tell = move |event: notify::Result<notify::Event>| {
@@ -93,16 +112,15 @@ impl PathWatch {
                 warn!(path = %path.display(), "changes are not reported; the file is looked at every {LOOK:?}: {error}");
             })
             .ok();
-        let mut watch =
-            Self { path: path.to_owned(), watcher, watched: BTreeSet::new(), events, seen };
-        watch.watch_folders();
-        watch
+        let mut folders = WatchedFolders { watcher, watched: BTreeSet::new() };
+        folders.renew(&path);
+        Self { path, folders: Arc::new(Mutex::new(folders)), events, seen }
     }
 
     /// Wait until the path leads to another file, or to one with another content, that has come to rest.
     pub async fn changed(&mut self) {
         // It may have changed before it was watched.
-        let mut look_at_once = Identity::of(&self.path) != self.seen;
+        let mut look_at_once = self.identity().await != self.seen;
         loop {
             // A sender lives as long as the watcher; without one only the looks remain.
             tokio::select! {
@@ -110,29 +128,55 @@ impl PathWatch {
                 Some(()) = self.events.recv() => {}
                 () = tokio::time::sleep(LOOK) => {}
             }
-            let mut now = Identity::of(&self.path);
-            if now == self.seen {
-                self.watch_folders();
-                continue;
-            }
+            let Some(mut now) = self.look().await else { continue };
             loop {
                 tokio::time::sleep(REST).await;
-                let later = Identity::of(&self.path);
+                let later = self.identity().await;
                 if later == now {
                     break;
                 }
                 now = later;
             }
             while self.events.try_recv().is_ok() {}
-            self.watch_folders();
+            self.renew_watches().await;
             self.seen = now;
             return;
         }
     }
 
-    fn watch_folders(&mut self) {
+    async fn identity(&self) -> Option<Identity> {
+        let path = self.path.clone();
+        blocking::run(move || Identity::of(&path)).await
+    }
+
+    /// What the path leads to now, if that has changed. If it has not, the watches are renewed.
+    async fn look(&self) -> Option<Option<Identity>> {
+        let (path, folders, seen) = (self.path.clone(), self.folders.clone(), self.seen.clone());
+        blocking::run(move || {
+            let now = Identity::of(&path);
+            if now != seen {
+                return Some(now);
+            }
+            folders.lock().unwrap_or_else(PoisonError::into_inner).renew(&path);
+            None
+        })
+        .await
+    }
+
+    async fn renew_watches(&self) {
+        let (path, folders) = (self.path.clone(), self.folders.clone());
+        blocking::run(move || {
+            folders.lock().unwrap_or_else(PoisonError::into_inner).renew(&path);
+        })
+        .await;
+    }
+}
+
+impl WatchedFolders {
+    /// Watch the folders through which `path` leads now. Blocks.
+    fn renew(&mut self, path: &Path) {
         let Some(watcher) = &mut self.watcher else { return };
-        let folders = folders_of(&self.path);
+        let folders = folders_of(path);
         for gone in self.watched.difference(&folders) {
             // It fails for a folder that was removed, which is as good.
             let _ = watcher.unwatch(gone);
@@ -150,6 +194,7 @@ fn is_written(kind: EventKind) -> bool {
 }
 
 /// The folders whose entries decide what `path` leads to.
+#[expect(clippy::disallowed_methods, reason = "runs on a thread that may block")]
 fn folders_of(path: &Path) -> BTreeSet<PathBuf> {
     let mut folders = BTreeSet::new();
     let mut left: Vec<OsString> = Vec::new();
@@ -187,7 +232,7 @@ pub struct BundleKeeper {
     health: Arc<Health>,
     metrics: BundleMetrics,
     /// The file as it was when it was last read.
-    seen: Mutex<Option<Identity>>,
+    seen: Arc<Mutex<Option<Identity>>>,
     /// Held while a bundle is loaded: one load after the other.
     loading: tokio::sync::Mutex<()>,
 }
@@ -205,7 +250,7 @@ impl BundleKeeper {
             served,
             health,
             metrics,
-            seen: Mutex::default(),
+            seen: Arc::default(),
             loading: tokio::sync::Mutex::default(),
         }
     }
@@ -228,11 +273,14 @@ impl BundleKeeper {
             self.health.degrade("bundle", None);
             return Ok(());
         }
-        *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = Identity::of(&path);
         let max_inflated = MaxInflated::of(config);
         let loading = tokio::task::spawn_blocking({
-            let path = path.clone();
-            move || ServedBundle::load(&path, max_inflated)
+            let (path, seen) = (path.clone(), self.seen.clone());
+            move || {
+                let found = Identity::of(&path);
+                *seen.lock().unwrap_or_else(PoisonError::into_inner) = found;
+                ServedBundle::load(&path, max_inflated)
+            }
         });
         let loaded = loading.await.unwrap_or_else(|panic| {
             let source = std::io::Error::other(panic);
@@ -274,7 +322,7 @@ impl BundleKeeper {
                 continue;
             }
             let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone();
-            let mut file = PathWatch::since(&path, seen);
+            let mut file = PathWatch::since(&path, seen).await;
             loop {
                 tokio::select! {
                     () = file.changed() => self.reload().await,
@@ -337,7 +385,7 @@ mod tests {
         }
         symlink("r1", at("current")).expect("linked");
         symlink("current/app.tonk", at("app.tonk")).expect("linked");
-        let mut watch = PathWatch::new(&at("app.tonk"));
+        let mut watch = PathWatch::new(&at("app.tonk")).await;
 
         fs::write(at("r1/app.tonk"), "in place").expect("written");
         expect_change(&mut watch, "a rewrite in place").await;

@@ -131,6 +131,7 @@ fn named_paths(config: &Config) -> Vec<(&'static str, &Path)> {
 }
 
 /// Every fault that shows when what is named is opened, as this user. Relative paths are [`check`]'s matter.
+#[expect(clippy::disallowed_methods, reason = "runs in a command")]
 pub fn open(loaded: &LoadedConfig) -> Vec<Fault> {
     let config = &loaded.config;
     let is_named = |path: &Path| path.is_absolute();
@@ -188,6 +189,7 @@ pub fn open(loaded: &LoadedConfig) -> Vec<Fault> {
     faults
 }
 
+#[expect(clippy::disallowed_methods, reason = "runs in a command")]
 fn can_read(path: &Path) -> Result<(), String> {
     match fs::metadata(path) {
         Ok(found) if !found.is_file() => Err("is no regular file".to_owned()),
@@ -197,6 +199,7 @@ fn can_read(path: &Path) -> Result<(), String> {
 }
 
 /// Whether a folder can be written, or made in the nearest folder above it that there is.
+#[expect(clippy::disallowed_methods, reason = "runs in a command")]
 fn can_write(folder: &Path) -> Result<(), String> {
     let mut there = folder;
     loop {

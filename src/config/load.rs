@@ -82,6 +82,7 @@ impl LoadedConfig {
 /// # Errors
 /// Every fault of the file's syntax, keys and single values. What the values mean together is
 /// [`check`](super::check)'s matter.
+#[expect(clippy::disallowed_methods, reason = "itself disallowed in async code")]
 pub fn read_file(file: &Path) -> Result<LoadedConfig, Vec<Fault>> {
     let text = regular_file::read_text(file, MAX_FILE).map_err(|error| {
         let problem = match error.kind() {

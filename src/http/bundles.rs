@@ -17,7 +17,6 @@ use axum::{
 use futures::StreamExt;
 use http_range_header::StartPosition;
 use serde_json::json;
-use tempfile::NamedTempFile;
 use tokio::{
     io::{AsyncWriteExt, BufWriter},
     task::JoinError,
@@ -31,7 +30,7 @@ use crate::{
     bundle::{
         Bundle, BundleError, MaxInflated,
         import::{ImportError, Imported, Problem, Standing},
-        store::StoredBundle,
+        store::{Received, StoredBundle},
     },
     config,
     document_id::DocumentId,
@@ -103,13 +102,13 @@ async fn receive(
     if announced.and_then(|length| length.parse::<u64>().ok()).is_some_and(|n| n > max_upload) {
         return Err(HttpError::TooLarge(max_upload));
     }
-    let file = app.store.receive()?;
+    let file = app.store.receive().await?;
     let size = write(body, &file, max_upload, &config.http).await?;
     if size == 0 {
         return Err(HttpError::BundleData);
     }
     let max_inflated = MaxInflated::of(&config);
-    let reader = io::BufReader::new(file.reopen()?);
+    let reader = io::BufReader::new(file.open().await?);
     let verify = move || -> Result<_, BundleError> {
         let mut bundle = Bundle::open(reader, max_inflated)?;
         bundle.verify()?;
@@ -136,7 +135,7 @@ async fn receive(
     }
     let patience = config.bundles.timeout.0;
     let place = timeout(patience, app.importer.place()).await.map_err(|_| HttpError::Busy)??;
-    match app.importer.check(file.reopen()?, max_inflated).await {
+    match app.importer.check(file.open().await?, max_inflated).await {
         Ok(()) => {}
         Err(ImportError::Broken(error)) => {
             app.principals.were_known(account, most);
@@ -144,7 +143,7 @@ async fn receive(
         }
         Err(ImportError::Io(error)) => return Err(error.into()),
     }
-    let content = file.reopen()?;
+    let content = file.open().await?;
     let etag = app.store.put(id, file, config.bundles.keep).await?;
     if app.documents.is_deleted(id) {
         // Deleted while it was being stored.
@@ -182,12 +181,13 @@ async fn unpack<T: Send + 'static>(
 
 async fn write(
     chunks: &mut BodyDataStream,
-    file: &NamedTempFile,
+    file: &Received,
     max_upload: u64,
     config: &config::Http,
 ) -> Result<u64, HttpError> {
     let (idle, began) = (config.body_idle_timeout.0, Instant::now());
-    let mut out = BufWriter::new(tokio::fs::File::from_std(file.reopen()?));
+    let file = tokio::fs::OpenOptions::new().write(true).open(file.path()).await?;
+    let mut out = BufWriter::new(file);
     let mut size = 0;
     loop {
         let chunk = match timeout(idle, chunks.next()).await {

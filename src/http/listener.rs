@@ -99,6 +99,7 @@ pub fn inherited() -> io::Result<Vec<TcpListener>> {
 ///
 /// # Errors
 /// The folder is not there or not writable, or another process answers at the socket.
+#[expect(clippy::disallowed_methods, reason = "sockets are bound before anything is served")]
 pub fn bind_unix(path: &Path) -> io::Result<UnixListener> {
     match std::os::unix::net::UnixStream::connect(path) {
         Ok(_) => {

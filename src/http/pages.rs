@@ -186,6 +186,7 @@ fn text(metrics: &Metrics) -> Result<Response, HttpError> {
 }
 
 /// Resident memory of this process (`proc_pid_statm(5)`); 0 where there is no /proc.
+#[expect(clippy::disallowed_methods, reason = "/proc is in memory")]
 pub fn resident_bytes() -> u64 {
     let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
     let pages: u64 = statm.split(' ').nth(1).and_then(|pages| pages.parse().ok()).unwrap_or(0);

@@ -64,6 +64,7 @@ pub struct Loaded {
     until: Option<SystemTime>,
 }
 
+#[expect(clippy::disallowed_methods, reason = "runs on a thread that may block")]
 fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
     regular_file::read(path, MAX_FILE)
         .map_err(|source| TlsError::Read { path: path.to_owned(), source })
@@ -161,7 +162,8 @@ impl TlsKeeper {
                 }
                 continue;
             }
-            let (mut cert, mut key) = (PathWatch::new(&tls.cert), PathWatch::new(&tls.key));
+            let mut cert = PathWatch::new(&tls.cert).await;
+            let mut key = PathWatch::new(&tls.key).await;
             loop {
                 tokio::select! {
                     () = cert.changed() => {}

@@ -1,6 +1,8 @@
 //! Which backups were made of this storage: noted in `.backups`, so that a deletion can say what may hold a document
 //! still, and that an alert can say that the last one is long ago.
 
+#![allow(clippy::disallowed_methods, reason = "all of it blocks, and runs on threads that may")]
+
 use std::{
     collections::BTreeMap,
     fs, io,

@@ -1,6 +1,8 @@
 //! Checks everything that is stored: every chunk is parsed, by itself and with the others of its document, and every
 //! uploaded bundle is read.
 
+#![allow(clippy::disallowed_methods, reason = "all of it blocks, and runs on threads that may")]
+
 use std::{
     fs, io,
     path::{Path, PathBuf},

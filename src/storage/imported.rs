@@ -1,5 +1,7 @@
 //! Which uploaded bundles are imported: a small file each, in `.imported` beside the documents, by the id of their root.
 
+#![allow(clippy::disallowed_methods, reason = "all of it blocks, and runs on threads that may")]
+
 use std::{
     fs, io,
     path::{Path, PathBuf},

@@ -182,6 +182,7 @@ impl Shared {
     }
 
     /// Read rows with a connection that does not hold up the writer.
+    #[expect(clippy::disallowed_methods, reason = "runs on a thread that may block")]
     fn read(&self, rows: &[(Key, Row)]) -> Result<Vec<(Key, Row, Vec<u8>)>, StorageError> {
         let mut reader = self.reader.lock().unwrap_or_else(PoisonError::into_inner);
         let connection = match reader.take() {
@@ -222,6 +223,7 @@ impl Journal {
     ///
     /// # Errors
     /// As for [`Self::open`].
+    #[expect(clippy::disallowed_methods, reason = "nothing is served yet")]
     pub fn open_as_it_is(
         config: &config::Storage,
         metrics: StorageMetrics,
@@ -234,6 +236,7 @@ impl Journal {
         Self::open_with(config, metrics, false)
     }
 
+    #[expect(clippy::disallowed_methods, reason = "nothing is served yet")]
     fn open_with(
         config: &config::Storage,
         metrics: StorageMetrics,
@@ -367,6 +370,7 @@ impl Journal {
     }
 
     /// What SQLite finds amiss in the journal's file. Blocks.
+    #[expect(clippy::disallowed_methods, reason = "runs on a thread that may block")]
     pub fn faults(&self) -> Vec<String> {
         let check = || {
             let flags = OpenFlags::SQLITE_OPEN_READ_ONLY;
@@ -412,6 +416,7 @@ impl Journal {
             return Ok(false);
         }
         let (shared, root) = (self.shared.clone(), self.root().to_owned());
+        #[expect(clippy::disallowed_methods, reason = "runs on a thread that may block")]
         let adding = tokio::task::spawn_blocking(move || {
             let mut aside = replacing::replaced(&root);
             aside.push(root.join(QUARANTINE));

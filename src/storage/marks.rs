@@ -1,6 +1,8 @@
 //! Marks on documents: one small file each, named by the document, in a folder beside the documents. All of them are
 //! known in memory; what each says is read when it is asked for.
 
+#![allow(clippy::disallowed_methods, reason = "all of it blocks, and runs on threads that may")]
+
 use std::{
     collections::HashSet,
     fs, io,

@@ -6,6 +6,11 @@
 //! written before it is renamed into place, `quarantine`, `.lock`, `.format`, `.journal`, `.deleted`, `.blocked`, `.reserve`, `.backups`,
 //! `.imported`, `.replacing` and `.replaced-<time>`.
 
+#![allow(
+    clippy::disallowed_methods,
+    reason = "all work with the folder is done at the start or in `NodefsStore::run`"
+)]
+
 use std::{
     collections::BTreeSet,
     fs::{self, File, TryLockError},

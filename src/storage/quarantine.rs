@@ -1,5 +1,7 @@
 //! What was put aside because it does not parse: each file with its reason beside it, under `quarantine`.
 
+#![allow(clippy::disallowed_methods, reason = "all of it blocks, and runs on threads that may")]
+
 use std::{
     collections::BTreeSet,
     fs, io,

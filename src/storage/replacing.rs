@@ -1,6 +1,8 @@
 //! A restore that replaces all that is stored: from the moment in which it moves that away until all of the backup
 //! is there, a file says so, and no relay starts with half of it.
 
+#![allow(clippy::disallowed_methods, reason = "all of it blocks, and runs on threads that may")]
+
 use std::{
     io,
     path::{Path, PathBuf},

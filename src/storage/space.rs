@@ -90,6 +90,7 @@ fn measure(config: &Config) -> Option<(u64, PathBuf)> {
 }
 
 /// Bytes that a process that is not root may still write.
+#[expect(clippy::disallowed_methods, reason = "runs on a thread that may block")]
 fn free(path: &Path) -> Option<u64> {
     let found = rustix::fs::statvfs(path).ok()?;
     Some(found.f_bavail.saturating_mul(found.f_frsize))

@@ -1,6 +1,8 @@
 //! Documents that were deleted: [marks](super::marks) in `.deleted`, by which whatever a
 //! client, a bundle, an import or a restore brings of them is refused.
 
+#![allow(clippy::disallowed_methods, reason = "all of it blocks, and runs on threads that may")]
+
 use std::{
     fs,
     path::{Path, PathBuf},

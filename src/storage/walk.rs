@@ -1,5 +1,7 @@
 //! What is in a folder of documents: ours, a backup's, or one of automerge-repo's.
 
+#![allow(clippy::disallowed_methods, reason = "all of it blocks, and runs on threads that may")]
+
 use std::{
     fs, io,
     path::{Path, PathBuf},

@@ -1,5 +1,7 @@
 //! The memory that live documents may take: beyond it idle rooms leave, and then no new room is made.
 
+#![allow(clippy::disallowed_methods, reason = "/proc and /sys are in memory")]
+
 use std::{
     fs,
     path::Path,

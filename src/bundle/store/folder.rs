@@ -1,5 +1,10 @@
 //! Uploaded bundles in a local folder: `<id>.tonk`, and former generations in `former/<id>/<sha256>.tonk`.
 
+#![allow(
+    clippy::disallowed_methods,
+    reason = "all work with the folder is done in `FolderStore::run`"
+)]
+
 use std::{
     fs::{self, File},
     io,
@@ -10,10 +15,9 @@ use std::{
 };
 
 use futures::{FutureExt, future::BoxFuture};
-use tempfile::NamedTempFile;
 use tokio::sync::Semaphore;
 
-use super::{BundleStore, Incoming, Source, StoredBundle, sha256_of};
+use super::{BundleStore, Incoming, Received, Source, StoredBundle, sha256_of};
 use crate::document_id::DocumentId;
 
 /// Operations at a time: a disk that hangs holds so many threads.
@@ -108,24 +112,25 @@ fn etag(found: &fs::Metadata) -> String {
 }
 
 impl BundleStore for FolderStore {
-    fn receive(&self) -> io::Result<NamedTempFile> {
+    fn receive(&self) -> BoxFuture<'_, io::Result<Received>> {
         self.incoming.receive()
     }
 
     fn put(
         &self,
         id: DocumentId,
-        bundle: NamedTempFile,
+        bundle: Received,
         keep: usize,
     ) -> BoxFuture<'_, io::Result<String>> {
         let (path, writing) = (self.path(id), self.writing.clone());
         self.run(move |folder| {
-            bundle.as_file().sync_all()?;
+            let file = File::open(bundle.path())?;
+            file.sync_all()?;
             // One at a time: each keeps what the last one stored.
             let _alone = writing.lock().unwrap_or_else(PoisonError::into_inner);
             keep_former(&path, &folder.join(FORMER).join(id.to_string()), keep)?;
-            let etag = etag(&bundle.as_file().metadata()?);
-            bundle.persist(&path).map_err(|error| error.error)?;
+            let etag = etag(&file.metadata()?);
+            bundle.persist(&path)?;
             File::open(folder)?.sync_all()?;
             Ok(etag)
         })

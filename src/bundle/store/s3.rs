@@ -6,7 +6,7 @@
 
 use std::{
     fs::File,
-    io::{self, Write},
+    io,
     ops::RangeInclusive,
     path::Path,
     sync::{
@@ -31,15 +31,19 @@ use aws_sdk_s3::{
 use aws_smithy_http_client::tls;
 use bytes::Bytes;
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream};
-use tempfile::NamedTempFile;
-use tokio::time::timeout;
+use tokio::{
+    io::{AsyncSeekExt, AsyncWriteExt, BufWriter},
+    time::timeout,
+};
 use tracing::{info, warn};
 
-use super::{BundleStore, Content, Incoming, Source, StoredBundle, sha256_of};
-use crate::{config, document_id::DocumentId, health::Health, systemd};
+use super::{BundleStore, Content, Incoming, Received, Source, StoredBundle, sha256_of};
+use crate::{blocking, config, document_id::DocumentId, health::Health, systemd};
 
 /// Uploads from this size on go in parts of this size; S3 takes none smaller than 5 MiB but the last.
 const PART: u64 = 8 << 20;
+/// Bytes of a download that are written to the local file at a time.
+const WRITE: usize = 1 << 20;
 /// How often a store that was away is asked whether it is back.
 const ASK_AGAIN: Duration = Duration::from_secs(10);
 /// Uploads in parts that nobody ended for so long are nobody's any more, for none takes so long; they cost money until
@@ -436,7 +440,7 @@ impl At {
         sha256: &str,
         condition: Option<Option<String>>,
     ) -> io::Result<Put> {
-        let size = std::fs::metadata(file)?.len();
+        let size = tokio::fs::metadata(file).await?.len();
         let (if_none, if_match) = match condition {
             None => (None, None),
             Some(None) => (Some("*".to_owned()), None),
@@ -616,13 +620,21 @@ impl Object {
         Ok(chunks.boxed())
     }
 
+    /// All of it as a local file that has no name.
     pub(super) async fn download(self, size: u64) -> io::Result<File> {
-        let mut file = tempfile::tempfile_in(&self.incoming.0)?;
+        let folder = self.incoming.0.clone();
+        #[expect(clippy::disallowed_methods, reason = "runs on a thread that may block")]
+        let file = blocking::run(move || tempfile::tempfile_in(folder)).await?;
+        // Large writes: each goes to a thread that may block.
+        let mut out = BufWriter::with_capacity(WRITE, tokio::fs::File::from_std(file));
         let mut chunks = self.read(None, size).await?;
         while let Some(chunk) = chunks.next().await {
-            file.write_all(&chunk?)?;
+            out.write_all(&chunk?).await?;
         }
-        Ok(file)
+        out.flush().await?;
+        let mut file = out.into_inner();
+        file.rewind().await?;
+        Ok(file.into_std().await)
     }
 }
 
@@ -637,19 +649,19 @@ fn lies(how: &str) -> io::Error {
 }
 
 impl BundleStore for S3Store {
-    fn receive(&self) -> io::Result<NamedTempFile> {
+    fn receive(&self) -> BoxFuture<'_, io::Result<Received>> {
         self.incoming.receive()
     }
 
     fn put(
         &self,
         id: DocumentId,
-        bundle: NamedTempFile,
+        bundle: Received,
         keep: usize,
     ) -> BoxFuture<'_, io::Result<String>> {
         async move {
-            let path = bundle.path().to_owned();
-            let hashed = tokio::task::spawn_blocking(move || sha256_of(File::open(path)?)).await;
+            let file = bundle.open().await?;
+            let hashed = tokio::task::spawn_blocking(move || sha256_of(file)).await;
             let sha256 = hashed.unwrap_or_else(|panic| Err(io::Error::other(panic)))?;
             let key = self.at.key(id);
             let stripe = id.as_bytes().iter().fold(0u8, |all, byte| all ^ byte);

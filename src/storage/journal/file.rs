@@ -1,5 +1,7 @@
 //! The journal's SQLite file: opened, listed, or put aside where it is broken.
 
+#![allow(clippy::disallowed_methods, reason = "all of it blocks, and runs on threads that may")]
+
 use std::io::Read;
 
 use rusqlite::config::DbConfig;
