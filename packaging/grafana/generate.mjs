@@ -254,6 +254,11 @@ const sync = dashboard('sync', 'Sync', 'Sessions, documents in memory, and the m
   heatmap('Message time, all', 'The same, as a distribution: a second band far above the first is one slow '
     + 'document.', 's',
     `sum by (le) (${rate('tonk_relay_message_seconds_bucket')})`),
+  lines('Threads held', 'How long a task of the relay holds a thread that serves everybody, each time that it runs. Good: p99 '
+    + 'below 1 ms; above 50 ms everybody waits.', 's', [
+    [quantile(0.99, 'tonk_relay_poll_seconds'), '{{instance}} p99'],
+    [quantile(0.9999, 'tonk_relay_poll_seconds'), '{{instance}} p99.99'],
+  ]),
   lines('Time to join a document', 'From a session\'s first mention of a document: until the room has taken it in, '
     + 'and until the session was sent what the relay has. Good: p99 below 1 s; large documents take as long as '
     + 'they take to send.', 's', [
