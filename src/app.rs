@@ -390,7 +390,7 @@ impl Bound {
             arriving: Arriving::new(self.metrics.sessions.arriving.clone()),
             refused: Semaphore::new(REFUSED_AT_ONCE),
             heavy,
-            polls: self.metrics.process.poll_seconds.clone(),
+            polls: self.metrics.process.poll_seconds.with_label_values(&["session"]),
             is_probe: false,
             draining: draining.clone(),
         });
@@ -441,7 +441,7 @@ impl Bound {
             addresses: Some(app.addresses.clone()),
             refused: self.metrics.sessions.refused.clone(),
             upgraded: self.metrics.sessions.upgraded(),
-            polls: self.metrics.process.poll_seconds.clone(),
+            polls: self.metrics.process.poll_seconds.with_label_values(&["http"]),
             tasks: http_running.clone(),
             stopping: draining.clone(),
         };
@@ -452,7 +452,7 @@ impl Bound {
             addresses: None,
             refused: self.metrics.sessions.refused.clone(),
             upgraded: self.metrics.sessions.upgraded(),
-            polls: self.metrics.process.poll_seconds.clone(),
+            polls: self.metrics.process.poll_seconds.with_label_values(&["http"]),
             tasks: TaskTracker::new(),
             stopping: stopping.clone(),
         };
@@ -552,7 +552,7 @@ fn watchdog(
         arriving: Arriving::new(unseen.sessions.arriving.clone()),
         refused: Semaphore::new(1),
         heavy: app.sessions.heavy.clone(),
-        polls: app.metrics.process.poll_seconds.clone(),
+        polls: app.metrics.process.poll_seconds.with_label_values(&["session"]),
         is_probe: true,
         draining: app.sessions.draining.clone(),
     });
@@ -563,7 +563,7 @@ fn watchdog(
         addresses: None,
         refused: unseen.sessions.refused.clone(),
         upgraded: unseen.sessions.upgraded(),
-        polls: app.metrics.process.poll_seconds.clone(),
+        polls: app.metrics.process.poll_seconds.with_label_values(&["http"]),
         tasks: TaskTracker::new(),
         stopping: app.sessions.draining.clone(),
     };

@@ -236,9 +236,9 @@ metrics! {
         task_exits: IntCounterVec = "tonk_relay_task_exits_total" ["task", "verdict"];
         /// Config reloads, by result.
         reloads: IntCounterVec = "tonk_relay_config_reloads_total" ["result"];
-        /// Seconds that a task of the relay held a thread that serves everybody, each time that it ran: what takes long holds up
+        /// Seconds that a task of the relay held a thread that serves everybody, each time that it ran, by task: what takes long holds up
         /// whatever else waits for that thread.
-        poll_seconds: Histogram = "tonk_relay_poll_seconds" [];
+        poll_seconds: HistogramVec = "tonk_relay_poll_seconds" ["task"];
         /// Seconds that the drain has taken so far; 0 while serving.
         drain_seconds: Gauge = "tonk_relay_drain_seconds" [];
         /// Whether sync can be promised, as /readyz says; looked at every 5 s.

@@ -65,12 +65,15 @@ impl Supervisor {
         F: Future<Output = ()> + Send,
     {
         let (stopping, fatal) = (stopping.clone(), self.fatal.0.clone());
-        let (exits, polls) = (self.metrics.task_exits.clone(), self.metrics.poll_seconds.clone());
+        let (exits, polls) = (
+            self.metrics.task_exits.clone(),
+            self.metrics.poll_seconds.with_label_values(&["background"]),
+        );
         self.tasks.spawn(async move {
             let mut backoff = Backoff::new(RESTART.0, RESTART.1);
             loop {
                 let started = Instant::now();
-                let running = Polled::new(async { start().await }, &polls);
+                let running = Polled::new(async { start().await }, polls.clone());
                 let end = AssertUnwindSafe(running).catch_unwind().await;
                 if stopping.is_cancelled() {
                     exits.with_label_values(&[task, "expected"]).inc();

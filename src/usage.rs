@@ -121,8 +121,8 @@ pub struct Polled<F> {
 
 impl<F: Future> Polled<F> {
     /// Note polls of `future` in `polls`, in seconds.
-    pub fn new(future: F, polls: &Histogram) -> Self {
-        Self { future: Box::pin(future), polls: polls.clone(), usage: None }
+    pub fn new(future: F, polls: Histogram) -> Self {
+        Self { future: Box::pin(future), polls, usage: None }
     }
 
     /// Add their time to what something costs.

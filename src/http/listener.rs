@@ -224,7 +224,7 @@ impl Connections {
             None => {
                 let address = Some(ClientAddress(address));
                 let talk = self.clone().talk(stream, router, address, counted);
-                self.tasks.spawn(Polled::new(talk, &self.polls));
+                self.tasks.spawn(Polled::new(talk, self.polls.clone()));
             }
         }
     }
@@ -249,7 +249,7 @@ impl Connections {
     {
         let counted = Counted::new(&self.open, None);
         let talk = self.clone().talk(stream, router, address, counted);
-        self.tasks.spawn(Polled::new(talk, &self.polls));
+        self.tasks.spawn(Polled::new(talk, self.polls.clone()));
     }
 
     /// Serve `router` on a connection that begins with a TLS handshake.
@@ -283,7 +283,7 @@ impl Connections {
                 Err(_) => debug!(client = %address.0, "no TLS handshake in time"),
             }
         };
-        self.tasks.spawn(Polled::new(talk, &self.polls));
+        self.tasks.spawn(Polled::new(talk, self.polls.clone()));
     }
 
     async fn talk<S>(

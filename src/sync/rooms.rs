@@ -351,7 +351,7 @@ impl Rooms {
         let mailbox = handle.mailbox.clone();
         let room = live::Room::new(self.clone(), handle, receiver, &waiting);
         let rooms = self.clone();
-        let polls = &self.shared.metrics.process.poll_seconds;
+        let polls = self.shared.metrics.process.poll_seconds.with_label_values(&["room"]);
         let polled = Polled::new(room.run(), polls).charged_to(&usage);
         self.tasks.spawn(async move {
             if AssertUnwindSafe(polled).catch_unwind().await.is_err() {

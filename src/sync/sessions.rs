@@ -155,7 +155,7 @@ impl Sessions {
         session.send("peer", welcome);
 
         let serving = self.serve(&session, &mut writer, &mut incoming, &activity);
-        let end = Polled::new(serving, &self.polls).charged_to(&session.usage).await;
+        let end = Polled::new(serving, self.polls.clone()).charged_to(&session.usage).await;
         self.metrics.ended.with_label_values(&[end.label]).inc();
         if self.is_probe {
             return;

@@ -69,7 +69,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A starter of samod engines. `storage_id` is what the repo takes for its own.
 pub fn engine(storage_id: String, metrics: &Metrics) -> EngineStart {
-    let metrics = (metrics.rooms.clone(), metrics.process.poll_seconds.clone());
+    let metrics =
+        (metrics.rooms.clone(), metrics.process.poll_seconds.with_label_values(&["engine"]));
     Arc::new(move |documents, document, opened, usage| {
         let (storage_id, metrics) = (storage_id.clone(), metrics.clone());
         SamodEngine::start(
@@ -455,7 +456,7 @@ impl Drop for Counted {
 impl RuntimeHandle for Runtime {
     fn spawn(&self, task: Pin<Box<dyn Future<Output = ()> + Send + 'static>>) {
         let (failed, document) = (self.failed.clone(), self.document);
-        let task = Polled::new(task, &self.polls).charged_to(&self.usage);
+        let task = Polled::new(task, self.polls.clone()).charged_to(&self.usage);
         self.metrics.engine_tasks.inc();
         let counted = Counted(self.metrics.clone());
         let task = tokio::spawn(async move {

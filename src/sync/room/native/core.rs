@@ -322,19 +322,16 @@ impl Core {
         for event in events {
             match event {
                 Event::Message(from, message) => {
-                    let Some(peer) = self.peers.get(from) else {
-                        // It joins in this step.
-                        estimate.add(*from, self.taking_in_costs(&weight, None, message));
-                        answers.insert(*from, self.answering_costs(&weight, message));
-                        brings |= message.has_changes();
-                        fresh += message.raw.len();
-                        continue;
-                    };
-                    estimate.add(*from, self.taking_in_costs(&weight, Some(peer), message));
+                    // None if it joins in this step.
+                    let peer = self.peers.get(from);
+                    estimate.add(*from, self.taking_in_costs(&weight, peer, message));
                     // Several messages have one answer.
                     answers.insert(*from, self.answering_costs(&weight, message));
-                    brings |= message.has_changes() && !peer.state.read_only;
-                    fresh += message.raw.len();
+                    let is_taken = !peer.is_some_and(|peer| peer.state.read_only);
+                    if message.has_changes() && is_taken {
+                        brings = true;
+                        fresh += message.raw.len();
+                    }
                 }
                 Event::Resume => {
                     let kept_back =
@@ -345,6 +342,13 @@ impl Core {
                 }
                 Event::Saved => has_saved = true,
                 Event::Join { .. } | Event::Leave(_) | Event::ReadsOnly(_) => {}
+            }
+        }
+        if has_saved {
+            // They have waited for this.
+            let held = self.peers.iter().filter(|(_, peer)| peer.held_until.is_some());
+            for (id, peer) in held {
+                answers.entry(*id).or_insert_with(|| self.telling_costs(&weight, peer));
             }
         }
         if brings {
@@ -360,9 +364,7 @@ impl Core {
         answers.into_iter().for_each(|(id, nanos)| estimate.add(id, nanos));
         let writes =
             (self.writing.is_none() || has_saved) && (brings || self.doc.heads() != self.durable);
-        if writes
-            && self.wants_snapshot(has_saved, self.fresh_bytes() + if brings { fresh } else { 0 })
-        {
+        if writes && self.wants_snapshot(has_saved, self.fresh_bytes() + fresh) {
             estimate.room = estimate.room.plus(weight.save());
             if !self.chunks.keys.is_empty() {
                 estimate.room = estimate.room.plus(weight.load());
