@@ -1,26 +1,29 @@
-// Attacks on a relay, each a process of its own: node attacks.mjs NAME PORT SECONDS. What the relay does with its socket is no
+// Attacks on a relay, each a process of its own: node attacks.mjs NAME PORT SECONDS. To a parent with a channel it
+// sends 'attacking' when it has prepared, and what it counted at the end. What the relay does with its socket is no
 // fault here; the attack goes on with the next.
 import net from 'node:net';
+import { randomBytes } from 'node:crypto';
 import { pathToFileURL } from 'node:url';
 import WebSocket from 'ws';
+import * as Automerge from '@automerge/automerge';
 import { cbor } from '@automerge/automerge-repo';
-import { bundle, documentId } from './relay.mjs';
+import { bundle, documentId, entry } from './relay.mjs';
 import { bringing, emptySync, runs, zeros } from './raw.mjs';
 
 const wait = ms => new Promise(resolve => setTimeout(resolve, ms));
 const random = () => crypto.getRandomValues(new Uint8Array(16));
 
 /** A WebSocket whose end is no error. */
-function socketOf(port, path = '/') {
-  const socket = new WebSocket(`ws://127.0.0.1:${port}${path}`);
+function socketOf(port, { localAddress } = {}) {
+  const socket = new WebSocket(`ws://127.0.0.1:${port}/`, { localAddress });
   socket.on('error', () => {});
   socket.opened = new Promise(resolve => { socket.on('open', resolve); socket.on('close', resolve); socket.on('error', resolve); });
   socket.frame = message => { if (socket.readyState === 1) socket.send(message instanceof Uint8Array ? message : cbor.encode(message)); };
   return socket;
 }
 
-async function joinedTo(port, name = `attacker-${Math.random()}`) {
-  const socket = socketOf(port);
+async function joinedTo(port, name = `attacker-${Math.random()}`, options) {
+  const socket = socketOf(port, options);
   await socket.opened;
   socket.name = name;
   socket.on('message', data => { try { socket.relay ??= cbor.decode(data).senderId; } catch { /* not read */ } });
@@ -193,8 +196,182 @@ export const ATTACKS = {
   },
 };
 
+/** 60,000 empty changes in 97 bytes: `emptyChange` again and again. */
+export const EMPTY_CHANGES = Buffer.from('hW9Kg18EIGgAVwEB4AECQ0g94ejdZBtIpgXslYY+j1l9weNozMuI2P7suL0GswcBBAMEEwQjBEAGQwZWBADg1AMA4NQDAeDUAwDg1AMA' +
+  'fwDf1AMBfwDe1AMB4NQDB9/UAw==', 'base64');
+/** A list of 400,000 nulls in 163 bytes, of one change. */
+export const NULLS = Buffer.from('hW9KgyRKmzkAlAEBAeEBz89ujyutO0HMoG939oKZ1wELEPeSFUVOClzPHyxdchsGAQIDAhMEIwJAAlYCCwEGAgYRBhMJFQchBCMENARCBlYEgAEE' +
+  'fwB/AX+BtRh/AH8AfwcAAYC1GAAAAYC1GAEAAv+0GAAAAX4AAv60GAF/AWwAgLUYgbUYAIG1GAEBgLUYfwKAtRgBgbUYAIG1GAAA', 'base64');
+
+/** Uploads a bundle that holds a saved document under each of some new ids. Returns the ids. */
+export async function uploadCopies(port, saved, count) {
+  const ids = Array.from({ length: count }, () => documentId(random()));
+  const entries = Object.fromEntries(ids.map(id => [entry(id), saved]));
+  const body = bundle({ [documentId(random())]: { a: 1 } }, {}, entries);
+  const { status } = await fetch(`http://127.0.0.1:${port}/api/bundles`, { method: 'POST', body, headers: { 'content-type': 'application/octet-stream' } });
+  if (status !== 200) throw new Error(`the upload was answered with ${status}`);
+  return ids;
+}
+
+/** Waits until a condition holds, 30 s at most. */
+async function waitFor(what, condition) {
+  for (const end = Date.now() + 30_000; !condition(); await wait(20)) if (Date.now() > end) throw new Error(`not within 30 s: ${what}`);
+}
+
+/** The sync messages that a socket receives from now on, decoded, by document. */
+function answers(socket) {
+  const heard = new Map();
+  socket.on('message', data => {
+    const message = cbor.decode(data);
+    if (message.type === 'sync') heard.set(message.documentId, Automerge.decodeSyncMessage(message.data));
+  });
+  return heard;
+}
+
+/** A sync message that names these heads and has 16 Bloom filters of one byte and 64 probes. */
+export function oddFilters(heads) {
+  const filters = Array.from({ length: 16 }, (_, n) => Buffer.from([0, 4, 1, 8, 64, n < 15 ? 0 : 255]));
+  return Buffer.concat([Buffer.from([0x42, heads.length]), ...heads.map(head => Buffer.from(head, 'hex')), Buffer.from([0, filters.length]), ...filters, Buffer.of(0)]);
+}
+
+/** 12 connections that ask for parts of one stored bundle, as many at a time as `count`. */
+async function askForRanges(port, count) {
+  const id = documentId(random());
+  const body = bundle({ [id]: { data: randomBytes(400_000) } });
+  await fetch(`http://127.0.0.1:${port}/api/bundles`, { method: 'POST', body, headers: { 'content-type': 'application/octet-stream' } });
+  const ranges = Array.from({ length: count }, (_, n) => `${2 * n}-${2 * n}`).join(',');
+  const request = Buffer.from(`GET /api/bundles/${id} HTTP/1.1\r\nHost: localhost\r\nRange: bytes=${ranges}\r\n\r\n`);
+  return async until => {
+    const statuses = {};
+    await Promise.all(Array.from({ length: 12 }, () => keepOn(until, async () => {
+      const socket = raw(port, request);
+      const status = await new Promise(resolve => {
+        socket.once('data', data => resolve(String(data).slice(9, 12)));
+        socket.once('close', () => resolve('closed'));
+      });
+      socket.destroy();
+      statuses[status] = (statuses[status] ?? 0) + 1;
+      await wait(50);
+    })));
+    return statuses;
+  };
+}
+
+/** Attacks that prepare something first. Each resolves to a function that attacks until some time, and returns what it counted. */
+export const PREPARED = {
+  async oddFilters(port) {
+    const sockets = [];
+    for (const id of await uploadCopies(port, EMPTY_CHANGES, 4)) {
+      const socket = await joinedTo(port);
+      const heard = answers(socket);
+      about(socket, id, emptySync(), 'request');
+      await waitFor('the document', () => heard.get(id)?.heads.length);
+      // Answers are large: from here on they are not decoded.
+      socket.removeAllListeners('message');
+      sockets.push({ socket, id, message: oddFilters(heard.get(id).heads) });
+    }
+    return async until => {
+      let bytes = 0;
+      // 10 kB a second, all documents together.
+      await keepOn(until, async () => {
+        for (const { socket, id, message } of sockets) { about(socket, id, message); bytes += message.length; }
+        await wait(55);
+      });
+      return { bytes, open: sockets.filter(({ socket }) => socket.readyState === 1).length };
+    };
+  },
+  // 349 kB of a header, and one that fits into 30 KiB.
+  manyRanges: port => askForRanges(port, 30_000),
+  someRanges: port => askForRanges(port, 2_800),
+  async wakeDocuments(port) {
+    const ids = await uploadCopies(port, NULLS, 8);
+    const keeper = await joinedTo(port);
+    const heard = answers(keeper);
+    for (const id of ids) about(keeper, id, emptySync(), 'request');
+    await waitFor('the documents', () => ids.every(id => heard.get(id)?.heads.length));
+    keeper.removeAllListeners('message');
+    return async until => {
+      let [woken, answered] = [0, 0];
+      await keepOn(until, async () => {
+        // Rooms rest after 1.5 s of quiet. Whoever is new has to be answered from the document itself.
+        const sockets = await Promise.all(ids.map(() => joinedTo(port)));
+        await wait(2000);
+        const all = sockets.map(answers);
+        sockets.forEach((socket, n) => about(socket, ids[n], emptySync(), 'request'));
+        woken += ids.length;
+        for (const end = Date.now() + 15_000; Date.now() < end && all.some(({ size }) => size === 0);) await wait(10);
+        answered += all.filter(({ size }) => size > 0).length;
+        for (const socket of sockets) socket.terminate();
+      });
+      return { woken, answered };
+    };
+  },
+  async forwarding(port) {
+    const members = [];
+    for (let n = 0; n < 100; n++) members.push(joinedTo(port, undefined, { localAddress: `127.0.1.${1 + n % 10}` }));
+    const sockets = await Promise.all(members);
+    const ids = Array.from({ length: 250 }, () => documentId(random()));
+    const change = Automerge.getLastLocalChange(Automerge.from({ n: 0 }));
+    const heard = answers(sockets[0]);
+    const head = [...Buffer.from(Automerge.decodeChange(change).hash, 'hex')];
+    for (const id of ids) about(sockets[0], id, bringing(change, head));
+    await waitFor('the documents', () => ids.every(id => heard.get(id)?.heads.length));
+    const ask = emptySync();
+    let received = 0;
+    for (const socket of sockets.slice(1)) socket.on('message', () => { received++; });
+    for (const socket of sockets.slice(1)) { for (const id of ids) about(socket, id, ask, 'request'); await wait(10); }
+    await waitFor('the members', () => received >= 99 * ids.length);
+    // Count only requests that are passed on.
+    const request = Buffer.from('request');
+    let forwarded = 0;
+    for (const socket of sockets) { socket.removeAllListeners('message'); socket.on('message', data => { if (data.includes(request)) forwarded++; }); }
+    return async until => {
+      let asked = 0;
+      await keepOn(until, async () => {
+        for (const socket of sockets) about(socket, documentId(random()), ask, 'request');
+        asked += sockets.length;
+        await wait(20);
+      });
+      return { asked, forwarded, open: sockets.filter(({ readyState }) => readyState === 1).length };
+    };
+  },
+  async subscribing(port) {
+    const socket = socketOf(port);
+    let storageId;
+    socket.on('message', data => { storageId ??= cbor.decode(data).peerMetadata?.storageId; });
+    await socket.opened;
+    const senderId = socket.name = `attacker-${Math.random()}`;
+    socket.frame({ type: 'join', senderId, peerMetadata: {}, supportedProtocolVersions: ['1'] });
+    await waitFor('the handshake', () => storageId);
+    const heard = answers(socket);
+    const ids = Array.from({ length: 800 }, () => documentId(random()));
+    const change = Automerge.getLastLocalChange(Automerge.from({ n: 0 }));
+    const head = [...Buffer.from(Automerge.decodeChange(change).hash, 'hex')];
+    for (const id of ids) { about(socket, id, bringing(change, head)); }
+    await waitFor('the documents', () => ids.every(id => heard.get(id)?.heads.length));
+    socket.removeAllListeners('message');
+    let [sent, received] = [0, 0];
+    socket.on('message', () => { received++; });
+    const [add, remove] = [{ add: [storageId] }, { remove: [storageId] }]
+      .map(what => cbor.encode({ type: 'remote-subscription-change', senderId, targetId: socket.relay, ...what }));
+    return async until => {
+      const start = Date.now();
+      await keepOn(until, async () => {
+        for (let n = 0; n < 10; n++) { socket.frame(remove); socket.frame(add); sent += 2; }
+        await wait(100);
+      });
+      // What is still under way.
+      for (let before = -1; before !== received; await wait(300)) before = received;
+      return { documents: ids.length, sent, received, seconds: (Date.now() - start) / 1000 };
+    };
+  },
+};
+
 if (import.meta.url === pathToFileURL(process.argv[1]).href) {
   const [name, port, seconds] = process.argv.slice(2);
-  await { ...ATTACKS, elsewhere }[name](Number(port), Date.now() + Number(seconds) * 1000);
+  const attack = name in PREPARED ? await PREPARED[name](Number(port)) : until => ({ ...ATTACKS, elsewhere })[name](Number(port), until);
+  process.send?.('attacking');
+  const counted = await attack(Date.now() + Number(seconds) * 1000);
+  if (process.send) await new Promise(resolve => process.send(counted ?? {}, resolve));
   process.exit(0);
 }
