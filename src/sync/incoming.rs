@@ -12,7 +12,7 @@ use std::{
         atomic::{AtomicU64, Ordering},
     },
     task::{Context, Poll, ready},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use axum::extract::ws::{Message as Frame, WebSocket};
@@ -29,6 +29,7 @@ use crate::{
     config::{self, Config},
     http::activity::Activity,
     limits::Place,
+    usage::thread_time,
 };
 
 /// Processor time in which a message may come; a message of 100 MiB takes about three times that.
@@ -41,6 +42,8 @@ const READS_SLOWER: u32 = 19;
 const JOINS_SLOWER: u32 = 199;
 /// What it has taken is put together up to this, so that there are no more pauses than need be.
 const TAKEN_TOGETHER: Duration = Duration::from_millis(1);
+/// What counts for looking whether a message is here as a whole.
+const AT_ONCE: Duration = Duration::from_micros(2);
 /// Bytes of a message that are not counted: most are smaller.
 const UNCOUNTED: u64 = 16 << 10;
 /// The others are counted in steps.
@@ -247,6 +250,8 @@ struct Pace {
     awaits: bool,
     /// How many times that much it is left alone after more.
     slower: u32,
+    /// Most messages come as a whole.
+    reads_at_once: bool,
     /// Processor time since the last message.
     spent: Duration,
     /// What of it has not been paused for.
@@ -261,6 +266,7 @@ impl Pace {
             freely: JOINS_FREELY,
             awaits: true,
             slower: JOINS_SLOWER,
+            reads_at_once: false,
             spent: Duration::ZERO,
             owed: Duration::ZERO,
             pause: None,
@@ -274,7 +280,12 @@ impl Pace {
 
     /// Of a session.
     fn of_session() -> Self {
-        Self { freely: READS_FREELY, slower: READS_SLOWER, ..Self::of_stranger() }
+        Self {
+            freely: READS_FREELY,
+            slower: READS_SLOWER,
+            reads_at_once: true,
+            ..Self::of_stranger()
+        }
     }
 
     fn poll(&mut self, reader: &mut Reader, cx: &mut Context<'_>) -> Poll<Option<Read>> {
@@ -282,9 +293,11 @@ impl Pace {
             ready!(pause.as_mut().poll(cx));
             self.pause = None;
         }
-        let start = Instant::now();
+        // Thread time, so that nobody pays for what else the machine does. Reading that clock takes a while: where a message may
+        // be here as a whole it is not read, and little is counted instead.
+        let began = (!self.reads_at_once || !self.spent.is_zero()).then(thread_time);
         let polled = reader.poll_next_unpin(cx);
-        let took = start.elapsed();
+        let took = began.map_or(AT_ONCE, |began| thread_time().saturating_sub(began));
         self.spent += took;
         if self.awaits && matches!(polled, Poll::Ready(Some(Ok(Frame::Binary(_))))) {
             (self.spent, self.owed) = (Duration::ZERO, Duration::ZERO);
