@@ -24,11 +24,12 @@ use super::{
     exchange::Exchange,
 };
 use crate::{
+    config::Size,
     document::{
         compare::Relation,
         gate::{self, Admitted, Document, Refusal, Rules},
         size::MaxDocument,
-        unpacked::Unpacked,
+        unpacked::{self, Origin, Unpacked},
     },
     document_id::DocumentId,
     storage::{
@@ -504,11 +505,16 @@ impl Core {
             return (None, Vec::new());
         };
         let relation = Relation::of(other.automerge(), self.doc.automerge());
-        if relation == Relation::Newer && self.doc.admit(snapshot, Rules::Admission).is_err() {
-            if !self.doc.has_orphans() {
-                self.orphans = (0, Unpacked::default());
+        if relation == Relation::Newer {
+            if self.doc.admit(snapshot, Rules::Admission).is_err() {
+                if !self.doc.has_orphans() {
+                    self.orphans = (0, Unpacked::default());
+                }
+                return (None, Vec::new());
             }
-            return (None, Vec::new());
+            let unpacked = unpacked::of(snapshot, Origin::Storage, Size(u64::MAX));
+            let values = unpacked.map_or(snapshot.len() as u64, |unpacked| unpacked.values);
+            self.values = self.values.saturating_add(values);
         }
         self.fresh = None;
         self.heads_changed();
