@@ -145,10 +145,8 @@ impl Session {
     /// that had been estimated.
     pub fn charge(&self, time: Duration, sign: i64) {
         let nanos = i64::try_from(time.as_nanos()).unwrap_or(i64::MAX);
+        // Rooms do not touch its usage: that would have them wait for each other.
         self.spent.fetch_add(nanos.saturating_mul(sign), Ordering::Relaxed);
-        if sign > 0 {
-            self.usage.ran(time);
-        }
     }
 
     /// What is to be paid for now.
@@ -157,7 +155,12 @@ impl Session {
             // What was paid too much stays.
             Some(spent.min(0))
         });
-        Duration::from_nanos(spent.map_or(0, |spent| u64::try_from(spent).unwrap_or(0)))
+        let spent = spent.map_or(0, |spent| u64::try_from(spent).unwrap_or(0));
+        let spent = Duration::from_nanos(spent);
+        if !spent.is_zero() {
+            self.usage.ran(spent);
+        }
+        spent
     }
 
     /// Whether it may receive a document.

@@ -317,7 +317,7 @@ impl Core {
     /// What a step with these events will take.
     pub(super) fn estimate(&self, events: &[Event]) -> Estimate {
         let weight = self.weight();
-        let mut estimate = Estimate::default();
+        let (mut estimate, mut worked_out) = (Estimate::default(), HashSet::new());
         let (mut answers, mut fresh, mut brings, mut has_saved) =
             (BTreeMap::new(), 0, false, false);
         for event in events {
@@ -326,8 +326,16 @@ impl Core {
                     // None if it joins in this step.
                     let peer = self.peers.get(from);
                     estimate.add(*from, self.taking_in_costs(&weight, peer, message));
-                    // Several messages have one answer.
-                    answers.insert(*from, self.answering_costs(&weight, message));
+                    // Several messages have one answer, and in a crowd so have equal messages of peers in one state.
+                    let state = peer.filter(|peer| peer.state.their_heads.is_some());
+                    let state = state.map(|peer| Arc::as_ptr(&peer.state));
+                    let is_shared = self.peers.len() >= CROWD && !message.has_changes();
+                    let answer = if is_shared && !worked_out.insert((state, &message.raw)) {
+                        TELL
+                    } else {
+                        self.answering_costs(&weight, message)
+                    };
+                    answers.insert(*from, answer);
                     let is_taken = !peer.is_some_and(|peer| peer.state.read_only);
                     if message.has_changes() && is_taken {
                         brings = true;
