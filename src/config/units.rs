@@ -137,21 +137,21 @@ impl Serialize for MemoryLimit {
 pub struct Share(u32);
 
 impl Share {
-    /// Over so long a time it is averaged.
+    /// The time over which it is averaged.
     pub const OVER: Duration = Duration::from_secs(10);
     const MOST: u32 = 100_000;
 
-    /// So many hundredths of a core.
+    /// A share in percent.
     pub const fn percent(percent: u32) -> Self {
         Self(percent)
     }
 
-    /// So many hundredths of a core.
+    /// The share in percent.
     pub fn as_percent(self) -> u32 {
         self.0
     }
 
-    /// In nanoseconds of processor time.
+    /// The same in nanoseconds of processor time.
     pub fn of_a_core(self) -> Rate {
         let nanos = u64::try_from(Self::OVER.as_nanos()).unwrap_or(u64::MAX) / 100;
         Rate { count: nanos.saturating_mul(u64::from(self.0)), per: Self::OVER, is_bytes: false }
@@ -172,7 +172,7 @@ impl<'de> Deserialize<'de> for Share {
 
 impl Serialize for Share {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(&format_args!("{}%", self.0))
+        serializer.collect_str(self)
     }
 }
 

@@ -24,7 +24,8 @@ impl Flow {
         Self { messages: Bucket::new(now), bytes: Bucket::new(now), processor: Bucket::new(now) }
     }
 
-    /// Count a message, and the processor time that messages `took` since the last. Returns how long to wait before the next is read, if it is not at once, and for which limit.
+    /// Count a message, and the processor time that messages `took` since the last. Returns how long to wait before the next is
+    /// read, if it is not at once, and for which limit.
     pub(super) fn take(
         &mut self,
         load: Load,

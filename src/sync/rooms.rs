@@ -430,7 +430,7 @@ impl Rooms {
         found
     }
 
-    /// At most so many sessions that have a live document open.
+    /// Some of the sessions that have a live document open, at most `most`.
     fn some_members(&self, document: DocumentId, most: usize) -> Vec<SessionId> {
         let handle = match lock(&self.directory).get(&document) {
             Some(Entry::Live(handle)) => handle.clone(),

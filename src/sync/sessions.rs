@@ -427,7 +427,7 @@ impl Sessions {
         Ok(message)
     }
 
-    /// Reads a message of so many bytes, on a thread that may block if that may take long.
+    /// Reads a message of this size; a large one on a thread that may block.
     async fn work<T: Send + 'static>(
         &self,
         session: &Session,

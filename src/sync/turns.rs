@@ -1,4 +1,4 @@
-//! Places for work that takes long, which those who want them take in turns: none of them ever holds all.
+//! Places for work that takes long. Principals take turns at them, and none of them ever holds all.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -55,7 +55,7 @@ pub struct Turn {
 }
 
 impl Turns {
-    /// So many places, and at least two.
+    /// This many places, but at least two.
     pub fn new(places: usize) -> Self {
         let free = places.max(2);
         let state = State { free, most: free - 1, held: HashMap::new(), waiting: VecDeque::new() };

@@ -14,7 +14,7 @@ use std::{
 
 use automerge::{
     Automerge, ChangeHash,
-    sync::{State, SyncDoc},
+    sync::{Capability, State, SyncDoc},
 };
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
@@ -43,7 +43,7 @@ use crate::{
 const SMALL: usize = 4 << 10;
 /// Peers from which on equal states are looked for: below, remembering costs more than it saves.
 const CROWD: usize = 3;
-/// Changes of so many bytes that came as one are written as a snapshot, where that is not larger.
+/// Changes of this many bytes or more that came together are written as a snapshot, unless the stored one is larger.
 const MANY: usize = 32 << 10;
 /// Telling one peer what was worked out.
 const TELL: Nanos = Nanos(2_000);
@@ -415,7 +415,8 @@ impl Core {
         }
         if peer.is_some_and(|peer| !peer.state.sent_hashes.is_empty()) && *heads != self.doc.heads()
         {
-            nanos = nanos.plus(weight.walk(weight.changes - self.versions.covered_by(heads)));
+            nanos = nanos
+                .plus(weight.walk(weight.changes.saturating_sub(self.versions.covered_by(heads))));
         }
         nanos
     }
@@ -423,9 +424,11 @@ impl Core {
     /// What its answer will take, whatever heads the message names.
     fn answering_costs(&self, weight: &Weight, message: &SyncMessage) -> Nanos {
         let (has, filters) = self.has(message);
-        let lacks = weight.changes - has.min(weight.changes);
+        let lacks = weight.changes.saturating_sub(has);
         let compared = lacks.saturating_add(message.unpacked.changes);
-        weight.compare(compared, filters).plus(weight.send(lacks))
+        // As `exchange::receive` takes it.
+        let takes_whole = message.message.flags.is_some();
+        weight.compare(compared, filters).plus(weight.send(lacks, takes_whole))
     }
 
     /// What it will take to tell a peer what has come since it last said what it has.
@@ -435,7 +438,9 @@ impl Core {
             // Nothing but a filter of what is here.
             return weight.walk(lacks);
         }
-        weight.compare(lacks, peer.filters).plus(weight.send(lacks))
+        let capabilities = peer.state.their_capabilities.as_deref().unwrap_or_default();
+        let takes_whole = capabilities.contains(&Capability::MessageV2);
+        weight.compare(lacks, peer.filters).plus(weight.send(lacks, takes_whole))
     }
 
     /// How many changes a message's sender surely has, and by how many filters others are to be looked for.

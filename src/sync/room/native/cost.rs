@@ -84,8 +84,12 @@ impl Weight {
         heads.plus(Nanos::of(changes, 800_u64.saturating_add(60_u64.saturating_mul(filters))))
     }
 
-    /// Sending the last `changes`: the changes one by one, or the document as a whole.
-    pub(super) fn send(&self, changes: u64) -> Nanos {
+    /// Sending the last `changes`: one by one, or to a peer that `takes_whole` documents as a whole, which automerge does from a
+    /// third of the changes on (`sync.rs`).
+    pub(super) fn send(&self, changes: u64, takes_whole: bool) -> Nanos {
+        if takes_whole && changes > self.changes / 3 {
+            return self.save();
+        }
         let all = self.changes.max(1);
         let share = |of: u64| {
             u64::try_from(u128::from(of) * u128::from(changes.min(all)) / u128::from(all))
@@ -118,12 +122,12 @@ pub(super) fn admit(unpacked: &Unpacked) -> Nanos {
     ])
 }
 
-/// The versions that a document has had of late, to tell how many changes it has beyond what a peer names.
+/// The latest versions of a document. They tell how many of its changes a peer has that names some of its heads.
 #[derive(Default)]
 pub(super) struct Versions(VecDeque<(Vec<ChangeHash>, u64)>);
 
 impl Versions {
-    /// The document is at these heads now, and has so many changes.
+    /// Remember the present version: its heads, and how many changes it has.
     pub(super) fn add(&mut self, heads: &[ChangeHash], changes: u64) {
         if self.0.len() >= VERSIONS {
             self.0.pop_back();
@@ -229,6 +233,8 @@ mod tests {
         assert!(empty_changes.compare(60_000, 16) > LONG && empty_changes.load() > LONG);
         let nulls = Weight { changes: 1, operations: 400_000, heads: 1, ..Weight::default() };
         assert!(nulls.load() > LONG && nulls.save() > LONG);
+        let typed = Weight { changes: 200, operations: 200, heads: 1, ..Weight::default() };
+        assert!(typed.send(200, true) < LONG && typed.send(200, false) > typed.send(200, true));
         let note = Weight { changes: 30, operations: 60, values: 4_000, heads: 1 };
         assert!(note.load() < LONG && note.compare(2, 1).plus(MESSAGE) < MEASURED);
     }

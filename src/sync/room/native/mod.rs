@@ -138,11 +138,11 @@ impl NativeEngine {
         };
         let is_long = estimate.as_ref().is_none_or(|estimate| estimate.total() > cost::LONG);
         let estimate = estimate.unwrap_or_default();
-        let payer = self.payer(estimate.payer());
+        let payer = is_long.then(|| self.payer(estimate.payer()));
         if is_long {
             // Paid for in advance: many long steps may be under way before the first has ended.
-            self.charge(estimate.shares(estimate.total().into()), 1);
             self.estimated = estimate.shares(estimate.total().into()).collect();
+            self.charge(self.estimated.iter().copied(), 1);
         }
         let step = move |mut core: Box<Core>| {
             let total = estimate.total();
@@ -152,7 +152,7 @@ impl NativeEngine {
             let shares = estimate.shares(took).collect();
             Stepped { core, effects, relation, shares, is_lost: false }
         };
-        if is_long {
+        if let Some(payer) = payer {
             self.core = self.send_away(core, payer, step);
             return self.come_back().await;
         }
