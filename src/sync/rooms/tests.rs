@@ -27,6 +27,9 @@ use crate::{
     },
 };
 
+/// How long a test waits: thousands of rooms at once take a while on a busy machine.
+const LIMIT: Duration = Duration::from_secs(60);
+
 struct Fixture {
     _folder: tempfile::TempDir,
     rooms: Arc<Rooms>,
@@ -204,7 +207,7 @@ impl Peer {
                 self.step().await;
             }
         };
-        let result = tokio::time::timeout(Duration::from_secs(10), stepping).await;
+        let result = tokio::time::timeout(LIMIT, stepping).await;
         assert!(result.is_ok(), "not in time: {what}");
     }
 
@@ -253,7 +256,7 @@ async fn until(what: &str, done: impl Fn() -> bool) {
         }
     };
     assert!(
-        tokio::time::timeout(Duration::from_secs(10), waiting).await.is_ok(),
+        tokio::time::timeout(LIMIT, waiting).await.is_ok(),
         "not in time: {what}"
     );
 }
