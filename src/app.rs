@@ -22,7 +22,9 @@ use crate::{
     admin::{self, storage::Stored},
     auth::{Auth, AuthError, Policy},
     blocking,
-    bundle::{import::Importer, served::ServeError, store, watch::BundleKeeper},
+    bundle::{
+        disk_budget::DiskBudget, import::Importer, served::ServeError, store, watch::BundleKeeper,
+    },
     config::{AdminAddress, AuthMode, Config, EngineKind, load::LoadedConfig},
     document_id::DocumentId,
     health::{Health, Phase, Report, lines},
@@ -293,6 +295,7 @@ pub fn show_limits(config: &Config, metrics: &ProcessMetrics) {
         ("storage.max_changes", i64::try_from(config.storage.max_changes).unwrap_or(i64::MAX)),
         ("storage.max_unsaved", bytes(config.storage.max_unsaved)),
         ("bundles.max_upload", bytes(config.bundles.max_upload)),
+        ("bundles.receiving", bytes(config.bundles.receiving)),
         ("bundles.max_inflated", bytes(config.bundles.max_inflated)),
     ] {
         metrics.limits.with_label_values(&[key]).set(value);
@@ -395,10 +398,16 @@ impl Bound {
             draining: draining.clone(),
         });
         let (http_running, sessions_running) = (TaskTracker::new(), TaskTracker::new());
+        let receiving = Arc::new(DiskBudget::new(
+            self.documents.space().clone(),
+            config.clone(),
+            self.metrics.bundles.receiving.clone(),
+        ));
         let importer = Arc::new(Importer::new(
             self.documents.clone(),
             rooms.clone(),
             self.store.store.clone(),
+            receiving.clone(),
             self.journal.root().to_owned(),
             self.metrics.bundles.clone(),
         ));
@@ -408,6 +417,7 @@ impl Bound {
             store: self.store.store,
             slims: Arc::default(),
             importer: importer.clone(),
+            receiving,
             health: self.health.clone(),
             metrics: self.metrics.clone(),
             documents: self.documents.clone(),

@@ -16,3 +16,11 @@ pub async fn run<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -
         Err(Err(_)) => pending().await,
     }
 }
+
+/// Runs `work` on a thread that may block, and does not wait for it. Outside of a runtime it runs here.
+pub fn detach(work: impl FnOnce() + Send + 'static) {
+    match tokio::runtime::Handle::try_current() {
+        Ok(runtime) => drop(runtime.spawn_blocking(work)),
+        Err(_) => work(),
+    }
+}

@@ -80,7 +80,7 @@ fn burst(rate: Rate) -> f64 {
 }
 
 /// What an address is counted as: an IPv6 one by its /64, which is what one site has.
-fn counted_as(address: IpAddr) -> IpAddr {
+pub fn counted_as(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V4(address) => address.into(),
         IpAddr::V6(address) => {
@@ -282,9 +282,9 @@ impl Principals {
         self.with(account, take).unwrap_or(true)
     }
 
-    /// Some of these documents were not new.
-    pub fn were_known(&self, account: &Account, documents: u64) {
-        self.with(account, |stored, _| stored.new_documents.give_back(documents));
+    /// Begins a charge to `account` that is refunded unless it is kept.
+    pub fn charge(self: &Arc<Self>, account: Account) -> Charge {
+        Charge { principals: self.clone(), account, documents: 0, bytes: 0 }
     }
 
     /// Count bytes that are to be stored. False if there were too many of late.
@@ -292,6 +292,53 @@ impl Principals {
         let take =
             |stored: &mut Stored, now| stored.bytes.try_take(bytes, stored_bytes(limits), now);
         self.with(account, take).unwrap_or(true)
+    }
+}
+
+/// What something that may still fail is charged to its account. Dropping it refunds all that was not kept.
+#[derive(Debug)]
+pub struct Charge {
+    principals: Arc<Principals>,
+    account: Account,
+    documents: u64,
+    bytes: u64,
+}
+
+impl Charge {
+    /// Charges bytes that are to be stored. False if `limits.stored_bytes` is used up.
+    pub fn bytes(&mut self, bytes: u64, limits: &Limits) -> bool {
+        let is_charged = self.principals.may_store(&self.account, bytes, limits);
+        self.bytes += if is_charged { bytes } else { 0 };
+        is_charged
+    }
+
+    /// Charges new documents. False if `limits.new_documents` is used up.
+    pub fn documents(&mut self, documents: u64, limits: &Limits) -> bool {
+        let is_charged = self.principals.may_create(&self.account, documents, limits);
+        self.documents += if is_charged { documents } else { 0 };
+        is_charged
+    }
+
+    /// Keeps the charge for bytes: they are stored.
+    pub fn keep_bytes(&mut self) {
+        self.bytes = 0;
+    }
+
+    /// Keeps the charge for this many documents, those that were new.
+    pub fn keep_documents(&mut self, new: u64) {
+        self.documents = self.documents.saturating_sub(new);
+    }
+}
+
+impl Drop for Charge {
+    fn drop(&mut self) {
+        let (documents, bytes) = (self.documents, self.bytes);
+        if documents > 0 || bytes > 0 {
+            self.principals.with(&self.account, |stored, _| {
+                stored.new_documents.give_back(documents);
+                stored.bytes.give_back(bytes);
+            });
+        }
     }
 }
 
@@ -371,6 +418,31 @@ mod tests {
         );
         let unknown = Account::at(None);
         assert!((0..9).all(|_| principals.may_create(&unknown, 1, &limits)));
+    }
+
+    #[test]
+    fn a_charge_that_is_not_kept_is_refunded() {
+        let principals = Arc::new(Principals::default());
+        let limits = Limits {
+            new_documents: Rate::an_hour(4),
+            stored_bytes: Size(100),
+            ..Limits::default()
+        };
+        let ann = Account::named(&"token:ann".into());
+        for _ in 0..5 {
+            let mut failed = principals.charge(ann.clone());
+            assert!(failed.bytes(60, &limits) && failed.bytes(40, &limits));
+            assert!(!failed.bytes(1, &limits), "all is used, and this is not charged");
+            assert!(failed.documents(4, &limits) && !failed.documents(1, &limits));
+        }
+        let mut stored = principals.charge(ann.clone());
+        assert!(stored.bytes(100, &limits) && stored.documents(4, &limits));
+        stored.keep_bytes();
+        stored.keep_documents(3);
+        drop(stored);
+        let mut next = principals.charge(ann);
+        assert!(!next.bytes(1, &limits), "what is stored stays charged");
+        assert!(next.documents(1, &limits) && !next.documents(1, &limits), "one was not new");
     }
 
     proptest! {

@@ -210,6 +210,8 @@ metrics! {
         info: IntGaugeVec = "tonk_relay_bundle_info" ["sha256"];
         /// Uploads, by result.
         uploads: IntCounterVec = "tonk_relay_bundle_uploads_total" ["result"];
+        /// Disk space that is reserved for bundles being received, in bytes.
+        receiving: IntGauge = "tonk_relay_bundle_receiving_bytes" [];
         /// Imports of uploaded bundles into the documents, by result.
         imports: IntCounterVec = "tonk_relay_bundle_imports_total" ["result"];
         /// Downloads of uploaded bundles, by result.

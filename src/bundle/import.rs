@@ -7,7 +7,6 @@
 
 use std::{
     collections::HashMap,
-    fs::File,
     io::{self, BufReader},
     path::PathBuf,
     sync::{Arc, MutexGuard, PoisonError},
@@ -23,7 +22,11 @@ use tokio::{
 };
 use tracing::{info, warn};
 
-use super::{Bundle, BundleError, MaxInflated, store::BundleStore};
+use super::{
+    Bundle, BundleError, MaxInflated,
+    disk_budget::{DiskBudget, ReservedFile},
+    store::BundleStore,
+};
 use crate::{
     document::compare::Merged,
     document_id::DocumentId,
@@ -112,6 +115,7 @@ pub struct Importer {
     documents: Arc<Documents>,
     rooms: Arc<Rooms>,
     store: Arc<dyn BundleStore>,
+    receiving: Arc<DiskBudget>,
     /// The folder of documents.
     root: PathBuf,
     places: Arc<Semaphore>,
@@ -160,13 +164,14 @@ impl Importer {
         documents: Arc<Documents>,
         rooms: Arc<Rooms>,
         store: Arc<dyn BundleStore>,
+        receiving: Arc<DiskBudget>,
         root: PathBuf,
         metrics: BundleMetrics,
     ) -> Self {
         let places = Arc::new(Semaphore::new(WAITING));
         let (one, reads) = (Mutex::new(()), Semaphore::new(READS));
         let failed = std::sync::Mutex::default();
-        Self { documents, rooms, store, root, places, one, reads, failed, metrics }
+        Self { documents, rooms, store, receiving, root, places, one, reads, failed, metrics }
     }
 
     /// Import nothing more; returns when what was going on has ended.
@@ -189,7 +194,7 @@ impl Importer {
         place: Place,
         id: DocumentId,
         etag: String,
-        file: File,
+        file: ReservedFile,
         max_inflated: MaxInflated,
     ) -> JoinHandle<Result<Imported, ImportError>> {
         let importer = self.clone();
@@ -217,7 +222,7 @@ impl Importer {
             if !matches!(importer.standing(id, &etag).await?, Standing::New) {
                 return Ok(());
             }
-            let file = stored.into_file().await?;
+            let file = importer.receiving.open(stored).await?;
             // What goes wrong is remembered.
             let _ = importer.import_file(id, etag, file, max_inflated).await;
             Ok(())
@@ -252,7 +257,7 @@ impl Importer {
         &self,
         id: DocumentId,
         etag: String,
-        file: File,
+        file: ReservedFile,
         max_inflated: MaxInflated,
     ) -> Result<Imported, ImportError> {
         let result = self.merge_all(file, max_inflated, false).await;
@@ -290,13 +295,17 @@ impl Importer {
     ///
     /// # Errors
     /// One of them may not, or cannot be read.
-    pub async fn check(&self, file: File, max_inflated: MaxInflated) -> Result<(), ImportError> {
+    pub async fn check(
+        &self,
+        file: ReservedFile,
+        max_inflated: MaxInflated,
+    ) -> Result<(), ImportError> {
         self.merge_all(file, max_inflated, true).await.map(drop)
     }
 
     async fn merge_all(
         &self,
-        file: File,
+        file: ReservedFile,
         max_inflated: MaxInflated,
         dry_run: bool,
     ) -> Result<Imported, ImportError> {
@@ -354,7 +363,7 @@ impl Importer {
 
 /// The next documents of a bundle, as many as fit together.
 fn read_some(
-    bundle: &mut Bundle<BufReader<File>>,
+    bundle: &mut Bundle<BufReader<ReservedFile>>,
     left: &mut impl Iterator<Item = DocumentId>,
 ) -> Result<Vec<(DocumentId, Bytes)>, BundleError> {
     let (mut read, mut bytes) = (Vec::new(), 0);

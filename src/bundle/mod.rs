@@ -5,8 +5,10 @@
 //! root document alone: a client boots from it and finds the rest by sync.
 //!
 //! [`served`] is the bundle at `/.manifest.tonk`, [`watch`] swaps it when its file changes, [`store`] keeps
-//! the uploaded ones, [`slims`] their slim forms for a while, and [`import`] makes documents of them.
+//! the uploaded ones, [`slims`] their slim forms for a while, and [`import`] makes documents of them. [`disk_budget`] bounds what
+//! bundles that are being received take of the disk.
 
+pub mod disk_budget;
 pub mod import;
 pub mod served;
 pub mod slims;

@@ -65,6 +65,14 @@ impl StoredBundle {
         }
     }
 
+    /// How many bytes [`Self::into_file`] writes to the local disk.
+    pub fn copied_bytes(&self) -> u64 {
+        match self.source {
+            Source::File(_) => 0,
+            Source::Object(_) => self.size,
+        }
+    }
+
     /// The whole of it as a file that can be read anywhere.
     ///
     /// # Errors
@@ -147,11 +155,7 @@ impl Drop for Received {
         }
         // What cannot be deleted, or is left because the relay ends before it is, is deleted at the next start.
         #[expect(clippy::disallowed_methods, reason = "runs on a thread that may block")]
-        let delete = move || drop(fs::remove_file(path));
-        match tokio::runtime::Handle::try_current() {
-            Ok(runtime) => drop(runtime.spawn_blocking(delete)),
-            Err(_) => delete(),
-        }
+        blocking::detach(move || drop(fs::remove_file(path)));
     }
 }
 

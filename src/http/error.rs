@@ -1,5 +1,7 @@
 //! Errors as HTTP answers: always `{"error": "..."}`.
 
+use std::io;
+
 use axum::{
     Json,
     http::{StatusCode, header},
@@ -8,7 +10,12 @@ use axum::{
 use serde_json::json;
 use tracing::error;
 
-use crate::{auth::Refusal, bundle::BundleError, config::Size, document_id::DocumentId};
+use crate::{
+    auth::Refusal,
+    bundle::{BundleError, disk_budget::NoRoom},
+    config::Size,
+    document_id::DocumentId,
+};
 
 /// What an HTTP request may end in besides its answer.
 #[derive(Debug, thiserror::Error)]
@@ -39,9 +46,11 @@ pub enum HttpError {
     #[error("The stored bundle is broken: {0}")]
     BrokenBundle(String),
     #[error("The bundle store is not available")]
-    Store(#[from] std::io::Error),
-    #[error("There is no room for uploads on the relay's disk")]
-    NoSpace,
+    Store(io::Error),
+    #[error("No room for this upload: {0}")]
+    NoRoom(#[from] NoRoom),
+    #[error("Content-Encoding is neither gzip nor identity")]
+    ContentEncoding,
     #[error("This bundle was deleted here")]
     Deleted,
     #[error("Too many bundles are being read")]
@@ -64,6 +73,18 @@ pub enum HttpError {
     Internal(String),
 }
 
+impl From<io::Error> for HttpError {
+    /// An error of the bundle store or its disk.
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                Self::NoRoom(error.downcast().unwrap_or(NoRoom::Disk))
+            }
+            _ => Self::Store(error),
+        }
+    }
+}
+
 impl HttpError {
     fn status(&self) -> StatusCode {
         match self {
@@ -73,15 +94,20 @@ impl HttpError {
             }
             Self::SignIn(_) => StatusCode::UNAUTHORIZED,
             Self::NoScope(_) | Self::NoRight(_) => StatusCode::FORBIDDEN,
-            Self::NewDocuments | Self::StoredBytes => StatusCode::TOO_MANY_REQUESTS,
-            Self::NoSpace => StatusCode::INSUFFICIENT_STORAGE,
+            Self::NewDocuments | Self::StoredBytes | Self::NoRoom(NoRoom::Share) => {
+                StatusCode::TOO_MANY_REQUESTS
+            }
+            Self::NoRoom(NoRoom::Disk) => StatusCode::INSUFFICIENT_STORAGE,
+            Self::ContentEncoding => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::Deleted => StatusCode::GONE,
             Self::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Slow(_) | Self::Trickle(_) => StatusCode::REQUEST_TIMEOUT,
             Self::Range(_) => StatusCode::RANGE_NOT_SATISFIABLE,
-            Self::NoBundle | Self::Busy | Self::Store(_) | Self::NotReady(_) => {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
+            Self::NoBundle
+            | Self::Busy
+            | Self::Store(_)
+            | Self::NoRoom(NoRoom::Budget(_))
+            | Self::NotReady(_) => StatusCode::SERVICE_UNAVAILABLE,
             Self::Internal(_) | Self::BrokenBundle(_) => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
@@ -103,14 +129,21 @@ impl IntoResponse for HttpError {
                 headers.insert(header::WWW_AUTHENTICATE, bearer);
             }
             Self::Store(_) | Self::Busy => _ = headers.insert(header::RETRY_AFTER, 5.into()),
+            Self::ContentEncoding => {
+                let gzip = header::HeaderValue::from_static("gzip");
+                headers.insert(header::ACCEPT_ENCODING, gzip);
+            }
             Self::Range(size) => {
                 if let Ok(value) = format!("bytes */{size}").parse() {
                     headers.insert(header::CONTENT_RANGE, value);
                 }
             }
             // What is left of the body is not read: the connection cannot go on.
-            Self::TooLarge(_) | Self::Slow(_) | Self::Trickle(_) | Self::NoSpace => {
+            Self::TooLarge(_) | Self::Slow(_) | Self::Trickle(_) | Self::NoRoom(_) => {
                 headers.insert(header::CONNECTION, header::HeaderValue::from_static("close"));
+                if matches!(self, Self::NoRoom(NoRoom::Budget(_) | NoRoom::Share)) {
+                    headers.insert(header::RETRY_AFTER, 5.into());
+                }
             }
             _ => {}
         }

@@ -1,7 +1,7 @@
 //! The public port: HTTP pages, bundles, and the way into sync.
 //!
-//! [`listener`] binds and accepts, [`activity`] sees whether a connection lives; [`pages`] and [`bundles`]
-//! answer requests, [`error`] is how they fail. [`client`] makes out who asks, [`sign_in`] what they may. A WebSocket upgrade on any path is a sync session.
+//! [`listener`] binds and accepts, [`activity`] sees whether a connection lives; [`pages`], [`bundles`]
+//! and [`uploads`] answer requests, [`error`] is how they fail. [`client`] makes out who asks, [`sign_in`] what they may. A WebSocket upgrade on any path is a sync session.
 
 pub mod activity;
 pub mod bundles;
@@ -12,6 +12,7 @@ pub mod pages;
 pub mod proxied;
 pub mod sign_in;
 pub mod tls;
+pub mod uploads;
 
 use std::{sync::Arc, time::Instant};
 
@@ -25,10 +26,10 @@ use axum::{
 };
 use tokio::sync::{Semaphore, watch};
 use tokio_util::task::TaskTracker;
+// tower-http: the project that axum itself builds on.
 use tower_http::{
     catch_panic::CatchPanicLayer,
     cors::{AllowOrigin, CorsLayer},
-    decompression::RequestDecompressionLayer,
 };
 
 use self::{
@@ -38,7 +39,9 @@ use self::{
 };
 use crate::{
     auth::{Access, Auth, Client},
-    bundle::{import::Importer, served::Served, slims::Slims, store::BundleStore},
+    bundle::{
+        disk_budget::DiskBudget, import::Importer, served::Served, slims::Slims, store::BundleStore,
+    },
     config::Config,
     health::Health,
     limits::{AddressLimit, Addresses, Kind, Place, Principals},
@@ -61,6 +64,7 @@ pub struct App {
     pub store: Arc<dyn BundleStore>,
     pub slims: Arc<Slims>,
     pub importer: Arc<Importer>,
+    pub receiving: Arc<DiskBudget>,
     pub health: Arc<Health>,
     pub metrics: Metrics,
     pub documents: Arc<Documents>,
@@ -78,9 +82,6 @@ pub struct App {
 
 /// The public router.
 pub fn router(app: App) -> Router {
-    let uploads = post(bundles::upload)
-        // tower-http: the project that axum itself builds on.
-        .layer(RequestDecompressionLayer::new().gzip(true));
     let needs = |need, routes: Router<App>| {
         let check = move |state, client, request, next| require(need, state, client, request, next);
         routes.route_layer(middleware::from_fn_with_state(app.clone(), check))
@@ -96,7 +97,7 @@ pub fn router(app: App) -> Router {
         .route("/livez", get(pages::livez))
         .route("/readyz", get(pages::readyz))
         .merge(needs(Need::Download, downloads))
-        .merge(needs(Need::Upload, Router::new().route("/api/bundles", uploads)))
+        .merge(needs(Need::Upload, Router::new().route("/api/bundles", post(uploads::upload))))
         .merge(needs(Need::Admin, Router::new().route("/metrics", get(pages::public_metrics))));
     router
         .fallback(|| async { StatusCode::NOT_FOUND })

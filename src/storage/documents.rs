@@ -160,7 +160,7 @@ impl Documents {
     }
 
     /// How much room there is.
-    pub fn space(&self) -> &Space {
+    pub fn space(&self) -> &Arc<Space> {
         &self.space
     }
 

@@ -46,6 +46,14 @@ impl Space {
         *self.is_low.borrow()
     }
 
+    /// Whether `bytes` can be written to the disk of uploads and `storage.min_free` stays free. Asks the disk, so it blocks:
+    /// [`Self::is_low`] is up to a second old, in which an upload writes gigabytes.
+    pub fn has_room_for_upload(&self, bytes: u64) -> bool {
+        let config = self.config.borrow().clone();
+        let needed = config.storage.min_free.0.saturating_add(bytes);
+        !self.is_low() && free(&config.bundles.path).is_none_or(|free| free >= needed)
+    }
+
     /// Wait until there is room again.
     pub async fn is_back(&self) {
         // The sender is ours: it is there.

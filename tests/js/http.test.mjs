@@ -129,8 +129,9 @@ test('upload and download', async t => {
   const slim = await fetch(`${relay.url}/api/bundles/${id}/manifest`);
   assert.equal(slim.headers.get('content-type'), 'application/zip');
   assert.deepEqual(Object.keys(unzipSync(await bytes(slim))), ['manifest.json', entry(id)]);
-  const gzipped = await upload(relay, gzipSync(contents), { 'content-encoding': 'gzip' });
-  assert.equal(gzipped.status, 200);
+  for (const coding of ['gzip', 'GZIP', 'x-gzip']) {
+    assert.equal((await upload(relay, gzipSync(contents), { 'content-encoding': coding })).status, 200, coding);
+  }
   assert.deepEqual(await bytes(await ask({})), contents);
   assert.notEqual((await ask({})).headers.get('etag'), etag, 'another upload, another ETag');
 });
@@ -176,6 +177,16 @@ test('bad uploads are refused with the reason, and nothing is left of them', asy
   assert.deepEqual([type.status, await type.json()], [400, { error: 'Invalid bundle data' }]);
   const bomb = await upload(relay, gzipSync(zeros), { 'content-encoding': 'gzip' });
   assert.equal(bomb.status, 413, 'what is gzipped counts unpacked');
+  const gzipped = gzipSync(contents);
+  for (const [what, body] of [['not gzip', contents], ['cut off', gzipped.subarray(0, -1)],
+    ['garbage behind it', Buffer.concat([gzipped, Buffer.from('garbage')])]]) {
+    const answer = await upload(relay, body, { 'content-encoding': 'gzip' });
+    assert.equal(answer.status, 400, what);
+    assert.match((await answer.json()).error, /not valid gzip/, what);
+  }
+  const brotli = await upload(relay, contents, { 'content-encoding': 'br' });
+  assert.equal(brotli.status, 415);
+  assert.equal(brotli.headers.get('accept-encoding'), 'gzip');
 
   // A client that sends a part and then nothing.
   const slow = await new Promise((resolve, reject) => {

@@ -1,0 +1,255 @@
+//! The disk space of bundles that are being received: reserved before it is written, in total and by client address, and
+//! released when the file is gone.
+
+use std::{
+    collections::HashMap,
+    fs::File,
+    io::{self, Read, Seek, SeekFrom},
+    net::IpAddr,
+    sync::{Arc, Mutex},
+};
+
+use prometheus::IntGauge;
+use tokio::sync::watch;
+
+use super::store::StoredBundle;
+use crate::{
+    blocking,
+    config::{Config, Size},
+    limits::counted_as,
+    storage::space::Space,
+    sync::rooms::lock,
+};
+
+/// Space is reserved in steps of this size: each asks the disk how much is free.
+const STEP: u64 = 1 << 20;
+/// The share of one address is this part of the budget, or one upload of the largest size if that is more.
+const SHARE: u64 = 4;
+
+/// Why disk space cannot be reserved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[expect(missing_docs, reason = "the texts say it")]
+pub enum NoRoom {
+    #[error("less than storage.min_free is free on the relay's disk")]
+    Disk,
+    #[error("bundles that are being received use all of their disk space, {0} (bundles.receiving)")]
+    Budget(Size),
+    #[error("bundles that are being received from this address use its share of bundles.receiving")]
+    Share,
+}
+
+impl From<NoRoom> for io::Error {
+    fn from(reason: NoRoom) -> Self {
+        Self::new(io::ErrorKind::StorageFull, reason)
+    }
+}
+
+/// The disk space that `bundles.receiving` allows.
+#[derive(Debug)]
+pub struct DiskBudget {
+    space: Arc<Space>,
+    config: watch::Receiver<Arc<Config>>,
+    reserved: Mutex<Reserved>,
+    shown: IntGauge,
+}
+
+#[derive(Debug, Default)]
+struct Reserved {
+    total: u64,
+    /// The part of it that is not on the disk yet, so that the disk still shows it as free.
+    unwritten: u64,
+    by_address: HashMap<IpAddr, u64>,
+}
+
+impl DiskBudget {
+    /// A budget of which nothing is reserved; `shown` follows.
+    pub fn new(space: Arc<Space>, config: watch::Receiver<Arc<Config>>, shown: IntGauge) -> Self {
+        Self { space, config, reserved: Mutex::default(), shown }
+    }
+
+    /// Begins a reservation, of no space yet, for a client at that address.
+    pub fn begin(self: &Arc<Self>, client: Option<IpAddr>) -> Reservation {
+        let client = client.map(counted_as);
+        Reservation { budget: self.clone(), client, bytes: 0, unwritten: 0 }
+    }
+
+    /// Adds to what is reserved. Returns how much of that is unwritten.
+    fn add(&self, bytes: u64, client: Option<IpAddr>) -> Result<u64, NoRoom> {
+        let (receiving, one_upload) = {
+            let bundles = &self.config.borrow().bundles;
+            (bundles.receiving, bundles.max_upload.0.saturating_add(STEP))
+        };
+        let share = (receiving.0 / SHARE).max(one_upload);
+        let mut reserved = lock(&self.reserved);
+        if reserved.total.saturating_add(bytes) > receiving.0.max(one_upload) {
+            return Err(NoRoom::Budget(receiving));
+        }
+        if let Some(client) = client {
+            let of_client = reserved.by_address.entry(client).or_default();
+            if of_client.saturating_add(bytes) > share {
+                return Err(NoRoom::Share);
+            }
+            *of_client += bytes;
+        }
+        reserved.total += bytes;
+        reserved.unwritten += bytes;
+        self.show(&reserved);
+        Ok(reserved.unwritten)
+    }
+
+    /// Opens a stored bundle as a file. If it is in an object store this takes a local copy of it, on reserved space.
+    ///
+    /// # Errors
+    /// It cannot be read, or there is no room for the copy.
+    pub async fn open(self: &Arc<Self>, stored: StoredBundle) -> io::Result<ReservedFile> {
+        let (mut reservation, copied) = (self.begin(None), stored.copied_bytes());
+        let reservation =
+            blocking::run(move || reservation.reserve(copied).map(|()| reservation)).await?;
+        let file = stored.into_file().await?;
+        Ok(ReservedFile { file, _reservation: Arc::new(reservation) })
+    }
+
+    fn show(&self, reserved: &Reserved) {
+        self.shown.set(i64::try_from(reserved.total).unwrap_or(i64::MAX));
+    }
+}
+
+/// Reserved disk space. Dropping it releases the space: it is kept until the file is gone.
+#[derive(Debug)]
+pub struct Reservation {
+    budget: Arc<DiskBudget>,
+    client: Option<IpAddr>,
+    bytes: u64,
+    unwritten: u64,
+}
+
+impl Reservation {
+    /// Makes sure that `bytes` more can be written. Blocks.
+    ///
+    /// # Errors
+    /// The disk or the budget has no room for them.
+    pub fn reserve(&mut self, bytes: u64) -> Result<(), NoRoom> {
+        let Some(missing) = bytes.checked_sub(self.unwritten).filter(|missing| *missing > 0) else {
+            return Ok(());
+        };
+        let more = missing.next_multiple_of(STEP);
+        let unwritten = self.budget.add(more, self.client)?;
+        // Released with the rest if the disk has no room.
+        self.bytes += more;
+        self.unwritten += more;
+        match self.budget.space.has_room_for_upload(unwritten) {
+            true => Ok(()),
+            false => Err(NoRoom::Disk),
+        }
+    }
+
+    /// Notes that reserved bytes are on the disk now.
+    pub fn wrote(&mut self, bytes: u64) {
+        let bytes = bytes.min(self.unwritten);
+        self.unwritten -= bytes;
+        let mut reserved = lock(&self.budget.reserved);
+        reserved.unwritten = reserved.unwritten.saturating_sub(bytes);
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        let mut reserved = lock(&self.budget.reserved);
+        reserved.total = reserved.total.saturating_sub(self.bytes);
+        reserved.unwritten = reserved.unwritten.saturating_sub(self.unwritten);
+        if let Some(client) = self.client
+            && let Some(of_client) = reserved.by_address.get_mut(&client)
+        {
+            *of_client = of_client.saturating_sub(self.bytes);
+            if *of_client == 0 {
+                reserved.by_address.remove(&client);
+            }
+        }
+        self.budget.show(&reserved);
+    }
+}
+
+/// A file to read on reserved space, which is released when the last reader of the file is gone.
+#[derive(Debug)]
+pub struct ReservedFile {
+    file: File,
+    _reservation: Arc<Reservation>,
+}
+
+impl ReservedFile {
+    /// A file that is written on reserved space.
+    pub fn new(file: File, reservation: &Arc<Reservation>) -> Self {
+        Self { file, _reservation: reservation.clone() }
+    }
+}
+
+impl Read for ReservedFile {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.file.read(buffer)
+    }
+}
+
+impl Seek for ReservedFile {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        self.file.seek(to)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{health::Health, metrics::Metrics};
+
+    const MIB: u64 = 1 << 20;
+
+    fn budget(folder: &std::path::Path, min_free: u64) -> Arc<DiskBudget> {
+        let mut config = Config::default();
+        config.storage.path = folder.to_owned();
+        config.storage.min_free = Size(min_free);
+        config.bundles.path = folder.to_owned();
+        config.bundles.max_upload = Size(3 * MIB);
+        config.bundles.receiving = Size(16 * MIB);
+        let config = watch::channel(Arc::new(config)).1;
+        let metrics = Metrics::new().expect("metrics");
+        let space = Space::new(config.clone(), Arc::new(Health::default()), metrics.storage);
+        Arc::new(DiskBudget::new(Arc::new(space), config, metrics.bundles.receiving))
+    }
+
+    #[test]
+    fn space_is_bounded_by_address_and_in_total_and_all_comes_back() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let budget = budget(folder.path(), 1);
+        let begin = |last: u8| budget.begin(Some([203, 0, 113, last].into()));
+        let mut all: Vec<_> = (1..=4).map(begin).collect();
+        for of_address in &mut all {
+            of_address.reserve(4 * MIB - 1).expect("its share");
+            of_address.reserve(4 * MIB).expect("nothing was written: it is reserved");
+        }
+        let mut second = begin(1);
+        assert_eq!(second.reserve(1), Err(NoRoom::Budget(Size(16 * MIB))));
+        drop(all.pop());
+        assert_eq!(second.reserve(1), Err(NoRoom::Share));
+        let mut other = begin(9);
+        other.reserve(1).expect("another address");
+        assert_eq!(budget.shown.get().cast_unsigned(), 13 * MIB);
+        drop((all, second, other));
+        let reserved = lock(&budget.reserved);
+        assert_eq!((reserved.total, reserved.unwritten, reserved.by_address.len()), (0, 0, 0));
+    }
+
+    #[test]
+    fn what_others_will_write_is_not_free() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let space = rustix::fs::statvfs(folder.path()).expect("statvfs");
+        // Other programs write to this disk too: half of it is far from what they change.
+        let free = space.f_bavail.saturating_mul(space.f_frsize);
+        let budget = budget(folder.path(), free / 2);
+        assert!(budget.space.has_room_for_upload(MIB));
+        lock(&budget.reserved).unwritten = free;
+        let mut refused = budget.begin(None);
+        assert_eq!(refused.reserve(1), Err(NoRoom::Disk));
+        drop(refused);
+        lock(&budget.reserved).unwritten = 0;
+        budget.begin(None).reserve(1).expect("it is written or given up");
+    }
+}

@@ -1,0 +1,223 @@
+//! Uploads of bundles: received in a file aside, verified as a whole, and only then stored.
+//!
+//! What an upload uses is reserved as it is used and released when it fails, whatever ends it: disk space by
+//! [`Reservation`], quota by [`Charge`], places by permits. [`body`] receives it.
+
+mod body;
+
+use std::{io, net::IpAddr, sync::Arc, time::Duration};
+
+use axum::{
+    Extension, Json,
+    body::{Body, BodyDataStream},
+    extract::State,
+    http::{HeaderMap, header},
+    response::{IntoResponse, Response},
+};
+use futures::StreamExt;
+use serde_json::json;
+use tokio::{
+    task::{JoinError, JoinHandle},
+    time::timeout,
+};
+use tracing::info;
+
+use self::body::{Coding, Spool};
+use super::{App, bundles::unpack, error::HttpError, sign_in::RequestClient};
+use crate::{
+    auth::{Access, scopes::Rights},
+    bundle::{
+        Bundle, BundleError, MaxInflated,
+        disk_budget::{NoRoom, Reservation, ReservedFile},
+        import::{ImportError, Imported, Place},
+        store::Received,
+    },
+    document_id::DocumentId,
+    limits::{Account, Charge},
+};
+
+/// How long the rest of a refused upload is read.
+const LINGER: Duration = Duration::from_secs(10);
+
+/// `POST /api/bundles`
+///
+/// # Errors
+/// It is no bundle, too large, too slow, or cannot be stored.
+pub async fn upload(
+    State(app): State<App>,
+    Extension(uploader): Extension<Access>,
+    Extension(RequestClient(client)): Extension<RequestClient>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, HttpError> {
+    let mut body = body.into_data_stream();
+    let uploader = Uploader {
+        account: uploader.account(client.address),
+        rights: uploader.rights,
+        address: client.address,
+    };
+    let result = receive(&app, &uploader, &headers, &mut body).await;
+    if result.is_err() {
+        tokio::spawn(linger(body));
+    }
+    let label = match &result {
+        Ok(_) => "stored",
+        Err(HttpError::Store(_)) => "store_failed",
+        Err(HttpError::TooLarge(_)) => "too_large",
+        Err(HttpError::Slow(_) | HttpError::Trickle(_)) => "slow",
+        Err(HttpError::NoRoom(NoRoom::Disk)) => "no_space",
+        Err(HttpError::NoRoom(_)) => "receiving",
+        Err(_) => "refused",
+    };
+    app.metrics.bundles.uploads.with_label_values(&[label]).inc();
+    let (id, imported) = result?;
+    let answer = json!({
+        "id": id.to_string(),
+        "message": "Bundle uploaded successfully",
+        // None while it goes on.
+        "imported": imported,
+    });
+    Ok(Json(answer).into_response())
+}
+
+/// Who uploads a bundle.
+struct Uploader {
+    account: Account,
+    rights: Arc<Rights>,
+    address: Option<IpAddr>,
+}
+
+/// A bundle that was received as a whole, with all that is reserved for it.
+struct Upload {
+    file: Received,
+    size: u64,
+    reservation: Arc<Reservation>,
+    charge: Charge,
+}
+
+impl Upload {
+    async fn open(&self) -> io::Result<ReservedFile> {
+        Ok(ReservedFile::new(self.file.open().await?, &self.reservation))
+    }
+}
+
+async fn receive(
+    app: &App,
+    uploader: &Uploader,
+    headers: &HeaderMap,
+    body: &mut BodyDataStream,
+) -> Result<(DocumentId, Option<Imported>), HttpError> {
+    let kind = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
+    let kind = kind.and_then(|kind| kind.split(';').next()).map(str::trim);
+    if !kind.is_some_and(|kind| kind.eq_ignore_ascii_case("application/octet-stream")) {
+        return Err(HttpError::BundleData);
+    }
+    let coding = Coding::of(headers)?;
+    if app.documents.space().is_low() {
+        return Err(NoRoom::Disk.into());
+    }
+    let config = app.config.borrow().clone();
+    let max_upload = config.bundles.max_upload.0;
+    let announced = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok());
+    let announced = announced.and_then(|length| length.parse::<u64>().ok());
+    if coding == Coding::Identity && announced.is_some_and(|bytes| bytes > max_upload) {
+        return Err(HttpError::TooLarge(max_upload));
+    }
+    let file = app.store.receive().await?;
+    let reservation = app.receiving.begin(uploader.address);
+    let charge = app.principals.charge(uploader.account.clone());
+    let spool = Spool::create(&file, coding, reservation, charge, &config).await?;
+    let spooled = body::receive(body, spool, &config).await?;
+    let (size, charge) = (spooled.size, spooled.charge);
+    if size == 0 {
+        return Err(HttpError::BundleData);
+    }
+    let reservation = Arc::new(spooled.reservation);
+    let mut upload = Upload { file, size, reservation, charge };
+    let max_inflated = MaxInflated::of(&config);
+    let reader = io::BufReader::new(upload.open().await?);
+    let verify = move || -> Result<_, BundleError> {
+        let mut bundle = Bundle::open(reader, max_inflated)?;
+        bundle.verify()?;
+        Ok((bundle.manifest().root, bundle.documents()))
+    };
+    let (id, documents) = unpack(app, verify).await??;
+    // The root names the bundle, whether or not it is in it.
+    let mut named = documents.iter().chain([&id]);
+    if let Some(document) = named.find(|document| !uploader.rights.may_write(**document)) {
+        return Err(HttpError::NoRight(*document));
+    }
+    if app.documents.is_deleted(id) {
+        return Err(HttpError::Deleted);
+    }
+    // All of them, until it is known which were here before.
+    if !upload.charge.documents(documents.len() as u64, &config.limits) {
+        return Err(HttpError::NewDocuments);
+    }
+    let patience = config.bundles.timeout.0;
+    let place = timeout(patience, app.importer.place()).await.map_err(|_| HttpError::Busy)??;
+    app.importer.check(upload.open().await?, max_inflated).await.map_err(|error| match error {
+        ImportError::Broken(error) => error.into(),
+        ImportError::Io(error) => HttpError::from(error),
+    })?;
+    // A task of its own: what is stored is charged and imported although the client is gone.
+    let storing = tokio::spawn(store(app.clone(), id, upload, place, config.bundles.keep));
+    let importing = storing.await.map_err(|panic| HttpError::Internal(panic.to_string()))??;
+    match timeout(patience, importing).await {
+        // It goes on, and whoever fetches the bundle waits for it.
+        Err(_) => Ok((id, None)),
+        Ok(imported) => import_ended(imported).map(|imported| (id, Some(imported))),
+    }
+}
+
+/// The import of a stored bundle.
+type Importing = JoinHandle<Result<Result<Imported, ImportError>, JoinError>>;
+
+/// Stores a verified bundle and begins its import.
+async fn store(
+    app: App,
+    id: DocumentId,
+    upload: Upload,
+    place: Place,
+    keep: usize,
+) -> Result<Importing, HttpError> {
+    let content = upload.open().await?;
+    let Upload { file, size, mut charge, .. } = upload;
+    let etag = app.store.put(id, file, keep).await?;
+    if app.documents.is_deleted(id) {
+        // Deleted while it was being stored.
+        app.store.delete(id).await?;
+        return Err(HttpError::Deleted);
+    }
+    charge.keep_bytes();
+    info!(bundle = %id, bytes = size, "stored an uploaded bundle");
+    let max_inflated = MaxInflated::of(&app.config.borrow());
+    let importing = app.importer.import(place, id, etag, content, max_inflated);
+    Ok(tokio::spawn(async move {
+        let imported = importing.await;
+        if let Ok(Ok(imported)) = &imported {
+            charge.keep_documents(imported.new as u64);
+        }
+        imported
+    }))
+}
+
+/// How an import ended.
+fn import_ended(
+    ended: Result<Result<Result<Imported, ImportError>, JoinError>, JoinError>,
+) -> Result<Imported, HttpError> {
+    match ended.and_then(|ended| ended) {
+        Ok(Ok(imported)) => Ok(imported),
+        Ok(Err(ImportError::Broken(error))) => Err(HttpError::BrokenBundle(error.to_string())),
+        Ok(Err(ImportError::Io(error))) => Err(error.into()),
+        Err(panic) => Err(HttpError::Internal(panic.to_string())),
+    }
+}
+
+/// Read the rest of an upload that is refused, for a while: a socket that is closed with unread bytes is reset, and its
+/// client, or the proxy before it, may then never read why.
+async fn linger(mut rest: BodyDataStream) {
+    let reading = async { while let Some(Ok(_)) = rest.next().await {} };
+    // Who sends for longer than that is cut off.
+    let _ = timeout(LINGER, reading).await;
+}

@@ -1,0 +1,227 @@
+//! The body of an upload: decoded and written to its file on threads that may block.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::{self, Write},
+    time::Instant,
+};
+
+use axum::{
+    body::BodyDataStream,
+    http::{HeaderMap, header},
+};
+use bytes::Bytes;
+// flate2: the gzip of the crate that automerge itself inflates with.
+use flate2::write::MultiGzDecoder;
+use futures::StreamExt;
+use tokio::time::timeout;
+
+use super::super::error::HttpError;
+use crate::{
+    blocking,
+    bundle::{disk_budget::Reservation, store::Received},
+    config::{Config, Limits},
+    limits::Charge,
+};
+
+/// How a body is encoded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Coding {
+    Identity,
+    Gzip,
+}
+
+impl Coding {
+    /// Reads `Content-Encoding`, whose values are case-insensitive (RFC 9110, 8.4.1).
+    ///
+    /// # Errors
+    /// The body is encoded in another way, or more than once.
+    pub(super) fn of(headers: &HeaderMap) -> Result<Self, HttpError> {
+        let mut codings = headers.get_all(header::CONTENT_ENCODING).iter();
+        let coding = codings.next().map_or(b"identity".as_slice(), |coding| coding.as_bytes());
+        let is = |name: &str| coding.trim_ascii().eq_ignore_ascii_case(name.as_bytes());
+        match codings.next() {
+            None if is("identity") => Ok(Self::Identity),
+            None if is("gzip") || is("x-gzip") => Ok(Self::Gzip),
+            _ => Err(HttpError::ContentEncoding),
+        }
+    }
+
+    /// The most bytes that a body may have as it is sent. gzip may make a body larger by a thousandth, and empty blocks of it
+    /// are endless.
+    fn max_encoded(self, max_upload: u64) -> u64 {
+        match self {
+            Self::Identity => max_upload,
+            Self::Gzip => max_upload.saturating_add(max_upload / 100).saturating_add(1 << 10),
+        }
+    }
+}
+
+/// A body that was received as a whole: its size as it was written, and what is reserved for it.
+pub(super) struct Spooled {
+    file: File,
+    pub(super) size: u64,
+    pub(super) reservation: Reservation,
+    pub(super) charge: Charge,
+    max_upload: u64,
+    limits: Limits,
+}
+
+impl Spooled {
+    /// Writes decoded bytes for which space and quota are reserved first.
+    fn append(&mut self, data: &[u8]) -> Result<(), HttpError> {
+        let bytes = data.len() as u64;
+        self.size += bytes;
+        if self.size > self.max_upload {
+            return Err(HttpError::TooLarge(self.max_upload));
+        }
+        if !self.charge.bytes(bytes, &self.limits) {
+            return Err(HttpError::StoredBytes);
+        }
+        self.reservation.reserve(bytes)?;
+        self.file.write_all(data)?;
+        self.reservation.wrote(bytes);
+        Ok(())
+    }
+}
+
+impl Write for Spooled {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        self.append(data).map_err(io::Error::other)?;
+        Ok(data.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+enum Decoder {
+    Identity(Box<Spooled>),
+    Gzip(Box<MultiGzDecoder<Spooled>>),
+}
+
+/// Receives a body: decodes it and writes it to its file.
+pub(super) struct Spool {
+    /// None while it is on a thread that may block.
+    decoder: Option<Decoder>,
+    coding: Coding,
+}
+
+impl Spool {
+    /// A spool for a body that is encoded like that.
+    pub(super) async fn create(
+        file: &Received,
+        coding: Coding,
+        reservation: Reservation,
+        charge: Charge,
+        config: &Config,
+    ) -> Result<Self, HttpError> {
+        let path = file.path().to_owned();
+        #[expect(clippy::disallowed_methods, reason = "runs on a thread that may block")]
+        let file = blocking::run(move || OpenOptions::new().write(true).open(path)).await?;
+        let (max_upload, limits) = (config.bundles.max_upload.0, config.limits.clone());
+        let spooled = Spooled { file, size: 0, reservation, charge, max_upload, limits };
+        let decoder = match coding {
+            Coding::Identity => Decoder::Identity(Box::new(spooled)),
+            Coding::Gzip => Decoder::Gzip(Box::new(MultiGzDecoder::new(spooled))),
+        };
+        Ok(Self { decoder: Some(decoder), coding })
+    }
+
+    async fn write(&mut self, data: Bytes) -> Result<(), HttpError> {
+        let Some(mut decoder) = self.decoder.take() else { return Ok(()) };
+        let writing = blocking::run(move || -> Result<Decoder, HttpError> {
+            match &mut decoder {
+                Decoder::Identity(spooled) => spooled.append(&data)?,
+                Decoder::Gzip(gzip) => gzip.write_all(&data).map_err(decoding_failed)?,
+            }
+            Ok(decoder)
+        });
+        self.decoder = Some(writing.await?);
+        Ok(())
+    }
+
+    async fn finish(mut self) -> Result<Spooled, HttpError> {
+        match self.decoder.take() {
+            Some(Decoder::Identity(spooled)) => Ok(*spooled),
+            Some(Decoder::Gzip(gzip)) => {
+                blocking::run(move || gzip.finish()).await.map_err(decoding_failed)
+            }
+            None => Err(HttpError::Internal("an upload's decoder is gone".to_owned())),
+        }
+    }
+}
+
+impl Drop for Spool {
+    fn drop(&mut self) {
+        // A decoder that is dropped writes what it has left.
+        if let Some(decoder) = self.decoder.take() {
+            blocking::detach(move || drop(decoder));
+        }
+    }
+}
+
+/// An error of a decoder: that of [`Spooled::append`], or the body is not valid gzip.
+fn decoding_failed(error: io::Error) -> HttpError {
+    error.downcast().unwrap_or_else(|error| HttpError::Body(format!("not valid gzip: {error}")))
+}
+
+/// Receives a body as a whole.
+///
+/// # Errors
+/// It is too large or too slow, cannot be decoded, or there is no room or quota for it.
+pub(super) async fn receive(
+    chunks: &mut BodyDataStream,
+    mut spool: Spool,
+    config: &Config,
+) -> Result<Spooled, HttpError> {
+    let (idle, min_rate) = (config.http.body_idle_timeout.0, config.http.body_min_rate);
+    let max_upload = config.bundles.max_upload.0;
+    let max_encoded = spool.coding.max_encoded(max_upload);
+    let (began, mut received) = (Instant::now(), 0u64);
+    loop {
+        let chunk = match timeout(idle, chunks.next()).await {
+            Err(_) => return Err(HttpError::Slow(idle)),
+            Ok(None) => break,
+            Ok(Some(Err(error))) => return Err(HttpError::Body(error.to_string())),
+            Ok(Some(Ok(chunk))) => chunk,
+        };
+        received = received.saturating_add(chunk.len() as u64);
+        if received > max_encoded {
+            return Err(HttpError::TooLarge(max_upload));
+        }
+        let lasted = began.elapsed();
+        if lasted > idle && received < min_rate.0 * lasted.as_secs() {
+            return Err(HttpError::Trickle(min_rate));
+        }
+        spool.write(chunk).await?;
+    }
+    spool.finish().await
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::http::HeaderValue;
+
+    use super::*;
+
+    #[test]
+    fn the_coding_is_read_whatever_its_case() {
+        let of = |values: &[&'static str]| {
+            let mut headers = HeaderMap::new();
+            for value in values {
+                headers.append(header::CONTENT_ENCODING, HeaderValue::from_static(value));
+            }
+            Coding::of(&headers).ok()
+        };
+        assert_eq!(of(&[]), Some(Coding::Identity));
+        assert_eq!(of(&["Identity"]), Some(Coding::Identity));
+        for gzip in ["gzip", "GZIP", "x-gzip", "X-GZip", " gzip "] {
+            assert_eq!(of(&[gzip]), Some(Coding::Gzip), "{gzip}");
+        }
+        for other in [&["br"][..], &["gzip, gzip"], &["gzip", "gzip"], &[""]] {
+            assert_eq!(of(other), None, "{other:?}");
+        }
+    }
+}
