@@ -227,8 +227,13 @@ impl Policy {
         match (&self.mode, &access.credential) {
             (Mode::Token(tokens), Credential::Token(hash)) => access_of(tokens, hash),
             (Mode::Jwt(_), Credential::Token(_)) => Err(Refusal::Unknown),
-            // A signature was seen to be good, and is while its key is here; who has ended is found by the review.
-            (Mode::Jwt(keys), Credential::Jwt(_, key)) if keys.has(*key) => Ok(access.clone()),
+            // A signature was seen to be good, and is while its key is here.
+            (Mode::Jwt(keys), Credential::Jwt(_, key)) if keys.has(*key) => {
+                match access.expires.is_some_and(|end| end <= SystemTime::now()) {
+                    true => Err(Refusal::Expired),
+                    false => Ok(access.clone()),
+                }
+            }
             (_, Credential::Jwt(token, _)) => self.admit(Some(token), client),
             (Mode::Unset | Mode::Open, Credential::Token(_)) | (_, Credential::None) => {
                 self.admit(None, client)

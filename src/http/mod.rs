@@ -1,12 +1,14 @@
 //! The public port: HTTP pages, bundles, and the way into sync.
 //!
 //! [`listener`] binds and accepts, [`activity`] sees whether a connection lives; [`pages`], [`bundles`]
-//! and [`uploads`] answer requests, [`error`] is how they fail. [`client`] makes out who asks, [`sign_in`] what they may. A WebSocket upgrade on any path is a sync session.
+//! and [`uploads`] answer requests, [`error`] is how they fail. [`client`] makes out who asks, [`sign_in`] what they may, and [`grant`] asks for
+//! that again while something lasts. A WebSocket upgrade on any path is a sync session.
 
 pub mod activity;
 pub mod bundles;
 pub mod client;
 pub mod error;
+pub mod grant;
 pub mod listener;
 pub mod pages;
 pub mod proxied;

@@ -11,8 +11,8 @@ use axum::{
 };
 use serde::Deserialize;
 
-use super::{App, client, error::HttpError, listener::ClientAddress};
-use crate::auth::{Access, Client, Refusal};
+use super::{App, client, error::HttpError, grant::Grant, listener::ClientAddress};
+use crate::auth::{Access, Client, Refusal, scopes::Rights};
 
 /// A WebSocket subprotocol that carries a token, for browsers, which can set no header.
 const BEARER_PROTOCOL: &str = "bearer.";
@@ -30,6 +30,21 @@ pub enum Need {
     Upload,
     Download,
     Admin,
+}
+
+impl Need {
+    /// Checks that `rights` have what the route asks for.
+    ///
+    /// # Errors
+    /// They do not; it names the scope.
+    pub fn check(self, rights: &Rights) -> Result<(), HttpError> {
+        let (is_given, scope) = match self {
+            Self::Upload => (rights.upload, "upload"),
+            Self::Download => (rights.download, "download"),
+            Self::Admin => (rights.admin, "admin"),
+        };
+        if is_given { Ok(()) } else { Err(HttpError::NoScope(scope)) }
+    }
 }
 
 #[derive(Deserialize)]
@@ -104,16 +119,16 @@ pub async fn require(
         Ok(access) => access,
         Err(refusal) => return HttpError::SignIn(refusal).into_response(),
     };
-    let (is_given, scope) = match need {
-        Need::Upload => (access.rights.upload, "upload"),
-        Need::Download => (access.rights.download, "download"),
-        Need::Admin => (access.rights.admin, "admin"),
+    let grant = match Grant::new(&app, client, need, access) {
+        Ok(grant) => grant,
+        Err(error) => return error.into_response(),
     };
-    if !is_given {
-        return HttpError::NoScope(scope).into_response();
-    }
-    request.extensions_mut().insert(access);
+    request.extensions_mut().insert(grant.clone());
     let mut response = next.run(request).await;
+    // The answer to an upload, and an error, have nothing that the right protects, and the client is to read them.
+    if need != Need::Upload && response.status().is_success() {
+        response = response.map(|body| grant.guard(body));
+    }
     if app.auth.asks() {
         keep_private(response.headers_mut());
     }

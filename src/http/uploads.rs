@@ -5,7 +5,7 @@
 
 mod body;
 
-use std::{io, net::IpAddr, sync::Arc, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
 use axum::{
     Extension, Json,
@@ -23,9 +23,8 @@ use tokio::{
 use tracing::info;
 
 use self::body::{Coding, Spool};
-use super::{App, bundles::unpack, error::HttpError, sign_in::RequestClient};
+use super::{App, bundles::unpack, error::HttpError, grant::Grant};
 use crate::{
-    auth::{Access, scopes::Rights},
     bundle::{
         Bundle, BundleError, MaxInflated,
         disk_budget::{NoRoom, Reservation, ReservedFile},
@@ -33,7 +32,7 @@ use crate::{
         store::Received,
     },
     document_id::DocumentId,
-    limits::{Account, Charge},
+    limits::Charge,
 };
 
 /// How long the rest of a refused upload is read.
@@ -45,18 +44,12 @@ const LINGER: Duration = Duration::from_secs(10);
 /// It is no bundle, too large, too slow, or cannot be stored.
 pub async fn upload(
     State(app): State<App>,
-    Extension(uploader): Extension<Access>,
-    Extension(RequestClient(client)): Extension<RequestClient>,
+    Extension(mut grant): Extension<Grant>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, HttpError> {
     let mut body = body.into_data_stream();
-    let uploader = Uploader {
-        account: uploader.account(client.address),
-        rights: uploader.rights,
-        address: client.address,
-    };
-    let result = receive(&app, &uploader, &headers, &mut body).await;
+    let result = receive(&app, &mut grant, &headers, &mut body).await;
     if result.is_err() {
         tokio::spawn(linger(body));
     }
@@ -80,13 +73,6 @@ pub async fn upload(
     Ok(Json(answer).into_response())
 }
 
-/// Who uploads a bundle.
-struct Uploader {
-    account: Account,
-    rights: Arc<Rights>,
-    address: Option<IpAddr>,
-}
-
 /// A bundle that was received as a whole, with all that is reserved for it.
 struct Upload {
     file: Received,
@@ -103,7 +89,7 @@ impl Upload {
 
 async fn receive(
     app: &App,
-    uploader: &Uploader,
+    grant: &mut Grant,
     headers: &HeaderMap,
     body: &mut BodyDataStream,
 ) -> Result<(DocumentId, Option<Imported>), HttpError> {
@@ -124,10 +110,11 @@ async fn receive(
         return Err(HttpError::TooLarge(max_upload));
     }
     let file = app.store.receive().await?;
-    let reservation = app.receiving.begin(uploader.address);
-    let charge = app.principals.charge(uploader.account.clone());
+    let address = grant.client().address;
+    let reservation = app.receiving.begin(address);
+    let charge = app.principals.charge(grant.access().account(address));
     let spool = Spool::create(&file, coding, reservation, charge, &config).await?;
-    let spooled = body::receive(body, spool, &config).await?;
+    let spooled = body::receive(body, spool, grant, &config).await?;
     let (size, charge) = (spooled.size, spooled.charge);
     if size == 0 {
         return Err(HttpError::BundleData);
@@ -142,11 +129,7 @@ async fn receive(
         Ok((bundle.manifest().root, bundle.documents()))
     };
     let (id, documents) = unpack(app, verify).await??;
-    // The root names the bundle, whether or not it is in it.
-    let mut named = documents.iter().chain([&id]);
-    if let Some(document) = named.find(|document| !uploader.rights.may_write(**document)) {
-        return Err(HttpError::NoRight(*document));
-    }
+    check_rights(grant, id, &documents)?;
     if app.documents.is_deleted(id) {
         return Err(HttpError::Deleted);
     }
@@ -160,6 +143,8 @@ async fn receive(
         ImportError::Broken(error) => error.into(),
         ImportError::Io(error) => HttpError::from(error),
     })?;
+    // All of that took a while.
+    check_rights(grant, id, &documents)?;
     // A task of its own: what is stored is charged and imported although the client is gone.
     let storing = tokio::spawn(store(app.clone(), id, upload, place, config.bundles.keep));
     let importing = storing.await.map_err(|panic| HttpError::Internal(panic.to_string()))??;
@@ -167,6 +152,20 @@ async fn receive(
         // It goes on, and whoever fetches the bundle waits for it.
         Err(_) => Ok((id, None)),
         Ok(imported) => import_ended(imported).map(|imported| (id, Some(imported))),
+    }
+}
+
+/// Asks whether the client may still upload a bundle of these documents. The root names the bundle, whether or not it is in it.
+fn check_rights(
+    grant: &mut Grant,
+    root: DocumentId,
+    documents: &[DocumentId],
+) -> Result<(), HttpError> {
+    let rights = &grant.renew()?.rights;
+    let mut named = documents.iter().chain([&root]);
+    match named.find(|document| !rights.may_write(**document)) {
+        Some(document) => Err(HttpError::NoRight(*document)),
+        None => Ok(()),
     }
 }
 

@@ -3,12 +3,13 @@ import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
 import { createHmac, generateKeyPairSync, randomBytes, sign } from 'node:crypto';
 import { readFile, writeFile } from 'node:fs/promises';
+import net from 'node:net';
 import { test } from 'node:test';
 import { join as path } from 'node:path';
 import * as Automerge from '@automerge/automerge';
 import { WebSocketClientAdapter } from '@automerge/automerge-repo-network-websocket';
 import { Repo } from '@automerge/automerge-repo';
-import { BINARY, Relay, bundle, close, documentId, folder, saved, share, until } from './relay.mjs';
+import { BINARY, Relay, atEnd, bundle, close, documentId, folder, saved, share, until } from './relay.mjs';
 import { bringing, connect, join, joined, say, sync } from './raw.mjs';
 
 /** A relay that asks for tokens, and `token(name, ...scopes)` to make them. */
@@ -308,6 +309,80 @@ test('a token that goes between the upgrade and the join lets nobody in', async 
   reload(relay);
   join(socket, 'late');
   assert.equal((await socket.closed).code, 4401);
+});
+
+/** A request with a token whose answer is read as it comes. */
+function ask(t, relay, token, head) {
+  const socket = net.connect(relay.port, '127.0.0.1');
+  atEnd(t, () => socket.destroy());
+  const asked = { socket, heard: '', bytes: 0 };
+  asked.ended = new Promise(resolve => socket.on('close', resolve));
+  socket.on('error', () => {});
+  socket.on('data', data => {
+    asked.bytes += data.length;
+    if (asked.heard.length < 4096) asked.heard += data.toString('latin1');
+  });
+  socket.write(`${head} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer ${token}\r\n`);
+  return asked;
+}
+
+for (const [what, status, end] of [
+  ['is removed', 401, ({ command }) => command('remove', 'app')],
+  ['may not upload any more', 403, ({ tokens }) => rewrite(tokens, '"upload"', '"download"')],
+  ['may not write the document any more', 403, ({ tokens }) => rewrite(tokens, '"sync:write"', '"sync:read"')],
+  ['has expired', 401, ({ tokens }) => rewrite(tokens, 'name = "app"', 'name = "app"\nexpires = "2020-01-01T00:00:00Z"')],
+]) {
+  test(`an upload whose token ${what} meanwhile is refused, and nothing is stored`, async t => {
+    const signed = await signedIn(t);
+    const { relay, token, first } = signed;
+    const app = token('app', 'sync:write,upload');
+    reload(relay);
+    const [id, body] = [documentId(1), Buffer.from(bundle({ [documentId(1)]: { a: 1 } }))];
+    const upload = ask(t, relay, app, 'POST /api/bundles');
+    upload.socket.write(`Content-Type: application/octet-stream\r\nContent-Length: ${body.length}\r\n\r\n`);
+    upload.socket.write(body.subarray(0, 100));
+    const began = Date.now();
+    await until('it is being received', async () => await relay.metric('tonk_relay_bundle_receiving_bytes') > 0);
+    await end(signed);
+    reload(relay);
+    await until('it has lasted for over a second', () => Date.now() - began > 1100);
+    upload.socket.write(body.subarray(100));
+    await until('an answer, with its reason', () => upload.heard.includes('{"error":'));
+    assert.match(upload.heard, new RegExp(`^HTTP/1.1 ${status} `));
+    const found = await fetch(`${relay.url}/api/bundles/${id}`, { headers: { authorization: `Bearer ${first}` } });
+    assert.equal(found.status, 404);
+  });
+}
+
+const rewrite = async (file, from, to) => {
+  const lines = (await readFile(file, 'utf8')).split('[[');
+  await writeFile(file, lines.map(part => part.includes('name = "app"') ? part.replace(from, to) : part).join('[['));
+};
+
+test('a download whose token is removed ends soon after', async t => {
+  const { relay, token, command, first } = await signedIn(t);
+  const app = token('app', 'download');
+  reload(relay);
+  const body = bundle({ [documentId(1)]: { n: 1 } }, {}, { padding: randomBytes(12 << 20) });
+  const headers = { authorization: `Bearer ${first}`, 'content-type': 'application/octet-stream' };
+  assert.equal((await fetch(`${relay.url}/api/bundles`, { method: 'POST', headers, body })).status, 200);
+  const [kept, gone] = [first, app].map(secret => {
+    const download = ask(t, relay, secret, `GET /api/bundles/${documentId(1)}`);
+    download.socket.write('Connection: close\r\n\r\n');
+    return download;
+  });
+  const began = Date.now();
+  for (const download of [kept, gone]) {
+    await until('it has begun', () => download.bytes > 0);
+    download.socket.pause();
+  }
+  command('remove', 'app');
+  reload(relay);
+  await until('a second is over', () => Date.now() - began > 1100);
+  for (const { socket } of [kept, gone]) socket.resume();
+  await Promise.all([kept.ended, gone.ended]);
+  assert.ok(kept.bytes > body.length, 'the other token\'s goes on');
+  assert.ok(gone.bytes < body.length, `${gone.bytes} of ${body.length} bytes came`);
 });
 
 test('other rights: the session comes again with them', async t => {

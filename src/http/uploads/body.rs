@@ -16,7 +16,7 @@ use flate2::write::MultiGzDecoder;
 use futures::StreamExt;
 use tokio::time::timeout;
 
-use super::super::error::HttpError;
+use super::super::{error::HttpError, grant::Grant};
 use crate::{
     blocking,
     bundle::{disk_budget::Reservation, store::Received},
@@ -170,10 +170,11 @@ fn decoding_failed(error: io::Error) -> HttpError {
 /// Receives a body as a whole.
 ///
 /// # Errors
-/// It is too large or too slow, cannot be decoded, or there is no room or quota for it.
+/// It is too large or too slow, cannot be decoded, its client may not upload any more, or there is no room or quota for it.
 pub(super) async fn receive(
     chunks: &mut BodyDataStream,
     mut spool: Spool,
+    grant: &mut Grant,
     config: &Config,
 ) -> Result<Spooled, HttpError> {
     let (idle, min_rate) = (config.http.body_idle_timeout.0, config.http.body_min_rate);
@@ -195,6 +196,7 @@ pub(super) async fn receive(
         if lasted > idle && received < min_rate.0 * lasted.as_secs() {
             return Err(HttpError::Trickle(min_rate));
         }
+        grant.check()?;
         spool.write(chunk).await?;
     }
     spool.finish().await
