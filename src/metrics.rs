@@ -325,13 +325,6 @@ pub fn now() -> f64 {
         .map_or(0.0, |since| since.as_secs_f64())
 }
 
-impl SessionMetrics {
-    /// All WebSockets that are open: sessions, and those that are being refused.
-    pub fn upgraded(&self) -> [IntGauge; 2] {
-        [self.open.clone(), self.closing.clone()]
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -306,7 +306,7 @@ mod tests {
             ),
             [
                 "x.toml:1: drain_timeout: invalid type: integer `5`, expected a duration in quotes, such as \"20ms\", \"5s\" or \"10m\"",
-                "x.toml:3: http.lisen: unknown key; expected one of [http]: listen, public_url, trusted_proxies, proxy_protocol, allowed_origins, metrics, header_timeout, body_idle_timeout, body_min_rate",
+                "x.toml:3: http.lisen: unknown key; expected one of [http]: listen, public_url, trusted_proxies, proxy_protocol, allowed_origins, metrics, header_timeout, body_idle_timeout, body_min_rate, response_idle_timeout",
                 "x.toml:4: http.metrics: invalid type: string \"yes\", expected a boolean",
                 "x.toml:6: sync.max_message: \"big\" is no size above zero: expected one such as \"8MiB\" or \"100MB\"",
                 "x.toml:8: bundle.path: invalid type: integer `7`, expected path string",

@@ -50,6 +50,7 @@ pub struct Http {
     pub header_timeout: Time,
     pub body_idle_timeout: Time,
     pub body_min_rate: Size,
+    pub response_idle_timeout: Time,
 }
 
 /// `[tls]`: the public port's certificate; both empty for plain HTTP.
@@ -334,6 +335,7 @@ impl Default for Http {
             header_timeout: Time::secs(10),
             body_idle_timeout: Time::secs(30),
             body_min_rate: Size(1 << 10),
+            response_idle_timeout: Time::secs(60),
         }
     }
 }

@@ -5,7 +5,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     task::{Context, Poll},
 };
@@ -19,6 +19,7 @@ pub struct Activity {
     moved: AtomicU64,
     taken: AtomicU64,
     unfinished: AtomicU64,
+    is_upgraded: AtomicBool,
 }
 
 impl Activity {
@@ -45,6 +46,16 @@ impl Activity {
     /// One is on its way, or none.
     pub fn set_unfinished(&self, after: Option<u64>) {
         self.unfinished.store(after.map_or(0, |after| after.saturating_add(1)), Ordering::Relaxed);
+    }
+
+    /// Whether the connection is a WebSocket by now.
+    pub fn is_upgraded(&self) -> bool {
+        self.is_upgraded.load(Ordering::Relaxed)
+    }
+
+    /// The connection becomes a WebSocket.
+    pub fn set_upgraded(&self) {
+        self.is_upgraded.store(true, Ordering::Relaxed);
     }
 
     fn sent(&self, bytes: usize) {

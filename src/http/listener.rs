@@ -22,7 +22,7 @@ use prometheus::{Histogram, IntCounterVec, IntGauge};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    net::{TcpListener, TcpStream, UnixListener, UnixStream},
+    net::{TcpListener, UnixListener, UnixStream},
     sync::{Notify, watch},
     time::timeout,
 };
@@ -34,18 +34,19 @@ use tracing::{debug, warn};
 
 use super::{
     activity::{Activity, Metered},
+    client_stream::{ClientStream, cut},
     proxied,
     tls::Acceptor,
 };
 use crate::{
     config::Config,
-    limits::{Addresses, Kind, Place},
+    limits::{Addresses, Counter, Kind, Place},
     usage::Polled,
 };
 
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 4096;
-/// Plain HTTP connections beside `limits.connections`; further ones are cut at once. As many file
+/// Connections beyond `limits.connections`, for plain HTTP; further ones are cut at once. As many file
 /// descriptors as the shipped config asks for beyond the connections, less some for files.
 const HTTP_BESIDE: usize = 400;
 /// Bytes that the kernel takes beyond what it can send: little, so that a write goes on only as the peer
@@ -131,8 +132,8 @@ pub struct Connections {
     pub addresses: Option<Arc<Addresses>>,
     /// Connections that are cut, by reason.
     pub refused: IntCounterVec,
-    /// Connections that were upgraded: sessions, and those that are being refused.
-    pub upgraded: [IntGauge; 2],
+    /// All connections, also those that were upgraded.
+    pub sockets: Arc<Counter>,
     /// Where it is noted how long their tasks hold a thread.
     pub polls: Histogram,
     /// Where connections are counted until they end.
@@ -155,15 +156,17 @@ impl Connections {
                 },
                 () = self.stopping.cancelled() => return,
             };
-            let limit = self.config.borrow().limits.connections + HTTP_BESIDE;
-            let open = self.open.get() + self.upgraded.iter().map(IntGauge::get).sum::<i64>();
-            if usize::try_from(open).unwrap_or(0) >= limit {
-                self.cut(&stream, address, "flood");
+            let config = self.config.borrow().clone();
+            let most = config.limits.connections.saturating_add(HTTP_BESIDE);
+            let Some(permit) = self.sockets.enter(most) else {
+                cut(&stream, address, "flood", &self.refused);
                 continue;
-            }
+            };
             let _ = stream.set_nodelay(true);
             let _ = socket2::SockRef::from(&stream).set_tcp_notsent_lowat(UNSENT_IN_KERNEL);
-            if self.addresses.is_some() && self.config.borrow().http.proxy_protocol {
+            let (patience, refused) = (config.http.response_idle_timeout.0, self.refused.clone());
+            let stream = ClientStream::new(stream, address, patience, refused, permit);
+            if self.addresses.is_some() && config.http.proxy_protocol {
                 self.spawn_proxied(stream, router.clone(), address);
             } else {
                 self.spawn_tcp(stream, router.clone(), address);
@@ -171,20 +174,13 @@ impl Connections {
         }
     }
 
-    /// Have the kernel reset a connection: a flood is not worth an answer.
-    fn cut(&self, stream: &TcpStream, address: SocketAddr, reason: &'static str) {
-        let _ = socket2::SockRef::from(stream).set_linger(Some(Duration::ZERO));
-        self.refused.with_label_values(&[reason]).inc();
-        debug!(client = %address, reason, "a connection is cut");
-    }
-
     /// Serve a connection of which the proxy says first whose it is.
-    fn spawn_proxied(&self, mut stream: TcpStream, router: Router, proxy: SocketAddr) {
+    fn spawn_proxied(&self, mut stream: ClientStream, router: Router, proxy: SocketAddr) {
         let this = self.clone();
         self.tasks.spawn(async move {
             let http = this.config.borrow().http.clone();
             if !http.trusts(proxy.ip()) {
-                return this.cut(&stream, proxy, "no_trusted_proxy");
+                return stream.cut("no_trusted_proxy");
             }
             let reading = timeout(http.header_timeout.0, proxied::read(&mut stream));
             let read = tokio::select! {
@@ -195,15 +191,15 @@ impl Connections {
                 Ok(Ok(client)) => this.spawn_tcp(stream, router, client.unwrap_or(proxy)),
                 Ok(Err(error)) => {
                     warn!(client = %proxy, "no PROXY protocol header (http.proxy_protocol): {error}");
-                    this.cut(&stream, proxy, "no_proxy_header");
+                    stream.cut("no_proxy_header");
                 }
-                Err(_) => this.cut(&stream, proxy, "no_proxy_header"),
+                Err(_) => stream.cut("no_proxy_header"),
             }
         });
     }
 
     /// Serve a connection from `address`, if there are not too many of them that are no sessions.
-    fn spawn_tcp(&self, stream: TcpStream, router: Router, address: SocketAddr) {
+    fn spawn_tcp(&self, stream: ClientStream, router: Router, address: SocketAddr) {
         let config = self.config.borrow().clone();
         let is_proxy = config.http.trusts(address.ip());
         // Sessions among them are refused before that, and told so.
@@ -215,15 +211,15 @@ impl Connections {
             _ => Ok(None),
         };
         let Ok(place) = place else {
-            return self.cut(&stream, address, "flood_of_address");
+            return stream.cut("flood_of_address");
         };
         let counted = Counted::new(&self.open, place);
         let tls = self.tls.as_ref().and_then(|(tls, _)| tls.borrow().clone());
         match tls {
             Some(tls) => self.spawn_tls(stream, tls, router, ClientAddress(address), counted),
             None => {
-                let address = Some(ClientAddress(address));
-                let talk = self.clone().talk(stream, router, address, counted);
+                let (address, activity) = (Some(ClientAddress(address)), stream.activity().clone());
+                let talk = self.clone().talk(stream, activity, router, address, counted);
                 self.tasks.spawn(Polled::new(talk, self.polls.clone()));
             }
         }
@@ -247,21 +243,21 @@ impl Connections {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let counted = Counted::new(&self.open, None);
-        let talk = self.clone().talk(stream, router, address, counted);
+        let (activity, counted) = (Arc::default(), Counted::new(&self.open, None));
+        let talk = self.clone().talk(stream, activity, router, address, counted);
         self.tasks.spawn(Polled::new(talk, self.polls.clone()));
     }
 
     /// Serve `router` on a connection that begins with a TLS handshake.
     fn spawn_tls(
         &self,
-        stream: TcpStream,
+        stream: ClientStream,
         tls: Arc<rustls::ServerConfig>,
         router: Router,
         address: ClientAddress,
         counted: Counted,
     ) {
-        let this = self.clone();
+        let (this, activity) = (self.clone(), stream.activity().clone());
         let talk = async move {
             let limit = this.config.borrow().http.header_timeout.0;
             let accepting = timeout(limit, TlsAcceptor::from(tls).accept(stream));
@@ -278,7 +274,9 @@ impl Connections {
                 handshakes.with_label_values(&[result]).inc();
             }
             match accepted {
-                Ok(Ok(stream)) => this.talk(stream, router, Some(address), counted).await,
+                Ok(Ok(stream)) => {
+                    this.talk(stream, activity, router, Some(address), counted).await;
+                }
                 Ok(Err(error)) => debug!(client = %address.0, "no TLS handshake: {error}"),
                 Err(_) => debug!(client = %address.0, "no TLS handshake in time"),
             }
@@ -289,13 +287,13 @@ impl Connections {
     async fn talk<S>(
         self,
         stream: S,
+        activity: Arc<Activity>,
         router: Router,
         address: Option<ClientAddress>,
         counted: Counted,
     ) where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let activity = Arc::new(Activity::default());
         let io = TokioIo::new(Metered::new(stream, activity.clone()));
         let asked = Arc::new(Notify::new());
         let asks = asked.clone();

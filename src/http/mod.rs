@@ -1,12 +1,13 @@
 //! The public port: HTTP pages, bundles, and the way into sync.
 //!
-//! [`listener`] binds and accepts, [`activity`] sees whether a connection lives; [`pages`], [`bundles`]
+//! [`listener`] binds and accepts, [`client_stream`] is a connection and [`activity`] whether it lives; [`pages`], [`bundles`]
 //! and [`uploads`] answer requests, [`error`] is how they fail. [`client`] makes out who asks, [`sign_in`] what they may, and [`grant`] asks for
 //! that again while something lasts. A WebSocket upgrade on any path is a sync session.
 
 pub mod activity;
 pub mod bundles;
 pub mod client;
+pub mod client_stream;
 pub mod error;
 pub mod grant;
 pub mod listener;
@@ -46,7 +47,7 @@ use crate::{
     },
     config::Config,
     health::Health,
-    limits::{AddressLimit, Addresses, Kind, Place, Principals},
+    limits::{AddressLimit, Addresses, Counter, Kind, Place, Principals},
     metrics::Metrics,
     storage::documents::Documents,
     sync::{outbound::Closing, peers::Peers, sessions::Sessions},
@@ -73,6 +74,8 @@ pub struct App {
     pub auth: Arc<Auth>,
     pub addresses: Arc<Addresses>,
     pub principals: Arc<Principals>,
+    /// The sessions that `limits.connections` bounds.
+    pub connections: Arc<Counter>,
     pub sessions: Arc<Sessions>,
     pub peers: Arc<Peers>,
     /// Where sessions are counted until they end.
@@ -194,7 +197,11 @@ async fn upgrade(State(app): State<App>, request: Request, next: Next) -> Respon
     let Extension(activity) =
         Extension::<Arc<Activity>>::from_request_parts(&mut parts, &()).await.unwrap_or_default();
     let config = app.config.borrow().clone();
-    let (admitted, place) = admit(&app, &config, client, &parts);
+    activity.set_upgraded();
+    let permit = app.connections.enter(config.limits.connections);
+    let (admitted, place) = admit(&app, &config, client, &parts, permit.is_some());
+    // Those that are being refused have places of their own.
+    let permit = permit.filter(|_| admitted.is_ok());
     let max_message = config.sync.max_message.bytes();
     let (sessions, running) = (app.sessions, app.sessions_running);
     socket
@@ -208,6 +215,7 @@ async fn upgrade(State(app): State<App>, request: Request, next: Next) -> Respon
             let session = sessions.run(socket, client, activity, admitted, place);
             let session = Box::pin(running.track_future(session));
             async move {
+                let _permit = permit;
                 let session = std::panic::AssertUnwindSafe(session);
                 if futures::FutureExt::catch_unwind(session).await.is_err() {
                     panics.inc();
@@ -222,6 +230,7 @@ fn admit(
     config: &Config,
     client: Client,
     parts: &Parts,
+    has_room: bool,
 ) -> (Result<Access, Closing>, Option<Place>) {
     let refused = |code, reason: String, label| (Err(Closing { code, reason, label }), None);
     let origin = parts.headers.get(header::ORIGIN);
@@ -229,8 +238,7 @@ fn admit(
         let reason = "this Origin is not among http.allowed_origins".to_owned();
         return refused(4403, reason, "origin");
     }
-    let open = usize::try_from(app.metrics.sessions.open.get()).unwrap_or(0);
-    if open >= config.limits.connections {
+    if !has_room {
         return refused(1013, "the relay is full; please come again".to_owned(), "connections");
     }
     let limits = &config.limits;

@@ -1,5 +1,6 @@
 // Every row of the HTTP contract, as a client sees it.
 import assert from 'node:assert/strict';
+import { randomBytes } from 'node:crypto';
 import { readFile, readdir, writeFile } from 'node:fs/promises';
 import http from 'node:http';
 import net from 'node:net';
@@ -7,6 +8,7 @@ import { join } from 'node:path';
 import { test } from 'node:test';
 import { gzipSync } from 'node:zlib';
 import { strToU8, unzipSync, zipSync } from 'fflate';
+import { joined, say, sync } from './raw.mjs';
 import { Relay, atEnd, bundle, documentId, entry, folder, until } from './relay.mjs';
 
 const id = documentId(1);
@@ -288,4 +290,34 @@ test('a slow head is cut off', async t => {
   socket.write('GET / HTTP/1.1\r\nHost');
   socket.resume();
   await new Promise(resolve => socket.on('close', resolve));
+});
+
+test('a download that nobody reads is cut off and gives its place back; a WebSocket has its own limits', async t => {
+  const relay = await Relay.start(t, { http: { response_idle_timeout: '"1s"' } });
+  const body = bundle({ [id]: { n: 1 } }, {}, { padding: randomBytes(4 << 20) });
+  assert.equal((await upload(relay, body)).status, 200);
+  const [reader, writer] = [await joined(t, relay, 'reader'), await joined(t, relay, 'writer')];
+  for (const socket of [reader, writer]) {
+    sync(socket, id);
+    await until('the document', () => socket.heard.some(message => message.type === 'sync'));
+  }
+  reader.pause();
+  say(writer, { type: 'ephemeral', documentId: id, senderId: 'writer', targetId: writer.relay, count: 1, sessionId: 's',
+    data: randomBytes(4 << 20) });
+  await until('it is sent to the reader', async () => await relay.metric('tonk_relay_ephemera_forwarded_total') === 1);
+  const open = () => relay.metric('tonk_relay_http_connections{listener="public"}');
+  const stalled = Array.from({ length: 8 }, () => {
+    const socket = net.connect(relay.port, '127.0.0.1');
+    atEnd(t, () => socket.destroy());
+    socket.pause();
+    socket.on('error', () => {});
+    socket.write(`GET /api/bundles/${id} HTTP/1.1\r\nHost: localhost\r\n\r\n`);
+    return socket;
+  });
+  await until('they are cut off', async () => await relay.metric('tonk_relay_refused_total{reason="response_idle"}') === 8);
+  assert.ok(await open() < stalled.length, 'their places are free');
+  reader.resume();
+  await until('the session lives', () => reader.heard.some(message => message.type === 'ephemeral'));
+  const whole = await fetch(`${relay.url}/api/bundles/${id}`);
+  assert.equal((await bytes(whole)).length, body.length, 'who reads gets it');
 });

@@ -29,7 +29,7 @@ test('every fault of a config is named, with file, line and key, and the exit co
   assert.equal(code, 78);
   assert.deepEqual(stderr.trim().split('\n'), [
     `${file}:1: drain_timeout: "soon" is no duration above zero: expected one such as "20ms", "5s" or "10m"`,
-    `${file}:4: http.lisen: unknown key; expected one of [http]: listen, public_url, trusted_proxies, proxy_protocol, allowed_origins, metrics, header_timeout, body_idle_timeout, body_min_rate`,
+    `${file}:4: http.lisen: unknown key; expected one of [http]: listen, public_url, trusted_proxies, proxy_protocol, allowed_origins, metrics, header_timeout, body_idle_timeout, body_min_rate, response_idle_timeout`,
   ]);
   await writeFile(file, (await readFile(file, 'utf8')).replace('"soon"', '"5s"').replace('lisen = 1\n', ''));
   const next = await run(['--config', file, '--check-config']);
