@@ -416,6 +416,7 @@ impl Bound {
             served: self.keeper.served(),
             store: self.store.store,
             slims: Arc::default(),
+            assets: Arc::default(),
             importer: importer.clone(),
             receiving,
             health: self.health.clone(),

@@ -111,6 +111,7 @@ pub fn read_file(path: &Path, limit: u64) -> Result<Bytes, ServeError> {
     Ok(data.into())
 }
 
-fn sha256(data: &[u8]) -> String {
+/// The SHA-256 of `data`, in hexadecimal digits.
+pub fn sha256(data: &[u8]) -> String {
     hex(&Sha256::digest(data))
 }

@@ -1,17 +1,21 @@
 //! Downloads of uploaded bundles.
 
-use std::{io, ops::RangeInclusive};
+use std::io;
 
 use axum::{
     body::Body,
     extract::{Path, State},
-    http::{HeaderMap, StatusCode, header},
+    http::HeaderMap,
     response::{IntoResponse, Response},
 };
-use http_range_header::StartPosition;
+use bytes::Bytes;
 use tokio::time::timeout;
 
-use super::{App, error::HttpError, pages::is_known};
+use super::{
+    App,
+    content::{Answer, Content, is_known},
+    error::HttpError,
+};
 use crate::{
     bundle::{
         Bundle, MaxInflated,
@@ -20,6 +24,9 @@ use crate::{
     },
     document_id::DocumentId,
 };
+
+/// What caches may do with uploaded bundles, as with the TypeScript relay.
+const AN_HOUR: &str = "public, max-age=3600";
 
 /// `GET /api/bundles/{id}`
 ///
@@ -91,64 +98,20 @@ async fn find(
 
 async fn send(app: &App, id: &str, headers: &HeaderMap) -> Result<Response, HttpError> {
     let (id, stored, _) = find(app, id).await?;
-    let mut answer = HeaderMap::new();
-    let mut set = |name, value: String| {
-        // Ids, ETags and numbers are always good header values.
-        if let Ok(value) = value.parse() {
-            answer.insert(name, value);
+    let content = Content {
+        etag: stored.etag.clone(),
+        kind: "application/octet-stream",
+        file_name: Some(format!("{id}.tonk")),
+        cache_control: AN_HOUR,
+        encoding: None,
+        size: stored.size,
+    };
+    Ok(match content.answer(headers)? {
+        Answer::Known(answer) => answer,
+        Answer::Send(status, head, part) => {
+            (status, head, Body::from_stream(stored.read(part).await?)).into_response()
         }
-    };
-    set(header::ETAG, stored.etag.clone());
-    set(header::CACHE_CONTROL, "public, max-age=3600".to_owned());
-    set(header::ACCEPT_RANGES, "bytes".to_owned());
-    if is_known(headers, &stored.etag) {
-        return Ok((StatusCode::NOT_MODIFIED, answer).into_response());
-    }
-    set(header::CONTENT_TYPE, "application/octet-stream".to_owned());
-    set(header::CONTENT_DISPOSITION, format!("attachment; filename=\"{id}.tonk\""));
-    let part = range(headers, &stored.etag, stored.size)?;
-    let (status, length) = match &part {
-        None => (StatusCode::OK, stored.size),
-        Some(part) => {
-            let shown = format!("bytes {}-{}/{}", part.start(), part.end(), stored.size);
-            set(header::CONTENT_RANGE, shown);
-            (StatusCode::PARTIAL_CONTENT, part.end() - part.start() + 1)
-        }
-    };
-    set(header::CONTENT_LENGTH, length.to_string());
-    let body = Body::from_stream(stored.read(part).await?);
-    Ok((status, answer, body).into_response())
-}
-
-/// The part that is asked for; none for the whole. Several parts at once are answered with the whole,
-/// as RFC 9110 (14.2) lets a server do.
-fn range(
-    headers: &HeaderMap,
-    etag: &str,
-    size: u64,
-) -> Result<Option<RangeInclusive<u64>>, HttpError> {
-    let Some(range) = headers.get(header::RANGE).and_then(|range| range.to_str().ok()) else {
-        return Ok(None);
-    };
-    if headers.get(header::IF_RANGE).is_some_and(|known| known.as_bytes() != etag.as_bytes()) {
-        return Ok(None);
-    }
-    if range.contains(',') {
-        // The crate's check whether they overlap takes the square of their number.
-        return Ok(None);
-    }
-    let Ok(parsed) = http_range_header::parse_range_header(range) else {
-        return Ok(None);
-    };
-    let is_beyond = parsed.ranges.iter().all(|range| match range.start {
-        StartPosition::Index(start) => start >= size,
-        StartPosition::FromLast(last) => last == 0,
-    });
-    match parsed.validate(size) {
-        Ok(mut parts) if parts.len() == 1 => Ok(parts.pop()),
-        Err(_) if is_beyond => Err(HttpError::Range(size)),
-        _ => Ok(None),
-    }
+    })
 }
 
 /// `GET /api/bundles/{id}/manifest`: the slim form of an uploaded bundle.
@@ -172,10 +135,16 @@ async fn send_slim(app: &App, id: &str, headers: &HeaderMap) -> Result<Response,
         Some(Problem::Failed(reason)) => return Err(HttpError::Store(io::Error::other(reason))),
     }
     let etag = stored.etag.replacen('"', "\"slim-", 1);
-    let common =
-        [(header::ETAG, etag.clone()), (header::CACHE_CONTROL, "public, max-age=3600".to_owned())];
+    let mut content = Content {
+        etag: etag.clone(),
+        kind: "application/zip",
+        file_name: Some(format!("{id}.manifest.tonk")),
+        cache_control: AN_HOUR,
+        encoding: None,
+        size: 0,
+    };
     if is_known(headers, &etag) {
-        return Ok((StatusCode::NOT_MODIFIED, common).into_response());
+        return content.send(headers, &Bytes::new());
     }
     let slim = match app.slims.get(&etag) {
         Some(slim) => slim,
@@ -190,9 +159,6 @@ async fn send_slim(app: &App, id: &str, headers: &HeaderMap) -> Result<Response,
             slim
         }
     };
-    let own = [
-        (header::CONTENT_TYPE, "application/zip".to_owned()),
-        (header::CONTENT_DISPOSITION, format!("attachment; filename=\"{id}.manifest.tonk\"")),
-    ];
-    Ok((common, own, slim).into_response())
+    content.size = slim.len() as u64;
+    content.send(headers, &slim)
 }

@@ -1,13 +1,15 @@
 //! The public port: HTTP pages, bundles, and the way into sync.
 //!
 //! [`listener`] binds and accepts, [`client_stream`] is a connection and [`activity`] whether it lives; [`pages`], [`bundles`]
-//! and [`uploads`] answer requests, [`error`] is how they fail. [`client`] makes out who asks, [`sign_in`] what they may, and [`grant`] asks for
+//! and [`uploads`] answer requests, with [`assets`] and what [`content`] says of them, [`error`] is how they fail. [`client`] makes out who asks, [`sign_in`] what they may, and [`grant`] asks for
 //! that again while something lasts. A WebSocket upgrade on any path is a sync session.
 
 pub mod activity;
+pub mod assets;
 pub mod bundles;
 pub mod client;
 pub mod client_stream;
+mod content;
 pub mod error;
 pub mod grant;
 pub mod listener;
@@ -17,12 +19,15 @@ pub mod sign_in;
 pub mod tls;
 pub mod uploads;
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use axum::{
     Extension, Router,
     extract::{FromRequestParts, MatchedPath, Request, State, WebSocketUpgrade},
-    http::{HeaderMap, HeaderValue, Method, StatusCode, header, request::Parts},
+    http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header, request::Parts},
     middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::{get, post},
@@ -37,6 +42,7 @@ use tower_http::{
 
 use self::{
     activity::Activity,
+    assets::Asset,
     error::json_error,
     sign_in::{Need, PROTOCOL, RequestClient, note_client, require},
 };
@@ -58,6 +64,15 @@ const READ_BUFFER: usize = 2 << 10;
 /// Frames up to this size together are written at once.
 const WRITE_BUFFER: usize = 8 << 10;
 
+/// Headers that pages of other origins may send.
+const ALLOWED_HEADERS: [HeaderName; 4] =
+    [header::CONTENT_TYPE, header::AUTHORIZATION, header::IF_NONE_MATCH, header::RANGE];
+/// Headers of answers that pages of other origins may read.
+const EXPOSED_HEADERS: [HeaderName; 4] =
+    [header::ETAG, header::CONTENT_RANGE, header::CONTENT_DISPOSITION, header::RETRY_AFTER];
+/// How long a browser need not ask again what it may send: the longest that Chromium remembers it.
+const PREFLIGHT_LASTS: Duration = Duration::from_secs(2 * 3600);
+
 /// What handlers need of the rest of the relay.
 #[derive(Clone)]
 #[expect(missing_docs, reason = "the types say it")]
@@ -66,6 +81,7 @@ pub struct App {
     pub served: Served,
     pub store: Arc<dyn BundleStore>,
     pub slims: Arc<Slims>,
+    pub assets: Arc<Assets>,
     pub importer: Arc<Importer>,
     pub receiving: Arc<DiskBudget>,
     pub health: Arc<Health>,
@@ -83,6 +99,14 @@ pub struct App {
     /// Places for unpacking bundles, which takes processor time and memory.
     pub unpacking: Arc<Semaphore>,
     pub started: Instant,
+}
+
+/// The files of `[bundle]` that are served as they are.
+#[derive(Debug, Default)]
+#[expect(missing_docs, reason = "named as their keys are")]
+pub struct Assets {
+    pub wasm: Asset,
+    pub blank: Asset,
 }
 
 /// The public router.
@@ -129,7 +153,9 @@ fn cors(config: watch::Receiver<Arc<Config>>) -> CorsLayer {
             is_allowed(origin, &config.borrow())
         }))
         .allow_methods([Method::GET, Method::POST, Method::PUT, Method::DELETE, Method::OPTIONS])
-        .allow_headers([header::CONTENT_TYPE, header::AUTHORIZATION])
+        .allow_headers(ALLOWED_HEADERS)
+        .expose_headers(EXPOSED_HEADERS)
+        .max_age(PREFLIGHT_LASTS)
         .vary([header::ORIGIN])
 }
 
@@ -143,9 +169,11 @@ async fn finish(State(metrics): State<Metrics>, request: Request, next: Next) ->
 
     // The spelling of the TypeScript relay, which tower-http writes in lower case and answers with 200.
     let headers = response.headers_mut();
-    headers.insert(header::VARY, HeaderValue::from_static("Origin"));
+    let is_negotiated = headers.get_all(header::VARY).iter().any(|by| by == "Accept-Encoding");
+    let vary = if is_negotiated { "Origin, Accept-Encoding" } else { "Origin" };
+    headers.insert(header::VARY, HeaderValue::from_static(vary));
     if is_preflight && headers.contains_key(header::ACCESS_CONTROL_ALLOW_METHODS) {
-        let allowed = HeaderValue::from_static("Content-Type,Authorization");
+        let allowed = HeaderValue::from_static("Content-Type,Authorization,If-None-Match,Range");
         headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, allowed);
         headers.remove(header::ALLOW);
         *response.status_mut() = StatusCode::NO_CONTENT;

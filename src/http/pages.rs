@@ -1,26 +1,33 @@
 //! Pages without a body to read: the served bundle, health and metrics.
 
-use std::{
-    io,
-    path::{Path, PathBuf},
-    time::{SystemTime, UNIX_EPOCH},
-};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::{
     Json,
-    body::Body,
     extract::{RawQuery, State},
-    http::{HeaderMap, StatusCode, header},
+    http::{HeaderMap, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
 use serde_json::json;
-use tokio_util::io::ReaderStream;
 
-use super::{App, error::HttpError};
+use super::{
+    App,
+    content::{Content, accepts_gzip},
+    error::HttpError,
+};
 use crate::metrics::Metrics;
 
-/// For files that change with a release at most.
+/// For what changes under its URL: a cache asks whether it still is the same. A hot swap reaches everybody.
+const ASK_AGAIN: &str = "public, no-cache";
+/// For what another version has another URL.
 const FOR_EVER: &str = "public, max-age=31536000, immutable";
+
+/// What caches may do with a file: its URL may carry a version, as `?v=`.
+fn cache_control(query: Option<&str>) -> &'static str {
+    let mut pairs = query.unwrap_or_default().split('&');
+    let has_version = pairs.any(|pair| pair.strip_prefix("v=").is_some_and(|v| !v.is_empty()));
+    if has_version { FOR_EVER } else { ASK_AGAIN }
+}
 
 /// `GET /`
 pub async fn home() -> &'static str {
@@ -33,83 +40,80 @@ pub async fn home() -> &'static str {
 /// No bundle is served.
 pub async fn manifest(State(app): State<App>, headers: HeaderMap) -> Result<Response, HttpError> {
     let bundle = app.served.borrow().clone().ok_or(HttpError::NoBundle)?;
-    let etag = (header::ETAG, bundle.slim_etag.clone());
-    if is_known(&headers, &bundle.slim_etag) {
-        return Ok((StatusCode::NOT_MODIFIED, [etag]).into_response());
-    }
-    let headers = [
-        etag,
-        (header::CONTENT_TYPE, "application/zip".to_owned()),
-        (header::CONTENT_DISPOSITION, "attachment; filename=\"manifest.tonk\"".to_owned()),
-    ];
-    Ok((headers, bundle.slim.clone()).into_response())
-}
-
-/// Whether the client has the content of that ETag already (RFC 9110, 13.1.2).
-pub(super) fn is_known(headers: &HeaderMap, etag: &str) -> bool {
-    headers
-        .get_all(header::IF_NONE_MATCH)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .map(|tag| tag.trim())
-        .any(|tag| tag == "*" || tag.strip_prefix("W/").unwrap_or(tag) == etag)
+    let content = Content {
+        etag: bundle.slim_etag.clone(),
+        kind: "application/zip",
+        file_name: Some("manifest.tonk".to_owned()),
+        cache_control: ASK_AGAIN,
+        encoding: None,
+        size: bundle.slim.len() as u64,
+    };
+    content.send(&headers, &bundle.slim)
 }
 
 /// `GET /tonk_core_bg.wasm`
 ///
 /// # Errors
 /// There is no such file.
-pub async fn wasm(State(app): State<App>) -> Result<Response, HttpError> {
-    let path = app.config.borrow().bundle.wasm.clone();
-    let body = open(path).await.ok_or(HttpError::NoWasm)?;
-    let headers = [(header::CONTENT_TYPE, "application/wasm"), (header::CACHE_CONTROL, FOR_EVER)];
-    Ok((headers, body).into_response())
+pub async fn wasm(
+    State(app): State<App>,
+    RawQuery(query): RawQuery,
+    headers: HeaderMap,
+) -> Result<Response, HttpError> {
+    let config = app.config.borrow().clone();
+    let path = &config.bundle.wasm;
+    if path.as_os_str().is_empty() {
+        return Err(HttpError::NoWasm);
+    }
+    let file = app.assets.wasm.get(path, config.bundles.max_inflated.0, true).await;
+    let file = file.ok_or(HttpError::NoWasm)?;
+    let (data, etag, encoding) = match &file.gzip {
+        Some(gzip) if accepts_gzip(&headers) => {
+            (gzip, format!("\"{}-gzip\"", file.sha256), Some("gzip"))
+        }
+        _ => (&file.data, format!("\"{}\"", file.sha256), None),
+    };
+    let content = Content {
+        etag,
+        kind: "application/wasm",
+        file_name: None,
+        cache_control: cache_control(query.as_deref()),
+        encoding,
+        size: data.len() as u64,
+    };
+    let mut answer = content.send(&headers, data)?;
+    answer.headers_mut().insert(header::VARY, HeaderValue::from_static("Accept-Encoding"));
+    Ok(answer)
 }
 
 /// `GET /api/blank-tonk`
 ///
 /// # Errors
 /// There is no such file, and no bundle is served.
-pub async fn blank(State(app): State<App>) -> Result<Response, HttpError> {
-    let path = app.config.borrow().bundle.blank.clone();
-    let body = if path.as_os_str().is_empty() {
-        let bundle = app.served.borrow().clone();
-        bundle.map(|bundle| bundle.file.clone().into_response())
+pub async fn blank(
+    State(app): State<App>,
+    RawQuery(query): RawQuery,
+    headers: HeaderMap,
+) -> Result<Response, HttpError> {
+    let config = app.config.borrow().clone();
+    let path = &config.bundle.blank;
+    let (data, sha256) = if path.as_os_str().is_empty() {
+        let served = app.served.borrow().clone().ok_or(HttpError::NoBlank)?;
+        (served.file.clone(), served.sha256.clone())
     } else {
-        open(path).await.map(IntoResponse::into_response)
+        let file = app.assets.blank.get(path, config.bundles.max_inflated.0, false).await;
+        let file = file.ok_or(HttpError::NoBlank)?;
+        (file.data.clone(), file.sha256.clone())
     };
-    let headers = [
-        (header::CONTENT_TYPE, "application/octet-stream"),
-        (header::CONTENT_DISPOSITION, "attachment; filename=\"latergram.tonk\""),
-        (header::CACHE_CONTROL, "public, max-age=31536000"),
-    ];
-    Ok((headers, body.ok_or(HttpError::NoBlank)?).into_response())
-}
-
-/// A regular file as a body with its length; none if it cannot be had, which is logged.
-async fn open(path: PathBuf) -> Option<Response> {
-    if path.as_os_str().is_empty() {
-        return None;
-    }
-    let opened = async |path: &Path| -> io::Result<(tokio::fs::File, u64)> {
-        let found = tokio::fs::metadata(path).await?;
-        if !found.is_file() {
-            return Err(io::Error::other("is no regular file"));
-        }
-        Ok((tokio::fs::File::open(path).await?, found.len()))
+    let content = Content {
+        etag: format!("\"{sha256}\""),
+        kind: "application/octet-stream",
+        file_name: Some("latergram.tonk".to_owned()),
+        cache_control: cache_control(query.as_deref()),
+        encoding: None,
+        size: data.len() as u64,
     };
-    match opened(&path).await {
-        Ok((file, size)) => {
-            let body =
-                Body::from_stream(ReaderStream::new(tokio::io::AsyncReadExt::take(file, size)));
-            Some(([(header::CONTENT_LENGTH, size)], body).into_response())
-        }
-        Err(error) => {
-            tracing::warn!(path = %path.display(), "a configured file cannot be served: {error}");
-            None
-        }
-    }
+    content.send(&headers, &data)
 }
 
 /// `GET /livez`: the process answers.

@@ -138,8 +138,7 @@ pub async fn require(
 /// Under sign-in no shared cache may keep what a token was asked for.
 fn keep_private(headers: &mut HeaderMap) {
     let cache = headers.get(header::CACHE_CONTROL).and_then(|value| value.to_str().ok());
-    let value = cache
-        .map_or_else(|| "private, no-cache".to_owned(), |cache| cache.replace("public", "private"));
+    let value = cache.unwrap_or("public, no-cache").replace("public", "private");
     if let Ok(value) = value.parse() {
         headers.insert(header::CACHE_CONTROL, value);
     }

@@ -1,12 +1,12 @@
 // Every row of the HTTP contract, as a client sees it.
 import assert from 'node:assert/strict';
 import { randomBytes } from 'node:crypto';
-import { readFile, readdir, writeFile } from 'node:fs/promises';
+import { readFile, readdir, rename, writeFile } from 'node:fs/promises';
 import http from 'node:http';
 import net from 'node:net';
 import { join } from 'node:path';
 import { test } from 'node:test';
-import { gzipSync } from 'node:zlib';
+import { gunzipSync, gzipSync } from 'node:zlib';
 import { strToU8, unzipSync, zipSync } from 'fflate';
 import { joined, say, sync } from './raw.mjs';
 import { Relay, atEnd, bundle, documentId, entry, folder, until } from './relay.mjs';
@@ -44,7 +44,10 @@ test('GET / and CORS', async t => {
   });
   assert.equal(preflight.status, 204);
   assert.equal(preflight.headers.get('access-control-allow-methods'), 'GET,POST,PUT,DELETE,OPTIONS');
-  assert.equal(preflight.headers.get('access-control-allow-headers'), 'Content-Type,Authorization');
+  assert.equal(preflight.headers.get('access-control-allow-headers'), 'Content-Type,Authorization,If-None-Match,Range');
+  assert.equal(preflight.headers.get('access-control-max-age'), '7200');
+  const exposed = response.headers.get('access-control-expose-headers').split(',').map(name => name.trim());
+  assert.deepEqual(exposed.sort(), ['content-disposition', 'content-range', 'etag', 'retry-after']);
 });
 
 test('an origin that is not allowed gets no CORS', async t => {
@@ -70,15 +73,54 @@ test('the manifest', async t => {
 
 test('wasm and blank', async t => {
   const relay = await withBundle(t);
-  const wasm = await fetch(`${relay.url}/tonk_core_bg.wasm`);
+  const ask = (path, headers = {}) => fetch(relay.url + path, { headers });
+  const wasm = await ask('/tonk_core_bg.wasm');
   assert.equal(wasm.headers.get('content-type'), 'application/wasm');
-  assert.equal(wasm.headers.get('cache-control'), 'public, max-age=31536000, immutable');
+  assert.equal(wasm.headers.get('cache-control'), 'public, no-cache');
   assert.equal(await wasm.text(), 'wasm!');
-  const blank = await fetch(`${relay.url}/api/blank-tonk`);
+  const blank = await ask('/api/blank-tonk');
   assert.equal(blank.headers.get('content-type'), 'application/octet-stream');
   assert.equal(blank.headers.get('content-disposition'), 'attachment; filename="latergram.tonk"');
-  assert.equal(blank.headers.get('cache-control'), 'public, max-age=31536000');
+  assert.equal(blank.headers.get('cache-control'), 'public, no-cache');
   assert.deepEqual(await bytes(blank), contents, 'the served bundle, where no other is named');
+  for (const path of ['/tonk_core_bg.wasm', '/api/blank-tonk']) {
+    const head = await fetch(relay.url + path, { method: 'HEAD' });
+    const etag = head.headers.get('etag');
+    const known = await ask(path, { 'if-none-match': etag });
+    assert.deepEqual([known.status, known.headers.get('etag')], [304, etag], path);
+    const part = await ask(path, { range: 'bytes=1-2' });
+    assert.equal(part.status, 206, path);
+    assert.equal(part.headers.get('content-range'), `bytes 1-2/${head.headers.get('content-length')}`);
+    const versioned = await ask(`${path}?v=1.2`);
+    assert.equal(versioned.headers.get('cache-control'), 'public, max-age=31536000, immutable');
+    assert.equal((await ask(`${path}?v=`)).headers.get('cache-control'), 'public, no-cache');
+  }
+});
+
+test('a file of the config that changes is served at once, also to those who have the former one', async t => {
+  const relay = await withBundle(t);
+  const [url, file] = [`${relay.url}/tonk_core_bg.wasm`, join(relay.at, 'core.wasm')];
+  const former = (await fetch(url)).headers.get('etag');
+  const text = 'wasm! '.repeat(10_000);
+  await writeFile(`${file}.new`, text);
+  await rename(`${file}.new`, file);
+  const now = await fetch(url, { headers: { 'if-none-match': former } });
+  assert.equal(now.status, 200);
+  assert.equal(await now.text(), text);
+  const raw = headers => new Promise((resolve, reject) => http.get(url, { headers }, resolve).on('error', reject));
+  const gzipped = await raw({ 'accept-encoding': 'gzip' });
+  assert.equal(gzipped.headers['content-encoding'], 'gzip');
+  assert.equal(gzipped.headers.vary, 'Origin, Accept-Encoding');
+  const body = Buffer.concat(await gzipped.toArray());
+  assert.equal(String(gunzipSync(body)), text);
+  assert.equal(Number(gzipped.headers['content-length']), body.length);
+  const plain = await raw({});
+  assert.equal(plain.headers['content-encoding'], undefined);
+  assert.equal(plain.headers.vary, 'Origin, Accept-Encoding');
+  assert.notEqual(plain.headers.etag, gzipped.headers.etag, 'each form has its own');
+  assert.equal(String(Buffer.concat(await plain.toArray())), text);
+  const part = await raw({ 'accept-encoding': 'gzip', range: 'bytes=0-4' });
+  assert.equal(String(Buffer.concat(await part.toArray())), 'wasm!', 'a part is of the file as it is');
 });
 
 test('a relay without a bundle says so', async t => {
