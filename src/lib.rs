@@ -21,6 +21,7 @@
 //! | that all of it still answers, for systemd | [`watchdog`] |
 //! | every metric name | [`metrics`] |
 //! | file calls, off the async threads | [`blocking`] |
+//! | what names that others choose may hold | [`text`] |
 //! | the log, and lines that repeat | [`log`] |
 //!
 //! # How a message goes
@@ -55,5 +56,6 @@ pub mod storage;
 pub mod supervisor;
 pub mod sync;
 pub mod systemd;
+pub mod text;
 pub mod usage;
 pub mod watchdog;

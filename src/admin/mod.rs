@@ -16,13 +16,14 @@ use axum::{
     Json, Router,
     extract::State,
     http::StatusCode,
+    middleware,
     response::{IntoResponse, Response},
     routing::{get, post},
 };
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    http::{App, pages},
+    http::{App, pages, require_host},
     reloader::{Refused, Reloader},
     sync::rooms::Rooms,
 };
@@ -41,10 +42,11 @@ pub struct ReloadAnswer {
 /// The router of a TCP address. Only a loopback one has the status page.
 pub fn tcp_router(app: App, address: SocketAddr) -> Router {
     let router = router(app.clone());
-    match address.ip().is_loopback() {
+    let router = match address.ip().is_loopback() {
         true => router.merge(Router::new().route("/status", get(status::masked)).with_state(app)),
         false => router,
-    }
+    };
+    router.layer(middleware::from_fn(require_host))
 }
 
 /// What every address answers.

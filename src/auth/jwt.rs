@@ -19,7 +19,7 @@ use sha2::{Digest, Sha256};
 use tracing::warn;
 
 use super::scopes::Scope;
-use crate::{config, regular_file};
+use crate::{config, regular_file, text};
 
 /// What two machines' clocks may differ by.
 const CLOCK_SKEW: Duration = Duration::from_secs(10);
@@ -154,6 +154,14 @@ impl Keys {
             return Err(invalid("it is too long"));
         }
         let header = decode_header(token).map_err(|_| invalid("it is no JWT"))?;
+        // None of the extensions that a token may name as critical is known here (RFC 7515, 4.1.11). One of them is `b64`, which
+        // says what the signature is of (RFC 7797).
+        let is_plain = header.extras.get("b64").is_ok_and(|b64: Option<bool>| b64 != Some(false));
+        if header.crit.is_some() || !is_plain {
+            return Err(invalid(
+                "its header asks for extensions (crit, b64) that are not known here",
+            ));
+        }
         let is_meant = |key: &Key| {
             // A key's own algorithm counts, not the token's word for it.
             key.algorithm == header.alg
@@ -206,9 +214,9 @@ impl Keys {
 }
 
 fn claims(fields: Fields, key: KeyId) -> Result<Claims, BadJwt> {
-    if fields.sub.is_empty() || fields.sub.len() > 1024 || fields.sub.contains(char::is_control) {
+    if fields.sub.is_empty() || fields.sub.len() > 1024 || fields.sub.contains(text::is_invisible) {
         return Err(BadJwt::Invalid(
-            "its sub is empty, too long, or no text of one line".to_owned(),
+            "its sub is empty, too long, or has control or format characters".to_owned(),
         ));
     }
     // NumericDate may have a fraction (RFC 7519, 2). A century is long enough.

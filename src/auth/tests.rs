@@ -136,6 +136,29 @@ fn every_kind_of_key_lets_its_tokens_in_and_no_other_kind() {
 }
 
 #[test]
+fn a_token_that_asks_for_unknown_extensions_is_refused() {
+    let policy = jwt_policy(&jwks(), "", "").expect("keys");
+    let claims = json!({ "sub": "ann", "exp": now() + 60 });
+    let admit = |change: &dyn Fn(&mut Header)| {
+        let mut header = Header::new(Algorithm::HS256);
+        change(&mut header);
+        let token = encode(&header, &claims, &EncodingKey::from_secret(SECRET)).expect("signed");
+        policy.admit(Some(&token), client())
+    };
+    admit(&|_| {}).expect("let in");
+    admit(&|header| header.extras.insert("theirs", 1)).expect("extensions may be ignored");
+    let changes: [&dyn Fn(&mut Header); 3] = [
+        &|header| header.crit = Some(vec!["theirs".to_owned()]),
+        &|header| header.crit = Some(Vec::new()),
+        &|header| header.extras.insert("b64", false),
+    ];
+    for change in changes {
+        let refusal = admit(change).expect_err("refused").to_string();
+        assert!(refusal.contains("crit"), "{refusal}");
+    }
+}
+
+#[test]
 fn a_public_key_is_no_secret() {
     // The well-known confusion: an attacker signs by HS256 with the public key's text.
     let policy = jwt_policy(RSA_PUBLIC, "", "").expect("keys");

@@ -20,6 +20,7 @@ use crate::{
         follow::{Event, What},
         look::{LiveDocument, LiveSession, Top, TopDocument, TopSession},
     },
+    text::is_invisible,
 };
 
 /// How often `top` looks again on a terminal.
@@ -98,7 +99,7 @@ fn size(bytes: u64) -> String {
 
 /// What a client called itself, without what would move the cursor.
 pub(super) fn printable(text: &str, most: usize) -> String {
-    text.chars().map(|c| if c.is_control() { '?' } else { c }).take(most).collect()
+    text.chars().map(|c| if is_invisible(c) { '?' } else { c }).take(most).collect()
 }
 
 /// What a document's room says; none where there is none, or no relay runs.

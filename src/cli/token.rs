@@ -17,6 +17,7 @@ use crate::{
         tokens::{self, Token, TokensError},
     },
     config::load,
+    text,
 };
 
 #[derive(Debug, Args)]
@@ -85,9 +86,9 @@ pub(super) fn token(arguments: TokenArguments) -> Result<(), CliError> {
     };
     match arguments.verb {
         Verb::Add { name, scopes, expires } => {
-            if name.is_empty() || name.len() > 200 || name.chars().any(char::is_control) {
+            if name.is_empty() || name.len() > 200 || name.contains(text::is_invisible) {
                 return Err(CliError::Problem(
-                    "a name has 1 to 200 bytes, and no control characters".to_owned(),
+                    "a name has 1 to 200 bytes, and no control or format characters".to_owned(),
                 ));
             }
             if expires.is_some_and(|lives| lives > tokens::LONGEST) {

@@ -27,7 +27,10 @@ use std::{
 use axum::{
     Extension, Router,
     extract::{FromRequestParts, MatchedPath, Request, State, WebSocketUpgrade},
-    http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header, request::Parts},
+    http::{
+        HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, header, request::Parts,
+        uri::Authority,
+    },
     middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::{get, post},
@@ -136,6 +139,7 @@ pub fn router(app: App) -> Router {
         .layer(CatchPanicLayer::custom(|_: Box<dyn std::any::Any + Send>| {
             json_error(StatusCode::INTERNAL_SERVER_ERROR, "Internal error")
         }))
+        .layer(middleware::from_fn(require_host))
         .layer(middleware::from_fn_with_state(app.metrics.clone(), finish))
         .with_state(app)
 }
@@ -157,6 +161,27 @@ fn cors(config: watch::Receiver<Arc<Config>>) -> CorsLayer {
         .expose_headers(EXPOSED_HEADERS)
         .max_age(PREFLIGHT_LASTS)
         .vary([header::ORIGIN])
+}
+
+/// Refuses a request that does not name one host (RFC 9112, 3.2): proxies before the relay may believe another one than it does.
+pub async fn require_host(request: Request, next: Next) -> Response {
+    match names_one_host(request.version(), request.headers()) {
+        true => next.run(request).await,
+        false => json_error(StatusCode::BAD_REQUEST, "Expected one valid Host header"),
+    }
+}
+
+fn names_one_host(version: Version, headers: &HeaderMap) -> bool {
+    let mut hosts = headers.get_all(header::HOST).iter();
+    match (hosts.next(), hosts.next()) {
+        (None, _) => version < Version::HTTP_11,
+        // It is empty where the URL has no authority.
+        (Some(host), None) => {
+            let is_authority = |host| Authority::try_from(host).is_ok();
+            host.is_empty() || (is_authority(host.as_bytes()) && !host.as_bytes().contains(&b'@'))
+        }
+        (Some(_), Some(_)) => false,
+    }
 }
 
 /// Count the request, and give every error and preflight its form.

@@ -42,6 +42,7 @@ use crate::{
     log::Repeats,
     metrics::SessionMetrics,
     storage::documents::Documents,
+    text,
     usage::{Polled, thread_time},
 };
 
@@ -205,12 +206,9 @@ impl Sessions {
             return Err(garbage(wire::WireError::Missing("senderId")));
         };
         // It stands in lines of the log.
-        if peer_id.contains(char::is_control) {
-            return Err(closing(
-                1007,
-                "a peer id holds no control characters".to_owned(),
-                "garbage",
-            ));
+        if peer_id.contains(text::is_invisible) {
+            let reason = "the peer id has control or format characters".to_owned();
+            return Err(closing(1007, reason, "garbage"));
         }
         let (us, config, metrics) = (self.us.clone(), self.config.clone(), self.metrics.clone());
         Ok(Arc::new(Session::new(id, peer_id, access, client, us, config, metrics)))

@@ -363,3 +363,20 @@ test('a download that nobody reads is cut off and gives its place back; a WebSoc
   const whole = await fetch(`${relay.url}/api/bundles/${id}`);
   assert.equal((await bytes(whole)).length, body.length, 'who reads gets it');
 });
+
+test('a request names one host', async t => {
+  const relay = await Relay.start(t);
+  const status = head => new Promise((resolve, reject) => {
+    const socket = net.connect(relay.port, '127.0.0.1');
+    socket.on('error', reject);
+    socket.on('data', data => { socket.destroy(); resolve(Number(/^HTTP\/1\.[01] (\d+)/.exec(data)[1])); });
+    socket.write(`GET /livez ${head}\r\n\r\n`);
+  });
+  assert.equal(await status('HTTP/1.1\r\nHost: localhost'), 200);
+  assert.equal(await status('HTTP/1.1\r\nHost:'), 200, 'a URL without an authority');
+  assert.equal(await status('HTTP/1.0'), 200, 'older than the header');
+  for (const head of ['HTTP/1.1', 'HTTP/1.1\r\nHost: localhost\r\nHost: localhost', 'HTTP/1.0\r\nHost: a\r\nHost: b',
+    'HTTP/1.1\r\nHost: a b', 'HTTP/1.1\r\nHost: user@localhost', 'HTTP/1.1\r\nHost: a/b']) {
+    assert.equal(await status(head), 400, head);
+  }
+});

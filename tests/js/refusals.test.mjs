@@ -137,6 +137,26 @@ test('a page of another origin is refused after the upgrade', async t => {
   assert.equal(bad.heard[0].type, 'error');
 });
 
+test('a peer id that would change how a line of the log reads is refused', async t => {
+  const relay = await Relay.start(t);
+  for (const c of ['\n', '\u202e', '\u2028', '\u200b', '\u2066']) {
+    const socket = await connect(t, relay);
+    join(socket, `peer${c}1`);
+    const { code, reason } = await socket.closed;
+    assert.equal(code, 1007);
+    assert.match(reason, /control or format characters/);
+  }
+  await joined(t, relay, 'peer 東京 ä');
+});
+
+test('of many that connect at once no more than limits.connections are let in', async t => {
+  const relay = await Relay.start(t, { limits: { connections: '3', handshakes_per_address: '"200/s"' } });
+  const all = await Promise.all(Array.from({ length: 40 }, () => connect(t, relay)));
+  const closed = all.filter(socket => { socket.closed.then(({ code }) => { socket.code = code; }); return true; });
+  await until('the others are refused', () => closed.filter(({ code }) => code === 1013).length === 37);
+  assert.equal(await relay.metric('tonk_relay_connections'), 3);
+});
+
 test('a relay that is full refuses further connections, and serves the others', async t => {
   const relay = await Relay.start(t, { limits: { connections: '2' } });
   const here = [await joined(t, relay, 'a'), await joined(t, relay, 'b')];
