@@ -44,6 +44,7 @@ use crate::{
         load::{self, Fault, LoadedConfig, Origins},
     },
     document_id::{BadDocumentId, DocumentId},
+    folder::Folder,
     log::{self, LogError},
     storage::StorageError,
 };
@@ -391,15 +392,15 @@ fn demo(
 ) -> Result<LoadedConfig, CliError> {
     let folder = absolute(folder)?;
     let io = |source| CliError::Io { path: folder.clone(), source };
-    std::fs::create_dir_all(&folder).map_err(io)?;
+    let opened = Folder::create(&folder).map_err(io)?;
     let bundle = match bundle {
         Some(bundle) => absolute(&bundle)?,
         None => {
-            let path = folder.join("demo.tonk");
-            if !path.exists() {
-                std::fs::write(&path, DEMO_BUNDLE).map_err(io)?;
+            const NAME: &str = "demo.tonk";
+            if opened.stat(NAME).map_err(io)?.is_none() {
+                opened.write(NAME, DEMO_BUNDLE, 0o666, None).map_err(io)?;
             }
-            path
+            folder.join(NAME)
         }
     };
     let loaded = without_file("demo", |config| {

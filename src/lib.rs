@@ -22,6 +22,7 @@
 //! | every metric name | [`metrics`] |
 //! | file calls, off the async threads | [`blocking`] |
 //! | what names that others choose may hold | [`text`] |
+//! | files that others may plant: links, FIFOs, endless ones | [`folder`], [`regular_file`] |
 //! | the log, and lines that repeat | [`log`] |
 //!
 //! # How a message goes
@@ -44,6 +45,7 @@ pub mod cli;
 pub mod config;
 pub mod document;
 pub mod document_id;
+pub mod folder;
 pub mod health;
 pub mod http;
 pub mod limits;

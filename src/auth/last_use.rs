@@ -3,7 +3,7 @@
 
 use std::{
     collections::BTreeMap,
-    fs, io,
+    io,
     path::{Path, PathBuf},
     sync::{
         Mutex,
@@ -12,10 +12,12 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use crate::{storage::nodefs::TMP, sync::rooms::lock};
+use crate::{folder, storage::nodefs::TMP, sync::rooms::lock};
 
 /// The file's name in the folder of documents.
 pub const FILE: &str = ".token-use.json";
+/// The largest file that is read.
+const MAX_FILE: u64 = 64 << 20;
 /// Tokens that are remembered: more than a file of tokens holds.
 const MOST: usize = 200_000;
 
@@ -38,8 +40,8 @@ pub fn read(documents: &Path) -> BTreeMap<String, SystemTime> {
 /// What stands in a file, in seconds since 1970; nothing where there is none.
 #[expect(clippy::disallowed_methods, reason = "read before anything is served, or by a command")]
 fn noted(file: &Path) -> BTreeMap<String, u64> {
-    let text = fs::read_to_string(file).unwrap_or_default();
-    serde_json::from_str(&text).unwrap_or_default()
+    let text = folder::read(file, MAX_FILE).unwrap_or_default();
+    serde_json::from_slice(&text).unwrap_or_default()
 }
 
 impl LastUse {
@@ -90,6 +92,8 @@ impl LastUse {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

@@ -5,8 +5,7 @@
 
 use std::{
     collections::HashMap,
-    fs, io,
-    os::unix::fs::{MetadataExt, PermissionsExt, chown},
+    io,
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
 };
@@ -16,7 +15,8 @@ use sha2::{Digest, Sha256};
 
 use super::scopes::Scope;
 use crate::{
-    config::load::line_of, document_id::DocumentId, regular_file, storage::documents::hex,
+    config::load::line_of, document_id::DocumentId, folder::Folder, regular_file,
+    storage::documents::hex,
 };
 
 /// What every token begins with, so that scanners for leaked secrets know one.
@@ -178,24 +178,17 @@ pub fn write(path: &Path, tokens: Vec<Token>, like: &Path) -> Result<(), TokensE
         path: path.to_owned(),
         problem: error.to_string(),
     })?;
-    // `current` may be a link; what it leads to is what is replaced.
-    let target = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-    let folder = target.parent().unwrap_or(Path::new("/"));
-    let mut file = tempfile::NamedTempFile::new_in(folder).map_err(io)?;
-    io::Write::write_all(&mut file, format!("{HEADER}\n{text}").as_bytes()).map_err(io)?;
-    let (mode, owner) = match fs::metadata(&target) {
-        Ok(found) => (found.mode() & 0o777, Some((found.uid(), found.gid()))),
-        Err(_) => (0o640, fs::metadata(like).ok().map(|like| (0, like.gid()))),
+    // It may be a link; what it leads to is what is replaced.
+    let (folder, name) = Folder::holding(path).map_err(io)?;
+    let like = match folder.stat(&name).map_err(io)? {
+        Some(found) => Some(found),
+        None => rustix::fs::stat(like).ok().map(|mut like| {
+            (like.st_mode, like.st_uid) = (0o640, 0);
+            like
+        }),
     };
-    file.as_file().set_permissions(fs::Permissions::from_mode(mode)).map_err(io)?;
-    if let Some((uid, gid)) = owner
-        && rustix::process::geteuid().is_root()
-    {
-        chown(file.path(), Some(uid), Some(gid)).map_err(io)?;
-    }
-    file.as_file().sync_all().map_err(io)?;
-    file.persist(&target).map_err(|error| io(error.error))?;
-    Ok(())
+    let text = format!("{HEADER}\n{text}");
+    folder.write(&name, text.as_bytes(), 0o640, like.as_ref()).map_err(io)
 }
 
 /// Times as RFC 3339 texts.
@@ -242,6 +235,8 @@ mod optional_instant {
 
 #[cfg(test)]
 mod tests {
+    use std::{fs, os::unix::fs::MetadataExt};
+
     use super::*;
 
     #[test]
@@ -286,6 +281,6 @@ mod tests {
         let missing = read(&folder.path().join("none")).expect_err("none").to_string();
         assert!(missing.contains("token add"), "{missing}");
         let not_a_file = read(folder.path()).expect_err("a folder").to_string();
-        assert!(not_a_file.contains("no regular file"), "{not_a_file}");
+        assert!(not_a_file.contains("not a regular file"), "{not_a_file}");
     }
 }

@@ -2,7 +2,6 @@
 
 use std::{
     collections::HashMap,
-    fs::File,
     io::{self, Cursor, Read},
     path::{Path, PathBuf},
     sync::Arc,
@@ -13,7 +12,7 @@ use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 
 use super::{Bundle, BundleError, MaxInflated};
-use crate::{document_id::DocumentId, storage::documents::hex};
+use crate::{document_id::DocumentId, regular_file, storage::documents::hex};
 
 /// The bundle served now; none if none is configured.
 pub type Served = watch::Receiver<Option<Arc<ServedBundle>>>;
@@ -43,8 +42,6 @@ pub enum ServeError {
     NotFound { path: PathBuf },
     #[error("{}: cannot be read: {source}", path.display())]
     Unreadable { path: PathBuf, source: io::Error },
-    #[error("{}: is no regular file", path.display())]
-    NotAFile { path: PathBuf },
     #[error("{}: is larger than {limit} bytes (bundles.max_inflated)", path.display())]
     TooLarge { path: PathBuf, limit: u64 },
     #[error("{}: {source}", path.display())]
@@ -97,13 +94,8 @@ pub fn read_file(path: &Path, limit: u64) -> Result<Bytes, ServeError> {
         io::ErrorKind::NotFound => ServeError::NotFound { path: path.to_owned() },
         _ => ServeError::Unreadable { path: path.to_owned(), source },
     };
-    // Looked at before it is opened: opening a FIFO would wait for somebody to write it.
-    let found = std::fs::metadata(path).map_err(failed)?;
-    if !found.is_file() {
-        return Err(ServeError::NotAFile { path: path.to_owned() });
-    }
     let mut data = Vec::new();
-    let file = File::open(path).map_err(failed)?;
+    let file = regular_file::open(path).map_err(failed)?;
     file.take(limit.saturating_add(1)).read_to_end(&mut data).map_err(failed)?;
     if data.len() as u64 > limit {
         return Err(ServeError::TooLarge { path: path.to_owned(), limit });

@@ -8,9 +8,8 @@ pub(super) mod merge;
 pub(super) mod restore;
 
 use std::{
-    fs,
-    io::{self, Write},
-    os::unix::fs::PermissionsExt,
+    ffi::OsStr,
+    io,
     path::{Path, PathBuf},
 };
 
@@ -21,6 +20,7 @@ use super::{CliError, progress::Progress, relay::Relay, show, storage::StorageAr
 use crate::{
     admin::{client::AdminError, storage::answers::Content},
     document_id::DocumentId,
+    folder::Folder,
 };
 
 fn at(path: &Path) -> impl Fn(io::Error) -> CliError {
@@ -32,25 +32,21 @@ fn says(path: &Path, problem: impl ToString) -> CliError {
     CliError::Copy { path: path.to_owned(), problem: problem.to_string() }
 }
 
-/// Write a file as a whole or not at all. What it is about is nobody else's.
-fn write_file(path: &Path, data: &[u8]) -> Result<(), CliError> {
-    write_file_with(path, data, fs::Permissions::from_mode(0o600))
+/// The folder of a path, and its name there.
+fn split(path: &Path) -> (&Path, &OsStr) {
+    (path.parent().unwrap_or(path), path.file_name().unwrap_or_default())
 }
 
-/// The same with other permissions, as far as the umask lets them.
-fn write_file_with(path: &Path, data: &[u8], mode: fs::Permissions) -> Result<(), CliError> {
-    let folder = path.parent().unwrap_or(path);
-    fs::create_dir_all(folder).map_err(at(folder))?;
-    let mut file =
-        tempfile::Builder::new().permissions(mode).tempfile_in(folder).map_err(at(path))?;
-    file.write_all(data).map_err(at(path))?;
-    file.as_file().sync_data().map_err(at(path))?;
-    file.persist(path).map_err(|error| at(path)(error.error))?;
-    Ok(())
+/// Write a file as a whole or not at all. What it is about is nobody else's.
+fn write_file(path: &Path, data: &[u8]) -> Result<(), CliError> {
+    let (folder, name) = split(path);
+    let written = Folder::create(folder).and_then(|folder| folder.write(name, data, 0o600, None));
+    written.map_err(at(path))
 }
 
 fn remove(path: &Path) -> Result<(), CliError> {
-    match fs::remove_file(path) {
+    let (folder, name) = split(path);
+    match Folder::open(folder).and_then(|folder| folder.remove(name)) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(at(path)(error)),
         _ => Ok(()),
     }

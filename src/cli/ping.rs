@@ -3,7 +3,7 @@
 use std::{
     io,
     net::SocketAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
@@ -32,9 +32,12 @@ use crate::{
     config::Size,
     document_id::DocumentId,
     http::tls::holds_until,
+    regular_file,
     sync::wire::{self, Body, Message, WireError},
 };
 
+/// The largest file that is read: a token, or certificates.
+const MAX_FILE: u64 = 1 << 20;
 /// How long a step may take.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Bytes a second that a slow line carries.
@@ -137,8 +140,9 @@ pub(super) fn ping(arguments: &PingArguments) -> Result<(), CliError> {
     Ok(runtime()?.block_on(run(&target, arguments))?)
 }
 
-fn read(path: &PathBuf) -> Result<Vec<u8>, PingError> {
-    std::fs::read(path).map_err(|source| PingError::File { path: path.clone(), source })
+fn read(path: &Path) -> Result<Vec<u8>, PingError> {
+    regular_file::read(path, MAX_FILE)
+        .map_err(|source| PingError::File { path: path.to_owned(), source })
 }
 
 impl Target {

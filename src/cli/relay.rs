@@ -5,7 +5,7 @@ use std::{
     io::ErrorKind,
     os::{
         fd::{AsFd, OwnedFd},
-        unix::{fs::MetadataExt, net::UnixStream, process::CommandExt},
+        unix::{net::UnixStream, process::CommandExt},
     },
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -28,8 +28,10 @@ use crate::{
     },
     bundle::{MaxInflated, served::ServedBundle, store},
     config::{AdminAddress, Config, Time, load},
+    folder,
     health::Health,
     metrics::Metrics,
+    regular_file,
     storage::{documents::Documents, journal::Journal, space::Space},
 };
 
@@ -71,7 +73,7 @@ impl RelayArguments {
 
     /// The socket of a relay that runs although its config has a fault by now.
     fn despite_faults(&self, fault: CliError) -> Result<Relay, CliError> {
-        let text = std::fs::read_to_string(&self.config).ok();
+        let text = regular_file::read_text(&self.config, load::MAX_FILE).ok();
         let Some(socket) = text.as_deref().and_then(load::admin_socket) else { return Err(fault) };
         let mut relay = Relay::at(socket)?;
         if relay.fetch(Method::GET, "/livez", Bytes::new()).is_err() {
@@ -137,18 +139,12 @@ impl RelayArguments {
             command.arg("--repairs");
         }
         command.stdin(Stdio::from(OwnedFd::from(theirs))).stdout(Stdio::null());
-        let is_link = std::fs::symlink_metadata(folder).is_ok_and(|found| found.is_symlink());
-        if is_link && rustix::process::geteuid().is_root() {
-            let problem = "is a symbolic link, which root does not follow: name the folder itself in storage.path";
-            return Err(CliError::Copy { path: folder.to_owned(), problem: problem.to_owned() });
-        }
         // A folder that is not there yet belongs to whoever has the one it will be in.
-        let found = folder.ancestors().find_map(|folder| std::fs::metadata(folder).ok());
-        if let Some(owner) = found
-            && rustix::process::geteuid().is_root()
-            && owner.uid() != 0
-        {
-            command.uid(owner.uid()).gid(owner.gid());
+        if rustix::process::geteuid().is_root() {
+            let (user, group) = folder::owner(folder).map_err(io)?;
+            if user != 0 {
+                command.uid(user).gid(group);
+            }
         }
         let helper = command.spawn().map_err(io)?;
         drop(command);

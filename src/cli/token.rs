@@ -1,7 +1,6 @@
 //! `tonk-relay token`: make, list and remove the tokens of `auth.mode = "token"`.
 
 use std::{
-    fs::File,
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
 };
@@ -17,6 +16,7 @@ use crate::{
         tokens::{self, Token, TokensError},
     },
     config::load,
+    folder::Folder,
     text,
 };
 
@@ -146,11 +146,10 @@ pub(super) fn token(arguments: TokenArguments) -> Result<(), CliError> {
 
 /// Keep other commands from the file for as long as what this returns is kept: the file itself is replaced, so it is the
 /// folder that is locked.
-fn lock(file: &Path) -> Result<File, CliError> {
-    let folder = file.parent().unwrap_or(Path::new("/"));
-    let failed = |source| CliError::Io { path: folder.to_owned(), source };
-    let folder = File::open(folder).map_err(failed)?;
-    rustix::fs::flock(&folder, rustix::fs::FlockOperation::LockExclusive)
+fn lock(file: &Path) -> Result<Folder, CliError> {
+    let failed = |source| CliError::Io { path: file.to_owned(), source };
+    let (folder, _) = Folder::holding(file).map_err(failed)?;
+    rustix::fs::flock(folder.file(), rustix::fs::FlockOperation::LockExclusive)
         .map_err(|error| failed(error.into()))?;
     Ok(folder)
 }

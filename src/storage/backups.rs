@@ -12,6 +12,8 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+use super::nodefs::read;
+
 const FILE: &str = ".backups";
 
 /// A backup.
@@ -28,14 +30,14 @@ pub struct Backup {
 
 type Noted = BTreeMap<String, Backup>;
 
-fn read(root: &Path) -> Noted {
-    let text = fs::read(root.join(FILE)).unwrap_or_default();
+fn noted(root: &Path) -> Noted {
+    let text = read(&root.join(FILE)).ok().flatten().unwrap_or_default();
     serde_json::from_slice(&text).unwrap_or_default()
 }
 
 /// Those of the storage folder `root`. Blocks.
 pub fn list(root: &Path) -> Vec<Backup> {
-    read(root).into_values().collect()
+    noted(root).into_values().collect()
 }
 
 /// Note that one was begun, or is whole. Blocks.
@@ -43,7 +45,7 @@ pub fn list(root: &Path) -> Vec<Backup> {
 /// # Errors
 /// The file cannot be written.
 pub fn note(root: &Path, made: Backup) -> io::Result<()> {
-    let mut noted = read(root);
+    let mut noted = noted(root);
     let whole_before = noted.get(&made.folder).and_then(|earlier| earlier.whole_at.clone());
     let whole_at = made.whole_at.clone().or(whole_before);
     noted.insert(made.folder.clone(), Backup { whole_at, ..made });

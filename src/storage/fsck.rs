@@ -4,7 +4,7 @@
 #![allow(clippy::disallowed_methods, reason = "all of it blocks, and runs on threads that may")]
 
 use std::{
-    fs, io,
+    io,
     path::{Path, PathBuf},
 };
 
@@ -17,6 +17,7 @@ use super::{
     ChunkStore, Key, StorageError, StoredChunk,
     documents::{Base, Checked, check, hex},
     journal::{Journal, count_rows},
+    nodefs::MAX_FILE,
     quarantine,
     walk::{self, Found},
 };
@@ -24,6 +25,7 @@ use crate::{
     bundle::{Bundle, MaxInflated, store::BundleStore},
     document::load::{self, Loaded},
     document_id::DocumentId,
+    folder,
 };
 
 /// After so many documents it says how far it is.
@@ -317,7 +319,7 @@ pub fn check_copies<'a>(copies: impl ExactSizeIterator<Item = Copy<'a>>, tell: i
         if !check.is_at(n, all) {
             break;
         }
-        let data = match fs::read(&file) {
+        let data = match folder::read(&file, MAX_FILE) {
             Ok(data) => data,
             Err(error) => {
                 check.find(Kind::Unreadable, file.display(), error, false);

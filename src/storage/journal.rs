@@ -58,7 +58,7 @@ use super::{
     ChunkKind, ChunkStore, Key, StorageError, StoredChunk,
     blocked::{self, Block},
     marks::Marks,
-    nodefs::{NodefsStore, QUARANTINE, delete_files},
+    nodefs::{NodefsStore, QUARANTINE, delete_files, sync_folder},
     replacing,
     tombstones::{Tombstone, Tombstones},
     walk::{self, Found, Listed},
@@ -244,9 +244,12 @@ impl Journal {
     ) -> Result<Self, StorageError> {
         let folders = NodefsStore::open(&config.path, config.durability)?;
         let folder = config.path.join(".journal");
-        fs::create_dir_all(&folder)
-            .and_then(|()| fs::File::open(&config.path)?.sync_all())
-            .map_err(|source| StorageError { action: "create", path: folder.clone(), source })?;
+        fs::create_dir_all(&folder).map_err(|source| StorageError {
+            action: "create",
+            path: folder.clone(),
+            source,
+        })?;
+        sync_folder(&config.path)?;
         let path = folder.join("journal.sqlite");
         let (connection, index) = match open(&path, config.durability) {
             Err(error) if repairs && error.source.kind() == io::ErrorKind::InvalidData => {

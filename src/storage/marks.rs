@@ -15,7 +15,7 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use super::{
     StorageError,
-    nodefs::{failed, sync_folder, write_atomically},
+    nodefs::{failed, read, sync_folder, write_atomically},
 };
 use crate::document_id::DocumentId;
 
@@ -118,7 +118,7 @@ impl<M: Serialize + DeserializeOwned> Marks<M> {
         if !self.contains(document) {
             return None;
         }
-        let text = fs::read(self.path(document)).ok()?;
+        let text = read(&self.path(document)).ok()??;
         serde_json::from_slice(&text).ok()
     }
 

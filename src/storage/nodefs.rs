@@ -13,8 +13,9 @@
 
 use std::{
     collections::BTreeSet,
+    ffi::OsStr,
     fs::{self, File, TryLockError},
-    io::{self, Write},
+    io::{self, Read, Write},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -24,7 +25,12 @@ use futures::{FutureExt, future::BoxFuture};
 use tokio::sync::Semaphore;
 
 use super::{ChunkKind, ChunkStore, Key, StorageError, StoredChunk, quarantine::own_reason, walk};
-use crate::{config::Durability, document_id::DocumentId};
+use crate::{
+    config::Durability,
+    document_id::DocumentId,
+    folder::{self, Folder, Item},
+    regular_file,
+};
 
 /// Disk operations at a time; more only queue up in the kernel. A disk that hangs holds so many threads, of which the
 /// process has more (`cli::BLOCKING`).
@@ -148,6 +154,9 @@ impl NodefsStore {
     }
 }
 
+/// The largest file that is read as a whole: no document comes near it, and an endless one ends here.
+pub(crate) const MAX_FILE: u64 = 1 << 30;
+
 /// How often a folder is deleted again because something came into it meanwhile.
 const REMOVALS: usize = 10;
 
@@ -253,11 +262,11 @@ fn check_format(root: &Path) -> Result<(), StorageError> {
 /// Take the lock, and write into it who has it.
 fn lock(path: &Path) -> Result<File, StorageError> {
     let open = File::options().create(true).truncate(false).read(true).write(true).open(path);
-    let mut file = open.map_err(failed("open", path))?;
+    let mut file = open.and_then(regular_file::check).map_err(failed("open", path))?;
     match file.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {
-            let holder = io::read_to_string(&file).unwrap_or_default();
+            let holder = io::read_to_string((&file).take(100)).unwrap_or_default();
             let held = format!("another process has this folder: {}", holder.trim());
             return Err(failed("open", path)(io::Error::other(held)));
         }
@@ -305,11 +314,13 @@ pub(super) fn write_atomically(
 }
 
 pub(super) fn sync_folder(folder: &Path) -> Result<(), StorageError> {
-    File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed("write", folder))
+    Folder::open(folder)
+        .and_then(|folder| folder.file().sync_all())
+        .map_err(failed("write", folder))
 }
 
 pub(super) fn read(path: &Path) -> Result<Option<Vec<u8>>, StorageError> {
-    match fs::read(path) {
+    match folder::read(path, MAX_FILE) {
         Ok(data) => Ok(Some(data)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(failed("read", path)(error)),
@@ -326,21 +337,21 @@ pub(super) fn read_chunks(
     // so that whatever is gone by the time we look for it is in a snapshot that we find later.
     for kind in ChunkKind::ALL.into_iter().rev() {
         let folder = root.join(document.folder()).join(kind.name());
-        let entries = match fs::read_dir(&folder) {
+        let opened = match Folder::open(&folder) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            entries => entries.map_err(failed("list", &folder))?,
+            opened => opened.map_err(failed("list", &folder))?,
         };
-        for entry in entries {
-            let entry = entry.map_err(failed("list", &folder))?;
+        for Item { path, is_file, .. } in opened.entries().map_err(failed("list", &folder))? {
             // A name that is not UTF-8, or a folder, is no chunk of automerge-repo's.
-            let (Ok(name), Ok(true)) =
-                (entry.file_name().into_string(), entry.file_type().map(|t| t.is_file()))
-            else {
+            let (Some(name), true) = (path.file_name().and_then(OsStr::to_str), is_file) else {
                 continue;
             };
-            match read(&entry.path())? {
-                Some(data) => chunks.push((Key::Chunk { document, kind, name }, data)),
-                None => return Ok(None),
+            match opened.read(name, MAX_FILE) {
+                Ok(data) => {
+                    chunks.push((Key::Chunk { document, kind, name: name.to_owned() }, data));
+                }
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+                Err(error) => return Err(failed("read", &path)(error)),
             }
         }
     }

@@ -15,7 +15,7 @@ use crate::document::load::parses;
 
 use super::{
     ChunkKind, Key, StorageError,
-    nodefs::{QUARANTINE, failed, write_atomically},
+    nodefs::{QUARANTINE, failed, read, write_atomically},
 };
 
 /// Something in quarantine.
@@ -52,7 +52,7 @@ pub fn list(root: &Path) -> Result<Vec<Entry>, StorageError> {
                 && path.file_name().is_some_and(|name| name != "reason")
             {
                 let reason_file = reason_of(&path);
-                let reason = fs::read_to_string(&reason_file);
+                let reason = read(&reason_file).ok().flatten();
                 // A file that is moved keeps its time; its reason was written then.
                 let noted = fs::metadata(&reason_file).unwrap_or_else(|_| found.clone());
                 let since = noted.modified().unwrap_or(SystemTime::UNIX_EPOCH);
@@ -60,7 +60,10 @@ pub fn list(root: &Path) -> Result<Vec<Entry>, StorageError> {
                     path: path.strip_prefix(&top).unwrap_or(&path).display().to_string(),
                     bytes: found.len(),
                     since: humantime::format_rfc3339_seconds(since).to_string(),
-                    reason: reason.map_or_else(|_| "unknown".to_owned(), |r| r.trim().to_owned()),
+                    reason: reason.map_or_else(
+                        || "unknown".to_owned(),
+                        |reason| String::from_utf8_lossy(&reason).trim().to_owned(),
+                    ),
                 });
             }
         }
@@ -109,7 +112,7 @@ pub fn release(root: &Path, entry: &str) -> Result<Key, StorageError> {
     else {
         return Err(refused("it is no chunk of a document"));
     };
-    let data = fs::read(&file).map_err(failed("read", &file))?;
+    let Some(data) = read(&file)? else { return Err(refused("it was deleted meanwhile")) };
     parses(&data).map_err(|reason| refused(&format!("it does not parse: {reason}")))?;
     write_atomically(root, &[(root.join(entry), data.into())], true)?;
     delete(&file)?;

@@ -14,7 +14,10 @@ use super::{
     ChunkKind, Key, StorageError, StoredChunk,
     nodefs::{OWN, REPLACED, failed, read_chunks},
 };
-use crate::document_id::DocumentId;
+use crate::{
+    document_id::DocumentId,
+    folder::{Folder, Item},
+};
 
 /// How often a document is listed again because a chunk was gone when it was to be read. Another
 /// process may compact the same folder; each of its compactions takes one round.
@@ -59,7 +62,7 @@ impl Listed {
 /// # Errors
 /// A folder cannot be listed.
 pub fn walk(root: &Path, mut found: impl FnMut(Found) -> bool) -> Result<(), StorageError> {
-    for first in list(root)? {
+    for Item { path: first, is_folder, .. } in list(root)? {
         let Some(prefix) = first.file_name().and_then(|name| name.to_str()) else {
             if !found(Found::Foreign(first)) {
                 return Ok(());
@@ -69,17 +72,17 @@ pub fn walk(root: &Path, mut found: impl FnMut(Found) -> bool) -> Result<(), Sto
         if OWN.contains(&prefix) || prefix.starts_with(REPLACED) {
             continue;
         }
-        if prefix.len() != 2 || !first.is_dir() {
+        if prefix.len() != 2 || !is_folder {
             if !found(Found::Foreign(first)) {
                 return Ok(());
             }
             continue;
         }
-        for rest in list(&first)? {
+        for Item { path: rest, is_folder, .. } in list(&first)? {
             let name = rest.file_name().and_then(|name| name.to_str()).unwrap_or_default();
             let text = format!("{prefix}{name}");
             let goes_on = match text.parse() {
-                Ok(document) if rest.is_dir() => found(Found::Document(document)),
+                Ok(document) if is_folder => found(Found::Document(document)),
                 _ if text == "storage-adapter-id" => true,
                 _ => found(Found::Foreign(rest)),
             };
@@ -92,12 +95,8 @@ pub fn walk(root: &Path, mut found: impl FnMut(Found) -> bool) -> Result<(), Sto
 }
 
 /// The entries of a folder, in the order of their names.
-fn list(folder: &Path) -> Result<Vec<PathBuf>, StorageError> {
-    let entries = fs::read_dir(folder).map_err(failed("list", folder))?;
-    let paths: io::Result<Vec<PathBuf>> = entries.map(|entry| Ok(entry?.path())).collect();
-    let mut paths = paths.map_err(failed("list", folder))?;
-    paths.sort_unstable();
-    Ok(paths)
+fn list(folder: &Path) -> Result<Vec<Item>, StorageError> {
+    Folder::open(folder).and_then(|folder| folder.entries()).map_err(failed("list", folder))
 }
 
 /// All chunks of a document in the folder `root`. Blocks.
@@ -122,7 +121,7 @@ pub fn sizes(root: &Path, document: DocumentId) -> Result<Vec<(Key, u64)>, Stora
     let mut sizes = Vec::new();
     for kind in ChunkKind::ALL {
         let folder = root.join(document.folder()).join(kind.name());
-        let paths = match list(&folder) {
+        let entries = match list(&folder) {
             Err(error)
                 if matches!(
                     error.source.kind(),
@@ -131,13 +130,11 @@ pub fn sizes(root: &Path, document: DocumentId) -> Result<Vec<(Key, u64)>, Stora
             {
                 continue;
             }
-            paths => paths?,
+            entries => entries?,
         };
-        for path in paths {
+        for Item { path, is_file, .. } in entries {
             let name = path.file_name().and_then(|name| name.to_str());
-            if let (Some(name), Ok(found)) = (name, fs::metadata(&path))
-                && found.is_file()
-            {
+            if let (Some(name), true, Ok(found)) = (name, is_file, fs::symlink_metadata(&path)) {
                 sizes.push((Key::Chunk { document, kind, name: name.to_owned() }, found.len()));
             }
         }

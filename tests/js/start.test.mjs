@@ -92,7 +92,7 @@ test('starts that fail say which, and leave nothing half-written', async t => {
     [`[http]\nlisten = ["127.0.0.1:${port}"]\n`, new RegExp(`http\\.listen: cannot listen on 127\\.0\\.0\\.1:${port}: Address already in use`)],
     [serve('missing.tonk'), /bundle\.path: \S+missing\.tonk: not found/],
     [serve('text.tonk'), /bundle\.path: \S+text\.tonk: not a ZIP archive/],
-    [serve('folder'), /bundle\.path: \S+folder: is no regular file/],
+    [serve('folder'), /bundle\.path: \S+folder: cannot be read: is not a regular file/],
   ]) {
     const { file } = await configured(t, text);
     const { code, stderr } = await run(['--config', file]);
@@ -249,5 +249,5 @@ test('a FIFO or a folder instead of a bundle does not hang the start', async t =
   const { file } = await configured(t, `[http]\nlisten = ["127.0.0.1:0"]\n[bundle]\npath = "${at}/fifo.tonk"\n`);
   const { code, stderr } = await run(['--config', file]);
   assert.equal(code, 1);
-  assert.match(stderr, /is no regular file/);
+  assert.match(stderr, /is not a regular file/);
 });

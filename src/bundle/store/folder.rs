@@ -18,7 +18,7 @@ use futures::{FutureExt, future::BoxFuture};
 use tokio::sync::Semaphore;
 
 use super::{BundleStore, Incoming, Received, Source, StoredBundle, sha256_of};
-use crate::document_id::DocumentId;
+use crate::{document_id::DocumentId, regular_file};
 
 /// Operations at a time: a disk that hangs holds so many threads.
 const PARALLEL: usize = 16;
@@ -65,7 +65,7 @@ impl FolderStore {
 
 /// Keep the bundle at `path` among the former generations, of which the newest `keep` stay.
 fn keep_former(path: &Path, former: &Path, keep: usize) -> io::Result<()> {
-    let file = match File::open(path) {
+    let file = match regular_file::open(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         file => file?,
     };
@@ -139,7 +139,7 @@ impl BundleStore for FolderStore {
     fn get(&self, id: DocumentId) -> BoxFuture<'_, io::Result<Option<StoredBundle>>> {
         let path = self.path(id);
         self.run(move |_| {
-            let file = match File::open(&path) {
+            let file = match regular_file::open(&path) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
                 file => file?,
             };

@@ -3,7 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs::{File, TryLockError},
+    fs::TryLockError,
     time::{Duration, Instant, SystemTime},
 };
 
@@ -15,16 +15,18 @@ use sha2::{Digest, Sha256};
 use super::{merge::Refused, *};
 use crate::{
     admin::storage::answers::{Entry, ListedBundle, StorageId},
-    bundle::{self, Bundle, MaxInflated},
+    bundle::{Bundle, BundleError, MaxInflated},
     document::{
         compare::Relation,
         gate::{Document, Rules},
         load,
     },
+    folder::{self, Item},
     storage::{
         Key, backups,
         documents::hex,
         fsck::{self, Finding, Kind, Line},
+        nodefs::MAX_FILE,
         tombstones::Tombstone,
         walk::{self, Found, Listed},
     },
@@ -33,6 +35,12 @@ use crate::{
 /// The format of a backup, in its `backup.json`.
 const FORMAT: u32 = 1;
 const INDEX: &str = "backup.json";
+/// The largest index that is read: one of several million documents.
+const MAX_INDEX: u64 = 1 << 30;
+/// The largest bundle that is read as a whole.
+pub(super) const MAX_BUNDLE: u64 = 4 << 30;
+/// The largest tombstone.
+const MAX_TOMBSTONE: u64 = 1 << 20;
 /// How often a first backup notes how far it is.
 const NOTE_EVERY: Duration = Duration::from_secs(5);
 
@@ -100,7 +108,7 @@ impl Backup {
     /// Read what `folder` says that it is; nothing if it is no backup.
     pub(in crate::cli) fn read(folder: &Path) -> Result<Option<Self>, CliError> {
         let path = folder.join(INDEX);
-        let text = match fs::read(&path) {
+        let text = match folder::read(&path, MAX_INDEX) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             text => text.map_err(at(&path))?,
         };
@@ -121,7 +129,7 @@ impl Backup {
 
     fn write(&self, folder: &Path) -> Result<(), CliError> {
         write_file(&folder.join(INDEX), &serde_json::to_vec_pretty(self).unwrap_or_default())?;
-        File::open(folder).and_then(|folder| folder.sync_all()).map_err(at(folder))
+        Folder::open(folder).and_then(|folder| folder.file().sync_all()).map_err(at(folder))
     }
 
     fn file(&self, folder: &Path, document: DocumentId) -> Option<PathBuf> {
@@ -138,11 +146,7 @@ impl Backup {
         }
         for id in self.bundles.keys() {
             let file = bundle_file(folder, *id);
-            let verified = File::open(&file).map_err(bundle::BundleError::from).and_then(|file| {
-                Bundle::open(io::BufReader::new(file), MaxInflated::ANY)
-                    .and_then(|mut b| b.verify())
-            });
-            if let Err(error) = verified {
+            if let Err(error) = verify_bundle(&file) {
                 faults.push((file.display().to_string(), error.to_string()));
             }
         }
@@ -170,6 +174,12 @@ impl Backup {
             line => tell(line),
         });
     }
+}
+
+/// Check a bundle of a backup.
+fn verify_bundle(file: &Path) -> Result<(), BundleError> {
+    let file = folder::open_file(file)?;
+    Bundle::open(io::BufReader::new(file), MaxInflated::ANY)?.verify()
 }
 
 /// Whether the backup in `folder` holds a document; none if there is no backup to be read.
@@ -207,16 +217,15 @@ pub(in crate::cli) fn backup(arguments: &BackupArguments) -> Result<(), CliError
     let folder = &std::path::absolute(&arguments.folder).map_err(at(&arguments.folder))?;
     for own in arguments.storage.relay.folders() {
         // The folder may not be there yet, and then what it will be in counts.
-        let real = folder.ancestors().find_map(|folder| fs::canonicalize(folder).ok());
-        if let (Some(real), Ok(own)) = (real, fs::canonicalize(own))
+        let real = folder.ancestors().find_map(|folder| std::fs::canonicalize(folder).ok());
+        if let (Some(real), Ok(own)) = (real, std::fs::canonicalize(own))
             && real.starts_with(own)
         {
             return Err(says(folder, "is in a folder of the relay's own"));
         }
     }
-    fs::create_dir_all(folder).map_err(at(folder))?;
-    let disk = File::open(folder).map_err(at(folder))?;
-    match disk.try_lock() {
+    let opened = Folder::create(folder).map_err(at(folder))?;
+    match opened.file().try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {
             return Err(says(folder, "another backup goes there at this time"));
@@ -224,7 +233,7 @@ pub(in crate::cli) fn backup(arguments: &BackupArguments) -> Result<(), CliError
         Err(TryLockError::Error(error)) => return Err(at(folder)(error)),
     }
     let earlier = Backup::read(folder)?;
-    if earlier.is_none() && fs::read_dir(folder).map_err(at(folder))?.next().is_some() {
+    if earlier.is_none() && !opened.entries().map_err(at(folder))?.is_empty() {
         return Err(says(folder, "is neither empty nor an earlier backup"));
     }
     let mut relay = arguments.storage.relay.stored()?;
@@ -255,7 +264,7 @@ pub(in crate::cli) fn backup(arguments: &BackupArguments) -> Result<(), CliError
     made.documents.retain(|_, copied| is_hash(&copied.sha256));
     let is_first = !earlier.is_complete;
     let documents = folder.join("documents");
-    fs::create_dir_all(&documents).map_err(at(&documents))?;
+    Folder::create(&documents).map_err(at(&documents))?;
     if is_first {
         made.write(folder)?;
     }
@@ -286,7 +295,7 @@ pub(in crate::cli) fn backup(arguments: &BackupArguments) -> Result<(), CliError
             known.fingerprint == document.fingerprint
                 && made
                     .file(folder, document.document)
-                    .and_then(|file| fs::metadata(file).ok())
+                    .and_then(|file| std::fs::symlink_metadata(file).ok())
                     .is_some_and(|file| file.len() == known.bytes)
         });
         if is_known {
@@ -312,7 +321,7 @@ pub(in crate::cli) fn backup(arguments: &BackupArguments) -> Result<(), CliError
     answer.bundles = made.bundles.len();
     // The files are on the disk, and then their folders, before it says that they are there; what it needs no more
     // goes after that, so that one backup is whole at every moment.
-    rustix::fs::syncfs(&disk).map_err(|error| at(folder)(error.into()))?;
+    rustix::fs::syncfs(opened.file()).map_err(|error| at(folder)(error.into()))?;
     made.is_complete = true;
     made.write(folder)?;
     made.remove_the_rest(folder)?;
@@ -340,12 +349,15 @@ impl Backup {
             match self.documents.get(&document) {
                 None => {
                     let all = snapshots.parent().unwrap_or(&snapshots);
-                    fs::remove_dir_all(all).map_err(at(all))?;
+                    let (above, name) = split(all);
+                    let removed = Folder::open(above).and_then(|above| above.remove_folder(name));
+                    removed.map_err(at(all))?;
                 }
                 Some(Copied { sha256, .. }) => {
-                    for file in fs::read_dir(&snapshots).map_err(at(&snapshots))?.flatten() {
-                        if file.file_name() != sha256.as_str() {
-                            remove(&file.path())?;
+                    let opened = Folder::open(&snapshots).map_err(at(&snapshots))?;
+                    for Item { path, .. } in opened.entries().map_err(at(&snapshots))? {
+                        if path.file_name().is_some_and(|name| name != sha256.as_str()) {
+                            remove(&path)?;
                         }
                     }
                 }
@@ -420,7 +432,7 @@ fn copy(
     }
     let snapshots = snapshots(folder, document);
     let earlier = earlier.and_then(|earlier| {
-        let data = fs::read(snapshots.join(&earlier.sha256)).ok()?;
+        let data = folder::read(&snapshots.join(&earlier.sha256), MAX_FILE).ok()?;
         (hex(&Sha256::digest(&data)) == earlier.sha256).then_some(data)
     });
     let data = match joined(&content.data, earlier.as_deref()) {
@@ -530,18 +542,18 @@ fn copy_bundles(
 
 pub(super) fn tombstones_of(folder: &Path) -> Result<Vec<Tombstone>, CliError> {
     let folder = folder.join("deleted");
-    if !folder.is_dir() {
-        return Ok(Vec::new());
-    }
+    let opened = match Folder::open(&folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        opened => opened.map_err(at(&folder))?,
+    };
     let mut tombstones = Vec::new();
-    for entry in fs::read_dir(&folder).map_err(at(&folder))? {
-        let path = entry.map_err(at(&folder))?.path();
+    for Item { path, .. } in opened.entries().map_err(at(&folder))? {
         let name = path.file_name().and_then(|name| name.to_str());
         if name.is_none_or(|name| name.parse::<DocumentId>().is_err()) {
             // What a backup that was interrupted was writing.
             continue;
         }
-        let text = fs::read(&path).map_err(at(&path))?;
+        let text = folder::read(&path, MAX_TOMBSTONE).map_err(at(&path))?;
         tombstones.push(serde_json::from_slice(&text).map_err(|error| says(&path, error))?);
     }
     Ok(tombstones)

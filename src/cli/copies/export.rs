@@ -1,9 +1,6 @@
 //! `tonk-relay export`
 
-use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
-    os::unix::fs::MetadataExt,
-};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use automerge::{Automerge, ObjId, ObjType, ROOT, ReadDoc, ScalarValueRef, ValueRef};
 use clap::Args;
@@ -79,19 +76,9 @@ pub(in crate::cli) fn export(arguments: &ExportArguments) -> Result<(), CliError
     }
     let out = bundle::pack(&manifest, &documents).map_err(|error| says(file, error))?;
     // A link is followed, and a file that is there keeps its permissions and owner.
-    let path = std::path::absolute(file).map_err(at(file))?;
-    let path = fs::canonicalize(&path).unwrap_or(path);
-    let earlier = fs::metadata(&path).ok();
-    let mode =
-        earlier.as_ref().map_or(fs::Permissions::from_mode(0o666), |found| found.permissions());
-    write_file_with(&path, &out, mode.clone())?;
-    if let Some(earlier) = earlier {
-        fs::set_permissions(&path, mode).map_err(at(&path))?;
-        if rustix::process::geteuid().is_root() {
-            std::os::unix::fs::chown(&path, Some(earlier.uid()), Some(earlier.gid()))
-                .map_err(at(&path))?;
-        }
-    }
+    let (folder, name) = Folder::holding(file).map_err(at(file))?;
+    let earlier = folder.stat(&name).map_err(at(file))?;
+    folder.write(&name, &out, 0o666, earlier.as_ref()).map_err(at(file))?;
     let (documents, bytes) = (documents.len(), out.len() as u64);
     let answer = ExportAnswer { root, documents, bytes, missing, broken };
     show(arguments.storage.json, &answer, || {

@@ -5,12 +5,16 @@ use clap::Args;
 use super::{backup::Backup, merge::MergeAnswer, *};
 use crate::{
     admin::storage::answers::StorageId,
+    folder,
     storage::{
         documents,
         journal::count_rows,
         walk::{self, Found},
     },
 };
+
+/// The largest file with a storage id that is read.
+const MAX_ID: u64 = 4096;
 
 /// `tonk-relay import`
 #[derive(Debug, Args)]
@@ -62,7 +66,7 @@ pub(in crate::cli) fn import(arguments: &ImportArguments) -> Result<(), CliError
     let mut relay = arguments.storage.relay.stored_or_new()?;
     let id_file = folder.join("st/orage-adapter-id");
     if !arguments.new_identity
-        && let Ok(id) = fs::read_to_string(&id_file)
+        && let Some(id) = read_id(&id_file)?
     {
         let id = StorageId { storage_id: Some(id.trim().to_owned()) };
         answer.storage_id = if arguments.dry_run {
@@ -104,7 +108,15 @@ pub(in crate::cli) fn import(arguments: &ImportArguments) -> Result<(), CliError
     answer.end(arguments.storage.json)
 }
 
+/// The storage id of the folder; nothing if it has none.
+fn read_id(file: &Path) -> Result<Option<String>, CliError> {
+    match folder::read(file, MAX_ID) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        read => Ok(Some(String::from_utf8_lossy(&read.map_err(at(file))?).into_owned())),
+    }
+}
+
 fn is_same(a: &Path, b: &Path) -> bool {
-    let real = |path| fs::canonicalize(path).ok();
+    let real = |path: &Path| std::fs::canonicalize(path).ok();
     real(a).is_some() && real(a) == real(b)
 }

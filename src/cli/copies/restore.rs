@@ -4,7 +4,7 @@ use clap::Args;
 use sha2::{Digest, Sha256};
 
 use super::{
-    backup::{Backup, bundle_file, snapshots, tombstones_of},
+    backup::{Backup, MAX_BUNDLE, bundle_file, snapshots, tombstones_of},
     merge::MergeAnswer,
     *,
 };
@@ -13,7 +13,8 @@ use crate::{
         client,
         storage::answers::{Buried, Replaced, StorageId},
     },
-    storage::{documents::hex, fsck::Line},
+    folder,
+    storage::{documents::hex, fsck::Line, nodefs::MAX_FILE},
 };
 
 /// `tonk-relay restore`
@@ -79,7 +80,7 @@ pub(in crate::cli) fn restore(arguments: &RestoreArguments) -> Result<(), CliErr
     for (n, (document, copied)) in backup.documents.iter().enumerate() {
         progress.is_at(n, all);
         let file = snapshots(folder, *document).join(&copied.sha256);
-        match fs::read(&file) {
+        match folder::read(&file, MAX_FILE) {
             Ok(data) if hex(&Sha256::digest(&data)) == copied.sha256 => {
                 answer.merge(&mut relay, *document, data)?;
             }
@@ -91,7 +92,7 @@ pub(in crate::cli) fn restore(arguments: &RestoreArguments) -> Result<(), CliErr
     progress.end();
     for id in backup.bundles.keys() {
         let file = bundle_file(folder, *id);
-        let data = match fs::read(&file) {
+        let data = match folder::read(&file, MAX_BUNDLE) {
             Ok(data) => data,
             Err(error) => {
                 answer.refuse(file.display(), error);

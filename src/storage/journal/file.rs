@@ -8,12 +8,13 @@ use rusqlite::config::DbConfig;
 
 use super::{
     super::{
-        nodefs::{relative, write_atomically},
+        nodefs::{MAX_FILE, relative, write_atomically},
         quarantine::JOURNAL,
     },
     index::{Index, Row},
     *,
 };
+use crate::folder;
 
 /// The journal's own format, in SQLite's `user_version`; and what says in `application_id` that it is ours
 /// ("tonk").
@@ -177,16 +178,19 @@ pub fn count_rows(root: &Path) -> Result<u64, StorageError> {
         return Ok(0);
     }
     check_header(&path)?;
-    // immutable: SQLite takes no lock and makes no file beside it.
-    let uri = format!(
-        "file:{}?immutable=1",
-        path.display().to_string().replace('%', "%25").replace('?', "%3f").replace('#', "%23")
-    );
-    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI;
-    let count = Connection::open_with_flags(uri, flags).and_then(|file| {
-        file.query_row("SELECT count(*) FROM chunk", [], |row| row.get::<_, i64>(0))
-    });
-    count.map(|count| count.unsigned_abs()).map_err(|error| failed("read", &path, error))
+    let unread = |source| StorageError { action: "read", path: path.clone(), source };
+    let mut data = folder::read(&path, MAX_FILE).map_err(unread)?;
+    // In memory, and not by the path, which may lead elsewhere when SQLite opens it. There a database has no
+    // write-ahead log, and this is where its file says that it has one (fileformat2.html, 1.3).
+    if let Some(versions) = data.get_mut(18..20) {
+        versions.fill(1);
+    }
+    let count = || -> rusqlite::Result<i64> {
+        let mut connection = Connection::open_in_memory()?;
+        connection.deserialize_read_exact("main", &data[..], data.len(), true)?;
+        connection.query_row("SELECT count(*) FROM chunk", [], |row| row.get(0))
+    };
+    count().map(i64::unsigned_abs).map_err(|error| failed("read", &path, error))
 }
 
 /// What SQLite does with a file that does not begin as one of its own is to delete the log beside it.
@@ -198,7 +202,7 @@ fn check_header(path: &Path) -> Result<(), StorageError> {
         Err(StorageError { action: "open", path: path.to_owned(), source })
     };
     let mut header = [0; 16];
-    let read = fs::File::open(path).and_then(|mut file| file.read_exact(&mut header));
+    let read = folder::open_file(path).and_then(|mut file| file.read_exact(&mut header));
     let has_log =
         || fs::metadata(path.with_file_name("journal.sqlite-wal")).is_ok_and(|log| log.len() > 0);
     match read {

@@ -255,10 +255,7 @@ async fn until(what: &str, done: impl Fn() -> bool) {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     };
-    assert!(
-        tokio::time::timeout(LIMIT, waiting).await.is_ok(),
-        "not in time: {what}"
-    );
+    assert!(tokio::time::timeout(LIMIT, waiting).await.is_ok(), "not in time: {what}");
 }
 
 #[tokio::test]
