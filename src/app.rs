@@ -94,11 +94,11 @@ pub enum AppError {
     #[error("{}: storage.path: {source}", place(file))]
     Storage { file: Option<PathBuf>, source: StorageError },
     #[error(
-        "{}: storage.path: {}: a `tonk-relay restore --replace` was not finished: run it again; or, to go back, put \
+        "{}: storage.path: {}: `tonk-relay restore --replace {}` was not finished: run it again; or, to go back, put \
          what is in {name} there in the place of what is beside it, and delete .replacing",
-        place(file), path.display()
+        place(file), path.display(), backup.display()
     )]
-    Replacing { file: Option<PathBuf>, path: PathBuf, name: String },
+    Replacing { file: Option<PathBuf>, path: PathBuf, backup: PathBuf, name: String },
     #[error("{}: bundles.path: {}: {source}", place(file), path.display())]
     Bundles { file: Option<PathBuf>, path: PathBuf, source: std::io::Error },
     #[error("{}: bundle.path: {source}", place(file))]
@@ -205,9 +205,10 @@ impl Loaded {
             .map_err(|source| AppError::Storage { file: file(), source })?;
         let unfinished = replacing::unfinished(&config.storage.path)
             .map_err(|source| AppError::Storage { file: file(), source })?;
-        if let Some(Replacing { name, .. }) = unfinished {
+        if let Some(Replacing { backup, folders, .. }) = unfinished {
             let path = config.storage.path.clone();
-            return Err(AppError::Replacing { file: file(), path, name });
+            let name = folders.into_iter().next().unwrap_or_default();
+            return Err(AppError::Replacing { file: file(), path, backup: backup.folder, name });
         }
         let journal = Arc::new(journal);
         let uploads = store::open(&config.bundles, health.clone()).await.map_err(|source| {

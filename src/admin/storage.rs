@@ -41,7 +41,7 @@ use crate::{
         inspect::Inspection,
         journal::Journal,
         quarantine,
-        replacing::{self, Replacing},
+        replacing::{self, Source},
         tombstones::Tombstone,
     },
     sync::rooms::Rooms,
@@ -647,24 +647,40 @@ async fn note_backup(
 }
 
 /// Make room for a backup that replaces all: what is here is moved aside.
-async fn set_aside(State(stored): State<Stored>) -> Result<Response, Failed> {
+async fn set_aside(
+    State(stored): State<Stored>,
+    Json(backup): Json<Source>,
+) -> Result<Response, Failed> {
     if stored.rooms.is_some() {
         let text = "the relay runs: stop it, to replace what it stores".to_owned();
         return Err(Failed(StatusCode::CONFLICT, text));
     }
     let root = stored.journal.root().to_owned();
     let at = root.clone();
-    let Replacing { name, is_moved } = blocking(move || Ok(replacing::begin(&at)?)).await?;
-    let documents = root.join(&name);
-    let bundles = stored.config.borrow().bundles.path.join(&name);
-    if !is_moved {
-        stored.journal.set_aside(&name).await?;
-        stored.uploads.set_aside(&name).await?;
-        blocking(move || Ok(replacing::moved(&root, &name)?)).await?;
+    let mut replacing = blocking(move || Ok(replacing::begin(&at, backup)?)).await?;
+    let is_resumed = replacing.is_moved;
+    if !is_resumed {
+        stored.journal.set_aside(replacing.folder()).await?;
+        stored.uploads.set_aside(replacing.folder()).await?;
+        let at = root.clone();
+        replacing = blocking(move || {
+            replacing::moved(&at, &mut replacing)?;
+            Ok(replacing)
+        })
+        .await?;
     }
+    let bundles_path = stored.config.borrow().bundles.path.clone();
+    let first = replacing.folders.first().cloned().unwrap_or_default();
+    let bundles = bundles_path.join(&first);
     let is_there = tokio::fs::try_exists(&bundles).await.unwrap_or(false);
-    let bundles = is_there.then_some(bundles);
-    Ok(Json(Replaced { documents, bundles, is_resumed: is_moved }).into_response())
+    let interrupted = replacing.folders.iter().skip(1).map(|name| root.join(name)).collect();
+    Ok(Json(Replaced {
+        documents: root.join(first),
+        bundles: is_there.then_some(bundles),
+        is_resumed,
+        interrupted,
+    })
+    .into_response())
 }
 
 /// All of a backup that replaces what was stored is there.

@@ -9,50 +9,82 @@ use std::{
     time::SystemTime,
 };
 
+use serde::{Deserialize, Serialize};
+
 use super::{
     StorageError,
     nodefs::{REPLACED, REPLACING, failed, read, sync_folder, write_atomically},
 };
 
-const MOVED: &str = "moved";
+/// A backup, as `.replacing` names it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Source {
+    /// The folder of the backup.
+    pub folder: PathBuf,
+    /// The SHA-256 of its index: a backup that was brought up to date meanwhile is another one.
+    pub sha256: String,
+}
 
 /// What a restore that replaces all has done so far.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Replacing {
-    /// The name of the folder, beside the documents, to which what was stored moves.
-    pub name: String,
-    /// Whether it was moved there. What is stored then is the backup's.
+    /// The backup that is restored.
+    pub backup: Source,
+    /// The names of the folders, beside the documents, to which what was stored moved: what was stored before all of
+    /// this, and after it what each interrupted restore of another backup had brought.
+    pub folders: Vec<String>,
+    /// Whether everything has moved to the last of them. What is stored then is the backup's.
     pub is_moved: bool,
 }
 
-/// Begin, or go on with what was interrupted. Blocks.
+impl Replacing {
+    /// The name of the folder to which what is stored moves, or has moved.
+    pub fn folder(&self) -> &str {
+        self.folders.last().map_or(REPLACED, String::as_str)
+    }
+}
+
+/// Begins a restore of `backup`, or resumes that one. Where the restore of another backup was interrupted, what it has
+/// brought is to move aside like anything else that is stored, so that no part of one is mixed with the other. Blocks.
 ///
 /// # Errors
 /// The file that says so cannot be written.
-pub fn begin(root: &Path) -> Result<Replacing, StorageError> {
-    if let Some(unfinished) = unfinished(root)? {
-        return Ok(unfinished);
+pub fn begin(root: &Path, backup: Source) -> Result<Replacing, StorageError> {
+    let mut replacing = match unfinished(root)? {
+        Some(same) if same.backup == backup => return Ok(same),
+        Some(other) => Replacing { backup, ..other },
+        None => Replacing { backup, folders: Vec::new(), is_moved: true },
+    };
+    // Of a restore that has not moved everything nothing is stored yet: its folder takes the rest.
+    if replacing.is_moved {
+        replacing.folders.push(free_name(root));
+        replacing.is_moved = false;
     }
+    write(root, &replacing)?;
+    Ok(replacing)
+}
+
+fn free_name(root: &Path) -> String {
     let now = humantime::format_rfc3339_seconds(SystemTime::now());
     let name = |n: u32| match n {
         0 => format!("{REPLACED}{now}"),
         n => format!("{REPLACED}{now}-{n}"),
     };
     let free = (0..).find(|n| !root.join(name(*n)).exists());
-    let replacing = Replacing { name: name(free.unwrap_or_default()), is_moved: false };
-    write(root, format!("{}\n", replacing.name))?;
-    Ok(replacing)
+    name(free.unwrap_or_default())
 }
 
 /// What was stored is out of the way. Blocks.
 ///
 /// # Errors
 /// The file that says so cannot be written.
-pub fn moved(root: &Path, name: &str) -> Result<(), StorageError> {
-    write(root, format!("{name}\n{MOVED}\n"))
+pub fn moved(root: &Path, replacing: &mut Replacing) -> Result<(), StorageError> {
+    replacing.is_moved = true;
+    write(root, replacing)
 }
 
-fn write(root: &Path, text: String) -> Result<(), StorageError> {
+fn write(root: &Path, replacing: &Replacing) -> Result<(), StorageError> {
+    let text = serde_json::to_vec(replacing).unwrap_or_default();
     write_atomically(root, &[(root.join(REPLACING), text.into())], true)
 }
 
@@ -76,10 +108,8 @@ pub fn end(root: &Path) -> Result<(), StorageError> {
 /// That cannot be told.
 pub fn unfinished(root: &Path) -> Result<Option<Replacing>, StorageError> {
     let Some(text) = read(&root.join(REPLACING))? else { return Ok(None) };
-    let text = String::from_utf8_lossy(&text);
-    let mut lines = text.lines();
-    let name = lines.next().unwrap_or_default().to_owned();
-    Ok(Some(Replacing { name, is_moved: lines.next() == Some(MOVED) }))
+    let replacing = serde_json::from_slice(&text);
+    replacing.map(Some).map_err(|error| failed("read", &root.join(REPLACING))(error.into()))
 }
 
 /// The folders beside the documents with what restores have replaced. Blocks.
@@ -90,4 +120,30 @@ pub fn replaced(root: &Path) -> Vec<PathBuf> {
         name.is_some_and(|name| name.starts_with(REPLACED))
     };
     entries.map(|entry| entry.path()).filter(is_one).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_backup_does_not_go_on_where_one_was_interrupted() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let root = folder.path();
+        std::fs::create_dir(root.join(".tmp")).expect("made");
+        let backup = |name: &str| Source { folder: name.into(), sha256: name.to_owned() };
+        let first = begin(root, backup("a")).expect("begins");
+        assert_eq!((first.folders.len(), first.is_moved), (1, false));
+        assert_eq!(begin(root, backup("a")).expect("resumes"), first);
+        let mut other = begin(root, backup("b")).expect("takes over");
+        assert_eq!(other.folders, first.folders, "nothing of the first is stored yet");
+        std::fs::create_dir(root.join(other.folder())).expect("made");
+        moved(root, &mut other).expect("noted");
+        let third = begin(root, backup("c")).expect("takes over");
+        assert_eq!((third.folders.len(), third.is_moved), (2, false));
+        assert_eq!(third.folders[0], first.folders[0]);
+        assert_ne!(third.folders[1], first.folders[0]);
+        end(root).expect("ends");
+        assert_eq!(unfinished(root).expect("reads"), None);
+    }
 }

@@ -1,5 +1,7 @@
 // Copies of what is stored: backup, restore, import and export.
 import assert from 'node:assert/strict';
+import { createHash } from 'node:crypto';
+import { spawnSync } from 'node:child_process';
 import { chmod, lstat, mkdir, readFile, readdir, rm, stat, symlink, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
@@ -8,7 +10,7 @@ import { Repo } from '@automerge/automerge-repo';
 import { NodeFSStorageAdapter } from '@automerge/automerge-repo-storage-nodefs';
 import { unzipSync } from 'fflate';
 import { bytesIn, fails, filesOf, find, isUnavailable, json, url } from './commands.mjs';
-import { Relay, atEnd, bundle, close, documentId, folder, saved, share, until, upload } from './relay.mjs';
+import { BINARY, Relay, atEnd, bundle, close, documentId, folder, saved, share, until, upload } from './relay.mjs';
 
 test('a backup of a running relay is whole, incremental and checked, and comes back elsewhere', async t => {
   const relay = await Relay.start(t);
@@ -314,8 +316,8 @@ test('a restore that replaces all: nothing deleted comes back, and no relay star
   const first = json(relay, 'restore', backup, '--replace');
   assert.deepEqual([first.new, first.deleted], [1, 1]);
   // As if it had been interrupted after it moved everything aside.
-  await writeFile(join(relay.documents, '.replacing'), `${first.replaced.split('/').at(-1)}\nmoved\n`);
-  await assert.rejects(relay.start(), /restore --replace` was not finished: run it again/);
+  await interrupt(relay, backup, first);
+  await assert.rejects(relay.start(), /restore --replace \S+backup` was not finished: run it again/);
   const again = json(relay, 'restore', backup, '--replace');
   assert.deepEqual([again.contained, again.replaced], [1, first.replaced]);
   await relay.start();
@@ -325,6 +327,46 @@ test('a restore that replaces all: nothing deleted comes back, and no relay star
   // The way back for what was replaced.
   assert.equal(json(relay, 'import', first.replaced).new, 1);
   assert.equal((await find(t, relay, later.url)).n, 'later');
+});
+
+/** As if a restore of a backup that replaced all had been interrupted after all documents were there. */
+async function interrupt(relay, backup, { replaced }) {
+  const sha256 = createHash('sha256').update(await readFile(join(backup, 'backup.json'))).digest('hex');
+  const folders = [replaced.split('/').at(-1)];
+  const replacing = { backup: { folder: backup, sha256 }, folders, is_moved: true };
+  await writeFile(join(relay.documents, '.replacing'), JSON.stringify(replacing));
+}
+
+test('after an interrupted restore of one backup that of another begins from nothing', async t => {
+  const backups = [], ids = [];
+  for (const n of [1, 2]) {
+    const relay = await Relay.start(t);
+    const client = relay.client(t);
+    const [kept, gone] = [await share(client, { n }), await share(client, { n })];
+    relay.command('doc', 'delete', gone.url);
+    ids.push({ kept: kept.url, gone: gone.url });
+    backups.push(join(await folder(t), 'backup'));
+    relay.command('backup', backups.at(-1));
+  }
+  const relay = await Relay.start(t);
+  const mine = await share(relay.client(t), { n: 'mine' });
+  await close(relay.clients[0]);
+  await relay.stop();
+  const first = json(relay, 'restore', backups[0], '--replace');
+  await interrupt(relay, backups[0], first);
+  const config = join(relay.at, 'tonk-relay.toml');
+  const { status, stdout, stderr } = spawnSync(BINARY, ['restore', backups[1], '--replace', '--json', '--config', config], { encoding: 'utf8' });
+  assert.equal(status, 0, stderr);
+  assert.equal(JSON.parse(stdout).replaced, first.replaced, 'where what was stored before all of it is');
+  const [, partial] = /restore of another backup was interrupted; what it had brought is in (\S+)/.exec(stderr);
+  await relay.start();
+  assert.equal((await find(t, relay, ids[1].kept)).n, 2);
+  await isUnavailable(t, relay, ids[0].kept);
+  await isUnavailable(t, relay, mine.url);
+  // Nothing is lost of either.
+  assert.equal(json(relay, 'import', first.replaced).new, 1);
+  assert.equal((await find(t, relay, mine.url)).n, 'mine');
+  assert.equal(json(relay, 'import', partial).new, 1);
 });
 
 test('what a restore moved away comes back, also if the backup says that it was deleted', async t => {

@@ -138,6 +138,8 @@ pub struct Replaced {
     pub documents: PathBuf,
     /// Where the bundles are now, if they are on a local disk.
     pub bundles: Option<PathBuf>,
-    /// Whether an earlier restore moved it, and was interrupted.
+    /// Whether an earlier restore of the same backup moved it, and was interrupted.
     pub is_resumed: bool,
+    /// Where the documents are now that interrupted restores of other backups had brought.
+    pub interrupted: Vec<PathBuf>,
 }

@@ -107,6 +107,11 @@ fn tombstone_file(backup: &Path, document: DocumentId) -> PathBuf {
 impl Backup {
     /// Read what `folder` says that it is; nothing if it is no backup.
     pub(in crate::cli) fn read(folder: &Path) -> Result<Option<Self>, CliError> {
+        Ok(Self::read_with_hash(folder)?.map(|(backup, _)| backup))
+    }
+
+    /// The same with the SHA-256 of the index.
+    pub(super) fn read_with_hash(folder: &Path) -> Result<Option<(Self, String)>, CliError> {
         let path = folder.join(INDEX);
         let text = match folder::read(&path, MAX_INDEX) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -124,7 +129,8 @@ impl Backup {
             );
             return Err(says(folder, problem));
         }
-        serde_json::from_slice(&text).map(Some).map_err(|error| says(&path, error))
+        let backup = serde_json::from_slice(&text).map_err(|error| says(&path, error))?;
+        Ok(Some((backup, hex(&Sha256::digest(&text)))))
     }
 
     fn write(&self, folder: &Path) -> Result<(), CliError> {

@@ -14,7 +14,9 @@ use crate::{
         storage::answers::{Buried, Replaced, StorageId},
     },
     folder,
-    storage::{documents::hex, fsck::Line, nodefs::MAX_FILE},
+    storage::{
+        documents::hex, fsck::Line, nodefs::MAX_FILE, replacing::Source, tombstones::Tombstone,
+    },
 };
 
 /// `tonk-relay restore`
@@ -38,7 +40,9 @@ pub(in crate::cli) struct RestoreArguments {
 
 pub(in crate::cli) fn restore(arguments: &RestoreArguments) -> Result<(), CliError> {
     let folder = &arguments.folder;
-    let backup = Backup::read(folder)?.ok_or_else(|| says(folder, "is no backup"))?;
+    let folder = &std::path::absolute(folder).map_err(at(folder))?;
+    let (backup, sha256) =
+        Backup::read_with_hash(folder)?.ok_or_else(|| says(folder, "is not a backup"))?;
     if !backup.is_complete && !arguments.unfinished {
         let problem = "is a backup that was not finished: it may lack documents; finish it, or take what is there with \
                        --unfinished";
@@ -51,30 +55,23 @@ pub(in crate::cli) fn restore(arguments: &RestoreArguments) -> Result<(), CliErr
     let mut relay = arguments.storage.relay.stored_or_new()?;
     let mut answer = MergeAnswer::new(false);
     if arguments.replace {
-        let replaced: Replaced = relay.ask(Method::POST, "/set-aside")?;
-        if replaced.is_resumed {
-            eprintln!("a restore that was interrupted goes on");
+        let source = Source { folder: folder.clone(), sha256 };
+        let Replaced { documents, bundles, is_resumed, interrupted } =
+            relay.tell(Method::POST, "/set-aside", &source)?;
+        if is_resumed {
+            eprintln!("resuming the restore of this backup, which was interrupted");
         }
-        let Replaced { documents, bundles, .. } = replaced;
+        for interrupted in interrupted {
+            eprintln!(
+                "the restore of another backup was interrupted; what it had brought is in {}",
+                interrupted.display()
+            );
+        }
         answer.replaced = Some(documents.display().to_string());
         answer.replaced_bundles = bundles.map(|bundles| bundles.display().to_string());
     }
     let storage_id = backup.storage_id.clone().filter(|_| !arguments.new_identity);
     answer.storage_id = relay.tell(Method::PUT, "/storage-id", &StorageId { storage_id })?;
-    for tombstone in &tombstones {
-        if backup.documents.contains_key(&tombstone.document) {
-            // Left from an earlier one: it was undeleted since.
-            continue;
-        }
-        match relay.tell(Method::POST, "/deleted", tombstone)? {
-            Buried::New => answer.tombstones.push(tombstone.document),
-            Buried::Already => {}
-            // Among what was moved away, which is to be good for going back.
-            Buried::IsHere if arguments.replace => {}
-            Buried::IsHere => answer
-                .refuse(tombstone.document, "it was deleted in the backup, and is here; it stays"),
-        }
-    }
     let progress = Progress::new("documents");
     let all = backup.documents.len();
     for (n, (document, copied)) in backup.documents.iter().enumerate() {
@@ -107,6 +104,10 @@ pub(in crate::cli) fn restore(arguments: &RestoreArguments) -> Result<(), CliErr
             Err(error) => return Err(error),
         }
     }
+    // Last, so that a restore with --replace that does not come to its end leaves none for the next one.
+    if !(arguments.replace && answer.is_refused()) {
+        restore_tombstones(&mut relay, &backup, &tombstones, arguments.replace, &mut answer)?;
+    }
     if arguments.replace && answer.is_refused() {
         eprintln!(
             "not all could be restored, and so the relay does not start: put right what is named, and run this again; or \
@@ -116,6 +117,31 @@ pub(in crate::cli) fn restore(arguments: &RestoreArguments) -> Result<(), CliErr
         let () = relay.ask(Method::POST, "/restored")?;
     }
     answer.end(arguments.storage.json)
+}
+
+/// Delete here what the backup says was deleted.
+fn restore_tombstones(
+    relay: &mut Relay,
+    backup: &Backup,
+    tombstones: &[Tombstone],
+    replaces: bool,
+    answer: &mut MergeAnswer,
+) -> Result<(), CliError> {
+    for tombstone in tombstones {
+        if backup.documents.contains_key(&tombstone.document) {
+            // Left from an earlier one: it was undeleted since.
+            continue;
+        }
+        match relay.tell(Method::POST, "/deleted", tombstone)? {
+            Buried::New => answer.tombstones.push(tombstone.document),
+            Buried::Already => {}
+            // Among what was moved away, which is to be good for going back.
+            Buried::IsHere if replaces => {}
+            Buried::IsHere => answer
+                .refuse(tombstone.document, "it was deleted in the backup, and is here; it stays"),
+        }
+    }
+    Ok(())
 }
 
 /// A damaged backup must not replace anything.
