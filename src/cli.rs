@@ -379,7 +379,7 @@ fn as_typescript_relay(port: u16, bundle: &Path, storage: &Path) -> Result<Loade
         }
         config.storage.path = storage;
         config.auth.mode = AuthMode::Open;
-        if let Ok(level) = env::var("RUST_LOG") {
+        if let Some(level) = env::var("RUST_LOG").ok().filter(|level| !level.is_empty()) {
             config.log.level = level;
         }
     }))

@@ -10,8 +10,8 @@ use std::{
 use serde::{Deserialize, Serialize};
 use tracing::{Event, Level, field::Field, warn};
 use tracing_subscriber::{
-    EnvFilter, Layer, Registry,
-    filter::filter_fn,
+    Layer, Registry,
+    filter::{FilterExt, LevelFilter, Targets, filter_fn},
     layer::{self, SubscriberExt},
     reload,
     util::SubscriberInitExt,
@@ -66,16 +66,17 @@ impl<S: tracing::Subscriber> Layer<S> for Keep {
 }
 
 /// Changes the level of the running log.
-pub struct LogLevel(reload::Handle<EnvFilter, Registry>);
+pub struct LogLevel(reload::Handle<Targets, Registry>);
 
 /// Why logging cannot be set up.
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the texts say it")]
 pub enum LogError {
     #[error(
-        "log.level: {0}; expected a level such as \"info\", or \"tonk_relay::sync=debug,info\""
+        "log.level: {0}; expected off, error, warn, info, debug or trace, such as \"info\", and levels of modules, such \
+         as \"info,tonk_relay::sync=debug\""
     )]
-    Level(#[from] tracing_subscriber::filter::ParseError),
+    Level(String),
     #[error("log.format = \"journal\": the journal cannot be reached: {0}")]
     Journal(io::Error),
     #[error("the log was set up twice: {0}")]
@@ -84,21 +85,62 @@ pub enum LogError {
     Reload(#[from] reload::Error),
 }
 
-/// Check a level without using it.
+/// The filter that a level says: one level for everything, and others for modules, separated by commas. Modules that
+/// are not named log at "info" where there is no level for everything.
 ///
 /// # Errors
-/// It is none.
-pub fn check_level(level: &str) -> Result<EnvFilter, LogError> {
-    // Their own lines at info and below are about single messages, and automerge 0.12 writes the whole history
-    // of a document for the span around each load (`storage::load`, 500 ms at 60,000 changes): they need asking
-    // for by name.
-    // What automerge warns of is what a peer has sent, a line for each odd column: that peer could fill the disk.
-    let quiet: String = [("samod", "warn"), ("samod_core", "warn"), ("automerge", "off")]
-        .into_iter()
-        .filter(|(name, _)| !level.contains(name))
-        .map(|(name, level)| format!(",{name}={level}"))
-        .collect();
-    Ok(EnvFilter::try_new(format!("{level}{quiet}"))?)
+/// A part of it is neither a level nor a module with a level.
+pub fn filter(level: &str) -> Result<Targets, LogError> {
+    let mut default = None;
+    let mut modules = Vec::new();
+    for part in level.split(',').map(str::trim) {
+        let problem = |what: String| LogError::Level(what);
+        match part.split_once('=') {
+            Some((module, level)) if is_module(module) => {
+                let level = named(level)
+                    .ok_or_else(|| problem(format!("{level:?} in {part:?} is not a level")))?;
+                modules.push((module, level));
+            }
+            Some((module, _)) => {
+                return Err(problem(format!("{module:?} in {part:?} is not a module")));
+            }
+            None => {
+                let level =
+                    named(part).ok_or_else(|| problem(format!("{part:?} is not a level")))?;
+                if default.replace(level).is_some() {
+                    return Err(problem(format!("{part:?} is a second level for everything")));
+                }
+            }
+        }
+    }
+    let default = default.unwrap_or(LevelFilter::INFO);
+    Ok(quiet(default).with_targets(modules))
+}
+
+fn named(level: &str) -> Option<LevelFilter> {
+    let levels = ["off", "error", "warn", "info", "debug", "trace"];
+    // A number would be taken, too.
+    let is_one = levels.iter().any(|name| name.eq_ignore_ascii_case(level));
+    if is_one { level.parse().ok() } else { None }
+}
+
+fn is_module(text: &str) -> bool {
+    let is_name = |part: &str| {
+        !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+    };
+    text.split("::").all(is_name)
+}
+
+/// This level, and less for libraries unless they are asked for by name.
+fn quiet(level: LevelFilter) -> Targets {
+    // samod's own lines at info and below are about single messages. automerge 0.12 writes the whole history of a
+    // document for the span around each load (`storage::load`, 500 ms at 60,000 changes), and what it warns of is
+    // what a peer has sent, a line for each odd column: that peer could fill the disk.
+    Targets::new()
+        .with_default(level)
+        .with_target("samod", level.min(LevelFilter::WARN))
+        .with_target("samod_core", level.min(LevelFilter::WARN))
+        .with_target("automerge", LevelFilter::OFF)
 }
 
 /// Set up the log of this process.
@@ -106,7 +148,7 @@ pub fn check_level(level: &str) -> Result<EnvFilter, LogError> {
 /// # Errors
 /// The level is none, or the journal was asked for and cannot be reached.
 pub fn init(config: &Log) -> Result<LogLevel, LogError> {
-    let (filter, handle) = reload::Layer::new(check_level(&config.level)?);
+    let (filter, handle) = reload::Layer::new(filter(&config.level)?);
     let journal = match config.format {
         LogFormat::Journal => Some(tracing_journald::layer().map_err(LogError::Journal)?),
         LogFormat::Auto if is_stderr_the_journal() => tracing_journald::layer().ok(),
@@ -125,9 +167,9 @@ pub fn init(config: &Log) -> Result<LogLevel, LogError> {
     // Amazon's crates write access keys into their lines, at any level.
     let ours = filter_fn(|metadata| !metadata.target().starts_with("aws_"));
     tracing_subscriber::registry()
-        .with(filter)
-        .with(output.with_filter(ours.clone()))
-        .with(Keep.with_filter(ours))
+        .with(output.with_filter(filter.and(ours.clone())))
+        // Whatever the log leaves out.
+        .with(Keep.with_filter(quiet(LevelFilter::WARN).and(ours)))
         .try_init()?;
     Ok(LogLevel(handle))
 }
@@ -146,7 +188,7 @@ impl LogLevel {
     /// # Errors
     /// It is none.
     pub fn set(&self, level: &str) -> Result<(), LogError> {
-        Ok(self.0.reload(check_level(level)?)?)
+        Ok(self.0.reload(filter(level)?)?)
     }
 }
 
@@ -228,13 +270,17 @@ mod tests {
 
     #[test]
     fn the_libraries_are_heard_when_they_are_asked_for_by_name() {
-        let filter = check_level("info").expect("a level").to_string();
-        assert!(filter.contains("automerge=off") && filter.contains("samod=warn"), "{filter}");
-        let filter = check_level("info,automerge=trace").expect("a level").to_string();
-        assert!(
-            filter.contains("automerge=trace") && !filter.contains("automerge=off"),
-            "{filter}"
-        );
+        let is_on = |level: &str, target: &str, at: Level| {
+            filter(level).expect("a level").would_enable(target, &at)
+        };
+        assert!(is_on("info", "tonk_relay::sync", Level::INFO));
+        assert!(!is_on("trace", "automerge::storage", Level::ERROR));
+        assert!(!is_on("trace", "samod", Level::INFO));
+        assert!(!is_on("off", "samod", Level::ERROR));
+        assert!(is_on("info,automerge=trace", "automerge::storage", Level::TRACE));
+        assert!(is_on("tonk_relay::sync=debug", "tonk_relay::sync", Level::DEBUG));
+        assert!(is_on("tonk_relay::sync=debug", "tonk_relay::app", Level::INFO), "the default");
+        assert!(!is_on("warn,tonk_relay::sync=debug", "tonk_relay::app", Level::INFO));
     }
 
     #[test]
@@ -253,9 +299,18 @@ mod tests {
     }
 
     #[test]
-    fn levels_are_checked() {
-        assert!(check_level("info").is_ok());
-        assert!(check_level("tonk_relay::sync=debug,info").is_ok());
-        assert!(check_level("tonk_relay=loud").is_err());
+    fn a_level_that_is_none_is_refused_and_silences_nothing() {
+        for level in
+            ["inof", "debug info", "", "3", "debug,info", "tonk_relay", "tonk_relay=loud", "=info"]
+        {
+            let problem = filter(level).err().unwrap_or_else(|| panic!("{level:?} is taken"));
+            let problem = problem.to_string();
+            assert!(
+                problem.contains("expected off, error, warn, info, debug or trace"),
+                "{problem}"
+            );
+        }
+        let problem = filter("info,tonk_relay=loud").expect_err("refused").to_string();
+        assert!(problem.contains(r#""loud" in "tonk_relay=loud" is not a level"#), "{problem}");
     }
 }

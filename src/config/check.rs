@@ -93,7 +93,7 @@ pub fn check(loaded: &LoadedConfig) -> Vec<Fault> {
             "names credentials; they come from the usual AWS places, or the systemd credential aws-credentials".into(),
         );
     }
-    if let Err(error) = log::check_level(&config.log.level) {
+    if let Err(error) = log::filter(&config.log.level) {
         fault("log.level", error.to_string().replacen("log.level: ", "", 1));
     }
     for (key, limit) in [

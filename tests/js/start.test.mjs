@@ -163,6 +163,27 @@ test('reload takes over what it can, and refuses the rest by name, all or nothin
   assert.equal(await relay.metric('tonk_relay_config_reloads_total{result="refused"}'), 2);
 });
 
+test('a level that is none is refused, and the last warnings are known whatever the level is', async t => {
+  const relay = await Relay.start(t);
+  const file = join(relay.at, 'tonk-relay.toml');
+  const before = await readFile(file, 'utf8');
+  const log = level => writeFile(file, `${before}[log]\nlevel = "${level}"\n`);
+  for (const level of ['inof', 'debug info', '']) {
+    await log(level);
+    const { code, stderr } = await run(['--config', file, '--check-config']);
+    assert.equal(code, 78);
+    assert.match(stderr, new RegExp(`log\\.level: "${level}" is not a level; expected off, error, warn, info, debug or trace, such as "info"`));
+    assert.equal((await run(['reload', '--config', file])).code, 1);
+  }
+  await log('off');
+  assert.equal((await run(['reload', '--config', file])).code, 0);
+  const end = relay.log.length;
+  await writeFile(file, before);
+  const last = async () => JSON.parse((await run(['status', '--json', '--config', file])).stdout).log;
+  await until('the warning', async () => (await last()).some(({ level, text }) => level === 'WARN' && /has changed and is not in effect/.test(text)));
+  assert.equal(relay.log.slice(end), '', 'and the log is silent');
+});
+
 test('a changed config file is reported, and applied only where that is configured', async t => {
   const relay = await Relay.start(t);
   const file = join(relay.at, 'tonk-relay.toml');
