@@ -42,6 +42,7 @@ use crate::{
     config::{
         AdminAddress, AuthMode, Config, StoreKind, check,
         load::{self, Fault, LoadedConfig, Origins},
+        service::Service,
     },
     document_id::{BadDocumentId, DocumentId},
     folder::Folder,
@@ -283,15 +284,20 @@ fn configured(arguments: Daemon) -> Result<(), CliError> {
     }
     let mut faults = check::check(&loaded);
     if arguments.check_config {
-        faults.extend(check::open(&loaded));
+        let service = Service::find().map_err(|fault| CliError::Config(vec![fault]))?;
+        faults.extend(check::open(&loaded, service.as_ref()));
+        for key in check::without_effect(&loaded) {
+            eprintln!("warning: {key}");
+        }
+        if faults.is_empty() {
+            let place = loaded.file.as_ref().map(|file| format!("{}: ", file.display()));
+            let by = service.map(|service| format!(" (checked as {})", service.describe()));
+            print(&format!("{}no fault{}\n", place.unwrap_or_default(), by.unwrap_or_default()));
+            return Ok(());
+        }
     }
     if !faults.is_empty() {
         return Err(CliError::Config(faults));
-    }
-    if arguments.check_config {
-        let place = loaded.file.as_ref().map(|file| format!("{}: ", file.display()));
-        print(&format!("{}no fault\n", place.unwrap_or_default()));
-        return Ok(());
     }
     daemon(loaded)
 }

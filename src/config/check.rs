@@ -2,12 +2,14 @@
 
 use std::{fs, io, path::Path};
 
-use super::{AdminAddress, AuthMode, Config, StoreKind, load::Fault, load::LoadedConfig};
+use super::{
+    AdminAddress, AuthMode, Config, StoreKind, load::Fault, load::LoadedConfig, service::Service,
+};
 use crate::{
     auth::{self, Policy},
     bundle::{MaxInflated, served::ServedBundle},
     http::tls,
-    log,
+    log, regular_file,
 };
 
 /// Every fault that shows in the values alone.
@@ -130,9 +132,91 @@ fn named_paths(config: &Config) -> Vec<(&'static str, &Path)> {
     paths
 }
 
-/// Every fault that shows when what is named is opened, as this user. Relative paths are [`check`]'s matter.
+/// What is set and changes nothing, because of what else is set.
+pub fn without_effect(loaded: &LoadedConfig) -> Vec<Fault> {
+    let config = &loaded.config;
+    let (auth, bundles) = (config.auth.mode, config.bundles.store);
+    let mut found = Vec::new();
+    let mut look = |is_used: bool, keys: &[&str], because: &str| {
+        for key in keys.iter().filter(|key| !is_used && loaded.origins.of(key) != "default") {
+            found.push(loaded.fault(key, format!("has no effect: {because}")));
+        }
+    };
+    look(
+        bundles == StoreKind::S3,
+        &[
+            "bundles.bucket",
+            "bundles.region",
+            "bundles.prefix",
+            "bundles.endpoint_url",
+            "bundles.path_style",
+            "bundles.timeout",
+        ],
+        r#"bundles.store is not "s3""#,
+    );
+    look(auth == AuthMode::Token, &["auth.tokens"], r#"auth.mode is not "token""#);
+    look(
+        auth == AuthMode::Jwt,
+        &["auth.jwt_keys", "auth.jwt_issuer", "auth.jwt_audience"],
+        r#"auth.mode is not "jwt""#,
+    );
+    look(
+        matches!(auth, AuthMode::Token | AuthMode::Jwt),
+        &["auth.query_token", "auth.anonymous", "auth.readonly_presence"],
+        r#"auth.mode is neither "token" nor "jwt""#,
+    );
+    found
+}
+
+/// Every fault that shows when what is named is opened: by the service's user and in its sandbox, if there is one, or as
+/// whoever asks. Relative paths are [`check`]'s matter.
+pub fn open(loaded: &LoadedConfig, service: Option<&Service>) -> Vec<Fault> {
+    let Some(service) = service else { return open_here(loaded, |_| false) };
+    let mut faults = kept_from(loaded, service);
+    let look = || {
+        let file = loaded.file.as_deref().map_or(Ok(()), can_read);
+        (file, open_here(loaded, |path| service.will_make(path)))
+    };
+    match service.run(look) {
+        Ok((file, mut found)) => {
+            // Root has read it.
+            found.extend(file.err().map(|problem| loaded.fault("", problem)));
+            let is_new = |fault: &Fault| faults.iter().all(|known| known.key != fault.key);
+            found.retain(is_new);
+            for fault in &mut found {
+                fault.problem.push_str(&format!(" (checked as {})", service.describe()));
+            }
+            faults.extend(found);
+        }
+        Err(error) => faults.push(
+            loaded.fault("", format!("cannot be checked as {}: {error}", service.describe())),
+        ),
+    }
+    faults
+}
+
+/// What the sandbox of the service keeps from it.
+fn kept_from(loaded: &LoadedConfig, service: &Service) -> Vec<Fault> {
+    let config = &loaded.config;
+    let sockets = config.admin.listen.iter().filter_map(|address| match address {
+        AdminAddress::Unix(path) => Some(("admin.listen", path.parent()?)),
+        AdminAddress::Tcp(_) => None,
+    });
+    let file = loaded.file.as_deref().map(|file| ("", file));
+    let named = named_paths(config).into_iter().chain(sockets).chain(file);
+    let faults = named.filter(|(_, path)| path.is_absolute()).filter_map(|(key, path)| {
+        let is_written = ["bundles.path", "storage.path", "admin.listen"].contains(&key);
+        let kept = service.hidden(path);
+        let kept = kept.or_else(|| service.read_only(path).filter(|_| is_written))?;
+        Some(loaded.fault(key, kept))
+    });
+    faults.collect()
+}
+
+/// Every fault that shows when what is named is opened by whoever runs this. `will_be_made`: folders that are not there
+/// yet, and no fault.
 #[expect(clippy::disallowed_methods, reason = "runs in a command")]
-pub fn open(loaded: &LoadedConfig) -> Vec<Fault> {
+fn open_here(loaded: &LoadedConfig, will_be_made: impl Fn(&Path) -> bool) -> Vec<Fault> {
     let config = &loaded.config;
     let is_named = |path: &Path| path.is_absolute();
     let mut faults = Vec::new();
@@ -164,6 +248,7 @@ pub fn open(loaded: &LoadedConfig) -> Vec<Fault> {
         [("storage.path", &config.storage.path), ("bundles.path", &config.bundles.path)]
     {
         if is_named(path)
+            && !will_be_made(path)
             && let Err(problem) = can_write(path)
         {
             fault(key, format!("{}: {problem}", path.display()));
@@ -175,7 +260,7 @@ pub fn open(loaded: &LoadedConfig) -> Vec<Fault> {
         {
             // systemd makes it when the unit starts (RuntimeDirectory), and takes it away when it stops.
             let comes_with_the_unit = folder.parent() == Some(Path::new("/run"));
-            if !folder.exists() && comes_with_the_unit {
+            if !folder.exists() && (comes_with_the_unit || will_be_made(folder)) {
                 continue;
             }
             if !folder.is_dir() {
@@ -191,11 +276,7 @@ pub fn open(loaded: &LoadedConfig) -> Vec<Fault> {
 
 #[expect(clippy::disallowed_methods, reason = "runs in a command")]
 fn can_read(path: &Path) -> Result<(), String> {
-    match fs::metadata(path) {
-        Ok(found) if !found.is_file() => Err("is no regular file".to_owned()),
-        Ok(_) => fs::File::open(path).map(drop).map_err(|error| reason(&error)),
-        Err(error) => Err(reason(&error)),
-    }
+    regular_file::open(path).map(drop).map_err(|error| reason(&error))
 }
 
 /// Whether a folder can be written, or made in the nearest folder above it that there is.
@@ -302,7 +383,7 @@ mod tests {
             at("new"),
             at("admin.sock").display()
         );
-        let faults = texts(&open(&loaded(&text)));
+        let faults = texts(&open_here(&loaded(&text), |_| false));
         assert_eq!(faults.len(), 3, "{faults:?}");
         assert!(
             faults[0].contains(&format!(

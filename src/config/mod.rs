@@ -2,12 +2,13 @@
 //!
 //! [`Config`] is the whole of `/etc/tonk-relay.toml`; what its keys mean to an operator is said in the
 //! shipped file, `etc/tonk-relay.toml`, and nowhere else. [`load`] reads a file and names every fault in
-//! it, [`check`] looks at what the values mean together and opens what they name, and [`reload`] tells
-//! what a running relay can take over.
+//! it, [`check`] looks at what the values mean together and opens what they name, as the user of the [`service`] where
+//! there is one, and [`reload`] tells what a running relay can take over.
 
 pub mod check;
 pub mod load;
 pub mod reload;
+pub mod service;
 mod units;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};

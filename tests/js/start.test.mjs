@@ -1,7 +1,7 @@
 // The program as an operator meets it: starts that fail, the config, reload, the log.
 import assert from 'node:assert/strict';
 import { execFile, spawnSync } from 'node:child_process';
-import { mkdir, writeFile, chmod, readFile, rm } from 'node:fs/promises';
+import { chmod, chown, mkdir, readFile, rm, writeFile } from 'node:fs/promises';
 import net from 'node:net';
 import { join } from 'node:path';
 import { test } from 'node:test';
@@ -262,6 +262,51 @@ test('an admin socket never replaces a file', async t => {
   assert.equal(code, 1);
   assert.match(stderr, /admin\.listen: cannot listen on unix:\S+app\.tonk: is there and no socket/);
   assert.equal(await readFile(join(at, 'app.tonk'), 'utf8'), 'precious');
+});
+
+test('root checks a config as the user and in the sandbox of the unit', async t => {
+  if (process.getuid() !== 0) return t.skip('needs root: another user checks as itself');
+  const { at, file } = await configured(t, at => `[http]\nlisten = ["127.0.0.1:0"]\n[bundle]\npath = "${at}/app.tonk"\n`);
+  await writeFile(join(at, 'app.tonk'), bundle({ [documentId(1)]: { n: 1 } }), { mode: 0o644 });
+  await chmod(at, 0o755);
+  for (const name of ['documents', 'bundles']) {
+    await mkdir(join(at, name));
+    await chown(join(at, name), 65534, 65534);
+  }
+  const check = async settings => {
+    const shown = { LoadState: 'loaded', User: 'nobody', ProtectHome: 'yes', ProtectSystem: 'strict', PrivateTmp: 'no', ...settings };
+    const text = Object.entries(shown).map(([key, value]) => `${key}=${value}`).join('\n');
+    await writeFile(join(at, 'systemctl'), `#!/bin/sh\ncat <<'END'\n${text}\nEND\n`, { mode: 0o755 });
+    const env = { ...process.env, PATH: `${at}:${process.env.PATH}` };
+    const { status, stdout, stderr } = spawnSync(BINARY, ['--check-config', '--config', file], { encoding: 'utf8', env });
+    return { status, said: stdout + stderr };
+  };
+  const lines = ({ said }) => said.trim().split('\n').map(line => line.replaceAll(at, ''));
+  const sandboxed = await check({});
+  assert.equal(sandboxed.status, 78);
+  assert.deepEqual(lines(sandboxed).map(line => /: (\S+): (\S+): tonk-relay\.service has it read-only for the user nobody \(ProtectSystem=strict\)/.exec(line)?.slice(1)),
+    [['bundles.path', '/bundles'], ['storage.path', '/documents']]);
+  assert.match(lines(sandboxed)[1], /`systemctl edit tonk-relay`, and add the lines \[Service\] and ReadWritePaths=\/documents$/);
+  const hidden = await check({ PrivateTmp: 'yes', ReadWritePaths: at });
+  assert.match(lines(hidden)[0], /bundle\.path: \/app\.tonk: tonk-relay\.service hides it from the user nobody \(PrivateTmp=yes\): move it/);
+  const allowed = { ReadWritePaths: at };
+  assert.deepEqual(await check(allowed), { status: 0, said: `${file}: no fault (checked as the user nobody of tonk-relay.service)\n` });
+  await chmod(join(at, 'app.tonk'), 0o600);
+  await chown(join(at, 'documents'), 0, 0);
+  await chmod(file, 0o600);
+  const denied = await check(allowed);
+  assert.equal(denied.status, 78);
+  assert.deepEqual(lines(denied).map(line => /^\S+?: (?:(\S+): )?.*ermission denied.*\(checked as the user nobody of tonk-relay\.service\)$/.exec(line)?.[1] ?? 'config'),
+    ['bundle.path', 'storage.path', 'config']);
+  assert.match((await check({ User: 'nobody-else' })).said, /tonk-relay\.service: runs as the user nobody-else, which does not exist here/);
+});
+
+test('a key that has no effect is named, and is no fault', async t => {
+  const { file } = await configured(t, '[http]\nlisten = ["127.0.0.1:0"]\n[auth]\nmode = "open"\ntokens = "/etc/tokens"\n');
+  await writeFile(file, (await readFile(file, 'utf8')).replace('[bundles]\n', '[bundles]\nbucket = "mine"\n'));
+  const { code, stderr } = await run(['--config', file, '--check-config']);
+  assert.equal(code, 0);
+  assert.match(stderr, /^warning: \S+:\d+: bundles\.bucket: has no effect: bundles\.store is not "s3"\nwarning: \S+:\d+: auth\.tokens: has no effect: auth\.mode is not "token"\n$/);
 });
 
 test('a FIFO or a folder instead of a bundle does not hang the start', async t => {

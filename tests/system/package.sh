@@ -179,6 +179,29 @@ check 'the commands work while it is stopped' says '^24 documents.* 0 damages' t
 check 'and leave the files to their owner' says '^tonk-relay$' stat --format=%U /var/lib/tonk-relay/documents/.journal
 systemctl start tonk-relay
 
+cp /etc/tonk-relay.toml good.toml
+mkdir /mnt/disk
+mount -t tmpfs tmpfs /mnt/disk
+install -d -o tonk-relay -g tonk-relay -m 750 /mnt/disk/documents
+sed -i 's|^#path = "/var/lib/tonk-relay/documents".*|path = "/mnt/disk/documents"|' /etc/tonk-relay.toml
+check 'a folder on another disk needs a drop-in, and the check says so' \
+  says 'storage.path: /mnt/disk/documents: tonk-relay.service has it read-only .*ReadWritePaths=/mnt/disk/documents' \
+  tonk-relay --check-config
+with ReadWritePaths=/mnt/disk/documents
+check 'with it the check finds no fault' says 'no fault (checked as the user tonk-relay' tonk-relay --check-config
+check 'and the relay starts' systemctl restart tonk-relay
+check 'with its documents there' test -d /mnt/disk/documents/.journal
+cp demo.tonk /root/app.tonk
+sed -i 's|^\[bundle\]|[bundle]\npath = "/root/app.tonk"|' /etc/tonk-relay.toml
+check 'what the sandbox hides is named' says 'bundle.path: /root/app.tonk: tonk-relay.service hides it .*ProtectHome=yes' \
+  tonk-relay --check-config
+without
+cp good.toml /etc/tonk-relay.toml
+chmod 600 /etc/tonk-relay.toml
+check 'and a config that only root may read' says 'tonk-relay.toml: .*user tonk-relay' tonk-relay --check-config
+chmod 644 /etc/tonk-relay.toml
+systemctl restart tonk-relay
+
 mkdir lineage
 echo certificate > lineage/fullchain.pem
 echo key > lineage/privkey.pem

@@ -1,0 +1,300 @@
+//! The service that runs the relay: its user, and what the sandbox of its unit keeps from it. For a check by root, which
+//! may read and write everything.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    process::Command,
+    thread,
+};
+
+use rustix::{
+    fs::{Gid, Uid},
+    process::geteuid,
+    thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid},
+};
+
+use super::load::Fault;
+
+/// The unit of the packages.
+const UNIT: &str = "tonk-relay.service";
+/// What is asked of systemd about it (systemd.exec(5)), drop-ins included.
+const PROPERTIES: &str = "LoadState,User,Group,SupplementaryGroups,ProtectHome,ProtectSystem,PrivateTmp,ReadWritePaths,\
+                          ReadOnlyPaths,InaccessiblePaths,BindPaths,BindReadOnlyPaths,StateDirectory,RuntimeDirectory";
+
+/// The service.
+#[derive(Debug)]
+pub struct Service {
+    user: String,
+    uid: Uid,
+    /// The user's own first.
+    groups: Vec<Gid>,
+    sandbox: Sandbox,
+}
+
+/// What a unit says of the file system. Paths in it may be below those of the same list.
+#[derive(Debug, Default)]
+struct Sandbox {
+    protect_home: String,
+    protect_system: String,
+    private_tmp: String,
+    writable: Vec<PathBuf>,
+    read_only: Vec<PathBuf>,
+    inaccessible: Vec<PathBuf>,
+    bound: Vec<PathBuf>,
+    /// Folders that systemd makes when the unit starts, and gives to its user.
+    made: Vec<PathBuf>,
+}
+
+impl Service {
+    /// The service of the installed unit; nothing if there is none, it runs as root, or whoever asks is not root.
+    ///
+    /// # Errors
+    /// Its user or one of its groups does not exist.
+    pub fn find() -> Result<Option<Self>, Fault> {
+        if !geteuid().is_root() {
+            return Ok(None);
+        }
+        let Some(shown) =
+            said(Command::new("systemctl").args(["show", "--property", PROPERTIES, UNIT]))
+        else {
+            return Ok(None);
+        };
+        let value = |key: &str| {
+            let mut lines = shown.lines().filter_map(|line| line.split_once('='));
+            lines.find(|(found, _)| *found == key).map_or("", |(_, value)| value)
+        };
+        let user = value("User").to_owned();
+        if value("LoadState") != "loaded" || ["", "root", "0"].contains(&user.as_str()) {
+            return Ok(None);
+        }
+        let missing = |what: &str| Fault {
+            place: UNIT.to_owned(),
+            key: String::new(),
+            problem: format!("runs as the {what}, which does not exist here"),
+        };
+        let id = |option: &str| said(Command::new("id").args([option, &user]));
+        let (uid, groups) =
+            id("-u").zip(id("-G")).ok_or_else(|| missing(&format!("user {user}")))?;
+        let mut groups: Vec<Gid> = numbers(&groups).map(Gid::from_raw).collect();
+        let group = value("Group");
+        if !group.is_empty() {
+            groups.insert(0, gid(group).ok_or_else(|| missing(&format!("group {group}")))?);
+        }
+        for group in value("SupplementaryGroups").split_whitespace() {
+            groups.push(gid(group).ok_or_else(|| missing(&format!("group {group}")))?);
+        }
+        let uid = numbers(&uid).next().map(Uid::from_raw);
+        let uid = uid.ok_or_else(|| missing(&format!("user {user}")))?;
+        Ok(Some(Self { user, uid, groups, sandbox: Sandbox::read(value) }))
+    }
+
+    /// Who it is, for a text.
+    pub fn describe(&self) -> String {
+        format!("the user {} of {UNIT}", self.user)
+    }
+
+    /// Runs `work` in a thread with the rights of the service's user.
+    ///
+    /// # Errors
+    /// The thread cannot be started, or cannot take these rights.
+    pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> io::Result<T> {
+        let as_user = || -> io::Result<T> {
+            // Of this thread alone: the C library would change those of the whole process.
+            let group = self.groups.first().copied();
+            set_thread_groups(&self.groups)?;
+            set_thread_res_gid(group, group, group)?;
+            set_thread_res_uid(self.uid, self.uid, self.uid)?;
+            Ok(work())
+        };
+        thread::scope(|scope| {
+            let thread = thread::Builder::new().spawn_scoped(scope, as_user)?;
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+
+    /// Why the service does not see a path, and what to do; nothing if it does.
+    pub fn hidden(&self, path: &Path) -> Option<String> {
+        let setting = self.sandbox.hides(&real(path))?;
+        Some(format!(
+            "{}: {UNIT} hides it from the user {} ({setting}): move it, to /srv or /var/lib/tonk-relay for example, and \
+             name the new place",
+            path.display(),
+            self.user
+        ))
+    }
+
+    /// Why the service may not write below a path, and what to do; nothing if its sandbox lets it.
+    pub fn read_only(&self, path: &Path) -> Option<String> {
+        let real = real(path);
+        let setting = self.sandbox.denies(&real)?;
+        Some(format!(
+            "{}: {UNIT} has it read-only for the user {} ({setting}): `systemctl edit tonk-relay`, and add the lines \
+             [Service] and ReadWritePaths={}",
+            path.display(),
+            self.user,
+            real.display()
+        ))
+    }
+
+    /// Whether systemd makes the folder that a path is in when the unit starts, and has not done so yet.
+    #[expect(clippy::disallowed_methods, reason = "runs in a command")]
+    pub fn will_make(&self, path: &Path) -> bool {
+        self.sandbox.made.iter().any(|made| path.starts_with(made) && !made.exists())
+    }
+}
+
+impl Sandbox {
+    fn read<'a>(value: impl Fn(&str) -> &'a str) -> Self {
+        let paths = |key: &str| -> Vec<PathBuf> {
+            // With prefixes that say more (systemd.exec(5)), and of a bind mount its target.
+            let words =
+                value(key).split_whitespace().map(|word| word.trim_start_matches(['-', '+']));
+            words.map(|word| word.split(':').nth(1).unwrap_or(word).into()).collect()
+        };
+        let below = |folder: &str, key: &str| -> Vec<PathBuf> {
+            // Perhaps with a symbolic link's name.
+            let names = value(key).split_whitespace().filter_map(|word| word.split(':').next());
+            names.map(|name| Path::new(folder).join(name)).collect()
+        };
+        let mut made = below("/var/lib", "StateDirectory");
+        made.extend(below("/run", "RuntimeDirectory"));
+        let mut writable = paths("ReadWritePaths");
+        writable.extend(paths("BindPaths"));
+        writable.extend(made.clone());
+        let mut bound = paths("BindPaths");
+        bound.extend(paths("BindReadOnlyPaths"));
+        Self {
+            protect_home: value("ProtectHome").to_owned(),
+            protect_system: value("ProtectSystem").to_owned(),
+            private_tmp: value("PrivateTmp").to_owned(),
+            writable,
+            read_only: paths("ReadOnlyPaths"),
+            inaccessible: paths("InaccessiblePaths"),
+            bound,
+            made,
+        }
+    }
+
+    /// The setting by which a path is not seen.
+    fn hides(&self, path: &Path) -> Option<String> {
+        let Self { protect_home, private_tmp, .. } = self;
+        if is_in(path, &self.bound) {
+            None
+        } else if is_in(path, &self.inaccessible) {
+            Some("InaccessiblePaths".to_owned())
+        } else if ["yes", "tmpfs"].contains(&protect_home.as_str()) && is_in(path, &HOMES) {
+            Some(format!("ProtectHome={protect_home}"))
+        } else if !["", "no"].contains(&private_tmp.as_str()) && is_in(path, &["/tmp", "/var/tmp"])
+        {
+            Some(format!("PrivateTmp={private_tmp}"))
+        } else {
+            None
+        }
+    }
+
+    /// The setting by which a path that is seen cannot be written.
+    fn denies(&self, path: &Path) -> Option<String> {
+        let Self { protect_home, protect_system, .. } = self;
+        let system: &[&str] = match protect_system.as_str() {
+            "strict" => &["/"],
+            "full" => &["/usr", "/boot", "/efi", "/etc"],
+            "yes" => &["/usr", "/boot", "/efi"],
+            _ => &[],
+        };
+        if is_in(path, &self.writable) {
+            None
+        } else if is_in(path, &self.read_only) {
+            Some("ReadOnlyPaths".to_owned())
+        } else if protect_home == "read-only" && is_in(path, &HOMES) {
+            Some(format!("ProtectHome={protect_home}"))
+        } else if is_in(path, system) {
+            Some(format!("ProtectSystem={protect_system}"))
+        } else {
+            None
+        }
+    }
+}
+
+const HOMES: [&str; 3] = ["/home", "/root", "/run/user"];
+
+fn is_in(path: &Path, folders: &[impl AsRef<Path>]) -> bool {
+    folders.iter().any(|folder| path.starts_with(folder))
+}
+
+/// The path without links, as far as it is there.
+#[expect(clippy::disallowed_methods, reason = "runs in a command")]
+fn real(path: &Path) -> PathBuf {
+    for there in path.ancestors() {
+        if let (Ok(found), Ok(rest)) = (there.canonicalize(), path.strip_prefix(there)) {
+            return if rest.as_os_str().is_empty() { found } else { found.join(rest) };
+        }
+    }
+    path.to_owned()
+}
+
+/// What a program prints; nothing if it is not there or fails.
+fn said(command: &mut Command) -> Option<String> {
+    let output = command.output().ok()?;
+    let text = String::from_utf8(output.stdout).ok()?;
+    output.status.success().then_some(text)
+}
+
+fn numbers(text: &str) -> impl Iterator<Item = u32> {
+    text.split_whitespace().filter_map(|word| word.parse().ok())
+}
+
+fn gid(group: &str) -> Option<Gid> {
+    let entry = said(Command::new("getent").args(["group", group]))?;
+    Some(Gid::from_raw(entry.split(':').nth(2)?.trim().parse().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sandbox(shown: &[(&str, &str)]) -> Sandbox {
+        let value =
+            |key: &str| shown.iter().find(|(k, _)| *k == key).map_or("", |(_, value)| value);
+        Sandbox::read(value)
+    }
+
+    #[test]
+    fn the_packaged_sandbox_shows_and_lets_write_what_it_names() {
+        let packaged = [
+            ("ProtectHome", "yes"),
+            ("ProtectSystem", "strict"),
+            ("PrivateTmp", "yes"),
+            ("StateDirectory", "tonk-relay"),
+            ("RuntimeDirectory", "tonk-relay"),
+        ];
+        let unit = sandbox(&packaged);
+        let hides = |path: &str| unit.hides(Path::new(path));
+        assert_eq!(hides("/home/ann/app.tonk").as_deref(), Some("ProtectHome=yes"));
+        assert_eq!(hides("/tmp/app.tonk").as_deref(), Some("PrivateTmp=yes"));
+        assert_eq!(hides("/srv/app.tonk"), None);
+        let denies = |path: &str| unit.denies(Path::new(path));
+        assert_eq!(denies("/var/lib/tonk-relay/documents"), None);
+        assert_eq!(denies("/run/tonk-relay"), None);
+        assert_eq!(denies("/mnt/disk/documents").as_deref(), Some("ProtectSystem=strict"));
+    }
+
+    #[test]
+    fn drop_ins_are_heeded() {
+        let unit = sandbox(&[
+            ("ProtectHome", "read-only"),
+            ("ProtectSystem", "strict"),
+            ("PrivateTmp", "no"),
+            ("ReadWritePaths", "-/mnt/disk /srv/a"),
+            ("BindPaths", "/home/ann/data:/data:rbind"),
+            ("InaccessiblePaths", "/srv/b"),
+        ]);
+        let denies = |path: &str| unit.denies(Path::new(path));
+        assert_eq!(denies("/mnt/disk/documents"), None);
+        assert_eq!(denies("/data"), None);
+        assert_eq!(denies("/home/ann").as_deref(), Some("ProtectHome=read-only"));
+        assert_eq!(unit.hides(Path::new("/home/ann")), None);
+        assert_eq!(unit.hides(Path::new("/srv/b/app.tonk")).as_deref(), Some("InaccessiblePaths"));
+        assert_eq!(unit.hides(Path::new("/tmp/x")), None);
+    }
+}
