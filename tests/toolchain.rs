@@ -1,0 +1,49 @@
+//! `rust-version` in Cargo.toml is the toolchain that builds and tests the relay, and no locked crate needs a newer one.
+#![expect(clippy::expect_used, reason = "a failed expectation is a failed test")]
+
+use std::process::Command;
+
+const FLOOR: &str = env!("CARGO_PKG_RUST_VERSION");
+
+fn said(program: &str, arguments: &[&str]) -> String {
+    let output = Command::new(program).args(arguments).output().expect(program);
+    assert!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).expect("text")
+}
+
+/// Major and minor.
+fn parse(version: &str) -> (u32, u32) {
+    let mut numbers = version.split('.').map(|part| part.parse().expect("a version"));
+    (numbers.next().expect("major"), numbers.next().unwrap_or(0))
+}
+
+#[test]
+fn the_minimum_rust_is_the_one_that_builds_it() {
+    let version = said(option_env!("RUSTC").unwrap_or("rustc"), &["--version"]);
+    let version = version.split_whitespace().nth(1).expect("a version");
+    let (version, _) = version.split_once('-').unwrap_or((version, ""));
+    assert_eq!(
+        parse(FLOOR),
+        parse(version),
+        "rust-version = \"{FLOOR}\" in Cargo.toml is not the toolchain's {version}: what is not built is not known to \
+         work; set it, and what README.md and tests/run say"
+    );
+}
+
+#[test]
+fn no_locked_crate_needs_a_newer_rust_and_the_documents_name_it() {
+    let cargo = option_env!("CARGO").unwrap_or("cargo");
+    let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml");
+    let shown = ["metadata", "--locked", "--format-version", "1", "--manifest-path", manifest];
+    let metadata: serde_json::Value = serde_json::from_str(&said(cargo, &shown)).expect("JSON");
+    for package in metadata["packages"].as_array().expect("packages") {
+        let (name, needs) = (&package["name"], package["rust_version"].as_str());
+        let needs = needs.map_or((0, 0), parse);
+        assert!(needs <= parse(FLOOR), "{name} needs Rust {needs:?}, and rust-version is {FLOOR}");
+    }
+    for (file, text) in
+        [("README.md", include_str!("../README.md")), ("tests/run", include_str!("run"))]
+    {
+        assert!(text.contains(&format!("Rust {FLOOR} or later")), "{file} names another Rust");
+    }
+}
