@@ -1,5 +1,7 @@
 //! JSON Web Tokens (RFC 7519): the keys that may sign them, and what is read of one.
 
+mod signatures;
+
 use std::{
     collections::HashSet,
     io,
@@ -7,8 +9,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-// jsonwebtoken: the one that most Rust services verify with. With rust_crypto for its primitives: of rsa's code that
-// RUSTSEC-2023-0071 is about, which handles private keys, nothing is used.
+// jsonwebtoken: the one that most Rust services verify with.
 use jsonwebtoken::{
     Algorithm, AlgorithmFamily, DecodingKey, Validation, decode, decode_header,
     errors::ErrorKind,
@@ -133,6 +134,7 @@ impl Keys {
         let io = |source| KeysError::Io { path: path.to_owned(), source };
         let content = |problem| KeysError::Content { path: path.to_owned(), problem };
         let text = regular_file::read_text(path, MAX_FILE).map_err(io)?;
+        signatures::install();
         let (issuer, audience) = (auth.jwt_issuer.clone(), auth.jwt_audience.clone());
         let keys = read(&text).map_err(content)?.into_iter();
         let keys = keys.map(|key| (KeyId::of(&key, &issuer, &audience), key)).collect();
