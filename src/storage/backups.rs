@@ -5,14 +5,16 @@
 
 use std::{
     collections::BTreeMap,
-    fs, io,
     path::Path,
     time::{SystemTime, UNIX_EPOCH},
 };
 
 use serde::{Deserialize, Serialize};
 
-use super::nodefs::read;
+use super::{
+    StorageError,
+    nodefs::{read, write_atomically},
+};
 
 const FILE: &str = ".backups";
 
@@ -40,16 +42,17 @@ pub fn list(root: &Path) -> Vec<Backup> {
     noted(root).into_values().collect()
 }
 
-/// Note that one was begun, or is whole. Blocks.
+/// Note that one was begun, or is whole; durable when this returns. Blocks.
 ///
 /// # Errors
 /// The file cannot be written.
-pub fn note(root: &Path, made: Backup) -> io::Result<()> {
+pub fn note(root: &Path, made: Backup) -> Result<(), StorageError> {
     let mut noted = noted(root);
     let whole_before = noted.get(&made.folder).and_then(|earlier| earlier.whole_at.clone());
     let whole_at = made.whole_at.clone().or(whole_before);
     noted.insert(made.folder.clone(), Backup { whole_at, ..made });
-    fs::write(root.join(FILE), serde_json::to_vec(&noted).unwrap_or_default())
+    let text = serde_json::to_vec(&noted).unwrap_or_default();
+    write_atomically(root, &[(root.join(FILE), text.into())], true)
 }
 
 /// When the last one was made that is whole, in seconds since 1970; none if none is known. Blocks.
@@ -68,6 +71,7 @@ mod tests {
     #[test]
     fn one_that_was_whole_stays_so_while_the_next_is_begun() {
         let folder = tempfile::tempdir().expect("a folder");
+        std::fs::create_dir(folder.path().join(".tmp")).expect("made");
         assert_eq!(last_whole(folder.path()), None);
         let made = |folder: &str, at: &str, whole_at: Option<&str>| Backup {
             folder: folder.to_owned(),
