@@ -293,6 +293,27 @@ test('a first backup that was interrupted is not taken for a whole one, and goes
   assert.match(fails(relay, 'backup', join(relay.documents, 'backup')).stderr, /folder of the relay's own/);
 });
 
+test('a file of a backup whose bytes have changed is found by the next backup, and copied again', async t => {
+  const relay = await Relay.start(t);
+  const client = relay.client(t);
+  const handle = await share(client, { n: 1 });
+  const root = documentId(5);
+  await upload(relay, bundle({ [root]: { n: 1 } }));
+  const backup = join(await folder(t), 'backup');
+  relay.command('backup', backup);
+  const files = join(backup, 'documents', handle.documentId.slice(0, 2), handle.documentId.slice(2), 'snapshot');
+  const damaged = [join(files, (await readdir(files))[0]), join(backup, 'bundles', `${root}.tonk`)];
+  for (const file of damaged) {
+    const data = await readFile(file);
+    data[data.length >> 1] ^= 1;
+    await writeFile(file, data);
+  }
+  const answer = json(relay, 'backup', backup);
+  assert.deepEqual([answer.damaged, answer.copied, answer.unchanged], [damaged, 1, 1]);
+  relay.command('fsck', backup);
+  assert.deepEqual(json(relay, 'backup', backup).damaged, []);
+});
+
 test('a restore that replaces all: nothing deleted comes back, and no relay starts with half of it', async t => {
   const relay = await Relay.start(t);
   const client = relay.client(t);

@@ -138,9 +138,16 @@ impl Backup {
         Folder::open(folder).and_then(|folder| folder.file().sync_all()).map_err(at(folder))
     }
 
-    fn file(&self, folder: &Path, document: DocumentId) -> Option<PathBuf> {
-        let copied = self.documents.get(&document)?;
-        Some(snapshots(folder, document).join(&copied.sha256))
+    /// Whether the copy of a document is as it was written. All of it is read: a disk may change bytes and say nothing.
+    fn is_intact(&self, folder: &Path, document: DocumentId, answer: &mut BackupAnswer) -> bool {
+        let Some(Copied { sha256, .. }) = self.documents.get(&document) else { return false };
+        let file = snapshots(folder, document).join(sha256);
+        let is_intact =
+            folder::read(&file, MAX_FILE).is_ok_and(|data| hex(&Sha256::digest(&data)) == *sha256);
+        if !is_intact {
+            answer.damaged.push(file.display().to_string());
+        }
+        is_intact
     }
 
     /// Check every file of a backup.
@@ -211,6 +218,9 @@ struct BackupAnswer {
     kept_bundles: Vec<DocumentId>,
     /// What could not be copied as it is, and why. An earlier copy of it stays.
     failed: Vec<Refused>,
+    /// Files of the earlier backup whose bytes are not those that were written. What the relay still has is copied
+    /// again.
+    damaged: Vec<String>,
 }
 
 impl BackupAnswer {
@@ -297,14 +307,8 @@ pub(in crate::cli) fn backup(arguments: &BackupArguments) -> Result<(), CliError
         }
         gone.remove(&document.document);
         let known = made.documents.get(&document.document);
-        let is_known = known.is_some_and(|known| {
-            known.fingerprint == document.fingerprint
-                && made
-                    .file(folder, document.document)
-                    .and_then(|file| std::fs::symlink_metadata(file).ok())
-                    .is_some_and(|file| file.len() == known.bytes)
-        });
-        if is_known {
+        let is_unchanged = known.is_some_and(|known| known.fingerprint == document.fingerprint);
+        if is_unchanged && made.is_intact(folder, document.document, &mut answer) {
             answer.unchanged += 1;
         } else if let Some(copied) = copy(&mut relay, folder, &document, known, &mut answer)? {
             answer.copied += 1;
@@ -313,6 +317,13 @@ pub(in crate::cli) fn backup(arguments: &BackupArguments) -> Result<(), CliError
         }
     }
     progress.end();
+    for document in &gone {
+        if !tombstones.iter().any(|tombstone| tombstone.document == *document)
+            && !made.is_intact(folder, *document, &mut answer)
+        {
+            answer.fail(document, "its copy is damaged, and the relay does not have it any more");
+        }
+    }
     copy_bundles(&mut relay, folder, &mut made, &mut answer)?;
     for tombstone in &tombstones {
         let path = tombstone_file(folder, tombstone.document);
@@ -396,6 +407,9 @@ fn describe(answer: &BackupAnswer) -> String {
     }
     for bundle in &answer.kept_bundles {
         text.push_str(&format!("kept, although the relay has it no more: bundle {bundle}\n"));
+    }
+    for file in &answer.damaged {
+        text.push_str(&format!("an earlier copy is not as it was written: {file}\n"));
     }
     for Refused { place, reason } in &answer.failed {
         text.push_str(&format!("not copied: {place}: {reason}\n"));
@@ -521,8 +535,11 @@ fn copy_bundles(
     }
     for ListedBundle { id, etag } in bundles {
         let file = bundle_file(folder, id);
-        if made.bundles.get(&id) == Some(&etag) && file.is_file() {
-            continue;
+        if made.bundles.get(&id) == Some(&etag) {
+            if verify_bundle(&file).is_ok() {
+                continue;
+            }
+            answer.damaged.push(file.display().to_string());
         }
         let data = match relay.fetch(Method::GET, &format!("/bundles/{id}"), Bytes::new()) {
             Ok(data) => data,
