@@ -160,8 +160,10 @@ impl BundleStore for FolderStore {
     }
 
     fn delete(&self, id: DocumentId) -> BoxFuture<'_, io::Result<bool>> {
-        let path = self.path(id);
+        let (path, writing) = (self.path(id), self.writing.clone());
         self.run(move |folder| {
+            // An upload of the same bundle links this file, and makes the folder of its former generations.
+            let _alone = writing.lock().unwrap_or_else(PoisonError::into_inner);
             match fs::remove_dir_all(folder.join(FORMER).join(id.to_string())) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 _ => {}
@@ -187,5 +189,30 @@ impl BundleStore for FolderStore {
                 _ => File::open(&aside)?.sync_all(),
             }
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_bundle_is_stored_while_it_is_deleted() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let store = FolderStore::open(folder.path()).expect("opens");
+        let id = DocumentId::from_bytes([7; 16]);
+        let put = async {
+            for n in 0..200 {
+                let file = store.receive().await.expect("a file");
+                fs::write(file.path(), format!("bundle {n}")).expect("written");
+                store.put(id, file, 2).await.expect("stored");
+            }
+        };
+        let delete = async {
+            for _ in 0..200 {
+                store.delete(id).await.expect("deleted");
+            }
+        };
+        tokio::join!(put, delete);
     }
 }
