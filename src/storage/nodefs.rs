@@ -18,6 +18,7 @@ use std::{
     io::{self, Read, Write},
     path::{Path, PathBuf},
     sync::Arc,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -157,6 +158,10 @@ impl NodefsStore {
 /// The largest file that is read as a whole: no document comes near it, and an endless one ends here.
 pub(crate) const MAX_FILE: u64 = 1 << 30;
 
+/// How long the lock of a folder is waited for, and how often it is tried meanwhile.
+const LOCK_WAIT: Duration = Duration::from_secs(2);
+const LOCK_RETRY: Duration = Duration::from_millis(20);
+
 /// How often a folder is deleted again because something came into it meanwhile.
 const REMOVALS: usize = 10;
 
@@ -259,18 +264,24 @@ fn check_format(root: &Path) -> Result<(), StorageError> {
     }
 }
 
-/// Take the lock, and write into it who has it.
+/// Take the lock, and write into it who has it. A process that was killed just now may take a moment to end.
 fn lock(path: &Path) -> Result<File, StorageError> {
     let open = File::options().create(true).truncate(false).read(true).write(true).open(path);
     let mut file = open.and_then(regular_file::check).map_err(failed("open", path))?;
-    match file.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => {
-            let holder = io::read_to_string((&file).take(100)).unwrap_or_default();
-            let held = format!("another process has this folder: {}", holder.trim());
-            return Err(failed("open", path)(io::Error::other(held)));
+    let began = Instant::now();
+    loop {
+        match file.try_lock() {
+            Ok(()) => break,
+            Err(TryLockError::WouldBlock) if began.elapsed() < LOCK_WAIT => {
+                std::thread::sleep(LOCK_RETRY);
+            }
+            Err(TryLockError::WouldBlock) => {
+                let holder = io::read_to_string((&file).take(100)).unwrap_or_default();
+                let held = format!("another process has this folder: {}", holder.trim());
+                return Err(failed("open", path)(io::Error::other(held)));
+            }
+            Err(TryLockError::Error(error)) => return Err(failed("lock", path)(error)),
         }
-        Err(TryLockError::Error(error)) => return Err(failed("lock", path)(error)),
     }
     let holder = format!("tonk-relay, process {}\n", std::process::id());
     let written = file.set_len(0).and_then(|()| file.write_all(holder.as_bytes()));
@@ -440,6 +451,21 @@ mod tests {
         store.delete(&chunk).await.expect("deletes");
         store.delete(&chunk).await.expect("deleting again is no error");
         assert!(!path.exists());
+    }
+
+    #[tokio::test]
+    async fn a_process_that_is_just_ending_is_waited_for() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let store = NodefsStore::open(folder.path(), Durability::Fsync).expect("opens");
+        let ending = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(100));
+            drop(store);
+        });
+        let other = NodefsStore::open(folder.path(), Durability::Fsync).expect("opens then");
+        ending.join().expect("ends");
+        let held = NodefsStore::open(folder.path(), Durability::Fsync).err().expect("held");
+        assert!(held.to_string().contains("another process has this folder: tonk-relay"), "{held}");
+        drop(other);
     }
 
     #[tokio::test]
