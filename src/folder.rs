@@ -303,6 +303,25 @@ pub fn owner(path: &Path) -> io::Result<(u32, u32)> {
     Ok(owner)
 }
 
+/// Checks that the file system of a folder that can be written tells upper case from lower case: ids of documents may
+/// differ in case alone.
+///
+/// # Errors
+/// It does not, or the folder cannot be written.
+pub fn check_case(folder: &Path) -> io::Result<()> {
+    const NAMES: (&str, &str) = ("case-probe", "CASE-PROBE");
+    let folder = Folder::open(folder)?;
+    folder.write(NAMES.0, b"", 0o600, None)?;
+    let other = folder.stat(NAMES.1);
+    folder.remove(NAMES.0)?;
+    if other?.is_some() {
+        let problem = "the file system takes names that differ only in case for the same, and documents have such names: \
+                       choose a folder on another one";
+        return Err(io::Error::new(io::ErrorKind::Unsupported, problem));
+    }
+    Ok(())
+}
+
 fn refused_link() -> io::Error {
     let problem = "is a symbolic link, which is not followed here";
     io::Error::new(io::ErrorKind::PermissionDenied, problem)
@@ -470,5 +489,15 @@ mod tests {
         symlink("circle", folder.join("circle")).expect("linked");
         Folder::holding(&folder.join("circle")).expect_err("never ends");
         Folder::holding(&folder).expect_err("a folder");
+    }
+
+    #[test]
+    fn a_file_system_that_does_not_tell_case_is_refused() {
+        let folder = tempfile::tempdir().expect("a folder");
+        check_case(folder.path()).expect("tells");
+        // Where it does not, this one is there as soon as the other is.
+        fs::write(folder.path().join("CASE-PROBE"), "").expect("written");
+        let refused = check_case(folder.path()).expect_err("refused").to_string();
+        assert!(refused.contains("differ only in case"), "{refused}");
     }
 }

@@ -99,7 +99,7 @@ impl Incoming {
         for left in fs::read_dir(&folder)?.flatten() {
             fs::remove_file(left.path())?;
         }
-        NamedTempFile::new_in(&folder)?;
+        crate::folder::check_case(&folder)?;
         Ok(Self(folder))
     }
 
