@@ -114,8 +114,10 @@ enum Change {
     Fold,
     /// Rows whose chunks stand in the folders.
     Moved(Vec<(Key, Row)>),
-    /// All rows of a document, without a trace.
+    /// All rows of a document.
     DeleteDocument(DocumentId),
+    /// Let no bytes of deleted rows stay in the file.
+    LeaveNoTrace,
 }
 
 /// What a deletion found of a document.

@@ -84,6 +84,11 @@ impl Mover {
     /// Move the oldest chunks until `size` bytes, or that share of the most rows, are left.
     pub(super) async fn checkpoint(&self, size: usize) -> Result<usize, StorageError> {
         let _alone = self.checkpoint.lock().await;
+        self.move_oldest(size).await
+    }
+
+    /// The same, with the checkpoint's lock held.
+    async fn move_oldest(&self, size: usize) -> Result<usize, StorageError> {
         let to_move = {
             let index = self.shared.index();
             let rows = if size == 0 { 0 } else { ROWS / 2 };
@@ -136,9 +141,7 @@ impl Mover {
             added => added?,
         }
         let rows = self.shared.index().rows_of(document).unwrap_or_default();
-        if let Some(requests) = self.requests.upgrade() {
-            send(&requests, &self.shared, Change::DeleteDocument(document)).await?;
-        }
+        self.delete_rows(document).await?;
         count(&mut deleted, (rows.len(), rows.iter().map(|(_, row)| row.size as u64).sum()));
         count(&mut deleted, self.folders.delete_document(document).await?);
         Ok(deleted)
@@ -165,11 +168,22 @@ impl Mover {
         if !self.shared.tombstones.contains(document) {
             return Ok(false);
         }
-        if let Some(requests) = self.requests.upgrade() {
-            send(&requests, &self.shared, Change::DeleteDocument(document)).await?;
-        }
+        self.delete_rows(document).await?;
         self.folders.delete_document(document).await?;
         Ok(true)
+    }
+
+    /// Delete a document's rows without a trace. What else is in the journal moves out of it first: nothing is committed
+    /// while SQLite writes its file anew, which takes as long as what is in it is large.
+    async fn delete_rows(&self, document: DocumentId) -> Result<(), StorageError> {
+        let Some(requests) = self.requests.upgrade() else { return Ok(()) };
+        send(&requests, &self.shared, Change::DeleteDocument(document)).await?;
+        if let Err(error) = self.move_oldest(0).await {
+            warn!(
+                "the journal cannot be moved into the folders before it is written anew: {error}"
+            );
+        }
+        send(&requests, &self.shared, Change::LeaveNoTrace).await
     }
 
     /// Leave nothing in the write-ahead log of the journal's file.

@@ -310,6 +310,31 @@ fn files_of(folder: &Path) -> BTreeMap<String, Vec<u8>> {
 }
 
 #[tokio::test]
+async fn what_else_is_in_the_journal_moves_before_its_file_is_written_anew() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let journal = open_at(folder.path());
+    journal.put(&increment(1, "a"), Bytes::from_static(b"stays")).await.expect("puts");
+    journal.put(&increment(2, "a"), Bytes::from_static(b"goes")).await.expect("puts");
+    journal.delete_document(document(2), Tombstone::new(document(2), None)).await.expect("deletes");
+    assert_eq!(journal.documents(), []);
+    assert_eq!(names(&journal.folders, 1).await, ["a"]);
+}
+
+#[tokio::test]
+async fn a_commit_that_fails_does_not_open_the_file_again() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let journal = open_at(folder.path());
+    let file = folder.path().join(".journal/journal.sqlite");
+    let fail = "CREATE TRIGGER fail BEFORE INSERT ON chunk WHEN NEW.name = 'bad' BEGIN SELECT RAISE(ABORT, 'no'); END";
+    Connection::open(&file).expect("opens").execute_batch(fail).expect("made");
+    journal.put(&increment(1, "bad"), Bytes::from_static(b"x")).await.expect_err("fails");
+    // Who opened it now would find this.
+    fs::rename(&file, file.with_extension("moved")).expect("moved");
+    fs::create_dir(&file).expect("made");
+    journal.put(&increment(1, "good"), Bytes::from_static(b"x")).await.expect("goes on");
+}
+
+#[tokio::test]
 async fn a_broken_journal_is_not_touched_by_who_only_looks_and_kept_whole_aside() {
     for break_at in [0, 4096] {
         let folder = tempfile::tempdir().expect("a folder");

@@ -11,7 +11,8 @@ pub(super) const DOOMED: usize = 16_384;
 /// Commits what is asked for.
 pub(super) struct Writer {
     pub(super) shared: Arc<Shared>,
-    /// None after a failure: it is opened anew, for what the failure left behind is then looked at.
+    /// None after a failure that may have broken the file, or could not be rolled back: it is opened again, and
+    /// checked.
     pub(super) connection: Option<Connection>,
     pub(super) interval: Duration,
     pub(super) grace: Duration,
@@ -74,32 +75,31 @@ impl Writer {
         let write = tokio::task::spawn_blocking(move || {
             let mut connection = match connection {
                 Some(connection) => connection,
-                None => {
-                    let (connection, index) = open(&shared.path, shared.durability)?;
-                    *shared.index() = forget_deleted(&connection, index, &shared.tombstones);
-                    connection
+                None => match open(&shared.path, shared.durability) {
+                    Err(error) => return (None, Err(error)),
+                    Ok((connection, index)) => {
+                        *shared.index() = forget_deleted(&connection, index, &shared.tombstones);
+                        connection
+                    }
+                },
+            };
+            let written = commit(&mut connection, &shared, &changes);
+            // A full disk, for one, leaves a connection that can go on as soon as there is room.
+            let is_whole = match &written {
+                Ok(_) => true,
+                Err(error) => {
+                    error.source.kind() != io::ErrorKind::InvalidData && connection.is_autocommit()
                 }
             };
-            let committed = write(&mut connection, &shared, &changes)?;
-            // The index before what takes long: who loads a document must not look for rows that are gone.
-            shared.note(committed.index);
-            if changes.iter().any(|change| matches!(change, Change::DeleteDocument(_))) {
-                leave_no_trace(&connection);
-            }
-            if changes.iter().any(|change| matches!(change, Change::Fold)) {
-                let fold = "PRAGMA wal_checkpoint(TRUNCATE)";
-                connection.execute_batch(fold).map_err(shared.failed("write"))?;
-            }
-            if changes.iter().all(|change| matches!(change, Change::Moved(_))) {
-                // Nothing else is going on: the pages that it keeps in memory are not needed.
-                let _ = connection.execute_batch("PRAGMA shrink_memory");
-            }
-            Ok((connection, committed.doomed))
+            (is_whole.then_some(connection), written)
         });
-        let written = write.await.unwrap_or_else(|panic| Err(self.shared.panicked("write")(panic)));
+        let (connection, written) = match write.await {
+            Ok(ended) => ended,
+            Err(panic) => (None, Err(self.shared.panicked("write")(panic))),
+        };
+        self.connection = connection;
         match written {
-            Ok((connection, doomed)) => {
-                self.connection = Some(connection);
+            Ok(doomed) => {
                 if !doomed.is_empty() {
                     self.doom(doomed).await;
                 }
@@ -116,6 +116,29 @@ impl Writer {
             }
         }
     }
+}
+
+/// Makes `changes` durable, and does what is asked for after that. Returns the chunks that are to leave the folders.
+fn commit(
+    connection: &mut Connection,
+    shared: &Shared,
+    changes: &[Change],
+) -> Result<Vec<Key>, StorageError> {
+    let committed = write(connection, shared, changes)?;
+    // The index before what takes long: who loads a document must not look for rows that are gone.
+    shared.note(committed.index);
+    if changes.iter().any(|change| matches!(change, Change::LeaveNoTrace)) {
+        leave_no_trace(connection);
+    }
+    if changes.iter().any(|change| matches!(change, Change::Fold)) {
+        let fold = "PRAGMA wal_checkpoint(TRUNCATE)";
+        connection.execute_batch(fold).map_err(shared.failed("write"))?;
+    }
+    if changes.iter().all(|change| matches!(change, Change::Moved(_))) {
+        // Nothing else is going on: the pages that it keeps in memory are not needed.
+        let _ = connection.execute_batch("PRAGMA shrink_memory");
+    }
+    Ok(committed.doomed)
 }
 
 /// Make all of `changes` durable, or none.
@@ -154,7 +177,7 @@ fn write(
                         .map_err(&failed)?;
                     committed.index.insert(key.clone(), Some(Row { id, size: data.len() }));
                 }
-                Change::Fold => {}
+                Change::Fold | Change::LeaveNoTrace => {}
                 Change::Delete(key) => match now(&committed, key) {
                     Some(row) => {
                         delete.execute([row.id]).map_err(&failed)?;
