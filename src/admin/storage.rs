@@ -334,7 +334,16 @@ async fn holders(stored: &Stored, document: DocumentId) -> Result<Vec<String>, F
         holders.push(format!("{} (served)", stored.config.borrow().bundle.path.display()));
     }
     let max_inflated = MaxInflated::of(&stored.config.borrow());
-    for (id, _) in stored.uploads.list().await? {
+    for (id, etag) in stored.uploads.list().await? {
+        // What was noted when it was imported spares a download.
+        let root = stored.journal.root().to_owned();
+        let noted = blocking(move || Ok(imported::documents(&root, id, &etag)?)).await?;
+        if let Some(documents) = noted {
+            if documents.contains(&document) {
+                holders.push(id.to_string());
+            }
+            continue;
+        }
         let Some(bundle) = stored.uploads.get(id).await? else { continue };
         let file = bundle.into_file().await?;
         let look = move || -> Result<bool, BundleError> {

@@ -67,6 +67,9 @@ pub struct Imported {
     /// All of the bundle was looked at, and nothing of it is left for later.
     #[serde(skip)]
     is_whole: bool,
+    /// Its documents.
+    #[serde(skip)]
+    ids: Vec<DocumentId>,
 }
 
 /// A document that was not taken.
@@ -275,6 +278,7 @@ impl Importer {
             ),
             Err(error) => warn!(bundle = %id, "a bundle's documents are not imported: {error}"),
         }
+        let ids = result.as_ref().map_or_else(|_| Vec::new(), |imported| imported.ids.clone());
         if let Some(problem) = problem {
             let mut failed = self.failed();
             failed.retain(|_, failed| failed.at.elapsed() < AGAIN);
@@ -284,7 +288,8 @@ impl Importer {
         } else {
             self.failed().remove(&id);
             let root = self.root.clone();
-            let writing = tokio::task::spawn_blocking(move || imported::add(&root, id, &etag));
+            let writing =
+                tokio::task::spawn_blocking(move || imported::add(&root, id, &etag, &ids));
             writing.await.map_err(io::Error::from)?.map_err(io::Error::other)?;
         }
         result
@@ -312,9 +317,10 @@ impl Importer {
         let opening =
             tokio::task::spawn_blocking(move || Bundle::open(BufReader::new(file), max_inflated));
         let mut bundle = opening.await.map_err(io::Error::from)??;
-        let mut left = bundle.documents().into_iter();
+        let ids = bundle.documents();
+        let mut left = ids.clone().into_iter();
         let mut imported =
-            Imported { documents: left.len(), is_whole: true, ..Imported::default() };
+            Imported { documents: ids.len(), is_whole: true, ids, ..Imported::default() };
         loop {
             let reading = tokio::task::spawn_blocking(move || {
                 let read = read_some(&mut bundle, &mut left);

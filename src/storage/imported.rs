@@ -1,4 +1,5 @@
-//! Which uploaded bundles are imported: a small file each, in `.imported` beside the documents, by the id of their root.
+//! Which uploaded bundles are imported, and what documents they hold: a small file each, in `.imported` beside the
+//! documents, by the id of their root. It has a line with the bundle's ETag, and one for each document.
 
 #![allow(clippy::disallowed_methods, reason = "all of it blocks, and runs on threads that may")]
 
@@ -24,16 +25,45 @@ fn path(root: &Path, id: DocumentId) -> PathBuf {
 /// # Errors
 /// The file cannot be read.
 pub fn contains(root: &Path, id: DocumentId, etag: &str) -> Result<bool, StorageError> {
-    let noted = nodefs::read(&path(root, id))?;
-    Ok(noted.is_some_and(|noted| String::from_utf8_lossy(&noted).trim_end() == etag))
+    let noted = nodefs::read(&path(root, id))?.unwrap_or_default();
+    Ok(String::from_utf8_lossy(&noted).lines().next() == Some(etag))
 }
 
-/// The bundle of that id and ETag is imported; durable when this returns. Blocks.
+/// The documents of the bundle of that id and ETag; nothing if it is not imported, and they are not known. Blocks.
+///
+/// # Errors
+/// The file cannot be read.
+pub fn documents(
+    root: &Path,
+    id: DocumentId,
+    etag: &str,
+) -> Result<Option<Vec<DocumentId>>, StorageError> {
+    let noted = nodefs::read(&path(root, id))?.unwrap_or_default();
+    let noted = String::from_utf8_lossy(&noted);
+    let mut lines = noted.lines();
+    if lines.next() != Some(etag) {
+        return Ok(None);
+    }
+    // A bundle has documents: without them it was noted by an earlier version.
+    let documents: Vec<DocumentId> = lines.filter_map(|line| line.parse().ok()).collect();
+    Ok(Some(documents).filter(|documents| !documents.is_empty()))
+}
+
+/// The bundle of that id and ETag is imported, and holds these documents; durable when this returns. Blocks.
 ///
 /// # Errors
 /// The file cannot be written.
-pub fn add(root: &Path, id: DocumentId, etag: &str) -> Result<(), StorageError> {
-    write_atomically(root, &[(path(root, id), format!("{etag}\n").into())], true)
+pub fn add(
+    root: &Path,
+    id: DocumentId,
+    etag: &str,
+    documents: &[DocumentId],
+) -> Result<(), StorageError> {
+    let mut text = format!("{etag}\n");
+    for document in documents {
+        text.push_str(&format!("{document}\n"));
+    }
+    write_atomically(root, &[(path(root, id), text.into())], true)
 }
 
 /// All bundles are to be imported again when they are fetched. Blocks.
@@ -60,7 +90,10 @@ mod tests {
         std::fs::create_dir(folder.path().join(".tmp")).expect("made");
         let (root, id) = (folder.path(), DocumentId::from_bytes([7; 16]));
         assert!(!contains(root, id, "\"a\"").expect("reads"));
-        add(root, id, "\"a\"").expect("writes");
+        assert_eq!(documents(root, id, "\"a\"").expect("reads"), None);
+        add(root, id, "\"a\"", &[id]).expect("writes");
+        assert_eq!(documents(root, id, "\"a\"").expect("reads"), Some(vec![id]));
+        assert_eq!(documents(root, id, "\"b\"").expect("reads"), None);
         assert!(contains(root, id, "\"a\"").expect("reads"));
         assert!(!contains(root, id, "\"b\"").expect("reads"));
         forget(root).expect("deletes");

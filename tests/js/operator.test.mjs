@@ -1,12 +1,12 @@
 // What an operator does with what is stored: the same commands with the relay running or stopped.
 import assert from 'node:assert/strict';
-import { spawnSync } from 'node:child_process';
+import { execFileSync, spawnSync } from 'node:child_process';
 import { mkdir, readFile, readdir, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import * as Automerge from '@automerge/automerge';
 import { bytesIn, fails, filesOf, find, isUnavailable, json, url } from './commands.mjs';
-import { BINARY, Relay, bundle, close, documentId, fill, folder, saved, share, smallDisk, until } from './relay.mjs';
+import { BINARY, Relay, bundle, close, documentId, fill, folder, saved, share, smallDisk, until, upload } from './relay.mjs';
 
 test('a deleted document stays deleted: no client, bundle, import or restore brings it back', async t => {
   const relay = await Relay.start(t);
@@ -222,4 +222,15 @@ test('the commands answer while the config has a fault, and when nobody reads on
     const { status, stderr } = spawnSync('bash', ['-c', line], { encoding: 'utf8' });
     assert.deepEqual([status, stderr], [0, '']);
   }
+});
+
+test('which bundles hold a deleted document is known without reading them', async t => {
+  const relay = await Relay.start(t);
+  const [root, other] = [documentId(1), documentId(2)];
+  assert.equal((await upload(relay, bundle({ [root]: { n: 1 }, [other]: { n: 2 } }))).status, 200);
+  const file = join(relay.at, 'bundles', `${root}.tonk`);
+  // Not to be read any more, and the same by all that its ETag is made of.
+  execFileSync('sh', ['-c', 'touch -r "$1" "$2/time" && size=$(stat -c %s "$1") && head -c $size /dev/zero | dd of="$1" conv=notrunc status=none && touch -r "$2/time" "$1"', 'sh', file, relay.at]);
+  const receipt = json(relay, 'doc', 'delete', other);
+  assert.deepEqual(receipt.held_by_bundles, [root]);
 });
