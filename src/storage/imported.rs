@@ -72,12 +72,21 @@ pub fn add(
 /// The files cannot be deleted.
 pub fn forget(root: &Path) -> Result<(), StorageError> {
     let folder = root.join(FOLDER);
-    match fs::remove_dir_all(&folder) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(failed("delete", &folder)(error))
+    let entries = match fs::read_dir(&folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries.map_err(failed("list", &folder))?,
+    };
+    // The folder itself stays: an import may be about to write into it.
+    for entry in entries {
+        let path = entry.map_err(failed("list", &folder))?.path();
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(failed("delete", &path)(error));
+            }
+            _ => {}
         }
-        _ => Ok(()),
     }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -98,6 +107,7 @@ mod tests {
         assert!(!contains(root, id, "\"b\"").expect("reads"));
         forget(root).expect("deletes");
         forget(root).expect("there is nothing");
+        assert!(root.join(FOLDER).is_dir(), "for an import that is about to write its note");
         assert!(!contains(root, id, "\"a\"").expect("reads"));
     }
 }
