@@ -218,9 +218,11 @@ impl Loaded {
         let space = Space::new(receiver.clone(), health.clone(), metrics.storage.clone());
         let space = Arc::new(space);
         let keeper = BundleKeeper::new(receiver, health.clone(), metrics.bundles.clone());
-        keeper.load(&config).await.map_err(|source| AppError::Bundle { file: file(), source })?;
+        let bundle = keeper.prepare(&config).await;
+        keeper.serve(bundle.map_err(|source| AppError::Bundle { file: file(), source })?);
         let tls = TlsKeeper::new(sender.subscribe(), health.clone(), metrics.http.clone());
-        tls.load(&config.tls).await.map_err(|source| AppError::Tls { file: file(), source })?;
+        let certificate = tls.prepare(&config.tls).await;
+        tls.install(certificate.map_err(|source| AppError::Tls { file: file(), source })?);
         #[expect(clippy::disallowed_methods, reason = "nothing is served yet")]
         let policy =
             Policy::load(&config.auth).map_err(|source| AppError::Auth { file: file(), source })?;

@@ -81,8 +81,6 @@ pub enum LogError {
     Journal(io::Error),
     #[error("the log was set up twice: {0}")]
     Twice(#[from] tracing_subscriber::util::TryInitError),
-    #[error("the log level cannot be changed: {0}")]
-    Reload(#[from] reload::Error),
 }
 
 /// The filter that a level says: one level for everything, and others for modules, separated by commas. Modules that
@@ -183,12 +181,12 @@ fn is_stderr_the_journal() -> bool {
 }
 
 impl LogLevel {
-    /// Take over a new level.
-    ///
-    /// # Errors
-    /// It is none.
-    pub fn set(&self, level: &str) -> Result<(), LogError> {
-        Ok(self.0.reload(filter(level)?)?)
+    /// Puts a filter that [`filter`] made into effect.
+    pub fn set(&self, filter: Targets) {
+        // It fails only without the subscriber, which lives as long as the process.
+        if let Err(error) = self.0.reload(filter) {
+            warn!("the log level stays as it was: {error}");
+        }
     }
 }
 

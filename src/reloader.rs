@@ -11,15 +11,17 @@ use tokio::{
     task::JoinHandle,
 };
 use tracing::{error, info, warn};
+use tracing_subscriber::filter::Targets;
 
 use crate::{
+    app,
     auth::Policy,
     blocking,
-    bundle::watch::{BundleKeeper, PathWatch},
+    bundle::watch::{BundleKeeper, PathWatch, PreparedBundle},
     config::{Config, check, load, load::LoadedConfig, reload},
     health::{Health, Phase},
-    http::tls::{TlsError, TlsKeeper},
-    log::{LogLevel, Repeats},
+    http::tls::{PreparedCertificate, TlsKeeper},
+    log::{self, LogLevel, Repeats},
     metrics::ProcessMetrics,
     regular_file,
     sync::sessions::Sessions,
@@ -54,6 +56,19 @@ impl fmt::Display for Refused {
     }
 }
 
+/// All of a new config that could fail, read and ready to take effect.
+struct Prepared<'a> {
+    new: LoadedConfig,
+    /// The keys whose values differ.
+    changed: Vec<String>,
+    log_filter: Targets,
+    policy: Policy,
+    /// None where the one in use stays.
+    certificate: Option<PreparedCertificate<'a>>,
+    /// None where the one that is served stays.
+    bundle: Option<PreparedBundle<'a>>,
+}
+
 impl Reloader {
     /// Begin to take over the config file as it is now. It goes on to its end whether or not somebody waits
     /// for the keys that changed.
@@ -72,7 +87,8 @@ impl Reloader {
             return Err(refused(["the relay is not running yet, or not any more".to_owned()]));
         }
         systemd::reloading();
-        let result = self.take_over(&mut loaded).await;
+        let prepared = self.prepare(&loaded).await;
+        let result = prepared.map(|prepared| self.commit(&mut loaded, prepared));
         match &result {
             Ok(changed) => {
                 info!(changed = changed.join(" "), "config reloaded");
@@ -85,62 +101,76 @@ impl Reloader {
                 self.metrics.reloads.with_label_values(&["refused"]).inc();
             }
         }
-        systemd::ready(&crate::app::status_line(&self.health.report()));
+        systemd::ready(&app::status_line(&self.health.report()));
         result
     }
 
-    async fn take_over(&self, loaded: &mut LoadedConfig) -> Result<Vec<String>, Refused> {
-        let file = loaded.file.clone().ok_or_else(|| {
+    /// Reads the config file and everything that it names. Nothing is in effect yet, so a fault leaves no trace.
+    async fn prepare(&self, now: &LoadedConfig) -> Result<Prepared<'_>, Refused> {
+        let file = now.file.clone().ok_or_else(|| {
             refused(["the relay was started without a config file: there is nothing to reload"
                 .to_owned()])
         })?;
         let faults = |faults: Vec<load::Fault>| refused(faults.iter().map(ToString::to_string));
         let new = blocking::run(move || read(&file)).await.map_err(faults)?;
-        let changes = reload::compare(&loaded.config, &new.config);
+        let at = |key: &str, problem: &dyn fmt::Display| {
+            refused([format!("{}: {key}: {problem}", new.origins.of(key))])
+        };
+        let changes = reload::compare(&now.config, &new.config);
         if !changes.restart.is_empty() {
             let needs =
                 |key: &String| format!("{}: {key}: needs a restart to change", new.origins.of(key));
             return Err(refused(changes.restart.iter().map(needs)));
         }
-        if let Some(why) = reload::opens(&loaded.config, &new.config) {
+        if let Some(why) = reload::opens(&now.config, &new.config) {
             let key = if new.config.auth.mode.is_open() { "auth.mode" } else { "auth.anonymous" };
-            return Err(refused([format!("{}: {key}: {why}", new.origins.of(key))]));
+            return Err(at(key, &why));
         }
+        let log_filter = log::filter(&new.config.log.level);
+        let log_filter = log_filter.map_err(|error| refused([error.to_string()]))?;
         // Read anew with every reload: the files change without the config.
         let auth = new.config.auth.clone();
         #[expect(clippy::disallowed_methods, reason = "runs on a thread that may block")]
-        let policy = blocking::run(move || Policy::load(&auth)).await.map_err(|error| {
-            let key = error.key();
-            refused([format!("{}: {key}: {error}", new.origins.of(key))])
-        })?;
+        let policy = blocking::run(move || Policy::load(&auth)).await;
+        let policy = policy.map_err(|error| at(error.key(), &error))?;
+        let degraded = self.health.report().degraded;
+        let mut certificate = None;
+        if degraded.contains_key("tls") || changes.live.iter().any(|key| key.starts_with("tls.")) {
+            let prepared = self.tls.prepare(&new.config.tls).await;
+            certificate = Some(prepared.map_err(|error| at(error.key(), &error))?);
+        }
         let decides =
             ["bundle.path", "bundles.max_inflated", "sync.max_inflated", "http.public_url"];
-        let is_degraded = self.health.report().degraded.contains_key("bundle");
-        if is_degraded || changes.live.iter().any(|key| decides.contains(&key.as_str())) {
-            let problem = |error| {
-                refused([format!("{}: bundle.path: {error}", new.origins.of("bundle.path"))])
-            };
-            self.keeper.load(&new.config).await.map_err(problem)?;
+        let mut bundle = None;
+        if degraded.contains_key("bundle")
+            || changes.live.iter().any(|key| decides.contains(&key.as_str()))
+        {
+            let prepared = self.keeper.prepare(&new.config).await;
+            bundle = Some(prepared.map_err(|error| at("bundle.path", &error))?);
         }
-        let is_degraded = self.health.report().degraded.contains_key("tls");
-        if is_degraded || changes.live.iter().any(|key| key.starts_with("tls.")) {
-            let problem = |error: TlsError| {
-                let key = error.key();
-                refused([format!("{}: {key}: {error}", new.origins.of(key))])
-            };
-            self.tls.load(&new.config.tls).await.map_err(problem)?;
-        }
+        Ok(Prepared { new, changed: changes.live, log_filter, policy, certificate, bundle })
+    }
+
+    /// Puts a prepared config into effect. Nothing here can fail. Returns the keys that changed.
+    fn commit(&self, now: &mut LoadedConfig, prepared: Prepared<'_>) -> Vec<String> {
+        let Prepared { new, changed, log_filter, policy, certificate, bundle } = prepared;
         if let Some(log_level) = &self.log_level {
-            log_level.set(&new.config.log.level).map_err(|error| refused([error.to_string()]))?;
+            log_level.set(log_filter);
         }
         self.repeats.set_window(new.config.log.repeat.0);
-        crate::app::show_limits(&new.config, &self.metrics);
+        app::show_limits(&new.config, &self.metrics);
         self.config.send_replace(Arc::new(new.config.clone()));
+        if let Some(certificate) = certificate {
+            self.tls.install(certificate);
+        }
+        if let Some(bundle) = bundle {
+            self.keeper.serve(bundle);
+        }
         self.sessions.auth.set(policy);
         self.sessions.review(true);
-        crate::app::show_sign_in(&new.config, &self.health);
-        *loaded = new;
-        Ok(changes.live)
+        app::show_sign_in(&new.config, &self.health);
+        *now = new;
+        changed
     }
 
     /// Watch the config file: apply it, or report that it has changed. Runs for ever.

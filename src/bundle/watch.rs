@@ -20,7 +20,7 @@ use notify::{
     event::{AccessKind, AccessMode},
     recommended_watcher,
 };
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{MutexGuard, mpsc, watch};
 use tracing::{error, info, warn};
 
 use super::{
@@ -225,14 +225,22 @@ fn folders_of(path: &Path) -> BTreeSet<PathBuf> {
     folders
 }
 
+/// A bundle that can be served, or none if none is configured. No other bundle is loaded while this lives.
+pub struct PreparedBundle<'a> {
+    read: Option<(Arc<ServedBundle>, Option<Identity>)>,
+    path: PathBuf,
+    public_url: String,
+    _turn: MutexGuard<'a, ()>,
+}
+
 /// Keeps the served bundle in step with its file.
 pub struct BundleKeeper {
     config: watch::Receiver<Arc<Config>>,
     served: watch::Sender<Option<Arc<ServedBundle>>>,
     health: Arc<Health>,
     metrics: BundleMetrics,
-    /// The file as it was when it was last read.
-    seen: Arc<Mutex<Option<Identity>>>,
+    /// The file as it was when the served bundle was read.
+    seen: Mutex<Option<Identity>>,
     /// Held while a bundle is loaded: one load after the other.
     loading: tokio::sync::Mutex<()>,
 }
@@ -250,7 +258,7 @@ impl BundleKeeper {
             served,
             health,
             metrics,
-            seen: Arc::default(),
+            seen: Mutex::default(),
             loading: tokio::sync::Mutex::default(),
         }
     }
@@ -260,45 +268,60 @@ impl BundleKeeper {
         self.served.subscribe()
     }
 
-    /// Load the bundle that `config` names and serve it; nothing is served if it names none.
+    /// Reads the bundle that `config` names, if it names one, and changes nothing that is served.
     ///
     /// # Errors
-    /// It cannot be read or is no bundle; what was served before still is.
-    pub async fn load(&self, config: &Config) -> Result<(), ServeError> {
-        let _one_at_a_time = self.loading.lock().await;
+    /// The file cannot be read or is no bundle.
+    pub async fn prepare(&self, config: &Config) -> Result<PreparedBundle<'_>, ServeError> {
+        let turn = self.loading.lock().await;
+        self.read(config, turn).await
+    }
+
+    async fn read<'a>(
+        &'a self,
+        config: &Config,
+        turn: MutexGuard<'a, ()>,
+    ) -> Result<PreparedBundle<'a>, ServeError> {
         let path = config.bundle.path.clone();
+        let public_url = config.http.public_url.clone();
         if path.as_os_str().is_empty() {
-            self.served.send_replace(None);
-            self.metrics.info.reset();
-            self.health.degrade("bundle", None);
-            return Ok(());
+            return Ok(PreparedBundle { read: None, path, public_url, _turn: turn });
         }
         let max_inflated = MaxInflated::of(config);
-        let loading = tokio::task::spawn_blocking({
-            let (path, seen) = (path.clone(), self.seen.clone());
+        let reading = tokio::task::spawn_blocking({
+            let path = path.clone();
             move || {
-                let found = Identity::of(&path);
-                *seen.lock().unwrap_or_else(PoisonError::into_inner) = found;
-                ServedBundle::load(&path, max_inflated)
+                let identity = Identity::of(&path);
+                ServedBundle::load(&path, max_inflated).map(|bundle| (Arc::new(bundle), identity))
             }
         });
-        let loaded = loading.await.unwrap_or_else(|panic| {
+        let read = reading.await.unwrap_or_else(|panic| {
             let source = std::io::Error::other(panic);
             Err(ServeError::Unreadable { path: path.clone(), source })
         });
-        let bundle = match loaded {
-            Ok(bundle) => Arc::new(bundle),
+        match read {
+            Ok(read) => Ok(PreparedBundle { read: Some(read), path, public_url, _turn: turn }),
             Err(error) => {
                 self.metrics.loads.with_label_values(&["failed"]).inc();
-                return Err(error);
+                Err(error)
             }
+        }
+    }
+
+    /// Serves a prepared bundle from now on.
+    pub fn serve(&self, prepared: PreparedBundle<'_>) {
+        let PreparedBundle { read, path, public_url, _turn } = prepared;
+        self.metrics.info.reset();
+        self.health.degrade("bundle", None);
+        let Some((bundle, identity)) = read else {
+            self.served.send_replace(None);
+            return;
         };
+        *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = identity;
         self.metrics.loads.with_label_values(&["loaded"]).inc();
         self.metrics.loaded_at.set(metrics::now());
-        self.metrics.info.reset();
         self.metrics.info.with_label_values(&[&bundle.sha256]).set(1);
-        self.health.degrade("bundle", None);
-        warn_of_other_servers(&bundle.network_uris, &config.http.public_url);
+        warn_of_other_servers(&bundle.network_uris, &public_url);
         info!(
             path = %path.display(),
             sha256 = bundle.sha256,
@@ -307,7 +330,6 @@ impl BundleKeeper {
             "serving the bundle"
         );
         self.served.send_replace(Some(bundle));
-        Ok(())
     }
 
     /// Follow the file, for ever.
@@ -337,10 +359,15 @@ impl BundleKeeper {
     }
 
     async fn reload(&self) {
+        let turn = self.loading.lock().await;
+        // Read after the wait: a config reload may have named another file meanwhile.
         let config = self.config.borrow().clone();
-        if let Err(error) = self.load(&config).await {
-            error!("the changed bundle is not served; the last good one still is: {error}");
-            self.health.degrade("bundle", Some(error.to_string()));
+        match self.read(&config, turn).await {
+            Ok(prepared) => self.serve(prepared),
+            Err(error) => {
+                error!("the changed bundle is not served; the last good one still is: {error}");
+                self.health.degrade("bundle", Some(error.to_string()));
+            }
         }
     }
 }

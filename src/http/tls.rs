@@ -12,7 +12,7 @@ use rustls::{
     ServerConfig,
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
 };
-use tokio::sync::watch;
+use tokio::sync::{Mutex, MutexGuard, watch};
 use tracing::{error, info};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
@@ -106,10 +106,18 @@ pub fn load(config: &config::Tls) -> Result<Option<Loaded>, TlsError> {
     Ok(Some(Loaded { config: Arc::new(built), until }))
 }
 
+/// A certificate that can be used, or none if none is configured. No other one is loaded while this lives.
+pub struct PreparedCertificate<'a> {
+    loaded: Option<Loaded>,
+    _turn: MutexGuard<'a, ()>,
+}
+
 /// Keeps the certificate up to date.
 pub struct TlsKeeper {
     config: watch::Receiver<Arc<Config>>,
     current: watch::Sender<Option<Arc<ServerConfig>>>,
+    /// Held while a certificate is loaded: one load after the other.
+    loading: Mutex<()>,
     health: Arc<Health>,
     metrics: HttpMetrics,
 }
@@ -121,7 +129,7 @@ impl TlsKeeper {
         health: Arc<Health>,
         metrics: HttpMetrics,
     ) -> Self {
-        Self { config, current: watch::channel(None).0, health, metrics }
+        Self { config, current: watch::channel(None).0, loading: Mutex::default(), health, metrics }
     }
 
     /// What connections are accepted with.
@@ -129,16 +137,29 @@ impl TlsKeeper {
         self.current.subscribe()
     }
 
-    /// Take over the certificate that a config names.
+    /// Reads the certificate that `config` names, if it names one, and changes nothing that is in use.
     ///
     /// # Errors
-    /// It cannot be used; the former one stays.
-    pub async fn load(&self, config: &config::Tls) -> Result<(), TlsError> {
-        let config = config.clone();
-        let loading = tokio::task::spawn_blocking(move || load(&config));
-        // A panic there is in the log, and leaves what is there.
-        let Ok(loaded) = loading.await else { return Ok(()) };
-        let loaded = loaded?;
+    /// It cannot be used.
+    pub async fn prepare(&self, config: &config::Tls) -> Result<PreparedCertificate<'_>, TlsError> {
+        let turn = self.loading.lock().await;
+        Self::read(config.clone(), turn).await
+    }
+
+    async fn read(
+        config: config::Tls,
+        turn: MutexGuard<'_, ()>,
+    ) -> Result<PreparedCertificate<'_>, TlsError> {
+        let path = config.cert.clone();
+        let loaded = tokio::task::spawn_blocking(move || load(&config)).await;
+        let loaded = loaded
+            .unwrap_or_else(|panic| Err(TlsError::Read { path, source: io::Error::other(panic) }));
+        loaded.map(|loaded| PreparedCertificate { loaded, _turn: turn })
+    }
+
+    /// Accepts connections with a prepared certificate from now on.
+    pub fn install(&self, prepared: PreparedCertificate<'_>) {
+        let PreparedCertificate { loaded, _turn } = prepared;
         let until = loaded.as_ref().and_then(|loaded| loaded.until);
         let seconds = until.and_then(|until| until.duration_since(UNIX_EPOCH).ok());
         self.metrics.certificate_until.set(seconds.map_or(0.0, |until| until.as_secs_f64()));
@@ -148,7 +169,19 @@ impl TlsKeeper {
         }
         self.current.send_replace(loaded.map(|loaded| loaded.config));
         self.health.degrade("tls", None);
-        Ok(())
+    }
+
+    async fn reload(&self) {
+        let turn = self.loading.lock().await;
+        // Read after the wait: a config reload may have named other files meanwhile.
+        let config = self.config.borrow().tls.clone();
+        match Self::read(config, turn).await {
+            Ok(prepared) => self.install(prepared),
+            Err(error) => {
+                error!("the changed certificate is not used; the former one still is: {error}");
+                self.health.degrade("tls", Some(error.to_string()));
+            }
+        }
     }
 
     /// Follow the files, and the config that names them. Runs for ever.
@@ -174,10 +207,7 @@ impl TlsKeeper {
                     }
                 }
                 tokio::time::sleep(REST).await;
-                if let Err(error) = self.load(&tls).await {
-                    error!("the changed certificate is not used; the former one still is: {error}");
-                    self.health.degrade("tls", Some(error.to_string()));
-                }
+                self.reload().await;
             }
         }
     }
