@@ -6,14 +6,14 @@ mod tasks;
 use std::{
     net::SocketAddr,
     path::PathBuf,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
 use tokio::{
     net::{TcpListener, UnixListener},
     sync::{Semaphore, mpsc, watch},
-    time::timeout,
+    time::{timeout, timeout_at},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{error, info, warn};
@@ -61,9 +61,12 @@ use crate::{
 
 /// File descriptors beside the connections: files, listeners, the log.
 const FILES_BESIDE: u64 = 500;
-/// Sockets are closed one after the other in a drain, so that clients, which all come back after the same
-/// fixed interval, do not come back at once: so long for each, and at most so long for all.
+/// A drain spreads the closing of sockets, because clients reconnect after a fixed interval: the time for each socket,
+/// and the most for all of them.
 const STAGGER: (Duration, Duration) = (Duration::from_millis(2), Duration::from_secs(5));
+/// Terminals, GNU `timeout` and npm send a signal twice within milliseconds. Only a signal that comes this long after
+/// the first ends the relay at once.
+const SECOND_SIGNAL_AFTER: Duration = Duration::from_secs(1);
 
 /// Requests that were begun may take so long to end, once all documents are durable.
 const HTTP_GRACE: Duration = Duration::from_secs(5);
@@ -346,6 +349,8 @@ struct Parts {
     /// The other tasks end.
     stopping: CancellationToken,
     sockets: Vec<PathBuf>,
+    /// What the drain does now.
+    step: Mutex<Step>,
 }
 
 impl Bound {
@@ -537,6 +542,7 @@ impl Bound {
             draining,
             stopping,
             sockets,
+            step: Mutex::new(Step::Connections),
         };
         Ok(Running { parts, requests })
     }
@@ -655,7 +661,10 @@ impl Draining {
         let limit = parts.config.borrow().drain_timeout;
         let start = Instant::now();
         let connections = parts.sessions.peers.len();
-        info!(connections, "draining: {connections} connections");
+        info!(
+            connections,
+            "draining: {connections} connections; a second signal ends the relay at once"
+        );
         parts.health.enter(Phase::Draining);
         parts.metrics.process.ready.set(0);
         systemd::stopping(limit.0 + SYSTEMD_WAITS_LONGER, "Draining");
@@ -663,7 +672,7 @@ impl Draining {
         let finished = tokio::select! {
             finished = timeout(limit.0, parts.drain(limit.0)) => finished.is_ok(),
             () = show_drain(start, &parts.metrics.process) => false,
-            () = second_stop(&mut self.requests) => return Err(AppError::Quit(parts.late())),
+            () = second_stop(start, &mut self.requests) => return Err(AppError::Quit(parts.late())),
         };
         parts.stopping.cancel();
         let (auth, sockets) = (parts.sessions.auth.clone(), parts.sockets.clone());
@@ -681,22 +690,26 @@ impl Draining {
 
 impl Parts {
     async fn drain(&self, limit: Duration) {
-        let start = Instant::now();
+        let start = tokio::time::Instant::now();
+        self.enter(Step::Connections);
         self.draining.cancel();
-        let sessions = self.sessions.peers.all();
-        let count = u32::try_from(sessions.len()).unwrap_or(u32::MAX).max(1);
-        let all = STAGGER.0.saturating_mul(count).min(STAGGER.1).min(limit / 3);
-        for session in sessions {
-            session.close(1012, "the relay restarts", "drain");
-            tokio::time::sleep(all / count).await;
+        let end_sessions = async {
+            self.close_sessions(start, limit / 3).await;
+            self.sessions_running.close();
+            self.sessions_running.wait().await;
+        };
+        // A socket that is late has not been told that its last edits are saved, and its client sends them again.
+        if timeout_at(start + limit / 2, end_sessions).await.is_err() {
+            let connections = self.sessions_running.len();
+            info!(connections, "connections that did not close in time are cut off");
         }
-        self.sessions_running.close();
-        self.sessions_running.wait().await;
+        self.enter(Step::Documents);
         self.rooms.stop().await;
+        self.enter(Step::Import);
         self.importer.stop().await;
+        self.enter(Step::Checkpoint);
         // All is durable by now: on a slow disk what is left in the journal waits for the next start.
-        let left = (limit * 2 / 3).saturating_sub(start.elapsed());
-        match timeout(left, self.journal.checkpoint()).await {
+        match timeout_at(start + limit * 2 / 3, self.journal.checkpoint()).await {
             Ok(Ok(chunks)) => info!(chunks, "the journal is empty: the folders hold everything"),
             Ok(Err(error)) => {
                 warn!("the journal keeps what could not be moved into the folders: {error}");
@@ -705,6 +718,7 @@ impl Parts {
                 "the journal keeps what could not be moved into the folders in time; `tonk-relay checkpoint` moves it"
             ),
         }
+        self.enter(Step::Requests);
         // Documents first: a client that reads its download slowly, or sends nothing, holds nobody up.
         self.http_running.close();
         if timeout(HTTP_GRACE.min(limit / 3), self.http_running.wait()).await.is_err() {
@@ -712,15 +726,66 @@ impl Parts {
         }
     }
 
+    /// Closes every session, spread over a time that is at most `longest`.
+    async fn close_sessions(&self, start: tokio::time::Instant, longest: Duration) {
+        let sessions = self.sessions.peers.all();
+        let count = u32::try_from(sessions.len()).unwrap_or(u32::MAX).max(1);
+        let all = STAGGER.0.saturating_mul(count).min(STAGGER.1).min(longest);
+        for (n, session) in (0u32..).zip(sessions) {
+            // By the clock: a sleep for each would be rounded up to the timer's millisecond.
+            let due = start + all.mul_f64(f64::from(n) / f64::from(count));
+            if due > tokio::time::Instant::now() {
+                tokio::time::sleep_until(due).await;
+            }
+            session.close(1012, "the relay restarts", "drain");
+        }
+    }
+
+    fn enter(&self, step: Step) {
+        *self.step.lock().unwrap_or_else(PoisonError::into_inner) = step;
+    }
+
+    /// What the drain has not finished.
     fn late(&self) -> String {
-        let rooms = self.rooms.late();
-        let named: Vec<String> = rooms.iter().take(10).map(ToString::to_string).collect();
-        format!(
-            "{} connections are open, {} documents may not be durable {}",
-            self.sessions.peers.len(),
-            rooms.len(),
-            named.join(" ")
-        )
+        let step = *self.step.lock().unwrap_or_else(PoisonError::into_inner);
+        let connections = self.sessions_running.len();
+        let mut text = format!("{}; {connections} connections are open", step.text());
+        let late = self.rooms.late();
+        for (documents, what) in
+            [(late.unsaved, "may not be durable"), (late.loading, "are still being loaded")]
+        {
+            if !documents.is_empty() {
+                let named: Vec<String> =
+                    documents.iter().take(10).map(ToString::to_string).collect();
+                let (count, named) = (documents.len(), named.join(" "));
+                text.push_str(&format!("; {count} documents {what}: {named}"));
+            }
+        }
+        text
+    }
+}
+
+/// What a drain does, in this order.
+#[derive(Clone, Copy)]
+enum Step {
+    Connections,
+    Documents,
+    Import,
+    Checkpoint,
+    Requests,
+}
+
+impl Step {
+    fn text(self) -> &'static str {
+        match self {
+            Self::Connections => "connections are being closed",
+            Self::Documents => "documents are being saved",
+            Self::Import => "the import of a bundle has not ended",
+            Self::Checkpoint => {
+                "all documents are durable, and the journal is being moved into the folders"
+            }
+            Self::Requests => "all documents are durable, and HTTP requests have not ended",
+        }
     }
 }
 
@@ -732,9 +797,10 @@ async fn show_drain(start: Instant, metrics: &ProcessMetrics) {
     }
 }
 
-async fn second_stop(requests: &mut mpsc::Receiver<Request>) {
+/// Waits for a signal that asks once more for the drain that began at `start` to end.
+async fn second_stop(start: Instant, requests: &mut mpsc::Receiver<Request>) {
     while let Some(request) = requests.recv().await {
-        if request == Request::Stop {
+        if request == Request::Stop && start.elapsed() >= SECOND_SIGNAL_AFTER {
             return;
         }
     }

@@ -9,7 +9,7 @@ use signal_hook_tokio::Signals;
 /// What a signal asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Request {
-    /// Finish what was begun, and exit; the second time, exit at once.
+    /// Finish what was begun, and exit; the second time, a second or more later, exit at once.
     Stop,
     /// Read the config again.
     Reload,

@@ -189,7 +189,7 @@ const EXIT_STATUS: &[(&str, &str)] = &[
 const SIGNALS: &[(&str, &str)] = &[
     (
         "SIGTERM, SIGINT",
-        "Drain: take nothing new, let clients go, make all durable, and end within drain_timeout. Twice: end at once.",
+        "Drain: take nothing new, let clients go, make all durable, and end within drain_timeout. A second signal, a second or more after the first: end at once.",
     ),
     (
         "SIGHUP",

@@ -197,6 +197,15 @@ pub struct Rooms {
     stopping: CancellationToken,
 }
 
+/// Documents whose rooms have not ended.
+#[derive(Debug, Default)]
+pub struct Late {
+    /// They may have changes that are not durable.
+    pub unsaved: Vec<DocumentId>,
+    /// They are not in memory: nothing of them can be lost.
+    pub loading: Vec<DocumentId>,
+}
+
 /// What rooms need of the rest of the relay.
 #[expect(missing_docs, reason = "the types say it")]
 pub struct Shared {
@@ -236,6 +245,8 @@ pub(super) struct Handle {
     pub(super) usage: Usage,
     /// Nobody has brought the document yet.
     unknown: AtomicBool,
+    /// The document is in memory, perhaps with changes that are not durable.
+    has_engine: AtomicBool,
     /// The peers that were asked for it, and whether they have answered that they lack it.
     asked: Mutex<HashMap<SessionId, bool>>,
     answer: Notify,
@@ -501,7 +512,7 @@ impl Rooms {
         now.max(last.map_or(0, |last| last + 1))
     }
 
-    /// Make all rooms durable and end them; what is late is in the answer's count when the future is dropped.
+    /// Make all rooms durable and end them. [`Self::late`] names those that have not ended.
     pub async fn stop(&self) {
         self.stopping.cancel();
         self.tasks.close();
@@ -509,10 +520,15 @@ impl Rooms {
     }
 
     /// The documents whose rooms have not ended.
-    pub fn late(&self) -> Vec<DocumentId> {
-        let directory = lock(&self.directory);
-        let live = directory.iter().filter(|(_, entry)| matches!(entry, Entry::Live(_)));
-        live.map(|(document, _)| *document).collect()
+    pub fn late(&self) -> Late {
+        let mut late = Late::default();
+        for (document, entry) in lock(&self.directory).iter() {
+            if let Entry::Live(handle) = entry {
+                let has_engine = handle.has_engine.load(Ordering::Relaxed);
+                (if has_engine { &mut late.unsaved } else { &mut late.loading }).push(*document);
+            }
+        }
+        late
     }
 
     /// A room's task is gone without having put its things in order.
@@ -548,6 +564,7 @@ impl Handle {
             members: Mutex::default(),
             usage,
             unknown: AtomicBool::new(false),
+            has_engine: AtomicBool::new(false),
             asked: Mutex::default(),
             answer: Notify::new(),
             gone: Mutex::default(),

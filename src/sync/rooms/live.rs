@@ -167,7 +167,10 @@ impl Room {
             } else if !opened.heads.is_empty() || self.is_created() {
                 drop(opening);
                 let _live = InState::new(&metrics, "live");
-                Box::pin(self.live(opened)).await
+                self.handle.has_engine.store(true, Ordering::Relaxed);
+                let end = Box::pin(self.live(opened)).await;
+                self.handle.has_engine.store(false, Ordering::Relaxed);
+                end
             } else {
                 Box::pin(self.unknown()).await
             };
@@ -243,6 +246,7 @@ impl Room {
         let opener = self.opener();
         let payer = opener.as_deref().map_or(Payer::Document(document), Payer::of);
         let mut unreadable = None;
+        let mut is_needed = false;
         loop {
             let open = async {
                 let _place = rooms.loading.take(payer.clone()).await;
@@ -257,6 +261,16 @@ impl Room {
                     opened = &mut open => break opened?,
                     Some(input) = self.inbox.recv(), if self.stash.len() < STASH => {
                         self.put_by(*input, "opening");
+                    }
+                    // Only changes that somebody has sent are worth a wait for the disk.
+                    () = stopping.cancelled(), if !is_needed => {
+                        while let Ok(input) = self.inbox.try_recv() {
+                            self.put_by(*input, "opening");
+                        }
+                        is_needed = self.stash.iter().any(brings_changes);
+                        if !is_needed {
+                            return Err(End::Stop);
+                        }
                     }
                 }
             };
@@ -527,6 +541,10 @@ fn brings_heads(document: DocumentId, input: &Input) -> bool {
         Input::Sync { from, message, .. } => message.has_heads() && from.may_write(document),
         Input::Ephemeral { .. } | Input::Subscribed { .. } | Input::Look { .. } => false,
     }
+}
+
+fn brings_changes(input: &Input) -> bool {
+    matches!(input, Input::Sync { message, .. } if message.has_changes())
 }
 
 /// Counts a room in a state for as long as it lives.
