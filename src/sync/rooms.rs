@@ -22,7 +22,10 @@ use automerge::{
 };
 use bytes::Bytes;
 use futures::FutureExt;
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
+use tokio::{
+    sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch},
+    time::Instant as Deadline,
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::error;
 
@@ -33,7 +36,7 @@ use super::{
     peers::{Peers, SessionId},
     room::EngineStart,
     session::Session,
-    turns::Turns,
+    turns::{Payer, Turn, Turns},
     wire::SyncMessage,
 };
 use crate::{
@@ -61,7 +64,7 @@ const LOADING: usize = 8;
 const FREED_WITHIN: Duration = Duration::from_secs(3);
 /// How many sessions and documents are looked at, at most, to find peers that can be asked for a document.
 const LOOKED_AT: usize = 1_000;
-/// How often it looks whether they have.
+/// How often it is looked whether they have, for all that wait together.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 /// What a peer without a document says first: an automerge sync message without heads.
@@ -193,6 +196,8 @@ pub struct Rooms {
     /// Places for documents that are being loaded.
     loading: Turns,
     memory: Budget,
+    /// When it was last looked whether memory is short, and whether it was.
+    last_look: Mutex<Option<(Deadline, bool)>>,
     tasks: TaskTracker,
     stopping: CancellationToken,
 }
@@ -282,23 +287,46 @@ impl Rooms {
             told_at: AtomicU64::new(0),
             loading: Turns::new(LOADING),
             memory: Budget::default(),
+            last_look: Mutex::default(),
             tasks: TaskTracker::new(),
             stopping: CancellationToken::new(),
         })
     }
 
-    /// See that there is memory for a room, if need be by sending idle ones away.
-    async fn find_memory(&self) -> Result<(), NoMemory> {
-        let until = Instant::now() + FREED_WITHIN;
-        let limit = || self.shared.config.borrow().sync.memory;
-        while self.memory.is_exceeded(limit()) {
-            if Instant::now() >= until {
-                return Err(NoMemory);
+    /// Waits for a place among the documents that are being loaded, once there is memory for one more. Whoever waits for
+    /// memory holds no place, so that all of them are refused after the same time.
+    async fn find_place(&self, payer: &Payer) -> Result<Turn, NoMemory> {
+        loop {
+            let since = Deadline::now();
+            while self.is_memory_short(LOOK_AGAIN) {
+                if since.elapsed() >= FREED_WITHIN {
+                    return Err(NoMemory);
+                }
+                tokio::time::sleep(LOOK_AGAIN).await;
             }
-            self.send_idle_away();
-            tokio::time::sleep(LOOK_AGAIN).await;
+            let place = self.loading.take(payer.clone()).await;
+            // Others were loaded during the wait.
+            if !self.is_memory_short(Duration::ZERO) {
+                return Ok(place);
+            }
         }
-        Ok(())
+    }
+
+    /// Whether memory is short, by a look that is no older than `age`. If it is, idle rooms are sent away.
+    fn is_memory_short(&self, age: Duration) -> bool {
+        let mut last_look = lock(&self.last_look);
+        if let Some((at, is_short)) = *last_look
+            && at.elapsed() < age
+        {
+            return is_short;
+        }
+        let is_short = self.memory.is_exceeded(self.shared.config.borrow().sync.memory);
+        *last_look = Some((Deadline::now(), is_short));
+        drop(last_look);
+        if is_short {
+            self.send_idle_away();
+        }
+        is_short
     }
 
     /// Have all rooms unload that no session is in.

@@ -249,9 +249,8 @@ impl Room {
         let mut is_needed = false;
         loop {
             let open = async {
-                let _place = rooms.loading.take(payer.clone()).await;
-                match rooms.find_memory().await {
-                    Ok(()) => Ok(rooms.shared.documents.open(document).await),
+                match rooms.find_place(&payer).await {
+                    Ok(_place) => Ok(rooms.shared.documents.open(document).await),
                     Err(NoMemory) => Err(End::Refuse),
                 }
             };

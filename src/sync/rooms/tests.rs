@@ -13,7 +13,7 @@ use futures::future::BoxFuture;
 use super::*;
 use crate::{
     bundle::served::ServedBundle,
-    config::{Durability, EngineKind, Time},
+    config::{Durability, EngineKind, MemoryLimit, Time},
     document::{compare::Relation, unpacked::Unpacked},
     health::Health,
     storage::{nodefs::NodefsStore, space::Space},
@@ -268,6 +268,23 @@ async fn a_room_that_takes_long_has_its_share_of_the_receive_queue_and_no_more()
     assert!(busy.places(1).now_or_never().is_none(), "its sender waits");
     let other = alice.session.room(rooms, DocumentId::random()).await;
     assert!(other.places(rooms.share()).now_or_never().flatten().is_some(), "others do not");
+}
+
+#[tokio::test(start_paused = true)]
+async fn all_for_whom_there_is_no_memory_are_refused_together() {
+    let mut config = config();
+    config.sync.memory = MemoryLimit::Bytes(Size(1));
+    let fixture = fixture(config, |_| native::engine(Arc::new(Turns::new(2))));
+    let start = tokio::time::Instant::now();
+    let mut peers: Vec<Peer> = (1..=100).map(|n| fixture.peer(&format!("peer-{n}"))).collect();
+    for (n, peer) in (1..).zip(&mut peers) {
+        peer.push(id(n), true).await;
+    }
+    for peer in &mut peers {
+        peer.until("refused", |peer| peer.closed.is_some()).await;
+        assert_eq!(peer.closed.as_ref().expect("closed").label, "memory");
+    }
+    assert!(start.elapsed() < 2 * FREED_WITHIN, "the last one after {:?}", start.elapsed());
 }
 
 #[tokio::test]
