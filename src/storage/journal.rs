@@ -41,7 +41,7 @@ use futures::{FutureExt, future::BoxFuture};
 // rusqlite: the binding to SQLite with the most users, and it brings SQLite's source along.
 use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
 use tokio::{
-    sync::{Notify, mpsc, oneshot},
+    sync::{Notify, mpsc, oneshot, watch},
     task::JoinError,
     time::{Instant, sleep, sleep_until, timeout, timeout_at},
 };
@@ -93,8 +93,10 @@ struct Shared {
     /// For reads; opened when it is first needed, and again after a failure.
     reader: Mutex<Option<Connection>>,
     is_full: Notify,
-    /// Chunks that leave the folders when their grace time is over; locked for as long as one is deleted.
-    doomed: tokio::sync::Mutex<HashSet<Key>>,
+    /// Chunks that leave the folders when their grace time is over.
+    doomed: Mutex<HashSet<Key>>,
+    /// The chunk that is being deleted from the folders: it may be stored again only afterwards.
+    deleting: watch::Sender<Option<Key>>,
     size: usize,
     tombstones: Tombstones,
     blocked: Marks<Block>,
@@ -143,6 +145,21 @@ impl Shared {
     fn panicked(&self, action: &'static str) -> impl FnOnce(JoinError) -> StorageError {
         let path = self.path.clone();
         move |panic| StorageError { action, path, source: io::Error::other(panic) }
+    }
+
+    fn doomed(&self) -> MutexGuard<'_, HashSet<Key>> {
+        self.doomed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sees that a chunk which is about to be stored is not deleted from the folders any more.
+    async fn keep(&self, key: &Key) {
+        let mut deleting = {
+            let mut doomed = self.doomed();
+            doomed.remove(key);
+            self.deleting.subscribe()
+        };
+        // The sender is as old as this.
+        let _ = deleting.wait_for(|deleting| deleting.as_ref() != Some(key)).await;
     }
 
     /// Take over what a commit did.
@@ -274,7 +291,8 @@ impl Journal {
             index: Mutex::default(),
             reader: Mutex::default(),
             is_full: Notify::new(),
-            doomed: tokio::sync::Mutex::default(),
+            doomed: Mutex::default(),
+            deleting: watch::Sender::new(None),
             size: config.journal_size.bytes(),
             tombstones,
             blocked: blocked::open(&config.path)?,
@@ -547,7 +565,7 @@ impl ChunkStore for Journal {
             return std::future::ready(Err(StorageError { action: "write", path, source })).boxed();
         }
         async move {
-            self.shared.doomed.lock().await.remove(key);
+            self.shared.keep(key).await;
             if is_small {
                 return self.change(Change::Put(key.clone(), data)).await;
             }

@@ -30,18 +30,22 @@ pub(super) async fn delete_after_grace(
             let waits =
                 moved.is_ok() && again.upgrade().is_some_and(|a| a.try_send(doomed).is_ok());
             if !waits {
-                mover.shared.doomed.lock().await.remove(&key);
+                mover.shared.doomed().remove(&key);
             }
             continue;
         }
-        let mut doomed = mover.shared.doomed.lock().await;
-        // One that was put again meanwhile stays.
-        if !doomed.remove(&key) {
-            continue;
+        {
+            let mut doomed = mover.shared.doomed();
+            // One that was put again meanwhile stays.
+            if !doomed.remove(&key) {
+                continue;
+            }
+            mover.shared.deleting.send_replace(Some(key.clone()));
         }
         if let Err(error) = mover.folders.delete(&key).await {
             warn!("a chunk that is not needed any more stays: {error}");
         }
+        mover.shared.deleting.send_replace(None);
     }
 }
 

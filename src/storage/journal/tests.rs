@@ -206,6 +206,45 @@ async fn what_is_put_again_is_not_deleted_when_the_grace_time_of_its_like_is_ove
 }
 
 #[tokio::test]
+async fn a_file_that_cannot_be_deleted_for_long_keeps_only_its_own_chunk_waiting() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let journal = Arc::new(open_at(folder.path()));
+    let (old, other) = (increment(1, "a"), increment(2, "a"));
+    journal.put(&old, Bytes::from_static(b"one")).await.expect("puts");
+    journal.checkpoint().await.expect("moves");
+    // All places for work on the disk are taken, as by loads that hang.
+    let (end, ended) = std::sync::mpsc::channel::<()>();
+    let ended = Arc::new(Mutex::new(ended));
+    let hanging: Vec<_> = (0..32)
+        .map(|_| {
+            let (folders, ended) = (journal.folders.clone(), ended.clone());
+            tokio::spawn(async move {
+                let wait = move |_: &Path| {
+                    let _ = ended.lock().unwrap_or_else(PoisonError::into_inner).recv();
+                    Ok(())
+                };
+                folders.run("wait", wait).await
+            })
+        })
+        .collect();
+    journal.delete(&old).await.expect("deletes");
+    until("it is being deleted", async || journal.shared.deleting.borrow().is_some()).await;
+    let putting = journal.put(&other, Bytes::from_static(b"two"));
+    timeout(Duration::from_secs(5), putting).await.expect("others do not wait").expect("puts");
+    let again = tokio::spawn({
+        let (journal, old) = (journal.clone(), old.clone());
+        async move { journal.put(&old, Bytes::from_static(b"one")).await }
+    });
+    drop(end);
+    for work in hanging {
+        work.await.expect("ends").expect("ends");
+    }
+    again.await.expect("ends").expect("puts");
+    journal.checkpoint().await.expect("moves");
+    assert_eq!(names(&*journal, 1).await, ["a"], "it was stored after the deletion");
+}
+
+#[tokio::test]
 async fn beyond_its_size_the_oldest_move_into_the_folders() {
     let folder = tempfile::tempdir().expect("a folder");
     let config = config::Storage { journal_size: Size(100_000), ..config(folder.path()) };

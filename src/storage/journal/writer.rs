@@ -56,9 +56,9 @@ impl Writer {
     }
 
     /// Let chunks leave the folders later.
-    async fn doom(&mut self, keys: Vec<Key>) {
+    fn doom(&mut self, keys: Vec<Key>) {
         let at = Instant::now() + self.grace;
-        let mut doomed = self.shared.doomed.lock().await;
+        let mut doomed = self.shared.doomed();
         for key in keys {
             if doomed.len() < DOOMED
                 && self.doomed.try_send(Doomed { key: key.clone(), at, is_replaced: false }).is_ok()
@@ -101,7 +101,7 @@ impl Writer {
         match written {
             Ok(doomed) => {
                 if !doomed.is_empty() {
-                    self.doom(doomed).await;
+                    self.doom(doomed);
                 }
                 for done in answers {
                     let _ = done.send(Ok(()));
