@@ -57,8 +57,8 @@ pub struct Opened {
     pub doc: Document,
     /// The chunks that parse, the bundle's snapshot among them where it adds something.
     pub chunks: Vec<StoredChunk>,
-    /// The bundle's snapshot where storage has nothing: it must be saved before the first change that
-    /// builds on it is stored or told to anybody.
+    /// The bundle's snapshot where storage has nothing: it must be stored before the first change that builds on
+    /// it is.
     pub base: Option<Base>,
     /// The document's heads; none if there is no such document.
     pub heads: Vec<ChangeHash>,

@@ -205,3 +205,11 @@ pub type EngineStart = Arc<
         + Send
         + Sync,
 >;
+
+/// Waits for the end of some work; for ever where there is none.
+async fn done(work: &mut Option<BoxFuture<'static, ()>>) {
+    match work {
+        Some(work) => work.await,
+        None => std::future::pending().await,
+    }
+}

@@ -37,7 +37,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, warn};
 
-use super::{Engine, EngineFailed, EngineStart, Port};
+use super::{Engine, EngineFailed, EngineStart, Port, done};
 use crate::{
     document::{
         compare::Relation,
@@ -47,7 +47,7 @@ use crate::{
     metrics::{Metrics, RoomMetrics},
     storage::{
         ChunkKind, Key, StoredChunk,
-        documents::{Documents, Opened},
+        documents::{Base, Documents, Opened},
     },
     sync::{
         look::EngineLook,
@@ -94,6 +94,9 @@ struct SamodEngine {
     sessions: HashMap<SessionId, Connection>,
     /// What the repo's document is to be.
     admitted: Document,
+    storage: RoomStorage,
+    /// The bundle's snapshot is being stored.
+    saving: Option<BoxFuture<'static, ()>>,
 }
 
 /// A session as a connection of the repo.
@@ -134,11 +137,12 @@ impl SamodEngine {
             storage_id,
             known: Arc::new(opened.chunks.iter().map(|(key, _)| key.clone()).collect()),
             changes: Arc::new(opened.changes),
+            seed: Arc::new(tokio::sync::Mutex::new(opened.base)),
             chunks: Arc::new(Mutex::new(opened.chunks)),
         };
         let repo = Repo::builder(runtime.clone())
             .with_peer_id(samod::PeerId::from(REPO))
-            .with_storage(storage)
+            .with_storage(storage.clone())
             // Threads of its own would park one a document.
             .with_concurrency(ConcurrencyConfig::AsyncRuntime)
             .with_share_policy(share)
@@ -148,7 +152,8 @@ impl SamodEngine {
         let acceptor =
             samod::Url::parse("room://sessions").ok().and_then(|url| repo.make_acceptor(url).ok());
         let sessions = HashMap::new();
-        Self { document, repo, acceptor, runtime, under_way, sessions, admitted }
+        let saving = None;
+        Self { document, repo, acceptor, runtime, under_way, sessions, admitted, storage, saving }
     }
 
     /// Connects a session to the repo, which takes no changes of it if it only reads.
@@ -263,6 +268,8 @@ impl Engine for SamodEngine {
         let Ok(id) = self.document.to_string().parse::<samod::DocumentId>() else {
             return futures::future::ready(None).boxed();
         };
+        let storage = self.storage.clone();
+        self.saving = Some(async move { storage.save_seed().await }.boxed());
         async move {
             let mut doc = std::mem::take(&mut self.admitted);
             let data = snapshot.clone();
@@ -290,11 +297,18 @@ impl Engine for SamodEngine {
     }
 
     fn work(&mut self) -> BoxFuture<'_, Result<(), EngineFailed>> {
-        self.runtime
-            .failed
-            .cancelled()
-            .map(|()| Err(EngineFailed { is_panic: true, is_mended: false }))
-            .boxed()
+        async move {
+            tokio::select! {
+                () = self.runtime.failed.cancelled() => {
+                    Err(EngineFailed { is_panic: true, is_mended: false })
+                }
+                () = done(&mut self.saving) => {
+                    self.saving = None;
+                    Ok(())
+                }
+            }
+        }
+        .boxed()
     }
 
     /// samod does not tell.
@@ -319,6 +333,9 @@ impl Engine for SamodEngine {
             self.sessions.clear();
             self.under_way.wait_for(|streams, bytes| streams == 0 && bytes == 0).await;
             self.repo.stop().await;
+            if let Some(saving) = self.saving.take() {
+                saving.await;
+            }
         }
         .boxed()
     }
@@ -486,6 +503,8 @@ struct RoomStorage {
     /// Changes that need not be written by themselves: a known chunk has them.
     changes: Arc<HashSet<ChangeHash>>,
     chunks: Arc<Mutex<Vec<StoredChunk>>>,
+    /// The served bundle's snapshot, which is stored before the first change that builds on it.
+    seed: Arc<tokio::sync::Mutex<Option<Base>>>,
 }
 
 /// Our key for one of samod's; none for what is no key of a document.
@@ -502,6 +521,14 @@ fn key(key: &StorageKey) -> Option<Key> {
 }
 
 impl RoomStorage {
+    async fn save_seed(&self) {
+        let mut seed = self.seed.lock().await;
+        if let Some(Base { key, data }) = &*seed {
+            self.documents.save(key, data.clone()).await;
+            *seed = None;
+        }
+    }
+
     fn is_stored(&self, key: &Key) -> bool {
         match key {
             Key::Chunk { kind: ChunkKind::Incremental, name, .. } => {
@@ -536,7 +563,11 @@ impl Storage for RoomStorage {
 
     /// Returns when the bytes are durable, however long that takes: samod then deletes what they replace.
     async fn put(&self, samod: StorageKey, data: Vec<u8>) {
-        match key(&samod) {
+        let key = key(&samod);
+        if !key.as_ref().is_some_and(|key| self.is_stored(key)) {
+            self.save_seed().await;
+        }
+        match key {
             Some(key) if self.is_stored(&key) => {}
             Some(key @ Key::Chunk { kind: ChunkKind::Snapshot, .. }) => {
                 let checking = tokio::task::spawn_blocking(move || {

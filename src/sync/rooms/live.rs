@@ -23,7 +23,7 @@ use crate::{
     document::compare::Relation,
     document_id::DocumentId,
     metrics::RoomMetrics,
-    storage::documents::{Base, Opened},
+    storage::documents::Opened,
     sync::{
         ephemera::Seen,
         follow::What,

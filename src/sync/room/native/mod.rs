@@ -32,11 +32,14 @@ use self::{
     core::{Core, Effect, Event, Refused},
     cost::Estimate,
 };
-use super::{Engine, EngineFailed, EngineStart, Port};
+use super::{Engine, EngineFailed, EngineStart, Port, done};
 use crate::{
     document::compare::Relation,
     document_id::DocumentId,
-    storage::documents::{Documents, Opened, Unsaved},
+    storage::{
+        Key,
+        documents::{Base, Documents, Opened, Unsaved},
+    },
     sync::{
         look::EngineLook,
         peers::SessionId,
@@ -67,7 +70,10 @@ struct NativeEngine {
     /// What came since the last step.
     events: Vec<Event>,
     ports: HashMap<SessionId, Port>,
+    /// The writes under way, one after the other.
     write: Option<BoxFuture<'static, ()>>,
+    /// The served bundle's snapshot, which is stored before the first change that builds on it.
+    seed: Option<Base>,
     /// Chunks that a snapshot replaced are being deleted.
     removal: Option<BoxFuture<'static, ()>>,
     /// Bytes of changes that wait for the write under way.
@@ -119,6 +125,7 @@ impl NativeEngine {
             events: Vec::new(),
             ports: HashMap::new(),
             write: None,
+            seed: opened.base,
             removal: None,
             waiting: None,
             usage,
@@ -264,8 +271,8 @@ impl NativeEngine {
                 }
                 Effect::Save { key, data } => {
                     self.waiting = None;
-                    let documents = self.documents.clone();
-                    self.write = Some(async move { documents.save(&key, data).await }.boxed());
+                    self.save_seed();
+                    self.save(key, data);
                 }
                 Effect::Remove(keys) => {
                     let (documents, earlier) = (self.documents.clone(), self.removal.take());
@@ -297,6 +304,27 @@ impl NativeEngine {
             }
         }
         stepped.relation
+    }
+
+    /// Begin to store a chunk, after those that are being stored.
+    fn save(&mut self, key: Key, data: Bytes) {
+        let (documents, earlier) = (self.documents.clone(), self.write.take());
+        let waiting = documents.unsaved_bytes(data.len());
+        let write = async move {
+            if let Some(earlier) = earlier {
+                earlier.await;
+            }
+            drop(waiting);
+            documents.save(&key, data).await;
+        };
+        self.write = Some(write.boxed());
+    }
+
+    /// Begin to store the bundle's snapshot: the bundle may be gone tomorrow, and what builds on it must not be without it.
+    fn save_seed(&mut self) {
+        if let Some(Base { key, data }) = self.seed.take() {
+            self.save(key, data);
+        }
     }
 
     async fn settle(&mut self) {
@@ -336,14 +364,6 @@ impl NativeEngine {
             () = done(&mut self.removal) => self.removal = None,
         }
         Ok(())
-    }
-}
-
-/// Wait for the end of some work, if there is any.
-async fn done(work: &mut Option<BoxFuture<'static, ()>>) {
-    match work {
-        Some(work) => work.await,
-        None => std::future::pending().await,
     }
 }
 
@@ -396,6 +416,7 @@ impl Engine for NativeEngine {
 
     fn merge(&mut self, snapshot: Bytes) -> BoxFuture<'_, Option<Relation>> {
         async move {
+            self.save_seed();
             self.settle().await;
             self.run(None, move |core| core.merge(&snapshot)).await
         }
@@ -425,7 +446,8 @@ impl Engine for NativeEngine {
     }
 
     fn is_durable(&self) -> bool {
-        self.events.is_empty() && matches!(&self.core, Place::Here(core) if core.is_durable())
+        let is_written = self.events.is_empty() && self.write.is_none();
+        is_written && matches!(&self.core, Place::Here(core) if core.is_durable())
     }
 
     fn close(mut self: Box<Self>) -> BoxFuture<'static, ()> {

@@ -18,7 +18,6 @@ impl Room {
         let (documents, document) = (shared.documents.clone(), self.document());
         let stopping = self.rooms.stopping.clone();
         let mut config = shared.config.clone();
-        let mut base = opened.base.clone();
         let was_empty = opened.heads.is_empty();
         let usage = self.handle.usage.clone();
         let mut engine = (shared.engine)(documents, document, opened, usage).await;
@@ -39,7 +38,7 @@ impl Room {
             engine.receive(id, true, nothing).await;
         }
         for input in std::mem::take(&mut self.stash) {
-            self.take_in(&mut engine, &mut base, input).await;
+            self.take_in(&mut engine, input).await;
         }
         engine.settle().await;
         // The time to answer begins when there is something to answer from.
@@ -82,7 +81,7 @@ impl Room {
                             let Some(input) = next else { break };
                             from.extend(sender(&input));
                             came.extend(came_at(&input));
-                            self.take_in(&mut engine, &mut base, *input).await;
+                            self.take_in(&mut engine, *input).await;
                             next = self.inbox.try_recv().ok();
                         }
                         engine.settle().await;
@@ -121,7 +120,7 @@ impl Room {
                         return End::Reopen;
                     }
                     if self.takes_bundle_change() {
-                        self.merge_bundle(&mut engine, &mut base).await;
+                        self.merge_bundle(&mut engine).await;
                     }
                 }
                 () = due => {
@@ -131,7 +130,7 @@ impl Room {
                         engine.rest();
                     }
                     if unload.is_some_and(|at| at <= now) {
-                        engine.close().await;
+                        self.end_engine(engine).await;
                         return End::Retire(if sent_away { "memory" } else { "idle" });
                     }
                     if self.next_answer.is_some_and(|at| at <= now) {
@@ -149,7 +148,7 @@ impl Room {
                 () = stopping.cancelled() => {
                     // Sessions have ended by now: what they sent is in the mailbox.
                     while let Ok(input) = self.inbox.try_recv() {
-                        self.take_in(&mut engine, &mut base, *input).await;
+                        self.take_in(&mut engine, *input).await;
                     }
                     engine.close().await;
                     return End::Stop;
@@ -204,12 +203,7 @@ impl Room {
         }
     }
 
-    async fn take_in(
-        &mut self,
-        engine: &mut Box<dyn Engine>,
-        base: &mut Option<Base>,
-        input: Input,
-    ) {
+    async fn take_in(&mut self, engine: &mut Box<dyn Engine>, input: Input) {
         self.note(&input);
         match input {
             Input::Ephemeral { .. } => self.pass_on(input),
@@ -240,11 +234,8 @@ impl Room {
                 if message.has_changes() && !from.may_write(self.document()) {
                     from.refuse_changes(self.document());
                     self.tell(Some(&from), || What::Refused { reason: "read_only".to_owned() });
-                } else if message.has_changes() {
-                    if !self.may_store(&from, message.raw.len()) {
-                        return;
-                    }
-                    self.save_base(base).await;
+                } else if message.has_changes() && !self.may_store(&from, message.raw.len()) {
+                    return;
                 }
                 engine.receive(from.id, request, message).await;
                 if !self.is_here(from.id) {
@@ -316,19 +307,11 @@ impl Room {
         }
     }
 
-    /// The bundle may be gone tomorrow: what is built on it must not be without it.
-    async fn save_base(&self, base: &mut Option<Base>) {
-        if let Some(base) = base.take() {
-            self.rooms.shared.documents.save(&base.key, base.data).await;
-        }
-    }
-
-    async fn merge_bundle(&mut self, engine: &mut Box<dyn Engine>, base: &mut Option<Base>) {
+    async fn merge_bundle(&mut self, engine: &mut Box<dyn Engine>) {
         let document = self.document();
         let Some(snapshot) = self.rooms.shared.documents.underneath(document) else {
             return;
         };
-        self.save_base(base).await;
         match engine.merge(snapshot).await {
             Some(Relation::Newer) => info!(%document, "merged the new bundle's snapshot"),
             Some(Relation::Unrelated) => self.rooms.shared.documents.report_unrelated(document),
