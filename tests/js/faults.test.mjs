@@ -7,7 +7,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { cbor } from '@automerge/automerge-repo';
-import { BINARY, Relay, atEnd, close, saved, share, until } from './relay.mjs';
+import { BINARY, Relay, atEnd, bundle, close, documentId, fill, folder, saved, share, smallDisk, until } from './relay.mjs';
 
 /** Let the disk of a running relay stall, until what this returns is called. */
 const stall = (t, relay, paths) => tamper(t, relay, 'fsync,fdatasync,pwrite64', 'delay_enter=60000000', paths);
@@ -283,4 +283,52 @@ test('a document is blocked at once on a full disk; what else its clients do goe
   relay.command('doc', 'unblock', handle.url);
   await until('all of it is here', () => copy.doc().n === 299);
   await saved(client, handle);
+});
+
+test('a full disk keeps nobody waiting: edits, presence and other documents go on, and all is stored when there is room', async t => {
+  const at = await smallDisk(t, 8);
+  if (!at) return;
+  const app = join(await folder(t), 'app.tonk');
+  const seeds = [documentId(1), documentId(2)];
+  await writeFile(app, bundle(Object.fromEntries(seeds.map(id => [id, { n: 0 }]))));
+  const relay = await Relay.start(t, { bundle: { path: `"${app}"` }, storage: { journal_size: '"1MiB"' } }, at);
+  const writer = relay.client(t);
+  const readers = Array.from({ length: 10 }, () => relay.client(t));
+  const stored = await share(writer, { n: 0 });
+  const urls = [stored.url, ...seeds.map(id => `automerge:${id}`)];
+  const open = client => Promise.all(urls.map(url => client.repo.find(url)));
+  const [handles, ...copies] = await Promise.all([writer, ...readers].map(open));
+  const heard = copies.map(([copy]) => {
+    const messages = [];
+    copy.on('ephemeral-message', ({ message }) => messages.push(message));
+    return messages;
+  });
+
+  const ballast = await fill(at);
+  for (let n = 1; n <= 20; n += 1) {
+    for (const handle of handles) handle.change(doc => { doc.n = n; });
+    // A reader that writes, too, is to hear of the others all the same.
+    for (const copy of copies[n % 10]) copy.change(doc => { doc[`reader-${n % 10}`] = n; });
+    handles[0].broadcast(n);
+    await until(`round ${n} is with everybody`, () => [handles, ...copies].every(documents =>
+      documents.every(copy => copy.doc().n === n && copy.doc()[`reader-${n % 10}`] === n)));
+    await until('presence', () => heard.every(messages => messages.includes(n)));
+    if (n % 10 === 0) {
+      const unknown = documentId(100 + n);
+      await assert.rejects(writer.repo.find(`automerge:${unknown}`), /unavailable/, 'what nobody has is answered');
+    }
+  }
+  assert.equal(await status(relay), 503, 'nothing could be stored');
+  assert.equal(await relay.metric('tonk_relay_connections'), 11, 'nobody was closed');
+
+  await rm(ballast);
+  await until('ready', async () => await status(relay) === 200);
+  for (const handle of handles) await saved(writer, handle);
+  for (const copy of copies[1]) await saved(readers[1], copy);
+  await relay.kill();
+  await Promise.all([writer, ...readers].map(close));
+  relay.config = {};
+  await relay.start();
+  const found = await open(relay.client(t));
+  for (const handle of found) assert.deepEqual(handle.doc(), handles[found.indexOf(handle)].doc());
 });

@@ -1,11 +1,11 @@
 //! The native room's core: a pure step from what came to what is to be done. No I/O, no clock.
 //!
-//! "Saved" means saved: automerge-repo takes the heads in our sync messages as what our storage has. So a
-//! peer that has something which is not durable here, and was not told of it by us, hears the durable heads
-//! until it is; everybody else gets a change at once.
+//! "Saved" means saved: automerge-repo takes the heads in our sync messages as what our storage has. So heads are
+//! withheld from a peer while something is not durable that it brought, or that it has from somebody else. It gets the
+//! changes of others at once all the same, under heads that it may hear. Everybody else gets changes with their heads.
 
 use std::{
-    collections::{BTreeMap, HashSet, VecDeque},
+    collections::{BTreeMap, HashMap, HashSet, VecDeque},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -14,7 +14,7 @@ use std::{
 
 use automerge::{
     Automerge, ChangeHash,
-    sync::{Capability, State, SyncDoc},
+    sync::{BloomFilter, Capability, Have, State, SyncDoc},
 };
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
@@ -110,8 +110,11 @@ pub(super) struct Core {
     orphans: (usize, Unpacked),
     /// Events that are to be taken in when the document is restored.
     interrupted: VecDeque<Event>,
-    /// The heads up to which all is durable.
+    /// The heads up to which all is durable, and how many changes that is: those that were applied first.
     durable: Vec<ChangeHash>,
+    durable_changes: u64,
+    /// All other changes, each with the number of changes that were here once it was applied.
+    unsaved: HashMap<ChangeHash, u64>,
     /// In the order of their ids, so that equal inputs give equal outputs.
     peers: BTreeMap<SessionId, Peer>,
     /// The peers to which there may be something to say, or all.
@@ -121,8 +124,6 @@ pub(super) struct Core {
     kept_back: Vec<SessionId>,
     exchange: Exchange,
     chunks: Chunks,
-    /// Writes begun so far.
-    writes: u64,
     writing: Option<Write>,
     /// The changes that the next write is to hold, as it holds them; none where that is to be found out.
     fresh: Option<Vec<u8>>,
@@ -136,9 +137,14 @@ pub(super) struct Core {
 #[derive(Default)]
 struct Peer {
     state: Arc<State>,
-    /// The write after which it may hear all heads, if it may not yet.
-    held_until: Option<u64>,
-    /// It has said that it has something which was not here.
+    /// It hears all heads only when this many changes are durable.
+    withheld_until: u64,
+    /// It was withheld from when it was last answered.
+    is_withheld: bool,
+    /// How many changes were here when it last heard all heads; and these heads, until they are durable.
+    told: u64,
+    told_heads: Vec<ChangeHash>,
+    /// It has named heads that are not here: anything that it was not told of may be its own.
     has_more: bool,
     /// It is among those to which there may be something to say.
     is_due: bool,
@@ -162,6 +168,8 @@ struct Chunks {
 /// A write under way.
 struct Write {
     heads: Vec<ChangeHash>,
+    /// How many changes are here with these heads.
+    changes: u64,
     key: Key,
     size: usize,
     /// The chunks that it replaces.
@@ -213,6 +221,8 @@ impl Core {
             orphans: (0, Unpacked::default()),
             interrupted: VecDeque::new(),
             durable: doc.heads().to_vec(),
+            durable_changes: doc.changes(),
+            unsaved: HashMap::new(),
             doc,
             peers: BTreeMap::new(),
             due: Vec::new(),
@@ -220,7 +230,6 @@ impl Core {
             kept_back: Vec::new(),
             exchange: Exchange::default(),
             chunks,
-            writes: 0,
             writing: None,
             fresh: Some(Vec::new()),
             taking_in: Arc::default(),
@@ -355,8 +364,7 @@ impl Core {
         }
         if has_saved {
             // They have waited for this.
-            let held = self.peers.iter().filter(|(_, peer)| peer.held_until.is_some());
-            for (id, peer) in held {
+            for (id, peer) in self.peers.iter().filter(|(_, peer)| peer.is_withheld) {
                 answers.entry(*id).or_insert_with(|| self.telling_costs(&weight, peer));
             }
         }
@@ -519,12 +527,13 @@ impl Core {
         };
         let relation = Relation::of(other.automerge(), self.doc.automerge());
         if relation == Relation::Newer {
-            if self.doc.admit(snapshot, Rules::Admission).is_err() {
+            let Ok(admitted) = self.doc.admit(snapshot, Rules::Admission) else {
                 if !self.doc.has_orphans() {
                     self.orphans = (0, Unpacked::default());
                 }
                 return (None, Vec::new());
-            }
+            };
+            self.number(&admitted);
             let unpacked = unpacked::of(snapshot, Origin::Storage, Size(u64::MAX));
             let values = unpacked.map_or(snapshot.len() as u64, |unpacked| unpacked.values);
             self.values = self.values.saturating_add(values);
@@ -573,28 +582,31 @@ impl Core {
         }
         let told = peer.state.clone();
         let (has, filters) = self.has(&message);
-        let claims = message.message.heads.clone();
-        let before = self.doc.heads().to_vec();
+        let named = message.message.heads.clone();
+        let (before, changes) = (self.doc.heads().to_vec(), self.doc.changes());
         if has_changes && !reads_only {
             self.taking_in.store(from.0, Ordering::Relaxed);
             self.admit(&message)?;
         }
         let doc = self.doc.automerge();
         let state = self.exchange.receive(doc, &before, &told, message, shared);
-        let known: HashSet<&ChangeHash> =
-            told.last_sent_heads.iter().chain(&self.durable).collect();
-        let all_told = claims.iter().all(|head| known.contains(head));
-        let has_more = !all_told && !claims.iter().all(|head| self.doc.has(head));
-        // Of one that only reads nothing will ever be durable.
-        let hold = self.doc.heads() != self.durable && (has_changes || !all_told) && !reads_only;
-        let until = self.covering_write();
+        let has_more = !named.iter().all(|head| self.doc.has(head));
+        let here = self.doc.changes();
         if let Some(peer) = self.peers.get_mut(&from) {
             peer.state = state;
             (peer.has, peer.filters) = (has, filters);
-            peer.has_more = has_more && !reads_only;
-            if hold {
-                peer.held_until = Some(until);
-            }
+            peer.withhold_what_it_may_have(here);
+            let is_looked_at = |head: &ChangeHash| {
+                let before = told.their_heads.as_ref().filter(|_| !peer.has_more);
+                told.sent_hashes.contains(head) || before.is_some_and(|named| named.contains(head))
+            };
+            // What it was sent by us is no claim of its own.
+            let claims = named.iter().filter(|head| !is_looked_at(head));
+            let claims = claims.filter_map(|head| self.unsaved.get(head).copied());
+            let claimed = claims.filter(|number| *number > peer.told).max().unwrap_or(0);
+            let brought = if here > changes { here } else { 0 };
+            peer.withheld_until = peer.withheld_until.max(claimed).max(brought);
+            peer.has_more = has_more;
         }
         Ok(())
     }
@@ -611,6 +623,7 @@ impl Core {
         let has_changed = !matches!(admitted, Admitted::Nothing);
         if has_changed {
             self.values = self.values.saturating_add(unpacked.values);
+            self.number(&admitted);
             self.keep(admitted);
             self.heads_changed();
         }
@@ -636,10 +649,19 @@ impl Core {
         }
     }
 
-    /// The write that makes all that is here durable.
-    fn covering_write(&self) -> u64 {
-        let is_being_written = self.writing.as_ref().is_some_and(|w| w.heads == self.doc.heads());
-        if is_being_written { self.writes } else { self.writes + 1 }
+    /// Note the number of changes that were just admitted.
+    fn number(&mut self, admitted: &Admitted) {
+        let here = self.doc.changes();
+        match admitted {
+            Admitted::Nothing => {}
+            Admitted::Changes(new) => {
+                self.unsaved.extend(new.iter().map(|change| (change.hash(), here)));
+            }
+            Admitted::Whole => {
+                let all = self.doc.automerge().get_changes_meta(&[]);
+                self.unsaved.extend(all.iter().map(|change| (change.hash, here)));
+            }
+        }
     }
 
     fn resume(&mut self) {
@@ -666,17 +688,20 @@ impl Core {
                 effects.push(Effect::Remove(write.replaces));
             }
         }
-        self.durable = write.heads;
+        (self.durable, self.durable_changes) = (write.heads, write.changes);
+        self.unsaved.retain(|_, number| *number > write.changes);
+        if self.unsaved.is_empty() {
+            // A quiet room keeps no memory for it.
+            self.unsaved = HashMap::new();
+        }
         self.chunks.add(write.key, write.size);
         for (id, peer) in &mut self.peers {
-            if peer.held_until.is_some_and(|until| until <= self.writes) {
-                peer.held_until = None;
-                if !std::mem::replace(&mut peer.is_due, true) {
-                    self.due.push(*id);
-                }
-                // A peer that names our heads itself is not told them again (`SyncDoc::receive_sync_message`);
-                // but this one has not heard that they are here.
-                Arc::make_mut(&mut peer.state).have_responded = false;
+            if peer.told <= write.changes {
+                peer.told_heads = Vec::new();
+            }
+            let is_released = peer.is_withheld && peer.withheld_until <= write.changes;
+            if is_released && !std::mem::replace(&mut peer.is_due, true) {
+                self.due.push(*id);
             }
         }
     }
@@ -693,7 +718,6 @@ impl Core {
 
     fn answer_one(&mut self, to: SessionId, effects: &mut Vec<Effect>) {
         let shared = self.peers.len() >= CROWD;
-        let until = self.covering_write();
         let Some(peer) = self.peers.get_mut(&to) else { return };
         if peer.full.load(Ordering::Relaxed) {
             peer.is_due = true;
@@ -704,17 +728,28 @@ impl Core {
             return;
         }
         (peer.is_due, peer.is_kept_back) = (false, false);
-        // What it has and we had not may have come from somebody else by now.
-        if peer.has_more && peer.held_until.is_none() && self.doc.heads() != self.durable {
-            peer.held_until = Some(until);
+        let here = self.doc.changes();
+        peer.withhold_what_it_may_have(here);
+        // Of one that only reads nothing will ever be durable.
+        let is_withheld = peer.withheld_until > self.durable_changes && !peer.state.read_only;
+        let was_withheld = std::mem::replace(&mut peer.is_withheld, is_withheld);
+        if was_withheld && !is_withheld {
+            // A peer that names our heads itself is not told them again (`SyncDoc::receive_sync_message`);
+            // but this one has not heard that they are here.
+            Arc::make_mut(&mut peer.state).have_responded = false;
         }
-        let doc = self.doc.automerge();
-        let message = if peer.held_until.is_none() {
-            let (state, message) = self.exchange.generate(doc, &peer.state, shared);
-            peer.state = state;
-            message
+        let message = if is_withheld {
+            let is_told = peer.told > self.durable_changes;
+            let heads = if is_told { &peer.told_heads } else { &self.durable };
+            withheld_message(self.doc.automerge(), heads, &mut peer.state)
         } else {
-            held_message(doc, &self.durable, &mut peer.state)
+            let (state, message) =
+                self.exchange.generate(self.doc.automerge(), &peer.state, shared);
+            peer.state = state;
+            if message.is_some() && here > self.durable_changes {
+                (peer.told, peer.told_heads) = (here, self.doc.heads().to_vec());
+            }
+            message
         };
         if let Some(message) = message {
             effects.push(Effect::Send { to, message });
@@ -746,26 +781,45 @@ impl Core {
             let kind = ChunkKind::Incremental;
             (Key::Chunk { document: self.document, kind, name }, data, Vec::new())
         };
-        self.writes += 1;
-        let size = data.len();
-        self.writing = Some(Write { heads, key: key.clone(), size, replaces });
+        let (size, changes) = (data.len(), self.doc.changes());
+        self.writing = Some(Write { heads, changes, key: key.clone(), size, replaces });
         effects.push(Effect::Save { key, data: data.into() });
     }
 }
 
-/// What a peer may hear that has something which is not durable: changes of others and questions, at once,
-/// but of our heads the durable ones alone. A message without heads would say that all is lost.
-fn held_message(doc: &Automerge, durable: &[ChangeHash], state: &mut Arc<State>) -> Option<Bytes> {
-    if durable.is_empty() {
+impl Peer {
+    fn withhold_what_it_may_have(&mut self, here: u64) {
+        if self.has_more && here > self.told {
+            self.withheld_until = self.withheld_until.max(here);
+        }
+    }
+}
+
+/// What a peer may hear from which heads are withheld: changes of others and questions, at once, under `heads` that it
+/// may hear. A message without heads would say that all is lost.
+fn withheld_message(
+    doc: &Automerge,
+    heads: &[ChangeHash],
+    state: &mut Arc<State>,
+) -> Option<Bytes> {
+    if heads.is_empty() {
         return None;
     }
     let mut after = State::clone(state);
+    // A peer asks for what it misses of the heads that it hears. It does not hear these, and never asks for a change that
+    // a Bloom filter has hidden: so it gets all that it is not known to have.
+    let theirs = state.their_heads.iter().flatten();
+    let theirs = theirs.filter(|head| doc.get_change_meta_by_hash(head).is_some());
+    let known: HashSet<ChangeHash> = theirs.chain(&state.shared_heads).copied().collect();
+    let have = Have { last_sync: known.into_iter().collect(), bloom: BloomFilter::default() };
+    let said = after.their_have.replace(vec![have]);
     let mut message = doc.generate_sync_message(&mut after)?;
     if message.changes.is_empty() && message.need.is_empty() {
         return None;
     }
-    message.heads = durable.to_vec();
-    after.last_sent_heads = durable.to_vec();
+    message.heads = heads.to_vec();
+    after.their_have = said;
+    after.last_sent_heads = heads.to_vec();
     *state = Arc::new(after);
     Some(message.encode().into())
 }
