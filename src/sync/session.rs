@@ -2,6 +2,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    fmt,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicI64, Ordering},
@@ -201,8 +202,7 @@ impl Session {
                 "changes refused, and the peer may only read this document now: {reason}"
             );
             self.send_error(reason);
-            let frame = wire::doc_unavailable(&self.us, &self.peer_id, document);
-            self.send("doc-unavailable", frame);
+            self.answer_unavailable(document);
         }
     }
 
@@ -232,15 +232,36 @@ impl Session {
 
     /// Say that nobody here has a document; if it asks for too many of these it is closed.
     pub fn send_unavailable(&self, document: DocumentId) {
+        if self.may_ask_for_unknown() {
+            self.answer_unavailable(document);
+        }
+    }
+
+    /// Say why a document cannot be served to this session, and that it is unavailable. Counts as a request for an unknown
+    /// document.
+    pub fn deny_document(&self, document: impl fmt::Display, reason: &str) {
+        if self.may_ask_for_unknown() {
+            self.send_error(&format!("document {document}: {reason}"));
+            self.answer_unavailable(document);
+        }
+    }
+
+    fn answer_unavailable(&self, document: impl fmt::Display) {
+        let frame = wire::doc_unavailable(&self.us, &self.peer_id, document);
+        self.send("doc-unavailable", frame);
+    }
+
+    /// Count a request for an unknown document; the session is closed for too many.
+    fn may_ask_for_unknown(&self) -> bool {
         let rate = self.config.borrow().limits.unknown_documents;
         if !lock(&self.unknown).try_take(1, rate, Instant::now()) {
             let reason = format!(
                 "more than {rate} requests for unknown documents (limits.unknown_documents)"
             );
-            return self.close(4429, &reason, "unknown_documents");
+            self.close(4429, &reason, "unknown_documents");
+            return false;
         }
-        let frame = wire::doc_unavailable(&self.us, &self.peer_id, document);
-        self.send("doc-unavailable", frame);
+        true
     }
 
     /// Tell the peer's log that something of its is failing here.
@@ -314,9 +335,13 @@ impl Session {
         }
     }
 
-    /// It waits for a document that it will not get: a place that it takes.
-    pub(super) fn wait_in_vain(&self, document: DocumentId) {
-        lock(&self.documents).entry(document).or_default();
+    /// It waits for a document that it will not get: a place that it takes. Returns whether it mentions the document for the
+    /// first time.
+    pub(super) fn wait_in_vain(&self, document: DocumentId) -> bool {
+        let mut documents = lock(&self.documents);
+        let is_first = !documents.contains_key(&document);
+        documents.entry(document).or_default();
+        is_first
     }
 
     /// Whether it may be asked for a document now; notes that it is. At most once in `again` a document,

@@ -30,12 +30,11 @@ use super::{
     session::Session,
     socket::{self, CLOSE_GRACE, Writer, closing},
     turns::{Payer, Turns},
-    wire::{self, BadSyncMessage, Body, Message, SyncMessage, VERSION},
+    wire::{self, BadSyncMessage, Body, Message, SyncMessage, VERSION, WireError},
 };
 use crate::{
     auth::{Access, Auth, Client},
     config::Config,
-    document::unpacked::NotUnpacked,
     document_id::DocumentId,
     http::activity::Activity,
     limits::Place,
@@ -203,7 +202,7 @@ impl Sessions {
             return Err(closing(1002, "unsupported protocol version".to_owned(), "version"));
         }
         let Some(peer_id) = message.sender.as_deref().filter(|sender| !sender.is_empty()) else {
-            return Err(garbage(wire::WireError::Missing("senderId")));
+            return Err(garbage(WireError::Missing("senderId")));
         };
         // It stands in lines of the log.
         if peer_id.contains(text::is_invisible) {
@@ -332,7 +331,9 @@ impl Sessions {
                 self.deny(session, document, false)
             }
             Body::Sync { document, request, data } => {
-                let message = self.read_sync(session, document, bytes(data)).await?;
+                let Some(message) = self.read_sync(session, document, bytes(data)).await? else {
+                    return Ok(());
+                };
                 // What it unpacks to counts too, for that is what it costs.
                 load.bytes = load.bytes.max(message.unpacked.bytes / UNPACKED_WEIGHS);
                 // It was asked for the document, and is told when somebody brings it; half of its places are left
@@ -387,42 +388,52 @@ impl Sessions {
                 load.messages += self.change_subscription(session, &add, &remove).await;
                 Ok(())
             }
+            Body::UnusableId { kind, id } => {
+                self.refuse_id(session, kind, &id);
+                Ok(())
+            }
             // Of other storages' heads the relay knows nothing.
             Body::RemoteHeadsChanged => Ok(()),
             Body::Unknown => self.dropped(session, "unknown_type"),
         }
     }
 
-    /// Reads a sync message. Changes that cannot be unpacked are refused for their document alone, and those of a peer that
-    /// had changes of it refused before are dropped; the rest of such a message still counts.
+    /// Reads a sync message. One that its document may not have is refused for that document alone. The changes of a peer that
+    /// had something of the document refused before are dropped, and the rest of such a message still counts. Returns nothing
+    /// where nothing is left of it.
     async fn read_sync(
         &self,
         session: &Session,
         document: DocumentId,
         data: Bytes,
-    ) -> Result<SyncMessage, Closing> {
-        let garbage = |why: BadSyncMessage| closing(1007, why.to_string(), "garbage");
+    ) -> Result<Option<SyncMessage>, Closing> {
+        let garbage = |why: BadSyncMessage| closing(1007, format!("data {why}"), "garbage");
         if !session.is_refused(document) {
             let max_inflated = self.config.borrow().sync.max_inflated;
             let copy = data.clone();
             let read = move || SyncMessage::read(copy, max_inflated);
             let why = match self.work(session, data.len(), read).await? {
-                Err(BadSyncMessage::Unpacks(why)) => why,
-                read => return read.map_err(garbage),
+                Ok(message) => return Ok(Some(message)),
+                Err(why) => why,
             };
-            let label = match why {
-                NotUnpacked::TooMuch { .. } => "max_inflated",
-                NotUnpacked::Malformed => "malformed",
-            };
+            let Some(label) = why.of_document() else { return Err(garbage(why)) };
             self.rooms.tell(document, session, &why.to_string());
             session.refuse_document(document, &format!("what was sent of {document} {why}"), label);
         }
         let (size, read) = (data.len(), move || SyncMessage::read_without_changes(data));
-        let (message, had_changes) = self.work(session, size, read).await?.map_err(garbage)?;
-        if had_changes {
-            session.refuse_changes(document);
+        match self.work(session, size, read).await? {
+            Ok((message, had_changes)) => {
+                if had_changes {
+                    session.refuse_changes(document);
+                }
+                Ok(Some(message))
+            }
+            Err(why) if why.of_document().is_some() => {
+                session.refuse_changes(document);
+                Ok(None)
+            }
+            Err(why) => Err(garbage(why)),
         }
-        Ok(message)
     }
 
     /// Reads a message of this size; a large one on a thread that may block.
@@ -448,14 +459,31 @@ impl Sessions {
         Ok(done)
     }
 
-    /// A document that a peer may not read is to it one that does not exist: it waits for it as for those.
+    /// A document that a peer may not read is to it one that does not exist: it waits for it as for those. What it hears is about
+    /// its rights, and the same whether or not the document exists.
     fn deny(&self, session: &Session, document: DocumentId, asks: bool) -> Result<(), Closing> {
         self.may_open(session, document)?;
-        session.wait_in_vain(document);
-        if asks {
+        if session.wait_in_vain(document) {
+            session.deny_document(document, "your sign-in does not let you read it");
+        } else if asks {
             session.send_unavailable(document);
         }
         self.dropped(session, "no_right")
+    }
+
+    /// A document whose id this relay cannot use does not exist here; the session's other documents go on.
+    fn refuse_id(&self, session: &Session, kind: &str, id: &str) {
+        self.metrics.dropped.with_label_values(&["document_id"]).inc();
+        let asks = matches!(kind, "request" | "sync");
+        if asks {
+            session.deny_document(id, "its id is not base58check of 16 bytes");
+        }
+        if let Some(times) = self.repeats.pass(&session.peer_id, "document_id") {
+            warn!(
+                peer = %session.peer_id, connection = %session.id, times,
+                "a {kind} message is dropped: its document id {id:?} is not base58check of 16 bytes"
+            );
+        }
     }
 
     /// Returns how many documents' durable heads the session is told because of it.
@@ -521,8 +549,12 @@ impl Sessions {
     }
 }
 
-fn garbage(error: wire::WireError) -> Closing {
-    closing(1007, format!("the message {error}"), "garbage")
+fn garbage(error: WireError) -> Closing {
+    let label = match error {
+        WireError::Subduction => "subduction",
+        WireError::Cbor(_) | WireError::Missing(_) => "garbage",
+    };
+    closing(1007, format!("the message {error}"), label)
 }
 
 /// The relay is stopping; the client is to come again.

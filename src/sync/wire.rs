@@ -5,7 +5,7 @@
 //! numbers may be floats, byte strings may carry a typed-array tag, absent fields may be `undefined`, and
 //! lengths may be indefinite; all of that is read here.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, fmt};
 
 use automerge::{
     ChangeHash,
@@ -36,6 +36,10 @@ const MAX_HAVE: usize = 16;
 /// Heads that a sync message may name: more than any document here may have.
 const MAX_HEADS: usize = 10_000;
 
+/// How frames of Subduction begin, the coming protocol of automerge-repo: "SUM" and a zero byte, or another letter. No CBOR map
+/// begins so.
+const SUBDUCTION: &[u8] = b"SU";
+
 /// Why bytes are no message.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[expect(missing_docs, reason = "the texts say it")]
@@ -44,8 +48,8 @@ pub enum WireError {
     Cbor(String),
     #[error("has no {0}")]
     Missing(&'static str),
-    #[error("{0}")]
-    DocumentId(#[from] crate::document_id::BadDocumentId),
+    #[error("is of the Subduction protocol; this relay speaks automerge-repo version 1")]
+    Subduction,
 }
 
 /// A received message. Texts and bytes are borrowed from the frame where its encoding lets them be.
@@ -93,6 +97,13 @@ pub enum Body<'a> {
         remove: Vec<Cow<'a, str>>,
     },
     RemoteHeadsChanged,
+    /// A message about a document whose id is not a [`DocumentId`]. automerge-repo lets an application choose such ids.
+    UnusableId {
+        /// The message's type.
+        kind: &'static str,
+        /// The id as it was received.
+        id: Cow<'a, str>,
+    },
     /// A type that this version of the protocol does not have.
     Unknown,
 }
@@ -111,24 +122,27 @@ impl Body<'_> {
             Self::Error { .. } => "error",
             Self::RemoteSubscriptionChange { .. } => "remote-subscription-change",
             Self::RemoteHeadsChanged => "remote-heads-changed",
+            Self::UnusableId { kind, .. } => kind,
             Self::Unknown => "unknown",
         }
     }
 }
 
+/// Where each field's value begins in the frame. What a field may hold depends on the message's type, so values are read only
+/// when the type is known: a type that this relay does not know may use the same names for something else.
 #[derive(Default)]
 struct Fields<'a> {
-    kind: Option<Cow<'a, str>>,
-    sender: Option<Cow<'a, str>>,
-    target: Option<Cow<'a, str>>,
-    document: Option<Cow<'a, str>>,
-    session: Option<Cow<'a, str>>,
-    message: Option<Cow<'a, str>>,
-    data: Option<Cow<'a, [u8]>>,
-    count: Option<u64>,
-    versions: Option<Vec<Cow<'a, str>>>,
-    add: Vec<Cow<'a, str>>,
-    remove: Vec<Cow<'a, str>>,
+    kind: Option<Decoder<'a>>,
+    sender: Option<Decoder<'a>>,
+    target: Option<Decoder<'a>>,
+    document: Option<Decoder<'a>>,
+    session: Option<Decoder<'a>>,
+    message: Option<Decoder<'a>>,
+    data: Option<Decoder<'a>>,
+    count: Option<Decoder<'a>>,
+    versions: Option<Decoder<'a>>,
+    add: Option<Decoder<'a>>,
+    remove: Option<Decoder<'a>>,
 }
 
 impl<'a> Message<'a> {
@@ -137,70 +151,109 @@ impl<'a> Message<'a> {
     /// # Errors
     /// It is no CBOR map, or lacks a field that its type needs.
     pub fn decode(frame: &'a [u8]) -> Result<Self, WireError> {
-        let fields = read_fields(frame).map_err(|e| WireError::Cbor(e.to_string()))?;
-        let kind = fields.kind.ok_or(WireError::Missing("type"))?;
-        let document = || -> Result<DocumentId, WireError> {
-            let text = fields.document.as_deref().ok_or(WireError::Missing("documentId"))?;
-            Ok(text.parse()?)
-        };
+        if frame.starts_with(SUBDUCTION) {
+            return Err(WireError::Subduction);
+        }
+        let fields = Fields::find(frame)?;
+        let kind = required(fields.kind.as_ref(), "type", name)?;
         let body = match kind.as_ref() {
-            "join" => Body::Join { versions: fields.versions },
+            "join" => Body::Join { versions: optional(fields.versions.as_ref(), names)? },
             "peer" => Body::Peer,
             "leave" => Body::Leave,
-            "request" | "sync" => Body::Sync {
-                document: document()?,
-                request: kind == "request",
-                data: fields.data.ok_or(WireError::Missing("data"))?,
-            },
-            "doc-unavailable" => Body::DocUnavailable { document: document()? },
-            "ephemeral" => Body::Ephemeral {
-                document: document()?,
-                count: fields.count.ok_or(WireError::Missing("count"))?,
-                session: fields.session.ok_or(WireError::Missing("sessionId"))?,
-                data: fields.data.ok_or(WireError::Missing("data"))?,
-            },
-            "error" => Body::Error { message: fields.message.unwrap_or_default() },
-            "remote-subscription-change" => {
-                Body::RemoteSubscriptionChange { add: fields.add, remove: fields.remove }
+            "request" => fields.about_document("request")?,
+            "sync" => fields.about_document("sync")?,
+            "doc-unavailable" => fields.about_document("doc-unavailable")?,
+            "ephemeral" => fields.about_document("ephemeral")?,
+            // A text for the log: one that cannot be read is no reason to end a session.
+            "error" => {
+                let message = optional(fields.message.as_ref(), name).ok().flatten();
+                Body::Error { message: message.unwrap_or_default() }
             }
+            "remote-subscription-change" => Body::RemoteSubscriptionChange {
+                add: optional(fields.add.as_ref(), names)?.unwrap_or_default(),
+                remove: optional(fields.remove.as_ref(), names)?.unwrap_or_default(),
+            },
             "remote-heads-changed" => Body::RemoteHeadsChanged,
-            _ => Body::Unknown,
+            _ => return Ok(Self { sender: None, target: None, body: Body::Unknown }),
         };
-        Ok(Self { sender: fields.sender, target: fields.target, body })
+        let sender = optional(fields.sender.as_ref(), name)?;
+        let target = optional(fields.target.as_ref(), name)?;
+        Ok(Self { sender, target, body })
     }
 }
 
-fn read_fields(frame: &[u8]) -> Result<Fields<'_>, DecodeError> {
-    let mut d = Decoder::new(frame);
-    let mut fields = Fields::default();
-    let mut left = d.map()?;
-    loop {
-        match &mut left {
-            Some(0) => return Ok(fields),
-            Some(n) => *n -= 1,
-            None if d.datatype()? == Type::Break => return Ok(fields),
-            None => {}
-        }
-        let key = name(&mut d)?;
-        if matches!(d.datatype()?, Type::Null | Type::Undefined) {
-            d.skip()?;
-            continue;
-        }
-        match key.as_ref() {
-            "type" => fields.kind = Some(name(&mut d)?),
-            "senderId" => fields.sender = Some(name(&mut d)?),
-            "targetId" => fields.target = Some(name(&mut d)?),
-            "documentId" => fields.document = Some(name(&mut d)?),
-            "sessionId" => fields.session = Some(name(&mut d)?),
-            "message" => fields.message = Some(name(&mut d)?),
-            "data" => fields.data = Some(byte_string(&mut d)?),
-            "count" => fields.count = Some(whole_number(&mut d)?),
-            "supportedProtocolVersions" => fields.versions = Some(names(&mut d)?),
-            "add" => fields.add = names(&mut d)?,
-            "remove" => fields.remove = names(&mut d)?,
-            _ => d.skip()?,
+impl<'a> Fields<'a> {
+    /// Finds the fields of a frame; `null` and `undefined` count as absent.
+    fn find(frame: &'a [u8]) -> Result<Self, WireError> {
+        let mut d = Decoder::new(frame);
+        let mut fields = Self::default();
+        let mut left = d.map().map_err(cbor)?;
+        loop {
+            match &mut left {
+                Some(0) => return Ok(fields),
+                Some(n) => *n -= 1,
+                None if d.datatype().map_err(cbor)? == Type::Break => return Ok(fields),
+                None => {}
+            }
+            let key = name(&mut d).map_err(cbor)?;
+            let is_absent = matches!(d.datatype().map_err(cbor)?, Type::Null | Type::Undefined);
+            let value = d.clone();
+            d.skip().map_err(cbor)?;
+            let field = match key.as_ref() {
+                "type" => &mut fields.kind,
+                "senderId" => &mut fields.sender,
+                "targetId" => &mut fields.target,
+                "documentId" => &mut fields.document,
+                "sessionId" => &mut fields.session,
+                "message" => &mut fields.message,
+                "data" => &mut fields.data,
+                "count" => &mut fields.count,
+                "supportedProtocolVersions" => &mut fields.versions,
+                "add" => &mut fields.add,
+                "remove" => &mut fields.remove,
+                _ => continue,
+            };
+            if !is_absent {
+                *field = Some(value);
+            }
         }
     }
+
+    /// Reads the rest of a message that is about one document.
+    fn about_document(&self, kind: &'static str) -> Result<Body<'a>, WireError> {
+        let id = required(self.document.as_ref(), "documentId", name)?;
+        let Ok(document) = id.parse() else { return Ok(Body::UnusableId { kind, id }) };
+        let data = || required(self.data.as_ref(), "data", byte_string);
+        Ok(match kind {
+            "doc-unavailable" => Body::DocUnavailable { document },
+            "ephemeral" => Body::Ephemeral {
+                document,
+                count: required(self.count.as_ref(), "count", whole_number)?,
+                session: required(self.session.as_ref(), "sessionId", name)?,
+                data: data()?,
+            },
+            _ => Body::Sync { document, request: kind == "request", data: data()? },
+        })
+    }
+}
+
+fn cbor(error: DecodeError) -> WireError {
+    WireError::Cbor(error.to_string())
+}
+
+fn optional<'a, T>(
+    value: Option<&Decoder<'a>>,
+    read: impl FnOnce(&mut Decoder<'a>) -> Result<T, DecodeError>,
+) -> Result<Option<T>, WireError> {
+    value.map(|value| read(&mut value.clone())).transpose().map_err(cbor)
+}
+
+fn required<'a, T>(
+    value: Option<&Decoder<'a>>,
+    field: &'static str,
+    read: impl FnOnce(&mut Decoder<'a>) -> Result<T, DecodeError>,
+) -> Result<T, WireError> {
+    optional(value, read)?.ok_or(WireError::Missing(field))
 }
 
 fn name<'a>(d: &mut Decoder<'a>) -> Result<Cow<'a, str>, DecodeError> {
@@ -292,14 +345,27 @@ pub struct SyncMessage {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[expect(missing_docs, reason = "the texts say it")]
 pub enum BadSyncMessage {
-    #[error("data is no automerge sync message")]
+    #[error("is no automerge sync message")]
     NoMessage,
-    #[error("data summarises too many states")]
+    #[error("summarises too many states")]
     TooManyStates,
-    #[error("data names too many heads")]
+    #[error("names too many heads")]
     TooManyHeads,
-    #[error("data {0}")]
+    #[error("{0}")]
     Unpacks(#[from] NotUnpacked),
+}
+
+impl BadSyncMessage {
+    /// The label of a refusal that concerns the message's document alone; none where the bytes break the protocol.
+    pub fn of_document(self) -> Option<&'static str> {
+        match self {
+            Self::NoMessage => None,
+            Self::TooManyStates => Some("states"),
+            Self::TooManyHeads => Some("heads"),
+            Self::Unpacks(NotUnpacked::TooMuch { .. }) => Some("max_inflated"),
+            Self::Unpacks(NotUnpacked::Malformed) => Some("malformed"),
+        }
+    }
 }
 
 impl SyncMessage {
@@ -462,7 +528,7 @@ pub fn sync(request: bool, us: &str, target: &str, document: DocumentId, data: &
 }
 
 /// `doc-unavailable`: nobody here has the document.
-pub fn doc_unavailable(us: &str, target: &str, document: DocumentId) -> Bytes {
+pub fn doc_unavailable(us: &str, target: &str, document: impl fmt::Display) -> Bytes {
     encode(|e| {
         e.map(4)?.str("type")?.str("doc-unavailable")?;
         e.str("senderId")?.str(us)?.str("targetId")?.str(target)?;

@@ -2,6 +2,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import net from 'node:net';
+import * as Automerge from '@automerge/automerge';
 import { cbor } from '@automerge/automerge-repo';
 import WebSocket from 'ws';
 import { Relay, atEnd, documentId, saved, share, until } from './relay.mjs';
@@ -40,8 +41,7 @@ const BAD = {
   'a message without a type': [socket => say(socket, { senderId: 'peer-1' }), 1007, /has no type/],
   'a sync message without data': [
     socket => say(socket, { type: 'sync', senderId: 'peer-1', targetId: 'relay', documentId: documentId(1) }), 1007, /has no data/],
-  'a document id that is none': [
-    socket => say(socket, { type: 'sync', senderId: 'peer-1', documentId: '../../etc/passwd', data: emptySync() }), 1007, /is no document id/],
+  'a frame of Subduction': [socket => socket.send(Buffer.from('SUM\0\x01')), 1007, /Subduction protocol/],
   'data that is no sync message': [
     socket => say(socket, { type: 'sync', senderId: 'peer-1', documentId: documentId(1), data: new Uint8Array([1, 2, 3]) }), 1007, /no automerge sync message/],
   'sync data cut off': [
@@ -69,13 +69,41 @@ for (const [what, [send, code, text]] of Object.entries(BAD)) {
   });
 }
 
+test('a document id that is not 16 bytes is refused by itself, and the session goes on', async t => {
+  const relay = await Relay.start(t, { sync: { peer_id: '"relay"' } });
+  const client = relay.client(t, { strict: true });
+  const good = await share(client, { n: 1 });
+  // automerge-repo takes ids of any length.
+  for (const id of [20, 3].map(length => documentId(new Uint8Array(length).fill(7)))) {
+    await assert.rejects(client.repo.find(`automerge:${id}`), /unavailable/);
+    client.repo.import(Automerge.save(Automerge.from({ theirs: 1 })), { docId: id });
+  }
+  good.change(doc => { doc.n = 2; });
+  await saved(client, good);
+  assert.equal(await relay.metric('tonk_relay_connections_ended_total{outcome="garbage"}'), 0);
+
+  const socket = await joined(t, relay, 'peer-1');
+  const about = { senderId: 'peer-1', targetId: 'relay', documentId: '../../etc/passwd' };
+  say(socket, { ...about, type: 'ephemeral', count: 1, sessionId: 's', data: Uint8Array.of(1) });
+  say(socket, { ...about, type: 'doc-unavailable' });
+  say(socket, { ...about, type: 'sync', data: emptySync() });
+  await until('it is answered', () => socket.heard.length === 3);
+  const [, error, unavailable] = socket.heard;
+  assert.equal(error.type, 'error');
+  assert.equal(error.message, 'document ../../etc/passwd: its id is not base58check of 16 bytes');
+  assert.equal(unavailable.type, 'doc-unavailable');
+  assert.equal(unavailable.documentId, about.documentId);
+  assert.match(relay.log, /its document id "\.\.\/\.\.\/etc\/passwd" is not base58check/);
+  assert.ok(await relay.metric('tonk_relay_messages_dropped_total{reason="document_id"}') >= 5);
+});
+
 test('a sender or target that is another is dropped and counted, the socket lives', async t => {
   const relay = await Relay.start(t, { sync: { peer_id: '"relay"' } });
   const socket = await joined(t, relay, 'peer-1');
   const message = { type: 'request', documentId: documentId(1), data: emptySync() };
   say(socket, { ...message, senderId: 'somebody else', targetId: 'relay' });
   say(socket, { ...message, senderId: 'peer-1', targetId: 'somebody else' });
-  say(socket, { type: 'brand-new', senderId: 'peer-1', targetId: 'relay' });
+  say(socket, { type: 'brand-new', senderId: 'peer-1', targetId: 'relay', data: 7, count: 'many', message: [1] });
   say(socket, { ...message, senderId: 'peer-1', targetId: 'relay' });
   await until('the last one is answered', () => socket.heard.length === 2);
   assert.equal(socket.heard[1].type, 'doc-unavailable');

@@ -75,16 +75,51 @@ fn what_is_missing_or_wrong_is_named() {
     assert_eq!(Message::decode(&cbor(|e| e.map(0).map(drop))), Err(WireError::Missing("type")));
     assert_eq!(Message::decode(&with("sync", ID)), Err(WireError::Missing("data")));
     assert_eq!(Message::decode(&with("ephemeral", ID)), Err(WireError::Missing("count")));
-    assert!(matches!(Message::decode(&with("sync", "../etc")), Err(WireError::DocumentId(_))));
+    for kind in ["sync", "request", "ephemeral", "doc-unavailable"] {
+        let frame = with(kind, "../etc");
+        let body = Message::decode(&frame).map(|message| message.body);
+        assert_eq!(body, Ok(Body::UnusableId { kind, id: "../etc".into() }));
+        assert_eq!(body.map(|body| body.name()), Ok(kind));
+    }
     assert!(matches!(Message::decode(b"\xff\xff"), Err(WireError::Cbor(_))));
     assert!(matches!(Message::decode(b""), Err(WireError::Cbor(_))));
     assert_eq!(Message::decode(&with("brand-new", ID)).map(|m| m.body), Ok(Body::Unknown));
     let long = "x".repeat(MAX_NAME + 1);
     assert!(matches!(Message::decode(&with(&long, ID)), Err(WireError::Cbor(_))));
     for count in [-1.0, 0.5, f64::NAN, 1e300] {
-        let frame = cbor(|e| e.map(1)?.str("count")?.f64(count).map(drop));
+        let frame = cbor(|e| {
+            e.map(3)?.str("type")?.str("ephemeral")?.str("documentId")?.str(ID)?;
+            e.str("count")?.f64(count).map(drop)
+        });
         assert!(matches!(Message::decode(&frame), Err(WireError::Cbor(_))), "{count}");
     }
+}
+
+#[test]
+fn an_unknown_type_may_use_every_field_for_something_else() {
+    let with = |kind: &str, field: &str| {
+        cbor(|e| {
+            e.map(2)?.str(field)?.map(1)?.str("a")?.array(1)?.u8(1)?;
+            e.str("type")?.str(kind).map(drop)
+        })
+    };
+    for field in ["senderId", "targetId", "documentId", "sessionId", "message", "data", "count"] {
+        let frame = with("brand-new", field);
+        let body = Message::decode(&frame).map(|message| message.body);
+        assert_eq!(body, Ok(Body::Unknown), "{field}");
+    }
+    let frame = with("error", "message");
+    let text = Message::decode(&frame).map(|message| message.body);
+    assert_eq!(text, Ok(Body::Error { message: "".into() }), "it is for the log alone");
+    assert!(matches!(Message::decode(&with("leave", "senderId")), Err(WireError::Cbor(_))));
+}
+
+#[test]
+fn frames_of_subduction_are_told_from_garbage() {
+    for frame in [&b"SUM\0\x01"[..], b"SUX", b"SU"] {
+        assert_eq!(Message::decode(frame), Err(WireError::Subduction));
+    }
+    assert!(matches!(Message::decode(b"SX"), Err(WireError::Cbor(_))));
 }
 
 #[test]
