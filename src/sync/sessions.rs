@@ -108,7 +108,7 @@ impl Sessions {
             admitted => admitted,
         };
         let joined = match access {
-            Err(closing) => Err(closing),
+            Err(closing) => Err(closing.into()),
             Ok(access) => {
                 let open = Counted::new(&self.metrics.open);
                 let handshake_timeout = self.config.borrow().sync.handshake_timeout.0;
@@ -116,9 +116,10 @@ impl Sessions {
                 let joining = Box::pin(self.join(id, access, from, &mut incoming));
                 tokio::select! {
                     biased;
-                    () = self.draining.cancelled() => Err(drain()),
+                    () = self.draining.cancelled() => Err(drain().into()),
                     joined = tokio::time::timeout(handshake_timeout, joining) => joined.unwrap_or_else(|_| {
-                        Err(closing(1002, format!("no join message within {handshake_timeout:?}"), "handshake_timeout"))
+                        let reason = format!("no join message within {handshake_timeout:?}");
+                        Err(closing(1002, reason, "handshake_timeout").into())
                     }),
                 }
                 .map(|session| (session, open))
@@ -126,13 +127,14 @@ impl Sessions {
         };
         let (session, _open) = match joined {
             Ok(joined) => joined,
-            Err(closing) => {
+            Err(NotJoined { peer_id, closing }) => {
                 self.say_refused(id, &client, &closing);
                 // Who does not hear why may only hold few places for it.
                 if let Ok(_place) = self.refused.try_acquire() {
                     let _counted = Counted::new(&self.metrics.closing);
                     let (us, incoming) = (&self.us, &mut incoming);
-                    Box::pin(socket::close(&mut writer, incoming, us, "", id, &closing)).await;
+                    Box::pin(socket::close(&mut writer, incoming, us, &peer_id, id, &closing))
+                        .await;
                 }
                 return;
             }
@@ -185,7 +187,7 @@ impl Sessions {
         access: Access,
         client: Client,
         incoming: &mut Incoming<'_>,
-    ) -> Result<Arc<Session>, Closing> {
+    ) -> Result<Arc<Session>, NotJoined> {
         let frame = loop {
             match incoming.read().await? {
                 ControlFlow::Break(frame) => break frame,
@@ -196,18 +198,20 @@ impl Sessions {
         self.count_in(&message, frame.len());
         let Body::Join { versions } = &message.body else {
             let reason = format!("expected a join message first, got {}", message.body.name());
-            return Err(closing(1002, reason, "no_join"));
+            return Err(closing(1002, reason, "no_join").into());
         };
         if versions.as_ref().is_some_and(|versions| !versions.iter().any(|v| v == VERSION)) {
-            return Err(closing(1002, "unsupported protocol version".to_owned(), "version"));
+            let closing = closing(1002, "unsupported protocol version".to_owned(), "version");
+            let peer_id = message.sender.unwrap_or_default().into_owned();
+            return Err(NotJoined { peer_id, closing });
         }
         let Some(peer_id) = message.sender.as_deref().filter(|sender| !sender.is_empty()) else {
-            return Err(garbage(WireError::Missing("senderId")));
+            return Err(garbage(WireError::Missing("senderId")).into());
         };
         // It stands in lines of the log.
         if peer_id.contains(text::is_invisible) {
             let reason = "the peer id has control or format characters".to_owned();
-            return Err(closing(1007, reason, "garbage"));
+            return Err(closing(1007, reason, "garbage").into());
         }
         let (us, config, metrics) = (self.us.clone(), self.config.clone(), self.metrics.clone());
         Ok(Arc::new(Session::new(id, peer_id, access, client, us, config, metrics)))
@@ -546,6 +550,19 @@ impl Sessions {
         let labels = ["in", message.body.name()];
         self.metrics.messages.with_label_values(&labels).inc();
         self.metrics.message_bytes.with_label_values(&labels).inc_by(bytes as u64);
+    }
+}
+
+/// Why a socket did not become a session.
+struct NotJoined {
+    /// The peer id of its join message; empty where there was none.
+    peer_id: String,
+    closing: Closing,
+}
+
+impl From<Closing> for NotJoined {
+    fn from(closing: Closing) -> Self {
+        Self { peer_id: String::new(), closing }
     }
 }
 
