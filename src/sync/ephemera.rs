@@ -7,10 +7,18 @@ use super::peers::{Principal, SessionId};
 /// Authors remembered for each session of a room; a shared worker gossips for its tabs.
 const AUTHORS: usize = 16;
 
-/// The highest count seen of each author, by the session that brought it first; it goes with that session.
+/// The highest count seen of each author and author session, for each principal that brought some of it. An entry lasts as long
+/// as the session that brought it first.
 #[derive(Debug, Default)]
 pub struct Seen {
-    counts: HashMap<(Principal, String, String), (SessionId, u64)>,
+    counts: HashMap<(String, String), Vec<Brought>>,
+}
+
+#[derive(Debug)]
+struct Brought {
+    principal: Principal,
+    by: SessionId,
+    highest: u64,
 }
 
 impl Seen {
@@ -23,25 +31,46 @@ impl Seen {
         session: &str,
         count: u64,
     ) -> bool {
-        let key = (principal.clone(), author.to_owned(), session.to_owned());
-        if let Some((_, highest)) = self.counts.get_mut(&key) {
-            let new = count > *highest;
-            *highest = count.max(*highest);
-            return new;
+        let key = (author.to_owned(), session.to_owned());
+        let known = self.counts.get_mut(&key).into_iter().flatten();
+        if let Some(known) = known.into_iter().find(|known| known.principal == *principal) {
+            let is_new = count > known.highest;
+            known.highest = count.max(known.highest);
+            return is_new;
         }
-        let of_this_session = self.counts.iter().filter(|(_, (owner, _))| *owner == from);
+        let of_this_session =
+            self.counts.iter().filter(|(_, brought)| brought.iter().any(|one| one.by == from));
         if of_this_session.clone().count() >= AUTHORS
             && let Some(any) = of_this_session.map(|(key, _)| key.clone()).next()
         {
-            self.counts.remove(&any);
+            self.forget_one(&any, from);
         }
-        self.counts.insert(key, (from, count));
+        let brought = Brought { principal: principal.clone(), by: from, highest: count };
+        self.counts.entry(key).or_default().push(brought);
         true
+    }
+
+    /// Whether a message of this author, author session and count was passed on, or is older than one that was.
+    pub fn has_passed_on(&self, author: &str, session: &str, count: u64) -> bool {
+        let key = (author.to_owned(), session.to_owned());
+        self.counts.get(&key).into_iter().flatten().any(|brought| count <= brought.highest)
+    }
+
+    fn forget_one(&mut self, key: &(String, String), session: SessionId) {
+        if let Some(brought) = self.counts.get_mut(key) {
+            brought.retain(|one| one.by != session);
+            if brought.is_empty() {
+                self.counts.remove(key);
+            }
+        }
     }
 
     /// Forget what a session brought.
     pub fn forget(&mut self, session: SessionId) {
-        self.counts.retain(|_, (owner, _)| *owner != session);
+        self.counts.retain(|_, brought| {
+            brought.retain(|one| one.by != session);
+            !brought.is_empty()
+        });
     }
 }
 
@@ -60,6 +89,19 @@ mod tests {
         assert!(seen.is_new((SessionId(3), &mallory), "alice", "s", u64::MAX));
         assert!(seen.is_new(b, "alice", "s", 2), "what others say in her name is not hers");
         assert!(seen.is_new(a, "alice", "after a restart", 1));
+    }
+
+    #[test]
+    fn what_was_passed_on_is_known_whoever_sends_it_back() {
+        let mut seen = Seen::default();
+        let alice = Principal("alice".into());
+        assert!(!seen.has_passed_on("alice", "s", 3));
+        assert!(seen.is_new((SessionId(1), &alice), "alice", "s", 3));
+        assert!(seen.has_passed_on("alice", "s", 3) && seen.has_passed_on("alice", "s", 2));
+        assert!(!seen.has_passed_on("alice", "s", 4), "nobody speaks ahead of her");
+        assert!(!seen.has_passed_on("alice", "other", 1) && !seen.has_passed_on("bob", "s", 1));
+        seen.forget(SessionId(1));
+        assert!(!seen.has_passed_on("alice", "s", 3));
     }
 
     #[test]

@@ -30,6 +30,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::error;
 
 use super::{
+    ephemera::Seen,
     follow::{Followers, Following, What},
     look::LiveDocument,
     memory::Budget,
@@ -155,6 +156,8 @@ pub struct Mailbox {
     inputs: mpsc::Sender<Box<Input>>,
     /// The room's share of places for received bytes, in KiB: a room that takes long keeps no place from others.
     places: Arc<Semaphore>,
+    /// The presence that the room has passed on.
+    seen: Arc<Mutex<Seen>>,
 }
 
 impl Mailbox {
@@ -170,6 +173,11 @@ impl Mailbox {
     pub async fn places(&self, places: u32) -> Option<OwnedSemaphorePermit> {
         // The semaphore is never closed.
         self.places.clone().acquire_many_owned(places).await.ok()
+    }
+
+    /// Whether the room has passed on an ephemeral message of this author, author session and count.
+    pub(super) fn has_passed_on(&self, author: &str, session: &str, count: u64) -> bool {
+        lock(&self.seen).has_passed_on(author, session, count)
     }
 
     fn is_closed(&self) -> bool {
@@ -384,7 +392,7 @@ impl Rooms {
         };
         self.shared.metrics.rooms.waiting.sub(i64::from(!waiting.is_empty()));
         let usage = Usage::default();
-        let (handle, receiver) = Handle::new(document, usage.clone(), self.share());
+        let (handle, receiver) = Handle::new(document, usage.clone(), Arc::default(), self.share());
         lock(&handle.members).extend(waiting.iter().map(|waiting| waiting.session).chain(first));
         directory.insert(document, Entry::Live(handle.clone()));
         let mailbox = handle.mailbox.clone();
@@ -582,13 +590,14 @@ impl Handle {
     fn new(
         document: DocumentId,
         usage: Usage,
+        seen: Arc<Mutex<Seen>>,
         places: u32,
     ) -> (Arc<Self>, mpsc::Receiver<Box<Input>>) {
         let (inputs, receiver) = mpsc::channel(MAILBOX);
         let places = Arc::new(Semaphore::new(places as usize));
         let handle = Self {
             document,
-            mailbox: Mailbox { inputs, places },
+            mailbox: Mailbox { inputs, places, seen },
             members: Mutex::default(),
             usage,
             unknown: AtomicBool::new(false),

@@ -380,6 +380,14 @@ impl Session {
         }
     }
 
+    /// Whether an ephemeral message is one that the relay sent to this session: automerge-repo sends what it hears to all of
+    /// its peers but the author.
+    pub(super) fn is_echo(&self, document: DocumentId, author: &str, of: &str, count: u64) -> bool {
+        let documents = lock(&self.documents);
+        let room = documents.get(&document).and_then(Option::as_ref);
+        room.is_some_and(|room| room.has_passed_on(author, of, count))
+    }
+
     /// Put something into the mailbox of a document's room.
     pub(super) async fn deliver(&self, rooms: &Arc<Rooms>, document: DocumentId, input: Input) {
         let mut input = Box::new(input);

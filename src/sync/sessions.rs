@@ -318,8 +318,15 @@ impl Sessions {
             (Body::Ephemeral { .. }, Some(author)) => self.peers.may_speak(session, author),
             (_, Some(sender)) => sender == &*session.peer_id,
         };
-        if !is_ours || !is_theirs {
-            return self.dropped(session, if is_ours { "sender" } else { "target" });
+        if !is_ours {
+            return self.dropped(session, "target");
+        }
+        if !is_theirs {
+            if is_echo(session, &message) {
+                self.metrics.dropped.with_label_values(&["echo"]).inc();
+                return Ok(());
+            }
+            return self.dropped(session, "sender");
         }
         let bytes = |data: Cow<'_, [u8]>| match data {
             Cow::Borrowed(data) => frame.slice_ref(data),
@@ -550,6 +557,16 @@ impl Sessions {
         let labels = ["in", message.body.name()];
         self.metrics.messages.with_label_values(&labels).inc();
         self.metrics.message_bytes.with_label_values(&labels).inc_by(bytes as u64);
+    }
+}
+
+/// Whether a message in somebody else's name is presence that the relay sent to the session before.
+fn is_echo(session: &Session, message: &Message<'_>) -> bool {
+    match (&message.body, message.sender.as_deref()) {
+        (Body::Ephemeral { document, count, session: of, .. }, Some(author)) => {
+            session.is_echo(*document, author, of, *count)
+        }
+        _ => false,
     }
 }
 

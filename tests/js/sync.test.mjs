@@ -36,6 +36,11 @@ test('clients see each other\'s presence', async t => {
   await until('alice sees bob', () => seenByAlice.length === 1);
   for (let n = 0; n < 20; n++) hers.broadcast({ cursor: n });
   await until('each comes once', () => seenByBob.length === 21);
+  // Each client sends what it hears back to the relay, in its author's name.
+  const dropped = reason => relay.metric(`tonk_relay_messages_dropped_total{reason="${reason}"}`);
+  await until('the echoes', async () => await dropped('echo') >= 22);
+  assert.equal(await dropped('sender'), 0);
+  assert.doesNotMatch(relay.log, / WARN /);
 });
 
 test('an edit made offline arrives when its author is back', async t => {

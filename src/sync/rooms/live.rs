@@ -25,7 +25,6 @@ use crate::{
     metrics::RoomMetrics,
     storage::documents::Opened,
     sync::{
-        ephemera::Seen,
         follow::What,
         look::{LiveDocument, LiveSession, texts},
         peers::SessionId,
@@ -48,7 +47,6 @@ pub(super) struct Room {
     inbox: mpsc::Receiver<Box<Input>>,
     members: HashMap<SessionId, Member>,
     stash: Vec<Input>,
-    seen: Seen,
     presence_until: Option<Deadline>,
     /// Somebody was charged for a new document.
     is_charged: bool,
@@ -130,7 +128,6 @@ impl Room {
             inbox,
             members,
             stash: Vec::new(),
-            seen: Seen::default(),
             presence_until: None,
             is_charged: false,
             backoff: Backoff::new(REOPEN.0, REOPEN.1),
@@ -386,7 +383,7 @@ impl Room {
         if let Some(member) = self.members.remove(&session) {
             self.tell(Some(&member.session), || What::Left);
         }
-        self.seen.forget(session);
+        lock(&self.handle.mailbox.seen).forget(session);
     }
 
     /// Pass an ephemeral message on to everybody else here.
@@ -398,7 +395,8 @@ impl Room {
         if self.is_here(from.id) {
             self.member(&from);
         }
-        if !self.seen.is_new((from.id, &from.access.principal), &author, &session, count) {
+        let by = (from.id, &from.access.principal);
+        if !lock(&self.handle.mailbox.seen).is_new(by, &author, &session, count) {
             return self.refused(&from, "ephemeral_seen");
         }
         for (id, member) in &self.members {
@@ -472,8 +470,8 @@ impl Room {
             _ => !self.stash.is_empty() || !self.members.is_empty(),
         } || self.is_to_look_again();
         if is_wanted {
-            let (handle, inbox) =
-                Handle::new(document, self.handle.usage.clone(), self.rooms.share());
+            let (usage, seen) = (self.handle.usage.clone(), self.handle.mailbox.seen.clone());
+            let (handle, inbox) = Handle::new(document, usage, seen, self.rooms.share());
             *lock(&handle.members) = here;
             for member in self.members.values_mut() {
                 member.begin_anew = true;
