@@ -60,6 +60,9 @@ const ASKED: usize = 4096;
 
 /// Documents that are loaded at a time: what they will take is known only then, and goes beyond `sync.memory`.
 const LOADING: usize = 8;
+/// Unknown documents for which requests are held back at a time, in the hope that somebody brings them; each has a room and a
+/// timer meanwhile. Requests for further ones are answered at once.
+const IN_GRACE: usize = 2_000;
 /// When memory is short, a session that wants a further document waits so long for idle rooms to leave; the
 /// allocator gives memory back within a second.
 const FREED_WITHIN: Duration = Duration::from_secs(3);
@@ -203,6 +206,8 @@ pub struct Rooms {
     told_at: AtomicU64,
     /// Places for documents that are being loaded.
     loading: Turns,
+    /// Places for unknown documents for which requests are held back.
+    in_grace: Arc<Semaphore>,
     memory: Budget,
     /// When it was last looked whether memory is short, and whether it was.
     last_look: Mutex<Option<(Deadline, bool)>>,
@@ -294,6 +299,7 @@ impl Rooms {
             followers: Arc::default(),
             told_at: AtomicU64::new(0),
             loading: Turns::new(LOADING),
+            in_grace: Arc::new(Semaphore::new(IN_GRACE)),
             memory: Budget::default(),
             last_look: Mutex::default(),
             tasks: TaskTracker::new(),

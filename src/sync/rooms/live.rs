@@ -17,6 +17,7 @@ use tokio::{
 };
 use tracing::{debug, error, info, warn};
 
+use self::unknown::Grace;
 use super::{Entry, Handle, Input, NOTHING, NoMemory, Rooms, Waiting, lock, seconds_since};
 use crate::{
     backoff::Backoff,
@@ -56,6 +57,8 @@ pub(super) struct Room {
     someone_wants_durable: bool,
     /// No member that asks is to be answered before this.
     next_answer: Option<Deadline>,
+    /// Since the first request for the document, while nobody has it.
+    grace: Option<Grace>,
 }
 
 /// A session in this room.
@@ -134,6 +137,7 @@ impl Room {
             durable: (Vec::new(), 0),
             someone_wants_durable: false,
             next_answer: None,
+            grace: None,
         }
     }
 

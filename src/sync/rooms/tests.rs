@@ -326,6 +326,46 @@ async fn an_idle_room_gives_its_tasks_back_and_loses_nothing() {
 }
 
 #[tokio::test]
+async fn a_document_that_is_brought_right_after_it_was_asked_for_is_found() {
+    for fixture in both(&config()) {
+        let (mut alice, mut bob) = (fixture.peer("alice"), fixture.peer("bob"));
+        for n in 1..=10 {
+            bob.push(id(n), true).await;
+            alice.edit(id(n), "a").await;
+            bob.until_with(&mut alice, "the document", |bob| bob.has(id(n), "a")).await;
+        }
+        assert!(bob.unavailable.is_empty(), "{:?}", bob.unavailable);
+    }
+}
+
+#[tokio::test]
+async fn the_grace_before_the_first_answer_is_bounded_and_not_for_the_probe() {
+    let fixture = fixture(config(), |_| native::engine(Arc::new(Turns::new(2))));
+    let in_grace = fixture.rooms.in_grace.clone();
+    let mut bob = fixture.peer("bob");
+    let began = Instant::now();
+    bob.push(id(1), true).await;
+    until("it waits", || in_grace.available_permits() == IN_GRACE - 1).await;
+    bob.until("the answer", |bob| bob.unavailable == [id(1)]).await;
+    assert!(began.elapsed() >= Duration::from_millis(100), "{:?}", began.elapsed());
+    until("its place is free", || in_grace.available_permits() == IN_GRACE).await;
+
+    // Without a place left, and for the relay's own question, there is none: nothing gives the places back.
+    let _all = in_grace.clone().acquire_many_owned(IN_GRACE as u32).await.expect("places");
+    bob.push(id(2), true).await;
+    bob.until("the answer", |bob| bob.unavailable.contains(&id(2))).await;
+    let probe = fixture.rooms.shared.probe;
+    drop(_all);
+    let taken = in_grace.clone();
+    bob.push(probe, true).await;
+    bob.until("the answer", |bob| {
+        assert_eq!(taken.available_permits(), IN_GRACE, "the probe takes no place");
+        bob.unavailable.contains(&probe)
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn an_unknown_document_is_unavailable_and_later_arrives() {
     for fixture in both(&config()) {
         let mut bob = fixture.peer("bob");

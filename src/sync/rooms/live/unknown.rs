@@ -1,6 +1,29 @@
 //! A room whose document nobody has brought: ask peers that may have it, answer those who wait.
 
+use tokio::sync::OwnedSemaphorePermit;
+
 use super::*;
+
+/// How long the first request for a document that nobody has waits for somebody to bring it. Where one client creates a document
+/// and another looks for it at once, the request often arrives a few milliseconds before the document.
+const GRACE: Duration = Duration::from_millis(100);
+
+/// The time in which a request for an unknown document is not answered yet.
+pub(super) struct Grace {
+    until: Deadline,
+    /// One of the relay's places for documents in this time; given back when it is over.
+    place: Option<OwnedSemaphorePermit>,
+}
+
+impl Grace {
+    /// The earliest time for an answer; at `now` or before, the time is over.
+    fn earliest_answer(&mut self, now: Deadline) -> Deadline {
+        if self.until <= now {
+            self.place = None;
+        }
+        self.until
+    }
+}
 
 impl Room {
     /// Nobody has brought the document: ask peers that may have it, answer those who wait.
@@ -11,7 +34,7 @@ impl Room {
         let asking = self.members.values().filter(|member| member.asks.is_some());
         let asking: Vec<Arc<Session>> = asking.map(|member| member.session.clone()).collect();
         for session in asking {
-            self.look_for(&session);
+            self.look_for(&session, Instant::now());
         }
         let stopping = self.rooms.stopping.clone();
         let end = tokio::select! {
@@ -19,6 +42,7 @@ impl Room {
             () = stopping.cancelled() => End::Stop,
         };
         lock(&self.handle.asked).clear();
+        self.grace = None;
         self.handle.unknown.store(false, Ordering::Relaxed);
         end
     }
@@ -36,9 +60,11 @@ impl Room {
             let waits =
                 [self.presence_until, until].into_iter().flatten().filter(|until| *until > now);
             let (mut open, mut next) = (false, waits.min());
+            let earliest = self.grace.as_mut().map_or(now, |grace| grace.earliest_answer(now));
             for member in self.members.values_mut() {
-                match member.asks {
-                    Some(by) if asked_out || by <= now => {
+                let by = member.asks.map(|by| if asked_out { now } else { by }.max(earliest));
+                match by {
+                    Some(by) if by <= now => {
                         member.asks = None;
                         let document = self.handle.document;
                         self.rooms.followers.tell(document, Some(&member.session), unavailable);
@@ -115,18 +141,23 @@ impl Room {
             // What is durable is told when the document is here.
             Input::Subscribed { .. } => {}
             Input::Sync { from, .. } if !self.is_here(from.id) => {}
-            Input::Sync { from, request, held: _held, .. } => {
+            Input::Sync { from, request, held, .. } => {
                 let member = self.member(&from);
                 member.begin_anew = true;
                 if request && member.asks.is_none() {
-                    self.look_for(&from);
+                    self.look_for(&from, held.since());
                 }
             }
         }
     }
 
-    /// Let a session wait for the answers of others.
-    fn look_for(&mut self, requester: &Arc<Session>) {
+    /// Let a session that asked at `since` wait for the answers of others.
+    fn look_for(&mut self, requester: &Arc<Session>, since: Instant) {
+        if self.grace.is_none() && self.document() != self.rooms.shared.probe {
+            let place = self.rooms.in_grace.clone().try_acquire_owned().ok();
+            let length = if place.is_some() { GRACE } else { Duration::ZERO };
+            self.grace = Some(Grace { until: Deadline::from_std(since) + length, place });
+        }
         let by = Deadline::now() + self.forward_timeout();
         self.member(requester).asks = Some(by);
         self.ask_others(requester);
