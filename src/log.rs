@@ -133,12 +133,14 @@ fn is_module(text: &str) -> bool {
 fn quiet(level: LevelFilter) -> Targets {
     // samod's own lines at info and below are about single messages. automerge 0.12 writes the whole history of a
     // document for the span around each load (`storage::load`, 500 ms at 60,000 changes), and what it warns of is
-    // what a peer has sent, a line for each odd column: that peer could fill the disk.
+    // what a peer has sent, a line for each odd column: that peer could fill the disk. notify warns of every watched
+    // folder that is removed, as it is with each swap of a Kubernetes secret.
     Targets::new()
         .with_default(level)
         .with_target("samod", level.min(LevelFilter::WARN))
         .with_target("samod_core", level.min(LevelFilter::WARN))
         .with_target("automerge", LevelFilter::OFF)
+        .with_target("notify", level.min(LevelFilter::ERROR))
 }
 
 /// Set up the log of this process.

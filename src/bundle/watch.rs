@@ -5,24 +5,20 @@
 //! short pause in which the file must come to rest; then it is read as a whole. A stat every
 //! [`LOOK`] stands beside that for file systems that report nothing (NFS, some overlays).
 
+mod folders;
+
 use std::{
-    collections::BTreeSet,
-    ffi::OsString,
     fs::{self, Metadata},
     os::unix::fs::MetadataExt,
-    path::{Component, Path, PathBuf},
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
-use notify::{
-    EventKind, RecursiveMode, Watcher,
-    event::{AccessKind, AccessMode},
-    recommended_watcher,
-};
 use tokio::sync::{MutexGuard, mpsc, watch};
 use tracing::{error, info, warn};
 
+use self::folders::WatchedFolders;
 use super::{
     MaxInflated,
     served::{ServeError, Served, ServedBundle},
@@ -38,8 +34,6 @@ use crate::{
 pub const LOOK: Duration = Duration::from_secs(10);
 /// How long the file must not change before it is read.
 const REST: Duration = Duration::from_millis(150);
-/// Symlinks that a path may lead through, as the kernel has it (`path_resolution(7)`).
-const MAX_LINKS: usize = 40;
 
 /// Watches one path, and tells when what it leads to may have changed.
 pub struct PathWatch {
@@ -48,12 +42,6 @@ pub struct PathWatch {
     folders: Arc<Mutex<WatchedFolders>>,
     events: mpsc::Receiver<()>,
     seen: Option<Identity>,
-}
-
-/// The folders that decide what a path leads to, each with a watch.
-struct WatchedFolders {
-    watcher: Option<notify::RecommendedWatcher>,
-    watched: BTreeSet<PathBuf>,
 }
 
 /// What tells one state of a file from another.
@@ -99,20 +87,8 @@ impl PathWatch {
 
     /// Blocks.
     fn start(path: PathBuf, seen: Option<Identity>) -> Self {
-        // One event says all: the receiver looks for itself.
         let (sender, events) = mpsc::channel(1);
-        let tell = move |event: notify::Result<notify::Event>| {
-            // Every program that is started opens files of /etc: that they are read is no change.
-            if !event.is_ok_and(|event| event.kind.is_access() && !is_written(event.kind)) {
-                let _ = sender.try_send(());
-            }
-        };
-        let watcher = recommended_watcher(tell)
-            .inspect_err(|error| {
-                warn!(path = %path.display(), "changes are not reported; the file is looked at every {LOOK:?}: {error}");
-            })
-            .ok();
-        let mut folders = WatchedFolders { watcher, watched: BTreeSet::new() };
+        let mut folders = WatchedFolders::new(sender);
         folders.renew(&path);
         Self { path, folders: Arc::new(Mutex::new(folders)), events, seen }
     }
@@ -122,7 +98,6 @@ impl PathWatch {
         // It may have changed before it was watched.
         let mut look_at_once = self.identity().await != self.seen;
         loop {
-            // A sender lives as long as the watcher; without one only the looks remain.
             tokio::select! {
                 () = std::future::ready(()), if std::mem::take(&mut look_at_once) => {}
                 Some(()) = self.events.recv() => {}
@@ -170,59 +145,6 @@ impl PathWatch {
         })
         .await;
     }
-}
-
-impl WatchedFolders {
-    /// Watch the folders through which `path` leads now. Blocks.
-    fn renew(&mut self, path: &Path) {
-        let Some(watcher) = &mut self.watcher else { return };
-        let folders = folders_of(path);
-        for gone in self.watched.difference(&folders) {
-            // It fails for a folder that was removed, which is as good.
-            let _ = watcher.unwatch(gone);
-        }
-        // Watching a path again that now names another folder needs a fresh watch.
-        self.watched = folders
-            .into_iter()
-            .filter(|folder| watcher.watch(folder, RecursiveMode::NonRecursive).is_ok())
-            .collect();
-    }
-}
-
-fn is_written(kind: EventKind) -> bool {
-    kind == EventKind::Access(AccessKind::Close(AccessMode::Write))
-}
-
-/// The folders whose entries decide what `path` leads to.
-#[expect(clippy::disallowed_methods, reason = "runs on a thread that may block")]
-fn folders_of(path: &Path) -> BTreeSet<PathBuf> {
-    let mut folders = BTreeSet::new();
-    let mut left: Vec<OsString> = Vec::new();
-    let push = |left: &mut Vec<OsString>, path: &Path| {
-        left.extend(path.components().rev().map(|part| part.as_os_str().to_owned()));
-    };
-    push(&mut left, &std::path::absolute(path).unwrap_or_else(|_| path.to_owned()));
-    let mut here = PathBuf::from("/");
-    let mut links = 0;
-    while let Some(part) = left.pop() {
-        match Path::new(&part).components().next() {
-            Some(Component::RootDir) => here = PathBuf::from("/"),
-            Some(Component::ParentDir) => _ = here.pop(),
-            Some(Component::Normal(name)) => {
-                folders.insert(here.clone());
-                let next = here.join(name);
-                match fs::read_link(&next) {
-                    Ok(target) if links < MAX_LINKS => {
-                        links += 1;
-                        push(&mut left, &target);
-                    }
-                    _ => here = next,
-                }
-            }
-            _ => {}
-        }
-    }
-    folders
 }
 
 /// A bundle that can be served, or none if none is configured. No other bundle is loaded while this lives.
@@ -433,11 +355,17 @@ mod tests {
         expect_change(&mut watch, "its return").await;
     }
 
-    #[test]
-    fn symlinks_that_lead_in_circles_end() {
+    #[tokio::test]
+    async fn of_two_paths_in_a_folder_each_change_is_noticed() {
         let folder = tempfile::tempdir().expect("a folder");
-        symlink("b", folder.path().join("a")).expect("linked");
-        symlink("a", folder.path().join("b")).expect("linked");
-        assert!(folders_of(&folder.path().join("a/x")).contains(folder.path()));
+        let at = |name: &str| folder.path().join(name);
+        fs::write(at("a"), "1").expect("written");
+        fs::write(at("b"), "1").expect("written");
+        let (mut a, mut b) = (PathWatch::new(&at("a")).await, PathWatch::new(&at("b")).await);
+        fs::write(at("a"), "two").expect("written");
+        expect_change(&mut a, "the first").await;
+        drop(a);
+        fs::write(at("b"), "two").expect("written");
+        expect_change(&mut b, "the other, which is still watched").await;
     }
 }
