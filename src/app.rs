@@ -224,7 +224,7 @@ impl Loaded {
         let bundle = keeper.prepare(&config).await;
         keeper.serve(bundle.map_err(|source| AppError::Bundle { file: file(), source })?);
         let tls = TlsKeeper::new(sender.subscribe(), health.clone(), metrics.http.clone());
-        let certificate = tls.prepare(&config.tls).await;
+        let certificate = tls.prepare_settled(&config.tls).await;
         tls.install(certificate.map_err(|source| AppError::Tls { file: file(), source })?);
         #[expect(clippy::disallowed_methods, reason = "nothing is served yet")]
         let policy =

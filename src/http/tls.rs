@@ -5,7 +5,7 @@ use std::{
     io,
     path::{Path, PathBuf},
     sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use rustls::{
@@ -28,6 +28,11 @@ use crate::{
 const MAX_FILE: u64 = 1 << 20;
 /// How long the files must not change before they are read: both are replaced one after the other.
 const REST: Duration = Duration::from_millis(500);
+
+/// How long a start waits for files that do not go together: certbot switches two links one after the other. It reads them again
+/// every [`AGAIN`].
+const SETTLES: Duration = Duration::from_secs(1);
+const AGAIN: Duration = Duration::from_millis(100);
 
 /// What connections are accepted with; none for plain HTTP.
 pub type Acceptor = watch::Receiver<Option<Arc<ServerConfig>>>;
@@ -144,6 +149,29 @@ impl TlsKeeper {
     pub async fn prepare(&self, config: &config::Tls) -> Result<PreparedCertificate<'_>, TlsError> {
         let turn = self.loading.lock().await;
         Self::read(config.clone(), turn).await
+    }
+
+    /// The same at a start, when files that are being replaced are waited for.
+    ///
+    /// # Errors
+    /// The certificate cannot be used, and still cannot a second later.
+    pub async fn prepare_settled(
+        &self,
+        config: &config::Tls,
+    ) -> Result<PreparedCertificate<'_>, TlsError> {
+        let prepared = self.prepare(config).await;
+        let Err(error) = &prepared else { return prepared };
+        info!(
+            "tls.cert and tls.key may be about to change; reading them again for {SETTLES:?}: {error}"
+        );
+        let until = Instant::now() + SETTLES;
+        loop {
+            tokio::time::sleep(AGAIN).await;
+            match self.prepare(config).await {
+                Err(_) if Instant::now() < until => {}
+                prepared => return prepared,
+            }
+        }
     }
 
     async fn read(

@@ -117,3 +117,15 @@ test('a certificate that cannot be used is no start, and no reload', { skip }, a
   assert.equal(ended.status, 1);
   assert.match(ended.stderr, /tls\.cert: .*do not go together/);
 });
+
+test('a start between the two steps of a renewal waits for the second', { skip }, async t => {
+  const relay = await start(t);
+  await relay.stop();
+  await relay.put('two.pem', 'cert.pem');
+  const starting = relay.start();
+  starting.catch(() => {});
+  await until('it waits', () => relay.log.includes('reading them again'));
+  await relay.put('two.key', 'key.pem');
+  await starting;
+  assert.equal(serial(relay), 'serial=02');
+});
