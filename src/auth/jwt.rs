@@ -242,6 +242,7 @@ fn read_jwks(text: &str) -> Result<Vec<Key>, String> {
     let set: JwkSet = serde_json::from_str(text).map_err(|error| {
         format!("is no JWKS: see line {}, column {}", error.line(), error.column())
     })?;
+    let names: NamedSet = serde_json::from_str(text).unwrap_or_default();
     let (mut keys, mut weak) = (Vec::new(), Vec::new());
     for (index, jwk) in set.keys.iter().enumerate() {
         let name = jwk.common.key_id.clone().unwrap_or_else(|| format!("number {}", index + 1));
@@ -260,7 +261,8 @@ fn read_jwks(text: &str) -> Result<Vec<Key>, String> {
         {
             continue;
         }
-        let Some(algorithm) = algorithm_of(jwk) else { continue };
+        let named = names.keys.get(index).and_then(|key| key.alg.as_deref());
+        let Some(algorithm) = algorithm_of(jwk, named) else { continue };
         let key = DecodingKey::from_jwk(jwk).map_err(|error| problem(&error.to_string()))?;
         // The set is somebody else's: one that is no good does not keep the others from use.
         match check_strength(&key) {
@@ -280,8 +282,19 @@ fn read_jwks(text: &str) -> Result<Vec<Key>, String> {
     Ok(keys)
 }
 
-/// The algorithm that a key is for; none if it is none of those that are taken here.
-fn algorithm_of(jwk: &Jwk) -> Option<Algorithm> {
+/// The names of the algorithms in a JWKS as they are written: jsonwebtoken does not know all of them.
+#[derive(Default, Deserialize)]
+struct NamedSet {
+    keys: Vec<Named>,
+}
+
+#[derive(Deserialize)]
+struct Named {
+    alg: Option<String>,
+}
+
+/// The algorithm that a key is for, which its set may name; none if it is none of those that are taken here.
+fn algorithm_of(jwk: &Jwk, named: Option<&str>) -> Option<Algorithm> {
     let algorithm = match &jwk.algorithm {
         AlgorithmParameters::OctetKeyPair(pair) if pair.curve == EllipticCurve::Ed25519 => {
             Algorithm::EdDSA
@@ -293,8 +306,13 @@ fn algorithm_of(jwk: &Jwk) -> Option<Algorithm> {
         AlgorithmParameters::OctetKey(_) => Algorithm::HS256,
         _ => return None,
     };
-    let named = jwk.common.key_algorithm.map(|named| named.to_string());
-    named.is_none_or(|named| named == format!("{algorithm:?}")).then_some(algorithm)
+    let is_meant = match named {
+        None => true,
+        // RFC 9864 names the curve, and not the family.
+        Some("Ed25519") => algorithm == Algorithm::EdDSA,
+        Some(named) => named == format!("{algorithm:?}"),
+    };
+    is_meant.then_some(algorithm)
 }
 
 fn read_pem(text: &str) -> Result<Vec<Key>, String> {

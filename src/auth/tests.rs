@@ -1,6 +1,6 @@
 use std::{fs, time::Duration};
 
-use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
+use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, encode, jwk::Jwk};
 use serde_json::json;
 
 use super::*;
@@ -116,6 +116,23 @@ fn jwks() -> String {
         { "kty": "OKP", "crv": "Ed25519", "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo", "use": "sig" },
     ] })
     .to_string()
+}
+
+#[test]
+fn a_jwks_may_name_the_algorithm_of_an_ed25519_key_in_both_ways() {
+    let claims = json!({ "sub": "ann", "exp": now() + 60, "scope": "sync:read" });
+    let (_, key) = signers().swap_remove(0);
+    let token = jwt(Algorithm::EdDSA, &key, &claims);
+    let key = DecodingKey::from_ed_pem(ED_PUBLIC.as_bytes()).expect("a key");
+    let jwk = Jwk::from_decoding_key(&key, None).expect("a JWK");
+    for (name, is_known) in [("EdDSA", true), ("Ed25519", true), ("ES256", false)] {
+        let mut named = json!(jwk);
+        named["alg"] = json!(name);
+        let k = "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY";
+        let keys = json!({ "keys": [named, { "kty": "oct", "k": k, "alg": "HS256" }] });
+        let policy = jwt_policy(&keys.to_string(), "", "").expect("keys");
+        assert_eq!(policy.admit(Some(&token), client()).is_ok(), is_known, "{name}");
+    }
 }
 
 #[test]
