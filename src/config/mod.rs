@@ -448,7 +448,7 @@ impl Default for Limits {
         Self {
             connections: 15_000,
             connections_per_address: 500,
-            handshakes_per_address: Rate::a_second(20),
+            handshakes_per_address: Rate::a_minute(600),
             messages_per_connection: Rate::a_second(500),
             bytes_per_connection: Rate::bytes_in(Size::mib(20), Duration::from_secs(1)),
             processor_per_connection: Share::percent(25),

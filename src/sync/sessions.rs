@@ -6,10 +6,7 @@
 use std::{
     borrow::Cow,
     ops::ControlFlow,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
@@ -28,7 +25,7 @@ use super::{
     peers::{Peers, SessionId},
     rooms::{Held, Input, Rooms},
     session::Session,
-    socket::{self, CLOSE_GRACE, Writer, closing},
+    socket::{self, CLOSE_GRACE, Progress, Writer, closing},
     turns::{Payer, Turns},
     wire::{self, BadSyncMessage, Body, Message, SyncMessage, VERSION, WireError},
 };
@@ -213,6 +210,14 @@ impl Sessions {
             let reason = "the peer id has control or format characters".to_owned();
             return Err(closing(1007, reason, "garbage").into());
         }
+        if peer_id == &*self.us
+            && let Some(times) = self.repeats.pass(peer_id, "own_peer_id")
+        {
+            warn!(
+                connection = %id, times,
+                "a peer has joined with this relay's own peer id, {peer_id}; if it is another relay, set sync.peer_id there"
+            );
+        }
         let (us, config, metrics) = (self.us.clone(), self.config.clone(), self.metrics.clone());
         Ok(Arc::new(Session::new(id, peer_id, access, client, us, config, metrics)))
     }
@@ -226,15 +231,15 @@ impl Sessions {
         activity: &Activity,
     ) -> Closing {
         let pings = tokio::sync::Notify::new();
-        let busy = AtomicBool::new(false);
+        let progress = Progress::default();
         let stuck = async {
             session.outbound.closed().await;
             tokio::time::sleep(CLOSE_GRACE).await;
         };
         let read_end = tokio::select! {
-            end = self.read_all(session, incoming, &busy) => Some(end),
-            () = socket::write_all(session, writer, &pings) => None,
-            () = socket::watch_liveness(session, activity, &busy, &pings, &self.config) => None,
+            end = self.read_all(session, incoming, &progress) => Some(end),
+            () = socket::write_all(session, writer, &progress, &pings) => None,
+            () = socket::watch_liveness(session, activity, &progress, &pings, &self.config) => None,
             () = stuck => None,
         };
         let end = match (session.outbound.closing(), read_end) {
@@ -261,7 +266,7 @@ impl Sessions {
         &self,
         session: &Arc<Session>,
         incoming: &mut Incoming<'_>,
-        busy: &AtomicBool,
+        progress: &Progress,
     ) -> Closing {
         let mut flow = Flow::new();
         loop {
@@ -274,7 +279,7 @@ impl Sessions {
                 // What comes now is not its right any more; the writer still says what there is to say.
                 return std::future::pending().await;
             }
-            busy.store(true, Ordering::Relaxed);
+            progress.is_busy.store(true, Ordering::Relaxed);
             let now = Instant::now();
             let mut load = Load { messages: 1, bytes: frame.len() as u64 };
             match Box::pin(self.route(session, frame, &mut load)).await {
@@ -286,7 +291,7 @@ impl Sessions {
             if let Some((wait, limit)) = wait {
                 Box::pin(self.throttle(session, wait, limit)).await;
             }
-            busy.store(false, Ordering::Relaxed);
+            progress.is_busy.store(false, Ordering::Relaxed);
         }
     }
 

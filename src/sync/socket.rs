@@ -27,6 +27,8 @@ pub(super) const CLOSE_GRACE: Duration = Duration::from_secs(2);
 /// Silence between the last message and the close frame: automerge-repo's adapter handles messages a little
 /// after it has received them, and its handles break when the answer finds the socket closing.
 const QUIET: Duration = Duration::from_millis(100);
+/// Ping intervals for which a peer may be silent, or slow, in the middle of a message; with the default 30 s.
+const MIDWAY: u32 = 5;
 /// The longest reason of a close frame (RFC 6455, 5.5: 125 bytes with the code).
 const MAX_REASON: usize = 123;
 
@@ -36,18 +38,28 @@ pub(super) fn closing(code: u16, reason: String, label: &'static str) -> Closing
     Closing { code, reason, label }
 }
 
-/// End the session when nothing moves: silence is pinged, and unanswered until the next ping it is dead. One
-/// that sends, but takes nothing of a full queue, is closed as well, and one that hardly goes on with a large message: they
-/// cost memory for nothing.
+/// What a session's reader and writer are in the middle of.
+#[derive(Debug, Default)]
+pub(super) struct Progress {
+    /// A received message waits for its document: the relay reads nothing meanwhile.
+    pub(super) is_busy: AtomicBool,
+    /// Bytes are being written that the socket has not accepted yet.
+    is_sending: AtomicBool,
+}
+
+/// End the session when nothing moves: silence is pinged, and unanswered until the next ping the peer is dead. In the middle of a
+/// message it may be silent for longer: a Node.js client that computes for a while neither reads nor writes. A peer that sends, but
+/// takes nothing of a full queue, is closed as well, and one that hardly goes on with a large message: they cost memory for
+/// nothing.
 pub(super) async fn watch_liveness(
     session: &Session,
     activity: &Activity,
-    busy: &AtomicBool,
+    progress: &Progress,
     pings: &Notify,
     config: &watch::Receiver<Arc<Config>>,
 ) {
     let (mut seen, mut taken) = (activity.moved(), activity.taken());
-    let (mut pinged, mut stuck) = (false, false);
+    let (mut silent, mut slow, mut stuck) = (0, 0, false);
     let (mut received, mut unfinished) = (activity.received(), None);
     loop {
         let interval = config.borrow().sync.ping_interval.0;
@@ -67,34 +79,46 @@ pub(super) async fn watch_liveness(
             return session.close(1013, &reason, "send_queue");
         }
         // Nothing is read while a message waits for its document: that silence is ours.
-        let is_busy = busy.load(Ordering::Relaxed);
+        let is_busy = progress.is_busy.load(Ordering::Relaxed);
         let was_unfinished = std::mem::replace(&mut unfinished, activity.unfinished());
         let received_now = activity.received();
         let came = received_now - std::mem::replace(&mut received, received_now);
         let min_rate = config.borrow().sync.message_min_rate;
-        if !is_busy
-            && unfinished.is_some()
-            && unfinished == was_unfinished
-            && (came as f64) < min_rate.0 as f64 * interval.as_secs_f64()
-        {
+        if unfinished.is_none() || unfinished != was_unfinished {
+            slow = 0;
+        } else if is_busy || came as f64 >= min_rate.0 as f64 * interval.as_secs_f64() {
+            slow = u32::saturating_sub(slow, 1);
+        } else {
+            slow += 1;
+        }
+        if slow > MIDWAY {
             let reason = format!(
                 "a large message comes slower than {min_rate} a second (sync.message_min_rate)"
             );
             return session.close(1008, &reason, "slow_message");
         }
         if moved != seen || is_busy {
-            (seen, pinged) = (moved, false);
-        } else if pinged {
+            (seen, silent) = (moved, 0);
+            continue;
+        }
+        silent += 1;
+        let is_midway = unfinished.is_some() || progress.is_sending.load(Ordering::Relaxed);
+        if silent > if is_midway { MIDWAY } else { 1 } {
             return session.close(1006, "the peer does not answer pings", "dead");
-        } else {
-            pinged = true;
+        }
+        if silent == 1 {
             pings.notify_one();
         }
     }
 }
 
 /// Send what is queued, many frames to a flush, until the session is closed or its socket fails.
-pub(super) async fn write_all(session: &Session, writer: &mut Writer, pings: &Notify) {
+pub(super) async fn write_all(
+    session: &Session,
+    writer: &mut Writer,
+    progress: &Progress,
+    pings: &Notify,
+) {
     loop {
         let next = tokio::select! {
             next = session.outbound.next() => next,
@@ -105,6 +129,7 @@ pub(super) async fn write_all(session: &Session, writer: &mut Writer, pings: &No
                 continue;
             }
         };
+        progress.is_sending.store(true, Ordering::Relaxed);
         let mut next = Some(next);
         while let Some(Next::Send(frame)) = next {
             if writer.feed(Frame::Binary(frame)).await.is_err() {
@@ -115,6 +140,7 @@ pub(super) async fn write_all(session: &Session, writer: &mut Writer, pings: &No
         if next.is_some() || writer.flush().await.is_err() {
             return;
         }
+        progress.is_sending.store(false, Ordering::Relaxed);
     }
 }
 

@@ -189,7 +189,7 @@ for (const engine of ['native', 'samod']) {
 test('messages that do not end hold little memory, and others go on', async t => {
   const mib = 1 << 20;
   const relay = await Relay.start(t, { http: { trusted_proxies: '[]' }, auth: { mode: '"open"' },
-    sync: { ping_interval: '"1s"', max_message: '"4MiB"', arriving: '"16MiB"' } });
+    sync: { ping_interval: '"500ms"', max_message: '"4MiB"', arriving: '"16MiB"' } });
   const before = await resident(relay);
   const alice = relay.client(t);
   const handle = await share(alice, { n: 0 });

@@ -1,11 +1,12 @@
 // A refused client of each kind is told why, and lives on; a malformed message closes one socket.
 import assert from 'node:assert/strict';
+import { randomBytes } from 'node:crypto';
 import { test } from 'node:test';
 import net from 'node:net';
 import * as Automerge from '@automerge/automerge';
 import { cbor } from '@automerge/automerge-repo';
 import WebSocket from 'ws';
-import { Relay, atEnd, documentId, saved, share, until } from './relay.mjs';
+import { Relay, atEnd, bundle, documentId, saved, share, until, upload } from './relay.mjs';
 import { connect, emptySync, join, joined, say } from './raw.mjs';
 
 test('the handshake answers with what clients need', async t => {
@@ -17,6 +18,8 @@ test('the handshake answers with what clients need', async t => {
   assert.deepEqual(answer, { type: 'peer', senderId: 'the-relay', targetId: 'peer-1', selectedProtocolVersion: '1' });
   assert.equal(peerMetadata.isEphemeral, false);
   assert.match(peerMetadata.storageId, /^[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$/);
+  await joined(t, relay, 'the-relay');
+  await until('it warns', () => relay.log.includes("a peer has joined with this relay's own peer id, the-relay"));
 });
 
 test('a join without versions is taken, one without version 1 is refused', async t => {
@@ -152,6 +155,32 @@ test('a peer that does not answer pings is closed, one that does is not', async 
   dead.write(Buffer.concat([Buffer.from([0x82, 0x80 | message.length, 0, 0, 0, 0]), message]));
   await until('it is closed', async () => await relay.metric('tonk_relay_connections_ended_total{outcome="dead"}') === 1);
   assert.equal(alive.readyState, WebSocket.OPEN);
+});
+
+test('a client that is busy in the middle of a message is waited for', async t => {
+  const relay = await Relay.start(t, { sync: { ping_interval: '"500ms"', peer_id: '"relay"' } });
+  const large = documentId(9);
+  assert.equal((await upload(relay, bundle({ [large]: { bytes: new Uint8Array(randomBytes(6 << 20)) } }))).status, 200);
+  const [arriving, leaving] = [await joined(t, relay, 'arriving'), await joined(t, relay, 'leaving')];
+  // Two processes that do nothing for longer than two intervals: one has sent the half of a message, the other reads none.
+  const frame = cbor.encode({ type: 'request', senderId: 'arriving', targetId: 'relay', documentId: documentId(1), data: emptySync(),
+    more: new Uint8Array(100_000) });
+  const head = Buffer.from([0x82, 0x80 | 127, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+  head.writeBigUInt64BE(BigInt(frame.length), 2);
+  const half = new Promise(resolve => leaving._socket.on('data', function pause(data) {
+    // The beginning of the document, and not a ping.
+    if (data.length > 1000) resolve(leaving._socket.off('data', pause).pause());
+  }));
+  say(leaving, { type: 'request', senderId: 'leaving', targetId: 'relay', documentId: large, data: emptySync() });
+  await half;
+  arriving._socket.pause();
+  arriving._socket.write(Buffer.concat([head, frame.subarray(0, 60_000)]));
+  await new Promise(resolve => setTimeout(resolve, 1700));
+  arriving._socket.write(frame.subarray(60_000));
+  for (const socket of [arriving, leaving]) socket._socket.resume();
+  await until('it is answered', () => arriving.heard.some(({ type }) => type === 'doc-unavailable'));
+  await until('it has the document', () => leaving.heard.some(({ type }) => type === 'sync'));
+  for (const socket of [arriving, leaving]) assert.equal(socket.readyState, WebSocket.OPEN);
 });
 
 test('a page of another origin is refused after the upgrade', async t => {
