@@ -8,13 +8,14 @@ import { test } from 'node:test';
 import * as Automerge from '@automerge/automerge';
 import { unzipSync } from 'fflate';
 import { Relay, atEnd, bundle, close, documentId, folder, saved, share, until, upload } from './relay.mjs';
+import { StrictStore } from './strict-store.mjs';
 import { KEYS, Rclone, Store, line, skip, skipRclone } from './store.mjs';
 
 /** A relay whose access keys are a systemd credential. */
-async function start(t, bundles, keys = KEYS) {
+async function start(t, bundles, keys = KEYS, env = {}) {
   const relay = new Relay(await folder(t), { bundles, log: { level: '"info,aws_config=trace,aws_sdk_s3=trace"' } });
   await writeFile(join(relay.at, 'aws-credentials'), keys);
-  relay.env = { CREDENTIALS_DIRECTORY: relay.at, AWS_EC2_METADATA_DISABLED: 'true' };
+  relay.env = { CREDENTIALS_DIRECTORY: relay.at, AWS_EC2_METADATA_DISABLED: 'true', ...env };
   atEnd(t, () => relay.end());
   await relay.start();
   return relay;
@@ -200,6 +201,38 @@ test('an upload does not put a document of another history over one of the serve
   assert.equal((await (await relay.client(t).repo.find(`automerge:${leaf}`)).doc()).text, 'of the app, edited');
 });
 
+test('s3: a store that takes no checksums, and access keys for the two folders alone', async t => {
+  const prefix = 'my apps+1/';
+  const store = await StrictStore.start(t, prefix);
+  const relay = await start(t, store.config());
+  await until('it knows what the store can do', () => relay.log.includes('the bundle store honours conditional writes'));
+  const root = documentId(1);
+  for (const body of [bundle({ [root]: { n: 1 } }), bundle({ [root]: { n: 2 } }), large(root)]) {
+    const stored = await upload(relay, body);
+    assert.equal(stored.status, 200, await stored.text());
+    // Its documents are still being imported.
+    const found = await until('it can be read', async () => {
+      const answer = await fetch(`${relay.url}/api/bundles/${root}`);
+      return answer.status === 200 && answer;
+    }, 60);
+    assert.ok(Buffer.from(await found.arrayBuffer()).equals(Buffer.from(body)));
+  }
+  assert.equal(store.list(`${prefix}former/${root}/`).length, 2);
+  assert.deepEqual(store.list(`${prefix}bundles/`), [`${root}.tonk`], 'nothing is left of what it tried');
+  assert.doesNotMatch(relay.command('status'), /bundles: the store is away/);
+  await relay.end();
+
+  // Whoever wants checksums has the SDK's own variable.
+  const sums = await start(t, store.config(), KEYS, { AWS_REQUEST_CHECKSUM_CALCULATION: 'when_supported' });
+  assert.equal((await upload(sums, bundle({ [root]: { n: 3 } }))).status, 503, 'this store refuses them');
+  await sums.end();
+
+  const strange = await start(t, store.config(), KEYS.replace('AKIATEST', 'AKIAOTHER'));
+  await until('it says what is wrong', () =>
+    /bundles: the store is away: cannot find the bucket: the store refuses these access keys \(HTTP 403\)/.test(strange.command('status')));
+  assert.equal((await upload(strange, bundle({ [root]: { n: 4 } }))).status, 503);
+});
+
 test('s3: a stalled store is answered with 503 in bounded time, and sync goes on', { skip }, async t => {
   const store = await Store.start(t);
   const relay = await start(t, store.config({ timeout: '"1s"' }));
@@ -234,7 +267,8 @@ test('s3: no store, no such bucket, a wrong key: the relay starts, says so, and 
     [{}, KEYS.replace('a-secret-of-the-test', 'another')],
   ]) {
     const relay = await start(t, store.config(config), keys);
-    await until('it says so', () => /bundles: the store is away/.test(relay.command('status')));
+    const expected = keys === KEYS ? /bundles: the store is away/ : /the store refuses these access keys \(HTTP 403\)/;
+    await until('it says so', () => expected.test(relay.command('status')));
     // SeaweedFS makes a bucket that is missing.
     if (!config.bucket) assert.equal((await upload(relay, bundle({ [documentId(1)]: { n: 1 } }))).status, 503);
     assert.equal((await fetch(`${relay.url}/readyz`)).status, 200);

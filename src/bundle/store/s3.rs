@@ -17,12 +17,13 @@ use std::{
 };
 
 use aws_config::{
-    BehaviorVersion, Region, profile::ProfileFileCredentialsProvider, timeout::TimeoutConfig,
+    BehaviorVersion, Region, profile::ProfileFileCredentialsProvider,
+    provider_config::ProviderConfig, timeout::TimeoutConfig,
 };
 use aws_runtime::env_config::file::{EnvConfigFileKind, EnvConfigFiles};
-use aws_sdk_s3::config::http::HttpResponse;
 use aws_sdk_s3::{
     Client,
+    config::{RequestChecksumCalculation, ResponseChecksumValidation, http::HttpResponse},
     error::{ProvideErrorMetadata, SdkError},
     operation::head_object::HeadObjectOutput,
     primitives::{ByteStream, Length},
@@ -57,6 +58,9 @@ const WRITING: usize = 64;
 const OVERTAKEN: usize = 5;
 /// The systemd credential with access keys, in the format of `~/.aws/credentials`.
 const CREDENTIAL: &str = "aws-credentials";
+/// The SDK's variables for checksums; where they are not set, checksums are left out unless an operation requires them.
+const REQUEST_CHECKSUMS: &str = "AWS_REQUEST_CHECKSUM_CALCULATION";
+const RESPONSE_CHECKSUMS: &str = "AWS_RESPONSE_CHECKSUM_VALIDATION";
 /// The key of an object's SHA-256 among its metadata.
 const SHA256: &str = "sha256";
 
@@ -192,7 +196,7 @@ async fn client(config: &config::Bundles) -> Client {
         .read_timeout(config.timeout.0)
         .build();
     let mut loader = aws_config::defaults(BehaviorVersion::latest())
-        .http_client(http)
+        .http_client(http.clone())
         .timeout_config(timeouts)
         .retry_config(aws_config::retry::RetryConfig::standard().with_max_attempts(2));
     if !config.region.is_empty() {
@@ -209,9 +213,19 @@ async fn client(config: &config::Bundles) -> Client {
     if let Some(file) = systemd::credential(CREDENTIAL) {
         let files =
             EnvConfigFiles::builder().with_file(EnvConfigFileKind::Credentials, file).build();
-        loader = loader.credentials_provider(
-            ProfileFileCredentialsProvider::builder().profile_files(files).build(),
-        );
+        // With a client of HTTP: a profile may name a role, or the instance's own keys.
+        let provider = ProfileFileCredentialsProvider::builder()
+            .configure(&ProviderConfig::default().with_http_client(http))
+            .profile_files(files)
+            .build();
+        loader = loader.credentials_provider(provider);
+    }
+    // The SDK would add CRC32 trailers to every upload, which Ceph, OVH and older MinIO refuse.
+    if std::env::var_os(REQUEST_CHECKSUMS).is_none() {
+        loader = loader.request_checksum_calculation(RequestChecksumCalculation::WhenRequired);
+    }
+    if std::env::var_os(RESPONSE_CHECKSUMS).is_none() {
+        loader = loader.response_checksum_validation(ResponseChecksumValidation::WhenRequired);
     }
     let shared = loader.load().await;
     let own =
@@ -220,10 +234,9 @@ async fn client(config: &config::Bundles) -> Client {
 }
 
 /// What the SDK says, without what it would repeat; it never names credentials.
-fn failed<E, R>(action: &str, error: SdkError<E, R>) -> io::Error
+fn failed<E>(action: &str, error: SdkError<E, HttpResponse>) -> io::Error
 where
     E: std::error::Error + ProvideErrorMetadata + Send + Sync + 'static,
-    R: std::fmt::Debug + Send + Sync + 'static,
 {
     let kind = match &error {
         SdkError::TimeoutError(_) => io::ErrorKind::TimedOut,
@@ -236,11 +249,21 @@ where
             (None, message) => message?.to_owned(),
         })
     });
-    let said = said.unwrap_or_else(|| {
-        let causes = std::iter::successors(Some(&error as &dyn std::error::Error), |e| e.source());
-        causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
-    });
-    io::Error::new(kind, format!("cannot {action}: {said}"))
+    let text = match (status(&error), said) {
+        // An answer to HEAD has no body, and so no code.
+        (Some(status @ (401 | 403)), said) => {
+            let said = said.map(|said| format!(": {said}")).unwrap_or_default();
+            format!("the store refuses these access keys (HTTP {status}){said}")
+        }
+        (_, Some(said)) => said,
+        (status, None) => {
+            let causes =
+                std::iter::successors(Some(&error as &dyn std::error::Error), |e| e.source());
+            let causes = causes.map(ToString::to_string).collect::<Vec<_>>().join(": ");
+            status.map_or(causes.clone(), |status| format!("HTTP {status}: {causes}"))
+        }
+    };
+    io::Error::new(kind, format!("cannot {action}: {text}"))
 }
 
 /// The HTTP status of an answer that is an error.
@@ -264,10 +287,12 @@ enum Put {
 
 impl Put {
     /// What the answer to a conditional write means.
-    fn of<E, R>(action: &str, answer: Result<Option<String>, SdkError<E, R>>) -> io::Result<Self>
+    fn of<E>(
+        action: &str,
+        answer: Result<Option<String>, SdkError<E, HttpResponse>>,
+    ) -> io::Result<Self>
     where
         E: std::error::Error + ProvideErrorMetadata + Send + Sync + 'static,
-        R: std::fmt::Debug + Send + Sync + 'static,
     {
         match answer {
             Ok(etag) => Ok(Self::Stored(etag)),
@@ -323,7 +348,8 @@ impl At {
 
     /// Write one object twice on the condition that it is not there.
     async fn honours_conditions(&self) -> io::Result<bool> {
-        let key = format!("{}.tonk-relay-probe-{:016x}", self.prefix, random());
+        // Where bundles are: access keys may be good for these alone.
+        let key = format!("{}bundles/.tonk-relay-probe-{:016x}", self.prefix, random());
         let write = async || {
             let put = self.client.put_object().bucket(&*self.bucket).key(&key);
             put.if_none_match("*").body(ByteStream::from_static(b"probe")).send().await
@@ -537,7 +563,8 @@ impl At {
             let etag = || head.e_tag().unwrap_or_default().trim_matches('"').to_owned();
             let key = format!("{prefix}{}.tonk", hash.unwrap_or_else(etag));
             let copy = self.client.copy_object().bucket(&*self.bucket).key(key);
-            let copy = copy.copy_source(format!("{}/{}", self.bucket, self.key(id))).send();
+            let source = percent_encoded(&format!("{}/{}", self.bucket, self.key(id)));
+            let copy = copy.copy_source(source).send();
             let copy =
                 async { copy.await.map(drop).map_err(|e| failed("keep the former bundle", e)) };
             self.patient("keep the former bundle", copy).await?;
@@ -576,6 +603,18 @@ impl Drop for AbortUpload<'_> {
             tokio::spawn(async move { at.abort(&key, &upload).await });
         }
     }
+}
+
+/// A path as it is written in a URL: all but the unreserved characters (RFC 3986, 2.3) and slashes in percent-encoding.
+fn percent_encoded(path: &str) -> String {
+    path.bytes().fold(String::with_capacity(path.len()), |mut out, byte| {
+        if byte.is_ascii_alphanumeric() || b"-._~/".contains(&byte) {
+            out.push(char::from(byte));
+        } else {
+            out.push_str(&format!("%{byte:02X}"));
+        }
+        out
+    })
 }
 
 /// A number that another process does not draw.
@@ -742,5 +781,16 @@ impl BundleStore for S3Store {
     /// They stay where they are: a restore leaves bundles alone that are there.
     fn set_aside(&self, _name: &str) -> BoxFuture<'_, io::Result<()>> {
         std::future::ready(Ok(())).boxed()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::percent_encoded;
+
+    #[test]
+    fn a_copy_source_is_percent_encoded() {
+        assert_eq!(percent_encoded("bundles/my app+1/ü.tonk"), "bundles/my%20app%2B1/%C3%BC.tonk");
+        assert_eq!(percent_encoded("a-b_c.d~e/F9"), "a-b_c.d~e/F9");
     }
 }
