@@ -509,6 +509,7 @@ impl Bound {
         tasks::follow_bundle(&mut supervisor, &stopping, &self.keeper, &rooms);
         tasks::follow_certificate(&mut supervisor, &stopping, &self.tls);
         tasks::follow_config(&mut supervisor, &stopping, &reloader);
+        tasks::follow_keys(&mut supervisor, &stopping, &reloader);
         tasks::flush_log(&mut supervisor, &stopping, &repeats);
         if let Some(s3) = &self.store.s3 {
             tasks::keep_asking(&mut supervisor, &stopping, s3);

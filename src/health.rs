@@ -78,8 +78,18 @@ pub struct Unreadable(Arc<Health>);
 
 impl Health {
     /// The names of all checks, so that each has a metric from the start.
-    pub const CHECKS: [&str; 9] =
-        ["auth", "bundle", "bundles", "documents", "phase", "reload", "space", "storage", "tls"];
+    pub const CHECKS: [&str; 10] = [
+        "auth",
+        "bundle",
+        "bundles",
+        "documents",
+        "keys",
+        "phase",
+        "reload",
+        "space",
+        "storage",
+        "tls",
+    ];
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)

@@ -1,5 +1,7 @@
 //! Taking over a changed config while running: all of it, or nothing and the reason.
 
+mod keys;
+
 use std::{
     fmt,
     path::{Path, PathBuf},

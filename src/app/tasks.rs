@@ -211,6 +211,19 @@ pub(super) fn follow_config(
     });
 }
 
+/// Swap the keys for JWTs when their file changes.
+pub(super) fn follow_keys(
+    supervisor: &mut Supervisor,
+    stopping: &CancellationToken,
+    reloader: &Arc<Reloader>,
+) {
+    let reloader = reloader.clone();
+    supervisor.keep("keys", OnExit::Restart, stopping, move || {
+        let reloader = reloader.clone();
+        async move { reloader.follow_keys().await }
+    });
+}
+
 /// Write the log lines that were held back.
 pub(super) fn flush_log(
     supervisor: &mut Supervisor,

@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
 import { createHmac, generateKeyPairSync, randomBytes, sign } from 'node:crypto';
-import { readFile, writeFile } from 'node:fs/promises';
+import { mkdir, readFile, rename, rm, symlink, writeFile } from 'node:fs/promises';
 import net from 'node:net';
 import { test } from 'node:test';
 import { join as path } from 'node:path';
@@ -545,4 +545,37 @@ test('JWTs of every algorithm, from a JWKS and from PEM; they end, and keys are 
   reload(relay);
   for (const alg of ['ES256', 'RS256', 'HS256']) assert.equal((await sockets[alg].closed).code, 4401);
   assert.equal(sockets.EdDSA.readyState, 1);
+});
+
+test('keys for JWTs are watched: a swap as Kubernetes makes it, and a file that is no good', async t => {
+  const at = await folder(t);
+  const pairs = { one: generateKeyPairSync('ed25519'), two: generateKeyPairSync('ed25519') };
+  const pem = name => pairs[name].publicKey.export({ type: 'spki', format: 'pem' });
+  const [mount, file] = [path(at, 'secret'), path(at, 'secret/keys')];
+  // Files are links to ..data/FILE, and ..data to a folder that is replaced.
+  const put = async (folder, text) => {
+    await mkdir(path(mount, folder), { recursive: true });
+    await writeFile(path(mount, folder, 'keys'), text);
+    await symlink(folder, path(mount, '..new'));
+    await rename(path(mount, '..new'), path(mount, '..data'));
+  };
+  await put('..1', pem('one'));
+  await symlink('..data/keys', file);
+  const relay = await Relay.start(t, { auth: { mode: '"jwt"', jwt_keys: `"${file}"`, anonymous: '["admin"]' } }, at);
+  const token = name => jwt('EdDSA', pairs[name].privateKey, { sub: 'ann', exp: Math.floor(Date.now() / 1000) + 600, scope: 'sync:write' });
+  const socket = await joined(t, relay, 'one', { path: `/?token=${token('one')}` });
+  await put('..2', pem('two'));
+  await rm(path(mount, '..1'), { recursive: true });
+  assert.equal((await socket.closed).code, 4401);
+  const next = await joined(t, relay, 'two', { path: `/?token=${token('two')}` });
+  assert.match(relay.log, /auth\.jwt_keys has changed; its keys are in effect/);
+
+  await put('..3', 'no keys');
+  await rm(path(mount, '..2'), { recursive: true });
+  await until('it says so', () => /degraded +keys: auth\.jwt_keys: /.test(relay.command('status')));
+  assert.equal(next.readyState, 1, 'the former keys stay');
+  await put('..4', pem('two'));
+  await until('all is well', () => !/degraded/.test(relay.command('status')));
+  assert.equal(next.readyState, 1);
+  assert.doesNotMatch(relay.log, /notify/);
 });

@@ -1,0 +1,76 @@
+//! Following the file of keys for JWTs: changed keys hold at once, without a reload of the config.
+
+use tracing::{error, info};
+
+use super::Reloader;
+use crate::{
+    auth::{self, Policy},
+    blocking,
+    bundle::watch::PathWatch,
+    config::{self, AuthMode},
+};
+
+impl Reloader {
+    /// Put the keys into effect whenever their file changes. Runs for ever.
+    pub async fn follow_keys(&self) {
+        let mut config = self.config.subscribe();
+        loop {
+            let auth = config.borrow_and_update().auth.clone();
+            if auth.mode != AuthMode::Jwt {
+                self.health.degrade("keys", None);
+                if config.changed().await.is_err() {
+                    return;
+                }
+                continue;
+            }
+            let file = auth::keys_file(&auth);
+            let mut keys = PathWatch::new(&file).await;
+            // They may have changed between the last reading and the first watch.
+            self.load_keys().await;
+            loop {
+                tokio::select! {
+                    () = keys.changed() => {
+                        if self.load_keys().await {
+                            info!(file = %file.display(), "auth.jwt_keys has changed; its keys are in effect");
+                        }
+                    }
+                    changed = config.changed() => match changed {
+                        Err(_) => return,
+                        Ok(()) if is_same(&config.borrow().auth, &auth) => {}
+                        Ok(()) => break,
+                    },
+                }
+            }
+        }
+    }
+
+    /// Read the keys that the config in effect names. If they cannot be used, the former ones stay. Returns whether they can.
+    async fn load_keys(&self) -> bool {
+        // Held, so that no reload comes between: a policy of the former config would undo it.
+        let loaded = self.loaded.lock().await;
+        let auth = loaded.config.auth.clone();
+        if auth.mode != AuthMode::Jwt {
+            return false;
+        }
+        #[expect(clippy::disallowed_methods, reason = "runs on a thread that may block")]
+        let read = blocking::run(move || Policy::load(&auth)).await;
+        match read {
+            Ok(policy) => {
+                self.sessions.auth.set(policy);
+                self.sessions.review(true);
+                self.health.degrade("keys", None);
+                true
+            }
+            Err(error) => {
+                error!("auth.jwt_keys cannot be used; the former keys stay in effect: {error}");
+                self.health.degrade("keys", Some(format!("auth.jwt_keys: {error}")));
+                false
+            }
+        }
+    }
+}
+
+/// Whether the same keys are followed.
+fn is_same(one: &config::Auth, other: &config::Auth) -> bool {
+    one.mode == other.mode && auth::keys_file(one) == auth::keys_file(other)
+}
