@@ -10,41 +10,31 @@
 //! be written, and their numbering is what a reader derives from their dependencies. Whatever is unusual is decided by
 //! saving the whole document and loading it again.
 
+mod lineage;
+mod tally;
+
 use std::{
-    cell::{Cell, LazyCell},
-    collections::{HashMap, HashSet},
+    cell::Cell,
+    collections::HashSet,
     panic::{AssertUnwindSafe, catch_unwind, set_hook, take_hook},
     sync::Once,
 };
 
-use automerge::{
-    ActorId, Automerge, Bundle, Change, ChangeHash, LoadOptions, OnPartialLoad, ReadDoc,
-};
+use automerge::{Automerge, Bundle, Change, ChangeHash, LoadOptions, OnPartialLoad, ReadDoc};
 use sha2::{Digest, Sha256};
 
+use self::{
+    lineage::Lineage,
+    tally::{MAX_LEAP, MAX_SKIPPED, Tally},
+};
 use super::{
     order::dependencies_first,
     unpacked::{self, Origin},
 };
 use crate::config::Size;
 
-/// By how much the highest operation number of a document may exceed the number of its operations. Honest numbers have
-/// no such gaps, but for authors that knew operations which their change does not depend on (`changeAt`). automerge's
-/// JavaScript reserves memory for every number that is skipped: 300,000,000 fail with "out of memory", and every client
-/// has to count on from the highest.
-const MAX_LEAP: u64 = 1_000_000;
-/// The same for what each change skips between its dependencies and itself, all changes together: many branches can skip
-/// the same numbers. 20,000,000 can still be loaded in JavaScript, where each takes some 200 bytes while a document is
-/// loaded.
-const MAX_SKIPPED: u64 = 10_000_000;
 /// No healthy document has this many heads. Every head costs time on every message, so refuse more.
 const MAX_HEADS: usize = 4_096;
-/// How many changes of one message are compared with the history one by one, and with how many changes of it, before the
-/// whole document is checked instead.
-const HISTORY_LOOKUPS: usize = 16;
-const HISTORY_CHANGES: usize = 4_096;
-/// How far it is looked among the changes of one message for one that another builds on.
-const ANCESTRY_STEPS: usize = 256;
 /// Seconds since 1970. automerge stores differences of times, and fails where these overflow.
 const MAX_TIME: u64 = 1 << 53;
 
@@ -125,91 +115,6 @@ impl Default for State {
     fn default() -> Self {
         Self::Awake(Box::default())
     }
-}
-
-/// What is counted over all changes of a document.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Tally {
-    changes: u64,
-    operations: u64,
-    /// The highest number of an operation.
-    highest: u64,
-    /// Operation numbers between each change and its dependencies.
-    skipped: u64,
-    /// A reader will number operations in another way, or take those of one change for those of another of its actor.
-    is_ambiguous: bool,
-}
-
-impl Tally {
-    /// Counts all changes of a document.
-    fn of(doc: &Automerge) -> Self {
-        let changes = doc.get_changes_meta(&[]);
-        // Made when it is needed: most changes depend on the one before them alone.
-        let numbers = LazyCell::new(|| {
-            changes.iter().map(|change| (change.hash, change.max_op)).collect::<HashMap<_, _>>()
-        });
-        // The last operation of each actor so far. Changes of one actor come in its own order.
-        let mut last: HashMap<&ActorId, u64> = HashMap::new();
-        let mut tally = Self::default();
-        for (n, change) in changes.iter().enumerate() {
-            let previous = n.checked_sub(1).and_then(|n| changes.get(n));
-            let before = match (change.deps.as_slice(), previous) {
-                ([], _) => 0,
-                ([only], Some(previous)) if *only == previous.hash => previous.max_op,
-                (deps, _) => {
-                    let before = deps.iter().filter_map(|dep| numbers.get(dep)).max();
-                    before.copied().unwrap_or(0)
-                }
-            };
-            let operations = (change.max_op + 1).saturating_sub(change.start_op);
-            tally.add(change.start_op, operations, before);
-            // A reader takes all numbers after the dependencies for those of the change.
-            let last = last.entry(&change.actor).or_default();
-            tally.is_ambiguous |= before < *last;
-            *last = change.max_op.max(*last);
-        }
-        tally
-    }
-
-    fn add(&mut self, start: u64, operations: u64, before: u64) {
-        self.changes += 1;
-        self.operations = self.operations.saturating_add(operations);
-        self.highest = self.highest.max(start.saturating_add(operations).saturating_sub(1));
-        if operations > 0 {
-            self.skipped = self.skipped.saturating_add(start.saturating_sub(before + 1));
-        }
-        self.is_ambiguous |= is_misnumbered(start, operations, before);
-    }
-
-    fn check(&self) -> Result<(), Refusal> {
-        self.check_after(&Self::default())
-    }
-
-    /// Checks what has become of a document that was counted as `before`: what was wrong with it already may stay, and may
-    /// not get worse.
-    fn check_after(&self, before: &Self) -> Result<(), Refusal> {
-        let Self { operations, highest, skipped, is_ambiguous, .. } = *self;
-        if is_ambiguous && !before.is_ambiguous {
-            return Err(Refusal::Unreadable);
-        }
-        if self.leap() > MAX_LEAP.max(before.leap()) {
-            return Err(Refusal::Leap { highest, operations });
-        }
-        if skipped > MAX_SKIPPED.max(before.skipped) {
-            return Err(Refusal::Skipped(skipped));
-        }
-        Ok(())
-    }
-
-    fn leap(&self) -> u64 {
-        self.highest.saturating_sub(self.operations)
-    }
-}
-
-/// Whether no reader can number a change as its author did. The first number is derived from the dependencies, whose highest
-/// is `before`, and from the last one, so that nothing tells where the numbers of an empty change begin.
-fn is_misnumbered(start: u64, operations: u64, before: u64) -> bool {
-    start <= before || (operations == 0 && start != before + 1)
 }
 
 thread_local! {
@@ -576,112 +481,6 @@ fn count(doc: &Automerge, new: &[Change], heads: &[ChangeHash], tally: &mut Tall
         is_canonical &= heads.binary_search(&hash).is_ok() || deps.contains(&hash);
     }
     is_canonical
-}
-
-/// How changes descend from each other and from those of a document.
-struct Lineage<'a> {
-    doc: &'a Automerge,
-    /// The document's heads.
-    heads: &'a [ChangeHash],
-    /// The changes by their hashes, where there are several.
-    new: HashMap<ChangeHash, &'a Change>,
-    /// The same by their actors and numbers.
-    made: HashMap<(&'a ActorId, u64), &'a Change>,
-    lookups: usize,
-}
-
-impl<'a> Lineage<'a> {
-    fn new(doc: &'a Automerge, changes: &'a [Change], heads: &'a [ChangeHash]) -> Self {
-        let several = if changes.len() > 1 { changes } else { &[] };
-        let made = several.iter().map(|change| ((change.actor_id(), change.seq()), change));
-        let made = made.collect();
-        let new = several.iter().map(|change| (change.hash(), change)).collect();
-        Self { doc, heads, new, made, lookups: 0 }
-    }
-
-    /// Whether a change is numbered as a reader will number it.
-    ///
-    /// # Errors
-    /// It is such that no reader can.
-    fn is_usual(&mut self, change: &Change) -> Result<bool, Refusal> {
-        let before = self.number_before(change);
-        let (start, operations) = (change.start_op().get(), change.len() as u64);
-        let highest = start.saturating_add(operations);
-        if highest > u64::from(u32::MAX) {
-            return Err(Refusal::Leap { highest, operations });
-        }
-        let waits = || change.deps().iter().any(|dep| !self.knows(dep));
-        if start <= before || (is_misnumbered(start, operations, before) && !waits()) {
-            return Err(Refusal::Unreadable);
-        }
-        Ok(self.builds_on_its_previous(change))
-    }
-
-    fn knows(&self, hash: &ChangeHash) -> bool {
-        self.new.contains_key(hash) || self.doc.get_change_meta_by_hash(hash).is_some()
-    }
-
-    /// The highest operation number of a change's dependencies.
-    fn number_before(&self, change: &Change) -> u64 {
-        let numbers = change.deps().iter().map(|dep| match self.new.get(dep) {
-            Some(dep) => dep.max_op(),
-            None => self.doc.get_change_meta_by_hash(dep).map_or(0, |dep| dep.max_op),
-        });
-        numbers.max().unwrap_or(0)
-    }
-
-    /// Whether one of the new changes builds on another, as far as a few steps tell.
-    fn is_ancestor(&self, ancestor: &Change, change: &Change) -> bool {
-        let target = ancestor.hash();
-        let (mut next, mut steps) = (change.deps().to_vec(), 0);
-        while let Some(hash) = next.pop() {
-            if hash == target {
-                return true;
-            }
-            steps += 1;
-            if steps > ANCESTRY_STEPS {
-                return false;
-            }
-            // What builds on it is numbered above it.
-            if let Some(dep) = self.new.get(&hash).filter(|dep| dep.max_op() >= ancestor.max_op()) {
-                next.extend(dep.deps());
-            }
-        }
-        false
-    }
-
-    /// Whether the previous change of a change's actor is among its ancestors, as far as that can be told at little cost.
-    fn builds_on_its_previous(&mut self, change: &Change) -> bool {
-        let (actor, seq) = (change.actor_id(), change.seq());
-        if seq == 1 {
-            return true;
-        }
-        let is_previous = |other: &ActorId, other_seq: u64| other == actor && other_seq + 1 == seq;
-        let is_dependency = change.deps().iter().any(|dep| match self.new.get(dep) {
-            Some(dep) => is_previous(dep.actor_id(), dep.seq()),
-            None => (self.doc.get_change_meta_by_hash(dep))
-                .is_some_and(|dep| is_previous(&dep.actor, dep.seq)),
-        });
-        if is_dependency {
-            return true;
-        }
-        if let Some(previous) = self.made.get(&(actor, seq - 1)) {
-            return self.is_ancestor(previous, change);
-        }
-        // What builds on all that is here builds on every change that is not new.
-        if change.deps() == self.heads {
-            return true;
-        }
-        self.lookups += 1;
-        if self.lookups > HISTORY_LOOKUPS {
-            return false;
-        }
-        let elsewhere = self.doc.get_changes_meta(change.deps());
-        if elsewhere.len() > HISTORY_CHANGES {
-            self.lookups = HISTORY_LOOKUPS;
-        }
-        !elsewhere.iter().any(|other| *other.actor == *actor && other.seq < seq)
-    }
 }
 
 /// Whether automerge can apply a change, or stops in the middle of it.

@@ -1,7 +1,7 @@
 use std::num::NonZeroU64;
 
 use automerge::{
-    ExpandedChange, ObjType, ROOT,
+    ActorId, ExpandedChange, ObjType, ROOT,
     marks::{ExpandMark, Mark},
     transaction::{CommitOptions, Transactable},
 };

@@ -1,0 +1,102 @@
+//! Counts what the changes of a document number, and bounds it.
+
+use std::{cell::LazyCell, collections::HashMap};
+
+use automerge::{ActorId, Automerge};
+
+use super::Refusal;
+
+/// By how much the highest operation number of a document may exceed the number of its operations. Honest numbers have
+/// no such gaps, but for authors that knew operations which their change does not depend on (`changeAt`). automerge's
+/// JavaScript reserves memory for every number that is skipped: 300,000,000 fail with "out of memory", and every client
+/// has to count on from the highest.
+pub(super) const MAX_LEAP: u64 = 1_000_000;
+/// The same for what each change skips between its dependencies and itself, all changes together: many branches can skip
+/// the same numbers. 20,000,000 can still be loaded in JavaScript, where each takes some 200 bytes while a document is
+/// loaded.
+pub(super) const MAX_SKIPPED: u64 = 10_000_000;
+
+/// What is counted over all changes of a document.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Tally {
+    pub(super) changes: u64,
+    pub(super) operations: u64,
+    /// The highest number of an operation.
+    pub(super) highest: u64,
+    /// Operation numbers between each change and its dependencies.
+    pub(super) skipped: u64,
+    /// A reader will number operations in another way, or take those of one change for those of another of its actor.
+    pub(super) is_ambiguous: bool,
+}
+
+impl Tally {
+    /// Counts all changes of a document.
+    pub(super) fn of(doc: &Automerge) -> Self {
+        let changes = doc.get_changes_meta(&[]);
+        // Made when it is needed: most changes depend on the one before them alone.
+        let numbers = LazyCell::new(|| {
+            changes.iter().map(|change| (change.hash, change.max_op)).collect::<HashMap<_, _>>()
+        });
+        // The last operation of each actor so far. Changes of one actor come in its own order.
+        let mut last: HashMap<&ActorId, u64> = HashMap::new();
+        let mut tally = Self::default();
+        for (n, change) in changes.iter().enumerate() {
+            let previous = n.checked_sub(1).and_then(|n| changes.get(n));
+            let before = match (change.deps.as_slice(), previous) {
+                ([], _) => 0,
+                ([only], Some(previous)) if *only == previous.hash => previous.max_op,
+                (deps, _) => {
+                    let before = deps.iter().filter_map(|dep| numbers.get(dep)).max();
+                    before.copied().unwrap_or(0)
+                }
+            };
+            let operations = (change.max_op + 1).saturating_sub(change.start_op);
+            tally.add(change.start_op, operations, before);
+            // A reader takes all numbers after the dependencies for those of the change.
+            let last = last.entry(&change.actor).or_default();
+            tally.is_ambiguous |= before < *last;
+            *last = change.max_op.max(*last);
+        }
+        tally
+    }
+
+    pub(super) fn add(&mut self, start: u64, operations: u64, before: u64) {
+        self.changes += 1;
+        self.operations = self.operations.saturating_add(operations);
+        self.highest = self.highest.max(start.saturating_add(operations).saturating_sub(1));
+        if operations > 0 {
+            self.skipped = self.skipped.saturating_add(start.saturating_sub(before + 1));
+        }
+        self.is_ambiguous |= is_misnumbered(start, operations, before);
+    }
+
+    pub(super) fn check(&self) -> Result<(), Refusal> {
+        self.check_after(&Self::default())
+    }
+
+    /// Checks what has become of a document that was counted as `before`: what was wrong with it already may stay, and may
+    /// not get worse.
+    pub(super) fn check_after(&self, before: &Self) -> Result<(), Refusal> {
+        let Self { operations, highest, skipped, is_ambiguous, .. } = *self;
+        if is_ambiguous && !before.is_ambiguous {
+            return Err(Refusal::Unreadable);
+        }
+        if self.leap() > MAX_LEAP.max(before.leap()) {
+            return Err(Refusal::Leap { highest, operations });
+        }
+        if skipped > MAX_SKIPPED.max(before.skipped) {
+            return Err(Refusal::Skipped(skipped));
+        }
+        Ok(())
+    }
+
+    fn leap(&self) -> u64 {
+        self.highest.saturating_sub(self.operations)
+    }
+}
+
+/// Whether no reader can number a change as its author did. The first number is derived from the dependencies, whose highest
+/// is `before`, and from the last one, so that nothing tells where the numbers of an empty change begin.
+pub(super) fn is_misnumbered(start: u64, operations: u64, before: u64) -> bool {
+    start <= before || (operations == 0 && start != before + 1)
+}
