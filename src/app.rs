@@ -6,7 +6,7 @@ mod tasks;
 use std::{
     net::SocketAddr,
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
@@ -51,7 +51,7 @@ use crate::{
         memory,
         peers::Peers,
         room::{native, samod},
-        rooms::{Rooms, Shared},
+        rooms::{Rooms, Shared, lock},
         sessions::{REFUSED_AT_ONCE, Sessions},
         turns::Turns,
     },
@@ -743,12 +743,12 @@ impl Parts {
     }
 
     fn enter(&self, step: Step) {
-        *self.step.lock().unwrap_or_else(PoisonError::into_inner) = step;
+        *lock(&self.step) = step;
     }
 
     /// What the drain has not finished.
     fn late(&self) -> String {
-        let step = *self.step.lock().unwrap_or_else(PoisonError::into_inner);
+        let step = *lock(&self.step);
         let connections = self.sessions_running.len();
         let mut text = format!("{}; {connections} connections are open", step.text());
         let late = self.rooms.late();

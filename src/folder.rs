@@ -74,7 +74,7 @@ impl Folder {
         let file = if geteuid().is_root() {
             match walk(&path, creates)? {
                 Reached { folder, file: None, .. } => folder,
-                // There is no such folder, and this says why.
+                // The folder does not exist; opening it gives the exact error.
                 Reached { folder, file: Some(name), .. } => {
                     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW;
                     openat(&folder, name, flags | OFlags::CLOEXEC, Mode::empty())?
@@ -116,7 +116,7 @@ impl Folder {
     /// file that the folder's owner may have linked there.
     ///
     /// # Errors
-    /// It cannot be opened, or is no such file.
+    /// The file cannot be opened, is not a regular file, or is one that is refused.
     pub fn open_file(&self, name: impl AsRef<OsStr>) -> io::Result<File> {
         let flags =
             OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
@@ -192,7 +192,7 @@ impl Folder {
         written
     }
 
-    /// Deletes a file in the folder; that it is not there is no error.
+    /// Deletes a file in the folder, if it exists.
     ///
     /// # Errors
     /// It cannot be deleted.

@@ -100,7 +100,7 @@ impl DiskBudget {
     /// Opens a stored bundle as a file. If it is in an object store this takes a local copy of it, on reserved space.
     ///
     /// # Errors
-    /// It cannot be read, or there is no room for the copy.
+    /// The bundle cannot be read, or the disk has no room for the copy.
     pub async fn open(self: &Arc<Self>, stored: StoredBundle) -> io::Result<ReservedFile> {
         let (mut reservation, copied) = (self.begin(None), stored.copied_bytes());
         let reservation =

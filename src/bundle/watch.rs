@@ -11,7 +11,7 @@ use std::{
     fs::{self, Metadata},
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -28,6 +28,7 @@ use crate::{
     config::Config,
     health::Health,
     metrics::{self, BundleMetrics},
+    sync::rooms::lock,
 };
 
 /// How often the file is looked at when nothing was reported.
@@ -132,7 +133,7 @@ impl PathWatch {
             if now != seen {
                 return Some(now);
             }
-            folders.lock().unwrap_or_else(PoisonError::into_inner).renew(&path);
+            lock(&folders).renew(&path);
             None
         })
         .await
@@ -141,7 +142,7 @@ impl PathWatch {
     async fn renew_watches(&self) {
         let (path, folders) = (self.path.clone(), self.folders.clone());
         blocking::run(move || {
-            folders.lock().unwrap_or_else(PoisonError::into_inner).renew(&path);
+            lock(&folders).renew(&path);
         })
         .await;
     }
@@ -193,7 +194,7 @@ impl BundleKeeper {
     /// Reads the bundle that `config` names, if it names one, and changes nothing that is served.
     ///
     /// # Errors
-    /// The file cannot be read or is no bundle.
+    /// The file cannot be read or is not a bundle.
     pub async fn prepare(&self, config: &Config) -> Result<PreparedBundle<'_>, ServeError> {
         let turn = self.loading.lock().await;
         self.read(config, turn).await
@@ -239,7 +240,7 @@ impl BundleKeeper {
             self.served.send_replace(None);
             return;
         };
-        *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = identity;
+        *lock(&self.seen) = identity;
         self.metrics.loads.with_label_values(&["loaded"]).inc();
         self.metrics.loaded_at.set(metrics::now());
         self.metrics.info.with_label_values(&[&bundle.sha256]).set(1);
@@ -265,7 +266,7 @@ impl BundleKeeper {
                 }
                 continue;
             }
-            let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            let seen = lock(&self.seen).clone();
             let mut file = PathWatch::since(&path, seen).await;
             loop {
                 tokio::select! {

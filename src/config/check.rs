@@ -168,8 +168,8 @@ pub fn without_effect(loaded: &LoadedConfig) -> Vec<Fault> {
     found
 }
 
-/// Every fault that shows when what is named is opened: by the service's user and in its sandbox, if there is one, or as
-/// whoever asks. Relative paths are [`check`]'s matter.
+/// Opens everything that the config names and returns the faults. With a service, files are opened as its user and its
+/// sandbox is heeded; without one, as the user of this process. [`check`] covers relative paths.
 pub fn open(loaded: &LoadedConfig, service: Option<&Service>) -> Vec<Fault> {
     let Some(service) = service else { return open_here(loaded, |_| false) };
     let mut faults = kept_from(loaded, service);
@@ -213,8 +213,8 @@ fn kept_from(loaded: &LoadedConfig, service: &Service) -> Vec<Fault> {
     faults.collect()
 }
 
-/// Every fault that shows when what is named is opened by whoever runs this. `will_be_made`: folders that are not there
-/// yet, and no fault.
+/// Opens everything that the config names, as the user of this thread, and returns the faults. A missing folder is no
+/// fault if `will_be_made` accepts its path.
 #[expect(clippy::disallowed_methods, reason = "runs in a command")]
 fn open_here(loaded: &LoadedConfig, will_be_made: impl Fn(&Path) -> bool) -> Vec<Fault> {
     let config = &loaded.config;

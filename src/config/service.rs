@@ -47,7 +47,8 @@ struct Sandbox {
 }
 
 impl Service {
-    /// The service of the installed unit; nothing if there is none, it runs as root, or whoever asks is not root.
+    /// Returns the service of the installed unit. Returns nothing if no unit is installed, if the unit runs as root, or
+    /// if this process does not.
     ///
     /// # Errors
     /// Its user or one of its groups does not exist.

@@ -6,7 +6,7 @@ use std::{
     fs,
     path::{Component, Path, PathBuf},
     sync::{
-        Arc, LazyLock, Mutex, MutexGuard, PoisonError,
+        Arc, LazyLock, Mutex,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -20,6 +20,7 @@ use tokio::sync::mpsc;
 use tracing::warn;
 
 use super::LOOK;
+use crate::sync::rooms::lock;
 
 /// Symlinks that a path may lead through, as the kernel has it (`path_resolution(7)`).
 const MAX_LINKS: usize = 40;
@@ -61,7 +62,7 @@ impl Shared {
     }
 }
 
-/// Tell whoever an event concerns; everybody where it is not known which folder it is of.
+/// Notifies the listeners of the folder that an event names. An event without a path concerns all listeners.
 fn tell(listeners: &mut Listeners, event: Option<notify::Event>) {
     let notify = |concerned: &[(u64, mpsc::Sender<()>)]| {
         for (_, changes) in concerned {
@@ -70,7 +71,7 @@ fn tell(listeners: &mut Listeners, event: Option<notify::Event>) {
         }
     };
     match event {
-        // Every program that is started opens files of /etc: that they are read is no change.
+        // Programs read files in /etc whenever they start. Reading a file does not change it.
         Some(event) if event.kind.is_access() && !is_written(event.kind) => {}
         Some(event) if !event.paths.is_empty() => {
             for path in &event.paths {
@@ -85,10 +86,6 @@ fn tell(listeners: &mut Listeners, event: Option<notify::Event>) {
 
 fn is_written(kind: EventKind) -> bool {
     kind == EventKind::Access(AccessKind::Close(AccessMode::Write))
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl WatchedFolders {
