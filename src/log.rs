@@ -165,7 +165,9 @@ pub fn init(config: &Log) -> Result<LogLevel, LogError> {
         }
     };
     // Amazon's crates write access keys into their lines, at any level.
-    let ours = filter_fn(|metadata| !metadata.target().starts_with("aws_"));
+    // The hint keeps the other filters' hints in effect (`And`). Without any, trace lines of all libraries reach the filters.
+    let ours = filter_fn(|metadata| !metadata.target().starts_with("aws_"))
+        .with_max_level_hint(LevelFilter::TRACE);
     tracing_subscriber::registry()
         .with(output.with_filter(filter.and(ours.clone())))
         // Whatever the log leaves out.
