@@ -39,14 +39,16 @@ use self::{
 use crate::{
     admin::{ReloadAnswer, client::AdminError, status::Status},
     app::{AppError, Loaded},
+    base::{
+        document_id::{BadDocumentId, DocumentId},
+        folder::Folder,
+    },
     config::{
         AdminAddress, AuthMode, Config, StoreKind, check,
         load::{self, Fault, LoadedConfig, Origins},
         service::Service,
     },
-    document_id::{BadDocumentId, DocumentId},
-    folder::Folder,
-    log::{self, LogError},
+    observe::log::{self, LogError},
     storage::StorageError,
 };
 

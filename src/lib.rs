@@ -5,25 +5,25 @@
 //! | arguments and sub-commands | [`cli`] |
 //! | the config file: keys, defaults, checks, what a reload may change | [`config`] |
 //! | start, run and drain, in that order | [`app`] |
-//! | who owns a task and what its end means | [`supervisor`] |
-//! | signals; what systemd is told | [`signals`], [`systemd`] |
-//! | taking over a changed config | [`reloader`] |
+//! | who owns a task and what its end means | [`app::supervisor`] |
+//! | signals; what systemd is told | [`observe::signals`], [`observe::systemd`] |
+//! | taking over a changed config | [`app::reloader`] |
 //! | the public port: pages, bundles, errors, connections | [`http`] |
 //! | protocol messages, sessions, rooms and their engines | [`sync`] |
 //! | `.tonk` bundles: parse, serve, watch, store | [`bundle`] |
 //! | what may become part of a document, and what it takes | [`document`] |
 //! | documents on disk, and bundle documents underneath | [`storage`] |
 //! | the admin socket and its commands | [`admin`] |
-//! | readiness and what is amiss | [`health`] |
+//! | readiness and what is amiss | [`observe::health`] |
 //! | who may do what | [`auth`] |
 //! | what addresses and principals may use | [`limits`] |
-//! | what rooms and sessions cost | [`usage`], [`sync::look`] |
-//! | that all of it still answers, for systemd | [`watchdog`] |
-//! | every metric name | [`metrics`] |
-//! | file calls, off the async threads | [`blocking`] |
-//! | what names that others choose may hold | [`text`] |
-//! | files that others may plant: links, FIFOs, endless ones | [`folder`], [`regular_file`] |
-//! | the log, and lines that repeat | [`log`] |
+//! | what rooms and sessions cost | [`observe::usage`], [`sync::look`] |
+//! | that all of it still answers, for systemd | [`app::watchdog`] |
+//! | every metric name | [`observe::metrics`] |
+//! | file calls, off the async threads | [`base::blocking`] |
+//! | what names that others choose may hold | [`base::text`] |
+//! | files that others may plant: links, FIFOs, endless ones | [`base::folder`], [`base::regular_file`] |
+//! | the log, and lines that repeat | [`observe::log`] |
 //!
 //! # How a message goes
 //! `http::listener` accepts a connection; `http::upgrade` turns it into a session ([`sync::sessions`]), which answers the
@@ -38,26 +38,13 @@
 pub mod admin;
 pub mod app;
 pub mod auth;
-pub mod backoff;
-pub mod blocking;
+pub mod base;
 pub mod bundle;
 pub mod cli;
 pub mod config;
 pub mod document;
-pub mod document_id;
-pub mod folder;
-pub mod health;
 pub mod http;
 pub mod limits;
-pub mod log;
-pub mod metrics;
-pub mod regular_file;
-pub mod reloader;
-pub mod signals;
+pub mod observe;
 pub mod storage;
-pub mod supervisor;
 pub mod sync;
-pub mod systemd;
-pub mod text;
-pub mod usage;
-pub mod watchdog;

@@ -14,8 +14,8 @@ use std::{
 };
 
 use crate::{
+    base::lock::lock,
     config::{Limits, Rate},
-    sync::rooms::lock,
 };
 
 /// Addresses and principals that are counted; for a further one that of which least is known is forgotten.

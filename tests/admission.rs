@@ -28,13 +28,13 @@ use proptest::{
 };
 use sha2::{Digest, Sha256};
 use tonk_relay::{
+    base::document_id::DocumentId,
     bundle,
     config::Size,
     document::{
         gate::{self, Document, Rules},
         unpacked::{self, NotUnpacked, Origin},
     },
-    document_id::DocumentId,
 };
 
 #[path = "changes/mod.rs"]

@@ -8,7 +8,7 @@ use clap::Command;
 use clap_complete::Shell;
 // clap_complete: clap's own. roff: what clap's generator of manual pages writes with.
 use roff::{Inline, Roff, bold, roman};
-use tonk_relay::{cli, metrics};
+use tonk_relay::{cli, observe::metrics};
 
 fn compare(path: &str, made: &[u8]) {
     let file = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(path);

@@ -12,7 +12,7 @@ use axum::{
 };
 
 use super::storage::Failed;
-use crate::{document_id::DocumentId, sync::rooms::Rooms};
+use crate::{base::document_id::DocumentId, sync::rooms::Rooms};
 
 /// The routes.
 pub fn router(rooms: Arc<Rooms>) -> Router {

@@ -23,8 +23,8 @@ use axum::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    app::reloader::{Refused, Reloader},
     http::{App, pages, require_host},
-    reloader::{Refused, Reloader},
     sync::rooms::Rooms,
 };
 

@@ -10,9 +10,11 @@ use prometheus::core::Collector;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    health::{Phase, lines},
     http::{App, client},
-    log::{self, RecentLine},
+    observe::{
+        health::{Phase, lines},
+        log::{self, RecentLine},
+    },
     storage::quarantine,
     sync::look::Top,
 };

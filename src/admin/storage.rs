@@ -24,6 +24,7 @@ use self::answers::{
     Selection, StorageId,
 };
 use crate::{
+    base::document_id::{BadDocumentId, DocumentId},
     bundle::{
         Bundle, BundleError, MaxInflated,
         served::Served,
@@ -31,7 +32,6 @@ use crate::{
     },
     config::Config,
     document::compare::Merged,
-    document_id::{BadDocumentId, DocumentId},
     storage::{
         ChunkStore, Key, StorageError,
         backups::{self, Backup},

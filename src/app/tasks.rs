@@ -14,18 +14,22 @@ use tracing::{info, warn};
 
 use super::status_line;
 use crate::{
+    app::{
+        reloader::Reloader,
+        supervisor::{OnExit, Supervisor},
+        watchdog::Watchdog,
+    },
     bundle::{store::s3::S3Store, watch::BundleKeeper},
-    health::Health,
     http::{listener::Connections, tls::TlsKeeper},
-    log::Repeats,
-    metrics::{Metrics, StorageMetrics},
-    reloader::Reloader,
-    signals::Request,
+    observe::{
+        health::Health,
+        log::Repeats,
+        metrics::{Metrics, StorageMetrics},
+        signals::Request,
+        systemd,
+    },
     storage::{backups, documents::Documents, journal::Journal, quarantine},
-    supervisor::{OnExit, Supervisor},
     sync::{rooms::Rooms, sessions::Sessions},
-    systemd,
-    watchdog::Watchdog,
 };
 
 /// How often systemd's status line is renewed.

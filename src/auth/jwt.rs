@@ -20,7 +20,10 @@ use sha2::{Digest, Sha256};
 use tracing::warn;
 
 use super::scopes::Scope;
-use crate::{config, regular_file, text};
+use crate::{
+    base::{regular_file, text},
+    config,
+};
 
 /// What two machines' clocks may differ by.
 const CLOCK_SKEW: Duration = Duration::from_secs(10);

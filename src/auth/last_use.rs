@@ -12,7 +12,10 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use crate::{folder, storage::nodefs::TMP, sync::rooms::lock};
+use crate::{
+    base::{folder, lock::lock},
+    storage::nodefs::TMP,
+};
 
 /// The file's name in the folder of documents.
 pub const FILE: &str = ".token-use.json";

@@ -26,8 +26,8 @@ use self::{
 use crate::{
     config::{self, AuthMode},
     limits::Account,
+    observe::systemd,
     sync::{outbound::Closing, peers::Principal},
-    systemd,
 };
 
 /// The systemd credentials that take the place of the files that the config names.

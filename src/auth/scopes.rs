@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, fmt, str::FromStr};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::document_id::{BadDocumentId, DocumentId};
+use crate::base::document_id::{BadDocumentId, DocumentId};
 
 /// One thing that its holder may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -4,7 +4,7 @@ use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, encode, jwk::Jwk
 use serde_json::json;
 
 use super::*;
-use crate::{auth::scopes::Scope, document_id::DocumentId};
+use crate::{auth::scopes::Scope, base::document_id::DocumentId};
 
 fn client() -> Client {
     Client { address: Some([203, 0, 113, 9].into()), ..Client::default() }

@@ -15,8 +15,8 @@ use sha2::{Digest, Sha256};
 
 use super::scopes::Scope;
 use crate::{
-    config::load::line_of, document_id::DocumentId, folder::Folder, regular_file,
-    storage::documents::hex,
+    base::{document_id::DocumentId, folder::Folder, hex::hex, regular_file},
+    config::load::line_of,
 };
 
 /// What every token begins with, so that scanners for leaked secrets know one.

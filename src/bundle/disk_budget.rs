@@ -14,11 +14,10 @@ use tokio::sync::watch;
 
 use super::store::StoredBundle;
 use crate::{
-    blocking,
+    base::{blocking, lock::lock},
     config::{Config, Size},
     limits::counted_as,
     storage::space::Space,
-    sync::rooms::lock,
 };
 
 /// Space is reserved in steps of this size: each asks the disk how much is free.
@@ -198,7 +197,7 @@ impl Seek for ReservedFile {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{health::Health, metrics::Metrics};
+    use crate::observe::{health::Health, metrics::Metrics};
 
     const MIB: u64 = 1 << 20;
 

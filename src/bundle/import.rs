@@ -28,9 +28,9 @@ use super::{
     store::BundleStore,
 };
 use crate::{
+    base::document_id::DocumentId,
     document::compare::Merged,
-    document_id::DocumentId,
-    metrics::BundleMetrics,
+    observe::metrics::BundleMetrics,
     storage::{
         documents::{Bringer, Documents},
         imported,

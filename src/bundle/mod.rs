@@ -25,12 +25,12 @@ use serde::Deserialize;
 use zip::{CompressionMethod, ZipArchive, ZipWriter, write::SimpleFileOptions};
 
 use crate::{
+    base::document_id::DocumentId,
     config::{Config, Size},
     document::{
         gate::{Document, Refusal, Rules},
         unpacked::{self, NotUnpacked, Origin},
     },
-    document_id::DocumentId,
     storage::ChunkKind,
 };
 
@@ -56,7 +56,7 @@ pub enum BundleError {
     #[error("rootId not found in manifest")]
     NoRootId,
     #[error("rootId {0}")]
-    BadRootId(#[from] crate::document_id::BadDocumentId),
+    BadRootId(#[from] crate::base::document_id::BadDocumentId),
     #[error("entry {name:?}: {problem}")]
     Entry { name: String, problem: String },
     #[error("document {document}: its changes {refusal}")]

@@ -8,11 +8,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 
 use super::{Bundle, BundleError, MaxInflated};
-use crate::{document_id::DocumentId, regular_file, storage::documents::hex};
+use crate::base::{document_id::DocumentId, hex::sha256, regular_file};
 
 /// The bundle served now; none if none is configured.
 pub type Served = watch::Receiver<Option<Arc<ServedBundle>>>;
@@ -101,9 +100,4 @@ pub fn read_file(path: &Path, limit: u64) -> Result<Bytes, ServeError> {
         return Err(ServeError::TooLarge { path: path.to_owned(), limit });
     }
     Ok(data.into())
-}
-
-/// The SHA-256 of `data`, in hexadecimal digits.
-pub fn sha256(data: &[u8]) -> String {
-    hex(&Sha256::digest(data))
 }

@@ -19,11 +19,9 @@ use tokio::io::{AsyncReadExt, AsyncSeekExt};
 use tokio_util::io::ReaderStream;
 
 use crate::{
-    blocking,
+    base::{blocking, document_id::DocumentId, hex::hex},
     config::{self, StoreKind},
-    document_id::DocumentId,
-    health::Health,
-    storage::documents::hex,
+    observe::health::Health,
 };
 
 /// A part of a bundle, as it comes.
@@ -99,7 +97,7 @@ impl Incoming {
         for left in fs::read_dir(&folder)?.flatten() {
             fs::remove_file(left.path())?;
         }
-        crate::folder::check_case(&folder)?;
+        crate::base::folder::check_case(&folder)?;
         Ok(Self(folder))
     }
 

@@ -24,11 +24,12 @@ use super::{
     served::{ServeError, Served, ServedBundle},
 };
 use crate::{
-    blocking,
+    base::{blocking, lock::lock},
     config::Config,
-    health::Health,
-    metrics::{self, BundleMetrics},
-    sync::rooms::lock,
+    observe::{
+        health::Health,
+        metrics::{self, BundleMetrics},
+    },
 };
 
 /// How often the file is looked at when nothing was reported.

@@ -19,8 +19,7 @@ use hyper::Method;
 use super::{CliError, progress::Progress, relay::Relay, show, storage::StorageArguments};
 use crate::{
     admin::{client::AdminError, storage::answers::Content},
-    document_id::DocumentId,
-    folder::Folder,
+    base::{document_id::DocumentId, folder::Folder},
 };
 
 fn at(path: &Path) -> impl Fn(io::Error) -> CliError {

@@ -15,12 +15,11 @@ use super::{
 };
 use crate::{
     admin::client::AdminError,
-    document_id::DocumentId,
+    base::{document_id::DocumentId, text::is_invisible},
     sync::{
         follow::{Event, What},
         look::{LiveDocument, LiveSession, Top, TopDocument, TopSession},
     },
-    text::is_invisible,
 };
 
 /// How often `top` looks again on a terminal.

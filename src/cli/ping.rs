@@ -29,10 +29,9 @@ use tokio_tungstenite::{
 
 use super::{CliError, live::printable, print, runtime};
 use crate::{
+    base::{document_id::DocumentId, regular_file},
     config::Size,
-    document_id::DocumentId,
     http::tls::holds_until,
-    regular_file,
     sync::wire::{self, Body, Message, WireError},
 };
 

@@ -26,12 +26,10 @@ use crate::{
         client::{self, AdminError, Connection},
         storage::{Stored, router},
     },
+    base::{folder, regular_file},
     bundle::{MaxInflated, served::ServedBundle, store},
     config::{AdminAddress, Config, Time, load},
-    folder,
-    health::Health,
-    metrics::Metrics,
-    regular_file,
+    observe::{health::Health, metrics::Metrics},
     storage::{documents::Documents, journal::Journal, space::Space},
 };
 

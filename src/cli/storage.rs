@@ -15,9 +15,11 @@ use super::{
     show,
 };
 use crate::{
-    admin::client::AdminError,
-    admin::storage::answers::{Checkpoint, Done, Reason, Receipt, Selection},
-    document_id::DocumentId,
+    admin::{
+        client::AdminError,
+        storage::answers::{Checkpoint, Done, Reason, Receipt, Selection},
+    },
+    base::document_id::DocumentId,
     storage::{
         backups::Backup,
         blocked::Block,

@@ -15,9 +15,8 @@ use crate::{
         scopes::Scope,
         tokens::{self, Token, TokensError},
     },
+    base::{folder::Folder, text},
     config::load,
-    folder::Folder,
-    text,
 };
 
 #[derive(Debug, Args)]

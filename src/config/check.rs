@@ -7,9 +7,10 @@ use super::{
 };
 use crate::{
     auth::{self, Policy},
+    base::regular_file,
     bundle::{MaxInflated, served::ServedBundle},
     http::tls,
-    log, regular_file,
+    observe::log,
 };
 
 /// Every fault that shows in the values alone.

@@ -10,7 +10,7 @@ use serde::Deserialize;
 use toml::{Table, Value, de::DeTable};
 
 use super::{AdminAddress, Config};
-use crate::regular_file;
+use crate::base::regular_file;
 
 /// The largest config file.
 pub const MAX_FILE: u64 = 1 << 20;

@@ -13,9 +13,8 @@ use flate2::{Compression, write::GzEncoder};
 use tracing::warn;
 
 use crate::{
-    blocking,
-    bundle::served::{read_file, sha256},
-    sync::rooms::lock,
+    base::{blocking, hex::sha256, lock::lock},
+    bundle::served::read_file,
 };
 
 /// A file that the config names.

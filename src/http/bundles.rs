@@ -17,12 +17,12 @@ use super::{
     error::HttpError,
 };
 use crate::{
+    base::document_id::DocumentId,
     bundle::{
         Bundle, MaxInflated,
         import::{Problem, Standing},
         store::StoredBundle,
     },
-    document_id::DocumentId,
 };
 
 /// What caches may do with uploaded bundles, as with the TypeScript relay.

@@ -17,8 +17,8 @@ use tokio::{
 };
 use tracing::debug;
 
-use super::activity::Activity;
 use crate::limits::Permit;
+use crate::sync::activity::Activity;
 
 /// A TCP connection of a listener.
 ///

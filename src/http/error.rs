@@ -12,9 +12,9 @@ use tracing::error;
 
 use crate::{
     auth::Refusal,
+    base::document_id::DocumentId,
     bundle::{BundleError, disk_budget::NoRoom},
     config::Size,
-    document_id::DocumentId,
 };
 
 /// What an HTTP request may end in besides its answer.
@@ -30,7 +30,7 @@ pub enum HttpError {
     #[error("Bundle not found")]
     NoSuchBundle,
     #[error("Invalid bundle id: {0}")]
-    BundleId(#[from] crate::document_id::BadDocumentId),
+    BundleId(#[from] crate::base::document_id::BadDocumentId),
     #[error("Invalid bundle data")]
     BundleData,
     #[error("Invalid bundle data: {0}")]

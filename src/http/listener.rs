@@ -33,7 +33,6 @@ use tower::ServiceExt;
 use tracing::{debug, warn};
 
 use super::{
-    activity::{Activity, Metered},
     client_stream::{ClientStream, cut},
     proxied,
     tls::Acceptor,
@@ -41,7 +40,8 @@ use super::{
 use crate::{
     config::Config,
     limits::{Addresses, Counter, Kind, Place},
-    usage::Polled,
+    observe::usage::Polled,
+    sync::activity::{Activity, Metered},
 };
 
 /// Connections that wait to be accepted.

@@ -4,7 +4,6 @@
 //! and [`uploads`] answer requests, with [`assets`] and what [`content`] says of them, [`error`] is how they fail. [`client`] makes out who asks, [`sign_in`] what they may, and [`grant`] asks for
 //! that again while something lasts. A WebSocket upgrade on any path is a sync session.
 
-pub mod activity;
 pub mod assets;
 pub mod bundles;
 pub mod client;
@@ -44,7 +43,6 @@ use tower_http::{
 };
 
 use self::{
-    activity::Activity,
     assets::Asset,
     error::json_error,
     sign_in::{Need, PROTOCOL, RequestClient, note_client, require},
@@ -55,10 +53,10 @@ use crate::{
         disk_budget::DiskBudget, import::Importer, served::Served, slims::Slims, store::BundleStore,
     },
     config::Config,
-    health::Health,
     limits::{AddressLimit, Addresses, Counter, Kind, Place, Principals},
-    metrics::Metrics,
+    observe::{health::Health, metrics::Metrics},
     storage::documents::Documents,
+    sync::activity::Activity,
     sync::{outbound::Closing, peers::Peers, sessions::Sessions},
 };
 

@@ -15,7 +15,7 @@ use super::{
     content::{Content, accepts_gzip},
     error::HttpError,
 };
-use crate::metrics::Metrics;
+use crate::observe::metrics::Metrics;
 
 /// For what changes under its URL: a cache asks whether it still is the same. A hot swap reaches everybody.
 const ASK_AGAIN: &str = "public, no-cache";

@@ -17,11 +17,10 @@ use tracing::{error, info};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::{
+    base::regular_file,
     bundle::watch::PathWatch,
     config::{self, Config},
-    health::Health,
-    metrics::HttpMetrics,
-    regular_file,
+    observe::{health::Health, metrics::HttpMetrics},
 };
 
 /// The largest file of certificates or keys.

@@ -25,13 +25,13 @@ use tracing::info;
 use self::body::{Coding, Spool};
 use super::{App, bundles::unpack, error::HttpError, grant::Grant};
 use crate::{
+    base::document_id::DocumentId,
     bundle::{
         Bundle, BundleError, MaxInflated,
         disk_budget::{NoRoom, Reservation, ReservedFile},
         import::{ImportError, Imported, Place},
         store::Received,
     },
-    document_id::DocumentId,
     limits::Charge,
 };
 

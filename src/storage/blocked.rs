@@ -6,7 +6,7 @@ use std::{path::Path, time::SystemTime};
 use serde::{Deserialize, Serialize};
 
 use super::{StorageError, marks::Marks};
-use crate::document_id::DocumentId;
+use crate::base::document_id::DocumentId;
 
 /// What is remembered of a blocked document.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

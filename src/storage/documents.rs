@@ -16,7 +16,8 @@ use tracing::{error, info, warn};
 
 use super::{ChunkKind, ChunkStore, Key, StorageError, StoredChunk, space::Space};
 use crate::{
-    backoff::Backoff,
+    base::hex::hex,
+    base::{backoff::Backoff, document_id::DocumentId},
     bundle::served::Served,
     config::Config,
     document::{
@@ -26,10 +27,11 @@ use crate::{
         size::MaxDocument,
         unpacked::Unpacked,
     },
-    document_id::DocumentId,
-    health::{Health, Unreadable},
-    metrics::StorageMetrics,
-    usage::thread_time,
+    observe::{
+        health::{Health, Unreadable},
+        metrics::StorageMetrics,
+        usage::thread_time,
+    },
 };
 
 /// Pause before a failed operation is tried again: the first, and the longest.
@@ -109,11 +111,6 @@ pub fn snapshot_key(document: DocumentId, heads: &[ChangeHash]) -> Key {
         hasher.update(head.0);
     }
     Key::Chunk { document, kind: ChunkKind::Snapshot, name: hex(&hasher.finalize()) }
-}
-
-/// Bytes as lower-case hexadecimal digits.
-pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 impl Documents {

@@ -15,17 +15,17 @@ use tokio::runtime::Handle;
 
 use super::{
     ChunkStore, Key, StorageError, StoredChunk,
-    documents::{Base, Checked, check, hex},
+    documents::{Base, Checked, check},
     journal::{Journal, count_rows},
     nodefs::MAX_FILE,
     quarantine,
     walk::{self, Found},
 };
 use crate::{
+    base::hex::hex,
+    base::{document_id::DocumentId, folder},
     bundle::{Bundle, MaxInflated, store::BundleStore},
     document::load::{self, Loaded},
-    document_id::DocumentId,
-    folder,
 };
 
 /// After so many documents it says how far it is.

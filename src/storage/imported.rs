@@ -12,7 +12,7 @@ use super::{
     StorageError,
     nodefs::{self, failed, write_atomically},
 };
-use crate::document_id::DocumentId;
+use crate::base::document_id::DocumentId;
 
 pub(super) const FOLDER: &str = ".imported";
 

@@ -5,7 +5,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 
 use super::{ChunkStore, Key, StorageError, blocked::Block, documents::check, quarantine::Entry};
-use crate::document_id::DocumentId;
+use crate::base::document_id::DocumentId;
 
 /// What is stored of a document.
 #[derive(Debug, Serialize, Deserialize)]

@@ -64,10 +64,9 @@ use super::{
     walk::{self, Found, Listed},
 };
 use crate::{
-    backoff::Backoff,
+    base::{backoff::Backoff, document_id::DocumentId},
     config::{self, Durability},
-    document_id::DocumentId,
-    metrics::StorageMetrics,
+    observe::metrics::StorageMetrics,
 };
 
 /// Chunks from so many bytes on go to a file at once: written twice, they would cost more than a file does.

@@ -17,7 +17,7 @@ use super::{
     StorageError,
     nodefs::{failed, read, sync_folder, write_atomically},
 };
-use crate::document_id::DocumentId;
+use crate::base::document_id::DocumentId;
 
 /// The marks of one kind; a file holds an `M` as JSON.
 #[derive(Debug)]

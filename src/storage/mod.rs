@@ -29,7 +29,7 @@ use std::{fmt, io, path::PathBuf};
 use bytes::Bytes;
 use futures::future::BoxFuture;
 
-use crate::document_id::DocumentId;
+use crate::base::document_id::DocumentId;
 
 /// A snapshot of a whole document, or changes that build on one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

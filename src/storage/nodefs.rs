@@ -27,10 +27,12 @@ use tokio::sync::Semaphore;
 
 use super::{ChunkKind, ChunkStore, Key, StorageError, StoredChunk, quarantine::own_reason, walk};
 use crate::{
+    base::{
+        document_id::DocumentId,
+        folder::{self, Folder, Item},
+        regular_file,
+    },
     config::Durability,
-    document_id::DocumentId,
-    folder::{self, Folder, Item},
-    regular_file,
 };
 
 /// Disk operations at a time; more only queue up in the kernel. A disk that hangs holds so many threads, of which the

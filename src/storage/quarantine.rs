@@ -179,8 +179,8 @@ mod tests {
 
     use super::*;
     use crate::{
+        base::document_id::DocumentId,
         config::Durability,
-        document_id::DocumentId,
         storage::{ChunkStore, nodefs::NodefsStore},
     };
 

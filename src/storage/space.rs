@@ -12,8 +12,7 @@ use tracing::{info, warn};
 
 use crate::{
     config::{Config, Size},
-    health::Health,
-    metrics::StorageMetrics,
+    observe::{health::Health, metrics::StorageMetrics},
 };
 
 /// How often it is looked at.

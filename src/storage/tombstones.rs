@@ -12,7 +12,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{StorageError, marks::Marks};
-use crate::document_id::DocumentId;
+use crate::base::document_id::DocumentId;
 
 const FOLDER: &str = ".deleted";
 /// A file that is there to be given up: on a full disk a deletion has its room.

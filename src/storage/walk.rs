@@ -14,7 +14,8 @@ use super::{
     ChunkKind, Key, StorageError, StoredChunk,
     nodefs::{OWN, REPLACED, failed, read_chunks},
 };
-use crate::{
+use crate::base::hex::hex;
+use crate::base::{
     document_id::DocumentId,
     folder::{Folder, Item},
 };
@@ -150,7 +151,7 @@ fn fingerprint(chunks: &mut [(Key, u64)]) -> String {
     for (key, size) in chunks {
         hasher.update(format!("{key} {size}\n"));
     }
-    super::documents::hex(&hasher.finalize())
+    hex(&hasher.finalize())
 }
 
 #[cfg(test)]

@@ -13,8 +13,9 @@ use std::{
 use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast;
 
-use super::{rooms::lock, session::Session};
-use crate::document_id::DocumentId;
+use super::session::Session;
+use crate::base::document_id::DocumentId;
+use crate::base::lock::lock;
 
 /// Events that wait for a follower; one that reads too slowly hears how many it missed.
 const WAITING: usize = 1024;

@@ -27,9 +27,9 @@ use tokio::{
 use super::{outbound::Closing, socket::closing};
 use crate::{
     config::{self, Config},
-    http::activity::Activity,
     limits::Place,
-    usage::thread_time,
+    observe::usage::thread_time,
+    sync::activity::Activity,
 };
 
 /// Processor time in which a message may come; a message of 100 MiB takes about three times that.

@@ -7,10 +7,10 @@ use tokio::sync::oneshot;
 
 use super::{
     peers::SessionId,
-    rooms::{Entry, Handle, Input, Rooms, lock},
+    rooms::{Entry, Handle, Input, Rooms},
     session::Session,
 };
-use crate::{document_id::DocumentId, usage::Cost};
+use crate::{base::document_id::DocumentId, base::lock::lock, observe::usage::Cost};
 
 /// How many rooms and sessions [`Rooms::top`] names.
 const TOP: usize = 20;

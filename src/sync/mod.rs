@@ -7,6 +7,7 @@
 //! [`ephemera`] that pass through; [`memory`] is what all of them may take, and in [`turns`] they take long work to the processors. For the operator, [`look`] is what can be
 //! seen of live documents and sessions, and [`follow`] what happens to one document.
 
+pub mod activity;
 pub mod ephemera;
 mod flow;
 pub mod follow;

@@ -10,7 +10,7 @@ use std::{
     collections::{HashMap, HashSet},
     panic::AssertUnwindSafe,
     sync::{
-        Arc, LazyLock, Mutex, MutexGuard, PoisonError,
+        Arc, LazyLock, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
@@ -41,12 +41,15 @@ use super::{
     wire::SyncMessage,
 };
 use crate::{
+    base::document_id::DocumentId,
+    base::lock::lock,
     config::{Config, Size},
-    document_id::DocumentId,
     limits::Principals,
-    metrics::Metrics,
+    observe::{
+        metrics::Metrics,
+        usage::{Polled, Usage},
+    },
     storage::documents::Documents,
-    usage::{Polled, Usage},
 };
 
 /// One room may hold so large a part of `sync.receive_queue`.
@@ -281,11 +284,6 @@ pub(super) struct Handle {
     news: Arc<Notify>,
     /// The task has ended: whoever finds the mailbox closed looks in the directory again.
     retired: CancellationToken,
-}
-
-/// Lock a mutex whose contents a panic elsewhere leaves whole.
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Rooms {

@@ -20,16 +20,16 @@ use super::peers::Principal;
 use super::{
     outbound::{Closing, Outbound, Push},
     peers::SessionId,
-    rooms::{Input, Mailbox, Rooms, lock},
+    rooms::{Input, Mailbox, Rooms},
     wire,
 };
 use crate::{
     auth::{Access, Client},
+    base::document_id::DocumentId,
+    base::lock::lock,
     config::Config,
-    document_id::DocumentId,
     limits::{Account, Bucket},
-    metrics::SessionMetrics,
-    usage::Usage,
+    observe::{metrics::SessionMetrics, usage::Usage},
 };
 
 /// A peer that has joined over one WebSocket.
@@ -405,7 +405,7 @@ impl Session {
 
     #[cfg(test)]
     pub(crate) fn for_test(id: SessionId, peer_id: &str, principal: Principal) -> Self {
-        let metrics = crate::metrics::Metrics::new().expect("metrics").sessions;
+        let metrics = crate::observe::metrics::Metrics::new().expect("metrics").sessions;
         let access = Access::of(principal);
         let mut config = Config::default();
         config.sync.send_queue = crate::config::Size::mib(1);

@@ -31,15 +31,16 @@ use super::{
 };
 use crate::{
     auth::{Access, Auth, Client},
+    base::{document_id::DocumentId, text},
     config::Config,
-    document_id::DocumentId,
-    http::activity::Activity,
     limits::Place,
-    log::Repeats,
-    metrics::SessionMetrics,
+    observe::{
+        log::Repeats,
+        metrics::SessionMetrics,
+        usage::{Polled, thread_time},
+    },
     storage::documents::Documents,
-    text,
-    usage::{Polled, thread_time},
+    sync::activity::Activity,
 };
 
 /// Bytes that a message unpacks to count as one that is received: 100 of them are an operation of a document, which is

@@ -20,7 +20,7 @@ use super::{
     session::Session,
     wire,
 };
-use crate::{config::Config, http::activity::Activity};
+use crate::{config::Config, sync::activity::Activity};
 
 /// How long a close may take: to get the close frame out, and then to hear the peer's.
 pub(super) const CLOSE_GRACE: Duration = Duration::from_secs(2);

@@ -7,8 +7,8 @@ use std::{
 
 use tokio::sync::oneshot;
 
-use super::{peers::SessionId, rooms::lock, session::Session};
-use crate::{document_id::DocumentId, limits::Account};
+use super::{peers::SessionId, session::Session};
+use crate::{base::document_id::DocumentId, base::lock::lock, limits::Account};
 
 /// Who takes places for what takes a processor long.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

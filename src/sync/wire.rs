@@ -20,9 +20,9 @@ use minicbor::{
 };
 
 use crate::{
+    base::document_id::DocumentId,
     config::Size,
     document::unpacked::{self, NotUnpacked, Origin, Unpacked},
-    document_id::DocumentId,
 };
 
 /// The protocol version that this relay speaks.

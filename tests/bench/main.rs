@@ -23,7 +23,7 @@ use std::{
 
 use futures::{StreamExt, stream};
 use tokio::sync::{Semaphore, mpsc, watch};
-use tonk_relay::document_id::DocumentId;
+use tonk_relay::base::document_id::DocumentId;
 
 use client::{Client, Event, get, now, put, random_id, typed};
 use server::{Kind, Server, Usage};

@@ -17,7 +17,7 @@ use tokio_tungstenite::{
     tungstenite::{self, protocol::WebSocketConfig},
 };
 use tonk_relay::{
-    document_id::DocumentId,
+    base::document_id::DocumentId,
     sync::wire::{self, Body},
 };
 

@@ -30,7 +30,7 @@ use automerge::{ROOT, ReadDoc, transaction::Transactable};
 use client::Client;
 use common::Relay;
 use disk::Disk;
-use tonk_relay::document_id::DocumentId;
+use tonk_relay::base::document_id::DocumentId;
 
 const CLIENTS: usize = 4;
 const DOCUMENTS: u8 = 6;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    document_id::DocumentId,
+    base::document_id::DocumentId,
     storage::{backups::Backup, tombstones::Tombstone},
 };
 

@@ -18,7 +18,7 @@ use futures::{FutureExt, future::BoxFuture};
 use tokio::sync::Semaphore;
 
 use super::{BundleStore, Incoming, Received, Source, StoredBundle, sha256_of};
-use crate::{document_id::DocumentId, regular_file};
+use crate::base::{document_id::DocumentId, regular_file};
 
 /// Operations at a time: a disk that hangs holds so many threads.
 const PARALLEL: usize = 16;

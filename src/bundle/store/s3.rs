@@ -39,7 +39,11 @@ use tokio::{
 use tracing::{info, warn};
 
 use super::{BundleStore, Content, Incoming, Received, Source, StoredBundle, sha256_of};
-use crate::{blocking, config, document_id::DocumentId, health::Health, systemd};
+use crate::{
+    base::{blocking, document_id::DocumentId},
+    config,
+    observe::{health::Health, systemd},
+};
 
 /// Uploads from this size on go in parts of this size; S3 takes none smaller than 5 MiB but the last.
 const PART: u64 = 8 << 20;

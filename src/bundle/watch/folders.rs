@@ -20,7 +20,7 @@ use tokio::sync::mpsc;
 use tracing::warn;
 
 use super::LOOK;
-use crate::sync::rooms::lock;
+use crate::base::lock::lock;
 
 /// Symlinks that a path may lead through, as the kernel has it (`path_resolution(7)`).
 const MAX_LINKS: usize = 40;

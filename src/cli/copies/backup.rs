@@ -15,16 +15,18 @@ use sha2::{Digest, Sha256};
 use super::{merge::Refused, *};
 use crate::{
     admin::storage::answers::{Entry, ListedBundle, StorageId},
+    base::{
+        folder::{self, Item},
+        hex::hex,
+    },
     bundle::{Bundle, BundleError, MaxInflated},
     document::{
         compare::Relation,
         gate::{Document, Rules},
         load,
     },
-    folder::{self, Item},
     storage::{
         Key, backups,
-        documents::hex,
         fsck::{self, Finding, Kind, Line},
         nodefs::MAX_FILE,
         tombstones::Tombstone,

@@ -5,7 +5,7 @@ use clap::Args;
 use super::{backup::Backup, merge::MergeAnswer, *};
 use crate::{
     admin::storage::answers::StorageId,
-    folder,
+    base::folder,
     storage::{
         documents,
         journal::count_rows,

@@ -13,10 +13,8 @@ use crate::{
         client,
         storage::answers::{Buried, Replaced, StorageId},
     },
-    folder,
-    storage::{
-        documents::hex, fsck::Line, nodefs::MAX_FILE, replacing::Source, tombstones::Tombstone,
-    },
+    base::{folder, hex::hex},
+    storage::{fsck::Line, nodefs::MAX_FILE, replacing::Source, tombstones::Tombstone},
 };
 
 /// `tonk-relay restore`

@@ -18,7 +18,7 @@ use tokio::time::timeout;
 
 use super::super::{error::HttpError, grant::Grant};
 use crate::{
-    blocking,
+    base::blocking,
     bundle::{disk_budget::Reservation, store::Received},
     config::{Config, Limits},
     limits::Charge,

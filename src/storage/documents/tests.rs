@@ -3,7 +3,7 @@ use tokio::sync::watch;
 
 use super::*;
 use crate::{
-    bundle::served::ServedBundle, config::Durability, metrics::Metrics,
+    bundle::served::ServedBundle, config::Durability, observe::metrics::Metrics,
     storage::nodefs::NodefsStore,
 };
 
@@ -20,7 +20,7 @@ fn fixture() -> Fixture {
     let folder = tempfile::tempdir().expect("a folder");
     let (served, receiver) = watch::channel(None);
     let health = Arc::new(Health::default());
-    health.enter(crate::health::Phase::Running);
+    health.enter(crate::observe::health::Phase::Running);
     let store = Arc::new(NodefsStore::open(folder.path(), Durability::Fsync).expect("opens"));
     let metrics = Metrics::new().expect("metrics").storage;
     let config = watch::channel(Arc::default()).1;

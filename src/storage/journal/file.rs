@@ -14,7 +14,7 @@ use super::{
     index::{Index, Row},
     *,
 };
-use crate::folder;
+use crate::base::folder;
 
 /// The journal's own format, in SQLite's `user_version`; and what says in `application_id` that it is ours
 /// ("tonk").

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     config::{Size, Time},
-    metrics::Metrics,
+    observe::metrics::Metrics,
 };
 
 fn document(n: u8) -> DocumentId {

@@ -29,10 +29,10 @@ use super::{
     wire::{self, SyncMessage},
 };
 use crate::{
+    base::document_id::DocumentId,
     document::compare::Relation,
-    document_id::DocumentId,
+    observe::usage::Usage,
     storage::documents::{Documents, Opened},
-    usage::Usage,
 };
 
 /// Where an engine sends what it has for one session.

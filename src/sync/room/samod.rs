@@ -39,12 +39,15 @@ use tracing::{debug, error, warn};
 
 use super::{Engine, EngineFailed, EngineStart, Port, done};
 use crate::{
+    base::document_id::DocumentId,
     document::{
         compare::Relation,
         gate::{Document, Refusal, Rules},
     },
-    document_id::DocumentId,
-    metrics::{Metrics, RoomMetrics},
+    observe::{
+        metrics::{Metrics, RoomMetrics},
+        usage::{Polled, Usage, thread_time},
+    },
     storage::{
         ChunkKind, Key, StoredChunk,
         documents::{Base, Documents, Opened},
@@ -54,7 +57,6 @@ use crate::{
         peers::SessionId,
         wire::{self, Body, Message, SyncMessage},
     },
-    usage::{Polled, Usage, thread_time},
 };
 
 /// The repo's own name towards the sessions' connections; nobody else sees it.

@@ -18,12 +18,12 @@ use tokio::{
 use tracing::{debug, error, info, warn};
 
 use self::unknown::Grace;
-use super::{Entry, Handle, Input, NOTHING, NoMemory, Rooms, Waiting, lock, seconds_since};
+use super::{Entry, Handle, Input, NOTHING, NoMemory, Rooms, Waiting, seconds_since};
 use crate::{
-    backoff::Backoff,
+    base::lock::lock,
+    base::{backoff::Backoff, document_id::DocumentId},
     document::compare::Relation,
-    document_id::DocumentId,
-    metrics::RoomMetrics,
+    observe::metrics::RoomMetrics,
     storage::documents::Opened,
     sync::{
         follow::What,

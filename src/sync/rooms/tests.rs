@@ -15,7 +15,7 @@ use crate::{
     bundle::served::ServedBundle,
     config::{Durability, EngineKind, MemoryLimit, Time},
     document::{compare::Relation, unpacked::Unpacked},
-    health::Health,
+    observe::health::Health,
     storage::{nodefs::NodefsStore, space::Space},
     sync::{
         look::EngineLook,

@@ -24,6 +24,7 @@ use super::{
     exchange::Exchange,
 };
 use crate::{
+    base::{document_id::DocumentId, hex::hex},
     config::Size,
     document::{
         compare::Relation,
@@ -31,11 +32,7 @@ use crate::{
         size::MaxDocument,
         unpacked::{self, Origin, Unpacked},
     },
-    document_id::DocumentId,
-    storage::{
-        ChunkKind, Key,
-        documents::{hex, snapshot_key},
-    },
+    storage::{ChunkKind, Key, documents::snapshot_key},
     sync::{look::EngineLook, peers::SessionId, wire::SyncMessage},
 };
 

@@ -34,8 +34,9 @@ use self::{
 };
 use super::{Engine, EngineFailed, EngineStart, Port, done};
 use crate::{
+    base::document_id::DocumentId,
     document::compare::Relation,
-    document_id::DocumentId,
+    observe::usage::{Usage, thread_time},
     storage::{
         Key,
         documents::{Base, Documents, Opened, Unsaved},
@@ -46,7 +47,6 @@ use crate::{
         turns::{Payer, Turns},
         wire::SyncMessage,
     },
-    usage::{Usage, thread_time},
 };
 
 /// A starter of native engines, which take places of `heavy` for steps that take long.

@@ -23,12 +23,12 @@ use super::{
     exchange,
 };
 use crate::{
+    base::document_id::DocumentId,
     config::{Config, Size},
     document::{
         gate::{Document, Rules},
         size::MaxDocument,
     },
-    document_id::DocumentId,
     storage::Key,
     sync::{peers::SessionId, wire::SyncMessage},
 };

@@ -5,7 +5,7 @@ use tracing::{error, info};
 use super::Reloader;
 use crate::{
     auth::{self, Policy},
-    blocking,
+    base::blocking,
     bundle::watch::PathWatch,
     config::{self, AuthMode},
 };

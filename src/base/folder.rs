@@ -29,7 +29,7 @@ use rustix::{
     process::geteuid,
 };
 
-use crate::{document_id::DocumentId, regular_file};
+use crate::base::{document_id::DocumentId, regular_file};
 
 /// As many symbolic links as the kernel follows on the way to a file (path_resolution(7)).
 const MAX_LINKS: usize = 40;
@@ -453,7 +453,7 @@ mod tests {
                 let found = code.match_indices(call).any(|(at, _)| {
                     !code[..at].ends_with(|before: char| before.is_alphanumeric() || before == '_')
                 });
-                assert!(!found, "{}: {call} belongs to crate::folder", file.display());
+                assert!(!found, "{}: {call} belongs to crate::base::folder", file.display());
             }
         }
     }

@@ -1,7 +1,10 @@
 //! The phases of the process, as types: [`Loaded`] -> [`Bound`] -> [`Running`] -> [`Draining`]. Each step
 //! consumes the last one. `tasks` has what is started between the second and the third.
 
+pub mod reloader;
+pub mod supervisor;
 mod tasks;
+pub mod watchdog;
 
 use std::{
     net::SocketAddr,
@@ -20,24 +23,30 @@ use tracing::{error, info, warn};
 
 use crate::{
     admin::{self, storage::Stored},
+    app::{
+        reloader::Reloader,
+        supervisor::{Supervisor, TaskEnded},
+        watchdog::Watchdog,
+    },
     auth::{Auth, AuthError, Policy},
-    blocking,
+    base::{blocking, document_id::DocumentId, lock::lock},
     bundle::{
         disk_budget::DiskBudget, import::Importer, served::ServeError, store, watch::BundleKeeper,
     },
     config::{AdminAddress, AuthMode, Config, EngineKind, load::LoadedConfig},
-    document_id::DocumentId,
-    health::{Health, Phase, Report, lines},
     http::{
         self, App,
         listener::Connections,
         tls::{TlsError, TlsKeeper},
     },
     limits::Principals,
-    log::{LogLevel, Repeats},
-    metrics::{Metrics, ProcessMetrics},
-    reloader::Reloader,
-    signals::{self, Request},
+    observe::{
+        health::{Health, Phase, Report, lines},
+        log::{LogLevel, Repeats},
+        metrics::{Metrics, ProcessMetrics},
+        signals::{self, Request},
+        systemd,
+    },
     storage::{
         StorageError,
         documents::Documents,
@@ -45,18 +54,15 @@ use crate::{
         replacing::{self, Replacing},
         space::Space,
     },
-    supervisor::{Supervisor, TaskEnded},
     sync::{
         incoming::Arriving,
         memory,
         peers::Peers,
         room::{native, samod},
-        rooms::{Rooms, Shared, lock},
+        rooms::{Rooms, Shared},
         sessions::{REFUSED_AT_ONCE, Sessions},
         turns::Turns,
     },
-    systemd,
-    watchdog::{self, Watchdog},
 };
 
 /// File descriptors beside the connections: files, listeners, the log.

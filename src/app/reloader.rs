@@ -18,16 +18,21 @@ use tracing_subscriber::filter::Targets;
 use crate::{
     app,
     auth::Policy,
-    blocking,
+    base::{blocking, regular_file},
     bundle::watch::{BundleKeeper, PathWatch, PreparedBundle},
-    config::{Config, check, load, load::LoadedConfig, reload},
-    health::{Health, Phase},
+    config::{
+        Config, check,
+        load::{self, LoadedConfig},
+        reload,
+    },
     http::tls::{PreparedCertificate, TlsKeeper},
-    log::{self, LogLevel, Repeats},
-    metrics::ProcessMetrics,
-    regular_file,
+    observe::{
+        health::{Health, Phase},
+        log::{self, LogLevel, Repeats},
+        metrics::ProcessMetrics,
+        systemd,
+    },
     sync::sessions::Sessions,
-    systemd,
 };
 
 /// Reads the config file again when asked.

@@ -21,15 +21,14 @@ use tokio_tungstenite::{
 use tracing::error;
 
 use crate::{
+    base::document_id::DocumentId,
     config::{AuthMode, Config, Share, Size},
-    document_id::DocumentId,
     http::listener::Connections,
-    metrics::ProcessMetrics,
+    observe::{metrics::ProcessMetrics, systemd},
     sync::{
         rooms::NOTHING,
         wire::{self, Body, Message},
     },
-    systemd,
 };
 
 /// How often it asks where systemd does not say.

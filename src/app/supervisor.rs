@@ -14,7 +14,10 @@ use tokio::{sync::mpsc, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error};
 
-use crate::{backoff::Backoff, metrics::ProcessMetrics, usage::Polled};
+use crate::{
+    base::backoff::Backoff,
+    observe::{metrics::ProcessMetrics, usage::Polled},
+};
 
 /// The pause before a task is started again: the first, and the longest.
 const RESTART: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(30));
@@ -126,7 +129,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::metrics::Metrics;
+    use crate::observe::metrics::Metrics;
 
     fn supervisor() -> (Supervisor, CancellationToken, ProcessMetrics) {
         let metrics = Metrics::new().expect("metrics").process;

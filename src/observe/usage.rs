@@ -14,7 +14,7 @@ use prometheus::Histogram;
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
-use crate::sync::rooms::lock;
+use crate::base::lock::lock;
 
 const WINDOW: Duration = Duration::from_secs(60);
 static START: LazyLock<Instant> = LazyLock::new(Instant::now);

@@ -15,7 +15,7 @@ use std::{
 use rustix::fs::OFlags;
 
 /// Opens a regular file for reading. Symbolic links are followed: this is for files that the config or an argument
-/// names. For files that are found in a folder, see [`crate::folder`].
+/// names. For files that are found in a folder, see [`crate::base::folder`].
 ///
 /// # Errors
 /// It cannot be opened, or is not a regular file.
