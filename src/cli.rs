@@ -38,7 +38,8 @@ use self::{
 };
 use crate::{
     admin::{ReloadAnswer, client::AdminError, status::Status},
-    app::{AppError, Loaded},
+    app::preflight,
+    app::{AppError, Loaded, service::Service},
     base::{
         document_id::{BadDocumentId, DocumentId},
         folder::Folder,
@@ -46,7 +47,6 @@ use crate::{
     config::{
         AdminAddress, AuthMode, Config, StoreKind, check,
         load::{self, Fault, LoadedConfig, Origins},
-        service::Service,
     },
     observe::log::{self, LogError},
     storage::StorageError,
@@ -287,7 +287,7 @@ fn configured(arguments: Daemon) -> Result<(), CliError> {
     let mut faults = check::check(&loaded);
     if arguments.check_config {
         let service = Service::find().map_err(|fault| CliError::Config(vec![fault]))?;
-        faults.extend(check::open(&loaded, service.as_ref()));
+        faults.extend(preflight::open(&loaded, service.as_ref()));
         for key in check::without_effect(&loaded) {
             eprintln!("warning: {key}");
         }

@@ -1,7 +1,9 @@
 //! The phases of the process, as types: [`Loaded`] -> [`Bound`] -> [`Running`] -> [`Draining`]. Each step
 //! consumes the last one. `tasks` has what is started between the second and the third.
 
+pub mod preflight;
 pub mod reloader;
+pub mod service;
 pub mod supervisor;
 mod tasks;
 pub mod watchdog;
@@ -28,7 +30,7 @@ use crate::{
         supervisor::{Supervisor, TaskEnded},
         watchdog::Watchdog,
     },
-    auth::{Auth, AuthError, Policy},
+    auth::{Auth, AuthError, Policy, last_use::LastUse},
     base::{blocking, document_id::DocumentId, lock::lock},
     bundle::{
         disk_budget::DiskBudget, import::Importer, served::ServeError, store, watch::BundleKeeper,
@@ -47,6 +49,7 @@ use crate::{
         signals::{self, Request},
         systemd,
     },
+    storage::nodefs::TMP,
     storage::{
         StorageError,
         documents::Documents,
@@ -235,7 +238,8 @@ impl Loaded {
         #[expect(clippy::disallowed_methods, reason = "nothing is served yet")]
         let policy =
             Policy::load(&config.auth).map_err(|source| AppError::Auth { file: file(), source })?;
-        let auth = Auth::new(policy, &config.storage.path);
+        let auth =
+            Auth::new(policy, LastUse::new(&config.storage.path, config.storage.path.join(TMP)));
         let documents = Documents::new(
             journal.clone(),
             keeper.served(),

@@ -21,14 +21,14 @@ use crate::{
     base::{blocking, regular_file},
     bundle::watch::{BundleKeeper, PathWatch, PreparedBundle},
     config::{
-        Config, check,
+        Config, check, levels,
         load::{self, LoadedConfig},
         reload,
     },
     http::tls::{PreparedCertificate, TlsKeeper},
     observe::{
         health::{Health, Phase},
-        log::{self, LogLevel, Repeats},
+        log::{LogLevel, Repeats},
         metrics::ProcessMetrics,
         systemd,
     },
@@ -133,7 +133,7 @@ impl Reloader {
             let key = if new.config.auth.mode.is_open() { "auth.mode" } else { "auth.anonymous" };
             return Err(at(key, &why));
         }
-        let log_filter = log::filter(&new.config.log.level);
+        let log_filter = levels::filter(&new.config.log.level);
         let log_filter = log_filter.map_err(|error| refused([error.to_string()]))?;
         // Read anew with every reload: the files change without the config.
         let auth = new.config.auth.clone();

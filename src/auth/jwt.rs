@@ -19,10 +19,10 @@ use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use tracing::warn;
 
-use super::scopes::Scope;
 use crate::{
     base::{regular_file, text},
     config,
+    config::scopes::Scope,
 };
 
 /// What two machines' clocks may differ by.

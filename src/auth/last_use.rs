@@ -12,10 +12,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use crate::{
-    base::{folder, lock::lock},
-    storage::nodefs::TMP,
-};
+use crate::base::{folder, lock::lock};
 
 /// The file's name in the folder of documents.
 pub const FILE: &str = ".token-use.json";
@@ -27,6 +24,7 @@ const MOST: usize = 200_000;
 /// When each token was last used.
 pub struct LastUse {
     file: PathBuf,
+    temporary: PathBuf,
     seconds: Mutex<BTreeMap<String, u64>>,
     is_changed: AtomicBool,
 }
@@ -48,11 +46,12 @@ fn noted(file: &Path) -> BTreeMap<String, u64> {
 }
 
 impl LastUse {
-    /// Go on with what was noted before.
-    pub fn new(documents: &Path) -> Self {
+    /// Continues from what is recorded in the folder of documents. Files are written in the folder `temporary` of the same
+    /// file system, and then moved.
+    pub fn new(documents: &Path, temporary: PathBuf) -> Self {
         let file = documents.join(FILE);
         let seconds = Mutex::new(noted(&file));
-        Self { file, seconds, is_changed: AtomicBool::new(false) }
+        Self { file, temporary, seconds, is_changed: AtomicBool::new(false) }
     }
 
     /// A token is used now.
@@ -80,8 +79,7 @@ impl LastUse {
         }
         let text = serde_json::to_vec(&*lock(&self.seconds))?;
         let written = (|| {
-            let folder = self.file.parent().unwrap_or(Path::new("/"));
-            let mut file = tempfile::NamedTempFile::new_in(folder.join(TMP))?;
+            let mut file = tempfile::NamedTempFile::new_in(&self.temporary)?;
             io::Write::write_all(&mut file, &text)?;
             file.persist(&self.file).map_err(|error| error.error)?;
             Ok(())
@@ -102,13 +100,14 @@ mod tests {
     #[test]
     fn what_was_used_is_known_after_a_restart() {
         let folder = tempfile::tempdir().expect("a folder");
-        fs::create_dir(folder.path().join(TMP)).expect("made");
-        let used = LastUse::new(folder.path());
+        let temporary = folder.path().join("temporary");
+        fs::create_dir(&temporary).expect("made");
+        let used = LastUse::new(folder.path(), temporary.clone());
         used.save().expect("nothing to save");
         assert!(!folder.path().join(FILE).exists());
         used.note("aa");
         used.save().expect("saved");
-        let again = LastUse::new(folder.path());
+        let again = LastUse::new(folder.path(), temporary);
         again.note("bb");
         again.save().expect("saved");
         let noted = read(folder.path());

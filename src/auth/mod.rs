@@ -1,12 +1,12 @@
 //! Who may do what: sign-in by tokens or JWTs, the rights that it gives, and their end.
 //!
-//! [`scopes`] are what tokens name and the rights that come of it, [`tokens`] the file of the relay's own tokens,
+//! [`rights`] are what scopes give, [`tokens`] is the file of the relay's own tokens,
 //! [`jwt`] tokens that somebody else signs, [`last_use`] when each token was last used. [`Auth`] holds what is in effect:
 //! a reload swaps it, and `sync::sessions` then asks again for every open session.
 
 pub mod jwt;
 pub mod last_use;
-pub mod scopes;
+pub mod rights;
 pub mod tokens;
 
 use std::{
@@ -20,19 +20,14 @@ use std::{
 use self::{
     jwt::{BadJwt, Keys, KeysError},
     last_use::LastUse,
-    scopes::Rights,
+    rights::Rights,
     tokens::{Tokens, TokensError},
 };
 use crate::{
+    base::{closing::Closing, principal::Principal},
     config::{self, AuthMode},
     limits::Account,
-    observe::systemd,
-    sync::{outbound::Closing, peers::Principal},
 };
-
-/// The systemd credentials that take the place of the files that the config names.
-const TOKENS_CREDENTIAL: &str = "tokens";
-const KEYS_CREDENTIAL: &str = "jwt-keys";
 
 /// Where a request comes from, as `http::client` makes it out.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -195,8 +190,8 @@ impl Policy {
         let mode = match auth.mode {
             AuthMode::Unset => Mode::Unset,
             AuthMode::Open => Mode::Open,
-            AuthMode::Token => Mode::Token(tokens::load(&tokens_file(auth))?),
-            AuthMode::Jwt => Mode::Jwt(Keys::load(&keys_file(auth), auth)?),
+            AuthMode::Token => Mode::Token(tokens::load(&auth.tokens_file())?),
+            AuthMode::Jwt => Mode::Jwt(Keys::load(&auth.keys_file(), auth)?),
         };
         Ok(Self { mode, anonymous: Arc::new(auth.anonymous.iter().copied().collect()) })
     }
@@ -262,16 +257,6 @@ fn access_of(tokens: &Tokens, hash: &str) -> Result<Access, Refusal> {
     })
 }
 
-/// Where the tokens are: the file that the config names, or the systemd credential.
-pub fn tokens_file(auth: &config::Auth) -> PathBuf {
-    systemd::credential(TOKENS_CREDENTIAL).unwrap_or_else(|| auth.tokens.clone())
-}
-
-/// Where the keys of JWTs are.
-pub fn keys_file(auth: &config::Auth) -> PathBuf {
-    systemd::credential(KEYS_CREDENTIAL).unwrap_or_else(|| auth.jwt_keys.clone())
-}
-
 /// Lets in, or not.
 pub struct Auth {
     policy: RwLock<Arc<Policy>>,
@@ -279,14 +264,17 @@ pub struct Auth {
 }
 
 impl Auth {
-    /// A policy, and where the last use of each token is noted.
-    pub fn new(policy: Policy, last_use: &Path) -> Self {
-        Self { policy: RwLock::new(Arc::new(policy)), last_use: LastUse::new(last_use) }
+    /// A policy, and where the last use of each token is recorded.
+    pub fn new(policy: Policy, last_use: LastUse) -> Self {
+        Self { policy: RwLock::new(Arc::new(policy)), last_use }
     }
 
     /// One that lets everybody in: for the relay itself.
     pub fn open() -> Self {
-        Self::new(Policy { mode: Mode::Open, anonymous: Arc::default() }, Path::new(""))
+        Self::new(
+            Policy { mode: Mode::Open, anonymous: Arc::default() },
+            LastUse::new(Path::new(""), PathBuf::new()),
+        )
     }
 
     fn policy(&self) -> Arc<Policy> {

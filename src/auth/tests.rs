@@ -4,7 +4,7 @@ use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, encode, jwk::Jwk
 use serde_json::json;
 
 use super::*;
-use crate::{auth::scopes::Scope, base::document_id::DocumentId};
+use crate::{base::document_id::DocumentId, config::scopes::Scope};
 
 fn client() -> Client {
     Client { address: Some([203, 0, 113, 9].into()), ..Client::default() }
@@ -39,7 +39,7 @@ fn a_token_gives_its_scopes_until_it_ends_or_goes() {
     old.expires = Some(SystemTime::now() - Duration::from_secs(1));
     tokens::write(&file, vec![token.clone(), old], folder.path()).expect("written");
     let auth = config::Auth { mode: AuthMode::Token, tokens: file.clone(), ..Default::default() };
-    let auth = Auth::new(policy(&auth), folder.path());
+    let auth = Auth::new(policy(&auth), LastUse::new(folder.path(), folder.path().into()));
     assert_eq!(auth.admit(None, client()).expect_err("none"), Refusal::NoToken);
     assert_eq!(auth.admit(Some("tonk_x"), client()).expect_err("other"), Refusal::Unknown);
     assert_eq!(auth.admit(Some(&over), client()).expect_err("over"), Refusal::Expired);

@@ -13,10 +13,10 @@ use std::{
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::scopes::Scope;
 use crate::{
     base::{document_id::DocumentId, folder::Folder, hex::hex, regular_file},
     config::load::line_of,
+    config::scopes::Scope,
 };
 
 /// What every token begins with, so that scanners for leaked secrets know one.

@@ -5,9 +5,11 @@
 
 pub mod backoff;
 pub mod blocking;
+pub mod closing;
 pub mod document_id;
 pub mod folder;
 pub mod hex;
 pub mod lock;
+pub mod principal;
 pub mod regular_file;
 pub mod text;

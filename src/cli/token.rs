@@ -12,11 +12,10 @@ use super::{CONFIG_FILE, CliError, print, show};
 use crate::{
     auth::{
         last_use,
-        scopes::Scope,
         tokens::{self, Token, TokensError},
     },
     base::{folder::Folder, text},
-    config::load,
+    config::{load, scopes::Scope},
 };
 
 #[derive(Debug, Args)]

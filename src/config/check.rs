@@ -1,17 +1,8 @@
-//! What the values of a config mean together, and whether what they name can be used.
+//! What the values of a config mean together.
 
-use std::{fs, io, path::Path};
+use std::path::Path;
 
-use super::{
-    AdminAddress, AuthMode, Config, StoreKind, load::Fault, load::LoadedConfig, service::Service,
-};
-use crate::{
-    auth::{self, Policy},
-    base::regular_file,
-    bundle::{MaxInflated, served::ServedBundle},
-    http::tls,
-    observe::log,
-};
+use super::{AuthMode, Config, StoreKind, levels, load::Fault, load::LoadedConfig};
 
 /// Every fault that shows in the values alone.
 pub fn check(loaded: &LoadedConfig) -> Vec<Fault> {
@@ -35,7 +26,7 @@ pub fn check(loaded: &LoadedConfig) -> Vec<Fault> {
             ),
         );
     }
-    if config.auth.mode == AuthMode::Jwt && auth::keys_file(&config.auth).as_os_str().is_empty() {
+    if config.auth.mode == AuthMode::Jwt && config.auth.keys_file().as_os_str().is_empty() {
         fault("auth.jwt_keys", r#"is not set, and auth.mode is "jwt""#.into());
     }
     if config.http.proxy_protocol && config.http.trusted_proxies.is_empty() {
@@ -96,7 +87,7 @@ pub fn check(loaded: &LoadedConfig) -> Vec<Fault> {
             "names credentials; they come from the usual AWS places, or the systemd credential aws-credentials".into(),
         );
     }
-    if let Err(error) = log::filter(&config.log.level) {
+    if let Err(error) = levels::filter(&config.log.level) {
         fault("log.level", error.to_string().replacen("log.level: ", "", 1));
     }
     for (key, limit) in [
@@ -117,7 +108,7 @@ pub fn check(loaded: &LoadedConfig) -> Vec<Fault> {
 }
 
 /// The keys that name a file or folder, with those.
-fn named_paths(config: &Config) -> Vec<(&'static str, &Path)> {
+pub fn named_paths(config: &Config) -> Vec<(&'static str, &Path)> {
     let mut paths: Vec<(&'static str, &Path)> = vec![
         ("bundle.path", &config.bundle.path),
         ("bundle.wasm", &config.bundle.wasm),
@@ -167,154 +158,6 @@ pub fn without_effect(loaded: &LoadedConfig) -> Vec<Fault> {
         r#"auth.mode is neither "token" nor "jwt""#,
     );
     found
-}
-
-/// Opens everything that the config names and returns the faults. With a service, files are opened as its user and its
-/// sandbox is heeded; without one, as the user of this process. [`check`] covers relative paths.
-pub fn open(loaded: &LoadedConfig, service: Option<&Service>) -> Vec<Fault> {
-    let Some(service) = service else { return open_here(loaded, |_| false) };
-    let mut faults = kept_from(loaded, service);
-    let look = || {
-        let file = loaded.file.as_deref().map_or(Ok(()), can_read);
-        (file, open_here(loaded, |path| service.will_make(path)))
-    };
-    match service.run(look) {
-        Ok((file, mut found)) => {
-            // Root has read it.
-            found.extend(file.err().map(|problem| loaded.fault("", problem)));
-            let is_new = |fault: &Fault| faults.iter().all(|known| known.key != fault.key);
-            found.retain(is_new);
-            for fault in &mut found {
-                fault.problem.push_str(&format!(" (checked as {})", service.describe()));
-            }
-            faults.extend(found);
-        }
-        Err(error) => faults.push(
-            loaded.fault("", format!("cannot be checked as {}: {error}", service.describe())),
-        ),
-    }
-    faults
-}
-
-/// What the sandbox of the service keeps from it.
-fn kept_from(loaded: &LoadedConfig, service: &Service) -> Vec<Fault> {
-    let config = &loaded.config;
-    let sockets = config.admin.listen.iter().filter_map(|address| match address {
-        AdminAddress::Unix(path) => Some(("admin.listen", path.parent()?)),
-        AdminAddress::Tcp(_) => None,
-    });
-    let file = loaded.file.as_deref().map(|file| ("", file));
-    let named = named_paths(config).into_iter().chain(sockets).chain(file);
-    let faults = named.filter(|(_, path)| path.is_absolute()).filter_map(|(key, path)| {
-        let is_written = ["bundles.path", "storage.path", "admin.listen"].contains(&key);
-        let kept = service.hidden(path);
-        let kept = kept.or_else(|| service.read_only(path).filter(|_| is_written))?;
-        Some(loaded.fault(key, kept))
-    });
-    faults.collect()
-}
-
-/// Opens everything that the config names, as the user of this thread, and returns the faults. A missing folder is no
-/// fault if `will_be_made` accepts its path.
-#[expect(clippy::disallowed_methods, reason = "runs in a command")]
-fn open_here(loaded: &LoadedConfig, will_be_made: impl Fn(&Path) -> bool) -> Vec<Fault> {
-    let config = &loaded.config;
-    let is_named = |path: &Path| path.is_absolute();
-    let mut faults = Vec::new();
-    let mut fault = |key: &str, problem: String| faults.push(loaded.fault(key, problem));
-
-    if is_named(&config.bundle.path)
-        && let Err(error) = ServedBundle::load(&config.bundle.path, MaxInflated::of(config))
-    {
-        fault("bundle.path", error.to_string());
-    }
-    if is_named(&config.tls.cert)
-        && let Err(error) = tls::load(&config.tls)
-    {
-        fault(error.key(), error.to_string());
-    }
-    if let Err(error) = Policy::load(&config.auth) {
-        fault(error.key(), error.to_string());
-    }
-    for (key, path) in
-        [("bundle.wasm", &config.bundle.wasm), ("bundle.blank", &config.bundle.blank)]
-    {
-        if is_named(path)
-            && let Err(problem) = can_read(path)
-        {
-            fault(key, format!("{}: {problem}", path.display()));
-        }
-    }
-    for (key, path) in
-        [("storage.path", &config.storage.path), ("bundles.path", &config.bundles.path)]
-    {
-        if is_named(path)
-            && !will_be_made(path)
-            && let Err(problem) = can_write(path)
-        {
-            fault(key, format!("{}: {problem}", path.display()));
-        }
-    }
-    for address in &config.admin.listen {
-        if let AdminAddress::Unix(path) = address
-            && let Some(folder) = path.parent()
-        {
-            // systemd makes it when the unit starts (RuntimeDirectory), and takes it away when it stops.
-            let comes_with_the_unit = folder.parent() == Some(Path::new("/run"));
-            if !folder.exists() && (comes_with_the_unit || will_be_made(folder)) {
-                continue;
-            }
-            if !folder.is_dir() {
-                let problem = "not found; under systemd, RuntimeDirectory makes it";
-                fault("admin.listen", format!("{}: {problem}", folder.display()));
-            } else if let Err(problem) = can_write(folder) {
-                fault("admin.listen", format!("{}: {problem}", folder.display()));
-            }
-        }
-    }
-    faults
-}
-
-#[expect(clippy::disallowed_methods, reason = "runs in a command")]
-fn can_read(path: &Path) -> Result<(), String> {
-    regular_file::open(path).map(drop).map_err(|error| reason(&error))
-}
-
-/// Whether a folder can be written, or made in the nearest folder above it that there is.
-#[expect(clippy::disallowed_methods, reason = "runs in a command")]
-fn can_write(folder: &Path) -> Result<(), String> {
-    let mut there = folder;
-    loop {
-        match fs::metadata(there) {
-            Ok(found) if !found.is_dir() => {
-                return Err(format!("{} is no folder", there.display()));
-            }
-            Ok(_) => break,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => match there.parent() {
-                Some(above) => there = above,
-                None => return Err(reason(&error)),
-            },
-            Err(error) => return Err(reason(&error)),
-        }
-    }
-    // What the mode says is not all: a read-only mount or the unit's sandbox shows only by trying.
-    match tempfile::NamedTempFile::new_in(there) {
-        Ok(_) => Ok(()),
-        Err(error) => Err(format!("{} cannot be written: {}", there.display(), reason(&error))),
-    }
-}
-
-fn reason(error: &io::Error) -> String {
-    match error.kind() {
-        io::ErrorKind::NotFound => {
-            "not found; if it is there, the unit may hide it (ProtectHome, PrivateTmp)".to_owned()
-        }
-        io::ErrorKind::PermissionDenied => "this user may not: permission denied".to_owned(),
-        io::ErrorKind::ReadOnlyFilesystem => {
-            "read-only; under systemd, ReadWritePaths must name it".to_owned()
-        }
-        _ => error.to_string(),
-    }
 }
 
 #[cfg(test)]
@@ -369,35 +212,5 @@ mod tests {
                 "bundle.path"
             ]
         );
-    }
-
-    #[test]
-    fn what_is_named_is_opened() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let at = |name: &str| folder.path().join(name);
-        fs::write(at("file"), "no ZIP").expect("written");
-        let text = format!(
-            "[bundle]\npath = {:?}\nwasm = {:?}\n[storage]\npath = {:?}\n[bundles]\npath = {:?}\n[admin]\nlisten = [\"unix:{}\"]\n",
-            at("file"),
-            at("missing"),
-            at("file").join("below"),
-            at("new"),
-            at("admin.sock").display()
-        );
-        let faults = texts(&open_here(&loaded(&text), |_| false));
-        assert_eq!(faults.len(), 3, "{faults:?}");
-        assert!(
-            faults[0].contains(&format!(
-                "x.toml:2: bundle.path: {}: not a ZIP archive",
-                at("file").display()
-            )),
-            "{faults:?}"
-        );
-        assert!(
-            faults[1].contains("x.toml:3: bundle.wasm: ") && faults[1].contains("not found"),
-            "{faults:?}"
-        );
-        assert!(faults[2].contains("x.toml:5: storage.path: "), "{faults:?}");
-        assert!(!at("new").exists(), "a check makes nothing");
     }
 }

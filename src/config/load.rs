@@ -67,7 +67,7 @@ pub struct LoadedConfig {
 
 impl LoadedConfig {
     /// The place to name in a fault of `key`.
-    pub(super) fn fault(&self, key: &str, problem: impl Into<String>) -> Fault {
+    pub fn fault(&self, key: &str, problem: impl Into<String>) -> Fault {
         let file = || self.file.as_ref().map(|file| file.display().to_string());
         let place = match self.origins.of(key) {
             "default" => file().unwrap_or_else(|| "built-in".to_owned()),

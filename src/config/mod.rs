@@ -2,13 +2,16 @@
 //!
 //! [`Config`] is the whole of `/etc/tonk-relay.toml`; what its keys mean to an operator is said in the
 //! shipped file, `etc/tonk-relay.toml`, and nowhere else. [`load`] reads a file and names every fault in
-//! it, [`check`] looks at what the values mean together and opens what they name, as the user of the [`service`] where
-//! there is one, and [`reload`] tells what a running relay can take over.
+//! it, [`check`] finds the faults that show in the values alone, and [`reload`] tells what a running relay can take over.
+//! Values with a syntax of their own are in [`levels`], [`scopes`] and `units`; [`credentials`] are files that systemd
+//! passes on.
 
 pub mod check;
+pub mod credentials;
+pub mod levels;
 pub mod load;
 pub mod reload;
-pub mod service;
+pub mod scopes;
 mod units;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
@@ -16,7 +19,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use serde::{Deserialize, Serialize};
 pub use units::{MemoryLimit, Network, Rate, Share, Size, Time};
 
-use crate::auth::scopes::Scope;
+use self::scopes::Scope;
 
 /// Everything that can be configured.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -49,6 +49,7 @@ use self::{
 };
 use crate::{
     auth::{Access, Auth, Client},
+    base::closing::Closing,
     bundle::{
         disk_budget::DiskBudget, import::Importer, served::Served, slims::Slims, store::BundleStore,
     },
@@ -56,8 +57,7 @@ use crate::{
     limits::{AddressLimit, Addresses, Counter, Kind, Place, Principals},
     observe::{health::Health, metrics::Metrics},
     storage::documents::Documents,
-    sync::activity::Activity,
-    sync::{outbound::Closing, peers::Peers, sessions::Sessions},
+    sync::{activity::Activity, peers::Peers, sessions::Sessions},
 };
 
 /// The WebSocket read buffer of a connection: axum's default of 128 KiB is memory for each idle socket.

@@ -12,7 +12,7 @@ use axum::{
 use serde::Deserialize;
 
 use super::{App, client, error::HttpError, grant::Grant, listener::ClientAddress};
-use crate::auth::{Access, Client, Refusal, scopes::Rights};
+use crate::auth::{Access, Client, Refusal, rights::Rights};
 
 /// A WebSocket subprotocol that carries a token, for browsers, which can set no header.
 const BEARER_PROTOCOL: &str = "bearer.";

@@ -1,6 +1,6 @@
 //! What the service manager is told (`sd_notify(3)`). Outside systemd each of these does nothing.
 
-use std::{path::PathBuf, time::Duration};
+use std::time::Duration;
 
 use sd_notify::NotifyState;
 use tracing::warn;
@@ -24,13 +24,6 @@ pub fn watchdog() -> Option<Duration> {
 /// All goes on.
 pub fn alive() {
     notify(&[NotifyState::Watchdog]);
-}
-
-/// The file of a credential that the unit passes on (`LoadCredential=`), if it does.
-#[expect(clippy::disallowed_methods, reason = "called at the start, or on a thread that may block")]
-pub fn credential(name: &str) -> Option<PathBuf> {
-    let folder = std::env::var_os("CREDENTIALS_DIRECTORY")?;
-    Some(PathBuf::from(folder).join(name)).filter(|file| file.is_file())
 }
 
 /// A new line for `systemctl status`.

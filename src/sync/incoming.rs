@@ -24,8 +24,9 @@ use tokio::{
     time::{Sleep, sleep},
 };
 
-use super::{outbound::Closing, socket::closing};
+use super::socket::closing;
 use crate::{
+    base::closing::Closing,
     config::{self, Config},
     limits::Place,
     observe::usage::thread_time,

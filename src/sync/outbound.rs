@@ -17,6 +17,8 @@ use prometheus::IntGauge;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+use crate::base::closing::Closing;
+
 /// Frames that wait to be sent.
 pub struct Outbound {
     limit: usize,
@@ -52,17 +54,6 @@ enum Kind {
     Presence,
     /// Cannot wait.
     Urgent,
-}
-
-/// What to do with a session's socket: an `error` message, then a close frame.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Closing {
-    /// The WebSocket close code.
-    pub code: u16,
-    /// Why, for the peer's eyes.
-    pub reason: String,
-    /// The reason's label in metrics.
-    pub label: &'static str,
 }
 
 /// What the writer is to do next.

@@ -10,6 +10,7 @@ use std::{
 };
 
 use super::session::Session;
+use crate::base::principal::Principal;
 
 /// The id of a connection, for the life of the process: the key everywhere, for peer ids are claims.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -18,17 +19,6 @@ pub struct SessionId(pub u64);
 impl fmt::Display for SessionId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "c{}", self.0)
-    }
-}
-
-/// Who stands behind a session. In open mode all sessions have the same.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Principal(pub Arc<str>);
-
-impl Principal {
-    /// The one of open mode.
-    pub fn anybody() -> Self {
-        Self("anybody".into())
     }
 }
 

@@ -15,16 +15,17 @@ use bytes::Bytes;
 use tokio::sync::watch;
 use tracing::warn;
 
-#[cfg(test)]
-use super::peers::Principal;
 use super::{
-    outbound::{Closing, Outbound, Push},
+    outbound::{Outbound, Push},
     peers::SessionId,
     rooms::{Input, Mailbox, Rooms},
     wire,
 };
+#[cfg(test)]
+use crate::base::principal::Principal;
 use crate::{
     auth::{Access, Client},
+    base::closing::Closing,
     base::document_id::DocumentId,
     base::lock::lock,
     config::Config,

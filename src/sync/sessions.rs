@@ -21,7 +21,6 @@ use tracing::{debug, info, warn};
 use super::{
     flow::{Flow, Load},
     incoming::{Arriving, Incoming},
-    outbound::Closing,
     peers::{Peers, SessionId},
     rooms::{Held, Input, Rooms},
     session::Session,
@@ -31,6 +30,7 @@ use super::{
 };
 use crate::{
     auth::{Access, Auth, Client},
+    base::closing::Closing,
     base::{document_id::DocumentId, text},
     config::Config,
     limits::Place,

@@ -4,7 +4,7 @@ use tracing::{error, info};
 
 use super::Reloader;
 use crate::{
-    auth::{self, Policy},
+    auth::Policy,
     base::blocking,
     bundle::watch::PathWatch,
     config::{self, AuthMode},
@@ -23,7 +23,7 @@ impl Reloader {
                 }
                 continue;
             }
-            let file = auth::keys_file(&auth);
+            let file = auth.keys_file();
             let mut keys = PathWatch::new(&file).await;
             // They may have changed between the last reading and the first watch.
             self.load_keys().await;
@@ -72,5 +72,5 @@ impl Reloader {
 
 /// Whether the same keys are followed.
 fn is_same(one: &config::Auth, other: &config::Auth) -> bool {
-    one.mode == other.mode && auth::keys_file(one) == auth::keys_file(other)
+    one.mode == other.mode && one.keys_file() == other.keys_file()
 }

@@ -42,7 +42,8 @@ use super::{BundleStore, Content, Incoming, Received, Source, StoredBundle, sha2
 use crate::{
     base::{blocking, document_id::DocumentId},
     config,
-    observe::{health::Health, systemd},
+    config::credentials::credential,
+    observe::health::Health,
 };
 
 /// Uploads from this size on go in parts of this size; S3 takes none smaller than 5 MiB but the last.
@@ -214,7 +215,7 @@ async fn client(config: &config::Bundles) -> Client {
     if !config.endpoint_url.is_empty() {
         loader = loader.endpoint_url(&config.endpoint_url);
     }
-    if let Some(file) = systemd::credential(CREDENTIAL) {
+    if let Some(file) = credential(CREDENTIAL) {
         let files =
             EnvConfigFiles::builder().with_file(EnvConfigFileKind::Credentials, file).build();
         // With a client of HTTP: a profile may name a role, or the instance's own keys.

@@ -12,6 +12,7 @@ use futures::future::BoxFuture;
 
 use super::*;
 use crate::{
+    base::{closing::Closing, principal::Principal},
     bundle::served::ServedBundle,
     config::{Durability, EngineKind, MemoryLimit, Time},
     document::{compare::Relation, unpacked::Unpacked},
@@ -19,8 +20,7 @@ use crate::{
     storage::{nodefs::NodefsStore, space::Space},
     sync::{
         look::EngineLook,
-        outbound::{Closing, Next},
-        peers::Principal,
+        outbound::Next,
         room::{Engine, EngineFailed, Port, native, samod},
         turns::Turns,
         wire::{self, Body},

@@ -14,7 +14,7 @@ use rustix::{
     thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid},
 };
 
-use super::load::Fault;
+use crate::config::load::Fault;
 
 /// The unit of the packages.
 const UNIT: &str = "tonk-relay.service";
