@@ -20,10 +20,10 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, post},
 };
+use futures::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    app::reloader::{Refused, Reloader},
     http::{App, pages, require_host},
     sync::rooms::Rooms,
 };
@@ -38,6 +38,9 @@ pub struct ReloadAnswer {
     /// Why it is not in effect, a line each.
     pub problems: Vec<String>,
 }
+
+/// Reloads the config and returns what became of it.
+pub type Reload = Arc<dyn Fn() -> BoxFuture<'static, ReloadAnswer> + Send + Sync>;
 
 /// The router of a TCP address. Only a loopback one has the status page.
 pub fn tcp_router(app: App, address: SocketAddr) -> Router {
@@ -59,13 +62,8 @@ fn router(app: App) -> Router {
 }
 
 /// The router of the Unix socket.
-pub fn unix_router(
-    app: App,
-    rooms: Arc<Rooms>,
-    reloader: Arc<Reloader>,
-    stored: storage::Stored,
-) -> Router {
-    let reload = Router::new().route("/reload", post(reload)).with_state(reloader);
+pub fn unix_router(app: App, rooms: Arc<Rooms>, reload: Reload, stored: storage::Stored) -> Router {
+    let reload = Router::new().route("/reload", post(answer_reload)).with_state(reload);
     let status = Router::new().route("/status", get(status::whole)).with_state(app.clone());
     router(app)
         .merge(status)
@@ -74,18 +72,8 @@ pub fn unix_router(
         .merge(storage::router(stored))
 }
 
-async fn reload(State(reloader): State<Arc<Reloader>>) -> Response {
-    let result = reloader.start().await.unwrap_or_else(|panic| {
-        Err(Refused { problems: vec![format!("the reload failed: {panic}")] })
-    });
-    match result {
-        Ok(changed) => {
-            Json(ReloadAnswer { applied: true, changed, problems: Vec::new() }).into_response()
-        }
-        Err(refused) => {
-            let problems = refused.problems;
-            let answer = ReloadAnswer { applied: false, changed: Vec::new(), problems };
-            (StatusCode::UNPROCESSABLE_ENTITY, Json(answer)).into_response()
-        }
-    }
+async fn answer_reload(State(reload): State<Reload>) -> Response {
+    let answer = reload().await;
+    let status = if answer.applied { StatusCode::OK } else { StatusCode::UNPROCESSABLE_ENTITY };
+    (status, Json(answer)).into_response()
 }

@@ -25,15 +25,16 @@ use self::answers::{
 };
 use crate::{
     base::document_id::{BadDocumentId, DocumentId},
+    bundle,
     bundle::{
         Bundle, BundleError, MaxInflated,
         served::Served,
         store::{BundleStore, Received},
     },
     config::Config,
-    document::compare::Merged,
+    document::{chunk::Key, compare::Merged},
     storage::{
-        ChunkStore, Key, StorageError,
+        ChunkStore, StorageError,
         backups::{self, Backup},
         blocked::Block,
         documents::{Bringer, Documents},
@@ -475,7 +476,9 @@ fn fsck(stored: Stored, repair: bool) -> Response {
     }
     lines(move |tell| {
         let (journal, uploads) = (&stored.journal, &*stored.uploads);
-        fsck::check_storage(journal, uploads, max_inflated, &runtime, repair, tell);
+        fsck::check_storage(journal, &runtime, repair, tell, |check| {
+            bundle::fsck::check_uploads(check, uploads, max_inflated, &runtime)
+        });
     })
 }
 

@@ -423,7 +423,10 @@ impl Bound {
         ));
         let importer = Arc::new(Importer::new(
             self.documents.clone(),
-            rooms.clone(),
+            {
+                let rooms = rooms.clone();
+                move |document| rooms.reopen(document)
+            },
             self.store.store.clone(),
             receiving.clone(),
             self.journal.root().to_owned(),
@@ -499,7 +502,7 @@ impl Bound {
                     let router = admin::unix_router(
                         app.clone(),
                         rooms.clone(),
-                        reloader.clone(),
+                        reloader.admin_handle(),
                         Stored {
                             journal: self.journal.clone(),
                             documents: self.documents.clone(),

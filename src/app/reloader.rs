@@ -16,6 +16,7 @@ use tracing::{error, info, warn};
 use tracing_subscriber::filter::Targets;
 
 use crate::{
+    admin::{self, ReloadAnswer},
     app,
     auth::Policy,
     base::{blocking, regular_file},
@@ -85,6 +86,22 @@ impl Reloader {
     pub fn start(self: &Arc<Self>) -> JoinHandle<Result<Vec<String>, Refused>> {
         let reloader = self.clone();
         tokio::spawn(async move { reloader.reload().await })
+    }
+
+    /// What the admin socket reloads with.
+    pub fn admin_handle(self: &Arc<Self>) -> admin::Reload {
+        let reloader = self.clone();
+        Arc::new(move || {
+            let reloading = reloader.start();
+            Box::pin(async move {
+                let (changed, problems) = match reloading.await {
+                    Ok(Ok(changed)) => (changed, Vec::new()),
+                    Ok(Err(refused)) => (Vec::new(), refused.problems),
+                    Err(panic) => (Vec::new(), vec![format!("the reload failed: {panic}")]),
+                };
+                ReloadAnswer { applied: problems.is_empty(), changed, problems }
+            })
+        })
     }
 
     async fn reload(&self) -> Result<Vec<String>, Refused> {

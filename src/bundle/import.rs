@@ -35,7 +35,6 @@ use crate::{
         documents::{Bringer, Documents},
         imported,
     },
-    sync::rooms::Rooms,
 };
 
 /// Bundles that are imported or wait for it; each is a file on the local disk meanwhile.
@@ -113,10 +112,12 @@ impl Imported {
     }
 }
 
+type OnChange = Box<dyn Fn(DocumentId) + Send + Sync>;
+
 /// Imports bundles, one at a time.
 pub struct Importer {
     documents: Arc<Documents>,
-    rooms: Arc<Rooms>,
+    on_change: OnChange,
     store: Arc<dyn BundleStore>,
     receiving: Arc<DiskBudget>,
     /// The folder of documents.
@@ -162,10 +163,11 @@ pub enum Standing {
 pub struct Place(OwnedSemaphorePermit);
 
 impl Importer {
-    /// An importer of what is in `store` into `documents`, which are in the folder `root`.
+    /// An importer of what is in `store` into `documents`, which are in the folder `root`. It calls `on_change` for each
+    /// document that it changes in storage.
     pub fn new(
         documents: Arc<Documents>,
-        rooms: Arc<Rooms>,
+        on_change: impl Fn(DocumentId) + Send + Sync + 'static,
         store: Arc<dyn BundleStore>,
         receiving: Arc<DiskBudget>,
         root: PathBuf,
@@ -174,7 +176,18 @@ impl Importer {
         let places = Arc::new(Semaphore::new(WAITING));
         let (one, reads) = (Mutex::new(()), Semaphore::new(READS));
         let failed = std::sync::Mutex::default();
-        Self { documents, rooms, store, receiving, root, places, one, reads, failed, metrics }
+        Self {
+            documents,
+            on_change: Box::new(on_change),
+            store,
+            receiving,
+            root,
+            places,
+            one,
+            reads,
+            failed,
+            metrics,
+        }
     }
 
     /// Import nothing more; returns when what was going on has ended.
@@ -358,7 +371,7 @@ impl Importer {
                         let reason = reason.clone();
                         return Err(BundleError::Unfit { document, reason }.into());
                     }
-                    Merged::New | Merged::Newer if !dry_run => self.rooms.reopen(document),
+                    Merged::New | Merged::Newer if !dry_run => (self.on_change)(document),
                     _ => {}
                 }
                 imported.count(document, &merged);

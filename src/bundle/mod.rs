@@ -9,6 +9,7 @@
 //! bundles that are being received take of the disk.
 
 pub mod disk_budget;
+pub mod fsck;
 pub mod import;
 pub mod served;
 pub mod slims;
@@ -28,10 +29,10 @@ use crate::{
     base::document_id::DocumentId,
     config::{Config, Size},
     document::{
+        chunk::ChunkKind,
         gate::{Document, Refusal, Rules},
         unpacked::{self, NotUnpacked, Origin},
     },
-    storage::ChunkKind,
 };
 
 /// More entries than any bundle needs: real ones have 2 to 29.

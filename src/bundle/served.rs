@@ -12,9 +12,16 @@ use tokio::sync::watch;
 
 use super::{Bundle, BundleError, MaxInflated};
 use crate::base::{document_id::DocumentId, hex::sha256, regular_file};
+use crate::storage::underlay::Underlay;
 
 /// The bundle served now; none if none is configured.
 pub type Served = watch::Receiver<Option<Arc<ServedBundle>>>;
+
+impl Underlay for Served {
+    fn snapshot(&self, document: DocumentId) -> Option<Bytes> {
+        self.borrow().as_ref().and_then(|bundle| bundle.documents.get(&document).cloned())
+    }
+}
 
 /// A loaded bundle.
 #[derive(Debug, Default)]

@@ -12,7 +12,7 @@ use super::{
     order::dependencies_first,
     unpacked,
 };
-use crate::storage::{Key, StoredChunk};
+use crate::document::chunk::{Key, StoredChunk};
 
 /// A document as its chunks make it.
 #[derive(Debug, Default)]

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | whether bytes may become part of a document | [`gate`] |
 //! | a document from its stored chunks, without those that are bad | [`load`] |
+//! | stored chunks and their keys | [`chunk`] |
 //! | what becomes of a document that is brought beside a stored one | [`compare`] |
 //! | the order in which changes can be applied | `order` |
 //! | what chunks unpack to, before they do | [`unpacked`] |
@@ -11,6 +12,7 @@
 //!
 //! Every byte that becomes part of a document passes [`gate::Document::admit`]: it is the only way to change one.
 
+pub mod chunk;
 pub mod compare;
 pub mod gate;
 pub mod load;

@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     config::{Config, Size},
-    storage::StoredChunk,
+    document::chunk::StoredChunk,
 };
 
 /// How large a document may be.

@@ -14,12 +14,12 @@ use sha2::{Digest, Sha256};
 use tokio::sync::{Semaphore, watch};
 use tracing::{error, info, warn};
 
-use super::{ChunkKind, ChunkStore, Key, StorageError, StoredChunk, space::Space};
+use super::{ChunkStore, StorageError, space::Space};
 use crate::{
     base::hex::hex,
     base::{backoff::Backoff, document_id::DocumentId},
-    bundle::served::Served,
     config::Config,
+    document::chunk::{ChunkKind, Key, StoredChunk},
     document::{
         compare::{self, Addition, Merged, Relation},
         gate::{Document, Refusal, Rules},
@@ -32,6 +32,7 @@ use crate::{
         metrics::StorageMetrics,
         usage::thread_time,
     },
+    storage::underlay::Underlay,
 };
 
 /// Pause before a failed operation is tried again: the first, and the longest.
@@ -44,7 +45,7 @@ const FEW: u64 = 64;
 /// All documents of the relay.
 pub struct Documents {
     store: Arc<dyn ChunkStore>,
-    served: Served,
+    underlay: Box<dyn Underlay>,
     health: Arc<Health>,
     space: Arc<Space>,
     config: watch::Receiver<Arc<Config>>,
@@ -117,14 +118,14 @@ impl Documents {
     /// Documents in `store`, above those of the served bundle.
     pub fn new(
         store: Arc<dyn ChunkStore>,
-        served: Served,
+        underlay: impl Underlay,
         health: Arc<Health>,
         space: Arc<Space>,
         config: watch::Receiver<Arc<Config>>,
         metrics: StorageMetrics,
     ) -> Self {
         let comparing = Semaphore::new(COMPARING);
-        Self { store, served, health, space, config, comparing, metrics }
+        Self { store, underlay: Box::new(underlay), health, space, config, comparing, metrics }
     }
 
     /// What stands for a document that is not taken; none if it may be.
@@ -341,8 +342,7 @@ impl Documents {
         if self.store.is_deleted(document) {
             return None;
         }
-        let served = self.served.borrow();
-        served.as_ref().and_then(|bundle| bundle.documents.get(&document).cloned())
+        self.underlay.snapshot(document)
     }
 
     /// Say that a bundle's snapshot shares no change with the stored document of its id.
@@ -474,15 +474,15 @@ pub fn check(document: DocumentId, stored: Vec<StoredChunk>, underneath: Option<
     });
     let (mut base, mut newer, mut unrelated) = (None, None, false);
     if let Some(data) = underneath {
-        match underlay(document, &mut doc, data) {
-            Underlay::Nothing => {}
-            Underlay::Base(add) => {
+        match seed_from(document, &mut doc, data) {
+            Seeding::Nothing => {}
+            Seeding::Base(add) => {
                 chunks.push((add.key.clone(), add.data.to_vec()));
                 base = Some(add);
             }
-            Underlay::Newer(add) => newer = Some(add),
-            Underlay::Unrelated => unrelated = true,
-            Underlay::Refused(refusal) => {
+            Seeding::Newer(add) => newer = Some(add),
+            Seeding::Unrelated => unrelated = true,
+            Seeding::Refused(refusal) => {
                 error!(%document, "the served bundle's changes {refusal}; the stored document stays as it is");
                 if doc.is_damaged() {
                     doc = load::load(&chunks).doc;
@@ -501,7 +501,7 @@ pub fn check(document: DocumentId, stored: Vec<StoredChunk>, underneath: Option<
 }
 
 /// What the served bundle's snapshot adds to a document, which has it then.
-enum Underlay {
+enum Seeding {
     Nothing,
     /// All of it: storage has nothing.
     Base(Base),
@@ -512,24 +512,24 @@ enum Underlay {
     Refused(Refusal),
 }
 
-fn underlay(document: DocumentId, doc: &mut Document, data: Bytes) -> Underlay {
+fn seed_from(document: DocumentId, doc: &mut Document, data: Bytes) -> Seeding {
     let mut snapshot = match Document::read(&data, Rules::Admission) {
         Ok(snapshot) => snapshot,
-        Err(refusal) => return Underlay::Refused(refusal),
+        Err(refusal) => return Seeding::Refused(refusal),
     };
     let is_stored = !doc.heads().is_empty();
     if is_stored {
         match Relation::of(snapshot.automerge(), doc.automerge()) {
-            Relation::Contained => return Underlay::Nothing,
+            Relation::Contained => return Seeding::Nothing,
             Relation::Newer => {}
-            Relation::Unrelated => return Underlay::Unrelated,
+            Relation::Unrelated => return Seeding::Unrelated,
         }
     }
     let add = Base { key: snapshot_key(document, snapshot.heads()), data };
     match doc.admit(&add.data, Rules::Admission) {
-        Err(refusal) => Underlay::Refused(refusal),
-        Ok(_) if is_stored => Underlay::Newer(add),
-        Ok(_) => Underlay::Base(add),
+        Err(refusal) => Seeding::Refused(refusal),
+        Ok(_) if is_stored => Seeding::Newer(add),
+        Ok(_) => Seeding::Base(add),
     }
 }
 

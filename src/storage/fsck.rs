@@ -14,7 +14,7 @@ use sha2::{Digest, Sha256};
 use tokio::runtime::Handle;
 
 use super::{
-    ChunkStore, Key, StorageError, StoredChunk,
+    ChunkStore, StorageError,
     documents::{Base, Checked, check},
     journal::{Journal, count_rows},
     nodefs::MAX_FILE,
@@ -24,7 +24,7 @@ use super::{
 use crate::{
     base::hex::hex,
     base::{document_id::DocumentId, folder},
-    bundle::{Bundle, MaxInflated, store::BundleStore},
+    document::chunk::{Key, StoredChunk},
     document::load::{self, Loaded},
 };
 
@@ -110,9 +110,11 @@ pub struct Summary {
 pub trait Tell: FnMut(Line) -> bool {}
 impl<T: FnMut(Line) -> bool> Tell for T {}
 
-struct Check<T> {
+/// A check under way.
+pub struct Check<T> {
     tell: T,
-    summary: Summary,
+    /// The figures so far.
+    pub summary: Summary,
     goes_on: bool,
 }
 
@@ -121,7 +123,8 @@ impl<T: Tell> Check<T> {
         Self { tell, summary: Summary::default(), goes_on: true }
     }
 
-    fn find(&mut self, kind: Kind, place: impl ToString, fault: impl ToString, repaired: bool) {
+    /// Reports a finding and counts it.
+    pub fn find(&mut self, kind: Kind, place: impl ToString, fault: impl ToString, repaired: bool) {
         match kind.is_damage() {
             true => self.summary.damages += 1,
             false => self.summary.notes += 1,
@@ -195,60 +198,21 @@ impl<T: Tell> Check<T> {
     }
 }
 
-/// Check all that `journal` and its folders hold, and the bundles of `uploads`. Blocks; to be called on a thread of
+/// Checks all that `journal` and its folders hold, and then what `check_more` checks. Blocks; to be called on a thread of
 /// `runtime` that may.
-pub fn check_storage(
+pub fn check_storage<T: Tell>(
     journal: &Journal,
-    uploads: &dyn BundleStore,
-    max_inflated: MaxInflated,
     runtime: &Handle,
     repair: bool,
-    tell: impl Tell,
+    tell: T,
+    check_more: impl FnOnce(&mut Check<T>) -> Result<(), StorageError>,
 ) {
     let mut check = Check::new(tell);
     let mut result = check_documents(&mut check, journal, runtime, repair);
     if result.is_ok() && check.goes_on {
-        let bundles = check_bundles(&mut check, uploads, max_inflated, runtime);
-        result = bundles.map_err(|source| StorageError {
-            action: "list",
-            path: "the uploaded bundles".into(),
-            source,
-        });
+        result = check_more(&mut check);
     }
     check.end(result);
-}
-
-fn check_bundles(
-    check: &mut Check<impl Tell>,
-    uploads: &dyn BundleStore,
-    max_inflated: MaxInflated,
-    runtime: &Handle,
-) -> io::Result<()> {
-    for (id, _) in runtime.block_on(uploads.list())? {
-        let read = async {
-            Ok(match uploads.get(id).await? {
-                Some(bundle) => Some(bundle.into_file().await?),
-                None => None,
-            })
-        };
-        let place = format!("bundle {id}");
-        match runtime.block_on::<_>(read) {
-            Err(error) => {
-                let error: io::Error = error;
-                check.find(Kind::Unreadable, place, error, false);
-            }
-            Ok(None) => continue,
-            Ok(Some(file)) => {
-                let verified = Bundle::open(io::BufReader::new(file), max_inflated)
-                    .and_then(|mut bundle| bundle.verify());
-                if let Err(error) = verified {
-                    check.find(Kind::Broken, place, error, false);
-                }
-            }
-        }
-        check.summary.bundles += 1;
-    }
-    Ok(())
 }
 
 fn check_documents(

@@ -4,8 +4,9 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
-use super::{ChunkStore, Key, StorageError, blocked::Block, documents::check, quarantine::Entry};
+use super::{ChunkStore, StorageError, blocked::Block, documents::check, quarantine::Entry};
 use crate::base::document_id::DocumentId;
+use crate::document::chunk::Key;
 
 /// What is stored of a document.
 #[derive(Debug, Serialize, Deserialize)]
@@ -113,10 +114,7 @@ mod tests {
     use automerge::{Automerge, ROOT, transaction::Transactable};
 
     use super::*;
-    use crate::{
-        config::Durability,
-        storage::{ChunkKind, nodefs::NodefsStore},
-    };
+    use crate::{config::Durability, document::chunk::ChunkKind, storage::nodefs::NodefsStore};
 
     #[tokio::test]
     async fn it_says_what_is_stored_and_changes_nothing() {

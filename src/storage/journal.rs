@@ -55,7 +55,7 @@ use self::{
     writer::{BATCH, DOOMED, Writer},
 };
 use super::{
-    ChunkKind, ChunkStore, Key, StorageError, StoredChunk,
+    ChunkStore, StorageError,
     blocked::{self, Block},
     marks::Marks,
     nodefs::{NodefsStore, QUARANTINE, delete_files, sync_folder},
@@ -66,6 +66,7 @@ use super::{
 use crate::{
     base::{backoff::Backoff, document_id::DocumentId},
     config::{self, Durability},
+    document::chunk::{ChunkKind, Key, StoredChunk},
     observe::metrics::StorageMetrics,
 };
 

@@ -2,7 +2,7 @@
 //!
 //! [`ChunkStore`] is what a store must do. [`nodefs`] is automerge-repo's folder layout, [`journal`] a journal
 //! before it, in which the changes of all documents become durable together. [`documents`] stands above them:
-//! it loads a document with what the served bundle puts underneath, checks every chunk, retries what fails, and
+//! it loads a document with what the [`underlay`] has of it, checks every chunk, retries what fails, and
 //! knows how much waits to be written. [`tombstones`] are the documents that were deleted, [`blocked`] those that an
 //! operator keeps from everybody; both are [`marks`]. [`space`] is how much room there is. For the operator,
 //! [`inspect`] says what is stored of one document, [`walk`] lists a folder, [`fsck`] checks one, and
@@ -22,68 +22,16 @@ pub mod quarantine;
 pub mod replacing;
 pub mod space;
 pub mod tombstones;
+pub mod underlay;
 pub mod walk;
 
-use std::{fmt, io, path::PathBuf};
+use std::{io, path::PathBuf};
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
 
 use crate::base::document_id::DocumentId;
-
-/// A snapshot of a whole document, or changes that build on one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum ChunkKind {
-    /// The whole document at some heads.
-    Snapshot,
-    /// One or more changes.
-    Incremental,
-}
-
-impl ChunkKind {
-    /// Both kinds, in the order in which a document is loaded.
-    pub const ALL: [Self; 2] = [Self::Snapshot, Self::Incremental];
-
-    /// The kind's name in keys, which is automerge-repo's (`StorageSubsystem.ts`).
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Snapshot => "snapshot",
-            Self::Incremental => "incremental",
-        }
-    }
-
-    /// The kind of that name.
-    pub fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|kind| kind.name() == name)
-    }
-}
-
-/// The key of a stored value.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Key {
-    /// The id of this storage, which clients see in the handshake.
-    StorageId,
-    /// A chunk of a document.
-    Chunk {
-        /// The document.
-        document: DocumentId,
-        /// What the chunk holds.
-        kind: ChunkKind,
-        /// The chunk's name: a hash, or whatever wrote it called it. One part of a path.
-        name: String,
-    },
-}
-
-impl fmt::Display for Key {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::StorageId => f.write_str("storage-adapter-id"),
-            Self::Chunk { document, kind, name } => {
-                write!(f, "{document}/{}/{name}", kind.name())
-            }
-        }
-    }
-}
+use crate::document::chunk::{Key, StoredChunk};
 
 /// What a store could not do, to which file, and why.
 #[derive(Debug, thiserror::Error)]
@@ -96,9 +44,6 @@ pub struct StorageError {
     /// Why it failed.
     pub source: io::Error,
 }
-
-/// A stored chunk: its key, and what it holds.
-pub type StoredChunk = (Key, Vec<u8>);
 
 /// A place for chunks. Every call says whether it worked: samod's own `Storage` cannot.
 pub trait ChunkStore: Send + Sync + 'static {

@@ -25,7 +25,7 @@ use bytes::Bytes;
 use futures::{FutureExt, future::BoxFuture};
 use tokio::sync::Semaphore;
 
-use super::{ChunkKind, ChunkStore, Key, StorageError, StoredChunk, quarantine::own_reason, walk};
+use super::{ChunkStore, StorageError, quarantine::own_reason, walk};
 use crate::{
     base::{
         document_id::DocumentId,
@@ -33,6 +33,7 @@ use crate::{
         regular_file,
     },
     config::Durability,
+    document::chunk::{ChunkKind, Key, StoredChunk},
 };
 
 /// Disk operations at a time; more only queue up in the kernel. A disk that hangs holds so many threads, of which the

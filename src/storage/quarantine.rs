@@ -11,10 +11,11 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+use crate::document::chunk::{ChunkKind, Key};
 use crate::document::load::parses;
 
 use super::{
-    ChunkKind, Key, StorageError,
+    StorageError,
     nodefs::{QUARANTINE, failed, read, write_atomically},
 };
 

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::{
-    ChunkKind, Key, StorageError, StoredChunk,
+    StorageError,
     nodefs::{OWN, REPLACED, failed, read_chunks},
 };
 use crate::base::hex::hex;
@@ -19,6 +19,7 @@ use crate::base::{
     document_id::DocumentId,
     folder::{Folder, Item},
 };
+use crate::document::chunk::{ChunkKind, Key, StoredChunk};
 
 /// How often a document is listed again because a chunk was gone when it was to be read. Another
 /// process may compact the same folder; each of its compactions takes one round.

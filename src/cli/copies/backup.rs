@@ -21,12 +21,13 @@ use crate::{
     },
     bundle::{Bundle, BundleError, MaxInflated},
     document::{
+        chunk::Key,
         compare::Relation,
         gate::{Document, Rules},
         load,
     },
     storage::{
-        Key, backups,
+        backups,
         fsck::{self, Finding, Kind, Line},
         nodefs::MAX_FILE,
         tombstones::Tombstone,

@@ -41,6 +41,7 @@ use super::{Engine, EngineFailed, EngineStart, Port, done};
 use crate::{
     base::document_id::DocumentId,
     document::{
+        chunk::{ChunkKind, Key, StoredChunk},
         compare::Relation,
         gate::{Document, Refusal, Rules},
     },
@@ -48,10 +49,7 @@ use crate::{
         metrics::{Metrics, RoomMetrics},
         usage::{Polled, Usage, thread_time},
     },
-    storage::{
-        ChunkKind, Key, StoredChunk,
-        documents::{Base, Documents, Opened},
-    },
+    storage::documents::{Base, Documents, Opened},
     sync::{
         look::EngineLook,
         peers::SessionId,

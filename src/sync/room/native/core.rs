@@ -27,12 +27,13 @@ use crate::{
     base::{document_id::DocumentId, hex::hex},
     config::Size,
     document::{
+        chunk::{ChunkKind, Key},
         compare::Relation,
         gate::{self, Admitted, Document, Refusal, Rules},
         size::MaxDocument,
         unpacked::{self, Origin, Unpacked},
     },
-    storage::{ChunkKind, Key, documents::snapshot_key},
+    storage::documents::snapshot_key,
     sync::{look::EngineLook, peers::SessionId, wire::SyncMessage},
 };
 

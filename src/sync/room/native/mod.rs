@@ -35,12 +35,9 @@ use self::{
 use super::{Engine, EngineFailed, EngineStart, Port, done};
 use crate::{
     base::document_id::DocumentId,
-    document::compare::Relation,
+    document::{chunk::Key, compare::Relation},
     observe::usage::{Usage, thread_time},
-    storage::{
-        Key,
-        documents::{Base, Documents, Opened, Unsaved},
-    },
+    storage::documents::{Base, Documents, Opened, Unsaved},
     sync::{
         look::EngineLook,
         peers::SessionId,

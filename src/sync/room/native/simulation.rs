@@ -26,10 +26,10 @@ use crate::{
     base::document_id::DocumentId,
     config::{Config, Size},
     document::{
+        chunk::Key,
         gate::{Document, Rules},
         size::MaxDocument,
     },
-    storage::Key,
     sync::{peers::SessionId, wire::SyncMessage},
 };
 

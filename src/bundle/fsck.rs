@@ -1,0 +1,50 @@
+//! Checks uploaded bundles, as `tonk-relay fsck` does after the documents.
+
+use std::io;
+
+use tokio::runtime::Handle;
+
+use super::{Bundle, MaxInflated, store::BundleStore};
+use crate::storage::{
+    StorageError,
+    fsck::{Check, Kind, Tell},
+};
+
+/// Reads every uploaded bundle and reports those that are broken. Blocks; to be called on a thread of `runtime` that may.
+///
+/// # Errors
+/// The store cannot list them.
+pub fn check_uploads(
+    check: &mut Check<impl Tell>,
+    uploads: &dyn BundleStore,
+    max_inflated: MaxInflated,
+    runtime: &Handle,
+) -> Result<(), StorageError> {
+    let failed =
+        |source| StorageError { action: "list", path: "the uploaded bundles".into(), source };
+    for (id, _) in runtime.block_on(uploads.list()).map_err(failed)? {
+        let read = async {
+            Ok(match uploads.get(id).await? {
+                Some(bundle) => Some(bundle.into_file().await?),
+                None => None,
+            })
+        };
+        let place = format!("bundle {id}");
+        match runtime.block_on::<_>(read) {
+            Err(error) => {
+                let error: io::Error = error;
+                check.find(Kind::Unreadable, place, error, false);
+            }
+            Ok(None) => continue,
+            Ok(Some(file)) => {
+                let verified = Bundle::open(io::BufReader::new(file), max_inflated)
+                    .and_then(|mut bundle| bundle.verify());
+                if let Err(error) = verified {
+                    check.find(Kind::Broken, place, error, false);
+                }
+            }
+        }
+        check.summary.bundles += 1;
+    }
+    Ok(())
+}

@@ -1,0 +1,62 @@
+//! Stored chunks, and the keys that automerge-repo gives them.
+
+use std::fmt;
+
+use crate::base::document_id::DocumentId;
+
+/// A snapshot of a whole document, or changes that build on one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum ChunkKind {
+    /// The whole document at some heads.
+    Snapshot,
+    /// One or more changes.
+    Incremental,
+}
+
+impl ChunkKind {
+    /// Both kinds, in the order in which a document is loaded.
+    pub const ALL: [Self; 2] = [Self::Snapshot, Self::Incremental];
+
+    /// The kind's name in keys, which is automerge-repo's (`StorageSubsystem.ts`).
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Snapshot => "snapshot",
+            Self::Incremental => "incremental",
+        }
+    }
+
+    /// The kind of that name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.name() == name)
+    }
+}
+
+/// The key of a stored value.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Key {
+    /// The id of this storage, which clients see in the handshake.
+    StorageId,
+    /// A chunk of a document.
+    Chunk {
+        /// The document.
+        document: DocumentId,
+        /// What the chunk holds.
+        kind: ChunkKind,
+        /// The chunk's name: a hash, or whatever wrote it called it. One part of a path.
+        name: String,
+    },
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::StorageId => f.write_str("storage-adapter-id"),
+            Self::Chunk { document, kind, name } => {
+                write!(f, "{document}/{}/{name}", kind.name())
+            }
+        }
+    }
+}
+
+/// A stored chunk: its key, and what it holds.
+pub type StoredChunk = (Key, Vec<u8>);
