@@ -24,7 +24,7 @@ use futures::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    http::{App, pages, require_host},
+    http::{pages, require_host, state::App},
     sync::rooms::Rooms,
 };
 

@@ -10,7 +10,7 @@ use prometheus::core::Collector;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    http::{App, client},
+    http::{client, state::App},
     observe::{
         health::{Phase, lines},
         log::{self, RecentLine},
@@ -124,8 +124,8 @@ fn is_asked_by_address(headers: &HeaderMap) -> bool {
 
 async fn look(app: &App) -> Status {
     let report = app.health.report();
-    let (documents_live, documents_waited_for) = app.sessions.rooms.count();
-    let served = app.served.borrow().clone();
+    let (documents_live, documents_waited_for) = app.sync.rooms.count();
+    let served = app.bundles.served.borrow().clone();
     let metrics = &app.metrics;
     let count = |gauge: &prometheus::IntGauge| u64::try_from(gauge.get()).unwrap_or(0);
     let config = app.config.borrow().clone();
@@ -142,7 +142,7 @@ async fn look(app: &App) -> Status {
         failed: lines(&report.failed),
         degraded: lines(&report.degraded),
         connections: metrics.sessions.open.get(),
-        peers: app.peers.len(),
+        peers: app.sync.sessions.peers.len(),
         documents_live,
         documents_waited_for,
         unsaved_bytes: count(&metrics.storage.unsaved_bytes),
@@ -154,7 +154,7 @@ async fn look(app: &App) -> Status {
         bundle_loaded_at: served.as_ref().map(|_| metrics.bundles.loaded_at.get()),
         bundle_store: config.bundles.store.name().to_owned(),
         figures: figures(app),
-        top: app.sessions.rooms.top().await,
+        top: app.sync.rooms.top().await,
         log: log::recent(),
     }
 }

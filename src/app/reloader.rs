@@ -15,9 +15,9 @@ use tokio::{
 use tracing::{error, info, warn};
 use tracing_subscriber::filter::Targets;
 
+use super::report;
 use crate::{
     admin::{self, ReloadAnswer},
-    app,
     auth::Policy,
     base::{blocking, regular_file},
     bundle::watch::{BundleKeeper, PathWatch, PreparedBundle},
@@ -125,7 +125,7 @@ impl Reloader {
                 self.metrics.reloads.with_label_values(&["refused"]).inc();
             }
         }
-        systemd::ready(&app::status_line(&self.health.report()));
+        systemd::ready(&report::status_line(&self.health.report()));
         result
     }
 
@@ -182,7 +182,7 @@ impl Reloader {
             log_level.set(log_filter);
         }
         self.repeats.set_window(new.config.log.repeat.0);
-        app::show_limits(&new.config, &self.metrics);
+        report::show_limits(&new.config, &self.metrics);
         self.config.send_replace(Arc::new(new.config.clone()));
         if let Some(certificate) = certificate {
             self.tls.install(certificate);
@@ -192,7 +192,7 @@ impl Reloader {
         }
         self.sessions.auth.set(policy);
         self.sessions.review(true);
-        app::show_sign_in(&new.config, &self.health);
+        report::show_sign_in(&new.config, &self.health);
         *now = new;
         changed
     }

@@ -12,7 +12,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::status_line;
+use super::report::status_line;
 use crate::{
     app::{
         reloader::Reloader,

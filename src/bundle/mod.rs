@@ -8,6 +8,7 @@
 //! the uploaded ones, [`slims`] their slim forms for a while, and [`import`] makes documents of them. [`disk_budget`] bounds what
 //! bundles that are being received take of the disk.
 
+pub mod build;
 pub mod disk_budget;
 pub mod fsck;
 pub mod import;

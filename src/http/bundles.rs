@@ -12,9 +12,9 @@ use bytes::Bytes;
 use tokio::time::timeout;
 
 use super::{
-    App,
     content::{Answer, Content, is_known},
     error::HttpError,
+    state::App,
 };
 use crate::{
     base::document_id::DocumentId,
@@ -57,7 +57,7 @@ pub(super) async fn unpack<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, HttpError> {
     let patience = app.config.borrow().http.body_idle_timeout.0;
-    let place = timeout(patience, app.unpacking.clone().acquire_owned()).await;
+    let place = timeout(patience, app.bundles.unpacking.clone().acquire_owned()).await;
     let place = place.map_err(|_| HttpError::Busy)?;
     let working = tokio::task::spawn_blocking(move || {
         // Kept until the work is done, also when nobody waits for it any more.
@@ -77,8 +77,8 @@ async fn find(
         return Err(HttpError::NoSuchBundle);
     }
     loop {
-        let stored = app.store.get(id).await?.ok_or(HttpError::NoSuchBundle)?;
-        match app.importer.standing(id, &stored.etag).await? {
+        let stored = app.bundles.store.get(id).await?.ok_or(HttpError::NoSuchBundle)?;
+        match app.bundles.importer.standing(id, &stored.etag).await? {
             Standing::Imported => return Ok((id, stored, None)),
             Standing::Failed(problem) => return Ok((id, stored, Some(problem))),
             // What is here is served.
@@ -88,8 +88,8 @@ async fn find(
         let bundles = app.config.borrow().bundles.clone();
         let max_inflated = MaxInflated::of(&app.config.borrow());
         let importing = async {
-            let place = app.importer.place().await?;
-            app.importer.import_stored(place, id, max_inflated).await?
+            let place = app.bundles.importer.place().await?;
+            app.bundles.importer.import_stored(place, id, max_inflated).await?
         };
         // It goes on meanwhile.
         timeout(bundles.timeout.0, importing).await.map_err(|_| HttpError::Busy)??;
@@ -146,16 +146,16 @@ async fn send_slim(app: &App, id: &str, headers: &HeaderMap) -> Result<Response,
     if is_known(headers, &etag) {
         return content.send(headers, &Bytes::new());
     }
-    let slim = match app.slims.get(&etag) {
+    let slim = match app.bundles.slims.get(&etag) {
         Some(slim) => slim,
         None => {
             let max_inflated = MaxInflated::of(&app.config.borrow());
-            let file = app.receiving.open(stored).await?;
+            let file = app.bundles.receiving.open(stored).await?;
             let make = move || Bundle::open(io::BufReader::new(file), max_inflated)?.slim();
             // It was whole when it was stored.
             let broken = |error| HttpError::Store(io::Error::other(format!("{id}: {error}")));
             let slim = unpack(app, make).await?.map_err(broken)?;
-            app.slims.keep(etag, slim.clone());
+            app.bundles.slims.keep(etag, slim.clone());
             slim
         }
     };

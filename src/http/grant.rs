@@ -14,14 +14,38 @@ use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use prometheus::IntCounterVec;
 use tracing::debug;
 
-use super::{App, error::HttpError, sign_in::Need};
-use crate::auth::{Access, Auth, Client};
+use super::{error::HttpError, state::App};
+use crate::auth::{Access, Auth, Client, rights::Rights};
 
 /// How often a right is asked for again while bytes move. A revoked right ends within this and what is already in the
 /// socket's buffers.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 /// The largest part of a body that is handed on at a time.
 const PART: usize = 64 << 10;
+
+/// What a route asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the names are those of the scopes")]
+pub enum Need {
+    Upload,
+    Download,
+    Admin,
+}
+
+impl Need {
+    /// Checks that `rights` have what the route asks for.
+    ///
+    /// # Errors
+    /// They do not; it names the scope.
+    pub fn check(self, rights: &Rights) -> Result<(), HttpError> {
+        let (is_given, scope) = match self {
+            Self::Upload => (rights.upload, "upload"),
+            Self::Download => (rights.download, "download"),
+            Self::Admin => (rights.admin, "admin"),
+        };
+        if is_given { Ok(()) } else { Err(HttpError::NoScope(scope)) }
+    }
+}
 
 /// The right of one request, which may end before the request does.
 #[derive(Clone)]

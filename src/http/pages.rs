@@ -11,9 +11,9 @@ use axum::{
 use serde_json::json;
 
 use super::{
-    App,
     content::{Content, accepts_gzip},
     error::HttpError,
+    state::App,
 };
 use crate::observe::metrics::Metrics;
 
@@ -39,7 +39,7 @@ pub async fn home() -> &'static str {
 /// # Errors
 /// No bundle is served.
 pub async fn manifest(State(app): State<App>, headers: HeaderMap) -> Result<Response, HttpError> {
-    let bundle = app.served.borrow().clone().ok_or(HttpError::NoBundle)?;
+    let bundle = app.bundles.served.borrow().clone().ok_or(HttpError::NoBundle)?;
     let content = Content {
         etag: bundle.slim_etag.clone(),
         kind: "application/zip",
@@ -98,7 +98,7 @@ pub async fn blank(
     let config = app.config.borrow().clone();
     let path = &config.bundle.blank;
     let (data, sha256) = if path.as_os_str().is_empty() {
-        let served = app.served.borrow().clone().ok_or(HttpError::NoBlank)?;
+        let served = app.bundles.served.borrow().clone().ok_or(HttpError::NoBlank)?;
         (served.file.clone(), served.sha256.clone())
     } else {
         let file = app.assets.blank.get(path, config.bundles.max_inflated.0, false).await;

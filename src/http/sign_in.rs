@@ -11,8 +11,14 @@ use axum::{
 };
 use serde::Deserialize;
 
-use super::{App, client, error::HttpError, grant::Grant, listener::ClientAddress};
-use crate::auth::{Access, Client, Refusal, rights::Rights};
+use super::{
+    client,
+    error::HttpError,
+    grant::{Grant, Need},
+    listener::ClientAddress,
+    state::App,
+};
+use crate::auth::{Access, Client, Refusal};
 
 /// A WebSocket subprotocol that carries a token, for browsers, which can set no header.
 const BEARER_PROTOCOL: &str = "bearer.";
@@ -22,30 +28,6 @@ pub const PROTOCOL: &str = "tonk-relay";
 /// Who sent a request: found once, for limits and sign-in.
 #[derive(Clone, Copy, Debug)]
 pub struct RequestClient(pub Client);
-
-/// What a route asks for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[expect(missing_docs, reason = "the names are those of the scopes")]
-pub enum Need {
-    Upload,
-    Download,
-    Admin,
-}
-
-impl Need {
-    /// Checks that `rights` have what the route asks for.
-    ///
-    /// # Errors
-    /// They do not; it names the scope.
-    pub fn check(self, rights: &Rights) -> Result<(), HttpError> {
-        let (is_given, scope) = match self {
-            Self::Upload => (rights.upload, "upload"),
-            Self::Download => (rights.download, "download"),
-            Self::Admin => (rights.admin, "admin"),
-        };
-        if is_given { Ok(()) } else { Err(HttpError::NoScope(scope)) }
-    }
-}
 
 #[derive(Deserialize)]
 struct Query {

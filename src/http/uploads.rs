@@ -23,7 +23,7 @@ use tokio::{
 use tracing::info;
 
 use self::body::{Coding, Spool};
-use super::{App, bundles::unpack, error::HttpError, grant::Grant};
+use super::{bundles::unpack, error::HttpError, grant::Grant, state::App};
 use crate::{
     base::document_id::DocumentId,
     bundle::{
@@ -109,10 +109,10 @@ async fn receive(
     if coding == Coding::Identity && announced.is_some_and(|bytes| bytes > max_upload) {
         return Err(HttpError::TooLarge(max_upload));
     }
-    let file = app.store.receive().await?;
+    let file = app.bundles.store.receive().await?;
     let address = grant.client().address;
-    let reservation = app.receiving.begin(address);
-    let charge = app.principals.charge(grant.access().account(address));
+    let reservation = app.bundles.receiving.begin(address);
+    let charge = app.sync.principals.charge(grant.access().account(address));
     let spool = Spool::create(&file, coding, reservation, charge, &config).await?;
     let spooled = body::receive(body, spool, grant, &config).await?;
     let (size, charge) = (spooled.size, spooled.charge);
@@ -138,10 +138,13 @@ async fn receive(
         return Err(HttpError::NewDocuments);
     }
     let patience = config.bundles.timeout.0;
-    let place = timeout(patience, app.importer.place()).await.map_err(|_| HttpError::Busy)??;
-    app.importer.check(upload.open().await?, max_inflated).await.map_err(|error| match error {
-        ImportError::Broken(error) => error.into(),
-        ImportError::Io(error) => HttpError::from(error),
+    let place =
+        timeout(patience, app.bundles.importer.place()).await.map_err(|_| HttpError::Busy)??;
+    app.bundles.importer.check(upload.open().await?, max_inflated).await.map_err(|error| {
+        match error {
+            ImportError::Broken(error) => error.into(),
+            ImportError::Io(error) => HttpError::from(error),
+        }
     })?;
     // All of that took a while.
     check_rights(grant, id, &documents)?;
@@ -182,16 +185,16 @@ async fn store(
 ) -> Result<Importing, HttpError> {
     let content = upload.open().await?;
     let Upload { file, size, mut charge, .. } = upload;
-    let etag = app.store.put(id, file, keep).await?;
+    let etag = app.bundles.store.put(id, file, keep).await?;
     if app.documents.is_deleted(id) {
         // Deleted while it was being stored.
-        app.store.delete(id).await?;
+        app.bundles.store.delete(id).await?;
         return Err(HttpError::Deleted);
     }
     charge.keep_bytes();
     info!(bundle = %id, bytes = size, "stored an uploaded bundle");
     let max_inflated = MaxInflated::of(&app.config.borrow());
-    let importing = app.importer.import(place, id, etag, content, max_inflated);
+    let importing = app.bundles.importer.import(place, id, etag, content, max_inflated);
     Ok(tokio::spawn(async move {
         let imported = importing.await;
         if let Ok(Ok(imported)) = &imported {

@@ -8,6 +8,7 @@
 //! seen of live documents and sessions, and [`follow`] what happens to one document.
 
 pub mod activity;
+pub mod build;
 pub mod ephemera;
 mod flow;
 pub mod follow;

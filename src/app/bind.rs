@@ -1,0 +1,164 @@
+//! The first phases: a config that was loaded, and a relay that has opened and bound what can fail.
+
+use std::{path::PathBuf, sync::Arc};
+
+use tokio::{
+    net::{TcpListener, UnixListener},
+    sync::watch,
+};
+use tracing::warn;
+
+use super::{error::AppError, report::show_limits};
+use crate::{
+    auth::{Auth, Policy, last_use::LastUse},
+    bundle::{store, watch::BundleKeeper},
+    config::{AdminAddress, AuthMode, Config, load::LoadedConfig},
+    http::{self, tls::TlsKeeper},
+    observe::{health::Health, log::LogLevel, metrics::Metrics},
+    storage::{
+        documents::Documents,
+        journal::Journal,
+        nodefs::TMP,
+        replacing::{self, Replacing},
+        space::Space,
+    },
+};
+
+/// A config that was read and checked.
+pub struct Loaded {
+    /// The config.
+    pub config: LoadedConfig,
+    /// The way to change the log's level.
+    pub log_level: Option<LogLevel>,
+}
+
+/// Everything that can fail at a start has not: storage works, the bundle is loaded, every listener is bound.
+pub struct Bound {
+    pub(super) loaded: Loaded,
+    pub(super) metrics: Metrics,
+    pub(super) health: Arc<Health>,
+    pub(super) config: watch::Sender<Arc<Config>>,
+    pub(super) keeper: Arc<BundleKeeper>,
+    pub(super) tls: Arc<TlsKeeper>,
+    pub(super) auth: Arc<Auth>,
+    pub(super) journal: Arc<Journal>,
+    pub(super) documents: Arc<Documents>,
+    pub(super) storage_id: String,
+    pub(super) store: store::Opened,
+    pub(super) public: Vec<TcpListener>,
+    pub(super) admin: Vec<AdminListener>,
+}
+
+pub(super) enum AdminListener {
+    Tcp(TcpListener),
+    Unix(UnixListener, PathBuf),
+}
+
+impl Loaded {
+    /// Open storage, load the bundle and bind every listener.
+    ///
+    /// # Errors
+    /// The first of these that cannot be done.
+    pub async fn bind(self) -> Result<Bound, AppError> {
+        let config = self.config.config.clone();
+        let file = || self.config.file.clone();
+        let metrics = Metrics::new()?;
+        let health = Arc::new(Health::default());
+        show_limits(&config, &metrics.process);
+
+        // Listeners first: of two relays started by mistake, the second must not touch the first's files.
+        let is_default = config.http.listen == Config::default().http.listen;
+        let mut public = http::listener::inherited().map_err(AppError::Inherited)?;
+        for listener in &public {
+            let address = listener.local_addr().map_err(AppError::Inherited)?;
+            if config.auth.mode == AuthMode::Unset && !address.ip().is_loopback() {
+                return Err(AppError::OpenSocket { file: file(), address });
+            }
+        }
+        let to_bind = if public.is_empty() { config.http.listen.as_slice() } else { &[] };
+        for address in to_bind.iter().copied() {
+            match http::listener::bind(address) {
+                Ok(listener) => public.push(listener),
+                // The default names both; a machine without IPv6 has one of them.
+                Err(error) if is_default && address.is_ipv6() && !is_taken(&error) => {
+                    warn!(%address, "not listening there: {error}");
+                }
+                Err(source) => return Err(AppError::Listen { file: file(), address, source }),
+            }
+        }
+        let mut admin = Vec::new();
+        for address in &config.admin.listen {
+            let bound = match address {
+                AdminAddress::Tcp(address) => {
+                    http::listener::bind(*address).map(AdminListener::Tcp)
+                }
+                AdminAddress::Unix(path) => http::listener::bind_unix(path)
+                    .map(|listener| AdminListener::Unix(listener, path.clone())),
+            };
+            admin.push(bound.map_err(|source| AppError::AdminListen {
+                file: file(),
+                address: address.clone(),
+                source,
+            })?);
+        }
+
+        let journal = Journal::open(&config.storage, metrics.storage.clone())
+            .map_err(|source| AppError::Storage { file: file(), source })?;
+        let unfinished = replacing::unfinished(&config.storage.path)
+            .map_err(|source| AppError::Storage { file: file(), source })?;
+        if let Some(Replacing { backup, folders, .. }) = unfinished {
+            let path = config.storage.path.clone();
+            let name = folders.into_iter().next().unwrap_or_default();
+            return Err(AppError::Replacing { file: file(), path, backup: backup.folder, name });
+        }
+        let journal = Arc::new(journal);
+        let uploads = store::open(&config.bundles, health.clone()).await.map_err(|source| {
+            AppError::Bundles { file: file(), path: config.bundles.path.clone(), source }
+        })?;
+        let (sender, receiver) = watch::channel(Arc::new(config.clone()));
+        let space = Space::new(receiver.clone(), health.clone(), metrics.storage.clone());
+        let space = Arc::new(space);
+        let keeper = BundleKeeper::new(receiver, health.clone(), metrics.bundles.clone());
+        let bundle = keeper.prepare(&config).await;
+        keeper.serve(bundle.map_err(|source| AppError::Bundle { file: file(), source })?);
+        let tls = TlsKeeper::new(sender.subscribe(), health.clone(), metrics.http.clone());
+        let certificate = tls.prepare_settled(&config.tls).await;
+        tls.install(certificate.map_err(|source| AppError::Tls { file: file(), source })?);
+        #[expect(clippy::disallowed_methods, reason = "nothing is served yet")]
+        let policy =
+            Policy::load(&config.auth).map_err(|source| AppError::Auth { file: file(), source })?;
+        let auth =
+            Auth::new(policy, LastUse::new(&config.storage.path, config.storage.path.join(TMP)));
+        let documents = Documents::new(
+            journal.clone(),
+            keeper.served(),
+            health.clone(),
+            space,
+            sender.subscribe(),
+            metrics.storage.clone(),
+        );
+        let storage_id = documents
+            .storage_id()
+            .await
+            .map_err(|source| AppError::Storage { file: file(), source })?;
+        Ok(Bound {
+            loaded: self,
+            metrics,
+            health,
+            config: sender,
+            keeper: Arc::new(keeper),
+            tls: Arc::new(tls),
+            auth: Arc::new(auth),
+            journal,
+            documents: Arc::new(documents),
+            storage_id,
+            store: uploads,
+            public,
+            admin,
+        })
+    }
+}
+
+fn is_taken(error: &std::io::Error) -> bool {
+    matches!(error.kind(), std::io::ErrorKind::AddrInUse | std::io::ErrorKind::PermissionDenied)
+}

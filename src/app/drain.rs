@@ -1,0 +1,273 @@
+//! The last phases: serving until a signal, and the drain.
+
+use std::{
+    path::PathBuf,
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+use tokio::{
+    sync::{mpsc, watch},
+    time::{timeout, timeout_at},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::{error, info, warn};
+
+use super::{
+    error::AppError,
+    reloader::Reloader,
+    supervisor::{Supervisor, TaskEnded},
+};
+use crate::{
+    auth::Auth,
+    base::{blocking, lock::lock},
+    bundle::import::Importer,
+    config::Config,
+    observe::{
+        health::{Health, Phase},
+        metrics::ProcessMetrics,
+        signals::Request,
+        systemd,
+    },
+    storage::journal::Journal,
+    sync::build::Sync,
+};
+
+/// A drain spreads the closing of sockets, because clients reconnect after a fixed interval: the time for each socket,
+/// and the most for all of them.
+const STAGGER: (Duration, Duration) = (Duration::from_millis(2), Duration::from_secs(5));
+/// Terminals, GNU `timeout` and npm send a signal twice within milliseconds. Only a signal that comes this long after
+/// the first ends the relay at once.
+const SECOND_SIGNAL_AFTER: Duration = Duration::from_secs(1);
+
+/// Requests that were begun may take so long to end, once all documents are durable.
+const HTTP_GRACE: Duration = Duration::from_secs(5);
+/// How long the last files may take to be written and removed.
+const CLEANUP: Duration = Duration::from_secs(2);
+/// systemd waits a little longer than we do, so that what was late is still named.
+const SYSTEMD_WAITS_LONGER: Duration = Duration::from_secs(5);
+
+/// Serving. Ends by a signal, or because a task ended that it cannot do without.
+pub struct Running {
+    parts: Parts,
+    requests: mpsc::Receiver<Request>,
+}
+
+impl Running {
+    pub(super) fn new(parts: Parts, requests: mpsc::Receiver<Request>) -> Self {
+        Self { parts, requests }
+    }
+
+    /// Serve until a signal says to stop, or a task ends that the relay cannot do without.
+    pub async fn serve(mut self) -> Draining {
+        let cause = loop {
+            tokio::select! {
+                Some(request) = self.requests.recv() => match request {
+                    // Beside this loop: a bundle that takes long to read must not keep a stop waiting. The
+                    // outcome is in the log, the metrics and the status line.
+                    Request::Reload => drop(self.parts.reloader.start()),
+                    Request::Stop => break None,
+                },
+                ended = self.parts.supervisor.failed() => break Some(ended),
+            }
+        };
+        if let Some(ended) = &cause {
+            error!("the relay cannot go on: {ended}");
+        }
+        Draining { parts: self.parts, requests: self.requests, cause }
+    }
+}
+
+/// Finishing what was begun.
+pub struct Draining {
+    parts: Parts,
+    requests: mpsc::Receiver<Request>,
+    cause: Option<TaskEnded>,
+}
+
+impl Draining {
+    /// Tell every peer, make every document durable, and end.
+    ///
+    /// # Errors
+    /// A task's end was the cause, or not all was finished in time, or a second signal came.
+    pub async fn finish(mut self) -> Result<(), AppError> {
+        let parts = &self.parts;
+        let limit = parts.config.borrow().drain_timeout;
+        let start = Instant::now();
+        let connections = parts.sync.sessions.peers.len();
+        info!(
+            connections,
+            "draining: {connections} connections; a second signal ends the relay at once"
+        );
+        parts.health.enter(Phase::Draining);
+        parts.metrics.ready.set(0);
+        systemd::stopping(limit.0 + SYSTEMD_WAITS_LONGER, "Draining");
+
+        let finished = tokio::select! {
+            finished = timeout(limit.0, parts.drain(limit.0)) => finished.is_ok(),
+            () = show_drain(start, &parts.metrics) => false,
+            () = second_stop(start, &mut self.requests) => return Err(AppError::Quit(parts.late())),
+        };
+        parts.stopping.cancel();
+        let (auth, sockets) = (parts.sync.sessions.auth.clone(), parts.sockets.clone());
+        // A disk that hangs does not keep the process.
+        if timeout(CLEANUP, blocking::run(move || clean_up(&auth, &sockets))).await.is_err() {
+            warn!("the last use of tokens was not written within {CLEANUP:?}");
+        }
+        if !finished {
+            return Err(AppError::Late { timeout: limit, late: parts.late() });
+        }
+        info!(seconds = start.elapsed().as_secs_f64(), "all is durable");
+        self.cause.take().map_or(Ok(()), |cause| Err(cause.into()))
+    }
+}
+
+/// What runs.
+pub(super) struct Parts {
+    pub(super) metrics: ProcessMetrics,
+    pub(super) health: Arc<Health>,
+    pub(super) config: watch::Receiver<Arc<Config>>,
+    pub(super) supervisor: Supervisor,
+    pub(super) reloader: Arc<Reloader>,
+    pub(super) journal: Arc<Journal>,
+    pub(super) importer: Arc<Importer>,
+    pub(super) sync: Sync,
+    /// Connections of the public port that are not sessions.
+    pub(super) http_running: TaskTracker,
+    /// Ends all tasks but the public port's.
+    pub(super) stopping: CancellationToken,
+    /// The admin port's Unix sockets.
+    pub(super) sockets: Vec<PathBuf>,
+    /// What the drain is doing.
+    pub(super) step: Mutex<Step>,
+}
+
+impl Parts {
+    async fn drain(&self, limit: Duration) {
+        let start = tokio::time::Instant::now();
+        self.enter(Step::Connections);
+        self.sync.draining.cancel();
+        let end_sessions = async {
+            self.close_sessions(start, limit / 3).await;
+            self.sync.running.close();
+            self.sync.running.wait().await;
+        };
+        // A socket that is late has not been told that its last edits are saved, and its client sends them again.
+        if timeout_at(start + limit / 2, end_sessions).await.is_err() {
+            let connections = self.sync.running.len();
+            info!(connections, "connections that did not close in time are cut off");
+        }
+        self.enter(Step::Documents);
+        self.sync.rooms.stop().await;
+        self.enter(Step::Import);
+        self.importer.stop().await;
+        self.enter(Step::Checkpoint);
+        // All is durable by now: on a slow disk what is left in the journal waits for the next start.
+        match timeout_at(start + limit * 2 / 3, self.journal.checkpoint()).await {
+            Ok(Ok(chunks)) => info!(chunks, "the journal is empty: the folders hold everything"),
+            Ok(Err(error)) => {
+                warn!("the journal keeps what could not be moved into the folders: {error}");
+            }
+            Err(_) => warn!(
+                "the journal keeps what could not be moved into the folders in time; `tonk-relay checkpoint` moves it"
+            ),
+        }
+        self.enter(Step::Requests);
+        // Documents first: a client that reads its download slowly, or sends nothing, holds nobody up.
+        self.http_running.close();
+        if timeout(HTTP_GRACE.min(limit / 3), self.http_running.wait()).await.is_err() {
+            info!(requests = self.http_running.len(), "requests that did not end are cut off");
+        }
+    }
+
+    /// Closes every session, spread over a time that is at most `longest`.
+    async fn close_sessions(&self, start: tokio::time::Instant, longest: Duration) {
+        let sessions = self.sync.sessions.peers.all();
+        let count = u32::try_from(sessions.len()).unwrap_or(u32::MAX).max(1);
+        let all = STAGGER.0.saturating_mul(count).min(STAGGER.1).min(longest);
+        for (n, session) in (0u32..).zip(sessions) {
+            // By the clock: a sleep for each would be rounded up to the timer's millisecond.
+            let due = start + all.mul_f64(f64::from(n) / f64::from(count));
+            if due > tokio::time::Instant::now() {
+                tokio::time::sleep_until(due).await;
+            }
+            session.close(1012, "the relay restarts", "drain");
+        }
+    }
+
+    fn enter(&self, step: Step) {
+        *lock(&self.step) = step;
+    }
+
+    /// What the drain has not finished.
+    fn late(&self) -> String {
+        let step = *lock(&self.step);
+        let connections = self.sync.running.len();
+        let mut text = format!("{}; {connections} connections are open", step.text());
+        let late = self.sync.rooms.late();
+        for (documents, what) in
+            [(late.unsaved, "may not be durable"), (late.loading, "are still being loaded")]
+        {
+            if !documents.is_empty() {
+                let named: Vec<String> =
+                    documents.iter().take(10).map(ToString::to_string).collect();
+                let (count, named) = (documents.len(), named.join(" "));
+                text.push_str(&format!("; {count} documents {what}: {named}"));
+            }
+        }
+        text
+    }
+}
+
+/// What a drain does, in this order.
+#[derive(Clone, Copy)]
+pub(super) enum Step {
+    Connections,
+    Documents,
+    Import,
+    Checkpoint,
+    Requests,
+}
+
+impl Step {
+    fn text(self) -> &'static str {
+        match self {
+            Self::Connections => "connections are being closed",
+            Self::Documents => "documents are being saved",
+            Self::Import => "the import of a bundle has not ended",
+            Self::Checkpoint => {
+                "all documents are durable, and the journal is being moved into the folders"
+            }
+            Self::Requests => "all documents are durable, and HTTP requests have not ended",
+        }
+    }
+}
+
+/// Show how long the drain has taken, for as long as it takes.
+async fn show_drain(start: Instant, metrics: &ProcessMetrics) {
+    loop {
+        metrics.drain_seconds.set(start.elapsed().as_secs_f64());
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+/// Waits for a signal that asks once more for the drain that began at `start` to end.
+async fn second_stop(start: Instant, requests: &mut mpsc::Receiver<Request>) {
+    while let Some(request) = requests.recv().await {
+        if request == Request::Stop && start.elapsed() >= SECOND_SIGNAL_AFTER {
+            return;
+        }
+    }
+    std::future::pending().await
+}
+
+/// Remove the admin sockets and save when tokens were last used.
+#[expect(clippy::disallowed_methods, reason = "runs on a thread that may block")]
+fn clean_up(auth: &Auth, sockets: &[PathBuf]) {
+    for socket in sockets {
+        let _ = std::fs::remove_file(socket);
+    }
+    if let Err(error) = auth.last_use().save() {
+        warn!("the last use of tokens cannot be written: {error}");
+    }
+}

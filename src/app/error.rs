@@ -1,0 +1,55 @@
+//! Why the relay did not start, or did not end well.
+
+use std::{net::SocketAddr, path::PathBuf};
+
+use crate::{
+    app::supervisor::TaskEnded, auth::AuthError, bundle::served::ServeError, config::AdminAddress,
+    http::tls::TlsError, storage::StorageError,
+};
+
+/// Why the relay did not start, or did not end well.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the texts say it")]
+pub enum AppError {
+    #[error("{}: http.listen: cannot listen on {address}: {source}", place(file))]
+    Listen { file: Option<PathBuf>, address: SocketAddr, source: std::io::Error },
+    #[error("the sockets that systemd passes on: {0}")]
+    Inherited(std::io::Error),
+    #[error(
+        "tonk-relay.socket: {address} is not loopback: set auth.mode in {}, \"open\" to let anybody in",
+        place(file)
+    )]
+    OpenSocket { file: Option<PathBuf>, address: SocketAddr },
+    #[error("{}: admin.listen: cannot listen on {address}: {source}", place(file))]
+    AdminListen { file: Option<PathBuf>, address: AdminAddress, source: std::io::Error },
+    #[error("{}: storage.path: {source}", place(file))]
+    Storage { file: Option<PathBuf>, source: StorageError },
+    #[error(
+        "{}: storage.path: {}: `tonk-relay restore --replace {}` was not finished: run it again; or, to go back, put \
+         what is in {name} there in the place of what is beside it, and delete .replacing",
+        place(file), path.display(), backup.display()
+    )]
+    Replacing { file: Option<PathBuf>, path: PathBuf, backup: PathBuf, name: String },
+    #[error("{}: bundles.path: {}: {source}", place(file), path.display())]
+    Bundles { file: Option<PathBuf>, path: PathBuf, source: std::io::Error },
+    #[error("{}: bundle.path: {source}", place(file))]
+    Bundle { file: Option<PathBuf>, source: ServeError },
+    #[error("{}: {}: {source}", place(file), source.key())]
+    Tls { file: Option<PathBuf>, source: TlsError },
+    #[error("{}: {}: {source}", place(file), source.key())]
+    Auth { file: Option<PathBuf>, source: AuthError },
+    #[error("signals cannot be caught: {0}")]
+    Signals(std::io::Error),
+    #[error("metrics cannot be made: {0}")]
+    Metrics(#[from] prometheus::Error),
+    #[error(transparent)]
+    Task(#[from] TaskEnded),
+    #[error("not all was finished within drain_timeout ({timeout}): {late}")]
+    Late { timeout: crate::config::Time, late: String },
+    #[error("stopped at once by a second signal; {0}")]
+    Quit(String),
+}
+
+fn place(file: &Option<PathBuf>) -> String {
+    file.as_ref().map_or_else(|| "tonk-relay".to_owned(), |file| file.display().to_string())
+}

@@ -1,0 +1,107 @@
+//! What operators see of the config and of the relay's health: limits as metrics, and the line for `systemctl status`.
+
+use crate::{
+    config::{AuthMode, Bundles, Config, Limits, Rate, Size, Storage, Sync},
+    observe::{
+        health::{Health, Report, lines},
+        metrics::ProcessMetrics,
+    },
+    sync::memory,
+};
+
+/// Shows the configured limits as metrics. Sections with limits are destructured, so that a new key has to be decided about.
+pub(super) fn show_limits(config: &Config, metrics: &ProcessMetrics) {
+    let show = |key: &str, value: i64| metrics.limits.with_label_values(&[key]).set(value);
+    let bytes = |size: Size| i64::try_from(size.0).unwrap_or(i64::MAX);
+    let count = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+    // As it is written: per second, minute or hour.
+    let rate = |rate: Rate| i64::try_from(rate.count).unwrap_or(i64::MAX);
+
+    let Limits {
+        connections,
+        connections_per_address,
+        handshakes_per_address,
+        messages_per_connection,
+        bytes_per_connection,
+        processor_per_connection,
+        documents_per_connection,
+        unknown_documents,
+        new_documents,
+        stored_bytes,
+    } = &config.limits;
+    show("limits.connections", count(*connections));
+    show("limits.connections_per_address", count(*connections_per_address));
+    show("limits.handshakes_per_address", rate(*handshakes_per_address));
+    show("limits.messages_per_connection", rate(*messages_per_connection));
+    show("limits.bytes_per_connection", rate(*bytes_per_connection));
+    show("limits.processor_per_connection", processor_per_connection.as_percent().into());
+    show("limits.documents_per_connection", count(*documents_per_connection));
+    show("limits.unknown_documents", rate(*unknown_documents));
+    show("limits.new_documents", rate(*new_documents));
+    show("limits.stored_bytes", bytes(*stored_bytes));
+
+    let Sync {
+        engine: _,
+        peer_id: _,
+        handshake_timeout: _,
+        ping_interval: _,
+        idle_unload: _,
+        memory,
+        max_message,
+        arriving,
+        message_min_rate,
+        max_inflated,
+        send_queue,
+        receive_queue,
+        forward_requests: _,
+        forward_peers,
+        forward_timeout: _,
+    } = &config.sync;
+    show("sync.memory", memory::limit(*memory).map_or(0, |limit| bytes(Size(limit))));
+    show("sync.max_message", bytes(*max_message));
+    show("sync.arriving", bytes(*arriving));
+    show("sync.message_min_rate", bytes(*message_min_rate));
+    show("sync.max_inflated", bytes(*max_inflated));
+    show("sync.send_queue", bytes(*send_queue));
+    show("sync.receive_queue", bytes(*receive_queue));
+    show("sync.forward_peers", count(*forward_peers));
+
+    let Storage {
+        path: _,
+        durability: _,
+        commit_interval: _,
+        journal_size,
+        quiet: _,
+        grace: _,
+        min_free,
+        max_unsaved,
+        max_document,
+        max_changes,
+    } = &config.storage;
+    show("storage.journal_size", bytes(*journal_size));
+    show("storage.min_free", bytes(*min_free));
+    show("storage.max_unsaved", bytes(*max_unsaved));
+    show("storage.max_document", bytes(*max_document));
+    show("storage.max_changes", i64::try_from(*max_changes).unwrap_or(i64::MAX));
+
+    let Bundles { max_upload, receiving, max_inflated, .. } = &config.bundles;
+    show("bundles.max_upload", bytes(*max_upload));
+    show("bundles.receiving", bytes(*receiving));
+    show("bundles.max_inflated", bytes(*max_inflated));
+}
+
+/// Reports a relay that lets anybody write as degraded.
+pub(super) fn show_sign_in(config: &Config, health: &Health) {
+    // Unset, it is open to this machine alone.
+    let is_open = config.auth.mode != AuthMode::Unset && config.auth.lets_all_write();
+    health.degrade("auth", is_open.then(|| "open to anybody".to_owned()));
+}
+
+/// Returns the line for `systemctl status`.
+pub(super) fn status_line(report: &Report) -> String {
+    match (report.ready, report.degraded.is_empty()) {
+        (true, true) => "Serving".to_owned(),
+        (true, false) => format!("Serving; {}", lines(&report.degraded).join("; ")),
+        (false, _) => format!("Not ready: {}", lines(&report.failed).join("; ")),
+    }
+}

@@ -1,0 +1,134 @@
+//! Builds rooms and sessions with what they share.
+
+use std::sync::Arc;
+
+use tokio::sync::{Semaphore, watch};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{
+    incoming::Arriving,
+    peers::Peers,
+    room::{native, samod},
+    rooms::{Rooms, Shared},
+    sessions::{REFUSED_AT_ONCE, Sessions},
+    turns::Turns,
+};
+use crate::{
+    auth::Auth,
+    base::document_id::DocumentId,
+    config::{Config, EngineKind},
+    limits::Principals,
+    observe::{log::Repeats, metrics::Metrics},
+    storage::documents::Documents,
+};
+
+/// Permits for received bytes of the relay's own test of itself, in KiB.
+const PROBE_PLACES: u32 = 64;
+
+/// What sync is built from.
+#[expect(missing_docs, reason = "the types say it")]
+pub struct Needs<'a> {
+    pub config: watch::Receiver<Arc<Config>>,
+    pub documents: Arc<Documents>,
+    pub auth: Arc<Auth>,
+    pub repeats: Arc<Repeats>,
+    pub storage_id: String,
+    pub metrics: &'a Metrics,
+}
+
+/// Rooms and sessions.
+#[derive(Clone)]
+pub struct Sync {
+    /// The live documents.
+    pub rooms: Arc<Rooms>,
+    /// Runs each session.
+    pub sessions: Arc<Sessions>,
+    /// Tracks sessions until they end.
+    pub running: TaskTracker,
+    /// What principals may store.
+    pub principals: Arc<Principals>,
+    /// The document that the relay tests itself with.
+    pub probe: DocumentId,
+    /// Cancelled when a drain begins: from then on no session is opened.
+    pub draining: CancellationToken,
+}
+
+impl Sync {
+    /// Builds them. Nothing runs yet.
+    pub fn build(needs: Needs<'_>) -> Self {
+        let Needs { config, documents, auth, repeats, storage_id, metrics } = needs;
+        let now = config.borrow().clone();
+        let peers = Arc::new(Peers::default());
+        let probe = DocumentId::random();
+        let principals = Arc::new(Principals::default());
+        // More long work at a time than processors only takes more memory at a time.
+        let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let heavy = Arc::new(Turns::new(processors));
+        let rooms = Rooms::new(Shared {
+            config: config.clone(),
+            documents: documents.clone(),
+            peers: peers.clone(),
+            principals: principals.clone(),
+            engine: match now.sync.engine {
+                EngineKind::Native => native::engine(heavy.clone()),
+                EngineKind::Samod => samod::engine(storage_id.clone(), metrics),
+            },
+            storage_id: storage_id.as_str().into(),
+            probe,
+            metrics: metrics.clone(),
+        });
+        let draining = CancellationToken::new();
+        let receive_places = now.sync.receive_places();
+        let sessions = Arc::new(Sessions {
+            config,
+            rooms: rooms.clone(),
+            peers,
+            documents,
+            auth,
+            metrics: metrics.sessions.clone(),
+            repeats,
+            us: now.sync.peer_id().into(),
+            storage_id,
+            receive_queue: Arc::new(Semaphore::new(receive_places as usize)),
+            receive_places,
+            arriving: Arriving::new(metrics.sessions.arriving.clone()),
+            refused: Semaphore::new(REFUSED_AT_ONCE),
+            heavy,
+            polls: metrics.process.poll_seconds.with_label_values(&["session"]),
+            is_probe: false,
+            draining: draining.clone(),
+        });
+        Self { rooms, sessions, running: TaskTracker::new(), principals, probe, draining }
+    }
+
+    /// The sessions of the relay's own test of itself: of the same rooms, under another config, and with permits and metrics
+    /// that nobody shares.
+    pub fn for_probe(
+        &self,
+        config: watch::Receiver<Arc<Config>>,
+        auth: Arc<Auth>,
+        metrics: &Metrics,
+    ) -> Self {
+        let shared = &self.sessions;
+        let sessions = Arc::new(Sessions {
+            config,
+            rooms: self.rooms.clone(),
+            peers: shared.peers.clone(),
+            documents: shared.documents.clone(),
+            auth,
+            metrics: metrics.sessions.clone(),
+            repeats: Arc::default(),
+            us: shared.us.clone(),
+            storage_id: shared.storage_id.clone(),
+            receive_queue: Arc::new(Semaphore::new(PROBE_PLACES as usize)),
+            receive_places: PROBE_PLACES,
+            arriving: Arriving::new(metrics.sessions.arriving.clone()),
+            refused: Semaphore::new(1),
+            heavy: shared.heavy.clone(),
+            polls: shared.polls.clone(),
+            is_probe: true,
+            draining: self.draining.clone(),
+        });
+        Self { sessions, running: TaskTracker::new(), ..self.clone() }
+    }
+}
