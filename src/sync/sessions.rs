@@ -39,7 +39,7 @@ use crate::{
     metrics::SessionMetrics,
     storage::documents::Documents,
     text,
-    usage::{Polled, thread_time},
+    usage::Polled,
 };
 
 /// Bytes that a message unpacks to count as one that is received: 100 of them are an operation of a document, which is
@@ -462,14 +462,8 @@ impl Sessions {
         if bytes <= READ_AT_ONCE {
             return Ok(work());
         }
-        let _turn = self.heavy.take(Payer::of(session)).await;
-        let working = tokio::task::spawn_blocking(move || {
-            let began = thread_time();
-            let done = work();
-            (done, thread_time().saturating_sub(began))
-        });
-        let (done, took) = working
-            .await
+        let worked = self.heavy.run(Payer::of(session), work).await;
+        let (done, took) = worked
             .map_err(|_| closing(1011, "the relay fails on a message".to_owned(), "panic"))?;
         session.charge(took, 1);
         Ok(done)

@@ -200,8 +200,8 @@ impl NativeEngine {
     ) -> Place {
         let (heavy, usage) = (self.heavy.clone(), self.usage.clone());
         Place::Away(tokio::spawn(async move {
-            let _place = heavy.take(payer).await;
-            tokio::task::spawn_blocking(move || usage.charge(|| step(core))).await
+            let stepped = heavy.run(payer, move || usage.charge(|| step(core))).await;
+            stepped.map(|(stepped, _)| stepped)
         }))
     }
 
