@@ -377,7 +377,9 @@ impl Bound {
             principals: principals.clone(),
             engine: match now.sync.engine {
                 EngineKind::Native => native::engine(heavy.clone()),
-                EngineKind::Samod => samod::engine(self.storage_id.clone(), &self.metrics),
+                EngineKind::Samod => {
+                    samod::engine(self.storage_id.clone(), heavy.clone(), &self.metrics)
+                }
             },
             storage_id: self.storage_id.as_str().into(),
             probe,

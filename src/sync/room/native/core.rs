@@ -413,13 +413,8 @@ impl Core {
         let heads = &message.message.heads;
         let mut nanos = cost::MESSAGE.plus(Nanos(heads.len() as u64 * 1_000));
         if message.has_changes() && !peer.is_some_and(|peer| peer.state.read_only) {
-            nanos = nanos.plus(cost::admit(&message.unpacked));
-            let is_unusual = message.unpacked.marks > 0
-                || self.orphans.0 > 0
-                || self.doc.check_numbering().is_err();
-            if is_unusual {
-                nanos = nanos.plus(weight.try_out()).plus(cost::admit(&message.unpacked));
-            }
+            let is_unusual = cost::is_unusual(&self.doc, self.orphans.0 > 0, &message.unpacked);
+            nanos = nanos.plus(cost::admit_to(weight, is_unusual, &message.unpacked));
         }
         if peer.is_some_and(|peer| !peer.state.sent_hashes.is_empty()) && *heads != self.doc.heads()
         {

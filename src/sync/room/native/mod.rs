@@ -4,7 +4,7 @@
 //! long go to a thread of their own, one write at a time is under way, and what the core wants sent is sent.
 
 mod core;
-mod cost;
+pub(super) mod cost;
 mod exchange;
 #[cfg(test)]
 mod simulation;
