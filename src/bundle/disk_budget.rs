@@ -14,7 +14,7 @@ use tokio::sync::watch;
 
 use super::store::StoredBundle;
 use crate::{
-    blocking,
+    blocking::{self, DroppedAside},
     config::{Config, Size},
     limits::counted_as,
     storage::space::Space,
@@ -106,7 +106,7 @@ impl DiskBudget {
         let reservation =
             blocking::run(move || reservation.reserve(copied).map(|()| reservation)).await?;
         let file = stored.into_file().await?;
-        Ok(ReservedFile { file, _reservation: Arc::new(reservation) })
+        Ok(ReservedFile::new(file, &Arc::new(reservation)))
     }
 
     fn show(&self, reserved: &Reserved) {
@@ -171,27 +171,24 @@ impl Drop for Reservation {
 
 /// A file to read on reserved space, which is released when the last reader of the file is gone.
 #[derive(Debug)]
-pub struct ReservedFile {
-    file: File,
-    _reservation: Arc<Reservation>,
-}
+pub struct ReservedFile(DroppedAside<(File, Arc<Reservation>)>);
 
 impl ReservedFile {
     /// A file that is written on reserved space.
     pub fn new(file: File, reservation: &Arc<Reservation>) -> Self {
-        Self { file, _reservation: reservation.clone() }
+        Self(DroppedAside::new((file, reservation.clone())))
     }
 }
 
 impl Read for ReservedFile {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.file.read(buffer)
+        self.0.0.read(buffer)
     }
 }
 
 impl Seek for ReservedFile {
     fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
-        self.file.seek(to)
+        self.0.0.seek(to)
     }
 }
 

@@ -15,7 +15,7 @@ use super::{
     content::{Content, accepts_gzip},
     error::HttpError,
 };
-use crate::metrics::Metrics;
+use crate::blocking;
 
 /// For what changes under its URL: a cache asks whether it still is the same. A hot swap reaches everybody.
 const ASK_AGAIN: &str = "public, no-cache";
@@ -181,11 +181,9 @@ pub async fn metrics(State(app): State<App>, headers: HeaderMap) -> Result<Respo
         });
         return Ok(Json(object).into_response());
     }
-    text(&app.metrics)
-}
-
-fn text(metrics: &Metrics) -> Result<Response, HttpError> {
-    let text = metrics.text().map_err(|error| HttpError::Internal(error.to_string()))?;
+    // It takes milliseconds, and reads a directory of as many entries as files are open.
+    let text = blocking::run(move || app.metrics.text()).await;
+    let text = text.map_err(|error| HttpError::Internal(error.to_string()))?;
     Ok(([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response())
 }
 

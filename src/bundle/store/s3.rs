@@ -39,7 +39,13 @@ use tokio::{
 use tracing::{info, warn};
 
 use super::{BundleStore, Content, Incoming, Received, Source, StoredBundle, sha256_of};
-use crate::{blocking, config, document_id::DocumentId, health::Health, systemd};
+use crate::{
+    blocking::{self, DroppedAside},
+    config,
+    document_id::DocumentId,
+    health::Health,
+    systemd,
+};
 
 /// Uploads from this size on go in parts of this size; S3 takes none smaller than 5 MiB but the last.
 const PART: u64 = 8 << 20;
@@ -663,7 +669,13 @@ impl Object {
     pub(super) async fn download(self, size: u64) -> io::Result<File> {
         let folder = self.incoming.0.clone();
         #[expect(clippy::disallowed_methods, reason = "runs on a thread that may block")]
-        let file = blocking::run(move || tempfile::tempfile_in(folder)).await?;
+        let made = blocking::run(move || {
+            let file = tempfile::tempfile_in(folder)?;
+            Ok::<_, io::Error>((file.try_clone()?, file))
+        });
+        let (copy, file) = made.await?;
+        // It outlives `out`, so that a download that fails is not closed here.
+        let _copy = DroppedAside::new(copy);
         // Large writes: each goes to a thread that may block.
         let mut out = BufWriter::with_capacity(WRITE, tokio::fs::File::from_std(file));
         let mut chunks = self.read(None, size).await?;
