@@ -439,7 +439,7 @@ impl Bound {
             sessions: sessions.clone(),
             peers,
             sessions_running: sessions_running.clone(),
-            unpacking: Arc::new(Semaphore::new(UNPACKING)),
+            unpacking: Arc::new(Turns::new(UNPACKING)),
             started: Instant::now(),
         };
         let reloader = Arc::new(Reloader {

@@ -44,7 +44,7 @@ use crate::{
         replacing::{self, Source},
         tombstones::Tombstone,
     },
-    sync::rooms::Rooms,
+    sync::{rooms::Rooms, turns::Payer},
 };
 
 /// Lines that wait to be sent; who makes them waits for their place.
@@ -262,7 +262,8 @@ async fn merge_one(
     dry_run: bool,
 ) -> Result<Merged, Failed> {
     let document: DocumentId = id.parse()?;
-    let merged = stored.documents.merge(document, data.into(), Bringer::Operator, dry_run).await?;
+    let (bringer, payer) = (Bringer::Operator, Payer::Document(document));
+    let merged = stored.documents.merge(document, data.into(), bringer, payer, dry_run).await?;
     let has_changed = matches!(merged, Merged::New | Merged::Newer) && !dry_run;
     if let (true, Some(rooms)) = (has_changed, &stored.rooms) {
         rooms.reopen(document);

@@ -35,7 +35,7 @@ use crate::{
         documents::{Bringer, Documents},
         imported,
     },
-    sync::rooms::Rooms,
+    sync::{rooms::Rooms, turns::Payer},
 };
 
 /// Bundles that are imported or wait for it; each is a file on the local disk meanwhile.
@@ -159,7 +159,11 @@ pub enum Standing {
 }
 
 /// A place among the bundles that wait to be imported.
-pub struct Place(OwnedSemaphorePermit);
+pub struct Place {
+    _permit: OwnedSemaphorePermit,
+    /// Who takes places for the import.
+    payer: Payer,
+}
 
 impl Importer {
     /// An importer of what is in `store` into `documents`, which are in the folder `root`.
@@ -183,12 +187,13 @@ impl Importer {
         drop(self.one.lock().await);
     }
 
-    /// Wait for a place.
+    /// Wait for a place for an import that `payer` has caused.
     ///
     /// # Errors
     /// The relay is stopping.
-    pub async fn place(&self) -> io::Result<Place> {
-        self.places.clone().acquire_owned().await.map(Place).map_err(io::Error::other)
+    pub async fn place(&self, payer: Payer) -> io::Result<Place> {
+        let permit = self.places.clone().acquire_owned().await.map_err(io::Error::other)?;
+        Ok(Place { _permit: permit, payer })
     }
 
     /// Import `file`, an upload that is in the store with that ETag. It goes on when nobody waits for it any more.
@@ -202,9 +207,8 @@ impl Importer {
     ) -> JoinHandle<Result<Imported, ImportError>> {
         let importer = self.clone();
         tokio::spawn(async move {
-            let _place = place.0;
             let _one = importer.one.lock().await;
-            importer.import_file(id, etag, file, max_inflated).await
+            importer.import_file(&place, id, etag, file, max_inflated).await
         })
     }
 
@@ -218,7 +222,6 @@ impl Importer {
     ) -> JoinHandle<io::Result<()>> {
         let importer = self.clone();
         tokio::spawn(async move {
-            let _place = place.0;
             let _one = importer.one.lock().await;
             let Some(stored) = importer.store.get(id).await? else { return Ok(()) };
             let etag = stored.etag.clone();
@@ -227,7 +230,7 @@ impl Importer {
             }
             let file = importer.receiving.open(stored).await?;
             // What goes wrong is remembered.
-            let _ = importer.import_file(id, etag, file, max_inflated).await;
+            let _ = importer.import_file(&place, id, etag, file, max_inflated).await;
             Ok(())
         })
     }
@@ -258,12 +261,13 @@ impl Importer {
 
     async fn import_file(
         &self,
+        place: &Place,
         id: DocumentId,
         etag: String,
         file: ReservedFile,
         max_inflated: MaxInflated,
     ) -> Result<Imported, ImportError> {
-        let result = self.merge_all(file, max_inflated, false).await;
+        let result = self.merge_all(place, file, max_inflated, false).await;
         let (label, problem) = match &result {
             Ok(imported) if imported.is_whole => ("imported", None),
             Ok(_) => ("partly", Some(Problem::Partly)),
@@ -302,14 +306,16 @@ impl Importer {
     /// One of them may not, or cannot be read.
     pub async fn check(
         &self,
+        place: &Place,
         file: ReservedFile,
         max_inflated: MaxInflated,
     ) -> Result<(), ImportError> {
-        self.merge_all(file, max_inflated, true).await.map(drop)
+        self.merge_all(place, file, max_inflated, true).await.map(drop)
     }
 
     async fn merge_all(
         &self,
+        place: &Place,
         file: ReservedFile,
         max_inflated: MaxInflated,
         dry_run: bool,
@@ -337,8 +343,8 @@ impl Importer {
             }
             let (all, mut failures) = (read.len(), 0);
             let merging = read.into_iter().map(|(document, data)| async move {
-                let merged = self.documents.merge(document, data, Bringer::Upload, dry_run).await;
-                (document, merged)
+                let (bringer, payer) = (Bringer::Upload, place.payer.clone());
+                (document, self.documents.merge(document, data, bringer, payer, dry_run).await)
             });
             let mut merging = futures::stream::iter(merging).buffer_unordered(TOGETHER);
             while let Some((document, merged)) = merging.next().await {

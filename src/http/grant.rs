@@ -15,7 +15,10 @@ use prometheus::IntCounterVec;
 use tracing::debug;
 
 use super::{App, error::HttpError, sign_in::Need};
-use crate::auth::{Access, Auth, Client};
+use crate::{
+    auth::{Access, Auth, Client},
+    sync::turns::Payer,
+};
 
 /// How often a right is asked for again while bytes move. A revoked right ends within this and what is already in the
 /// socket's buffers.
@@ -48,6 +51,11 @@ impl Grant {
     /// What the request may do, as was last asked.
     pub fn access(&self) -> &Access {
         &self.access
+    }
+
+    /// Who takes places for what the request costs. All for whom neither a sign-in nor an address is known are one.
+    pub fn payer(&self) -> Payer {
+        Payer::Account(self.access.account(self.client.address))
     }
 
     /// Where the request comes from.

@@ -35,7 +35,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, post},
 };
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 // tower-http: the project that axum itself builds on.
 use tower_http::{
@@ -59,7 +59,7 @@ use crate::{
     limits::{AddressLimit, Addresses, Counter, Kind, Place, Principals},
     metrics::Metrics,
     storage::documents::Documents,
-    sync::{outbound::Closing, peers::Peers, sessions::Sessions},
+    sync::{outbound::Closing, peers::Peers, sessions::Sessions, turns::Turns},
 };
 
 /// The WebSocket read buffer of a connection: axum's default of 128 KiB is memory for each idle socket.
@@ -100,7 +100,7 @@ pub struct App {
     /// Where sessions are counted until they end.
     pub sessions_running: TaskTracker,
     /// Places for unpacking bundles, which takes processor time and memory.
-    pub unpacking: Arc<Semaphore>,
+    pub unpacking: Arc<Turns>,
     pub started: Instant,
 }
 

@@ -11,7 +11,7 @@ use automerge::ChangeHash;
 use bytes::Bytes;
 use prometheus::IntGauge;
 use sha2::{Digest, Sha256};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tracing::{error, info, warn};
 
 use super::{ChunkKind, ChunkStore, Key, StorageError, StoredChunk, space::Space};
@@ -29,6 +29,7 @@ use crate::{
     document_id::DocumentId,
     health::{Health, Unreadable},
     metrics::StorageMetrics,
+    sync::turns::{Payer, Turns},
     usage::thread_time,
 };
 
@@ -46,7 +47,7 @@ pub struct Documents {
     health: Arc<Health>,
     space: Arc<Space>,
     config: watch::Receiver<Arc<Config>>,
-    comparing: Semaphore,
+    comparing: Turns,
     metrics: StorageMetrics,
 }
 
@@ -126,7 +127,7 @@ impl Documents {
         config: watch::Receiver<Arc<Config>>,
         metrics: StorageMetrics,
     ) -> Self {
-        let comparing = Semaphore::new(COMPARING);
+        let comparing = Turns::new(COMPARING);
         Self { store, served, health, space, config, comparing, metrics }
     }
 
@@ -263,8 +264,8 @@ impl Documents {
         Ok(())
     }
 
-    /// Merge a document that an import, a restore or an upload brings with what is stored of it. It is durable
-    /// when this returns; a live room has to be told.
+    /// Merge a document that an import, a restore or an upload brings with what is stored of it, when it is the turn of `payer`.
+    /// It is durable when this returns; a live room has to be told.
     ///
     /// # Errors
     /// Storage cannot be read or written.
@@ -273,6 +274,7 @@ impl Documents {
         document: DocumentId,
         data: Bytes,
         bringer: Bringer,
+        payer: Payer,
         dry_run: bool,
     ) -> Result<Merged, StorageError> {
         if self.store.is_deleted(document) {
@@ -286,24 +288,24 @@ impl Documents {
             Bringer::Operator => None,
             Bringer::Upload => self.underneath(document),
         };
-        if bringer == Bringer::Upload {
-            let mut together = stored.clone();
-            together.push((snapshot_key(document, &[]), data.to_vec()));
-            if let Err(limit) = self.max().check_chunks(&together) {
-                error!(%document, "an upload's document is not merged: it would be too large: {limit}");
-                return Ok(Merged::TooLarge);
+        let max = (bringer == Bringer::Upload).then(|| self.max());
+        let compare = move || {
+            if let Some(max) = max {
+                let mut together = stored.clone();
+                together.push((snapshot_key(document, &[]), data.to_vec()));
+                if let Err(limit) = max.check_chunks(&together) {
+                    error!(%document, "an upload's document is not merged: it would be too large: {limit}");
+                    return (Merged::TooLarge, None);
+                }
             }
-        }
-        // The semaphore is never closed.
-        let place = self.comparing.acquire().await;
-        let compared =
-            tokio::task::spawn_blocking(move || compare(document, stored, underneath, &data));
-        let (merged, add) = compared.await.map_err(|error| StorageError {
+            compare(document, stored, underneath, &data)
+        };
+        let compared = self.comparing.run(payer, compare).await;
+        let ((merged, add), _) = compared.map_err(|error| StorageError {
             action: "merge",
             path: document.to_string().into(),
             source: std::io::Error::other(error),
         })?;
-        drop(place);
         if merged == Merged::New && self.space.is_low() {
             return Ok(Merged::NoSpace);
         }
