@@ -1,4 +1,5 @@
-//! Places for work that takes long. Principals take turns at them, and none of them ever holds all.
+//! Places for work that takes long. Principals take turns at them, and none of them ever holds all, even while nobody else
+//! waits: work that has begun is not interrupted and may last for seconds, which the next principal would have to wait.
 
 use std::{
     collections::{HashMap, VecDeque},
