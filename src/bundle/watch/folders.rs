@@ -20,7 +20,7 @@ use tokio::sync::mpsc;
 use tracing::warn;
 
 use super::LOOK;
-use crate::sync::rooms::lock;
+use crate::{blocking, sync::rooms::lock};
 
 /// Symlinks that a path may lead through, as the kernel has it (`path_resolution(7)`).
 const MAX_LINKS: usize = 40;
@@ -144,10 +144,7 @@ impl Drop for WatchedFolders {
         let (id, changes) = (self.id, self.changes.clone());
         let folders = std::mem::take(&mut self.folders);
         let release = move || replace(id, &changes, &folders, &BTreeSet::new());
-        match tokio::runtime::Handle::try_current() {
-            Ok(runtime) => drop(runtime.spawn_blocking(release)),
-            Err(_) => release(),
-        }
+        blocking::detach(release);
     }
 }
 
