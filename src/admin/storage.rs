@@ -25,14 +25,14 @@ use self::answers::{
 };
 use crate::{
     base::document_id::{BadDocumentId, DocumentId},
-    bundle,
     bundle::{
-        Bundle, BundleError, MaxInflated,
+        self, Bundle, BundleError, MaxInflated,
         served::Served,
         store::{BundleStore, Received},
     },
     config::Config,
     document::{chunk::Key, compare::Merged},
+    limits::turns::Payer,
     storage::{
         ChunkStore, StorageError,
         backups::{self, Backup},
@@ -263,7 +263,8 @@ async fn merge_one(
     dry_run: bool,
 ) -> Result<Merged, Failed> {
     let document: DocumentId = id.parse()?;
-    let merged = stored.documents.merge(document, data.into(), Bringer::Operator, dry_run).await?;
+    let (bringer, payer) = (Bringer::Operator, Payer::Document(document));
+    let merged = stored.documents.merge(document, data.into(), bringer, payer, dry_run).await?;
     let has_changed = matches!(merged, Merged::New | Merged::Newer) && !dry_run;
     if let (true, Some(rooms)) = (has_changed, &stored.rooms) {
         rooms.reopen(document);

@@ -12,4 +12,5 @@ pub mod hex;
 pub mod lock;
 pub mod principal;
 pub mod regular_file;
+pub mod session_id;
 pub mod text;

@@ -2,11 +2,10 @@
 
 use std::sync::Arc;
 
-use tokio::sync::Semaphore;
-
 use super::{
     disk_budget::DiskBudget, import::Importer, served::Served, slims::Slims, store::BundleStore,
 };
+use crate::limits::turns::Turns;
 
 /// Bundles unpacked at a time.
 const UNPACKING: usize = 2;
@@ -20,8 +19,8 @@ pub struct Bundles {
     pub slims: Arc<Slims>,
     pub importer: Arc<Importer>,
     pub receiving: Arc<DiskBudget>,
-    /// Permits for unpacking, which takes processor time and memory.
-    pub unpacking: Arc<Semaphore>,
+    /// Permits for unpacking, in turns by principal; it takes processor time and memory.
+    pub unpacking: Arc<Turns>,
 }
 
 impl Bundles {
@@ -32,7 +31,7 @@ impl Bundles {
         importer: Arc<Importer>,
         receiving: Arc<DiskBudget>,
     ) -> Self {
-        let unpacking = Arc::new(Semaphore::new(UNPACKING));
+        let unpacking = Arc::new(Turns::new(UNPACKING));
         Self { served, store, slims: Arc::default(), importer, receiving, unpacking }
     }
 }

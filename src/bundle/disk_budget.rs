@@ -1,6 +1,15 @@
 //! The disk space of bundles that are being received: reserved before it is written, in total and by client address, and
 //! released when the file is gone.
 
+use super::store::StoredBundle;
+use crate::{
+    base::blocking::DroppedAside,
+    base::{blocking, lock::lock},
+    config::{Config, Size},
+    limits::counted_as,
+    storage::space::Space,
+};
+use prometheus::IntGauge;
 use std::{
     collections::HashMap,
     fs::File,
@@ -8,17 +17,7 @@ use std::{
     net::IpAddr,
     sync::{Arc, Mutex},
 };
-
-use prometheus::IntGauge;
 use tokio::sync::watch;
-
-use super::store::StoredBundle;
-use crate::{
-    base::{blocking, lock::lock},
-    config::{Config, Size},
-    limits::counted_as,
-    storage::space::Space,
-};
 
 /// Space is reserved in steps of this size: each asks the disk how much is free.
 const STEP: u64 = 1 << 20;
@@ -105,7 +104,7 @@ impl DiskBudget {
         let reservation =
             blocking::run(move || reservation.reserve(copied).map(|()| reservation)).await?;
         let file = stored.into_file().await?;
-        Ok(ReservedFile { file, _reservation: Arc::new(reservation) })
+        Ok(ReservedFile::new(file, &Arc::new(reservation)))
     }
 
     fn show(&self, reserved: &Reserved) {
@@ -170,27 +169,24 @@ impl Drop for Reservation {
 
 /// A file to read on reserved space, which is released when the last reader of the file is gone.
 #[derive(Debug)]
-pub struct ReservedFile {
-    file: File,
-    _reservation: Arc<Reservation>,
-}
+pub struct ReservedFile(DroppedAside<(File, Arc<Reservation>)>);
 
 impl ReservedFile {
     /// A file that is written on reserved space.
     pub fn new(file: File, reservation: &Arc<Reservation>) -> Self {
-        Self { file, _reservation: reservation.clone() }
+        Self(DroppedAside::new((file, reservation.clone())))
     }
 }
 
 impl Read for ReservedFile {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.file.read(buffer)
+        self.0.0.read(buffer)
     }
 }
 
 impl Seek for ReservedFile {
     fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
-        self.file.seek(to)
+        self.0.0.seek(to)
     }
 }
 

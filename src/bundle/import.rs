@@ -5,23 +5,6 @@
 //! by its ETag, is noted in a small file of `.imported` beside the documents: an import that was cut off is made again,
 //! and so is one whose documents were replaced by another storage.
 
-use std::{
-    collections::HashMap,
-    io::{self, BufReader},
-    path::PathBuf,
-    sync::{Arc, MutexGuard, PoisonError},
-    time::{Duration, Instant},
-};
-
-use bytes::Bytes;
-use futures::StreamExt;
-use serde::Serialize;
-use tokio::{
-    sync::{Mutex, OwnedSemaphorePermit, Semaphore},
-    task::JoinHandle,
-};
-use tracing::{info, warn};
-
 use super::{
     Bundle, BundleError, MaxInflated,
     disk_budget::{DiskBudget, ReservedFile},
@@ -30,12 +13,28 @@ use super::{
 use crate::{
     base::document_id::DocumentId,
     document::compare::Merged,
+    limits::turns::Payer,
     observe::metrics::BundleMetrics,
     storage::{
         documents::{Bringer, Documents},
         imported,
     },
 };
+use bytes::Bytes;
+use futures::StreamExt;
+use serde::Serialize;
+use std::{
+    collections::HashMap,
+    io::{self, BufReader},
+    path::PathBuf,
+    sync::{Arc, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+use tokio::{
+    sync::{Mutex, OwnedSemaphorePermit, Semaphore},
+    task::JoinHandle,
+};
+use tracing::{info, warn};
 
 /// Bundles that are imported or wait for it; each is a file on the local disk meanwhile.
 const WAITING: usize = 32;
@@ -160,7 +159,11 @@ pub enum Standing {
 }
 
 /// A place among the bundles that wait to be imported.
-pub struct Place(OwnedSemaphorePermit);
+pub struct Place {
+    _permit: OwnedSemaphorePermit,
+    /// Who takes places for the import.
+    payer: Payer,
+}
 
 impl Importer {
     /// An importer of what is in `store` into `documents`, which are in the folder `root`. It calls `on_change` for each
@@ -196,12 +199,13 @@ impl Importer {
         drop(self.one.lock().await);
     }
 
-    /// Wait for a place.
+    /// Wait for a place for an import that `payer` has caused.
     ///
     /// # Errors
     /// The relay is stopping.
-    pub async fn place(&self) -> io::Result<Place> {
-        self.places.clone().acquire_owned().await.map(Place).map_err(io::Error::other)
+    pub async fn place(&self, payer: Payer) -> io::Result<Place> {
+        let permit = self.places.clone().acquire_owned().await.map_err(io::Error::other)?;
+        Ok(Place { _permit: permit, payer })
     }
 
     /// Import `file`, an upload that is in the store with that ETag. It goes on when nobody waits for it any more.
@@ -215,9 +219,8 @@ impl Importer {
     ) -> JoinHandle<Result<Imported, ImportError>> {
         let importer = self.clone();
         tokio::spawn(async move {
-            let _place = place.0;
             let _one = importer.one.lock().await;
-            importer.import_file(id, etag, file, max_inflated).await
+            importer.import_file(&place, id, etag, file, max_inflated).await
         })
     }
 
@@ -231,7 +234,6 @@ impl Importer {
     ) -> JoinHandle<io::Result<()>> {
         let importer = self.clone();
         tokio::spawn(async move {
-            let _place = place.0;
             let _one = importer.one.lock().await;
             let Some(stored) = importer.store.get(id).await? else { return Ok(()) };
             let etag = stored.etag.clone();
@@ -240,7 +242,7 @@ impl Importer {
             }
             let file = importer.receiving.open(stored).await?;
             // What goes wrong is remembered.
-            let _ = importer.import_file(id, etag, file, max_inflated).await;
+            let _ = importer.import_file(&place, id, etag, file, max_inflated).await;
             Ok(())
         })
     }
@@ -271,12 +273,13 @@ impl Importer {
 
     async fn import_file(
         &self,
+        place: &Place,
         id: DocumentId,
         etag: String,
         file: ReservedFile,
         max_inflated: MaxInflated,
     ) -> Result<Imported, ImportError> {
-        let result = self.merge_all(file, max_inflated, false).await;
+        let result = self.merge_all(place, file, max_inflated, false).await;
         let (label, problem) = match &result {
             Ok(imported) if imported.is_whole => ("imported", None),
             Ok(_) => ("partly", Some(Problem::Partly)),
@@ -315,14 +318,16 @@ impl Importer {
     /// One of them may not, or cannot be read.
     pub async fn check(
         &self,
+        place: &Place,
         file: ReservedFile,
         max_inflated: MaxInflated,
     ) -> Result<(), ImportError> {
-        self.merge_all(file, max_inflated, true).await.map(drop)
+        self.merge_all(place, file, max_inflated, true).await.map(drop)
     }
 
     async fn merge_all(
         &self,
+        place: &Place,
         file: ReservedFile,
         max_inflated: MaxInflated,
         dry_run: bool,
@@ -350,8 +355,8 @@ impl Importer {
             }
             let (all, mut failures) = (read.len(), 0);
             let merging = read.into_iter().map(|(document, data)| async move {
-                let merged = self.documents.merge(document, data, Bringer::Upload, dry_run).await;
-                (document, merged)
+                let (bringer, payer) = (Bringer::Upload, place.payer.clone());
+                (document, self.documents.merge(document, data, bringer, payer, dry_run).await)
             });
             let mut merging = futures::stream::iter(merging).buffer_unordered(TOGETHER);
             while let Some((document, merged)) = merging.next().await {

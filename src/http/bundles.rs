@@ -1,16 +1,5 @@
 //! Downloads of uploaded bundles.
 
-use std::io;
-
-use axum::{
-    body::Body,
-    extract::{Path, State},
-    http::HeaderMap,
-    response::{IntoResponse, Response},
-};
-use bytes::Bytes;
-use tokio::time::timeout;
-
 use super::{
     content::{Answer, Content, is_known},
     error::HttpError,
@@ -23,7 +12,19 @@ use crate::{
         import::{Problem, Standing},
         store::StoredBundle,
     },
+    http::grant::Grant,
+    limits::turns::Payer,
 };
+use axum::Extension;
+use axum::{
+    body::Body,
+    extract::{Path, State},
+    http::HeaderMap,
+    response::{IntoResponse, Response},
+};
+use bytes::Bytes;
+use std::io;
+use tokio::time::timeout;
 
 /// What caches may do with uploaded bundles, as with the TypeScript relay.
 const AN_HOUR: &str = "public, max-age=3600";
@@ -34,10 +35,11 @@ const AN_HOUR: &str = "public, max-age=3600";
 /// There is no such bundle, or it cannot be read.
 pub async fn download(
     State(app): State<App>,
+    Extension(grant): Extension<Grant>,
     Path(id): Path<String>,
     headers: HeaderMap,
 ) -> Result<Response, HttpError> {
-    counted(&app, send(&app, &id, &headers).await)
+    counted(&app, send(&app, grant.payer(), &id, &headers).await)
 }
 
 fn counted(app: &App, result: Result<Response, HttpError>) -> Result<Response, HttpError> {
@@ -51,26 +53,29 @@ fn counted(app: &App, result: Result<Response, HttpError>) -> Result<Response, H
     result
 }
 
-/// Unpack a bundle on a thread that may block; few at a time, so that storage keeps its threads.
+/// Waits until it is the turn of `payer`, and unpacks a bundle on a thread that may block; few at a time, so that storage keeps
+/// its threads.
+///
+/// # Errors
+/// Its turn does not come within `http.body_idle_timeout`.
 pub(super) async fn unpack<T: Send + 'static>(
     app: &App,
+    payer: Payer,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, HttpError> {
     let patience = app.config.borrow().http.body_idle_timeout.0;
-    let place = timeout(patience, app.bundles.unpacking.clone().acquire_owned()).await;
-    let place = place.map_err(|_| HttpError::Busy)?;
-    let working = tokio::task::spawn_blocking(move || {
-        // Kept until the work is done, also when nobody waits for it any more.
-        let _place = place;
-        work()
-    });
-    working.await.map_err(|error| HttpError::Internal(error.to_string()))
+    let turn =
+        timeout(patience, app.bundles.unpacking.take(payer)).await.map_err(|_| HttpError::Busy)?;
+    let (unpacked, _) =
+        turn.run(work).await.map_err(|error| HttpError::Internal(error.to_string()))?;
+    Ok(unpacked)
 }
 
 /// A stored bundle whose documents are imported, so that who fetches it finds them by sync; or why they are not.
 async fn find(
     app: &App,
     id: &str,
+    payer: Payer,
 ) -> Result<(DocumentId, StoredBundle, Option<Problem>), HttpError> {
     let id: DocumentId = id.parse()?;
     if app.documents.is_blocked(id) {
@@ -88,7 +93,7 @@ async fn find(
         let bundles = app.config.borrow().bundles.clone();
         let max_inflated = MaxInflated::of(&app.config.borrow());
         let importing = async {
-            let place = app.bundles.importer.place().await?;
+            let place = app.bundles.importer.place(payer.clone()).await?;
             app.bundles.importer.import_stored(place, id, max_inflated).await?
         };
         // It goes on meanwhile.
@@ -96,8 +101,13 @@ async fn find(
     }
 }
 
-async fn send(app: &App, id: &str, headers: &HeaderMap) -> Result<Response, HttpError> {
-    let (id, stored, _) = find(app, id).await?;
+async fn send(
+    app: &App,
+    payer: Payer,
+    id: &str,
+    headers: &HeaderMap,
+) -> Result<Response, HttpError> {
+    let (id, stored, _) = find(app, id, payer).await?;
     let content = Content {
         etag: stored.etag.clone(),
         kind: "application/octet-stream",
@@ -120,14 +130,20 @@ async fn send(app: &App, id: &str, headers: &HeaderMap) -> Result<Response, Http
 /// There is no such bundle, or it cannot be read.
 pub async fn slim(
     State(app): State<App>,
+    Extension(grant): Extension<Grant>,
     Path(id): Path<String>,
     headers: HeaderMap,
 ) -> Result<Response, HttpError> {
-    counted(&app, send_slim(&app, &id, &headers).await)
+    counted(&app, send_slim(&app, grant.payer(), &id, &headers).await)
 }
 
-async fn send_slim(app: &App, id: &str, headers: &HeaderMap) -> Result<Response, HttpError> {
-    let (id, stored, problem) = find(app, id).await?;
+async fn send_slim(
+    app: &App,
+    payer: Payer,
+    id: &str,
+    headers: &HeaderMap,
+) -> Result<Response, HttpError> {
+    let (id, stored, problem) = find(app, id, payer.clone()).await?;
     match problem {
         None | Some(Problem::Partly) => {}
         Some(Problem::Broken(reason)) => return Err(HttpError::BrokenBundle(reason)),
@@ -154,7 +170,7 @@ async fn send_slim(app: &App, id: &str, headers: &HeaderMap) -> Result<Response,
             let make = move || Bundle::open(io::BufReader::new(file), max_inflated)?.slim();
             // It was whole when it was stored.
             let broken = |error| HttpError::Store(io::Error::other(format!("{id}: {error}")));
-            let slim = unpack(app, make).await?.map_err(broken)?;
+            let slim = unpack(app, payer, make).await?.map_err(broken)?;
             app.bundles.slims.keep(etag, slim.clone());
             slim
         }

@@ -1,21 +1,20 @@
 //! The right that a request was let in with. What takes long asks again: an upload before it is stored, a response body
 //! while it is sent.
 
+use super::{error::HttpError, state::App};
+use crate::auth::{Access, Auth, Client, rights::Rights};
+use crate::limits::turns::Payer;
+use axum::{Error, body::Body};
+use bytes::Bytes;
+use hyper::body::{Body as HttpBody, Frame, SizeHint};
+use prometheus::IntCounterVec;
 use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
     time::{Duration, Instant},
 };
-
-use axum::{Error, body::Body};
-use bytes::Bytes;
-use hyper::body::{Body as HttpBody, Frame, SizeHint};
-use prometheus::IntCounterVec;
 use tracing::debug;
-
-use super::{error::HttpError, state::App};
-use crate::auth::{Access, Auth, Client, rights::Rights};
 
 /// How often a right is asked for again while bytes move. A revoked right ends within this and what is already in the
 /// socket's buffers.
@@ -72,6 +71,11 @@ impl Grant {
     /// What the request may do, as was last asked.
     pub fn access(&self) -> &Access {
         &self.access
+    }
+
+    /// Who takes places for what the request costs. All for whom neither a sign-in nor an address is known are one.
+    pub fn payer(&self) -> Payer {
+        Payer::Account(self.access.account(self.client.address))
     }
 
     /// Where the request comes from.

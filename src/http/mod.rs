@@ -25,11 +25,14 @@ pub mod tls;
 mod upgrade;
 pub mod uploads;
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
+use self::{
+    error::json_error,
+    grant::Need,
+    sign_in::{note_client, require},
+    state::App,
+    upgrade::{is_allowed, is_websocket, upgrade},
 };
-
+use crate::{config::Config, observe::metrics::Metrics};
 use axum::{
     Router,
     extract::{MatchedPath, Request, State},
@@ -41,21 +44,17 @@ use axum::{
     response::Response,
     routing::{get, post},
 };
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 use tokio::sync::watch;
-// tower-http: the project that axum itself builds on.
 use tower_http::{
     catch_panic::CatchPanicLayer,
     cors::{AllowOrigin, CorsLayer},
 };
 
-use self::{
-    error::json_error,
-    grant::Need,
-    sign_in::{note_client, require},
-    state::App,
-    upgrade::{is_allowed, is_websocket, upgrade},
-};
-use crate::{config::Config, observe::metrics::Metrics};
+// tower-http: the project that axum itself builds on.
 
 /// Headers that pages of other origins may send.
 const ALLOWED_HEADERS: [HeaderName; 4] =

@@ -1,7 +1,11 @@
 //! Pages without a body to read: the served bundle, health and metrics.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
+use super::{
+    content::{Content, accepts_gzip},
+    error::HttpError,
+    state::App,
+};
+use crate::base::blocking;
 use axum::{
     Json,
     extract::{RawQuery, State},
@@ -9,13 +13,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use serde_json::json;
-
-use super::{
-    content::{Content, accepts_gzip},
-    error::HttpError,
-    state::App,
-};
-use crate::observe::metrics::Metrics;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 /// For what changes under its URL: a cache asks whether it still is the same. A hot swap reaches everybody.
 const ASK_AGAIN: &str = "public, no-cache";
@@ -181,11 +179,9 @@ pub async fn metrics(State(app): State<App>, headers: HeaderMap) -> Result<Respo
         });
         return Ok(Json(object).into_response());
     }
-    text(&app.metrics)
-}
-
-fn text(metrics: &Metrics) -> Result<Response, HttpError> {
-    let text = metrics.text().map_err(|error| HttpError::Internal(error.to_string()))?;
+    // It takes milliseconds, and reads a directory of as many entries as files are open.
+    let text = blocking::run(move || app.metrics.text()).await;
+    let text = text.map_err(|error| HttpError::Internal(error.to_string()))?;
     Ok(([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response())
 }
 

@@ -5,23 +5,6 @@
 
 mod body;
 
-use std::{io, sync::Arc, time::Duration};
-
-use axum::{
-    Extension, Json,
-    body::{Body, BodyDataStream},
-    extract::State,
-    http::{HeaderMap, header},
-    response::{IntoResponse, Response},
-};
-use futures::StreamExt;
-use serde_json::json;
-use tokio::{
-    task::{JoinError, JoinHandle},
-    time::timeout,
-};
-use tracing::info;
-
 use self::body::{Coding, Spool};
 use super::{bundles::unpack, error::HttpError, grant::Grant, state::App};
 use crate::{
@@ -32,9 +15,26 @@ use crate::{
         import::{ImportError, Imported, Place},
         store::Received,
     },
-    limits::Charge,
+    limits::{Charge, turns::Payer},
 };
+use axum::{
+    Extension, Json,
+    body::{Body, BodyDataStream},
+    extract::State,
+    http::{HeaderMap, header},
+    response::{IntoResponse, Response},
+};
+use futures::StreamExt;
+use serde_json::json;
+use std::{io, sync::Arc, time::Duration};
+use tokio::{
+    task::{JoinError, JoinHandle},
+    time::timeout,
+};
+use tracing::info;
 
+/// How long a bundle is unpacked before others have their turn.
+const A_TURN: Duration = Duration::from_millis(50);
 /// How long the rest of a refused upload is read.
 const LINGER: Duration = Duration::from_secs(10);
 
@@ -113,7 +113,8 @@ async fn receive(
     let address = grant.client().address;
     let reservation = app.bundles.receiving.begin(address);
     let charge = app.sync.principals.charge(grant.access().account(address));
-    let spool = Spool::create(&file, coding, reservation, charge, &config).await?;
+    let places = (app.bundles.unpacking.clone(), grant.payer());
+    let spool = Spool::create(&file, coding, places, reservation, charge, &config).await?;
     let spooled = body::receive(body, spool, grant, &config).await?;
     let (size, charge) = (spooled.size, spooled.charge);
     if size == 0 {
@@ -123,12 +124,7 @@ async fn receive(
     let mut upload = Upload { file, size, reservation, charge };
     let max_inflated = MaxInflated::of(&config);
     let reader = io::BufReader::new(upload.open().await?);
-    let verify = move || -> Result<_, BundleError> {
-        let mut bundle = Bundle::open(reader, max_inflated)?;
-        bundle.verify()?;
-        Ok((bundle.manifest().root, bundle.documents()))
-    };
-    let (id, documents) = unpack(app, verify).await??;
+    let (id, documents) = verify(app, &grant.payer(), reader, max_inflated).await?;
     check_rights(grant, id, &documents)?;
     if app.documents.is_deleted(id) {
         return Err(HttpError::Deleted);
@@ -138,13 +134,13 @@ async fn receive(
         return Err(HttpError::NewDocuments);
     }
     let patience = config.bundles.timeout.0;
-    let place =
-        timeout(patience, app.bundles.importer.place()).await.map_err(|_| HttpError::Busy)??;
-    app.bundles.importer.check(upload.open().await?, max_inflated).await.map_err(|error| {
-        match error {
-            ImportError::Broken(error) => error.into(),
-            ImportError::Io(error) => HttpError::from(error),
-        }
+    let place = timeout(patience, app.bundles.importer.place(grant.payer()))
+        .await
+        .map_err(|_| HttpError::Busy)??;
+    let checked = app.bundles.importer.check(&place, upload.open().await?, max_inflated).await;
+    checked.map_err(|error| match error {
+        ImportError::Broken(error) => error.into(),
+        ImportError::Io(error) => HttpError::from(error),
     })?;
     // All of that took a while.
     check_rights(grant, id, &documents)?;
@@ -156,6 +152,27 @@ async fn receive(
         Err(_) => Ok((id, None)),
         Ok(imported) => import_ended(imported).map(|imported| (id, Some(imported))),
     }
+}
+
+/// Reads all documents of a bundle. Others have their turns meanwhile. Returns its id and its documents' ids.
+async fn verify(
+    app: &App,
+    payer: &Payer,
+    reader: io::BufReader<ReservedFile>,
+    max_inflated: MaxInflated,
+) -> Result<(DocumentId, Vec<DocumentId>), HttpError> {
+    let open = move || Bundle::open(reader, max_inflated);
+    let mut bundle = unpack(app, payer.clone(), open).await??;
+    let (root, documents) = (bundle.manifest().root, bundle.documents());
+    let mut left = documents.clone().into_iter();
+    while !left.as_slice().is_empty() {
+        let verify = move || -> Result<_, BundleError> {
+            bundle.verify_some(&mut left, A_TURN)?;
+            Ok((bundle, left))
+        };
+        (bundle, left) = unpack(app, payer.clone(), verify).await??;
+    }
+    Ok((root, documents))
 }
 
 /// Asks whether the client may still upload a bundle of these documents. The root names the bundle, whether or not it is in it.

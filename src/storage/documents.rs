@@ -1,32 +1,19 @@
 //! Documents above a [`ChunkStore`]: loaded with what the served bundle puts underneath, every chunk
 //! checked, writes repeated until they are durable.
 
-use std::{
-    collections::HashSet,
-    sync::Arc,
-    time::{Duration, Instant},
-};
-
-use automerge::ChangeHash;
-use bytes::Bytes;
-use prometheus::IntGauge;
-use sha2::{Digest, Sha256};
-use tokio::sync::{Semaphore, watch};
-use tracing::{error, info, warn};
-
 use super::{ChunkStore, StorageError, space::Space};
 use crate::{
-    base::hex::hex,
-    base::{backoff::Backoff, document_id::DocumentId},
+    base::{backoff::Backoff, document_id::DocumentId, hex::hex},
     config::Config,
-    document::chunk::{ChunkKind, Key, StoredChunk},
     document::{
+        chunk::{ChunkKind, Key, StoredChunk},
         compare::{self, Addition, Merged, Relation},
         gate::{Document, Refusal, Rules},
         load::{self, Loaded},
         size::MaxDocument,
         unpacked::Unpacked,
     },
+    limits::turns::{Payer, Turns},
     observe::{
         health::{Health, Unreadable},
         metrics::StorageMetrics,
@@ -34,6 +21,17 @@ use crate::{
     },
     storage::underlay::Underlay,
 };
+use automerge::ChangeHash;
+use bytes::Bytes;
+use prometheus::IntGauge;
+use sha2::{Digest, Sha256};
+use std::{
+    collections::HashSet,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use tokio::sync::watch;
+use tracing::{error, info, warn};
 
 /// Pause before a failed operation is tried again: the first, and the longest.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
@@ -49,7 +47,7 @@ pub struct Documents {
     health: Arc<Health>,
     space: Arc<Space>,
     config: watch::Receiver<Arc<Config>>,
-    comparing: Semaphore,
+    comparing: Turns,
     metrics: StorageMetrics,
 }
 
@@ -124,7 +122,7 @@ impl Documents {
         config: watch::Receiver<Arc<Config>>,
         metrics: StorageMetrics,
     ) -> Self {
-        let comparing = Semaphore::new(COMPARING);
+        let comparing = Turns::new(COMPARING);
         Self { store, underlay: Box::new(underlay), health, space, config, comparing, metrics }
     }
 
@@ -261,8 +259,8 @@ impl Documents {
         Ok(())
     }
 
-    /// Merge a document that an import, a restore or an upload brings with what is stored of it. It is durable
-    /// when this returns; a live room has to be told.
+    /// Merge a document that an import, a restore or an upload brings with what is stored of it, when it is the turn of `payer`.
+    /// It is durable when this returns; a live room has to be told.
     ///
     /// # Errors
     /// Storage cannot be read or written.
@@ -271,6 +269,7 @@ impl Documents {
         document: DocumentId,
         data: Bytes,
         bringer: Bringer,
+        payer: Payer,
         dry_run: bool,
     ) -> Result<Merged, StorageError> {
         if self.store.is_deleted(document) {
@@ -284,24 +283,24 @@ impl Documents {
             Bringer::Operator => None,
             Bringer::Upload => self.underneath(document),
         };
-        if bringer == Bringer::Upload {
-            let mut together = stored.clone();
-            together.push((snapshot_key(document, &[]), data.to_vec()));
-            if let Err(limit) = self.max().check_chunks(&together) {
-                error!(%document, "an upload's document is not merged: it would be too large: {limit}");
-                return Ok(Merged::TooLarge);
+        let max = (bringer == Bringer::Upload).then(|| self.max());
+        let compare = move || {
+            if let Some(max) = max {
+                let mut together = stored.clone();
+                together.push((snapshot_key(document, &[]), data.to_vec()));
+                if let Err(limit) = max.check_chunks(&together) {
+                    error!(%document, "an upload's document is not merged: it would be too large: {limit}");
+                    return (Merged::TooLarge, None);
+                }
             }
-        }
-        // The semaphore is never closed.
-        let place = self.comparing.acquire().await;
-        let compared =
-            tokio::task::spawn_blocking(move || compare(document, stored, underneath, &data));
-        let (merged, add) = compared.await.map_err(|error| StorageError {
+            compare(document, stored, underneath, &data)
+        };
+        let compared = self.comparing.run(payer, compare).await;
+        let ((merged, add), _) = compared.map_err(|error| StorageError {
             action: "merge",
             path: document.to_string().into(),
             source: std::io::Error::other(error),
         })?;
-        drop(place);
         if merged == Merged::New && self.space.is_low() {
             return Ok(Merged::NoSpace);
         }

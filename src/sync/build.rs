@@ -11,13 +11,13 @@ use super::{
     room::{native, samod},
     rooms::{Rooms, Shared},
     sessions::{REFUSED_AT_ONCE, Sessions},
-    turns::Turns,
 };
 use crate::{
     auth::Auth,
     base::document_id::DocumentId,
     config::{Config, EngineKind},
     limits::Principals,
+    limits::turns::Turns,
     observe::{log::Repeats, metrics::Metrics},
     storage::documents::Documents,
 };
@@ -71,7 +71,7 @@ impl Sync {
             principals: principals.clone(),
             engine: match now.sync.engine {
                 EngineKind::Native => native::engine(heavy.clone()),
-                EngineKind::Samod => samod::engine(storage_id.clone(), metrics),
+                EngineKind::Samod => samod::engine(storage_id.clone(), heavy.clone(), metrics),
             },
             storage_id: storage_id.as_str().into(),
             probe,

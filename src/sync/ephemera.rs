@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 
-use super::peers::SessionId;
 use crate::base::principal::Principal;
+use crate::base::session_id::SessionId;
 
 /// Authors remembered for each session of a room; a shared worker gossips for its tabs.
 const AUTHORS: usize = 16;

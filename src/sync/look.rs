@@ -6,11 +6,13 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 use super::{
-    peers::SessionId,
     rooms::{Entry, Handle, Input, Rooms},
     session::Session,
 };
-use crate::{base::document_id::DocumentId, base::lock::lock, observe::usage::Cost};
+use crate::{
+    base::document_id::DocumentId, base::lock::lock, base::session_id::SessionId,
+    observe::usage::Cost,
+};
 
 /// How many rooms and sessions [`Rooms::top`] names.
 const TOP: usize = 20;

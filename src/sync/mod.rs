@@ -23,5 +23,4 @@ pub mod rooms;
 pub mod session;
 pub mod sessions;
 mod socket;
-pub mod turns;
 pub mod wire;

@@ -2,7 +2,6 @@
 
 use std::{
     collections::HashMap,
-    fmt,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicU64, Ordering},
@@ -11,16 +10,7 @@ use std::{
 
 use super::session::Session;
 use crate::base::principal::Principal;
-
-/// The id of a connection, for the life of the process: the key everywhere, for peer ids are claims.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct SessionId(pub u64);
-
-impl fmt::Display for SessionId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "c{}", self.0)
-    }
-}
+use crate::base::session_id::SessionId;
 
 /// The sessions that are open.
 #[derive(Default)]

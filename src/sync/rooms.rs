@@ -34,17 +34,18 @@ use super::{
     follow::{Followers, Following, What},
     look::LiveDocument,
     memory::Budget,
-    peers::{Peers, SessionId},
+    peers::Peers,
     room::EngineStart,
     session::Session,
-    turns::{Payer, Turn, Turns},
     wire::SyncMessage,
 };
 use crate::{
     base::document_id::DocumentId,
     base::lock::lock,
+    base::session_id::SessionId,
     config::{Config, Size},
     limits::Principals,
+    limits::turns::{Payer, Turn, Turns},
     observe::{
         metrics::Metrics,
         usage::{Polled, Usage},

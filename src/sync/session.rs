@@ -17,7 +17,6 @@ use tracing::warn;
 
 use super::{
     outbound::{Outbound, Push},
-    peers::SessionId,
     rooms::{Input, Mailbox, Rooms},
     wire,
 };
@@ -28,7 +27,9 @@ use crate::{
     base::closing::Closing,
     base::document_id::DocumentId,
     base::lock::lock,
+    base::session_id::SessionId,
     config::Config,
+    limits::turns::Payer,
     limits::{Account, Bucket},
     observe::{metrics::SessionMetrics, usage::Usage},
 };
@@ -71,6 +72,15 @@ pub struct Session {
 }
 
 impl Session {
+    /// Whose turn the session's long work takes: its account's, or its own where that is not known.
+    pub fn payer(&self) -> Payer {
+        if self.account.is_known() {
+            Payer::Account(self.account.clone())
+        } else {
+            Payer::Session(self.id)
+        }
+    }
+
     /// A session that has just joined.
     pub(super) fn new(
         id: SessionId,

@@ -3,45 +3,40 @@
 //! A refusal never happens at the upgrade, where an HTTP status throws inside automerge-repo's adapter and
 //! ends a Node client: the upgrade is taken, then the peer gets an `error` message and a close frame.
 
+use super::{
+    flow::{Flow, Load},
+    incoming::{Arriving, Incoming},
+    peers::Peers,
+    rooms::{Held, Input, Rooms},
+    session::Session,
+    socket::{self, CLOSE_GRACE, Progress, Writer, closing},
+    wire::{self, BadSyncMessage, Body, Message, SyncMessage, VERSION, WireError},
+};
+use crate::{
+    auth::{Access, Auth, Client},
+    base::closing::Closing,
+    base::session_id::SessionId,
+    base::{document_id::DocumentId, text},
+    config::Config,
+    limits::Place,
+    limits::turns::Turns,
+    observe::{log::Repeats, metrics::SessionMetrics, usage::Polled},
+    storage::documents::Documents,
+    sync::activity::Activity,
+};
+use axum::extract::ws::WebSocket;
+use bytes::Bytes;
+use futures::StreamExt;
+use prometheus::{Histogram, IntGauge};
 use std::{
     borrow::Cow,
     ops::ControlFlow,
     sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
-
-use axum::extract::ws::WebSocket;
-use bytes::Bytes;
-use futures::StreamExt;
-use prometheus::{Histogram, IntGauge};
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
-
-use super::{
-    flow::{Flow, Load},
-    incoming::{Arriving, Incoming},
-    peers::{Peers, SessionId},
-    rooms::{Held, Input, Rooms},
-    session::Session,
-    socket::{self, CLOSE_GRACE, Progress, Writer, closing},
-    turns::{Payer, Turns},
-    wire::{self, BadSyncMessage, Body, Message, SyncMessage, VERSION, WireError},
-};
-use crate::{
-    auth::{Access, Auth, Client},
-    base::closing::Closing,
-    base::{document_id::DocumentId, text},
-    config::Config,
-    limits::Place,
-    observe::{
-        log::Repeats,
-        metrics::SessionMetrics,
-        usage::{Polled, thread_time},
-    },
-    storage::documents::Documents,
-    sync::activity::Activity,
-};
 
 /// Bytes that a message unpacks to count as one that is received: 100 of them are an operation of a document, which is
 /// about four received bytes in what people write.
@@ -463,14 +458,8 @@ impl Sessions {
         if bytes <= READ_AT_ONCE {
             return Ok(work());
         }
-        let _turn = self.heavy.take(Payer::of(session)).await;
-        let working = tokio::task::spawn_blocking(move || {
-            let began = thread_time();
-            let done = work();
-            (done, thread_time().saturating_sub(began))
-        });
-        let (done, took) = working
-            .await
+        let worked = self.heavy.run(session.payer(), work).await;
+        let (done, took) = worked
             .map_err(|_| closing(1011, "the relay fails on a message".to_owned(), "panic"))?;
         session.charge(took, 1);
         Ok(done)

@@ -13,8 +13,10 @@ use bytes::Bytes;
 use futures::{SinkExt, stream::SplitSink};
 use tokio::sync::{Notify, watch};
 
-use super::{incoming::Incoming, outbound::Next, peers::SessionId, session::Session, wire};
-use crate::{base::closing::Closing, config::Config, sync::activity::Activity};
+use super::{incoming::Incoming, outbound::Next, session::Session, wire};
+use crate::{
+    base::closing::Closing, base::session_id::SessionId, config::Config, sync::activity::Activity,
+};
 
 /// How long a close may take: to get the close frame out, and then to hear the peer's.
 pub(super) const CLOSE_GRACE: Duration = Duration::from_secs(2);

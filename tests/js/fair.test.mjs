@@ -14,6 +14,8 @@ import { emptySync, joined, sync } from './raw.mjs';
 import { Probe } from './probe.mjs';
 
 const SECONDS = Number(process.env.FAIR_SECONDS ?? 0);
+/** How long clients work before anything is measured, if it is measured for long, in ms. */
+const WARM_UP = 5000;
 /** The most that GET /livez may take, in ms. */
 const LIVEZ = 1000;
 const DOCUMENTS = 10;
@@ -170,6 +172,11 @@ async function goesOn(t, relay, crowd, name, seconds) {
 test('honest clients go on under attacks that need no preparation', async t => {
   const relay = await start(t);
   const crowd = await Crowd.start(t, relay);
+  if (SECONDS) {
+    // Node compiles what runs often: without this the first figures are higher than those under attack.
+    const warm = Date.now() + WARM_UP;
+    assert.ok(await crowd.work(() => Date.now() > warm), 'every edit arrives');
+  }
   await t.test('a busy machine, and no attack', async t => {
     await goesOn(t, relay, crowd, 'elsewhere', 2);
     assert.equal(await throttled(relay), 0);

@@ -6,7 +6,8 @@ import net from 'node:net';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { gzipSync } from 'node:zlib';
-import { Relay, atEnd, bundle, documentId, smallDisk, until, upload } from './relay.mjs';
+import { EMPTY_CHANGES } from './attacks.mjs';
+import { Relay, atEnd, bundle, documentId, entry, smallDisk, until, upload } from './relay.mjs';
 
 const MIB = 1 << 20;
 const id = documentId(1);
@@ -53,6 +54,24 @@ test('uploads under way share a budget of disk space, in total and by address, a
   assert.equal((await upload(relay, bundle({ [id]: { n: 1 } }))).status, 200);
   await until('also by the one that was stored', async () => await receiving(relay) === 0);
   assert.deepEqual(await readdir(join(relay.at, 'bundles/.incoming')), []);
+});
+
+test('an address with many costly uploads leaves others their turn', async t => {
+  const relay = await Relay.start(t, { auth: { mode: '"open"' } });
+  // Long to verify, and then not valid.
+  const entries = { [entry(documentId(255))]: Buffer.from('no document') };
+  for (const n of [2, 3, 4]) entries[entry(documentId(n))] = EMPTY_CHANGES;
+  const costly = bundle({ [id]: { n: 1 } }, {}, entries);
+  const uploads = Array.from({ length: 6 }, () => begin(t, relay, '203.0.113.1'));
+  const whole = ({ send, socket }, bytes) => { send(bytes); socket.write('0\r\n\r\n'); };
+  for (const upload of uploads) whole(upload, costly);
+  await until('they are received', async () => await receiving(relay) >= uploads.length * MIB);
+  const other = begin(t, relay, '203.0.113.2');
+  whole(other, bundle({ [id]: { n: 1 } }));
+  await until('the other one is stored', () => other.status(), 60);
+  const left = uploads.filter(({ status }) => !status()).length;
+  assert.equal(other.status(), 200);
+  assert.ok(left >= uploads.length / 2, `it waited for ${uploads.length - left} of ${uploads.length}`);
 });
 
 test('uploads under way leave storage.min_free on the disk', async t => {

@@ -4,18 +4,14 @@
 //! An upload is received and verified in a local file, and goes to the store from there, a large one in parts. What
 //! is read is passed on as it comes. Nothing waits longer than `bundles.timeout` for the store to go on.
 
-use std::{
-    fs::File,
-    io,
-    ops::RangeInclusive,
-    path::Path,
-    sync::{
-        Arc, Mutex, OnceLock, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::{Duration, Instant, SystemTime},
+use super::{BundleStore, Content, Incoming, Received, Source, StoredBundle, sha256_of};
+use crate::{
+    base::blocking::DroppedAside,
+    base::{blocking, document_id::DocumentId},
+    config,
+    config::credentials::credential,
+    observe::health::Health,
 };
-
 use aws_config::{
     BehaviorVersion, Region, profile::ProfileFileCredentialsProvider,
     provider_config::ProviderConfig, timeout::TimeoutConfig,
@@ -32,19 +28,22 @@ use aws_sdk_s3::{
 use aws_smithy_http_client::tls;
 use bytes::Bytes;
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream};
+use std::{
+    fs::File,
+    io,
+    ops::RangeInclusive,
+    path::Path,
+    sync::{
+        Arc, Mutex, OnceLock, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant, SystemTime},
+};
 use tokio::{
     io::{AsyncSeekExt, AsyncWriteExt, BufWriter},
     time::timeout,
 };
 use tracing::{info, warn};
-
-use super::{BundleStore, Content, Incoming, Received, Source, StoredBundle, sha256_of};
-use crate::{
-    base::{blocking, document_id::DocumentId},
-    config,
-    config::credentials::credential,
-    observe::health::Health,
-};
 
 /// Uploads from this size on go in parts of this size; S3 takes none smaller than 5 MiB but the last.
 const PART: u64 = 8 << 20;
@@ -668,7 +667,13 @@ impl Object {
     pub(super) async fn download(self, size: u64) -> io::Result<File> {
         let folder = self.incoming.0.clone();
         #[expect(clippy::disallowed_methods, reason = "runs on a thread that may block")]
-        let file = blocking::run(move || tempfile::tempfile_in(folder)).await?;
+        let made = blocking::run(move || {
+            let file = tempfile::tempfile_in(folder)?;
+            Ok::<_, io::Error>((file.try_clone()?, file))
+        });
+        let (copy, file) = made.await?;
+        // It outlives `out`, so that a download that fails is not closed here.
+        let _copy = DroppedAside::new(copy);
         // Large writes: each goes to a thread that may block.
         let mut out = BufWriter::with_capacity(WRITE, tokio::fs::File::from_std(file));
         let mut chunks = self.read(None, size).await?;

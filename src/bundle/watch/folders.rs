@@ -1,5 +1,13 @@
 //! The folders that watched paths lead through. All of them share one inotify instance: a user may have 128.
 
+use super::LOOK;
+use crate::base::blocking;
+use crate::base::lock::lock;
+use notify::{
+    EventKind, RecommendedWatcher, RecursiveMode, Watcher,
+    event::{AccessKind, AccessMode},
+    recommended_watcher,
+};
 use std::{
     collections::{BTreeSet, HashMap},
     ffi::OsString,
@@ -10,17 +18,8 @@ use std::{
         atomic::{AtomicU64, Ordering},
     },
 };
-
-use notify::{
-    EventKind, RecommendedWatcher, RecursiveMode, Watcher,
-    event::{AccessKind, AccessMode},
-    recommended_watcher,
-};
 use tokio::sync::mpsc;
 use tracing::warn;
-
-use super::LOOK;
-use crate::base::lock::lock;
 
 /// Symlinks that a path may lead through, as the kernel has it (`path_resolution(7)`).
 const MAX_LINKS: usize = 40;
@@ -144,10 +143,7 @@ impl Drop for WatchedFolders {
         let (id, changes) = (self.id, self.changes.clone());
         let folders = std::mem::take(&mut self.folders);
         let release = move || replace(id, &changes, &folders, &BTreeSet::new());
-        match tokio::runtime::Handle::try_current() {
-            Ok(runtime) => drop(runtime.spawn_blocking(release)),
-            Err(_) => release(),
-        }
+        blocking::detach(release);
     }
 }
 

@@ -3,6 +3,7 @@
 use std::{
     fs::{File, OpenOptions},
     io::{self, Write},
+    sync::Arc,
     time::Instant,
 };
 
@@ -21,7 +22,10 @@ use crate::{
     base::blocking,
     bundle::{disk_budget::Reservation, store::Received},
     config::{Config, Limits},
-    limits::Charge,
+    limits::{
+        Charge,
+        turns::{Payer, Turns},
+    },
 };
 
 /// How a body is encoded.
@@ -106,6 +110,8 @@ pub(super) struct Spool {
     /// None while it is on a thread that may block.
     decoder: Option<Decoder>,
     coding: Coding,
+    /// Places for decoding, and who takes them.
+    places: (Arc<Turns>, Payer),
 }
 
 impl Spool {
@@ -113,6 +119,7 @@ impl Spool {
     pub(super) async fn create(
         file: &Received,
         coding: Coding,
+        places: (Arc<Turns>, Payer),
         reservation: Reservation,
         charge: Charge,
         config: &Config,
@@ -126,12 +133,18 @@ impl Spool {
             Coding::Identity => Decoder::Identity(Box::new(spooled)),
             Coding::Gzip => Decoder::Gzip(Box::new(MultiGzDecoder::new(spooled))),
         };
-        Ok(Self { decoder: Some(decoder), coding })
+        Ok(Self { decoder: Some(decoder), coding, places })
     }
 
     async fn write(&mut self, data: Bytes) -> Result<(), HttpError> {
+        // A few bytes may decode to a thousand times as many.
+        let turn = match self.coding {
+            Coding::Identity => None,
+            Coding::Gzip => Some(self.places.0.take(self.places.1.clone()).await),
+        };
         let Some(mut decoder) = self.decoder.take() else { return Ok(()) };
         let writing = blocking::run(move || -> Result<Decoder, HttpError> {
+            let _turn = turn;
             match &mut decoder {
                 Decoder::Identity(spooled) => spooled.append(&data)?,
                 Decoder::Gzip(gzip) => gzip.write_all(&data).map_err(decoding_failed)?,

@@ -23,14 +23,14 @@ use tokio::sync::Notify;
 use super::{
     follow::{Followers, What},
     look::EngineLook,
-    peers::SessionId,
     session::Session,
-    turns::Payer,
     wire::{self, SyncMessage},
 };
 use crate::{
     base::document_id::DocumentId,
+    base::session_id::SessionId,
     document::compare::Relation,
+    limits::turns::Payer,
     observe::usage::Usage,
     storage::documents::{Documents, Opened},
 };
@@ -119,7 +119,7 @@ impl Port {
 
     /// Who pays for what the session does.
     pub fn payer(&self) -> Payer {
-        Payer::of(&self.session)
+        self.session.payer()
     }
 
     /// Have the session pay for processor time that its messages took, or pay it back where `sign` is -1.

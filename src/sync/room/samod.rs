@@ -32,19 +32,20 @@ use samod::{
 };
 use tokio::{
     sync::{Notify, mpsc},
-    task::AbortHandle,
+    task::{AbortHandle, JoinError},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, warn};
 
-use super::{Engine, EngineFailed, EngineStart, Port, done};
+use super::{Engine, EngineFailed, EngineStart, Port, done, native::cost};
 use crate::{
-    base::document_id::DocumentId,
+    base::{document_id::DocumentId, session_id::SessionId},
     document::{
         chunk::{ChunkKind, Key, StoredChunk},
         compare::Relation,
         gate::{Document, Refusal, Rules},
     },
+    limits::turns::{Payer, Turns},
     observe::{
         metrics::{Metrics, RoomMetrics},
         usage::{Polled, Usage, thread_time},
@@ -52,7 +53,6 @@ use crate::{
     storage::documents::{Base, Documents, Opened},
     sync::{
         look::EngineLook,
-        peers::SessionId,
         wire::{self, Body, Message, SyncMessage},
     },
 };
@@ -67,21 +67,18 @@ const UNDER_WAY: usize = 16 << 20;
 /// The longest a room waits for the next of them: samod does not report messages that it refuses.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// A starter of samod engines. `storage_id` is what the repo takes for its own.
-pub fn engine(storage_id: String, metrics: &Metrics) -> EngineStart {
+/// A starter of samod engines, which take places of `heavy` for what takes long, but for the repos' own work. `storage_id` is
+/// what a repo takes for its own.
+pub fn engine(storage_id: String, heavy: Arc<Turns>, metrics: &Metrics) -> EngineStart {
     let metrics =
         (metrics.rooms.clone(), metrics.process.poll_seconds.with_label_values(&["engine"]));
     Arc::new(move |documents, document, opened, usage| {
         let (storage_id, metrics) = (storage_id.clone(), metrics.clone());
-        SamodEngine::start(
-            documents,
-            document,
-            opened,
-            storage_id,
-            Runtime::new(document, metrics, usage),
-        )
-        .map(|engine| Box::new(engine) as Box<dyn Engine>)
-        .boxed()
+        let work = Work { heavy: heavy.clone(), usage: usage.clone() };
+        let runtime = Runtime::new(document, metrics, usage);
+        SamodEngine::start(documents, document, opened, storage_id, runtime, work)
+            .map(|engine| Box::new(engine) as Box<dyn Engine>)
+            .boxed()
     })
 }
 
@@ -94,9 +91,41 @@ struct SamodEngine {
     sessions: HashMap<SessionId, Connection>,
     /// What the repo's document is to be.
     admitted: Document,
+    /// Bytes of the values of its operations.
+    values: u64,
+    work: Work,
     storage: RoomStorage,
     /// The bundle's snapshot is being stored.
     saving: Option<BoxFuture<'static, ()>>,
+}
+
+/// Runs work on documents on threads that may block.
+struct Work {
+    heavy: Arc<Turns>,
+    usage: Usage,
+}
+
+impl Work {
+    /// Runs `work`, which waits for a place of `payer` if it takes long. Returns its result and the processor time that it took.
+    ///
+    /// # Errors
+    /// A panic in `work`, or the runtime is shutting down.
+    async fn run<T: Send + 'static>(
+        &self,
+        payer: Payer,
+        is_long: bool,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<(T, Duration), JoinError> {
+        let usage = self.usage.clone();
+        let place = if is_long { Some(self.heavy.take(payer).await) } else { None };
+        let working = tokio::task::spawn_blocking(move || {
+            let _place = place;
+            let began = thread_time();
+            let done = usage.charge(work);
+            (done, thread_time().saturating_sub(began))
+        });
+        working.await
+    }
 }
 
 /// A session as a connection of the repo.
@@ -128,9 +157,10 @@ impl SamodEngine {
         opened: Opened,
         storage_id: String,
         runtime: Runtime,
+        work: Work,
     ) -> Self {
         let under_way = Arc::new(UnderWay::default());
-        let admitted = opened.doc;
+        let (admitted, values) = (opened.doc, opened.unpacked.values);
         let storage = RoomStorage {
             documents,
             keeps_all: Arc::default(),
@@ -153,7 +183,19 @@ impl SamodEngine {
             samod::Url::parse("room://sessions").ok().and_then(|url| repo.make_acceptor(url).ok());
         let sessions = HashMap::new();
         let saving = None;
-        Self { document, repo, acceptor, runtime, under_way, sessions, admitted, storage, saving }
+        Self {
+            document,
+            repo,
+            acceptor,
+            runtime,
+            under_way,
+            sessions,
+            admitted,
+            values,
+            work,
+            storage,
+            saving,
+        }
     }
 
     /// Connects a session to the repo, which takes no changes of it if it only reads.
@@ -180,15 +222,18 @@ impl SamodEngine {
     /// Replaces a message's changes by those that are admitted.
     async fn admit(&mut self, message: SyncMessage, port: &Port) -> Result<SyncMessage, Refusal> {
         let changes = message.changes().into_owned();
+        let (values, unpacked) = (self.values, message.unpacked);
+        let has_orphans = self.admitted.has_orphans();
+        let is_long = cost::is_long_to_admit(&self.admitted, values, has_orphans, &unpacked);
         let mut doc = std::mem::take(&mut self.admitted);
-        let admitting = tokio::task::spawn_blocking(move || {
-            let began = thread_time();
+        let admitting = move || {
             let admitted = doc.admit(&changes, Rules::Admission);
             // The repo forgets what is on its way when a session ends: what is here may not be there.
             let admitted = admitted.and_then(|admitted| doc.to_be_passed_on(&changes, admitted));
-            (doc, admitted, thread_time().saturating_sub(began))
-        });
-        let Ok((doc, admitted, took)) = admitting.await else {
+            (doc, admitted)
+        };
+        let admitting = self.work.run(port.payer(), is_long, admitting);
+        let Ok(((doc, admitted), took)) = admitting.await else {
             self.runtime.failed.cancel();
             return Err(Refusal::Unappliable("the relay fails on them".to_owned()));
         };
@@ -198,6 +243,7 @@ impl SamodEngine {
             self.runtime.failed.cancel();
         }
         self.admitted = doc;
+        self.values = values.saturating_add(unpacked.values);
         Ok(message.with_changes(admitted?))
     }
 
@@ -273,15 +319,16 @@ impl Engine for SamodEngine {
         async move {
             let mut doc = std::mem::take(&mut self.admitted);
             let data = snapshot.clone();
-            let admitting = tokio::task::spawn_blocking(move || {
+            let admitting = move || {
                 let mut other = Document::read(&data, Rules::Admission).ok();
                 let relation =
                     other.as_mut().map(|other| Relation::of(other.automerge(), doc.automerge()));
                 let refused = relation == Some(Relation::Newer)
                     && doc.admit(&data, Rules::Admission).is_err();
                 (doc, relation.filter(|_| !refused))
-            });
-            let (doc, relation) = admitting.await.ok()?;
+            };
+            let payer = Payer::Document(self.document);
+            let ((doc, relation), _) = self.work.run(payer, true, admitting).await.ok()?;
             self.admitted = doc;
             if relation? != Relation::Newer {
                 return relation;

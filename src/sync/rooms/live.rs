@@ -20,18 +20,16 @@ use tracing::{debug, error, info, warn};
 use self::unknown::Grace;
 use super::{Entry, Handle, Input, NOTHING, NoMemory, Rooms, Waiting, seconds_since};
 use crate::{
-    base::lock::lock,
-    base::{backoff::Backoff, document_id::DocumentId},
+    base::{backoff::Backoff, document_id::DocumentId, lock::lock, session_id::SessionId},
     document::compare::Relation,
+    limits::turns::Payer,
     observe::metrics::RoomMetrics,
     storage::documents::Opened,
     sync::{
         follow::What,
         look::{LiveDocument, LiveSession, texts},
-        peers::SessionId,
         room::{Engine, Port},
         session::Session,
-        turns::Payer,
     },
 };
 
@@ -245,7 +243,7 @@ impl Room {
             return Ok(refused);
         }
         let opener = self.opener();
-        let payer = opener.as_deref().map_or(Payer::Document(document), Payer::of);
+        let payer = opener.as_deref().map_or(Payer::Document(document), Session::payer);
         let mut unreadable = None;
         let mut is_needed = false;
         loop {

@@ -6,7 +6,7 @@ use std::{collections::HashMap, sync::atomic::AtomicUsize};
 use automerge::{
     Automerge, AutomergeError, ROOT, ReadDoc,
     sync::{State, SyncDoc},
-    transaction::Transactable,
+    transaction::{Transactable, Transaction},
 };
 use futures::future::BoxFuture;
 
@@ -16,13 +16,13 @@ use crate::{
     bundle::served::ServedBundle,
     config::{Durability, EngineKind, MemoryLimit, Time},
     document::{compare::Relation, unpacked::Unpacked},
+    limits::turns::Turns,
     observe::health::Health,
     storage::{nodefs::NodefsStore, space::Space},
     sync::{
         look::EngineLook,
         outbound::Next,
         room::{Engine, EngineFailed, Port, native, samod},
-        turns::Turns,
         wire::{self, Body},
     },
 };
@@ -49,7 +49,7 @@ fn both(config: &Config) -> [Fixture; 2] {
     [EngineKind::Native, EngineKind::Samod].map(|engine| {
         fixture(config.clone(), |metrics| match engine {
             EngineKind::Native => native::engine(Arc::new(Turns::new(2))),
-            EngineKind::Samod => samod::engine("storage".into(), metrics),
+            EngineKind::Samod => samod::engine("storage".into(), Arc::new(Turns::new(2)), metrics),
         })
     })
 }
@@ -155,6 +155,18 @@ impl Peer {
         let (doc, _) = self.documents.entry(document).or_default();
         doc.transact::<_, _, AutomergeError>(|tx| tx.put(ROOT, key, 1)).expect("an edit");
         self.push(document, false).await;
+    }
+
+    /// Send an edit that takes longer than a millisecond to admit, as the relay reads it.
+    async fn edit_much(&mut self, document: DocumentId) {
+        let (doc, state) = self.documents.entry(document).or_default();
+        let put = |tx: &mut Transaction<'_>| (0..1_000).try_for_each(|n| tx.put(ROOT, "n", n));
+        doc.transact::<_, _, AutomergeError>(put).expect("an edit");
+        let message = doc.generate_sync_message(state).expect("a message").encode();
+        let message = SyncMessage::read(message.into(), Size::mib(256)).expect("a sync message");
+        let from = self.session.clone();
+        let input = Input::Sync { from, request: false, message, held: held() };
+        self.deliver(document, input).await;
     }
 
     async fn say(&self, document: DocumentId, count: u64, data: &'static [u8]) {
@@ -268,6 +280,24 @@ async fn a_room_that_takes_long_has_its_share_of_the_receive_queue_and_no_more()
     assert!(busy.places(1).now_or_never().is_none(), "its sender waits");
     let other = alice.session.room(rooms, DocumentId::random()).await;
     assert!(other.places(rooms.share()).now_or_never().flatten().is_some(), "others do not");
+}
+
+#[tokio::test]
+async fn long_changes_that_samod_admits_wait_for_a_heavy_place() {
+    let heavy = Arc::new(Turns::new(2));
+    let fixture = fixture(config(), |metrics| samod::engine("s".into(), heavy.clone(), metrics));
+    let mut alice = fixture.peer("alice");
+    alice.edit(id(1), "a").await;
+    alice.until("stored", |alice| alice.in_sync(id(1))).await;
+    // Nobody has both: two others are at work.
+    let [first, second] = [id(8), id(9)].map(|document| heavy.take(Payer::Document(document)));
+    let places = (first.await, second.await);
+    alice.edit(id(1), "short").await;
+    alice.until("stored without a place", |alice| alice.in_sync(id(1))).await;
+    alice.edit_much(id(1)).await;
+    until("the long edit waits", || heavy.waiting() == 1).await;
+    drop(places);
+    alice.until("stored", |alice| alice.in_sync(id(1))).await;
 }
 
 #[tokio::test(start_paused = true)]

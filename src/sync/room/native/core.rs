@@ -24,7 +24,7 @@ use super::{
     exchange::Exchange,
 };
 use crate::{
-    base::{document_id::DocumentId, hex::hex},
+    base::{document_id::DocumentId, hex::hex, session_id::SessionId},
     config::Size,
     document::{
         chunk::{ChunkKind, Key},
@@ -34,7 +34,7 @@ use crate::{
         unpacked::{self, Origin, Unpacked},
     },
     storage::documents::snapshot_key,
-    sync::{look::EngineLook, peers::SessionId, wire::SyncMessage},
+    sync::{look::EngineLook, wire::SyncMessage},
 };
 
 /// Increments up to so many bytes are kept beside a snapshot, however small that is.
@@ -111,8 +111,12 @@ pub(super) struct Core {
     /// The heads up to which all is durable, and how many changes that is: those that were applied first.
     durable: Vec<ChangeHash>,
     durable_changes: u64,
-    /// All other changes, each with the number of changes that were here once it was applied.
+    /// All other changes, each with the number of changes that were here once it was applied, but for those that came as a whole
+    /// document: these have `unsaved_whole`.
     unsaved: HashMap<ChangeHash, u64>,
+    unsaved_whole: Option<u64>,
+    /// The heads, as peers are told them: one list for all. None where nobody was told these.
+    told_heads: Option<Arc<[ChangeHash]>>,
     /// In the order of their ids, so that equal inputs give equal outputs.
     peers: BTreeMap<SessionId, Peer>,
     /// The peers to which there may be something to say, or all.
@@ -141,7 +145,7 @@ struct Peer {
     is_withheld: bool,
     /// How many changes were here when it last heard all heads; and these heads, until they are durable.
     told: u64,
-    told_heads: Vec<ChangeHash>,
+    told_heads: Arc<[ChangeHash]>,
     /// It has named heads that are not here: anything that it was not told of may be its own.
     has_more: bool,
     /// It is among those to which there may be something to say.
@@ -221,6 +225,8 @@ impl Core {
             durable: doc.heads().to_vec(),
             durable_changes: doc.changes(),
             unsaved: HashMap::new(),
+            unsaved_whole: None,
+            told_heads: None,
             doc,
             peers: BTreeMap::new(),
             due: Vec::new(),
@@ -303,6 +309,7 @@ impl Core {
     /// The room is quiet: keep as little as can be.
     pub(super) fn rest(&mut self) {
         self.exchange.forget();
+        self.told_heads = None;
         self.versions.forget();
         self.versions.add(self.doc.heads(), self.doc.changes());
         let weight = self.weight();
@@ -411,13 +418,8 @@ impl Core {
         let heads = &message.message.heads;
         let mut nanos = cost::MESSAGE.plus(Nanos(heads.len() as u64 * 1_000));
         if message.has_changes() && !peer.is_some_and(|peer| peer.state.read_only) {
-            nanos = nanos.plus(cost::admit(&message.unpacked));
-            let is_unusual = message.unpacked.marks > 0
-                || self.orphans.0 > 0
-                || self.doc.check_numbering().is_err();
-            if is_unusual {
-                nanos = nanos.plus(weight.try_out()).plus(cost::admit(&message.unpacked));
-            }
+            let is_unusual = cost::is_unusual(&self.doc, self.orphans.0 > 0, &message.unpacked);
+            nanos = nanos.plus(cost::admit_to(weight, is_unusual, &message.unpacked));
         }
         if peer.is_some_and(|peer| !peer.state.sent_hashes.is_empty()) && *heads != self.doc.heads()
         {
@@ -600,7 +602,10 @@ impl Core {
             };
             // What it was sent by us is no claim of its own.
             let claims = named.iter().filter(|head| !is_looked_at(head));
-            let claims = claims.filter_map(|head| self.unsaved.get(head).copied());
+            let claims = claims.filter_map(|head| {
+                let whole = || self.unsaved_whole.filter(|_| self.doc.has(head));
+                self.unsaved.get(head).copied().or_else(whole)
+            });
             let claimed = claims.filter(|number| *number > peer.told).max().unwrap_or(0);
             let brought = if here > changes { here } else { 0 };
             peer.withheld_until = peer.withheld_until.max(claimed).max(brought);
@@ -655,10 +660,8 @@ impl Core {
             Admitted::Changes(new) => {
                 self.unsaved.extend(new.iter().map(|change| (change.hash(), here)));
             }
-            Admitted::Whole => {
-                let all = self.doc.automerge().get_changes_meta(&[]);
-                self.unsaved.extend(all.iter().map(|change| (change.hash, here)));
-            }
+            // The document was empty: nothing else is unsaved.
+            Admitted::Whole => self.unsaved_whole = Some(here),
         }
     }
 
@@ -673,6 +676,7 @@ impl Core {
 
     /// There is something to say to everybody.
     fn heads_changed(&mut self) {
+        self.told_heads = None;
         self.versions.add(self.doc.heads(), self.doc.changes());
         self.exchange.forget();
         self.all_due = true;
@@ -688,6 +692,7 @@ impl Core {
         }
         (self.durable, self.durable_changes) = (write.heads, write.changes);
         self.unsaved.retain(|_, number| *number > write.changes);
+        self.unsaved_whole = self.unsaved_whole.filter(|number| *number > write.changes);
         if self.unsaved.is_empty() {
             // A quiet room keeps no memory for it.
             self.unsaved = HashMap::new();
@@ -695,7 +700,7 @@ impl Core {
         self.chunks.add(write.key, write.size);
         for (id, peer) in &mut self.peers {
             if peer.told <= write.changes {
-                peer.told_heads = Vec::new();
+                peer.told_heads = Arc::default();
             }
             let is_released = peer.is_withheld && peer.withheld_until <= write.changes;
             if is_released && !std::mem::replace(&mut peer.is_due, true) {
@@ -738,14 +743,15 @@ impl Core {
         }
         let message = if is_withheld {
             let is_told = peer.told > self.durable_changes;
-            let heads = if is_told { &peer.told_heads } else { &self.durable };
+            let heads: &[ChangeHash] = if is_told { &peer.told_heads } else { &self.durable };
             withheld_message(self.doc.automerge(), heads, &mut peer.state)
         } else {
             let (state, message) =
                 self.exchange.generate(self.doc.automerge(), &peer.state, shared);
             peer.state = state;
             if message.is_some() && here > self.durable_changes {
-                (peer.told, peer.told_heads) = (here, self.doc.heads().to_vec());
+                let heads = self.told_heads.get_or_insert_with(|| self.doc.heads().into());
+                (peer.told, peer.told_heads) = (here, heads.clone());
             }
             message
         };

@@ -8,7 +8,10 @@ use std::{collections::VecDeque, time::Duration};
 
 use automerge::ChangeHash;
 
-use crate::{document::unpacked::Unpacked, sync::peers::SessionId};
+use crate::{
+    base::session_id::SessionId,
+    document::{gate::Document, unpacked::Unpacked},
+};
 
 /// A step that is estimated to take longer does not run on the threads that serve everybody.
 pub(super) const LONG: Nanos = Nanos(1_000_000);
@@ -114,12 +117,40 @@ impl Weight {
 }
 
 /// Letting changes become part of a document: checked, applied, and compared with what they are written as.
-pub(super) fn admit(unpacked: &Unpacked) -> Nanos {
+fn admit(unpacked: &Unpacked) -> Nanos {
     Nanos::sum([
         Nanos::of(unpacked.changes, 9_000),
         Nanos::of(unpacked.operations, 5_500),
         Nanos::of(unpacked.values, 3),
     ])
+}
+
+/// Whether letting changes become part of `doc` is estimated to take long: `values` are the bytes of its values, and
+/// `has_orphans` is whether changes in it wait for others.
+pub(in crate::sync::room) fn is_long_to_admit(
+    doc: &Document,
+    values: u64,
+    has_orphans: bool,
+    unpacked: &Unpacked,
+) -> bool {
+    let weight = Weight {
+        changes: doc.changes(),
+        operations: doc.operations(),
+        values,
+        heads: doc.heads().len() as u64,
+    };
+    admit_to(&weight, is_unusual(doc, has_orphans, unpacked), unpacked) > LONG
+}
+
+/// Whether changes are tried on a copy of the document first.
+pub(super) fn is_unusual(doc: &Document, has_orphans: bool, unpacked: &Unpacked) -> bool {
+    unpacked.marks > 0 || has_orphans || doc.check_numbering().is_err()
+}
+
+/// [`admit`], with what is unusual tried out first.
+pub(super) fn admit_to(weight: &Weight, is_unusual: bool, unpacked: &Unpacked) -> Nanos {
+    let tried = if is_unusual { weight.try_out().plus(admit(unpacked)) } else { Nanos::ZERO };
+    admit(unpacked).plus(tried)
 }
 
 /// The latest versions of a document. They tell how many of its changes a peer has that names some of its heads.

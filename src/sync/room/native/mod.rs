@@ -4,7 +4,7 @@
 //! long go to a thread of their own, one write at a time is under way, and what the core wants sent is sent.
 
 mod core;
-mod cost;
+pub(super) mod cost;
 mod exchange;
 #[cfg(test)]
 mod simulation;
@@ -34,16 +34,12 @@ use self::{
 };
 use super::{Engine, EngineFailed, EngineStart, Port, done};
 use crate::{
-    base::document_id::DocumentId,
+    base::{document_id::DocumentId, session_id::SessionId},
     document::{chunk::Key, compare::Relation},
+    limits::turns::{Payer, Turns},
     observe::usage::{Usage, thread_time},
     storage::documents::{Base, Documents, Opened, Unsaved},
-    sync::{
-        look::EngineLook,
-        peers::SessionId,
-        turns::{Payer, Turns},
-        wire::SyncMessage,
-    },
+    sync::{look::EngineLook, wire::SyncMessage},
 };
 
 /// A starter of native engines, which take places of `heavy` for steps that take long.
@@ -197,8 +193,8 @@ impl NativeEngine {
     ) -> Place {
         let (heavy, usage) = (self.heavy.clone(), self.usage.clone());
         Place::Away(tokio::spawn(async move {
-            let _place = heavy.take(payer).await;
-            tokio::task::spawn_blocking(move || usage.charge(|| step(core))).await
+            let stepped = heavy.run(payer, move || usage.charge(|| step(core))).await;
+            stepped.map(|(stepped, _)| stepped)
         }))
     }
 

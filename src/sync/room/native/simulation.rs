@@ -23,14 +23,14 @@ use super::{
     exchange,
 };
 use crate::{
-    base::document_id::DocumentId,
+    base::{document_id::DocumentId, session_id::SessionId},
     config::{Config, Size},
     document::{
         chunk::Key,
         gate::{Document, Rules},
         size::MaxDocument,
     },
-    sync::{peers::SessionId, wire::SyncMessage},
+    sync::wire::SyncMessage,
 };
 
 const PEERS: usize = 4;
@@ -388,6 +388,24 @@ fn what_a_peer_claimed_and_another_brought_is_told_when_it_is_durable() {
     assert!(world.writing.is_some(), "the second has brought it");
     world.settle();
     assert_eq!(load(&world.disk).get_heads(), written.get_heads());
+}
+
+/// The author of a document that came as a whole connects again before that is durable, and names its heads.
+#[test]
+fn a_whole_document_is_told_as_saved_when_it_is_durable() {
+    let mut world = World::new();
+    for _ in 0..5 {
+        world.act(&Action::Edit(0));
+    }
+    world.connect(0, false);
+    world.settle_unwritten();
+    assert!(world.writing.is_some(), "it is here");
+    // Sending it what it must not hear yet is asserted against in the world.
+    world.connect(0, false);
+    world.settle_unwritten();
+    assert!(!world.core.is_durable());
+    world.settle();
+    assert_eq!(load(&world.disk).get_heads(), world.peers[0].doc.get_heads());
 }
 
 /// A disk that takes nothing is an ordinary state: whoever writes meanwhile, and however late a reader acknowledges,

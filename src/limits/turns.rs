@@ -1,14 +1,19 @@
-//! Places for work that takes long. Principals take turns at them, and none of them ever holds all.
+//! Places for work that takes long. Principals take turns at them, and none of them ever holds all, even while nobody else
+//! waits: work that has begun is not interrupted and may last for seconds, which the next principal would have to wait.
 
 use std::{
     collections::{HashMap, VecDeque},
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
-use tokio::sync::oneshot;
+use tokio::{sync::oneshot, task::JoinError};
 
-use super::{peers::SessionId, session::Session};
-use crate::{base::document_id::DocumentId, base::lock::lock, limits::Account};
+use super::Account;
+use crate::{
+    base::{document_id::DocumentId, lock::lock, session_id::SessionId},
+    observe::usage::thread_time,
+};
 
 /// Who takes places for what takes a processor long.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -19,17 +24,6 @@ pub enum Payer {
     Session(SessionId),
     /// A document, for work that is nobody's.
     Document(DocumentId),
-}
-
-impl Payer {
-    /// Who stands behind a session.
-    pub fn of(session: &Session) -> Self {
-        if session.account.is_known() {
-            Self::Account(session.account.clone())
-        } else {
-            Self::Session(session.id)
-        }
-    }
 }
 
 /// Some places.
@@ -75,6 +69,44 @@ impl Turns {
         }
         // The sender is dropped with its turn given, or with the places themselves, which whoever waits here keeps.
         turn.await.unwrap_or(Turn { state: None, key })
+    }
+
+    /// Waits for a place and [uses](Turn::run) it.
+    ///
+    /// # Errors
+    /// A panic in `work`, or the runtime is shutting down.
+    pub async fn run<T: Send + 'static>(
+        &self,
+        key: Payer,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<(T, Duration), JoinError> {
+        self.take(key).await.run(work).await
+    }
+
+    /// How much work waits for a place.
+    #[cfg(test)]
+    pub fn waiting(&self) -> usize {
+        lock(&self.0).waiting.iter().map(|(_, works)| works.len()).sum()
+    }
+}
+
+impl Turn {
+    /// Runs `work` on a thread that may block. Returns its result and the processor time that it took. Even when the caller is
+    /// cancelled, `work` keeps the place until it ends.
+    ///
+    /// # Errors
+    /// A panic in `work`, or the runtime is shutting down.
+    pub async fn run<T: Send + 'static>(
+        self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<(T, Duration), JoinError> {
+        let working = tokio::task::spawn_blocking(move || {
+            let _turn = self;
+            let began = thread_time();
+            let done = work();
+            (done, thread_time().saturating_sub(began))
+        });
+        working.await
     }
 }
 
@@ -149,5 +181,17 @@ mod tests {
         drop(anns);
         let left = lock(&turns.0);
         assert_eq!((left.free, left.held.len()), (2, 0));
+    }
+
+    #[tokio::test]
+    async fn work_keeps_its_place_when_nobody_waits_for_it_any_more() {
+        let (turns, ann) = (Turns::new(2), Payer::Session(SessionId(1)));
+        let (end, ended) = std::sync::mpsc::channel::<()>();
+        let mut work = Box::pin(turns.run(ann.clone(), move || ended.recv()));
+        assert!((&mut work).now_or_never().is_none());
+        drop(work);
+        assert!(turns.take(ann.clone()).now_or_never().is_none(), "it goes on");
+        drop(end);
+        turns.take(ann).await;
     }
 }

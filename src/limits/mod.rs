@@ -2,6 +2,9 @@
 //!
 //! governor, the crate for such limits, fixes its quota when a limiter is made, so that a reload could not change it, and
 //! takes nothing that is larger than its burst, as a message may be. A bucket here is two numbers, and is told the rate.
+//! [`turns`] are permits for long work, which principals take in turn.
+
+pub mod turns;
 
 use std::{
     collections::HashMap,
