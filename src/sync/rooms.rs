@@ -35,7 +35,7 @@ use super::{
     look::LiveDocument,
     memory::Budget,
     peers::{Peers, SessionId},
-    room::EngineStart,
+    room::{EngineStart, pending::Pending},
     session::Session,
     turns::{Payer, Turn, Turns},
     wire::SyncMessage,
@@ -261,6 +261,8 @@ pub(super) struct Handle {
     pub(super) members: Mutex<HashSet<SessionId>>,
     /// What it costs.
     pub(super) usage: Usage,
+    /// What was received of it and is not durable.
+    pending: Arc<Pending>,
     /// Nobody has brought the document yet.
     unknown: AtomicBool,
     /// The document is in memory, perhaps with changes that are not durable.
@@ -397,12 +399,23 @@ impl Rooms {
             _ => Vec::new(),
         };
         self.shared.metrics.rooms.waiting.sub(i64::from(!waiting.is_empty()));
-        let usage = Usage::default();
-        let (handle, receiver) = Handle::new(document, usage.clone(), Arc::default(), self.share());
+        let (handle, receiver) = Handle::new(document, Kept::default(), self.share());
         lock(&handle.members).extend(waiting.iter().map(|waiting| waiting.session).chain(first));
+        self.start(directory, handle, receiver, &waiting)
+    }
+
+    /// Start a room's task.
+    fn start(
+        self: &Arc<Self>,
+        directory: &mut HashMap<DocumentId, Entry>,
+        handle: Arc<Handle>,
+        receiver: mpsc::Receiver<Box<Input>>,
+        waiting: &[Waiting],
+    ) -> Mailbox {
+        let (document, usage) = (handle.document, handle.usage.clone());
         directory.insert(document, Entry::Live(handle.clone()));
         let mailbox = handle.mailbox.clone();
-        let room = live::Room::new(self.clone(), handle, receiver, &waiting);
+        let room = live::Room::new(self.clone(), handle, receiver, waiting);
         let rooms = self.clone();
         let polls = self.shared.metrics.process.poll_seconds.with_label_values(&["room"]);
         let polled = Polled::new(room.run(), polls).charged_to(&usage);
@@ -566,17 +579,19 @@ impl Rooms {
         let mut late = Late::default();
         for (document, entry) in lock(&self.directory).iter() {
             if let Entry::Live(handle) = entry {
-                let has_engine = handle.has_engine.load(Ordering::Relaxed);
-                (if has_engine { &mut late.unsaved } else { &mut late.loading }).push(*document);
+                let has_unsaved =
+                    handle.has_engine.load(Ordering::Relaxed) || !handle.pending.is_empty();
+                (if has_unsaved { &mut late.unsaved } else { &mut late.loading }).push(*document);
             }
         }
         late
     }
 
-    /// A room's task is gone without having put its things in order.
-    fn abandon(&self, document: DocumentId) {
+    /// A room's task is gone without having put its things in order. What it has left unsaved goes to the document's next room.
+    fn abandon(self: &Arc<Self>, document: DocumentId) {
         self.shared.metrics.rooms.panics.inc();
-        let Some(Entry::Live(handle)) = lock(&self.directory).remove(&document) else {
+        let mut directory = lock(&self.directory);
+        let Some(Entry::Live(handle)) = directory.remove(&document) else {
             return;
         };
         for id in lock(&handle.members).drain() {
@@ -588,17 +603,29 @@ impl Rooms {
                 );
             }
         }
+        if handle.pending.hand_over(&self.shared.documents) {
+            let (next, receiver) = Handle::new(document, handle.kept(), self.share());
+            self.start(&mut directory, next, receiver, &[]);
+        }
         handle.retired.cancel();
     }
+}
+
+/// What a document's next room takes over.
+#[derive(Default)]
+struct Kept {
+    usage: Usage,
+    seen: Arc<Mutex<Seen>>,
+    pending: Arc<Pending>,
 }
 
 impl Handle {
     fn new(
         document: DocumentId,
-        usage: Usage,
-        seen: Arc<Mutex<Seen>>,
+        kept: Kept,
         places: u32,
     ) -> (Arc<Self>, mpsc::Receiver<Box<Input>>) {
+        let Kept { usage, seen, pending } = kept;
         let (inputs, receiver) = mpsc::channel(MAILBOX);
         let places = Arc::new(Semaphore::new(places as usize));
         let handle = Self {
@@ -606,6 +633,7 @@ impl Handle {
             mailbox: Mailbox { inputs, places, seen },
             members: Mutex::default(),
             usage,
+            pending,
             unknown: AtomicBool::new(false),
             has_engine: AtomicBool::new(false),
             asked: Mutex::default(),
@@ -618,6 +646,11 @@ impl Handle {
             retired: CancellationToken::new(),
         };
         (Arc::new(handle), receiver)
+    }
+
+    fn kept(&self) -> Kept {
+        let (usage, seen) = (self.usage.clone(), self.mailbox.seen.clone());
+        Kept { usage, seen, pending: self.pending.clone() }
     }
 }
 

@@ -37,17 +37,18 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, warn};
 
-use super::{Engine, EngineFailed, EngineStart, Port, done};
+use super::{Engine, EngineFailed, EngineStart, Port, Start, done, pending::Pending};
 use crate::{
     document::{
         compare::Relation,
         gate::{Document, Refusal, Rules},
     },
     document_id::DocumentId,
+    limits::Charge,
     metrics::{Metrics, RoomMetrics},
     storage::{
         ChunkKind, Key, StoredChunk,
-        documents::{Base, Documents, Opened},
+        documents::{Base, Documents},
     },
     sync::{
         look::EngineLook,
@@ -71,17 +72,12 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub fn engine(storage_id: String, metrics: &Metrics) -> EngineStart {
     let metrics =
         (metrics.rooms.clone(), metrics.process.poll_seconds.with_label_values(&["engine"]));
-    Arc::new(move |documents, document, opened, usage| {
+    Arc::new(move |start: Start| {
         let (storage_id, metrics) = (storage_id.clone(), metrics.clone());
-        SamodEngine::start(
-            documents,
-            document,
-            opened,
-            storage_id,
-            Runtime::new(document, metrics, usage),
-        )
-        .map(|engine| Box::new(engine) as Box<dyn Engine>)
-        .boxed()
+        let runtime = Runtime::new(start.document, metrics, start.usage.clone());
+        SamodEngine::start(start, storage_id, runtime)
+            .map(|engine| Box::new(engine) as Box<dyn Engine>)
+            .boxed()
     })
 }
 
@@ -94,6 +90,8 @@ struct SamodEngine {
     sessions: HashMap<SessionId, Connection>,
     /// What the repo's document is to be.
     admitted: Document,
+    /// It keeps what charges are for; of the repo it is not known what is durable.
+    pending: Arc<Pending>,
     storage: RoomStorage,
     /// The bundle's snapshot is being stored.
     saving: Option<BoxFuture<'static, ()>>,
@@ -122,13 +120,8 @@ fn share(_: samod::DocumentId, peer: samod::PeerId) -> impl stream::Stream<Item 
 }
 
 impl SamodEngine {
-    async fn start(
-        documents: Arc<Documents>,
-        document: DocumentId,
-        opened: Opened,
-        storage_id: String,
-        runtime: Runtime,
-    ) -> Self {
+    async fn start(start: Start, storage_id: String, runtime: Runtime) -> Self {
+        let Start { documents, document, opened, pending, .. } = start;
         let under_way = Arc::new(UnderWay::default());
         let admitted = opened.doc;
         let storage = RoomStorage {
@@ -153,7 +146,18 @@ impl SamodEngine {
             samod::Url::parse("room://sessions").ok().and_then(|url| repo.make_acceptor(url).ok());
         let sessions = HashMap::new();
         let saving = None;
-        Self { document, repo, acceptor, runtime, under_way, sessions, admitted, storage, saving }
+        Self {
+            document,
+            repo,
+            acceptor,
+            runtime,
+            under_way,
+            sessions,
+            admitted,
+            pending,
+            storage,
+            saving,
+        }
     }
 
     /// Connects a session to the repo, which takes no changes of it if it only reads.
@@ -201,11 +205,23 @@ impl SamodEngine {
         Ok(message.with_changes(admitted?))
     }
 
-    async fn take_in(&mut self, from: SessionId, request: bool, mut message: SyncMessage) {
+    async fn take_in(
+        &mut self,
+        from: SessionId,
+        request: bool,
+        mut message: SyncMessage,
+        charge: Option<Charge>,
+    ) {
         let Some(Connection { name, port, .. }) = self.sessions.get(&from).cloned() else { return };
         if message.has_changes() && !name.starts_with(READER) {
             message = match self.admit(message.clone(), &port).await {
-                Ok(admitted) => admitted,
+                Ok(admitted) => {
+                    if let Some(mut charge) = charge {
+                        charge.keep_bytes();
+                        self.pending.keep_creation();
+                    }
+                    admitted
+                }
                 Err(why) => {
                     port.refuse(&format!("the changes to {} {why}", self.document), why.label());
                     self.connect(port, true).await;
@@ -252,8 +268,9 @@ impl Engine for SamodEngine {
         from: SessionId,
         request: bool,
         message: SyncMessage,
+        charge: Option<Charge>,
     ) -> BoxFuture<'_, ()> {
-        self.take_in(from, request, message).boxed()
+        self.take_in(from, request, message, charge).boxed()
     }
 
     fn settle(&mut self) -> BoxFuture<'_, ()> {

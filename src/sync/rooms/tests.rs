@@ -1,5 +1,6 @@
 mod admission;
 mod differential;
+mod unsaved;
 
 use std::{collections::HashMap, sync::atomic::AtomicUsize};
 
@@ -16,6 +17,7 @@ use crate::{
     config::{Durability, EngineKind, MemoryLimit, Time},
     document::{compare::Relation, unpacked::Unpacked},
     health::Health,
+    limits::{Account, Charge},
     storage::{nodefs::NodefsStore, space::Space},
     sync::{
         look::EngineLook,
@@ -98,8 +100,14 @@ struct Peer {
 
 impl Fixture {
     fn peer(&self, name: &str) -> Peer {
+        self.peer_of(name, Account::at(None))
+    }
+
+    fn peer_of(&self, name: &str, account: Account) -> Peer {
         let peers = &self.rooms.shared.peers;
-        let session = Arc::new(Session::for_test(peers.next_id(), name, Principal::anybody()));
+        let mut session = Session::for_test(peers.next_id(), name, Principal::anybody());
+        session.account = account;
+        let session = Arc::new(session);
         peers.join(&session);
         Peer {
             session,
@@ -513,6 +521,8 @@ struct Fragile {
     port: Option<Port>,
     fails: bool,
     failed: CancellationToken,
+    /// Where it keeps the messages with changes that it receives.
+    keeps: Option<(Arc<Pending>, Arc<Documents>)>,
 }
 
 impl Engine for Fragile {
@@ -527,7 +537,16 @@ impl Engine for Fragile {
         futures::future::ready(()).boxed()
     }
 
-    fn receive(&mut self, _: SessionId, request: bool, sent: SyncMessage) -> BoxFuture<'_, ()> {
+    fn receive(
+        &mut self,
+        from: SessionId,
+        request: bool,
+        sent: SyncMessage,
+        charge: Option<Charge>,
+    ) -> BoxFuture<'_, ()> {
+        if let (Some((pending, documents)), Some(charge)) = (&self.keeps, charge) {
+            pending.receive(from, &sent, charge, documents);
+        }
         if request {
             // Say something that has heads, so that the peer sees the engine at work.
             let mut doc = Automerge::new();
@@ -582,10 +601,10 @@ impl Engine for Fragile {
 
 /// Engines of which the first `failing` fail at the first sync message.
 fn fragile(starts: Arc<AtomicUsize>, failing: usize) -> EngineStart {
-    Arc::new(move |_, _, _, _| {
+    Arc::new(move |_| {
         let fails = starts.fetch_add(1, Ordering::SeqCst) < failing;
         let failed = CancellationToken::new();
-        let engine: Box<dyn Engine> = Box::new(Fragile { port: None, fails, failed });
+        let engine: Box<dyn Engine> = Box::new(Fragile { port: None, fails, failed, keeps: None });
         futures::future::ready(engine).boxed()
     })
 }
