@@ -3,7 +3,7 @@
 use std::fmt;
 
 /// The id of a connection, for the life of the process: the key everywhere, for peer ids are claims.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SessionId(pub u64);
 
 impl fmt::Display for SessionId {

@@ -25,6 +25,8 @@ use automerge::ChangeHash;
 use bytes::Bytes;
 use prometheus::IntGauge;
 use sha2::{Digest, Sha256};
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
 use std::{
     collections::HashSet,
     sync::Arc,
@@ -48,6 +50,7 @@ pub struct Documents {
     space: Arc<Space>,
     config: watch::Receiver<Arc<Config>>,
     comparing: Turns,
+    unsaved: Arc<UnsavedBytes>,
     metrics: StorageMetrics,
 }
 
@@ -123,7 +126,10 @@ impl Documents {
         metrics: StorageMetrics,
     ) -> Self {
         let comparing = Turns::new(COMPARING);
-        Self { store, underlay: Box::new(underlay), health, space, config, comparing, metrics }
+        let shown = metrics.unsaved_bytes.clone();
+        let unsaved = Arc::new(UnsavedBytes { bytes: AtomicU64::new(0), shown });
+        let underlay = Box::new(underlay);
+        Self { store, underlay, health, space, config, comparing, unsaved, metrics }
     }
 
     /// What stands for a document that is not taken; none if it may be.
@@ -382,14 +388,15 @@ impl Documents {
 
     /// Count bytes as unsaved for as long as what this returns is kept.
     pub fn unsaved_bytes(&self, bytes: usize) -> Unsaved {
-        let mut unsaved = Unsaved { bytes: 0, total: self.metrics.unsaved_bytes.clone() };
-        unsaved.add(bytes);
-        unsaved
+        let bytes = bytes as u64;
+        self.unsaved.bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.unsaved.shown.add(bytes.cast_signed());
+        Unsaved { bytes, total: self.unsaved.clone() }
     }
 
     /// Bytes that wait to be durable.
     pub fn unsaved(&self) -> u64 {
-        u64::try_from(self.metrics.unsaved_bytes.get()).unwrap_or(0)
+        self.unsaved.bytes.load(Ordering::Relaxed)
     }
 
     async fn timed<T>(
@@ -408,24 +415,22 @@ impl Documents {
     }
 }
 
-/// Bytes counted as unsaved for as long as this lives.
-pub struct Unsaved {
-    bytes: i64,
-    total: IntGauge,
+/// All bytes that wait to be durable; the metric follows.
+struct UnsavedBytes {
+    bytes: AtomicU64,
+    shown: IntGauge,
 }
 
-impl Unsaved {
-    /// Count more of them.
-    pub fn add(&mut self, bytes: usize) {
-        let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
-        self.total.add(bytes);
-        self.bytes = self.bytes.saturating_add(bytes);
-    }
+/// Bytes counted as unsaved for as long as this lives.
+pub struct Unsaved {
+    bytes: u64,
+    total: Arc<UnsavedBytes>,
 }
 
 impl Drop for Unsaved {
     fn drop(&mut self) {
-        self.total.sub(self.bytes);
+        self.total.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.total.shown.sub(self.bytes.cast_signed());
     }
 }
 

@@ -32,7 +32,10 @@ use std::{
     collections::{HashMap, HashSet, VecDeque},
     fs, io,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -98,6 +101,8 @@ struct Shared {
     /// The chunk that is being deleted from the folders: it may be stored again only afterwards.
     deleting: watch::Sender<Option<Key>>,
     size: usize,
+    /// How many commits there were since the journal was opened.
+    commits: AtomicU64,
     tombstones: Tombstones,
     blocked: Marks<Block>,
     metrics: StorageMetrics,
@@ -164,6 +169,7 @@ impl Shared {
 
     /// Take over what a commit did.
     fn note(&self, committed: HashMap<Key, Option<Row>>) {
+        self.commits.fetch_add(1, Ordering::Relaxed);
         self.metrics.commits.inc();
         let mut index = self.index();
         for (key, row) in committed {
@@ -294,6 +300,7 @@ impl Journal {
             doomed: Mutex::default(),
             deleting: watch::Sender::new(None),
             size: config.journal_size.bytes(),
+            commits: AtomicU64::new(0),
             tombstones,
             blocked: blocked::open(&config.path)?,
             metrics,

@@ -1,5 +1,8 @@
 //! All sessions: by id, and by the peer id they joined with.
 
+use super::session::Session;
+use crate::base::principal::Principal;
+use crate::base::session_id::SessionId;
 use std::{
     collections::HashMap,
     sync::{
@@ -7,10 +10,6 @@ use std::{
         atomic::{AtomicU64, Ordering},
     },
 };
-
-use super::session::Session;
-use crate::base::principal::Principal;
-use crate::base::session_id::SessionId;
 
 /// The sessions that are open.
 #[derive(Default)]

@@ -6,29 +6,6 @@
 
 mod live;
 
-use std::{
-    collections::{HashMap, HashSet},
-    panic::AssertUnwindSafe,
-    sync::{
-        Arc, LazyLock, Mutex,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
-};
-
-use automerge::{
-    Automerge,
-    sync::{State, SyncDoc},
-};
-use bytes::Bytes;
-use futures::FutureExt;
-use tokio::{
-    sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch},
-    time::Instant as Deadline,
-};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tracing::error;
-
 use super::{
     ephemera::Seen,
     follow::{Followers, Following, What},
@@ -51,7 +28,29 @@ use crate::{
         usage::{Polled, Usage},
     },
     storage::documents::Documents,
+    sync::room::pending::Pending,
 };
+use automerge::{
+    Automerge,
+    sync::{State, SyncDoc},
+};
+use bytes::Bytes;
+use futures::FutureExt;
+use std::{
+    collections::{HashMap, HashSet},
+    panic::AssertUnwindSafe,
+    sync::{
+        Arc, LazyLock, Mutex,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+use tokio::{
+    sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch},
+    time::Instant as Deadline,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::error;
 
 /// One room may hold so large a part of `sync.receive_queue`.
 const ROOM_SHARE: u32 = 4;
@@ -265,6 +264,8 @@ pub(super) struct Handle {
     pub(super) members: Mutex<HashSet<SessionId>>,
     /// What it costs.
     pub(super) usage: Usage,
+    /// What was received of it and is not durable.
+    pending: Arc<Pending>,
     /// Nobody has brought the document yet.
     unknown: AtomicBool,
     /// The document is in memory, perhaps with changes that are not durable.
@@ -396,12 +397,23 @@ impl Rooms {
             _ => Vec::new(),
         };
         self.shared.metrics.rooms.waiting.sub(i64::from(!waiting.is_empty()));
-        let usage = Usage::default();
-        let (handle, receiver) = Handle::new(document, usage.clone(), Arc::default(), self.share());
+        let (handle, receiver) = Handle::new(document, Kept::default(), self.share());
         lock(&handle.members).extend(waiting.iter().map(|waiting| waiting.session).chain(first));
+        self.start(directory, handle, receiver, &waiting)
+    }
+
+    /// Start a room's task.
+    fn start(
+        self: &Arc<Self>,
+        directory: &mut HashMap<DocumentId, Entry>,
+        handle: Arc<Handle>,
+        receiver: mpsc::Receiver<Box<Input>>,
+        waiting: &[Waiting],
+    ) -> Mailbox {
+        let (document, usage) = (handle.document, handle.usage.clone());
         directory.insert(document, Entry::Live(handle.clone()));
         let mailbox = handle.mailbox.clone();
-        let room = live::Room::new(self.clone(), handle, receiver, &waiting);
+        let room = live::Room::new(self.clone(), handle, receiver, waiting);
         let rooms = self.clone();
         let polls = self.shared.metrics.process.poll_seconds.with_label_values(&["room"]);
         let polled = Polled::new(room.run(), polls).charged_to(&usage);
@@ -565,17 +577,19 @@ impl Rooms {
         let mut late = Late::default();
         for (document, entry) in lock(&self.directory).iter() {
             if let Entry::Live(handle) = entry {
-                let has_engine = handle.has_engine.load(Ordering::Relaxed);
-                (if has_engine { &mut late.unsaved } else { &mut late.loading }).push(*document);
+                let has_unsaved =
+                    handle.has_engine.load(Ordering::Relaxed) || !handle.pending.is_empty();
+                (if has_unsaved { &mut late.unsaved } else { &mut late.loading }).push(*document);
             }
         }
         late
     }
 
-    /// A room's task is gone without having put its things in order.
-    fn abandon(&self, document: DocumentId) {
+    /// A room's task is gone without having put its things in order. What it has left unsaved goes to the document's next room.
+    fn abandon(self: &Arc<Self>, document: DocumentId) {
         self.shared.metrics.rooms.panics.inc();
-        let Some(Entry::Live(handle)) = lock(&self.directory).remove(&document) else {
+        let mut directory = lock(&self.directory);
+        let Some(Entry::Live(handle)) = directory.remove(&document) else {
             return;
         };
         for id in lock(&handle.members).drain() {
@@ -587,17 +601,29 @@ impl Rooms {
                 );
             }
         }
+        if handle.pending.hand_over(&self.shared.documents) {
+            let (next, receiver) = Handle::new(document, handle.kept(), self.share());
+            self.start(&mut directory, next, receiver, &[]);
+        }
         handle.retired.cancel();
     }
+}
+
+/// What a document's next room takes over.
+#[derive(Default)]
+struct Kept {
+    usage: Usage,
+    seen: Arc<Mutex<Seen>>,
+    pending: Arc<Pending>,
 }
 
 impl Handle {
     fn new(
         document: DocumentId,
-        usage: Usage,
-        seen: Arc<Mutex<Seen>>,
+        kept: Kept,
         places: u32,
     ) -> (Arc<Self>, mpsc::Receiver<Box<Input>>) {
+        let Kept { usage, seen, pending } = kept;
         let (inputs, receiver) = mpsc::channel(MAILBOX);
         let places = Arc::new(Semaphore::new(places as usize));
         let handle = Self {
@@ -605,6 +631,7 @@ impl Handle {
             mailbox: Mailbox { inputs, places, seen },
             members: Mutex::default(),
             usage,
+            pending,
             unknown: AtomicBool::new(false),
             has_engine: AtomicBool::new(false),
             asked: Mutex::default(),
@@ -617,6 +644,11 @@ impl Handle {
             retired: CancellationToken::new(),
         };
         (Arc::new(handle), receiver)
+    }
+
+    fn kept(&self) -> Kept {
+        let (usage, seen) = (self.usage.clone(), self.mailbox.seen.clone());
+        Kept { usage, seen, pending: self.pending.clone() }
     }
 }
 

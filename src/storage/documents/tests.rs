@@ -173,10 +173,16 @@ async fn a_failing_write_is_tried_until_it_works_and_is_not_ready_meanwhile() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     assert!(fixture.health.report().failed["storage"].contains("cannot create"));
+    // The metric follows what decides, and does not decide.
+    let shown = &fixture.documents.metrics.unsaved_bytes;
+    assert_eq!(shown.get(), 1);
+    shown.set(0);
     assert_eq!(fixture.documents.unsaved(), 1);
+    shown.set(1);
     std::fs::remove_file(&blocker).expect("removed");
     saving.await.expect("saved");
     assert!(fixture.health.report().ready);
     assert_eq!(fixture.documents.unsaved(), 0);
+    assert_eq!(fixture.documents.metrics.unsaved_bytes.get(), 0);
     assert!(fixture.documents.metrics.retries.get() > 0);
 }

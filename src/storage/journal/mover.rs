@@ -63,12 +63,12 @@ impl Mover {
     pub(super) async fn keep_small(self, quiet: Duration) {
         let mut backoff = Backoff::new(RETRY.0, RETRY.1);
         loop {
-            let commits = self.shared.metrics.commits.get();
+            let commits = self.shared.commits.load(Ordering::Relaxed);
             let is_full = timeout(quiet, self.shared.is_full.notified()).await.is_ok();
             if self.requests.strong_count() == 0 {
                 return;
             }
-            let is_quiet = !is_full && commits == self.shared.metrics.commits.get();
+            let is_quiet = !is_full && commits == self.shared.commits.load(Ordering::Relaxed);
             if !is_full && (!is_quiet || self.shared.index().rows == 0) {
                 continue;
             }

@@ -4,21 +4,8 @@
 //! nobody has brought yet, and unloads; the engine holds the document and a sync state for each session.
 
 pub mod native;
+pub mod pending;
 pub mod samod;
-
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
-};
-
-use automerge::ChangeHash;
-use bytes::Bytes;
-use futures::future::BoxFuture;
-use prometheus::IntCounter;
-use tokio::sync::Notify;
 
 use super::{
     follow::{Followers, What},
@@ -30,10 +17,24 @@ use crate::{
     base::document_id::DocumentId,
     base::session_id::SessionId,
     document::compare::Relation,
+    limits::Charge,
     limits::turns::Payer,
     observe::usage::Usage,
     storage::documents::{Documents, Opened},
+    sync::room::pending::Pending,
 };
+use automerge::ChangeHash;
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use prometheus::IntCounter;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+use tokio::sync::Notify;
 
 /// Where an engine sends what it has for one session.
 #[derive(Clone)]
@@ -150,12 +151,14 @@ pub trait Engine: Send {
     /// Take no changes of a session any more.
     fn reads_only(&mut self, session: SessionId) -> BoxFuture<'_, ()>;
 
-    /// Take in a sync message of a session that has joined. Waits while too much is under way.
+    /// Take in a sync message of a session that has joined. `charge` is for its changes, and is kept when they are stored; none
+    /// if it has none that may be. Waits while too much is under way.
     fn receive(
         &mut self,
         from: SessionId,
         request: bool,
         message: SyncMessage,
+        charge: Option<Charge>,
     ) -> BoxFuture<'_, ()>;
 
     /// Answer what was taken in: called after all that came at once.
@@ -186,7 +189,7 @@ pub trait Engine: Send {
     /// Whether nothing is lost if the engine is dropped now.
     fn is_durable(&self) -> bool;
 
-    /// Make all of it durable, and end.
+    /// Make all of it durable, and end. An engine that fails meanwhile leaves the rest in [`Pending`].
     fn close(self: Box<Self>) -> BoxFuture<'static, ()>;
 }
 
@@ -199,12 +202,19 @@ pub struct EngineFailed {
     pub is_mended: bool,
 }
 
-/// Starts an engine for a document, whose work beside the room's task is added to what the room costs.
-pub type EngineStart = Arc<
-    dyn Fn(Arc<Documents>, DocumentId, Opened, Usage) -> BoxFuture<'static, Box<dyn Engine>>
-        + Send
-        + Sync,
->;
+/// What an engine starts from.
+#[expect(missing_docs, reason = "the types say it")]
+pub struct Start {
+    pub documents: Arc<Documents>,
+    pub document: DocumentId,
+    pub opened: Opened,
+    /// Where work beside the room's task is added to what the room costs.
+    pub usage: Usage,
+    pub pending: Arc<Pending>,
+}
+
+/// Starts an engine for a document.
+pub type EngineStart = Arc<dyn Fn(Start) -> BoxFuture<'static, Box<dyn Engine>> + Send + Sync>;
 
 /// Waits for the end of some work; for ever where there is none.
 async fn done(work: &mut Option<BoxFuture<'static, ()>>) {

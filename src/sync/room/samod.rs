@@ -8,6 +8,37 @@
 //! samod applies whatever it is sent. So a second copy of the document is kept here that decides what is admitted, and the
 //! repo is sent what was admitted and nothing else.
 
+use super::{Engine, EngineFailed, EngineStart, Port, done, native::cost};
+use crate::{
+    base::{document_id::DocumentId, session_id::SessionId},
+    document::{
+        chunk::{ChunkKind, Key, StoredChunk},
+        compare::Relation,
+        gate::{Document, Refusal, Rules},
+    },
+    limits::Charge,
+    limits::turns::{Payer, Turns},
+    observe::{
+        metrics::{Metrics, RoomMetrics},
+        usage::{Polled, Usage, thread_time},
+    },
+    storage::documents::{Base, Documents},
+    sync::room::Start,
+    sync::room::pending::Pending,
+    sync::{
+        look::EngineLook,
+        wire::{self, Body, Message, SyncMessage},
+    },
+};
+use automerge::ChangeHash;
+use bytes::Bytes;
+use futures::{FutureExt, Sink, future::BoxFuture, stream};
+use prometheus::Histogram;
+use samod::{
+    AcceptorHandle, ConcurrencyConfig, Repo, RepoEvent, RepoObserver, ShareConfig, Transport,
+    runtime::RuntimeHandle,
+    storage::{Storage, StorageKey},
+};
 use std::{
     collections::{HashMap, HashSet},
     future::Future,
@@ -20,42 +51,12 @@ use std::{
     task::{Context, Poll},
     time::Duration,
 };
-
-use automerge::ChangeHash;
-use bytes::Bytes;
-use futures::{FutureExt, Sink, future::BoxFuture, stream};
-use prometheus::Histogram;
-use samod::{
-    AcceptorHandle, ConcurrencyConfig, Repo, RepoEvent, RepoObserver, ShareConfig, Transport,
-    runtime::RuntimeHandle,
-    storage::{Storage, StorageKey},
-};
 use tokio::{
     sync::{Notify, mpsc},
     task::{AbortHandle, JoinError},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, warn};
-
-use super::{Engine, EngineFailed, EngineStart, Port, done, native::cost};
-use crate::{
-    base::{document_id::DocumentId, session_id::SessionId},
-    document::{
-        chunk::{ChunkKind, Key, StoredChunk},
-        compare::Relation,
-        gate::{Document, Refusal, Rules},
-    },
-    limits::turns::{Payer, Turns},
-    observe::{
-        metrics::{Metrics, RoomMetrics},
-        usage::{Polled, Usage, thread_time},
-    },
-    storage::documents::{Base, Documents, Opened},
-    sync::{
-        look::EngineLook,
-        wire::{self, Body, Message, SyncMessage},
-    },
-};
 
 /// The repo's own name towards the sessions' connections; nobody else sees it.
 const REPO: &str = "room";
@@ -72,11 +73,11 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub fn engine(storage_id: String, heavy: Arc<Turns>, metrics: &Metrics) -> EngineStart {
     let metrics =
         (metrics.rooms.clone(), metrics.process.poll_seconds.with_label_values(&["engine"]));
-    Arc::new(move |documents, document, opened, usage| {
+    Arc::new(move |start: Start| {
         let (storage_id, metrics) = (storage_id.clone(), metrics.clone());
-        let work = Work { heavy: heavy.clone(), usage: usage.clone() };
-        let runtime = Runtime::new(document, metrics, usage);
-        SamodEngine::start(documents, document, opened, storage_id, runtime, work)
+        let runtime = Runtime::new(start.document, metrics, start.usage.clone());
+        let work = Work { heavy: heavy.clone(), usage: start.usage.clone() };
+        SamodEngine::start(start, storage_id, runtime, work)
             .map(|engine| Box::new(engine) as Box<dyn Engine>)
             .boxed()
     })
@@ -94,6 +95,8 @@ struct SamodEngine {
     /// Bytes of the values of its operations.
     values: u64,
     work: Work,
+    /// It keeps what charges are for; of the repo it is not known what is durable.
+    pending: Arc<Pending>,
     storage: RoomStorage,
     /// The bundle's snapshot is being stored.
     saving: Option<BoxFuture<'static, ()>>,
@@ -151,14 +154,8 @@ fn share(_: samod::DocumentId, peer: samod::PeerId) -> impl stream::Stream<Item 
 }
 
 impl SamodEngine {
-    async fn start(
-        documents: Arc<Documents>,
-        document: DocumentId,
-        opened: Opened,
-        storage_id: String,
-        runtime: Runtime,
-        work: Work,
-    ) -> Self {
+    async fn start(start: Start, storage_id: String, runtime: Runtime, work: Work) -> Self {
+        let Start { documents, document, opened, pending, .. } = start;
         let under_way = Arc::new(UnderWay::default());
         let (admitted, values) = (opened.doc, opened.unpacked.values);
         let storage = RoomStorage {
@@ -193,6 +190,7 @@ impl SamodEngine {
             admitted,
             values,
             work,
+            pending,
             storage,
             saving,
         }
@@ -247,11 +245,23 @@ impl SamodEngine {
         Ok(message.with_changes(admitted?))
     }
 
-    async fn take_in(&mut self, from: SessionId, request: bool, mut message: SyncMessage) {
+    async fn take_in(
+        &mut self,
+        from: SessionId,
+        request: bool,
+        mut message: SyncMessage,
+        charge: Option<Charge>,
+    ) {
         let Some(Connection { name, port, .. }) = self.sessions.get(&from).cloned() else { return };
         if message.has_changes() && !name.starts_with(READER) {
             message = match self.admit(message.clone(), &port).await {
-                Ok(admitted) => admitted,
+                Ok(admitted) => {
+                    if let Some(mut charge) = charge {
+                        charge.keep_bytes();
+                        self.pending.keep_creation();
+                    }
+                    admitted
+                }
                 Err(why) => {
                     port.refuse(&format!("the changes to {} {why}", self.document), why.label());
                     self.connect(port, true).await;
@@ -298,8 +308,9 @@ impl Engine for SamodEngine {
         from: SessionId,
         request: bool,
         message: SyncMessage,
+        charge: Option<Charge>,
     ) -> BoxFuture<'_, ()> {
-        self.take_in(from, request, message).boxed()
+        self.take_in(from, request, message, charge).boxed()
     }
 
     fn settle(&mut self) -> BoxFuture<'_, ()> {

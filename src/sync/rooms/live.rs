@@ -37,6 +37,8 @@ use crate::{
 const STASH: usize = 64;
 /// Pause before a document that could not be read, or whose engine failed, is opened again.
 const REOPEN: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(60));
+/// Pause before a room begins with what one left whose task has panicked.
+const AFTER_PANIC: Duration = Duration::from_secs(5);
 /// A room of a document that nobody has stays for so long after presence passed through it.
 const PRESENCE_LINGERS: Duration = Duration::from_secs(10);
 
@@ -47,8 +49,6 @@ pub(super) struct Room {
     members: HashMap<SessionId, Member>,
     stash: Vec<Input>,
     presence_until: Option<Deadline>,
-    /// Somebody was charged for a new document.
-    is_charged: bool,
     backoff: Backoff,
     /// The durable heads as they were last told, and when.
     durable: (Vec<ChangeHash>, u64),
@@ -130,7 +130,6 @@ impl Room {
             members,
             stash: Vec::new(),
             presence_until: None,
-            is_charged: false,
             backoff: Backoff::new(REOPEN.0, REOPEN.1),
             durable: (Vec::new(), 0),
             someone_wants_durable: false,
@@ -141,6 +140,9 @@ impl Room {
 
     pub(super) async fn run(mut self) {
         let metrics = self.metrics().clone();
+        if !self.handle.pending.is_empty() {
+            self.wait("room_failed", AFTER_PANIC).await;
+        }
         loop {
             let opening = InState::new(&metrics, "opening");
             // Each phase in a box: a room keeps memory for the one it is in.
@@ -163,7 +165,10 @@ impl Room {
                 self.not_taken("too_large")
             } else if self.has_no_space(&opened) {
                 Box::pin(self.wait_for_space()).await
-            } else if !opened.heads.is_empty() || self.is_created() {
+            } else if !opened.heads.is_empty()
+                || !self.handle.pending.is_empty()
+                || self.is_created()
+            {
                 drop(opening);
                 let _live = InState::new(&metrics, "live");
                 self.handle.has_engine.store(true, Ordering::Relaxed);
@@ -245,10 +250,17 @@ impl Room {
         let opener = self.opener();
         let payer = opener.as_deref().map_or(Payer::Document(document), Session::payer);
         let mut unreadable = None;
-        let mut is_needed = false;
+        let has_pending = !self.handle.pending.is_empty();
+        let mut is_needed = has_pending;
         loop {
             let open = async {
-                match rooms.find_place(&payer).await {
+                // What waits to be saved takes memory until it is.
+                let place = if has_pending {
+                    Ok(rooms.loading.take(payer.clone()).await)
+                } else {
+                    rooms.find_place(&payer).await
+                };
+                match place {
                     Ok(_place) => Ok(rooms.shared.documents.open(document).await),
                     Err(NoMemory) => Err(End::Refuse),
                 }
@@ -289,7 +301,7 @@ impl Room {
                     self.members.values().for_each(|member| member.session.send_error(&text));
                     tokio::select! {
                         () = self.pause("unreadable") => {}
-                        () = stopping.cancelled() => return Err(End::Stop),
+                        () = stopping.cancelled(), if !has_pending => return Err(End::Stop),
                     }
                 }
             }
@@ -306,7 +318,12 @@ impl Room {
 
     /// Wait a while; what comes meanwhile is lost, and its senders begin anew afterwards.
     async fn pause(&mut self, why: &'static str) {
-        let pause = sleep(self.backoff.pause());
+        let pause = self.backoff.pause();
+        self.wait(why, pause).await;
+    }
+
+    async fn wait(&mut self, why: &'static str, pause: Duration) {
+        let pause = sleep(pause);
         tokio::pin!(pause);
         loop {
             tokio::select! {
@@ -424,9 +441,10 @@ impl Room {
         self.stash.iter().any(|input| brings_heads(self.document(), input))
     }
 
-    /// Whether somebody brings the document, which is new, and may make one more; the first who may is charged for it, once.
+    /// Whether somebody brings the document, which is new, and may make one more. The first who may is charged for it, once; the
+    /// charge is refunded unless something of the document is stored.
     fn is_created(&mut self) -> bool {
-        if self.is_charged {
+        if self.handle.pending.holds_creation() {
             return self.is_brought();
         }
         let shared = &self.rooms.shared;
@@ -435,8 +453,9 @@ impl Room {
         while let Some(Input::Sync { from, .. }) =
             self.stash.iter().find(|input| brings_heads(document, input))
         {
-            if shared.principals.may_create(&from.account, 1, &limits) {
-                self.is_charged = true;
+            let mut charge = shared.principals.charge(from.account.clone());
+            if charge.documents(1, &limits) {
+                self.handle.pending.hold_creation(charge);
                 return true;
             }
             let reason =
@@ -472,8 +491,7 @@ impl Room {
             _ => !self.stash.is_empty() || !self.members.is_empty(),
         } || self.is_to_look_again();
         if is_wanted {
-            let (usage, seen) = (self.handle.usage.clone(), self.handle.mailbox.seen.clone());
-            let (handle, inbox) = Handle::new(document, usage, seen, self.rooms.share());
+            let (handle, inbox) = Handle::new(document, self.handle.kept(), self.rooms.share());
             *lock(&handle.members) = here;
             for member in self.members.values_mut() {
                 member.begin_anew = true;

@@ -1,14 +1,6 @@
 mod admission;
 mod differential;
-
-use std::{collections::HashMap, sync::atomic::AtomicUsize};
-
-use automerge::{
-    Automerge, AutomergeError, ROOT, ReadDoc,
-    sync::{State, SyncDoc},
-    transaction::{Transactable, Transaction},
-};
-use futures::future::BoxFuture;
+mod unsaved;
 
 use super::*;
 use crate::{
@@ -16,6 +8,8 @@ use crate::{
     bundle::served::ServedBundle,
     config::{Durability, EngineKind, MemoryLimit, Time},
     document::{compare::Relation, unpacked::Unpacked},
+    limits::Account,
+    limits::Charge,
     limits::turns::Turns,
     observe::health::Health,
     storage::{nodefs::NodefsStore, space::Space},
@@ -26,6 +20,13 @@ use crate::{
         wire::{self, Body},
     },
 };
+use automerge::{
+    Automerge, AutomergeError, ROOT, ReadDoc,
+    sync::{State, SyncDoc},
+    transaction::{Transactable, Transaction},
+};
+use futures::future::BoxFuture;
+use std::{collections::HashMap, sync::atomic::AtomicUsize};
 
 /// How long a test waits: thousands of rooms at once take a while on a busy machine.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -98,8 +99,14 @@ struct Peer {
 
 impl Fixture {
     fn peer(&self, name: &str) -> Peer {
+        self.peer_of(name, Account::at(None))
+    }
+
+    fn peer_of(&self, name: &str, account: Account) -> Peer {
         let peers = &self.rooms.shared.peers;
-        let session = Arc::new(Session::for_test(peers.next_id(), name, Principal::anybody()));
+        let mut session = Session::for_test(peers.next_id(), name, Principal::anybody());
+        session.account = account;
+        let session = Arc::new(session);
         peers.join(&session);
         Peer {
             session,
@@ -543,6 +550,8 @@ struct Fragile {
     port: Option<Port>,
     fails: bool,
     failed: CancellationToken,
+    /// Where it keeps the messages with changes that it receives.
+    keeps: Option<(Arc<Pending>, Arc<Documents>)>,
 }
 
 impl Engine for Fragile {
@@ -557,7 +566,16 @@ impl Engine for Fragile {
         futures::future::ready(()).boxed()
     }
 
-    fn receive(&mut self, _: SessionId, request: bool, sent: SyncMessage) -> BoxFuture<'_, ()> {
+    fn receive(
+        &mut self,
+        from: SessionId,
+        request: bool,
+        sent: SyncMessage,
+        charge: Option<Charge>,
+    ) -> BoxFuture<'_, ()> {
+        if let (Some((pending, documents)), Some(charge)) = (&self.keeps, charge) {
+            pending.receive(from, &sent, charge, documents);
+        }
         if request {
             // Say something that has heads, so that the peer sees the engine at work.
             let mut doc = Automerge::new();
@@ -612,10 +630,10 @@ impl Engine for Fragile {
 
 /// Engines of which the first `failing` fail at the first sync message.
 fn fragile(starts: Arc<AtomicUsize>, failing: usize) -> EngineStart {
-    Arc::new(move |_, _, _, _| {
+    Arc::new(move |_| {
         let fails = starts.fetch_add(1, Ordering::SeqCst) < failing;
         let failed = CancellationToken::new();
-        let engine: Box<dyn Engine> = Box::new(Fragile { port: None, fails, failed });
+        let engine: Box<dyn Engine> = Box::new(Fragile { port: None, fails, failed, keeps: None });
         futures::future::ready(engine).boxed()
     })
 }

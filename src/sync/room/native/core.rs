@@ -4,21 +4,6 @@
 //! withheld from a peer while something is not durable that it brought, or that it has from somebody else. It gets the
 //! changes of others at once all the same, under heads that it may hear. Everybody else gets changes with their heads.
 
-use std::{
-    collections::{BTreeMap, HashMap, HashSet, VecDeque},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
-};
-
-use automerge::{
-    Automerge, ChangeHash,
-    sync::{BloomFilter, Capability, Have, State, SyncDoc},
-};
-use bytes::Bytes;
-use sha2::{Digest, Sha256};
-
 use super::{
     cost::{self, Estimate, Nanos, Versions, Weight},
     exchange::Exchange,
@@ -34,7 +19,21 @@ use crate::{
         unpacked::{self, Origin, Unpacked},
     },
     storage::documents::snapshot_key,
+    sync::room::pending::Ticket,
     sync::{look::EngineLook, wire::SyncMessage},
+};
+use automerge::{
+    Automerge, ChangeHash,
+    sync::{BloomFilter, Capability, Have, State, SyncDoc},
+};
+use bytes::Bytes;
+use sha2::{Digest, Sha256};
+use std::{
+    collections::{BTreeMap, HashMap, HashSet, VecDeque},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
 };
 
 /// Increments up to so many bytes are kept beside a snapshot, however small that is.
@@ -62,7 +61,14 @@ pub(super) enum Event {
     /// Changes of a session are not taken in any more.
     ReadsOnly(SessionId),
     /// A session sent a message.
-    Message(SessionId, SyncMessage),
+    Message {
+        from: SessionId,
+        message: SyncMessage,
+        /// Names its changes, if it has any that may become part of the document.
+        ticket: Option<Ticket>,
+    },
+    /// An earlier engine has left the changes of a message.
+    Left { from: SessionId, message: SyncMessage, ticket: Ticket },
     /// There may be room for messages that were kept back.
     Resume,
     /// The write that was asked for last is durable.
@@ -82,9 +88,15 @@ pub(super) enum Effect {
     /// Delete chunks whose changes are in a durable snapshot.
     Remove(Vec<Key>),
     /// A peer's changes were taken in, so many of them new.
-    Applied { from: SessionId, new_changes: u64 },
+    Applied {
+        from: SessionId,
+        ticket: Option<Ticket>,
+        new_changes: u64,
+        /// There are changes that wait for others.
+        has_orphans: bool,
+    },
     /// A peer sent changes that may not become part of the document. From now on it may only read.
-    Refuse { from: SessionId, why: Refused },
+    Refuse { from: SessionId, ticket: Option<Ticket>, why: Refused },
 }
 
 /// Why changes are refused.
@@ -302,6 +314,11 @@ impl Core {
         }
     }
 
+    /// How many changes the document has, and how many of them are durable.
+    pub(super) fn progress(&self) -> (u64, u64) {
+        (self.doc.changes(), self.durable_changes)
+    }
+
     fn size(&self) -> usize {
         self.chunks.snapshot + self.chunks.increments
     }
@@ -336,7 +353,7 @@ impl Core {
             (BTreeMap::new(), 0, false, false);
         for event in events {
             match event {
-                Event::Message(from, message) => {
+                Event::Message { from, message, .. } => {
                     // None if it joins in this step.
                     let peer = self.peers.get(from);
                     estimate.add(*from, self.taking_in_costs(&weight, peer, message));
@@ -364,7 +381,9 @@ impl Core {
                     );
                 }
                 Event::Saved => has_saved = true,
-                Event::Join { .. } | Event::Leave(_) | Event::ReadsOnly(_) => {}
+                // A step with what was left is not estimated.
+                Event::Left { .. } | Event::Join { .. } | Event::Leave(_) | Event::ReadsOnly(_) => {
+                }
             }
         }
         if has_saved {
@@ -485,7 +504,12 @@ impl Core {
                         Arc::make_mut(&mut peer.state).set_read_only(true);
                     }
                 }
-                Event::Message(from, message) => self.take_in(from, message, &mut effects),
+                Event::Message { from, message, ticket } => {
+                    self.take_in(from, message, ticket, &mut effects);
+                }
+                Event::Left { from, message, ticket } => {
+                    self.take_in_left(from, &message, ticket, &mut effects);
+                }
                 Event::Saved => self.saved(&mut effects),
             }
             if self.is_damaged() {
@@ -496,27 +520,63 @@ impl Core {
     }
 
     /// Take in a message, and say what became of its changes.
-    fn take_in(&mut self, from: SessionId, message: SyncMessage, effects: &mut Vec<Effect>) {
+    fn take_in(
+        &mut self,
+        from: SessionId,
+        message: SyncMessage,
+        ticket: Option<Ticket>,
+        effects: &mut Vec<Effect>,
+    ) {
         let before = self.doc.changes();
         let has_changes = message.has_changes();
         let raw = message.raw.clone();
         let received = self.receive(from, message);
+        let is_refused = received.is_err();
+        if is_refused || has_changes {
+            effects.push(self.outcome(from, ticket, before, received));
+        }
         self.taking_in.store(0, Ordering::Relaxed);
+        if is_refused {
+            // From now on it only reads, and what else the message says counts.
+            if let Ok((rest, _)) = SyncMessage::read_without_changes(raw) {
+                self.interrupted.push_front(Event::Message { from, message: rest, ticket: None });
+            }
+            self.interrupted.push_front(Event::ReadsOnly(from));
+        }
+    }
+
+    /// Take in changes that an earlier engine has left. They have been charged, and their sender may have gone.
+    fn take_in_left(
+        &mut self,
+        from: SessionId,
+        message: &SyncMessage,
+        ticket: Ticket,
+        effects: &mut Vec<Effect>,
+    ) {
+        let before = self.doc.changes();
+        self.taking_in.store(from.0, Ordering::Relaxed);
+        let admitted = self.has_room_for(message).and_then(|()| self.admit(message));
+        effects.push(self.outcome(from, Some(ticket), before, admitted));
+        self.taking_in.store(0, Ordering::Relaxed);
+    }
+
+    /// What became of a message's changes, where the document had so many `before`.
+    fn outcome(
+        &mut self,
+        from: SessionId,
+        ticket: Option<Ticket>,
+        before: u64,
+        received: Result<(), Refused>,
+    ) -> Effect {
         match received {
+            Ok(()) => {
+                let new_changes = self.doc.changes().saturating_sub(before);
+                Effect::Applied { from, ticket, new_changes, has_orphans: self.orphans.0 > 0 }
+            }
             Err(why) => {
                 self.damaged_by = self.is_damaged().then_some(from);
-                effects.push(Effect::Refuse { from, why });
-                // From now on it only reads, and what else the message says counts.
-                if let Ok((rest, _)) = SyncMessage::read_without_changes(raw) {
-                    self.interrupted.push_front(Event::Message(from, rest));
-                }
-                self.interrupted.push_front(Event::ReadsOnly(from));
+                Effect::Refuse { from, ticket, why }
             }
-            Ok(()) if has_changes => {
-                let new_changes = self.doc.changes().saturating_sub(before);
-                effects.push(Effect::Applied { from, new_changes });
-            }
-            Ok(()) => {}
         }
     }
 

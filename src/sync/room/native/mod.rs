@@ -9,6 +9,31 @@ mod exchange;
 #[cfg(test)]
 mod simulation;
 
+use self::{
+    core::{Core, Effect, Event, Refused},
+    cost::Estimate,
+};
+use super::{Engine, EngineFailed, EngineStart, Port, done};
+use crate::{
+    base::{document_id::DocumentId, session_id::SessionId},
+    config::Size,
+    document::gate::Refusal,
+    document::{chunk::Key, compare::Relation},
+    limits::Charge,
+    limits::turns::{Payer, Turns},
+    observe::usage::{Usage, thread_time},
+    storage::documents::{Base, Documents},
+    sync::room::Start,
+    sync::room::pending::Left,
+    sync::room::pending::Pending,
+    sync::{look::EngineLook, wire::SyncMessage},
+};
+use automerge::ChangeHash;
+use bytes::Bytes;
+use futures::{
+    FutureExt,
+    future::{BoxFuture, join_all},
+};
 use std::{
     collections::HashMap,
     panic::{AssertUnwindSafe, catch_unwind},
@@ -18,34 +43,13 @@ use std::{
     },
     time::Duration,
 };
-
-use automerge::ChangeHash;
-use bytes::Bytes;
-use futures::{
-    FutureExt,
-    future::{BoxFuture, join_all},
-};
 use tokio::task::{JoinError, JoinHandle};
 use tracing::error;
 
-use self::{
-    core::{Core, Effect, Event, Refused},
-    cost::Estimate,
-};
-use super::{Engine, EngineFailed, EngineStart, Port, done};
-use crate::{
-    base::{document_id::DocumentId, session_id::SessionId},
-    document::{chunk::Key, compare::Relation},
-    limits::turns::{Payer, Turns},
-    observe::usage::{Usage, thread_time},
-    storage::documents::{Base, Documents, Opened, Unsaved},
-    sync::{look::EngineLook, wire::SyncMessage},
-};
-
 /// A starter of native engines, which take places of `heavy` for steps that take long.
 pub fn engine(heavy: Arc<Turns>) -> EngineStart {
-    Arc::new(move |documents, document, opened, usage| {
-        let engine = NativeEngine::new(documents, heavy.clone(), document, opened, usage);
+    Arc::new(move |start| {
+        let engine = NativeEngine::new(start, heavy.clone());
         std::future::ready(Box::new(engine) as Box<dyn Engine>).boxed()
     })
 }
@@ -56,6 +60,8 @@ struct NativeEngine {
     /// Places for steps that take long.
     heavy: Arc<Turns>,
     core: Place,
+    /// A step has begun, and its end is not noted yet.
+    is_in_step: bool,
     /// The session whose changes the core is taking in, or 0.
     taking_in: Arc<AtomicU64>,
     /// Why there is no core any more.
@@ -69,8 +75,8 @@ struct NativeEngine {
     seed: Option<Base>,
     /// Chunks that a snapshot replaced are being deleted.
     removal: Option<BoxFuture<'static, ()>>,
-    /// Bytes of changes that wait for the write under way.
-    waiting: Option<Unsaved>,
+    /// What was received and is not durable.
+    pending: Arc<Pending>,
     /// Where steps that take long are noted.
     usage: Usage,
     /// What sessions have paid in advance for the step that is away.
@@ -98,13 +104,8 @@ struct Stepped {
 }
 
 impl NativeEngine {
-    fn new(
-        documents: Arc<Documents>,
-        heavy: Arc<Turns>,
-        document: DocumentId,
-        opened: Opened,
-        usage: Usage,
-    ) -> Self {
+    fn new(start: Start, heavy: Arc<Turns>) -> Self {
+        let Start { documents, document, opened, usage, pending } = start;
         let values = opened.unpacked.values;
         let stored = opened.chunks.into_iter().map(|(key, data)| (key, data.len()));
         let core = Box::new(Core::new(document, opened.doc, documents.max(), values, stored));
@@ -115,12 +116,13 @@ impl NativeEngine {
             taking_in: core.taking_in(),
             failed: EngineFailed { is_panic: true, is_mended: false },
             core: Place::Here(core),
+            is_in_step: false,
             events: Vec::new(),
             ports: HashMap::new(),
             write: None,
             seed: opened.base,
             removal: None,
-            waiting: None,
+            pending,
             usage,
             estimated: Vec::new(),
         }
@@ -136,6 +138,7 @@ impl NativeEngine {
         let Place::Here(core) = std::mem::replace(&mut self.core, Place::Lost) else {
             return None;
         };
+        self.is_in_step = true;
         let is_long = estimate.as_ref().is_none_or(|estimate| estimate.total() > cost::LONG);
         let estimate = estimate.unwrap_or_default();
         let payer = is_long.then(|| self.payer(estimate.payer()));
@@ -225,7 +228,14 @@ impl NativeEngine {
                         Stepped { core, effects, relation: None, shares, is_lost }
                     });
                 }
-                Place::Here(_) | Place::Lost => return relation,
+                Place::Here(core) => {
+                    if std::mem::take(&mut self.is_in_step) {
+                        let (changes, durable) = core.progress();
+                        self.pending.end_step(changes, durable);
+                    }
+                    return relation;
+                }
+                Place::Lost => return relation,
             }
         }
     }
@@ -233,10 +243,22 @@ impl NativeEngine {
     fn panicked(&mut self) {
         error!(document = %self.document, "a panic in the document's engine; it is started anew");
         let from = SessionId(self.taking_in.load(Ordering::Relaxed));
+        self.failed_in_step(from);
         if let Some(port) = self.ports.get(&from) {
             let reason = format!("the changes to {} make automerge fail", self.document);
             port.refuse(&reason, "unappliable");
             self.failed.is_mended = true;
+        }
+    }
+
+    /// A step that took in changes of a session has failed, or of none if that is 0: they are not tried again.
+    fn failed_in_step(&self, from: SessionId) {
+        let bytes = self.pending.step_failed((from.0 != 0).then_some(from));
+        if bytes > 0 {
+            error!(
+                document = %self.document, connection = %from, bytes,
+                "changes that make the document's engine fail are dropped"
+            );
         }
     }
 
@@ -245,6 +267,7 @@ impl NativeEngine {
         self.charge(stepped.shares.into_iter(), 1);
         self.charge(estimated.into_iter(), -1);
         self.core = if stepped.is_lost {
+            self.failed_in_step(stepped.core.damaged_by().unwrap_or_default());
             self.failed = EngineFailed { is_panic: false, is_mended: true };
             Place::Lost
         } else {
@@ -263,7 +286,7 @@ impl NativeEngine {
                     }
                 }
                 Effect::Save { key, data } => {
-                    self.waiting = None;
+                    self.pending.write_begins();
                     self.save_seed();
                     self.save(key, data);
                 }
@@ -278,12 +301,18 @@ impl NativeEngine {
                     };
                     self.removal = Some(removal.boxed());
                 }
-                Effect::Applied { from, new_changes } => {
+                Effect::Applied { from, ticket, new_changes, has_orphans } => {
+                    if let Some(ticket) = ticket {
+                        self.pending.admitted(ticket, new_changes > 0 || has_orphans);
+                    }
                     if let Some(port) = self.ports.get(&from) {
                         port.applied(new_changes);
                     }
                 }
-                Effect::Refuse { from, why } => {
+                Effect::Refuse { from, ticket, why } => {
+                    if let Some(ticket) = ticket {
+                        self.pending.refused(ticket);
+                    }
                     if let Some(port) = self.ports.get(&from) {
                         let (reason, label) = match why {
                             Refused::Gate(why) => {
@@ -322,9 +351,11 @@ impl NativeEngine {
 
     async fn settle(&mut self) {
         self.come_back().await;
-        if self.events.is_empty() {
+        self.take_in_left().await;
+        if self.events.is_empty() || matches!(self.core, Place::Lost) {
             return;
         }
+        self.pending.begin_step();
         let events = std::mem::take(&mut self.events);
         let estimate = match &self.core {
             Place::Here(core) => Some(core.estimate(&events)),
@@ -338,6 +369,26 @@ impl NativeEngine {
         self.run(estimate, step).await;
     }
 
+    /// Take in what an earlier engine has left. One message a step: if this engine fails too, it is known over which.
+    async fn take_in_left(&mut self) {
+        while matches!(self.core, Place::Here(_))
+            && let Some(Left { ticket, from, message }) = self.pending.retry()
+        {
+            let step = move |core: &mut Core| {
+                let effects = match SyncMessage::read(message, Size(u64::MAX)) {
+                    Ok(message) => core.step(vec![Event::Left { from, message, ticket }]),
+                    Err(why) => vec![Effect::Refuse {
+                        from,
+                        ticket: Some(ticket),
+                        why: Refused::Gate(Refusal::Malformed(why.to_string())),
+                    }],
+                };
+                (None, effects)
+            };
+            self.run(None, step).await;
+        }
+    }
+
     async fn work(&mut self) -> Result<(), EngineFailed> {
         // Every wait here may be given up and begun again.
         self.come_back().await;
@@ -349,10 +400,6 @@ impl NativeEngine {
                 self.write = None;
                 self.events.push(Event::Saved);
                 self.settle().await;
-                if self.write.is_none() {
-                    // It was there already, or was refused.
-                    self.waiting = None;
-                }
             }
             () = done(&mut self.removal) => self.removal = None,
         }
@@ -378,13 +425,12 @@ impl Engine for NativeEngine {
         from: SessionId,
         _request: bool,
         message: SyncMessage,
+        charge: Option<Charge>,
     ) -> BoxFuture<'_, ()> {
-        if self.write.is_some() && message.has_changes() {
-            let documents = &self.documents;
-            let waiting = self.waiting.get_or_insert_with(|| documents.unsaved_bytes(0));
-            waiting.add(message.raw.len());
-        }
-        self.events.push(Event::Message(from, message));
+        let charge = charge.filter(|_| message.has_changes());
+        let ticket =
+            charge.map(|charge| self.pending.receive(from, &message, charge, &self.documents));
+        self.events.push(Event::Message { from, message, ticket });
         std::future::ready(()).boxed()
     }
 

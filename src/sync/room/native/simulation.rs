@@ -187,7 +187,8 @@ impl World {
                 if let Some(message) = link.to_relay.pop_front() {
                     let message =
                         SyncMessage::read(message.into(), Size::mib(256)).expect("a message");
-                    self.heard.push(Event::Message(SessionId(link.session), message));
+                    let from = SessionId(link.session);
+                    self.heard.push(Event::Message { from, message, ticket: None });
                 }
             }
             Action::Tell(n) => self.peers[n].hear(),

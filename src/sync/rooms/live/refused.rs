@@ -5,6 +5,11 @@ use super::{unknown::unavailable, *};
 impl Room {
     /// The document was deleted or blocked: to everybody it is not there.
     pub(super) fn not_taken(&mut self, why: &'static str) -> End {
+        let bytes = self.handle.pending.clear();
+        if bytes > 0 {
+            let document = self.document();
+            error!(%document, why, bytes, "changes that were not durable are dropped");
+        }
         // Where somebody's message is why it was looked at, those who only waited have heard it before.
         let is_news = self.stash.is_empty();
         for input in std::mem::take(&mut self.stash) {
@@ -31,7 +36,8 @@ impl Room {
 
     /// Whether somebody brings a new document and there is no room for it.
     pub(super) fn has_no_space(&self, opened: &Opened) -> bool {
-        opened.heads.is_empty() && self.is_brought() && self.rooms.shared.documents.space().is_low()
+        let is_new = opened.heads.is_empty() && self.handle.pending.is_empty();
+        is_new && self.is_brought() && self.rooms.shared.documents.space().is_low()
     }
 
     /// Take nothing of the document until there is room for it; who has it is then asked for it.

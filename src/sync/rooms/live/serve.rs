@@ -1,9 +1,12 @@
 //! A room whose document is here: its engine, and the sessions that take part.
 
 use super::{unknown::unavailable, *};
-use crate::sync::{
-    look::EngineLook,
-    room::{EngineFailed, Watched},
+use crate::{
+    limits::Charge,
+    sync::{
+        look::EngineLook,
+        room::{EngineFailed, Start, Watched},
+    },
 };
 
 /// Messages that are taken in before they are answered: answers to one document's edits go out together.
@@ -15,12 +18,18 @@ impl Room {
     /// Serve the document until nobody follows it.
     pub(super) async fn live(&mut self, opened: Opened) -> End {
         let shared = &self.rooms.shared;
-        let (documents, document) = (shared.documents.clone(), self.document());
+        let document = self.document();
         let stopping = self.rooms.stopping.clone();
         let mut config = shared.config.clone();
         let was_empty = opened.heads.is_empty();
-        let usage = self.handle.usage.clone();
-        let mut engine = (shared.engine)(documents, document, opened, usage).await;
+        let start = Start {
+            documents: shared.documents.clone(),
+            document,
+            opened,
+            usage: self.handle.usage.clone(),
+            pending: self.handle.pending.clone(),
+        };
+        let mut engine = (shared.engine)(start).await;
         debug!(%document, "live");
 
         for id in self.gone() {
@@ -35,7 +44,7 @@ impl Room {
                 member.session.send_sync(document, false, &nothing.raw);
             }
             self.begin(&mut engine, id).await;
-            engine.receive(id, true, nothing).await;
+            engine.receive(id, true, nothing, None).await;
         }
         for input in std::mem::take(&mut self.stash) {
             self.take_in(&mut engine, input).await;
@@ -95,6 +104,7 @@ impl Room {
                 worked = engine.work() => if let Err(EngineFailed { is_panic, is_mended }) = worked {
                     self.metrics().panics.inc_by(u64::from(is_panic));
                     drop(engine);
+                    let has_left = self.handle.pending.hand_over(&self.rooms.shared.documents);
                     if is_mended || started.elapsed() > REOPEN.1 {
                         self.backoff.reset();
                     }
@@ -105,7 +115,7 @@ impl Room {
                     }
                     tokio::select! {
                         () = self.pause("room_failed") => return End::Reopen,
-                        () = stopping.cancelled() => return End::Stop,
+                        () = stopping.cancelled(), if !has_left => return End::Stop,
                     }
                 },
                 () = handle.news.notified() => {
@@ -116,8 +126,7 @@ impl Room {
                     engine.resume();
                     engine.settle().await;
                     if self.takes_reopen() {
-                        self.end_engine(engine).await;
-                        return End::Reopen;
+                        return self.end_engine(engine, End::Reopen).await;
                     }
                     if self.takes_bundle_change() {
                         self.merge_bundle(&mut engine).await;
@@ -130,15 +139,14 @@ impl Room {
                         engine.rest();
                     }
                     if unload.is_some_and(|at| at <= now) {
-                        self.end_engine(engine).await;
-                        return End::Retire(if sent_away { "memory" } else { "idle" });
+                        let end = End::Retire(if sent_away { "memory" } else { "idle" });
+                        return self.end_engine(engine, end).await;
                     }
                     if self.next_answer.is_some_and(|at| at <= now) {
                         // Whoever brought the document left before it was here: ask others for it.
                         if was_empty && self.is_unanswered() {
-                            self.end_engine(engine).await;
                             // From here on the document is unknown.
-                            return End::Reopen;
+                            return self.end_engine(engine, End::Reopen).await;
                         }
                         self.answer_the_unanswered();
                         self.next_answer = self.first_answer();
@@ -150,15 +158,15 @@ impl Room {
                     while let Ok(input) = self.inbox.try_recv() {
                         self.take_in(&mut engine, *input).await;
                     }
-                    engine.close().await;
-                    return End::Stop;
+                    return self.end_engine(engine, End::Stop).await;
                 }
             }
         }
     }
 
-    /// End the engine; its members begin anew with the next one.
-    async fn end_engine(&mut self, engine: Box<dyn Engine>) {
+    /// End the engine; its members begin anew with the next one. Returns `end`, unless the engine has failed and left something
+    /// unsaved: then there has to be a next one.
+    async fn end_engine(&mut self, engine: Box<dyn Engine>, end: End) -> End {
         let closing = engine.close();
         tokio::pin!(closing);
         // On a disk that fails this takes as long as that does: who sends meanwhile is not kept waiting with all its other
@@ -177,6 +185,11 @@ impl Room {
         for member in self.members.values_mut() {
             member.begin_anew |= member.port.take().is_some();
         }
+        if !self.handle.pending.hand_over(&self.rooms.shared.documents) {
+            return end;
+        }
+        self.pause("room_failed").await;
+        End::Reopen
     }
 
     /// Let a member take part in synchronising.
@@ -231,13 +244,17 @@ impl Room {
                 if from.is_refused(self.document()) {
                     engine.reads_only(from.id).await;
                 }
+                let mut charge = None;
                 if message.has_changes() && !from.may_write(self.document()) {
                     from.refuse_changes(self.document());
                     self.tell(Some(&from), || What::Refused { reason: "read_only".to_owned() });
-                } else if message.has_changes() && !self.may_store(&from, message.raw.len()) {
-                    return;
+                } else if message.has_changes() {
+                    charge = self.charge(&from, message.raw.len());
+                    if charge.is_none() {
+                        return;
+                    }
                 }
-                engine.receive(from.id, request, message).await;
+                engine.receive(from.id, request, message, charge).await;
                 if !self.is_here(from.id) {
                     engine.leave(from.id);
                     self.forget(from.id);
@@ -246,19 +263,20 @@ impl Room {
         }
     }
 
-    /// Count bytes of changes; whoever has had too many stored is closed.
-    fn may_store(&self, from: &Session, bytes: usize) -> bool {
+    /// Charge bytes of changes, which is refunded unless they are stored. A session that has had too many stored is closed.
+    fn charge(&self, from: &Session, bytes: usize) -> Option<Charge> {
         let shared = &self.rooms.shared;
         let config = shared.config.borrow();
-        if shared.principals.may_store(&from.account, bytes as u64, &config.limits) {
-            return true;
+        let mut charge = shared.principals.charge(from.account.clone());
+        if charge.bytes(bytes as u64, &config.limits) {
+            return Some(charge);
         }
         let reason = format!(
             "more than {} stored within 30 days (limits.stored_bytes)",
             config.limits.stored_bytes
         );
         from.close(4429, &reason, "stored_bytes");
-        false
+        None
     }
 
     /// Tell those who want to hear it which heads are durable, when these have changed or somebody is new.
