@@ -215,7 +215,9 @@ fn what_a_jwt_must_say_is_asked_for() {
     assert!(with("nbf", json!(now() + 600)).is_err());
     assert!(with("iss", json!("https://other.example.org")).is_err());
     assert!(with("aud", json!("other")).is_err());
-    assert!(with("sub", json!("")).is_err());
+    for unreadable in ["", "ann\nbob", "ann\u{202e}", "ann\u{2028}", "ann\u{200b}"] {
+        assert!(with("sub", json!(unreadable)).is_err(), "{unreadable:?}");
+    }
     assert!(with("exp", json!(99_999_999_999u64)).is_ok(), "far away");
     for odd in [json!(1e300), json!(-1), json!("soon"), json!(u64::MAX)] {
         let _ = with("exp", odd);

@@ -14,7 +14,10 @@ use futures::{SinkExt, StreamExt};
 use tokio::{net::TcpStream, time::timeout};
 use tokio_tungstenite::{
     MaybeTlsStream, WebSocketStream, connect_async_with_config,
-    tungstenite::{self, protocol::WebSocketConfig},
+    tungstenite::{
+        self,
+        protocol::{WebSocketConfig, frame::coding::CloseCode},
+    },
 };
 use tonk_relay::{
     base::document_id::DocumentId,
@@ -128,6 +131,9 @@ impl Client {
             let next = timeout(PATIENCE, self.socket.next()).await.expect("something in time");
             match next {
                 Some(Ok(tungstenite::Message::Binary(frame))) => return Some(frame),
+                // A relay that stops; the next read answers, and finds the end.
+                Some(Ok(tungstenite::Message::Close(Some(frame))))
+                    if frame.code == CloseCode::Restart => {}
                 Some(Ok(tungstenite::Message::Close(frame))) => {
                     panic!("closed by the server: {frame:?}")
                 }

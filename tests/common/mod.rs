@@ -3,7 +3,8 @@
 use std::{
     io::{BufRead, BufReader},
     path::Path,
-    process::{Child, Command, Stdio},
+    process::{Child, Command, ExitStatus, Stdio},
+    thread::JoinHandle,
 };
 
 /// A relay in a folder that goes with it.
@@ -12,6 +13,7 @@ pub(crate) struct Relay {
     pub(crate) child: Child,
     /// Where it listens.
     pub(crate) port: u16,
+    log: Option<JoinHandle<Vec<String>>>,
     _folder: Option<tempfile::TempDir>,
 }
 
@@ -40,8 +42,15 @@ impl Relay {
         let line = lines.find(|line| line.contains("listening on")).expect("it says where");
         let port = line.rsplit(':').next().and_then(|port| port.parse().ok()).expect("a port");
         // The rest of the log must be read, or the relay would wait for room in the pipe.
-        std::thread::spawn(move || lines.for_each(drop));
-        Self { child, port, _folder: folder }
+        let log = Some(std::thread::spawn(move || lines.collect()));
+        Self { child, port, log, _folder: folder }
+    }
+
+    /// Wait until it has ended. Returns how, and its log since it listened.
+    pub(crate) fn end(mut self) -> (ExitStatus, Vec<String>) {
+        let status = self.child.wait().expect("has ended");
+        let log = self.log.take().expect("its log");
+        (status, log.join().expect("lines"))
     }
 }
 
