@@ -1,29 +1,22 @@
 //! tonk-relay: the sync relay for Tonk and automerge-repo apps, as a library that is the program.
 //!
-//! | to find | look in |
+//! Each folder imports only those above it in this table; `tests/layers.rs` checks it.
+//!
+//! | folder | what it holds |
 //! |---|---|
-//! | arguments and sub-commands | [`cli`] |
-//! | the config file: keys, defaults, checks, what a reload may change | [`config`] |
-//! | start, run and drain, in that order | [`app`] |
-//! | who owns a task and what its end means | [`app::supervisor`] |
-//! | signals; what systemd is told | [`observe::signals`], [`observe::systemd`] |
-//! | taking over a changed config | [`app::reloader`] |
-//! | the public port: pages, bundles, errors, connections | [`http`] |
-//! | protocol messages, sessions, rooms and their engines | [`sync`] |
-//! | `.tonk` bundles: parse, serve, watch, store | [`bundle`] |
-//! | what may become part of a document, and what it takes | [`document`] |
-//! | documents on disk, and bundle documents underneath | [`storage`] |
-//! | the admin socket and its commands | [`admin`] |
-//! | readiness and what is amiss | [`observe::health`] |
-//! | who may do what | [`auth`] |
-//! | what addresses and principals may use | [`limits`] |
-//! | what rooms and sessions cost | [`observe::usage`], [`sync::look`] |
-//! | that all of it still answers, for systemd | [`app::watchdog`] |
-//! | every metric name | [`observe::metrics`] |
-//! | file calls, off the async threads | [`base::blocking`] |
-//! | what names that others choose may hold | [`base::text`] |
-//! | files that others may plant: links, FIFOs, endless ones | [`base::folder`], [`base::regular_file`] |
-//! | the log, and lines that repeat | [`observe::log`] |
+//! | [`base`] | identifiers, close reasons, locks, files that others may plant, calls that may block |
+//! | [`config`] | the config file: keys, defaults, units, checks of values, what a reload may change |
+//! | [`observe`] | metrics, health, the log, what rooms and sessions cost, systemd, signals |
+//! | [`limits`] | what connections, addresses and principals may use; turns at long work |
+//! | [`auth`] | tokens and JWTs, and the rights that they give |
+//! | [`document`] | what may become part of a document, and what it takes: no tokio, no I/O |
+//! | [`storage`] | documents on disk, and the snapshots under them |
+//! | [`bundle`] | `.tonk` bundles: parse, serve, watch, import, store |
+//! | [`sync`] | protocol messages, sessions, rooms and their engines |
+//! | [`http`] | the public port: pages, bundles, errors, connections |
+//! | [`admin`] | the admin socket and its commands |
+//! | [`app`] | start, run, reload and drain; the supervised tasks; the watchdog |
+//! | [`cli`] | arguments and sub-commands |
 //!
 //! # How a message goes
 //! `http::listener` accepts a connection; `http::upgrade` turns it into a session ([`sync::sessions`]), which answers the

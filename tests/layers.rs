@@ -23,12 +23,13 @@ type Module = Vec<String>;
 type Imports = BTreeMap<Module, BTreeSet<Module>>;
 
 /// Collects the paths in one file that begin with `crate`, `super` or `self`.
-struct Paths<'a> {
-    file: &'a Module,
+struct Paths {
+    /// The module that is being read.
+    file: Module,
     found: Vec<Module>,
 }
 
-impl Paths<'_> {
+impl Paths {
     fn add(&mut self, path: &[String]) {
         let mut base = match path.first().map(String::as_str) {
             Some("crate") => Vec::new(),
@@ -73,10 +74,15 @@ fn is_test(attributes: &[Attribute]) -> bool {
     })
 }
 
-impl<'ast> Visit<'ast> for Paths<'_> {
+impl<'ast> Visit<'ast> for Paths {
     fn visit_item(&mut self, item: &'ast Item) {
         match item {
             Item::Mod(module) if is_test(&module.attrs) => {}
+            Item::Mod(module) => {
+                self.file.push(module.ident.to_string());
+                syn::visit::visit_item(self, item);
+                self.file.pop();
+            }
             Item::Use(item) => self.add_tree(&item.tree, &mut Vec::new()),
             item => syn::visit::visit_item(self, item),
         }
@@ -113,7 +119,7 @@ fn imports() -> Imports {
     modules.retain(|module, _| !module.iter().any(|part| part == "tests"));
     let of = |(module, path): (&Module, &PathBuf)| {
         let text = fs::read_to_string(path).expect("reads");
-        let mut paths = Paths { file: module, found: Vec::new() };
+        let mut paths = Paths { file: module.clone(), found: Vec::new() };
         paths.visit_file(&syn::parse_file(&text).expect("parses"));
         let to_module = |mut path: Module| {
             while !path.is_empty() && !modules.contains_key(&path) {

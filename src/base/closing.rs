@@ -10,3 +10,10 @@ pub struct Closing {
     /// The reason's label in metrics.
     pub label: &'static str,
 }
+
+impl Closing {
+    /// The way to end a session with this close code, reason and label.
+    pub fn new(code: u16, reason: String, label: &'static str) -> Self {
+        Self { code, reason, label }
+    }
+}

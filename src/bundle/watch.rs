@@ -3,7 +3,7 @@
 //!
 //! Every folder that the path leads through is watched, symlinks' targets included. A change starts a
 //! short pause in which the file must come to rest; then it is read as a whole. A stat every
-//! [`LOOK`] stands beside that for file systems that report nothing (NFS, some overlays).
+//! `folders::LOOK` stands beside that for file systems that report nothing (NFS, some overlays).
 
 mod folders;
 
@@ -32,8 +32,6 @@ use crate::{
     },
 };
 
-/// How often the file is looked at when nothing was reported.
-pub const LOOK: Duration = Duration::from_secs(10);
 /// How long the file must not change before it is read.
 const REST: Duration = Duration::from_millis(150);
 
@@ -103,7 +101,7 @@ impl PathWatch {
             tokio::select! {
                 () = std::future::ready(()), if std::mem::take(&mut look_at_once) => {}
                 Some(()) = self.events.recv() => {}
-                () = tokio::time::sleep(LOOK) => {}
+                () = tokio::time::sleep(folders::LOOK) => {}
             }
             let Some(mut now) = self.look().await else { continue };
             loop {

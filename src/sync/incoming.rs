@@ -24,7 +24,6 @@ use tokio::{
     time::{Sleep, sleep},
 };
 
-use super::socket::closing;
 use crate::{
     base::closing::Closing,
     config::{self, Config},
@@ -122,11 +121,11 @@ impl<'a> Incoming<'a> {
             Some(Ok(Frame::Binary(frame))) => Ok(ControlFlow::Break(frame)),
             Some(Ok(Frame::Ping(_) | Frame::Pong(_))) => Ok(ControlFlow::Continue(())),
             Some(Ok(Frame::Text(_))) => {
-                Err(closing(1003, "text frames are not of this protocol".to_owned(), "text"))
+                Err(Closing::new(1003, "text frames are not of this protocol".to_owned(), "text"))
             }
             Some(Ok(Frame::Close(frame))) => {
                 let code = frame.map_or(1005, |frame| frame.code);
-                Err(closing(code, "closed by the peer".to_owned(), "peer"))
+                Err(Closing::new(code, "closed by the peer".to_owned(), "peer"))
             }
             Some(Err(error)) => {
                 let text = error.into_inner().to_string();
@@ -135,14 +134,14 @@ impl<'a> Incoming<'a> {
                     let max_message = self.config.borrow().sync.max_message;
                     let reason =
                         format!("a message is larger than {max_message} (sync.max_message)");
-                    Err(closing(1009, reason, "too_large"))
+                    Err(Closing::new(1009, reason, "too_large"))
                 } else if text.contains("protocol error") && !text.contains("Connection reset") {
-                    Err(closing(1002, text, "protocol"))
+                    Err(Closing::new(1002, text, "protocol"))
                 } else {
-                    Err(closing(1006, text, "peer"))
+                    Err(Closing::new(1006, text, "peer"))
                 }
             }
-            None => Err(closing(1006, "the connection ended".to_owned(), "peer")),
+            None => Err(Closing::new(1006, "the connection ended".to_owned(), "peer")),
         }
     }
 
@@ -211,7 +210,7 @@ impl Arrival<'_> {
         {
             let reason =
                 "messages of this address that are on their way hold its share of sync.arriving";
-            return Err(closing(1013, reason.to_owned(), "arriving_of_address"));
+            return Err(Closing::new(1013, reason.to_owned(), "arriving_of_address"));
         }
         if !self.all.take(more, most) {
             if let Some(place) = self.place {
@@ -219,7 +218,7 @@ impl Arrival<'_> {
             }
             let reason =
                 format!("messages that are on their way hold {} (sync.arriving)", config.arriving);
-            return Err(closing(1013, reason, "arriving"));
+            return Err(Closing::new(1013, reason, "arriving"));
         }
         self.held += more;
         Ok(())

@@ -9,7 +9,7 @@ use super::{
     peers::Peers,
     rooms::{Held, Input, Rooms},
     session::Session,
-    socket::{self, CLOSE_GRACE, Progress, Writer, closing},
+    socket::{self, CLOSE_GRACE, Progress, Writer},
     wire::{self, BadSyncMessage, Body, Message, SyncMessage, VERSION, WireError},
 };
 use crate::{
@@ -112,7 +112,7 @@ impl Sessions {
                     () = self.draining.cancelled() => Err(drain().into()),
                     joined = tokio::time::timeout(handshake_timeout, joining) => joined.unwrap_or_else(|_| {
                         let reason = format!("no join message within {handshake_timeout:?}");
-                        Err(closing(1002, reason, "handshake_timeout").into())
+                        Err(Closing::new(1002, reason, "handshake_timeout").into())
                     }),
                 }
                 .map(|session| (session, open))
@@ -191,10 +191,10 @@ impl Sessions {
         self.count_in(&message, frame.len());
         let Body::Join { versions } = &message.body else {
             let reason = format!("expected a join message first, got {}", message.body.name());
-            return Err(closing(1002, reason, "no_join").into());
+            return Err(Closing::new(1002, reason, "no_join").into());
         };
         if versions.as_ref().is_some_and(|versions| !versions.iter().any(|v| v == VERSION)) {
-            let closing = closing(1002, "unsupported protocol version".to_owned(), "version");
+            let closing = Closing::new(1002, "unsupported protocol version".to_owned(), "version");
             let peer_id = message.sender.unwrap_or_default().into_owned();
             return Err(NotJoined { peer_id, closing });
         }
@@ -204,7 +204,7 @@ impl Sessions {
         // It stands in lines of the log.
         if peer_id.contains(text::is_invisible) {
             let reason = "the peer id has control or format characters".to_owned();
-            return Err(closing(1007, reason, "garbage").into());
+            return Err(Closing::new(1007, reason, "garbage").into());
         }
         if peer_id == &*self.us
             && let Some(times) = self.repeats.pass(peer_id, "own_peer_id")
@@ -241,7 +241,7 @@ impl Sessions {
         let end = match (session.outbound.closing(), read_end) {
             (Some(closing), _) => closing,
             (None, Some(closing)) => closing,
-            (None, None) => closing(1006, "the connection broke".to_owned(), "broken"),
+            (None, None) => Closing::new(1006, "the connection broke".to_owned(), "broken"),
         };
         session.outbound.close(end.clone());
         if !matches!(end.label, "peer" | "left" | "superseded" | "drain" | "broken") {
@@ -360,7 +360,7 @@ impl Sessions {
                 if self.documents.unsaved() > self.config.borrow().storage.max_unsaved.0 {
                     let reason = "changes wait to be stored; please come again".to_owned();
                     self.rooms.tell(document, session, &reason);
-                    return Err(closing(1013, reason, "unsaved"));
+                    return Err(Closing::new(1013, reason, "unsaved"));
                 }
                 let held = self.hold(session, document, frame.len()).await?;
                 let input = Input::Sync { from: session.clone(), request, message, held };
@@ -389,7 +389,7 @@ impl Sessions {
                 self.rooms.lacks(document, session.id);
                 Ok(())
             }
-            Body::Leave => Err(closing(1000, "the peer left".to_owned(), "left")),
+            Body::Leave => Err(Closing::new(1000, "the peer left".to_owned(), "left")),
             Body::Error { message } => {
                 debug!(peer = %session.peer_id, connection = %session.id, %message, "the peer reports an error");
                 Ok(())
@@ -419,7 +419,7 @@ impl Sessions {
         document: DocumentId,
         data: Bytes,
     ) -> Result<Option<SyncMessage>, Closing> {
-        let garbage = |why: BadSyncMessage| closing(1007, format!("data {why}"), "garbage");
+        let garbage = |why: BadSyncMessage| Closing::new(1007, format!("data {why}"), "garbage");
         if !session.is_refused(document) {
             let max_inflated = self.config.borrow().sync.max_inflated;
             let copy = data.clone();
@@ -460,7 +460,7 @@ impl Sessions {
         }
         let worked = self.heavy.run(session.payer(), work).await;
         let (done, took) = worked
-            .map_err(|_| closing(1011, "the relay fails on a message".to_owned(), "panic"))?;
+            .map_err(|_| Closing::new(1011, "the relay fails on a message".to_owned(), "panic"))?;
         session.charge(took, 1);
         Ok(done)
     }
@@ -537,7 +537,7 @@ impl Sessions {
         }
         let reason = format!("more than {limit} documents (limits.documents_per_connection)");
         self.rooms.tell(document, session, &reason);
-        Err(closing(4429, reason, "documents"))
+        Err(Closing::new(4429, reason, "documents"))
     }
 
     fn dropped(&self, session: &Session, reason: &'static str) -> Result<(), Closing> {
@@ -583,12 +583,12 @@ fn garbage(error: WireError) -> Closing {
         WireError::Subduction => "subduction",
         WireError::Cbor(_) | WireError::Missing(_) => "garbage",
     };
-    closing(1007, format!("the message {error}"), label)
+    Closing::new(1007, format!("the message {error}"), label)
 }
 
 /// The relay is stopping; the client is to come again.
 fn drain() -> Closing {
-    closing(1012, "the relay restarts".to_owned(), "drain")
+    Closing::new(1012, "the relay restarts".to_owned(), "drain")
 }
 
 /// A session that is among the peers; whatever ends it, rooms do not keep one that nobody reads.

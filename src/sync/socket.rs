@@ -30,10 +30,6 @@ const MAX_REASON: usize = 123;
 
 pub(super) type Writer = SplitSink<WebSocket, Frame>;
 
-pub(super) fn closing(code: u16, reason: String, label: &'static str) -> Closing {
-    Closing { code, reason, label }
-}
-
 /// What a session's reader and writer are in the middle of.
 #[derive(Debug, Default)]
 pub(super) struct Progress {

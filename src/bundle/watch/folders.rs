@@ -1,6 +1,5 @@
 //! The folders that watched paths lead through. All of them share one inotify instance: a user may have 128.
 
-use super::LOOK;
 use crate::base::blocking;
 use crate::base::lock::lock;
 use notify::{
@@ -17,10 +16,13 @@ use std::{
         Arc, LazyLock, Mutex,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 use tokio::sync::mpsc;
 use tracing::warn;
 
+/// How often the file is looked at when nothing was reported.
+pub const LOOK: Duration = Duration::from_secs(10);
 /// Symlinks that a path may lead through, as the kernel has it (`path_resolution(7)`).
 const MAX_LINKS: usize = 40;
 
