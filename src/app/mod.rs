@@ -24,7 +24,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{error, info, warn};
 
 use crate::{
-    admin::{self, storage::Stored},
+    admin::{self, storage::state::Stored},
     app::{
         reloader::Reloader,
         supervisor::{Supervisor, TaskEnded},

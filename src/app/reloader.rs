@@ -16,7 +16,7 @@ use tracing::{error, info, warn};
 use tracing_subscriber::filter::Targets;
 
 use crate::{
-    admin::{self, ReloadAnswer},
+    admin::reload::{Reload, ReloadAnswer},
     app,
     auth::Policy,
     base::{blocking, regular_file},
@@ -89,7 +89,7 @@ impl Reloader {
     }
 
     /// What the admin socket reloads with.
-    pub fn admin_handle(self: &Arc<Self>) -> admin::Reload {
+    pub fn admin_handle(self: &Arc<Self>) -> Reload {
         let reloader = self.clone();
         Arc::new(move || {
             let reloading = reloader.start();

@@ -3,7 +3,7 @@
 use hyper::Method;
 
 use super::{error::CliError, output::show, relay::StorageArguments};
-use crate::admin::storage::answers::Checkpoint;
+use crate::admin::storage::checkpoint::Checkpoint;
 
 pub(super) fn run(arguments: &StorageArguments) -> Result<(), CliError> {
     let answer: Checkpoint = arguments.relay.stored()?.ask(Method::POST, "/checkpoint")?;

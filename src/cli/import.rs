@@ -16,7 +16,7 @@ use super::{
     relay::StorageArguments,
 };
 use crate::{
-    admin::{client::AdminError, storage::answers::StorageId},
+    admin::{client::AdminError, storage::storage_id::StorageId},
     base::folder,
     storage::{
         documents,

@@ -11,7 +11,7 @@ use super::{
 use crate::{
     admin::{
         client::{self, AdminError},
-        storage::answers::Brought,
+        storage::documents::Brought,
     },
     base::document_id::DocumentId,
     document::compare::Merged,

@@ -5,7 +5,7 @@ use hyper::Method;
 
 use super::{error::CliError, output::show, relay::StorageArguments};
 use crate::{
-    admin::storage::answers::{Done, Selection},
+    admin::storage::quarantine::{Done, Selection},
     storage::quarantine::Entry,
 };
 

@@ -24,7 +24,7 @@ use super::{
 use crate::{
     admin::{
         client::{self, AdminError, Connection},
-        storage::answers::Content,
+        storage::documents::Content,
     },
     base::{document_id::DocumentId, folder, regular_file},
     config::{AdminAddress, Config, load},

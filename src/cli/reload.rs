@@ -3,7 +3,7 @@
 use hyper::Method;
 
 use super::{error::CliError, output::print, relay::RelayArguments};
-use crate::admin::ReloadAnswer;
+use crate::admin::reload::ReloadAnswer;
 
 pub(super) fn run(relay: &RelayArguments) -> Result<(), CliError> {
     let answer: ReloadAnswer = relay.running()?.answer(Method::POST, "/reload")?;

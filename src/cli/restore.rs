@@ -17,7 +17,7 @@ use super::{
 use crate::{
     admin::{
         client::{self, AdminError},
-        storage::answers::{Buried, Replaced, StorageId},
+        storage::{deleted::Buried, replace::Replaced, storage_id::StorageId},
     },
     base::{folder, hex::hex},
     storage::{fsck::Line, nodefs::MAX_FILE, replacing::Source, tombstones::Tombstone},

@@ -17,7 +17,7 @@ use super::{
     runtime::runtime,
 };
 use crate::{
-    admin::storage::{Stored, router},
+    admin::storage::{router, state::Stored},
     bundle::{MaxInflated, served::ServedBundle, store},
     config::{Config, Time, load},
     observe::{health::Health, metrics::Metrics},

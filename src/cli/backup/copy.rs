@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 
 use super::answer::BackupAnswer;
 use crate::{
-    admin::{client::AdminError, storage::answers::ListedBundle},
+    admin::{client::AdminError, storage::bundles::ListedBundle},
     base::{folder, hex::hex},
     bundle::{Bundle, MaxInflated},
     cli::{

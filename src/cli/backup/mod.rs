@@ -26,7 +26,7 @@ use super::{
     relay::{Relay, StorageArguments},
 };
 use crate::{
-    admin::storage::answers::{Entry, StorageId},
+    admin::storage::{documents::Entry, storage_id::StorageId},
     base::{document_id::DocumentId, folder::Folder},
     storage::{backups, tombstones::Tombstone, walk::Listed},
 };

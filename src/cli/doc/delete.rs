@@ -6,7 +6,7 @@ use hyper::Method;
 use serde::Serialize;
 
 use crate::{
-    admin::storage::answers::{Reason, Receipt},
+    admin::storage::{deleted::Receipt, reason::Reason},
     base::document_id::DocumentId,
     cli::{backup_folder, error::CliError, output::show, relay::StorageArguments},
     storage::backups::Backup,
