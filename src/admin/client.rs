@@ -13,7 +13,7 @@ use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
-use super::storage::answers::Problem;
+use super::error::Problem;
 
 /// Why a command has no answer.
 #[derive(Debug, thiserror::Error)]

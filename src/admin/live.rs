@@ -11,7 +11,7 @@ use axum::{
     routing::get,
 };
 
-use super::storage::Failed;
+use super::error::Failed;
 use crate::{base::document_id::DocumentId, sync::rooms::Rooms};
 
 /// The routes.

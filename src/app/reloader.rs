@@ -17,7 +17,7 @@ use tracing_subscriber::filter::Targets;
 
 use super::report;
 use crate::{
-    admin::{self, ReloadAnswer},
+    admin::reload::{Reload, ReloadAnswer},
     auth::Policy,
     base::{blocking, regular_file},
     bundle::watch::{BundleKeeper, PathWatch, PreparedBundle},
@@ -89,7 +89,7 @@ impl Reloader {
     }
 
     /// What the admin socket reloads with.
-    pub fn admin_handle(self: &Arc<Self>) -> admin::Reload {
+    pub fn admin_handle(self: &Arc<Self>) -> Reload {
         let reloader = self.clone();
         Arc::new(move || {
             let reloading = reloader.start();

@@ -22,7 +22,7 @@ use super::{
     watchdog::{self, Watchdog},
 };
 use crate::{
-    admin::{self, storage::Stored},
+    admin::{self, storage::state::Stored},
     auth::Auth,
     bundle::{build::Bundles, disk_budget::DiskBudget, import::Importer},
     config::{AuthMode, Config},

@@ -2,35 +2,32 @@
 //! our own, as the owner of the files, which serves the same router over a socket pair.
 
 use std::{
-    io::ErrorKind,
     os::{
-        fd::{AsFd, OwnedFd},
+        fd::OwnedFd,
         unix::{net::UnixStream, process::CommandExt},
     },
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::Arc,
-    time::Duration,
 };
 
 use bytes::Bytes;
 use clap::Args;
-use hyper::{Method, server::conn::http1};
-use hyper_util::{rt::TokioIo, service::TowerToHyperService};
+use hyper::Method;
 use serde::{Serialize, de::DeserializeOwned};
-use tokio::{runtime::Runtime, sync::watch};
+use tokio::runtime::Runtime;
 
-use super::{CONFIG_FILE, CliError, runtime};
+use super::{
+    arguments::CONFIG_FILE,
+    error::{CliError, io_error},
+    runtime::runtime,
+};
 use crate::{
     admin::{
         client::{self, AdminError, Connection},
-        storage::{Stored, router},
+        storage::documents::Content,
     },
-    base::{folder, regular_file},
-    bundle::{MaxInflated, served::ServedBundle, store},
-    config::{AdminAddress, Config, Time, load},
-    observe::{health::Health, metrics::Metrics},
-    storage::{documents::Documents, journal::Journal, space::Space},
+    base::{document_id::DocumentId, folder, regular_file},
+    config::{AdminAddress, Config, load},
 };
 
 /// Which relay a command is for.
@@ -42,6 +39,16 @@ pub(super) struct RelayArguments {
     /// The admin socket itself
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
+}
+
+/// Whose storage, and how the answer looks.
+#[derive(Debug, Args)]
+pub(super) struct StorageArguments {
+    #[command(flatten)]
+    pub(super) relay: RelayArguments,
+    /// As JSON
+    #[arg(long)]
+    pub(super) json: bool,
 }
 
 /// A relay, or what stands for one that does not run.
@@ -127,9 +134,8 @@ impl RelayArguments {
     /// Start a process that serves what is stored, as the owner of `folder`: what root wrote there would be closed
     /// to the relay.
     fn help(&self, folder: &Path, repairs: bool) -> Result<Relay, CliError> {
-        let io = |source| CliError::Io { path: folder.to_owned(), source };
         let runtime = runtime()?;
-        let (ours, theirs) = UnixStream::pair().map_err(io)?;
+        let (ours, theirs) = UnixStream::pair().map_err(io_error(folder))?;
         // Not by its path, which may lead through folders that are root's alone.
         let mut command = Command::new("/proc/self/exe");
         command.args(["serve-storage".as_ref(), "--config".as_ref(), self.config.as_os_str()]);
@@ -139,16 +145,16 @@ impl RelayArguments {
         command.stdin(Stdio::from(OwnedFd::from(theirs))).stdout(Stdio::null());
         // A folder that is not there yet belongs to whoever has the one it will be in.
         if rustix::process::geteuid().is_root() {
-            let (user, group) = folder::owner(folder).map_err(io)?;
+            let (user, group) = folder::owner(folder).map_err(io_error(folder))?;
             if user != 0 {
                 command.uid(user).gid(group);
             }
         }
-        let helper = command.spawn().map_err(io)?;
+        let helper = command.spawn().map_err(io_error(folder))?;
         drop(command);
-        ours.set_nonblocking(true).map_err(io)?;
+        ours.set_nonblocking(true).map_err(io_error(folder))?;
         let connection = runtime.block_on(async {
-            let ours = tokio::net::UnixStream::from_std(ours).map_err(io)?;
+            let ours = tokio::net::UnixStream::from_std(ours).map_err(io_error(folder))?;
             Ok::<_, CliError>(Connection::over(ours).await?)
         })?;
         Ok(Relay { runtime, connection, helper: Some(helper) })
@@ -229,6 +235,24 @@ impl Relay {
         let answer = self.runtime.block_on(self.connection.lines(method, path, each));
         self.explain(answer)
     }
+
+    /// All that can be read of a document; nothing if it is not there any more. `with_bundle`: also what the served
+    /// bundle has of it.
+    pub(super) fn content(
+        &mut self,
+        document: DocumentId,
+        with_bundle: bool,
+    ) -> Result<Option<Content>, CliError> {
+        let path = format!("/documents/{document}/content?with_bundle={with_bundle}");
+        match self.fetch(Method::GET, &path, Bytes::new()) {
+            Ok(content) => {
+                let content = minicbor::decode(&content);
+                Ok(Some(content.map_err(|error| AdminError::Answer(error.to_string()))?))
+            }
+            Err(CliError::Admin(AdminError::Missing(_))) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
 }
 
 impl Drop for Relay {
@@ -241,58 +265,4 @@ impl Drop for Relay {
             let _ = helper.wait();
         }
     }
-}
-
-/// Serve what is stored to the process at the other end of standard input, and end with it.
-pub(super) fn serve_storage(config_file: &Path, repairs: bool) -> Result<(), CliError> {
-    let config = load::read_file(config_file).map_err(CliError::Config)?.config;
-    let io = |source| CliError::Io { path: "standard input".into(), source };
-    let stream = UnixStream::from(std::io::stdin().as_fd().try_clone_to_owned().map_err(io)?);
-    stream.set_nonblocking(true).map_err(io)?;
-    runtime()?.block_on(async {
-        let stream = tokio::net::UnixStream::from_std(stream).map_err(io)?;
-        let stored = open(config, repairs).await?;
-        let journal = stored.journal.clone();
-        let service = TowerToHyperService::new(router(stored));
-        let ended = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
-        // Who asks has gone, in the midst of it or not: what was done is left as a clean stop leaves it.
-        drop(ended);
-        journal.checkpoint().await?;
-        Ok(())
-    })
-}
-
-/// Open all that is stored, as a relay does.
-async fn open(mut config: Config, repairs: bool) -> Result<Stored, CliError> {
-    let metrics = Metrics::new()?.storage;
-    // Nobody else writes: there is nothing to wait for.
-    config.storage.commit_interval = Time(Duration::ZERO);
-    let opened = match repairs {
-        true => Journal::open(&config.storage, metrics.clone()),
-        false => Journal::open_as_it_is(&config.storage, metrics.clone()),
-    };
-    let journal = Arc::new(opened.map_err(|error| match error.source.kind() {
-        ErrorKind::InvalidData => CliError::BrokenJournal(error),
-        _ => CliError::Storage(error),
-    })?);
-    let path = config.bundles.path.clone();
-    let health = Arc::new(Health::default());
-    let uploads = store::open(&config.bundles, health.clone()).await;
-    let uploads = uploads.map_err(|source| CliError::Io { path: path.clone(), source })?.store;
-    let mut served = None;
-    if !config.bundle.path.as_os_str().is_empty() {
-        match ServedBundle::load(&config.bundle.path, MaxInflated::of(&config)) {
-            Ok(bundle) => served = Some(Arc::new(bundle)),
-            Err(error) => eprintln!("the served bundle is left out: {error}"),
-        }
-    }
-    let served = watch::channel(served).1;
-    let config = watch::channel(Arc::new(config)).1;
-    let space = Arc::new(Space::new(config.clone(), health.clone(), metrics.clone()));
-    let looking = space.clone();
-    tokio::spawn(async move { looking.run().await });
-    let documents =
-        Documents::new(journal.clone(), served.clone(), health, space, config.clone(), metrics);
-    let documents = Arc::new(documents);
-    Ok(Stored { journal, documents, uploads, served, rooms: None, config })
 }

@@ -8,7 +8,11 @@ use std::{
 use clap::{Args, Subcommand};
 use serde::Serialize;
 
-use super::{CONFIG_FILE, CliError, print, show};
+use super::{
+    arguments::CONFIG_FILE,
+    error::{CliError, io_error},
+    output::{print, show},
+};
 use crate::{
     auth::{
         last_use,
@@ -71,7 +75,7 @@ impl From<TokensError> for CliError {
     }
 }
 
-pub(super) fn token(arguments: TokenArguments) -> Result<(), CliError> {
+pub(super) fn run(arguments: TokenArguments) -> Result<(), CliError> {
     let config = load::read_file(&arguments.config).map_err(CliError::Config)?.config;
     let (file, documents) = (&config.auth.tokens, &config.storage.path);
     let _one_at_a_time =
@@ -145,10 +149,9 @@ pub(super) fn token(arguments: TokenArguments) -> Result<(), CliError> {
 /// Keep other commands from the file for as long as what this returns is kept: the file itself is replaced, so it is the
 /// folder that is locked.
 fn lock(file: &Path) -> Result<Folder, CliError> {
-    let failed = |source| CliError::Io { path: file.to_owned(), source };
-    let (folder, _) = Folder::holding(file).map_err(failed)?;
+    let (folder, _) = Folder::holding(file).map_err(io_error(file))?;
     rustix::fs::flock(folder.file(), rustix::fs::FlockOperation::LockExclusive)
-        .map_err(|error| failed(error.into()))?;
+        .map_err(|error| io_error(file)(error.into()))?;
     Ok(folder)
 }
 

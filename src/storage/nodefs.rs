@@ -37,7 +37,7 @@ use crate::{
 };
 
 /// Disk operations at a time; more only queue up in the kernel. A disk that hangs holds so many threads, of which the
-/// process has more (`cli::BLOCKING`).
+/// process has more (`cli::runtime`).
 const PARALLEL: usize = 32;
 
 /// Documents in a folder.

@@ -22,7 +22,7 @@ use tokio::sync::mpsc;
 use tracing::warn;
 
 /// How often the file is looked at when nothing was reported.
-pub const LOOK: Duration = Duration::from_secs(10);
+pub(super) const LOOK: Duration = Duration::from_secs(10);
 /// Symlinks that a path may lead through, as the kernel has it (`path_resolution(7)`).
 const MAX_LINKS: usize = 40;
 

@@ -1,10 +1,22 @@
 //! `tonk-relay import`
 
-use clap::Args;
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
 
-use super::{backup::Backup, merge::MergeAnswer, *};
+use clap::Args;
+use hyper::Method;
+
+use super::{
+    backup_folder::BackupIndex,
+    error::{CliError, io_error, path_error},
+    merge::MergeAnswer,
+    progress::Progress,
+    relay::StorageArguments,
+};
 use crate::{
-    admin::storage::answers::StorageId,
+    admin::{client::AdminError, storage::storage_id::StorageId},
     base::folder,
     storage::{
         documents,
@@ -18,7 +30,7 @@ const MAX_ID: u64 = 4096;
 
 /// `tonk-relay import`
 #[derive(Debug, Args)]
-pub(in crate::cli) struct ImportArguments {
+pub(super) struct ImportArguments {
     /// The storage folder of a TypeScript relay or an automerge-repo sync server, which must be stopped
     #[arg(value_name = "DIR")]
     folder: PathBuf,
@@ -32,14 +44,14 @@ pub(in crate::cli) struct ImportArguments {
     storage: StorageArguments,
 }
 
-pub(in crate::cli) fn import(arguments: &ImportArguments) -> Result<(), CliError> {
+pub(super) fn run(arguments: &ImportArguments) -> Result<(), CliError> {
     let folder = &arguments.folder;
-    if Backup::read(folder)?.is_some() {
-        return Err(says(folder, "is a backup: use `tonk-relay restore`"));
+    if BackupIndex::read(folder)?.is_some() {
+        return Err(path_error(folder, "is a backup: use `tonk-relay restore`"));
     }
     let own = arguments.storage.relay.folders();
     if own.iter().any(|own| is_same(own, folder)) {
-        return Err(says(folder, "is this relay's own folder"));
+        return Err(path_error(folder, "is this relay's own folder"));
     }
     match count_rows(folder) {
         Ok(0) => {}
@@ -49,7 +61,7 @@ pub(in crate::cli) fn import(arguments: &ImportArguments) -> Result<(), CliError
         _ => {
             let problem = "has a journal with changes that are not in the folders: stop that relay, and run its \
                            `tonk-relay checkpoint`";
-            return Err(says(folder, problem));
+            return Err(path_error(folder, problem));
         }
     }
     let mut documents = Vec::new();
@@ -112,7 +124,7 @@ pub(in crate::cli) fn import(arguments: &ImportArguments) -> Result<(), CliError
 fn read_id(file: &Path) -> Result<Option<String>, CliError> {
     match folder::read(file, MAX_ID) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        read => Ok(Some(String::from_utf8_lossy(&read.map_err(at(file))?).into_owned())),
+        read => Ok(Some(String::from_utf8_lossy(&read.map_err(io_error(file))?).into_owned())),
     }
 }
 

@@ -1,17 +1,23 @@
 //! `tonk-relay restore`
 
+use std::path::{Path, PathBuf};
+
 use clap::Args;
+use hyper::Method;
 use sha2::{Digest, Sha256};
 
 use super::{
-    backup::{Backup, MAX_BUNDLE, bundle_file, snapshots, tombstones_of},
+    backup_folder::{BackupIndex, MAX_BUNDLE, bundle_file, snapshots, tombstones_of},
+    error::{CliError, path_error},
+    files::absolute,
     merge::MergeAnswer,
-    *,
+    progress::Progress,
+    relay::{Relay, StorageArguments},
 };
 use crate::{
     admin::{
-        client,
-        storage::answers::{Buried, Replaced, StorageId},
+        client::{self, AdminError},
+        storage::{deleted::Buried, replace::Replaced, storage_id::StorageId},
     },
     base::{folder, hex::hex},
     storage::{fsck::Line, nodefs::MAX_FILE, replacing::Source, tombstones::Tombstone},
@@ -19,7 +25,7 @@ use crate::{
 
 /// `tonk-relay restore`
 #[derive(Debug, Args)]
-pub(in crate::cli) struct RestoreArguments {
+pub(super) struct RestoreArguments {
     /// The folder of the backup
     #[arg(value_name = "DIR")]
     folder: PathBuf,
@@ -36,15 +42,14 @@ pub(in crate::cli) struct RestoreArguments {
     storage: StorageArguments,
 }
 
-pub(in crate::cli) fn restore(arguments: &RestoreArguments) -> Result<(), CliError> {
-    let folder = &arguments.folder;
-    let folder = &std::path::absolute(folder).map_err(at(folder))?;
-    let (backup, sha256) =
-        Backup::read_with_hash(folder)?.ok_or_else(|| says(folder, "is not a backup"))?;
+pub(super) fn run(arguments: &RestoreArguments) -> Result<(), CliError> {
+    let folder = &absolute(&arguments.folder)?;
+    let (backup, sha256) = BackupIndex::read_with_hash(folder)?
+        .ok_or_else(|| path_error(folder, "is not a backup"))?;
     if !backup.is_complete && !arguments.unfinished {
         let problem = "is a backup that was not finished: it may lack documents; finish it, or take what is there with \
                        --unfinished";
-        return Err(says(folder, problem));
+        return Err(path_error(folder, problem));
     }
     let tombstones = tombstones_of(folder)?;
     if arguments.replace {
@@ -120,7 +125,7 @@ pub(in crate::cli) fn restore(arguments: &RestoreArguments) -> Result<(), CliErr
 /// Delete here what the backup says was deleted.
 fn restore_tombstones(
     relay: &mut Relay,
-    backup: &Backup,
+    backup: &BackupIndex,
     tombstones: &[Tombstone],
     replaces: bool,
     answer: &mut MergeAnswer,
@@ -143,7 +148,7 @@ fn restore_tombstones(
 }
 
 /// A damaged backup must not replace anything.
-fn check_first(backup: &Backup, folder: &Path) -> Result<(), CliError> {
+fn check_first(backup: &BackupIndex, folder: &Path) -> Result<(), CliError> {
     let mut damages = 0;
     let mut problem = None;
     backup.check(folder, &mut |line| {
@@ -161,5 +166,5 @@ fn check_first(backup: &Backup, folder: &Path) -> Result<(), CliError> {
     });
     let Some(problem) = problem else { return Ok(()) };
     let advice = "`tonk-relay fsck DIR` names what is wrong, and a restore without --replace merges what is whole";
-    Err(says(folder, format!("{problem}; nothing was replaced: {advice}")))
+    Err(path_error(folder, format!("{problem}; nothing was replaced: {advice}")))
 }

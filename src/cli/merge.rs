@@ -1,10 +1,19 @@
 //! Documents that are merged with what is stored, one after the other, and what became of them.
 
+use hyper::Method;
 use serde::Serialize;
 
-use super::*;
+use super::{
+    error::CliError,
+    output::{Refused, show},
+    relay::Relay,
+};
 use crate::{
-    admin::{client, storage::answers::Brought},
+    admin::{
+        client::{self, AdminError},
+        storage::documents::Brought,
+    },
+    base::document_id::DocumentId,
     document::compare::Merged,
 };
 
@@ -41,13 +50,6 @@ pub(super) struct MergeAnswer {
 /// So many documents are sent at a time, or fewer of this size together: they become durable together.
 const TOGETHER: usize = 256;
 const TOGETHER_BYTES: usize = 8 << 20;
-
-/// What could not be taken, and why.
-#[derive(Debug, Serialize)]
-pub(super) struct Refused {
-    pub(super) place: String,
-    pub(super) reason: String,
-}
 
 impl MergeAnswer {
     pub(super) fn new(dry_run: bool) -> Self {

@@ -1,17 +1,32 @@
 //! `tonk-relay export`
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    path::PathBuf,
+};
 
 use automerge::{Automerge, ObjId, ObjType, ROOT, ReadDoc, ScalarValueRef, ValueRef};
+use bytes::Bytes;
 use clap::Args;
+use hyper::Method;
 use serde::Serialize;
 
-use super::*;
-use crate::{bundle, cli::document_id};
+use super::{
+    arguments::document_id,
+    error::{CliError, io_error, path_error},
+    output::show,
+    progress::Progress,
+    relay::StorageArguments,
+};
+use crate::{
+    admin::client::AdminError,
+    base::{document_id::DocumentId, folder::Folder},
+    bundle,
+};
 
 /// `tonk-relay export`
 #[derive(Debug, Args)]
-pub(in crate::cli) struct ExportArguments {
+pub(super) struct ExportArguments {
     /// The app's root document
     #[arg(value_name = "ROOT_ID", value_parser = document_id)]
     root: DocumentId,
@@ -37,10 +52,10 @@ struct ExportAnswer {
     broken: Vec<String>,
 }
 
-pub(in crate::cli) fn export(arguments: &ExportArguments) -> Result<(), CliError> {
+pub(super) fn run(arguments: &ExportArguments) -> Result<(), CliError> {
     let (root, file) = (arguments.root, &arguments.file);
     if !arguments.force && file.exists() {
-        return Err(says(file, "is there already; --force writes over it"));
+        return Err(path_error(file, "is there already; --force writes over it"));
     }
     let mut relay = arguments.storage.relay.stored()?;
     let manifest =
@@ -56,7 +71,7 @@ pub(in crate::cli) fn export(arguments: &ExportArguments) -> Result<(), CliError
     let progress = Progress::new("documents");
     while let Some(document) = to_look_at.pop_front() {
         progress.is_at(documents.len(), seen.len());
-        let Some(content) = content(&mut relay, document, true)? else {
+        let Some(content) = relay.content(document, true)? else {
             missing.push(document);
             continue;
         };
@@ -72,13 +87,13 @@ pub(in crate::cli) fn export(arguments: &ExportArguments) -> Result<(), CliError
     }
     progress.end();
     if !documents.contains_key(&root) {
-        return Err(says(file, format!("nothing is stored of the root document {root}")));
+        return Err(path_error(file, format!("nothing is stored of the root document {root}")));
     }
-    let out = bundle::pack(&manifest, &documents).map_err(|error| says(file, error))?;
+    let out = bundle::pack(&manifest, &documents).map_err(|error| path_error(file, error))?;
     // A link is followed, and a file that is there keeps its permissions and owner.
-    let (folder, name) = Folder::holding(file).map_err(at(file))?;
-    let earlier = folder.stat(&name).map_err(at(file))?;
-    folder.write(&name, &out, 0o666, earlier.as_ref()).map_err(at(file))?;
+    let (folder, name) = Folder::holding(file).map_err(io_error(file))?;
+    let earlier = folder.stat(&name).map_err(io_error(file))?;
+    folder.write(&name, &out, 0o666, earlier.as_ref()).map_err(io_error(file))?;
     let (documents, bytes) = (documents.len(), out.len() as u64);
     let answer = ExportAnswer { root, documents, bytes, missing, broken };
     show(arguments.storage.json, &answer, || {

@@ -1,0 +1,74 @@
+//! `tonk-relay doc delete`
+
+use std::path::Path;
+
+use hyper::Method;
+use serde::Serialize;
+
+use crate::{
+    admin::storage::{deleted::Receipt, reason::Reason},
+    base::document_id::DocumentId,
+    cli::{backup_folder, error::CliError, output::show, relay::StorageArguments},
+    storage::backups::Backup,
+};
+
+pub(super) fn run(
+    id: DocumentId,
+    reason: Option<String>,
+    arguments: &StorageArguments,
+) -> Result<(), CliError> {
+    let path = format!("/documents/{id}/delete");
+    let mut relay = arguments.relay.stored()?;
+    let receipt: Receipt = relay.tell(Method::POST, &path, &Reason { reason })?;
+    let backups = receipt.backups.iter().map(|made| HeldBackup {
+        holds: backup_folder::holds(Path::new(&made.folder), id),
+        made: made.clone(),
+    });
+    let shown = ShownReceipt {
+        backups: backups.collect(),
+        receipt: Receipt { backups: Vec::new(), ..receipt },
+    };
+    show(arguments.json, &shown, || describe_receipt(&shown));
+    Ok(())
+}
+
+/// A receipt with what can be told of the backups here.
+#[derive(Serialize)]
+struct ShownReceipt {
+    #[serde(flatten)]
+    receipt: Receipt,
+    backups: Vec<HeldBackup>,
+}
+
+#[derive(Serialize)]
+struct HeldBackup {
+    #[serde(flatten)]
+    made: Backup,
+    /// Whether it holds the document; none if it is not to be found from here.
+    holds: Option<bool>,
+}
+
+fn describe_receipt(ShownReceipt { receipt, backups }: &ShownReceipt) -> String {
+    let mut text = format!(
+        "{} is deleted: {} chunks, {} bytes{}\n",
+        receipt.tombstone.document,
+        receipt.chunks,
+        receipt.bytes,
+        if receipt.bundle { ", and the uploaded bundle of this id" } else { "" },
+    );
+    for bundle in &receipt.held_by_bundles {
+        text.push_str(&format!("a bundle still holds it: {bundle}\n"));
+    }
+    for HeldBackup { made: Backup { folder, at, .. }, holds } in backups {
+        let holds = match holds {
+            Some(false) => continue,
+            Some(true) => "holds",
+            None => "may hold (it cannot be read from here)",
+        };
+        text.push_str(&format!("a backup {holds} it until it is renewed: {folder} (of {at})\n"));
+    }
+    for kept in &receipt.kept {
+        text.push_str(&format!("may hold it until you delete it: {}\n", kept.display()));
+    }
+    text
+}

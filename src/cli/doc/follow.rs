@@ -1,0 +1,64 @@
+//! `tonk-relay doc ID --follow`
+
+use hyper::Method;
+
+use crate::{
+    admin::client::AdminError,
+    base::document_id::DocumentId,
+    cli::{
+        error::CliError,
+        output::{print, printable, short},
+        relay::StorageArguments,
+    },
+    sync::follow::{Event, What},
+};
+
+/// Say what happens to a document until the relay ends, or whoever reads has had enough.
+pub(super) fn run(id: DocumentId, arguments: &StorageArguments) -> Result<(), CliError> {
+    let mut relay = arguments.relay.running()?;
+    let path = format!("/documents/{id}/events");
+    let json = arguments.json;
+    let followed = relay.lines(Method::GET, &path, |event: Event| {
+        print(&match json {
+            true => format!("{}\n", serde_json::to_string(&event).unwrap_or_default()),
+            false => describe_event(&event),
+        });
+    });
+    match followed {
+        // The stream has no other end.
+        Err(CliError::Admin(AdminError::Http(_))) => {
+            eprintln!("the relay has stopped");
+            Ok(())
+        }
+        followed => followed,
+    }
+}
+
+fn describe_event(Event { at, peer, connection, what }: &Event) -> String {
+    let what = match what {
+        What::Opened { heads } if heads.is_empty() => "opened: nothing of it is here".to_owned(),
+        What::Opened { heads } => format!("opened at {}", short(heads)),
+        What::Unloaded { reason } => format!("left memory: {reason}"),
+        What::Joined => "is here".to_owned(),
+        What::Left => "has left".to_owned(),
+        What::Received { kind, bytes, heads, brings_changes } => {
+            let changes = if *brings_changes { ", with changes" } else { "" };
+            format!("sent {kind}, {bytes} bytes, {heads} heads{changes}")
+        }
+        What::Applied { new_changes: 0 } => {
+            "nothing of it was new, or it waits for changes before it".to_owned()
+        }
+        What::Applied { new_changes } => format!("applied: {new_changes} new changes"),
+        What::Refused { reason } => format!("REFUSED: {reason}"),
+        What::Sent { kind, bytes } => format!("was sent {kind}, {bytes} bytes"),
+        What::KeptBack => "reads slowly: it is told later".to_owned(),
+        What::Saved { heads } => format!("saved at {}", short(heads)),
+        What::Missed { events } => format!("{events} events came too fast to be told"),
+    };
+    let time = at.get(11..23).unwrap_or(at);
+    let who = match (connection, peer) {
+        (Some(connection), Some(peer)) => format!("{connection} {}", printable(peer, 40)),
+        _ => "relay".to_owned(),
+    };
+    format!("{time}  {who:<32} {what}\n")
+}

@@ -1,0 +1,110 @@
+//! `tonk-relay doc ID`: what is stored of a document, and who has it open.
+
+use hyper::Method;
+use serde::Serialize;
+
+use crate::{
+    admin::client::AdminError,
+    base::document_id::DocumentId,
+    cli::{
+        error::CliError,
+        output::{printable, short, show, size},
+        relay::{Relay, StorageArguments},
+    },
+    storage::{blocked::Block, inspect::Inspection, quarantine::Entry},
+    sync::look::{LiveDocument, LiveSession},
+};
+
+pub(super) fn run(id: DocumentId, arguments: &StorageArguments) -> Result<(), CliError> {
+    let path = format!("/documents/{id}");
+    let mut relay = arguments.relay.stored()?;
+    let stored = relay.ask::<Inspection>(Method::GET, &path);
+    let live = look(&mut relay, id)?;
+    let stored = match stored {
+        // It may be here and not be durable yet.
+        Err(CliError::Admin(AdminError::Missing(_))) if live.is_some() => None,
+        stored => Some(stored?),
+    };
+    let known = Known { stored, live };
+    show(arguments.json, &known, || {
+        let stored = known.stored.as_ref().map(describe_document);
+        let live = known.live.as_ref().map(describe_live);
+        stored.unwrap_or_else(|| format!("document     {id}\nnothing of it is stored\n"))
+            + &live.unwrap_or_default()
+    });
+    Ok(())
+}
+
+/// What is known of a document.
+#[derive(Serialize)]
+struct Known {
+    #[serde(flatten)]
+    stored: Option<Inspection>,
+    /// What its room says, where it is live.
+    live: Option<LiveDocument>,
+}
+
+fn describe_document(document: &Inspection) -> String {
+    let mut text = format!(
+        "document     {}\nheads        {}\nchanges      {} by {} actors, the last {}\nstored       {} bytes in {} chunks\n",
+        document.document,
+        document.heads.join(" "),
+        document.changes,
+        document.actors,
+        document.last_change.as_deref().unwrap_or("at a time that nobody noted"),
+        document.bytes,
+        document.chunks.len(),
+    );
+    if let Some(Block { blocked_at, reason, .. }) = &document.blocked {
+        let reason = reason.as_ref().map_or_else(String::new, |reason| format!(": {reason}"));
+        text.push_str(&format!("blocked      since {blocked_at}{reason}\n"));
+    }
+    for chunk in &document.chunks {
+        let fault = chunk.fault.as_ref().map(|fault| format!("  broken: {fault}"));
+        let fault = fault.unwrap_or_default();
+        text.push_str(&format!("  {:>9}  {}{fault}\n", chunk.bytes, chunk.key));
+    }
+    for entry in &document.quarantined {
+        let Entry { path, bytes, reason, .. } = entry;
+        text.push_str(&format!("  {bytes:>9}  in quarantine: {path}: {reason}\n"));
+    }
+    text
+}
+
+/// What a document's room says; none where there is none, or no relay runs.
+fn look(relay: &mut Relay, id: DocumentId) -> Result<Option<LiveDocument>, CliError> {
+    match relay.ask(Method::GET, &format!("/documents/{id}/live")) {
+        Ok(live) => Ok(Some(live)),
+        Err(CliError::Admin(AdminError::Missing(_))) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn describe_live(live: &LiveDocument) -> String {
+    let mut text = format!("live         {}", live.state);
+    if let Some(heads) = &live.heads {
+        let is_saved = live.saved.as_ref() == Some(heads);
+        let saved = if is_saved { "all of it saved" } else { "NOT all of it saved yet" };
+        text.push_str(&format!(", heads {}, {saved}", short(heads)));
+    }
+    text.push('\n');
+    for session in &live.sessions {
+        let LiveSession { connection, peer, client, heads, waits, queue_bytes } = session;
+        let stands = match (heads, &live.heads) {
+            _ if *waits => "asked for it and waits".to_owned(),
+            (Some(theirs), Some(ours)) if theirs == ours => "has all of it".to_owned(),
+            (Some(theirs), _) if theirs.is_empty() => "has nothing of it".to_owned(),
+            (Some(theirs), _) => format!("last said that it has {}", short(theirs)),
+            (None, Some(_)) => "has not said what it has".to_owned(),
+            (None, None) => "is here".to_owned(),
+        };
+        let client = client.as_deref().unwrap_or("?");
+        let peer = printable(peer, 40);
+        text.push_str(&format!("  {connection:<8} {peer} ({client}) {stands}"));
+        if *queue_bytes > 0 {
+            text.push_str(&format!(", {} wait to be read by it", size(*queue_bytes as u64)));
+        }
+        text.push('\n');
+    }
+    text
+}

@@ -1,0 +1,116 @@
+//! `tonk-relay doc`: shows, deletes or blocks a document.
+
+mod delete;
+mod follow;
+mod inspect;
+
+use clap::{Args, Subcommand};
+use hyper::Method;
+
+use super::{arguments::document_id, error::CliError, output::show, relay::StorageArguments};
+use crate::{
+    admin::storage::reason::Reason, base::document_id::DocumentId, storage::blocked::Block,
+};
+
+/// `tonk-relay doc`
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+pub(super) struct DocArguments {
+    /// Its id, or its automerge: URL
+    #[arg(value_parser = document_id, required = true)]
+    id: Option<DocumentId>,
+    /// Say what happens to it from now on in the running relay: who sent what, and whether it was applied or refused
+    /// and why; never what is in it
+    #[arg(long)]
+    follow: bool,
+    #[command(flatten)]
+    storage: StorageArguments,
+    #[command(subcommand)]
+    command: Option<DocCommand>,
+}
+
+#[derive(Debug, Subcommand)]
+enum DocCommand {
+    /// Delete a document for good: nothing brings it back until it is undeleted
+    Delete {
+        /// Its id, or its automerge: URL
+        #[arg(value_parser = document_id)]
+        id: DocumentId,
+        /// Why; kept with the tombstone
+        #[arg(long, value_name = "TEXT")]
+        reason: Option<String>,
+        #[command(flatten)]
+        storage: StorageArguments,
+    },
+    /// Let a deleted document be brought again; what was deleted does not come back by itself
+    Undelete {
+        /// Its id, or its automerge: URL
+        #[arg(value_parser = document_id)]
+        id: DocumentId,
+        #[command(flatten)]
+        storage: StorageArguments,
+    },
+    /// Keep a document from everybody, at once and until it is unblocked; what is stored of it stays
+    Block {
+        /// Its id, or its automerge: URL
+        #[arg(value_parser = document_id)]
+        id: DocumentId,
+        /// Why; kept with the block
+        #[arg(long, value_name = "TEXT")]
+        reason: Option<String>,
+        #[command(flatten)]
+        storage: StorageArguments,
+    },
+    /// Say which documents are blocked, since when and why
+    Blocked {
+        #[command(flatten)]
+        storage: StorageArguments,
+    },
+    /// Let everybody have a blocked document again
+    Unblock {
+        /// Its id, or its automerge: URL
+        #[arg(value_parser = document_id)]
+        id: DocumentId,
+        #[command(flatten)]
+        storage: StorageArguments,
+    },
+}
+
+pub(super) fn run(arguments: DocArguments) -> Result<(), CliError> {
+    match (arguments.command, arguments.id) {
+        (Some(DocCommand::Delete { id, reason, storage }), _) => delete::run(id, reason, &storage),
+        (Some(DocCommand::Undelete { id, storage }), _) => {
+            let path = format!("/documents/{id}/undelete");
+            let () = storage.relay.stored()?.ask(Method::POST, &path)?;
+            let answer = serde_json::json!({ "document": id, "deleted": false });
+            show(storage.json, &answer, || format!("{id} may be brought again\n"));
+            Ok(())
+        }
+        (Some(DocCommand::Block { id, reason, storage }), _) => {
+            let path = format!("/documents/{id}/block");
+            let block: Block =
+                storage.relay.stored()?.tell(Method::POST, &path, &Reason { reason })?;
+            show(storage.json, &block, || format!("{id} is kept from everybody\n"));
+            Ok(())
+        }
+        (Some(DocCommand::Blocked { storage }), _) => {
+            let all: Vec<Block> = storage.relay.stored()?.ask(Method::GET, "/blocked")?;
+            let line = |Block { document, blocked_at, reason }: &Block| {
+                format!("{document}  {blocked_at}  {}\n", reason.as_deref().unwrap_or_default())
+            };
+            show(storage.json, &all, || all.iter().map(line).collect());
+            Ok(())
+        }
+        (Some(DocCommand::Unblock { id, storage }), _) => {
+            let path = format!("/documents/{id}/unblock");
+            let () = storage.relay.stored()?.ask(Method::POST, &path)?;
+            let answer = serde_json::json!({ "document": id, "blocked": false });
+            show(storage.json, &answer, || format!("{id} may be had again\n"));
+            Ok(())
+        }
+        (None, Some(id)) if arguments.follow => follow::run(id, &arguments.storage),
+        (None, Some(id)) => inspect::run(id, &arguments.storage),
+        // clap asks for one of them.
+        (None, None) => Ok(()),
+    }
+}

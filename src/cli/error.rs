@@ -1,0 +1,87 @@
+//! Why a command ends with an error, and with which exit code.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
+
+use crate::{
+    admin::client::AdminError, app::AppError, base::document_id::DocumentId, config::load::Fault,
+    observe::log::LogError, storage::StorageError,
+};
+
+/// The config is wrong (`sysexits.h`).
+const EX_CONFIG: u8 = 78;
+
+/// Why the program ends with an error.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum CliError {
+    #[error("{}", lines(.0))]
+    Config(Vec<Fault>),
+    #[error("{0}")]
+    Log(#[from] LogError),
+    #[error(transparent)]
+    App(#[from] AppError),
+    #[error(transparent)]
+    Admin(#[from] AdminError),
+    #[error("{}: {problem}", path.display())]
+    Path { path: PathBuf, problem: String },
+    #[error("{0} is no automerge document: {1}")]
+    Document(DocumentId, Box<automerge::AutomergeError>),
+    #[error("not all could be checked: {0}")]
+    NotChecked(String),
+    #[error(
+        "{0}; `tonk-relay fsck --repair`, or a start of the relay, moves the journal into quarantine"
+    )]
+    BrokenJournal(StorageError),
+    #[error("the documents cannot be listed: {0}")]
+    NotListed(String),
+    #[error("{0}")]
+    Problem(String),
+    /// The exit code; what there is to say was said.
+    #[error("")]
+    Said(u8),
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    #[error(transparent)]
+    Metrics(#[from] prometheus::Error),
+    #[error("not reloaded:\n{}", .0.join("\n"))]
+    NotReloaded(Vec<String>),
+    #[error("{}: not found", .0.display())]
+    NoBundle(PathBuf),
+    #[error("{}: {source}", path.display())]
+    Io { path: PathBuf, source: io::Error },
+    #[error("HOST={0}: {1}")]
+    Host(String, String),
+    #[error("{0} names no Unix socket under admin.listen; name the relay's socket with --socket")]
+    NoSocket(String),
+    #[error("the runtime cannot start: {0}")]
+    Runtime(io::Error),
+}
+
+impl CliError {
+    pub(super) fn code(&self) -> u8 {
+        match self {
+            Self::Config(_) | Self::Log(LogError::Level(_)) => EX_CONFIG,
+            Self::Said(code) => *code,
+            Self::App(AppError::OpenSocket { .. } | AppError::Auth { .. }) => EX_CONFIG,
+            // As fsck(8) says it: what is broken was left as it is, and: the check could not be made.
+            Self::BrokenJournal(_) => 4,
+            Self::NotChecked(_) => 8,
+            _ => 1,
+        }
+    }
+}
+
+fn lines(faults: &[Fault]) -> String {
+    faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+}
+
+pub(super) fn io_error(path: &Path) -> impl Fn(io::Error) -> CliError {
+    let path = path.to_owned();
+    move |source| CliError::Io { path: path.clone(), source }
+}
+
+pub(super) fn path_error(path: &Path, problem: impl ToString) -> CliError {
+    CliError::Path { path: path.to_owned(), problem: problem.to_string() }
+}

@@ -1,0 +1,197 @@
+//! The command line: its arguments, and which file does what they ask for.
+//!
+//! Every command has a file of its name. `backup`, `doc` and `ping` are folders. Commands reach a relay, or the stored data
+//! when no relay runs, through `relay`.
+
+#![allow(clippy::disallowed_methods, reason = "commands may block")]
+
+mod arguments;
+mod backup;
+mod backup_folder;
+mod checkpoint;
+mod daemon;
+mod demo;
+mod doc;
+mod error;
+mod export;
+mod files;
+mod fsck;
+mod import;
+mod merge;
+mod output;
+mod ping;
+mod progress;
+mod quarantine;
+mod relay;
+mod reload;
+mod restore;
+mod runtime;
+mod serve_storage;
+mod status;
+mod token;
+mod top;
+
+use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+
+use self::{
+    backup::BackupArguments,
+    daemon::DaemonArguments,
+    doc::DocArguments,
+    error::CliError,
+    export::ExportArguments,
+    fsck::FsckArguments,
+    import::ImportArguments,
+    ping::PingArguments,
+    quarantine::QuarantineCommand,
+    relay::{RelayArguments, StorageArguments},
+    restore::RestoreArguments,
+    token::TokenArguments,
+};
+
+/// The sync relay for Tonk and automerge-repo apps.
+#[derive(Debug, Parser)]
+#[command(version, args_conflicts_with_subcommands = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    daemon: DaemonArguments,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Start a relay to try, with a small bundle of its own and everything in one folder
+    Demo {
+        /// Serve this bundle instead
+        #[arg(long, value_name = "FILE")]
+        bundle: Option<PathBuf>,
+        /// Where documents, bundles and the admin socket go
+        #[arg(long, value_name = "FOLDER", default_value = "tonk-relay-data")]
+        folder: PathBuf,
+        /// Where to listen
+        #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:8081")]
+        listen: SocketAddr,
+    },
+    /// Ask the running relay how it is
+    Status {
+        #[command(flatten)]
+        relay: RelayArguments,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Say which documents and which sessions cost the running relay most in the last minute
+    Top {
+        #[command(flatten)]
+        relay: RelayArguments,
+        /// Say it once, also on a terminal
+        #[arg(long)]
+        once: bool,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Try the way to a relay as a client takes it: address, TLS, proxy, upgrade, round trip, large messages, silence
+    Ping(PingArguments),
+    /// Let the running relay take over its changed config file
+    Reload {
+        #[command(flatten)]
+        relay: RelayArguments,
+    },
+    /// Make, list and remove the tokens that clients sign in with
+    Token(TokenArguments),
+    /// Move all that is stored into the documents' folders, whether or not the relay runs
+    Checkpoint {
+        #[command(flatten)]
+        storage: StorageArguments,
+    },
+    /// Say what is stored of a document, or delete it, whether or not the relay runs
+    Doc(DocArguments),
+    /// Check all that is stored, whether or not the relay runs: 0 all is well, 1 repaired, 4 damaged, 8 not checked
+    Fsck(FsckArguments),
+    /// Look after what was put aside because it does not parse
+    Quarantine {
+        #[command(subcommand)]
+        command: QuarantineCommand,
+    },
+    /// Copy all that is stored into a folder, whether or not the relay runs; what has not changed is not copied again
+    Backup(BackupArguments),
+    /// Bring a backup back
+    Restore(RestoreArguments),
+    /// Take over the documents of another relay's folder, which stays as it is
+    Import(ImportArguments),
+    /// Write an app's documents as they are now into a .tonk bundle: 0 with all of them, 1 where one that is mentioned
+    /// is not stored or not whole
+    Export(ExportArguments),
+    /// Serve what is stored to another command of ours
+    #[command(hide = true)]
+    ServeStorage {
+        #[arg(long)]
+        config: PathBuf,
+        /// Make the folder if it is not there, and put a broken journal aside
+        #[arg(long)]
+        repairs: bool,
+    },
+}
+
+/// What the arguments can be, for the manual and for completions.
+pub fn command() -> clap::Command {
+    <Arguments as clap::CommandFactory>::command()
+}
+
+/// Run the command that the arguments name.
+pub fn run() -> ExitCode {
+    let arguments = Arguments::parse();
+    let result = match arguments.command {
+        Some(Command::Demo { bundle, folder, listen }) => demo::run(bundle, &folder, listen),
+        Some(Command::Status { relay, json }) => status::run(&relay, json),
+        Some(Command::Top { relay, once, json }) => top::run(&relay, once, json),
+        Some(Command::Ping(arguments)) => ping::run(&arguments),
+        Some(Command::Reload { relay }) => reload::run(&relay),
+        Some(Command::Token(arguments)) => token::run(arguments),
+        Some(Command::Checkpoint { storage }) => checkpoint::run(&storage),
+        Some(Command::Doc(arguments)) => doc::run(arguments),
+        Some(Command::Fsck(arguments)) => fsck::run(&arguments),
+        Some(Command::Quarantine { command }) => quarantine::run(command),
+        Some(Command::Backup(arguments)) => backup::run(&arguments),
+        Some(Command::Restore(arguments)) => restore::run(&arguments),
+        Some(Command::Import(arguments)) => import::run(&arguments),
+        Some(Command::Export(arguments)) => export::run(&arguments),
+        Some(Command::ServeStorage { config, repairs }) => serve_storage::run(&config, repairs),
+        None => daemon::run(arguments.daemon),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            if !matches!(error, CliError::Said(_)) {
+                eprintln!("{error}");
+            }
+            ExitCode::from(error.code())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn the_arguments_fit_together() {
+        command().debug_assert();
+    }
+
+    #[test]
+    fn the_typescript_relays_form_is_understood() {
+        let arguments =
+            Arguments::try_parse_from(["tonk-relay", "8081", "app.tonk"]).expect("parses");
+        assert_eq!(arguments.daemon.port, Some(8081));
+        assert_eq!(arguments.daemon.storage, Path::new("automerge-repo-data"));
+        assert!(Arguments::try_parse_from(["tonk-relay", "8081"]).is_err(), "a bundle is missing");
+        let reload = Arguments::try_parse_from(["tonk-relay", "reload"]).expect("parses");
+        assert!(matches!(reload.command, Some(Command::Reload { .. })));
+    }
+}

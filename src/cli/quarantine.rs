@@ -1,0 +1,74 @@
+//! `tonk-relay quarantine`
+
+use clap::Subcommand;
+use hyper::Method;
+
+use super::{error::CliError, output::show, relay::StorageArguments};
+use crate::{
+    admin::storage::quarantine::{Done, Selection},
+    storage::quarantine::Entry,
+};
+
+/// `tonk-relay quarantine`
+#[derive(Debug, Subcommand)]
+pub(super) enum QuarantineCommand {
+    /// Name what is there, and why
+    List {
+        #[command(flatten)]
+        storage: StorageArguments,
+    },
+    /// Put chunks that parse back among the documents
+    Release {
+        /// Paths, as `quarantine list` names them
+        #[arg(value_name = "PATH", required = true)]
+        paths: Vec<String>,
+        #[command(flatten)]
+        storage: StorageArguments,
+    },
+    /// Delete entries for good
+    Purge {
+        /// Paths, as `quarantine list` names them
+        #[arg(value_name = "PATH", required_unless_present = "older_than")]
+        paths: Vec<String>,
+        /// All that are older than this, such as 30d; 0s for all
+        #[arg(long, value_name = "AGE")]
+        older_than: Option<humantime::Duration>,
+        #[command(flatten)]
+        storage: StorageArguments,
+    },
+}
+
+pub(super) fn run(command: QuarantineCommand) -> Result<(), CliError> {
+    match command {
+        QuarantineCommand::List { storage } => {
+            let entries: Vec<Entry> = storage.relay.stored()?.ask(Method::GET, "/quarantine")?;
+            let line = |entry: &Entry| {
+                format!("{}  {:>9}  {}  {}\n", entry.since, entry.bytes, entry.path, entry.reason)
+            };
+            show(storage.json, &entries, || entries.iter().map(line).collect());
+            Ok(())
+        }
+        QuarantineCommand::Release { paths, storage } => {
+            change("release", "released", Selection { paths, older_than: None }, &storage)
+        }
+        QuarantineCommand::Purge { paths, older_than, storage } => {
+            let older_than = older_than.map(|age| age.as_secs());
+            change("purge", "deleted", Selection { paths, older_than }, &storage)
+        }
+    }
+}
+
+fn change(
+    verb: &str,
+    done: &str,
+    selection: Selection,
+    arguments: &StorageArguments,
+) -> Result<(), CliError> {
+    let path = format!("/quarantine/{verb}");
+    let answer: Done = arguments.relay.stored()?.tell(Method::POST, &path, &selection)?;
+    show(arguments.json, &answer, || {
+        let done = answer.done.iter().map(|path| format!("{done} {path}\n"));
+        done.chain(answer.failed.iter().map(|reason| format!("{reason}\n"))).collect()
+    });
+    if answer.failed.is_empty() { Ok(()) } else { Err(CliError::Said(1)) }
+}
