@@ -25,9 +25,8 @@ use self::answers::{
 };
 use crate::{
     base::document_id::{BadDocumentId, DocumentId},
-    bundle,
     bundle::{
-        Bundle, BundleError, MaxInflated,
+        self, Bundle, BundleError, MaxInflated,
         served::Served,
         store::{BundleStore, Received},
     },
@@ -35,15 +34,18 @@ use crate::{
     document::{chunk::Key, compare::Merged},
     storage::{
         ChunkStore, StorageError,
-        backups::{self, Backup},
-        blocked::Block,
         documents::{Bringer, Documents},
-        fsck, imported,
+        fsck,
         inspect::Inspection,
-        journal::Journal,
-        quarantine,
-        replacing::{self, Source},
-        tombstones::Tombstone,
+        local::{
+            backups::{self, Backup},
+            blocked::Block,
+            imported,
+            journal::Journal,
+            quarantine,
+            replacing::{self, Source},
+            tombstones::Tombstone,
+        },
     },
     sync::rooms::Rooms,
 };

@@ -49,13 +49,15 @@ use crate::{
         signals::{self, Request},
         systemd,
     },
-    storage::nodefs::TMP,
     storage::{
         StorageError,
         documents::Documents,
-        journal::Journal,
-        replacing::{self, Replacing},
-        space::Space,
+        local::{
+            TMP,
+            journal::Journal,
+            replacing::{self, Replacing},
+            space::Space,
+        },
     },
     sync::{
         incoming::Arriving,

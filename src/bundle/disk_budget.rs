@@ -17,7 +17,7 @@ use crate::{
     base::{blocking, lock::lock},
     config::{Config, Size},
     limits::counted_as,
-    storage::space::Space,
+    storage::local::space::Space,
 };
 
 /// Space is reserved in steps of this size: each asks the disk how much is free.

@@ -33,7 +33,7 @@ use crate::{
     observe::metrics::BundleMetrics,
     storage::{
         documents::{Bringer, Documents},
-        imported,
+        local::imported,
     },
 };
 

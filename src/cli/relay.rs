@@ -30,7 +30,10 @@ use crate::{
     bundle::{MaxInflated, served::ServedBundle, store},
     config::{AdminAddress, Config, Time, load},
     observe::{health::Health, metrics::Metrics},
-    storage::{documents::Documents, journal::Journal, space::Space},
+    storage::{
+        documents::Documents,
+        local::{journal::Journal, space::Space},
+    },
 };
 
 /// Which relay a command is for.

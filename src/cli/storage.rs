@@ -21,11 +21,9 @@ use crate::{
     },
     base::document_id::DocumentId,
     storage::{
-        backups::Backup,
-        blocked::Block,
         fsck::{self, Finding, Line, Summary},
         inspect::Inspection,
-        quarantine::Entry,
+        local::{backups::Backup, blocked::Block, quarantine::Entry},
     },
     sync::look::LiveDocument,
 };

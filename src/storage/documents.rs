@@ -14,7 +14,7 @@ use sha2::{Digest, Sha256};
 use tokio::sync::{Semaphore, watch};
 use tracing::{error, info, warn};
 
-use super::{ChunkStore, StorageError, space::Space};
+use super::{ChunkStore, StorageError, local::space::Space};
 use crate::{
     base::hex::hex,
     base::{backoff::Backoff, document_id::DocumentId},

@@ -16,10 +16,12 @@ use tokio::runtime::Handle;
 use super::{
     ChunkStore, StorageError,
     documents::{Base, Checked, check},
-    journal::{Journal, count_rows},
-    nodefs::MAX_FILE,
-    quarantine,
-    walk::{self, Found},
+    local::{
+        MAX_FILE,
+        journal::{Journal, count_rows},
+        quarantine,
+        walk::{self, Found},
+    },
 };
 use crate::{
     base::hex::hex,

@@ -4,7 +4,11 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
-use super::{ChunkStore, StorageError, blocked::Block, documents::check, quarantine::Entry};
+use super::{
+    ChunkStore, StorageError,
+    documents::check,
+    local::{blocked::Block, quarantine::Entry},
+};
 use crate::base::document_id::DocumentId;
 use crate::document::chunk::Key;
 
@@ -114,7 +118,9 @@ mod tests {
     use automerge::{Automerge, ROOT, transaction::Transactable};
 
     use super::*;
-    use crate::{config::Durability, document::chunk::ChunkKind, storage::nodefs::NodefsStore};
+    use crate::{
+        config::Durability, document::chunk::ChunkKind, storage::local::nodefs::NodefsStore,
+    };
 
     #[tokio::test]
     async fn it_says_what_is_stored_and_changes_nothing() {

@@ -1,29 +1,19 @@
-//! Documents on disk.
+//! Stored documents.
 //!
-//! [`ChunkStore`] is what a store must do. [`nodefs`] is automerge-repo's folder layout, [`journal`] a journal
-//! before it, in which the changes of all documents become durable together. [`documents`] stands above them:
-//! it loads a document with what the [`underlay`] has of it, checks every chunk, retries what fails, and
-//! knows how much waits to be written. [`tombstones`] are the documents that were deleted, [`blocked`] those that an
-//! operator keeps from everybody; both are [`marks`]. [`space`] is how much room there is. For the operator,
-//! [`inspect`] says what is stored of one document, [`walk`] lists a folder, [`fsck`] checks one, and
-//! [`quarantine`] is what was put aside, [`backups`] are those that were made; [`replacing`] guards a restore that replaces all, and
-//! [`imported`] notes which uploaded bundles are among the documents.
+//! | to find | look in |
+//! |---|---|
+//! | what a store must do | [`ChunkStore`] |
+//! | loading, checking, merging and saving documents | [`documents`] |
+//! | snapshots from which stored documents start | [`underlay`] |
+//! | the store on local disks: folders, and the journal in front of them | [`local`] |
+//! | what is stored of one document, for an operator | [`inspect`] |
+//! | checks of everything that is stored | [`fsck`] |
 
-pub mod backups;
-pub mod blocked;
 pub mod documents;
 pub mod fsck;
-pub mod imported;
 pub mod inspect;
-pub mod journal;
-pub mod marks;
-pub mod nodefs;
-pub mod quarantine;
-pub mod replacing;
-pub mod space;
-pub mod tombstones;
+pub mod local;
 pub mod underlay;
-pub mod walk;
 
 use std::{io, path::PathBuf};
 

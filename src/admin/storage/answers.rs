@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     base::document_id::DocumentId,
-    storage::{backups::Backup, tombstones::Tombstone},
+    storage::local::{backups::Backup, tombstones::Tombstone},
 };
 
 /// Why a command cannot be done, as JSON.

@@ -27,11 +27,12 @@ use crate::{
         load,
     },
     storage::{
-        backups,
         fsck::{self, Finding, Kind, Line},
-        nodefs::MAX_FILE,
-        tombstones::Tombstone,
-        walk::{self, Found, Listed},
+        local::{
+            MAX_FILE, backups,
+            tombstones::Tombstone,
+            walk::{self, Found, Listed},
+        },
     },
 };
 

@@ -8,8 +8,10 @@ use crate::{
     base::folder,
     storage::{
         documents,
-        journal::count_rows,
-        walk::{self, Found},
+        local::{
+            journal::count_rows,
+            walk::{self, Found},
+        },
     },
 };
 

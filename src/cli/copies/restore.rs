@@ -14,7 +14,10 @@ use crate::{
         storage::answers::{Buried, Replaced, StorageId},
     },
     base::{folder, hex::hex},
-    storage::{fsck::Line, nodefs::MAX_FILE, replacing::Source, tombstones::Tombstone},
+    storage::{
+        fsck::Line,
+        local::{MAX_FILE, replacing::Source, tombstones::Tombstone},
+    },
 };
 
 /// `tonk-relay restore`

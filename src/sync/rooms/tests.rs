@@ -17,7 +17,7 @@ use crate::{
     config::{Durability, EngineKind, MemoryLimit, Time},
     document::{compare::Relation, unpacked::Unpacked},
     observe::health::Health,
-    storage::{nodefs::NodefsStore, space::Space},
+    storage::local::{nodefs::NodefsStore, space::Space},
     sync::{
         look::EngineLook,
         outbound::Next,

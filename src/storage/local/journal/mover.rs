@@ -1,9 +1,23 @@
 //! What leaves the journal: chunks that move into the folders, those that leave the folders, deleted documents.
 
+use std::{collections::VecDeque, io, sync::Arc, time::Duration};
+
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep, sleep_until, timeout},
+};
+use tracing::warn;
+
 use super::{
+    super::{nodefs::NodefsStore, tombstones::Tombstone},
     index::{ROWS, Row},
+    shared::{Change, Request, Shared, send},
     writer::Doomed,
-    *,
+};
+use crate::{
+    base::{backoff::Backoff, document_id::DocumentId},
+    document::chunk::Key,
+    storage::{ChunkStore, StorageError},
 };
 
 /// Chunks that move into the folders at a time.
@@ -47,6 +61,15 @@ pub(super) async fn delete_after_grace(
         }
         mover.shared.deleting.send_replace(None);
     }
+}
+
+/// What a deletion found of a document.
+#[derive(Debug, Default)]
+pub struct Deleted {
+    /// Chunks in the journal and the folders, quarantine included.
+    pub chunks: usize,
+    /// Their bytes.
+    pub bytes: u64,
 }
 
 /// Moves chunks from the journal into the folders.

@@ -12,9 +12,10 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    StorageError,
-    nodefs::{REPLACED, REPLACING, failed, read, sync_folder, write_atomically},
+    files::{failed, read, sync_folder, write_atomically},
+    layout::{REPLACED, REPLACING},
 };
+use crate::storage::StorageError;
 
 /// A backup, as `.replacing` names it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,10 +1,12 @@
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::PoisonError, time::Duration};
 
 use proptest::prelude::*;
+use tokio::time::{Instant, sleep, timeout};
 
 use super::*;
 use crate::{
     config::{Size, Time},
+    document::chunk::ChunkKind,
     observe::metrics::Metrics,
 };
 

@@ -14,9 +14,11 @@ use serde::{Deserialize, Serialize};
 use crate::document::chunk::{ChunkKind, Key};
 use crate::document::load::parses;
 
+use crate::storage::StorageError;
+
 use super::{
-    StorageError,
-    nodefs::{QUARANTINE, failed, read, write_atomically},
+    files::{failed, read, write_atomically},
+    layout::{BROKEN_JOURNAL, QUARANTINE, own_reason},
 };
 
 /// Something in quarantine.
@@ -71,13 +73,6 @@ pub fn list(root: &Path) -> Result<Vec<Entry>, StorageError> {
     }
     entries.sort_unstable_by(|a, b| a.path.cmp(&b.path));
     Ok(entries)
-}
-
-/// The file with a chunk's own reason.
-pub(super) fn own_reason(path: &Path) -> PathBuf {
-    let mut own = path.as_os_str().to_owned();
-    own.push(".reason");
-    own.into()
 }
 
 /// A chunk has its own reason; the files of a journal that was put aside share one.
@@ -147,14 +142,16 @@ pub fn older(root: &Path, age: Duration) -> Result<Vec<String>, StorageError> {
 pub fn broken_journals(root: &Path) -> Result<Vec<PathBuf>, StorageError> {
     let top = root.join(QUARANTINE);
     let names = list(root)?.into_iter().filter_map(|entry| {
-        entry.path.split('/').next().filter(|name| name.starts_with(JOURNAL)).map(str::to_owned)
+        entry
+            .path
+            .split('/')
+            .next()
+            .filter(|name| name.starts_with(BROKEN_JOURNAL))
+            .map(str::to_owned)
     });
     let names: BTreeSet<String> = names.collect();
     Ok(names.into_iter().map(|name| top.join(name)).collect())
 }
-
-/// The names of folders with broken journals begin with this.
-pub(super) const JOURNAL: &str = "journal-";
 
 /// Delete a file with its reason, and folders that are empty then.
 fn delete(file: &Path) -> Result<(), StorageError> {
@@ -182,7 +179,7 @@ mod tests {
     use crate::{
         base::document_id::DocumentId,
         config::Durability,
-        storage::{ChunkStore, nodefs::NodefsStore},
+        storage::{ChunkStore, local::nodefs::NodefsStore},
     };
 
     #[tokio::test]

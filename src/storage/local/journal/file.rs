@@ -2,19 +2,33 @@
 
 #![allow(clippy::disallowed_methods, reason = "all of it blocks, and runs on threads that may")]
 
-use std::io::Read;
+use std::{
+    fs,
+    io::{self, Read},
+    path::{Path, PathBuf},
+};
 
-use rusqlite::config::DbConfig;
+use bytes::Bytes;
+// rusqlite: the binding to SQLite with the most users, and it brings SQLite's source along.
+use rusqlite::{Connection, OpenFlags, config::DbConfig};
+use tracing::{error, warn};
 
 use super::{
     super::{
-        nodefs::{MAX_FILE, relative, write_atomically},
-        quarantine::JOURNAL,
+        files::{MAX_FILE, write_atomically},
+        layout::{BROKEN_JOURNAL, QUARANTINE, relative},
+        nodefs::delete_files,
+        tombstones::Tombstones,
     },
     index::{Index, Row},
-    *,
 };
-use crate::base::folder;
+use crate::{
+    base::{document_id::DocumentId, folder},
+    config::Durability,
+    document::chunk::{ChunkKind, Key},
+    observe::metrics::StorageMetrics,
+    storage::StorageError,
+};
 
 /// The journal's own format, in SQLite's `user_version`; and what says in `application_id` that it is ours
 /// ("tonk").
@@ -245,7 +259,7 @@ pub(super) fn set_aside(
 ) -> Result<(), StorageError> {
     let failed = |source| StorageError { action: "move", path: path.to_owned(), source };
     let salvaged = salvage(root, path);
-    let folder = |n: u32| root.join(format!("{QUARANTINE}/{JOURNAL}{n}"));
+    let folder = |n: u32| root.join(format!("{QUARANTINE}/{BROKEN_JOURNAL}{n}"));
     let to = folder((0..).find(|n| !folder(*n).exists()).unwrap_or_default());
     fs::create_dir_all(&to).map_err(failed)?;
     fs::write(to.join("reason"), format!("{reason}\n")).map_err(failed)?;

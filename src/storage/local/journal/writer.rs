@@ -1,6 +1,19 @@
 //! The task that commits.
 
-use super::{index::Row, *};
+use std::{collections::HashMap, io, sync::Arc, time::Duration};
+
+use rusqlite::{Connection, params};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, timeout_at},
+};
+
+use super::{
+    file::{forget_deleted, leave_no_trace, open},
+    index::Row,
+    shared::{Change, Request, Shared},
+};
+use crate::{document::chunk::Key, storage::StorageError};
 
 /// Writes in one commit, and writes that wait for the next.
 pub(super) const BATCH: usize = 1024;
