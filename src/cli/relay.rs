@@ -2,7 +2,6 @@
 //! our own, as the owner of the files, which serves the same router over a socket pair.
 
 use std::{
-    io::ErrorKind,
     os::{
         fd::{AsFd, OwnedFd},
         unix::{net::UnixStream, process::CommandExt},
@@ -31,6 +30,7 @@ use crate::{
     config::{AdminAddress, Config, Time, load},
     observe::{health::Health, metrics::Metrics},
     storage::{
+        StorageError,
         documents::Documents,
         local::{journal::Journal, space::Space},
     },
@@ -274,8 +274,8 @@ async fn open(mut config: Config, repairs: bool) -> Result<Stored, CliError> {
         true => Journal::open(&config.storage, metrics.clone()),
         false => Journal::open_as_it_is(&config.storage, metrics.clone()),
     };
-    let journal = Arc::new(opened.map_err(|error| match error.source.kind() {
-        ErrorKind::InvalidData => CliError::BrokenJournal(error),
+    let journal = Arc::new(opened.map_err(|error| match error {
+        StorageError::Corrupt(_) => CliError::BrokenJournal(error),
         _ => CliError::Storage(error),
     })?);
     let path = config.bundles.path.clone();

@@ -14,7 +14,7 @@ use sha2::{Digest, Sha256};
 use tokio::sync::{Semaphore, watch};
 use tracing::{error, info, warn};
 
-use super::{ChunkStore, StorageError, local::space::Space};
+use super::{ChunkStore, Failure, StorageError, local::space::Space};
 use crate::{
     base::hex::hex,
     base::{backoff::Backoff, document_id::DocumentId},
@@ -167,7 +167,7 @@ impl Documents {
     /// # Errors
     /// The store cannot be read or written.
     pub async fn storage_id(&self) -> Result<String, StorageError> {
-        let stored = self.timed("load", self.store.load(&Key::StorageId)).await?;
+        let stored = self.timed("load", self.store.load_storage_id()).await?;
         match stored.map(String::from_utf8) {
             Some(Ok(id)) if !id.trim().is_empty() => return Ok(id.trim().to_owned()),
             Some(_) => warn!("the storage id is not a text: a new one is made"),
@@ -202,11 +202,9 @@ impl Documents {
             checked.opened.took = thread_time().saturating_sub(began);
             Ok::<_, String>(checked)
         });
-        let checked = checked.await.map_err(|error| StorageError {
-            action: "load",
-            path: document.to_string().into(),
-            source: std::io::Error::other(error),
-        })?;
+        let checked = checked
+            .await
+            .map_err(|error| StorageError::Unavailable(Failure::new("load", document, error)))?;
         let Checked { mut opened, broken, rescue, newer, unrelated } = match checked {
             Ok(checked) => checked,
             Err(limit) => {
@@ -296,11 +294,9 @@ impl Documents {
         let place = self.comparing.acquire().await;
         let compared =
             tokio::task::spawn_blocking(move || compare(document, stored, underneath, &data));
-        let (merged, add) = compared.await.map_err(|error| StorageError {
-            action: "merge",
-            path: document.to_string().into(),
-            source: std::io::Error::other(error),
-        })?;
+        let (merged, add) = compared
+            .await
+            .map_err(|error| StorageError::Unavailable(Failure::new("merge", document, error)))?;
         drop(place);
         if merged == Merged::New && self.space.is_low() {
             return Ok(Merged::NoSpace);
@@ -330,11 +326,9 @@ impl Documents {
             let Checked { mut opened, broken, .. } = check(document, stored, underneath);
             Content { data: opened.doc.automerge().save(), broken }
         });
-        read.await.map(Some).map_err(|error| StorageError {
-            action: "load",
-            path: document.to_string().into(),
-            source: std::io::Error::other(error),
-        })
+        read.await
+            .map(Some)
+            .map_err(|error| StorageError::Unavailable(Failure::new("load", document, error)))
     }
 
     /// The served bundle's snapshot of a document.

@@ -5,7 +5,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    ChunkStore, StorageError,
+    ChunkStore, Failure, StorageError,
     documents::check,
     local::{blocked::Block, quarantine::Entry},
 };
@@ -64,11 +64,7 @@ impl Inspection {
         }
         let inspected =
             tokio::task::spawn_blocking(move || Self::look(document, stored, quarantined, blocked));
-        let failed = |error| StorageError {
-            action: "load",
-            path: document.to_string().into(),
-            source: std::io::Error::other(error),
-        };
+        let failed = |error| StorageError::Unavailable(Failure::new("load", document, error));
         inspected.await.map(Some).map_err(failed)
     }
 

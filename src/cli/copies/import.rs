@@ -7,7 +7,7 @@ use crate::{
     admin::storage::answers::StorageId,
     base::folder,
     storage::{
-        documents,
+        StorageError, documents,
         local::{
             journal::count_rows,
             walk::{self, Found},
@@ -45,14 +45,12 @@ pub(in crate::cli) fn import(arguments: &ImportArguments) -> Result<(), CliError
     }
     match count_rows(folder) {
         Ok(0) => {}
-        Err(error) if error.source.kind() != io::ErrorKind::ResourceBusy => {
-            return Err(error.into());
-        }
-        _ => {
+        Ok(_) | Err(StorageError::InUse(_)) => {
             let problem = "has a journal with changes that are not in the folders: stop that relay, and run its \
                            `tonk-relay checkpoint`";
             return Err(says(folder, problem));
         }
+        Err(error) => return Err(error.into()),
     }
     let mut documents = Vec::new();
     let mut answer = MergeAnswer::new(arguments.dry_run);

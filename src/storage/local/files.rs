@@ -20,9 +20,9 @@ use crate::{
 /// The largest file that is read as a whole: no document comes near it, and an endless one ends here.
 pub(crate) const MAX_FILE: u64 = 1 << 30;
 
+/// Wraps the error of an operation on `path`.
 pub(super) fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StorageError {
-    let path = path.to_owned();
-    move |source| StorageError { action, path, source }
+    move |source| StorageError::io(action, path, source)
 }
 
 /// Write files, each with its content: aside, synchronised, renamed into place, and the folders

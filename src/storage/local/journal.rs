@@ -31,7 +31,7 @@ mod writer;
 
 use std::{
     collections::HashSet,
-    fs, io,
+    fs,
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
 };
@@ -52,7 +52,7 @@ use self::{
 };
 use super::{
     blocked::{self, Block},
-    files::sync_folder,
+    files::{failed, sync_folder},
     layout::QUARANTINE,
     marks::Marks,
     nodefs::NodefsStore,
@@ -65,7 +65,7 @@ use crate::{
     config,
     document::chunk::{Key, StoredChunk},
     observe::metrics::StorageMetrics,
-    storage::{ChunkStore, StorageError},
+    storage::{ChunkStore, Failure, StorageError},
 };
 
 /// Chunks from so many bytes on go to a file at once: written twice, they would cost more than a file does.
@@ -94,8 +94,8 @@ impl Journal {
         Self::open_with(config, metrics, true)
     }
 
-    /// The same for a command that only looks: a broken journal stays where it is and is an error of the kind
-    /// [`io::ErrorKind::InvalidData`], and the folders must be there.
+    /// The same for a command that only looks: a broken journal stays where it is and is an error,
+    /// [`StorageError::Corrupt`], and the folders must be there.
     ///
     /// # Errors
     /// As for [`Self::open`].
@@ -104,11 +104,7 @@ impl Journal {
         config: &config::Storage,
         metrics: StorageMetrics,
     ) -> Result<Self, StorageError> {
-        fs::metadata(&config.path).map_err(|source| StorageError {
-            action: "open",
-            path: config.path.clone(),
-            source,
-        })?;
+        fs::metadata(&config.path).map_err(failed("open", &config.path))?;
         Self::open_with(config, metrics, false)
     }
 
@@ -120,15 +116,11 @@ impl Journal {
     ) -> Result<Self, StorageError> {
         let folders = NodefsStore::open(&config.path, config.durability)?;
         let folder = config.path.join(".journal");
-        fs::create_dir_all(&folder).map_err(|source| StorageError {
-            action: "create",
-            path: folder.clone(),
-            source,
-        })?;
+        fs::create_dir_all(&folder).map_err(failed("create", &folder))?;
         sync_folder(&config.path)?;
         let path = folder.join("journal.sqlite");
         let (connection, index) = match open(&path, config.durability) {
-            Err(error) if repairs && error.source.kind() == io::ErrorKind::InvalidData => {
+            Err(error) if repairs && matches!(error, StorageError::Corrupt(_)) => {
                 set_aside(&config.path, &path, &error, &metrics)?;
                 open(&path, config.durability)?
             }
@@ -361,8 +353,8 @@ impl Journal {
 }
 
 impl ChunkStore for Journal {
-    fn load<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<Vec<u8>>, StorageError>> {
-        self.folders.load(key)
+    fn load_storage_id(&self) -> BoxFuture<'_, Result<Option<Vec<u8>>, StorageError>> {
+        self.folders.load_storage_id()
     }
 
     /// The journal first: what moves into the folders meanwhile is found there then.
@@ -391,24 +383,25 @@ impl ChunkStore for Journal {
                     return Ok(chunks);
                 }
             }
-            let source = io::Error::other(format!(
-                "the chunks of {document} change faster than they can be read"
-            ));
-            Err(StorageError { action: "read", path: self.shared.path.clone(), source })
+            let reason = format!("the chunks of {document} change faster than they can be read");
+            let path = self.shared.path.as_path();
+            Err(StorageError::Unavailable(Failure::new("read", path, reason)))
         }
         .boxed()
     }
 
     fn put<'a>(&'a self, key: &'a Key, data: Bytes) -> BoxFuture<'a, Result<(), StorageError>> {
-        let is_small = matches!(key, Key::Chunk { .. }) && data.len() < LARGE;
-        if is_small && self.shared.index().bytes > self.shared.size.saturating_mul(TOO_LARGE) {
+        // A row is newer than the file of its key: what replaces a row must be a row.
+        let has_row = self.shared.index().get(key).is_some();
+        let is_row = has_row || (matches!(key, Key::Chunk { .. }) && data.len() < LARGE);
+        if is_row && self.shared.index().bytes > self.shared.size.saturating_mul(TOO_LARGE) {
             let full = "it is full, for its chunks cannot be moved into the folders";
-            let (path, source) = (self.shared.path.clone(), io::Error::other(full));
-            return std::future::ready(Err(StorageError { action: "write", path, source })).boxed();
+            let full = Failure::new("write", self.shared.path.as_path(), full);
+            return std::future::ready(Err(StorageError::Full(full))).boxed();
         }
         async move {
             self.shared.keep(key).await;
-            if is_small {
+            if is_row {
                 return self.change(Change::Put(key.clone(), data)).await;
             }
             let is_deleted = || match key {

@@ -32,7 +32,7 @@ use crate::{
     base::{document_id::DocumentId, folder, regular_file},
     config::Durability,
     document::chunk::{Key, StoredChunk},
-    storage::{ChunkStore, StorageError},
+    storage::{ChunkStore, Failure, StorageError},
 };
 
 /// Disk operations at a time; more only queue up in the kernel. A disk that hangs holds so many threads, of which the
@@ -153,7 +153,7 @@ impl NodefsStore {
         let root = self.root.clone();
         match tokio::task::spawn_blocking(move || work(&root)).await {
             Ok(result) => result,
-            Err(error) => Err(failed(action, &self.root)(io::Error::other(error))),
+            Err(panic) => Err(StorageError::Unavailable(Failure::new(action, &*self.root, panic))),
         }
     }
 }
@@ -219,7 +219,7 @@ fn check_format(root: &Path) -> Result<(), StorageError> {
                  `tonk-relay checkpoint`, and import the folder's documents into a new one",
                 text.trim()
             );
-            Err(failed("open", root)(io::Error::new(io::ErrorKind::Unsupported, reason)))
+            Err(StorageError::Unsupported(Failure::new("open", root, reason)))
         }
     }
 }
@@ -238,7 +238,7 @@ fn lock(path: &Path) -> Result<File, StorageError> {
             Err(TryLockError::WouldBlock) => {
                 let holder = io::read_to_string((&file).take(100)).unwrap_or_default();
                 let held = format!("another process has this folder: {}", holder.trim());
-                return Err(failed("open", path)(io::Error::other(held)));
+                return Err(StorageError::InUse(Failure::new("open", path, held)));
             }
             Err(TryLockError::Error(error)) => return Err(failed("lock", path)(error)),
         }
@@ -250,8 +250,8 @@ fn lock(path: &Path) -> Result<File, StorageError> {
 }
 
 impl ChunkStore for NodefsStore {
-    fn load<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<Vec<u8>>, StorageError>> {
-        let path = relative(key);
+    fn load_storage_id(&self) -> BoxFuture<'_, Result<Option<Vec<u8>>, StorageError>> {
+        let path = relative(&Key::StorageId);
         self.run("read", move |root| read(&root.join(path))).boxed()
     }
 
@@ -301,7 +301,10 @@ impl ChunkStore for NodefsStore {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::document::chunk::ChunkKind;
+    use crate::{
+        document::chunk::ChunkKind,
+        storage::conformance::{self, conformance_tests},
+    };
 
     fn key(kind: ChunkKind, name: &str) -> Key {
         Key::Chunk {
@@ -309,6 +312,24 @@ mod tests {
             kind,
             name: name.to_owned(),
         }
+    }
+
+    fn empty() -> (tempfile::TempDir, NodefsStore) {
+        let folder = tempfile::tempdir().expect("a folder");
+        let store = NodefsStore::open(folder.path(), Durability::Fsync).expect("opens");
+        (folder, store)
+    }
+
+    conformance_tests!(empty);
+
+    #[tokio::test]
+    async fn stored_values_are_there_after_reopening() {
+        let (folder, store) = empty();
+        let reopen = async |store: NodefsStore| {
+            drop(store);
+            NodefsStore::open(folder.path(), Durability::Fsync).expect("opens")
+        };
+        conformance::stored_values_are_there_after_reopening(store, reopen).await;
     }
 
     #[tokio::test]
@@ -321,7 +342,7 @@ mod tests {
         let path = folder.path().join("2X/ehcERzGALTcjP7C7VxwFJdWoEW/snapshot/abc");
         assert_eq!(fs::read(&path).expect("is there"), b"one");
         assert_eq!(fs::read(folder.path().join("st/orage-adapter-id")).expect("is there"), b"id");
-        assert_eq!(store.load(&Key::StorageId).await.expect("reads"), Some(b"id".to_vec()));
+        assert_eq!(store.load_storage_id().await.expect("reads"), Some(b"id".to_vec()));
         assert_eq!(
             fs::read_dir(folder.path().join(TMP)).expect("lists").count(),
             0,
@@ -403,6 +424,7 @@ mod tests {
             fs::read_to_string(at.with_extension("reason")).expect("is there"),
             "does not parse\n"
         );
-        assert_eq!(store.load(&chunk).await.expect("reads"), None);
+        let Key::Chunk { document, .. } = chunk else { panic!("a chunk") };
+        assert_eq!(store.load_document(document).await.expect("loads"), []);
     }
 }

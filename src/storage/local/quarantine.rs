@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::document::chunk::{ChunkKind, Key};
 use crate::document::load::parses;
 
-use crate::storage::StorageError;
+use crate::storage::{Failure, StorageError};
 
 use super::{
     files::{failed, read, write_atomically},
@@ -87,8 +87,8 @@ fn file(root: &Path, entry: &str) -> Result<PathBuf, StorageError> {
     let plain = path.components().all(|part| matches!(part, Component::Normal(_)));
     let file = root.join(QUARANTINE).join(path);
     if !plain || !file.is_file() {
-        let missing = io::Error::new(io::ErrorKind::NotFound, "this is not in quarantine");
-        return Err(failed("find", &file)(missing));
+        let missing = Failure::new("find", file, "this is not in quarantine");
+        return Err(StorageError::Refused(missing));
     }
     Ok(file)
 }
@@ -99,7 +99,7 @@ fn file(root: &Path, entry: &str) -> Result<PathBuf, StorageError> {
 /// It is not there, is no chunk, still does not parse, or cannot be moved.
 pub fn release(root: &Path, entry: &str) -> Result<Key, StorageError> {
     let file = file(root, entry)?;
-    let refused = |why: &str| failed("release", &file)(io::Error::other(why.to_owned()));
+    let refused = |why: &str| StorageError::Refused(Failure::new("release", file.as_path(), why));
     let parts: Vec<&str> = entry.split('/').collect();
     let &[first, rest, kind, name] = parts.as_slice() else {
         return Err(refused("it is no chunk of a document"));
@@ -173,7 +173,6 @@ fn delete(file: &Path) -> Result<(), StorageError> {
 #[cfg(test)]
 mod tests {
     use automerge::{Automerge, ROOT, transaction::Transactable};
-    use bytes::Bytes;
 
     use super::*;
     use crate::{
@@ -216,8 +215,8 @@ mod tests {
         release(root, "../../etc/passwd").expect_err("it is not there");
         assert_eq!(release(root, &good.path).expect("parses"), key("good"));
         assert_eq!(
-            store.load(&key("good")).await.expect("reads"),
-            Some(Bytes::from(doc.save()).to_vec())
+            store.load_document(document).await.expect("loads"),
+            [(key("good"), doc.save())]
         );
 
         assert!(older(root, Duration::from_secs(60)).expect("lists").is_empty());

@@ -21,7 +21,7 @@ use crate::base::{
     folder::{Folder, Item},
 };
 use crate::document::chunk::{ChunkKind, Key, StoredChunk};
-use crate::storage::StorageError;
+use crate::storage::{Failure, StorageError};
 
 /// How often a document is listed again because a chunk was gone when it was to be read. Another
 /// process may compact the same folder; each of its compactions takes one round.
@@ -113,8 +113,8 @@ pub fn read_document(root: &Path, document: DocumentId) -> Result<Vec<StoredChun
             return Ok(chunks);
         }
     }
-    let gone = io::Error::other("its chunks change faster than they can be read");
-    Err(failed("read", &root.join(document.folder()))(gone))
+    let reason = "its chunks change faster than they can be read";
+    Err(StorageError::Unavailable(Failure::new("read", root.join(document.folder()), reason)))
 }
 
 /// The chunks of a document as they stand, or none if one was gone before it was read.
@@ -157,16 +157,9 @@ pub fn sizes(root: &Path, document: DocumentId) -> Result<Vec<(Key, u64)>, Stora
     let mut sizes = Vec::new();
     for kind in ChunkKind::ALL {
         let folder = root.join(document.folder()).join(kind.name());
-        let entries = match list(&folder) {
-            Err(error)
-                if matches!(
-                    error.source.kind(),
-                    io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
-                ) =>
-            {
-                continue;
-            }
-            entries => entries?,
+        let entries = match Folder::open(&folder).and_then(|folder| folder.entries()) {
+            Err(error) if is_no_folder(&error) => continue,
+            entries => entries.map_err(failed("list", &folder))?,
         };
         for Item { path, is_file, .. } in entries {
             let name = path.file_name().and_then(|name| name.to_str());
@@ -176,6 +169,10 @@ pub fn sizes(root: &Path, document: DocumentId) -> Result<Vec<(Key, u64)>, Stora
         }
     }
     Ok(sizes)
+}
+
+fn is_no_folder(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }
 
 /// A text that is another one whenever the chunks of a document are others: their names are hashes of what is

@@ -1,6 +1,6 @@
 //! What leaves the journal: chunks that move into the folders, those that leave the folders, deleted documents.
 
-use std::{collections::VecDeque, io, sync::Arc, time::Duration};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use tokio::{
     sync::mpsc,
@@ -160,7 +160,7 @@ impl Mover {
             tokio::task::spawn_blocking(adding).await.map_err(self.shared.panicked("delete"))?
         };
         match add().await {
-            Err(error) if error.source.kind() == io::ErrorKind::StorageFull => {
+            Err(StorageError::Full(_)) => {
                 // What is deleted makes room for what says so.
                 count(&mut deleted, self.folders.delete_document(document).await?);
                 add().await?;

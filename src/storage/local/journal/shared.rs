@@ -2,7 +2,6 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    io,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -20,8 +19,11 @@ use super::{
     index::{Index, Row},
 };
 use crate::{
-    base::document_id::DocumentId, config::Durability, document::chunk::Key,
-    observe::metrics::StorageMetrics, storage::StorageError,
+    base::document_id::DocumentId,
+    config::Durability,
+    document::chunk::Key,
+    observe::metrics::StorageMetrics,
+    storage::{Failure, StorageError},
 };
 
 pub(super) struct Shared {
@@ -73,7 +75,7 @@ impl Shared {
     /// What a panic in a task of the journal's is to whoever waits for it.
     pub(super) fn panicked(&self, action: &'static str) -> impl FnOnce(JoinError) -> StorageError {
         let path = self.path.clone();
-        move |panic| StorageError { action, path, source: io::Error::other(panic) }
+        move |panic| StorageError::Unavailable(Failure::new(action, path, panic))
     }
 
     pub(super) fn doomed(&self) -> MutexGuard<'_, HashSet<Key>> {
@@ -161,10 +163,9 @@ pub(super) async fn send(
     shared: &Shared,
     change: Change,
 ) -> Result<(), StorageError> {
-    let gone = || StorageError {
-        action: "write",
-        path: shared.path.clone(),
-        source: io::Error::other("the journal's writer has ended"),
+    let gone = || {
+        let reason = "the journal's writer has ended";
+        StorageError::Unavailable(Failure::new("write", shared.path.as_path(), reason))
     };
     let (done, result) = oneshot::channel();
     requests.send(Request { change, done }).await.map_err(|_| gone())?;

@@ -1,6 +1,6 @@
 //! The task that commits.
 
-use std::{collections::HashMap, io, sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use rusqlite::{Connection, params};
 use tokio::{
@@ -101,7 +101,7 @@ impl Writer {
             let is_whole = match &written {
                 Ok(_) => true,
                 Err(error) => {
-                    error.source.kind() != io::ErrorKind::InvalidData && connection.is_autocommit()
+                    !matches!(error, StorageError::Corrupt(_)) && connection.is_autocommit()
                 }
             };
             (is_whole.then_some(connection), written)
@@ -122,9 +122,7 @@ impl Writer {
             }
             Err(error) => {
                 for done in answers {
-                    let source = io::Error::new(error.source.kind(), error.source.to_string());
-                    let (action, path) = (error.action, error.path.clone());
-                    let _ = done.send(Err(StorageError { action, path, source }));
+                    let _ = done.send(Err(error.clone()));
                 }
             }
         }
