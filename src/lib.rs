@@ -23,7 +23,7 @@
 //! handshake and reads the document id of each message. [`sync::rooms`] has a room for each live document; the
 //! room hands sync messages to its [`sync::room::Engine`], which holds the document and answers through each
 //! session's [`sync::outbound`] queue. What changed goes to [`storage::documents`], which returns when it is
-//! durable: in [`storage::journal`], and later in the folders of [`storage::nodefs`].
+//! durable: in [`storage::local::journal`], and later in the folders of [`storage::local::nodefs`].
 
 // Tests may block, and so may the crates of `tests/`.
 #![cfg_attr(not(test), deny(clippy::disallowed_methods))]

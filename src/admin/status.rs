@@ -15,7 +15,7 @@ use crate::{
         health::{Phase, lines},
         log::{self, RecentLine},
     },
-    storage::quarantine,
+    storage::local::quarantine,
     sync::look::Top,
 };
 

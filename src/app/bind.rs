@@ -17,10 +17,12 @@ use crate::{
     observe::{health::Health, log::LogLevel, metrics::Metrics},
     storage::{
         documents::Documents,
-        journal::Journal,
-        nodefs::TMP,
-        replacing::{self, Replacing},
-        space::Space,
+        local::{
+            TMP,
+            journal::Journal,
+            replacing::{self, Replacing},
+            space::Space,
+        },
     },
 };
 

@@ -29,7 +29,7 @@ use crate::{
         signals::Request,
         systemd,
     },
-    storage::journal::Journal,
+    storage::local::journal::Journal,
     sync::build::Sync,
 };
 

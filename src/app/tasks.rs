@@ -28,7 +28,10 @@ use crate::{
         signals::Request,
         systemd,
     },
-    storage::{backups, documents::Documents, journal::Journal, quarantine},
+    storage::{
+        documents::Documents,
+        local::{backups, journal::Journal, quarantine},
+    },
     sync::{rooms::Rooms, sessions::Sessions},
 };
 

@@ -3,11 +3,13 @@
 
 use super::store::StoredBundle;
 use crate::{
-    base::blocking::DroppedAside,
-    base::{blocking, lock::lock},
+    base::{
+        blocking::{self, DroppedAside},
+        lock::lock,
+    },
     config::{Config, Size},
     limits::counted_as,
-    storage::space::Space,
+    storage::local::space::Space,
 };
 use prometheus::IntGauge;
 use std::{

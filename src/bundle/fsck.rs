@@ -1,6 +1,6 @@
 //! Checks uploaded bundles, as `tonk-relay fsck` does after the documents.
 
-use std::io;
+use std::{io, path::Path};
 
 use tokio::runtime::Handle;
 
@@ -20,8 +20,7 @@ pub fn check_uploads(
     max_inflated: MaxInflated,
     runtime: &Handle,
 ) -> Result<(), StorageError> {
-    let failed =
-        |source| StorageError { action: "list", path: "the uploaded bundles".into(), source };
+    let failed = |source| StorageError::io("list", Path::new("the uploaded bundles"), source);
     for (id, _) in runtime.block_on(uploads.list()).map_err(failed)? {
         let read = async {
             Ok(match uploads.get(id).await? {

@@ -17,7 +17,7 @@ use crate::{
     observe::metrics::BundleMetrics,
     storage::{
         documents::{Bringer, Documents},
-        imported,
+        local::imported,
     },
 };
 use bytes::Bytes;

@@ -23,9 +23,11 @@ use crate::{
     bundle::{Bundle, BundleError, MaxInflated},
     storage::{
         fsck::{self, Finding, Kind, Line},
-        nodefs::MAX_FILE,
-        tombstones::Tombstone,
-        walk::{self, Found},
+        local::{
+            MAX_FILE,
+            tombstones::Tombstone,
+            walk::{self, Found},
+        },
     },
 };
 

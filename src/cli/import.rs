@@ -19,9 +19,11 @@ use crate::{
     admin::{client::AdminError, storage::storage_id::StorageId},
     base::folder,
     storage::{
-        documents,
-        journal::count_rows,
-        walk::{self, Found},
+        StorageError, documents,
+        local::{
+            journal::count_rows,
+            walk::{self, Found},
+        },
     },
 };
 
@@ -55,14 +57,12 @@ pub(super) fn run(arguments: &ImportArguments) -> Result<(), CliError> {
     }
     match count_rows(folder) {
         Ok(0) => {}
-        Err(error) if error.source.kind() != io::ErrorKind::ResourceBusy => {
-            return Err(error.into());
-        }
-        _ => {
+        Ok(_) | Err(StorageError::InUse(_)) => {
             let problem = "has a journal with changes that are not in the folders: stop that relay, and run its \
                            `tonk-relay checkpoint`";
             return Err(path_error(folder, problem));
         }
+        Err(error) => return Err(error.into()),
     }
     let mut documents = Vec::new();
     let mut answer = MergeAnswer::new(arguments.dry_run);

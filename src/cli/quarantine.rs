@@ -6,7 +6,7 @@ use hyper::Method;
 use super::{error::CliError, output::show, relay::StorageArguments};
 use crate::{
     admin::storage::quarantine::{Done, Selection},
-    storage::quarantine::Entry,
+    storage::local::quarantine::Entry,
 };
 
 /// `tonk-relay quarantine`

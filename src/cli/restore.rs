@@ -20,7 +20,10 @@ use crate::{
         storage::{deleted::Buried, replace::Replaced, storage_id::StorageId},
     },
     base::{folder, hex::hex},
-    storage::{fsck::Line, nodefs::MAX_FILE, replacing::Source, tombstones::Tombstone},
+    storage::{
+        fsck::Line,
+        local::{MAX_FILE, replacing::Source, tombstones::Tombstone},
+    },
 };
 
 /// `tonk-relay restore`

@@ -1,7 +1,7 @@
 //! `tonk-relay serve-storage`: serves what is stored to another command, when no relay runs.
 
 use std::{
-    io::{self, ErrorKind},
+    io,
     os::{fd::AsFd, unix::net::UnixStream},
     path::Path,
     sync::Arc,
@@ -21,7 +21,11 @@ use crate::{
     bundle::{MaxInflated, served::ServedBundle, store},
     config::{Config, Time, load},
     observe::{health::Health, metrics::Metrics},
-    storage::{documents::Documents, journal::Journal, space::Space},
+    storage::{
+        StorageError,
+        documents::Documents,
+        local::{journal::Journal, space::Space},
+    },
 };
 
 /// Serve what is stored to the process at the other end of standard input, and end with it.
@@ -52,8 +56,8 @@ async fn open(mut config: Config, repairs: bool) -> Result<Stored, CliError> {
         true => Journal::open(&config.storage, metrics.clone()),
         false => Journal::open_as_it_is(&config.storage, metrics.clone()),
     };
-    let journal = Arc::new(opened.map_err(|error| match error.source.kind() {
-        ErrorKind::InvalidData => CliError::BrokenJournal(error),
+    let journal = Arc::new(opened.map_err(|error| match error {
+        StorageError::Corrupt(_) => CliError::BrokenJournal(error),
         _ => CliError::Storage(error),
     })?);
     let health = Arc::new(Health::default());

@@ -10,78 +10,29 @@
 //! be written, and their numbering is what a reader derives from their dependencies. Whatever is unusual is decided by
 //! saving the whole document and loading it again.
 
+mod apply;
+mod guard;
 mod lineage;
+mod parse;
+mod refusal;
+mod rules;
 mod tally;
 
-use std::{
-    cell::Cell,
-    collections::HashSet,
-    panic::{AssertUnwindSafe, catch_unwind, set_hook, take_hook},
-    sync::Once,
-};
+use std::collections::HashSet;
 
-use automerge::{Automerge, Bundle, Change, ChangeHash, LoadOptions, OnPartialLoad, ReadDoc};
-use sha2::{Digest, Sha256};
+use automerge::{Automerge, Change, ChangeHash, ReadDoc};
 
+pub(super) use self::parse::changes_in;
 use self::{
+    apply::{Applied, apply_to, has_marks, may_be_applied},
+    guard::guarded,
     lineage::Lineage,
-    tally::{MAX_LEAP, MAX_SKIPPED, Tally},
+    parse::{DOCUMENT, load_document},
+    refusal::{MAX_HEADS, malformed},
+    tally::Tally,
 };
-use super::{
-    order::dependencies_first,
-    unpacked::{self, Origin},
-};
-use crate::config::Size;
-
-/// No healthy document has this many heads. Every head costs time on every message, so refuse more.
-const MAX_HEADS: usize = 4_096;
-/// Seconds since 1970. automerge stores differences of times, and fails where these overflow.
-const MAX_TIME: u64 = 1 << 53;
-
-/// How strict to be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Rules {
-    /// For everything that is brought: it has to be good for every reader.
-    Admission,
-    /// For what is stored already: it has to load and to survive being saved.
-    Stored,
-}
-
-/// Why bytes may not become part of a document. The texts are for whoever brought them, and continue a sentence that names
-/// the document.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[expect(missing_docs, reason = "the texts say it")]
-pub enum Refusal {
-    #[error("are not automerge changes: {0}")]
-    Malformed(String),
-    #[error("cannot be applied: {0}")]
-    Unappliable(String),
-    #[error("are not as automerge writes them: a document with them cannot be loaded again")]
-    Unreadable,
-    #[error(
-        "number an operation {highest}, which is {} more than the document has operations; at most \
-         {MAX_LEAP} more are allowed",
-        highest - operations
-    )]
-    Leap { highest: u64, operations: u64 },
-    #[error("skip {0} operation numbers; at most {MAX_SKIPPED} are allowed in a document")]
-    Skipped(u64),
-    #[error("leave more than {MAX_HEADS} heads")]
-    Heads,
-}
-
-impl Refusal {
-    /// The refusal's name in metrics.
-    pub fn label(&self) -> &'static str {
-        match self {
-            Self::Malformed(_) => "malformed",
-            Self::Unappliable(_) => "unappliable",
-            Self::Unreadable => "unreadable",
-            Self::Leap { .. } | Self::Skipped(_) => "numbering",
-            Self::Heads => "heads",
-        }
-    }
-}
+pub use self::{parse::loads, refusal::Refusal, rules::Rules};
+use super::{order::dependencies_first, unpacked};
 
 /// What was admitted.
 #[derive(Debug)]
@@ -115,36 +66,6 @@ impl Default for State {
     fn default() -> Self {
         Self::Awake(Box::default())
     }
-}
-
-thread_local! {
-    /// A panic is expected, and the answer to it is a refusal: it does not belong in the log.
-    static IS_GUARDED: Cell<bool> = const { Cell::new(false) };
-}
-static QUIET: Once = Once::new();
-
-/// Runs what may panic on bytes of strangers.
-///
-/// # Errors
-/// It panicked.
-fn guarded<T>(work: impl FnOnce() -> T) -> Result<T, Refusal> {
-    QUIET.call_once(|| {
-        let hook = take_hook();
-        set_hook(Box::new(move |panic| {
-            if !IS_GUARDED.get() {
-                hook(panic);
-            }
-        }));
-    });
-    let outside = IS_GUARDED.replace(true);
-    let done = catch_unwind(AssertUnwindSafe(work));
-    IS_GUARDED.set(outside);
-    done.map_err(|_| Refusal::Unappliable("automerge fails on them".to_owned()))
-}
-
-/// Whether what was saved of a document loads, and has these heads.
-pub fn loads(saved: &[u8], heads: &[ChangeHash]) -> bool {
-    guarded(|| Automerge::load(saved).is_ok_and(|doc| doc.get_heads() == heads)).unwrap_or(false)
 }
 
 impl Document {
@@ -332,14 +253,9 @@ impl Document {
 
     /// A document from its chunk, and from nothing else.
     fn load(chunk: &[u8]) -> Result<Self, Refusal> {
-        let options = LoadOptions::new().on_partial_load(OnPartialLoad::Error);
-        let doc = guarded(|| Automerge::load_with_options(chunk, options))?
-            .map_err(|error| malformed(&error))?;
+        let (doc, tally) = load_document(chunk)?;
         let heads = doc.get_heads();
-        let mut document = Self { heads, state: State::Awake(Box::new(doc)), ..Self::default() };
-        let doc = document.awake();
-        document.tally = guarded(|| Tally::of(doc))?;
-        Ok(document)
+        Ok(Self { heads, tally, state: State::Awake(Box::new(doc)), ..Self::default() })
     }
 
     fn check_whole(&self, rules: Rules) -> Result<(), Refusal> {
@@ -415,131 +331,6 @@ impl Document {
         (self.heads, self.tally) = (heads, tally);
         Admitted::Changes(new)
     }
-}
-
-/// A document after changes that are admitted.
-struct Applied {
-    heads: Vec<ChangeHash>,
-    tally: Tally,
-    new: Vec<Change>,
-}
-
-/// Applies changes to a document, and decides whether they are admitted. `before` are its heads. `is_unusual`: only loading
-/// the document tells.
-fn apply_to(
-    doc: &mut Automerge,
-    changes: Vec<Change>,
-    before: &[ChangeHash],
-    mut tally: Tally,
-    is_unusual: bool,
-    rules: Rules,
-) -> Result<Applied, Refusal> {
-    guarded(|| doc.apply_changes(changes))?
-        .map_err(|error| Refusal::Unappliable(error.to_string()))?;
-    let heads = doc.get_heads();
-    if heads == before {
-        return Ok(Applied { heads, tally, new: Vec::new() });
-    }
-    let was = tally;
-    if is_unusual && rules == Rules::Admission && !was.is_ambiguous {
-        // automerge fails on some of these, which would say less.
-        let Tally { is_ambiguous, .. } = guarded(|| Tally::of(doc))?;
-        if is_ambiguous {
-            return Err(Refusal::Unreadable);
-        }
-    }
-    let (new, is_canonical) = guarded(|| {
-        let new = doc.get_changes(before);
-        let is_canonical = count(doc, &new, &heads, &mut tally);
-        (new, is_canonical)
-    })?;
-    if is_unusual || !is_canonical {
-        tally = guarded(|| Tally::of(doc))?;
-        if !loads(&guarded(|| doc.save())?, &heads) {
-            return Err(Refusal::Unreadable);
-        }
-    }
-    if rules == Rules::Admission {
-        if heads.len() > MAX_HEADS && heads.len() > before.len() {
-            return Err(Refusal::Heads);
-        }
-        tally.check_after(&was)?;
-    }
-    Ok(Applied { heads, tally, new })
-}
-
-/// Counts changes that a document has now, and tells whether all of them will be written as they came.
-fn count(doc: &Automerge, new: &[Change], heads: &[ChangeHash], tally: &mut Tally) -> bool {
-    let several = if new.len() > 1 { new } else { &[] };
-    let deps: HashSet<&ChangeHash> = several.iter().flat_map(Change::deps).collect();
-    let lineage = Lineage::new(doc, new, &[]);
-    let mut is_canonical = true;
-    for change in new {
-        tally.add(change.start_op().get(), change.len() as u64, lineage.number_before(change));
-        // Written in another form than it came in, it has another hash, which is not the document's.
-        let hash = change.hash();
-        is_canonical &= heads.binary_search(&hash).is_ok() || deps.contains(&hash);
-    }
-    is_canonical
-}
-
-/// Whether automerge can apply a change, or stops in the middle of it.
-fn may_be_applied(change: &Change) -> Result<(), Refusal> {
-    let fault = if change.seq() == 0 {
-        "a change has the number 0"
-    } else if change.seq() > 1 && change.author().is_some() {
-        "a change that is not its actor's first names an author"
-    } else if change.timestamp().unsigned_abs() > MAX_TIME {
-        "a change has an impossible time"
-    } else {
-        return Ok(());
-    };
-    Err(Refusal::Unappliable(fault.to_owned()))
-}
-
-/// Whether a change begins or ends marks.
-fn has_marks(change: &Change) -> bool {
-    let unpacked = unpacked::of(change.raw_bytes(), Origin::Storage, Size(u64::MAX));
-    unpacked.map_or(true, |unpacked| unpacked.marks > 0)
-}
-
-const DOCUMENT: u8 = 0;
-const CHANGE: u8 = 1;
-const DEFLATED_CHANGE: u8 = 2;
-const BUNDLE: u8 = 3;
-
-/// The changes in a chunk.
-///
-/// # Errors
-/// It does not parse, or its checksum is wrong.
-pub(super) fn changes_in(kind: u8, chunk: &[u8]) -> Result<Vec<Change>, Refusal> {
-    match kind {
-        CHANGE | DEFLATED_CHANGE => {
-            let change = guarded(|| Change::try_from(chunk))?.map_err(|error| malformed(&error))?;
-            // automerge checks it only where it reads whole documents.
-            if chunk.get(4..8) != change.hash().0.get(..4) {
-                return Err(Refusal::Malformed("bad checksum".to_owned()));
-            }
-            Ok(vec![change])
-        }
-        BUNDLE => {
-            let contents = chunk.get(8..).unwrap_or_default();
-            if chunk.get(4..8) != Sha256::digest(contents).get(..4) {
-                return Err(Refusal::Malformed("bad checksum".to_owned()));
-            }
-            let bundle = guarded(|| Bundle::try_from(chunk))?.map_err(|error| malformed(&error))?;
-            guarded(|| bundle.to_changes())?.map_err(|error| malformed(&error))
-        }
-        _ => {
-            let mut document = Document::load(chunk)?;
-            let doc = document.awake();
-            guarded(|| doc.get_changes(&[]))
-        }
-    }
-}
-
-fn malformed(error: &dyn std::fmt::Display) -> Refusal {
-    Refusal::Malformed(error.to_string())
 }
 
 #[cfg(test)]

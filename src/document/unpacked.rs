@@ -11,19 +11,27 @@
 //! Format: <https://automerge.org/automerge-binary-format-spec/>, and automerge 0.12 `storage/{chunk,change,document,bundle}.rs`.
 //! Chunks that do not follow it are refused.
 
-use std::{
-    cell::Cell,
-    io::{self, BufRead, BufReader, Read},
-    rc::Rc,
+mod chunks;
+mod columns;
+mod inflate;
+mod limit;
+mod reader;
+
+use std::io::{self, BufRead, BufReader, Read};
+
+pub use self::{
+    chunks::chunks,
+    limit::{NotUnpacked, Origin, allowed},
 };
-
-// flate2: what automerge itself inflates with.
-use flate2::bufread::DeflateDecoder;
-
+use self::{
+    chunks::split,
+    columns::{Column, RAW, Values, columns, values},
+    inflate::{Inflated, Room},
+    limit::Stop,
+    reader::{Actors, actors, hashes, prefixed, unsigned},
+};
 use crate::config::Size;
 
-/// The first bytes of every chunk; a checksum of four bytes follows, then the kind of the chunk and its length.
-pub(super) const MAGIC: [u8; 4] = [0x85, 0x6f, 0x4a, 0x83];
 /// Memory that applying an operation of a change chunk takes: 451 to 589 bytes, measured with 1,000,000 of them.
 const CHANGE_OPERATION: u64 = 500;
 /// Memory of an operation of a loaded document: 87 bytes in runs, measured with 1,000,000 of them.
@@ -41,8 +49,6 @@ const NAMES: u64 = 3;
 const MARK_PAIRS: u64 = 8;
 /// Copies of a text or an actor's id in what automerge makes of a change.
 const COPIES: u64 = 2;
-/// More columns than any chunk has: 18 today.
-const MAX_COLUMNS: u64 = 1_000;
 /// Copies of inflated bytes while a chunk is applied. Values of operations are the exception: they count once.
 const INFLATED: u64 = 8;
 
@@ -81,47 +87,6 @@ impl Unpacked {
     }
 }
 
-/// Where chunks come from, which decides how far beyond the limit they may go if their size explains it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Origin {
-    /// A message or a bundle, which may be meant to do harm.
-    Peer,
-    /// Storage: it has grown by what was admitted before.
-    Storage,
-}
-
-impl Origin {
-    /// How many times the limit large inputs may unpack to.
-    fn most(self) -> u64 {
-        match self {
-            Self::Peer => 4,
-            Self::Storage => 16,
-        }
-    }
-
-    /// How many unpacked bytes each input byte explains. A pasted text is an operation a character, at 500 bytes, and
-    /// two characters a byte when it is deflated; a log that has grown in many changes is 40 characters a byte, at 100.
-    fn explains(self) -> u64 {
-        match self {
-            Self::Peer => 1024,
-            Self::Storage => 4096,
-        }
-    }
-}
-
-/// Why chunks must not be unpacked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[expect(missing_docs, reason = "the texts say it")]
-pub enum NotUnpacked {
-    #[error(
-        "unpacks to more than {limit} (sync.max_inflated): {operations} operations or more, at least {} MiB",
-        bytes >> 20
-    )]
-    TooMuch { limit: Size, operations: u64, bytes: u64 },
-    #[error("is not a sequence of automerge chunks")]
-    Malformed,
-}
-
 /// What one chunk after the other unpacks to, if that is within `limit`, or is explained by how many bytes they are.
 /// Pieces of chunks have to be put together first: automerge reads over their ends.
 ///
@@ -141,62 +106,6 @@ pub fn of(chunks: &[u8], from: Origin, limit: Size) -> Result<Unpacked, NotUnpac
             Err(NotUnpacked::TooMuch { limit, operations, bytes })
         }
         Err(Stop::Malformed) => Err(NotUnpacked::Malformed),
-    }
-}
-
-/// What `size` bytes may unpack to.
-pub fn allowed(size: usize, from: Origin, limit: Size) -> u64 {
-    let explained = (size as u64).saturating_mul(from.explains());
-    explained.min(limit.0.saturating_mul(from.most())).max(limit.0)
-}
-
-/// The chunks that stand one after the other in `bytes`: the kind of each, and all of its bytes.
-///
-/// # Errors
-/// They are not a sequence of chunks.
-pub fn chunks(mut bytes: &[u8]) -> Result<Vec<(u8, &[u8])>, NotUnpacked> {
-    let mut chunks = Vec::new();
-    while !bytes.is_empty() {
-        let first = split(bytes).map_err(|_| NotUnpacked::Malformed)?;
-        chunks.push((first.kind, first.whole));
-        bytes = first.rest;
-    }
-    Ok(chunks)
-}
-
-/// A chunk at the beginning of bytes.
-struct Split<'a> {
-    kind: u8,
-    contents: &'a [u8],
-    /// All of it.
-    whole: &'a [u8],
-    /// What comes after it.
-    rest: &'a [u8],
-}
-
-/// The first chunk of `bytes`.
-fn split(bytes: &[u8]) -> Result<Split<'_>, Stop> {
-    let mut rest = bytes;
-    let mut head = [0; 9];
-    rest.read_exact(&mut head)?;
-    let [m0, m1, m2, m3, _, _, _, _, kind] = head;
-    if [m0, m1, m2, m3] != MAGIC {
-        return Err(Stop::Malformed);
-    }
-    let length = usize::try_from(unsigned(&mut rest)?).map_err(|_| Stop::Malformed)?;
-    let (contents, rest) = rest.split_at_checked(length).ok_or(Stop::Malformed)?;
-    let whole = bytes.get(..bytes.len() - rest.len()).ok_or(Stop::Malformed)?;
-    Ok(Split { kind, contents, whole, rest })
-}
-
-enum Stop {
-    TooMuch,
-    Malformed,
-}
-
-impl From<io::Error> for Stop {
-    fn from(_: io::Error) -> Self {
-        Self::Malformed
     }
 }
 
@@ -418,270 +327,6 @@ impl Meter {
             Origin::Storage => Ok(()),
         }
     }
-}
-
-/// How many bytes may be inflated. It grows as values are claimed.
-#[derive(Clone, Debug, Default)]
-struct Room(Rc<Cell<u64>>);
-
-impl Room {
-    fn new(bytes: u64) -> Self {
-        Self(Rc::new(Cell::new(bytes)))
-    }
-
-    fn extend(&self, bytes: u64) {
-        self.0.set(self.0.get().saturating_add(bytes));
-    }
-}
-
-/// Deflated bytes, inflated as they are read, as long as there is room.
-struct Inflated<R> {
-    decoder: DeflateDecoder<R>,
-    bytes: u64,
-    room: Room,
-    is_over: bool,
-}
-
-impl<R: BufRead> Inflated<R> {
-    fn over(from: R, room: Room) -> Self {
-        Self { decoder: DeflateDecoder::new(from), bytes: 0, room, is_over: false }
-    }
-}
-
-impl<R: BufRead> Read for Inflated<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if self.is_over {
-            return Ok(0);
-        }
-        let read = self.decoder.read(buffer)?;
-        self.bytes += read as u64;
-        self.is_over = self.bytes > self.room.0.get();
-        Ok(read)
-    }
-}
-
-/// Types of columns: counts of a group, booleans, texts, types and lengths of values, values.
-const GROUP: u64 = 0;
-const BOOLEAN: u64 = 4;
-const TEXT: u64 = 5;
-const LENGTHS: u64 = 6;
-const RAW: u64 = 7;
-
-/// What a column holds, and in how many bytes.
-struct Column {
-    /// The specification: an id, a flag for deflate, and a type.
-    specification: u64,
-    length: u64,
-}
-
-impl Column {
-    fn is_deflated(&self) -> bool {
-        self.specification & 8 != 0
-    }
-
-    fn kind(&self) -> u64 {
-        self.specification & 7
-    }
-
-    /// The number that columns share which belong together.
-    fn group(&self) -> u64 {
-        self.specification >> 4
-    }
-
-    /// Whether it holds the types and lengths of values.
-    fn is_lengths(&self) -> bool {
-        self.kind() == LENGTHS
-    }
-}
-
-fn columns(data: &mut impl BufRead) -> Result<Vec<Column>, Stop> {
-    let count = unsigned(data)?;
-    if count > MAX_COLUMNS {
-        return Err(Stop::TooMuch);
-    }
-    (0..count)
-        .map(|_| Ok(Column { specification: unsigned(data)?, length: unsigned(data)? }))
-        .collect()
-}
-
-/// What a column holds.
-#[derive(Clone, Copy, Default)]
-struct Values {
-    /// How many values. In a group column, which says how many values of others belong to each row, the sum of these if that
-    /// is more.
-    rows: u64,
-    /// Bytes of all its texts, each as often as it stands there.
-    text: u64,
-    /// If these are types and lengths, the sum of the lengths.
-    lengths: u64,
-    /// If these are actions, how many of them make or end a mark.
-    marks: u64,
-    /// automerge 0.12 would read them for ever.
-    is_endless: bool,
-}
-
-/// Count the values of a column, up to where there are more than `most`, or more text than that.
-fn values(column: &Column, data: &mut impl BufRead, most: u64, most_text: u64) -> Values {
-    let mut found = Values::default();
-    // An end within a value: what stands before it is read by automerge as well.
-    let _ = sum_runs(column, data, most, most_text, &mut found);
-    found
-}
-
-fn sum_runs(
-    column: &Column,
-    data: &mut impl BufRead,
-    most: u64,
-    most_text: u64,
-    found: &mut Values,
-) -> io::Result<()> {
-    /// The column of actions, without its flag for deflate, and the action (automerge 0.12, `op_set2/columns.rs`).
-    const ACTIONS: u64 = 0x42;
-    const MARK: u64 = 7;
-    let (kind, is_action) = (column.kind(), column.specification & !8 == ACTIONS);
-    let mut grouped = 0u64;
-    while found.rows <= most && found.text <= most_text && !data.fill_buf()?.is_empty() {
-        match kind {
-            RAW => return Ok(()),
-            BOOLEAN => match count(data) {
-                Some(count) => found.rows = found.rows.saturating_add(count),
-                // hexane 1.0, `BoolDecoder`: where it can read no count it tries again, at the same place.
-                None => {
-                    found.is_endless = true;
-                    return Ok(());
-                }
-            },
-            _ => {
-                let run = signed(data)?;
-                if run == 0 {
-                    found.rows = found.rows.saturating_add(unsigned(data)?);
-                    continue;
-                }
-                let (values, repeated) =
-                    if run > 0 { (1, run.unsigned_abs()) } else { (run.unsigned_abs(), 1) };
-                found.rows = found.rows.saturating_add(run.unsigned_abs());
-                for _ in 0..values {
-                    let value = unsigned(data)?;
-                    let all = value.saturating_mul(repeated);
-                    if kind == TEXT {
-                        found.text = found.text.saturating_add(all);
-                        skip(data, value)?;
-                    } else if kind == LENGTHS {
-                        found.lengths =
-                            found.lengths.saturating_add((value >> 4).saturating_mul(repeated));
-                    } else if kind == GROUP {
-                        grouped = grouped.saturating_add(all);
-                        found.rows = found.rows.max(grouped);
-                    } else if is_action && value == MARK {
-                        found.marks = found.marks.saturating_add(repeated);
-                    }
-                    if found.rows > most || found.text > most_text {
-                        return Ok(());
-                    }
-                }
-            }
-        }
-    }
-    Ok(())
-}
-
-/// A list of change hashes.
-fn hashes(data: &mut impl BufRead) -> io::Result<()> {
-    let count = unsigned(data)?;
-    skip(data, count.saturating_mul(32))
-}
-
-/// How many actors a chunk names, and the length of their longest id.
-#[derive(Clone, Copy)]
-struct Actors {
-    count: u64,
-    longest: u64,
-}
-
-/// A list of actor ids.
-fn actors(data: &mut impl BufRead) -> io::Result<Actors> {
-    let count = unsigned(data)?;
-    let mut longest = 0;
-    for _ in 0..count {
-        longest = longest.max(prefixed(data)?);
-    }
-    Ok(Actors { count, longest })
-}
-
-/// Bytes after their length, which is returned.
-fn prefixed(data: &mut impl BufRead) -> io::Result<u64> {
-    let length = unsigned(data)?;
-    skip(data, length)?;
-    Ok(length)
-}
-
-fn skip(data: &mut impl BufRead, bytes: u64) -> io::Result<()> {
-    let mut skipped = data.by_ref().take(bytes);
-    if io::copy(&mut skipped, &mut io::sink())? < bytes {
-        return Err(io::ErrorKind::UnexpectedEof.into());
-    }
-    Ok(())
-}
-
-/// A LEB128 number, without its sign's meaning; what goes beyond 64 bits is the largest there is.
-fn unsigned(data: &mut impl BufRead) -> io::Result<u64> {
-    let mut number = 0u64;
-    for place in 0u32.. {
-        let byte = byte(data)?;
-        let bits = u64::from(byte & 0x7f);
-        number = match bits.checked_shl(7 * place) {
-            Some(shifted) if shifted >> (7 * place) == bits => number | shifted,
-            _ if bits == 0 => number,
-            _ => u64::MAX,
-        };
-        if byte & 0x80 == 0 {
-            break;
-        }
-    }
-    Ok(number)
-}
-
-/// A LEB128 number of 64 bits at most that is whole, as the `leb128` crate reads it.
-fn count(data: &mut impl BufRead) -> Option<u64> {
-    let mut number = 0u64;
-    for place in 0..10 {
-        let byte = byte(data).ok()?;
-        if place == 9 && byte > 1 {
-            return None;
-        }
-        number |= u64::from(byte & 0x7f) << (7 * place);
-        if byte & 0x80 == 0 {
-            return Some(number);
-        }
-    }
-    None
-}
-
-/// A signed LEB128 number.
-fn signed(data: &mut impl BufRead) -> io::Result<i64> {
-    let mut number = 0i64;
-    for place in 0u32.. {
-        let byte = byte(data)?;
-        let bits = i64::from(byte & 0x7f);
-        number |= bits.checked_shl(7 * place).unwrap_or(0);
-        if byte & 0x80 == 0 {
-            let used = 7 * (place + 1);
-            if used < 64 && byte & 0x40 != 0 {
-                number |= -1i64 << used;
-            }
-            break;
-        }
-        if place > 10 {
-            return Err(io::ErrorKind::InvalidData.into());
-        }
-    }
-    Ok(number)
-}
-
-fn byte(data: &mut impl BufRead) -> io::Result<u8> {
-    let first = data.fill_buf()?.first().copied();
-    data.consume(1.min(usize::from(first.is_some())));
-    first.ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
 }
 
 #[cfg(test)]

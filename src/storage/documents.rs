@@ -1,7 +1,7 @@
 //! Documents above a [`ChunkStore`]: loaded with what the served bundle puts underneath, every chunk
 //! checked, writes repeated until they are durable.
 
-use super::{ChunkStore, StorageError, space::Space};
+use super::{ChunkStore, StorageError};
 use crate::{
     base::{backoff::Backoff, document_id::DocumentId, hex::hex},
     config::Config,
@@ -19,6 +19,8 @@ use crate::{
         metrics::StorageMetrics,
         usage::thread_time,
     },
+    storage::Failure,
+    storage::local::space::Space,
     storage::underlay::Underlay,
 };
 use automerge::ChangeHash;
@@ -171,7 +173,7 @@ impl Documents {
     /// # Errors
     /// The store cannot be read or written.
     pub async fn storage_id(&self) -> Result<String, StorageError> {
-        let stored = self.timed("load", self.store.load(&Key::StorageId)).await?;
+        let stored = self.timed("load", self.store.load_storage_id()).await?;
         match stored.map(String::from_utf8) {
             Some(Ok(id)) if !id.trim().is_empty() => return Ok(id.trim().to_owned()),
             Some(_) => warn!("the storage id is not a text: a new one is made"),
@@ -206,11 +208,9 @@ impl Documents {
             checked.opened.took = thread_time().saturating_sub(began);
             Ok::<_, String>(checked)
         });
-        let checked = checked.await.map_err(|error| StorageError {
-            action: "load",
-            path: document.to_string().into(),
-            source: std::io::Error::other(error),
-        })?;
+        let checked = checked
+            .await
+            .map_err(|error| StorageError::Unavailable(Failure::new("load", document, error)))?;
         let Checked { mut opened, broken, rescue, newer, unrelated } = match checked {
             Ok(checked) => checked,
             Err(limit) => {
@@ -302,11 +302,8 @@ impl Documents {
             compare(document, stored, underneath, &data)
         };
         let compared = self.comparing.run(payer, compare).await;
-        let ((merged, add), _) = compared.map_err(|error| StorageError {
-            action: "merge",
-            path: document.to_string().into(),
-            source: std::io::Error::other(error),
-        })?;
+        let ((merged, add), _) = compared
+            .map_err(|error| StorageError::Unavailable(Failure::new("merge", document, error)))?;
         if merged == Merged::New && self.space.is_low() {
             return Ok(Merged::NoSpace);
         }
@@ -335,11 +332,9 @@ impl Documents {
             let Checked { mut opened, broken, .. } = check(document, stored, underneath);
             Content { data: opened.doc.automerge().save(), broken }
         });
-        read.await.map(Some).map_err(|error| StorageError {
-            action: "load",
-            path: document.to_string().into(),
-            source: std::io::Error::other(error),
-        })
+        read.await
+            .map(Some)
+            .map_err(|error| StorageError::Unavailable(Failure::new("load", document, error)))
     }
 
     /// The served bundle's snapshot of a document.

@@ -3,10 +3,7 @@
 
 #![allow(clippy::disallowed_methods, reason = "all of it blocks, and runs on threads that may")]
 
-use std::{
-    io,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use automerge::ReadDoc;
 use serde::{Deserialize, Serialize};
@@ -16,10 +13,12 @@ use tokio::runtime::Handle;
 use super::{
     ChunkStore, StorageError,
     documents::{Base, Checked, check},
-    journal::{Journal, count_rows},
-    nodefs::MAX_FILE,
-    quarantine,
-    walk::{self, Found},
+    local::{
+        MAX_FILE,
+        journal::{Journal, count_rows},
+        quarantine,
+        walk::{self, Found},
+    },
 };
 use crate::{
     base::hex::hex,
@@ -317,7 +316,7 @@ fn check_files(check: &mut Check<impl Tell>, root: &Path) -> Result<(), StorageE
         Ok(rows) => {
             Some(format!("{rows} chunks are in the journal of this folder, and were not checked"))
         }
-        Err(error) if error.source.kind() == io::ErrorKind::ResourceBusy => Some(
+        Err(StorageError::InUse(_)) => Some(
             "the journal of this folder is in use, or was not closed; it was not checked"
                 .to_owned(),
         ),

@@ -4,7 +4,11 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
-use super::{ChunkStore, StorageError, blocked::Block, documents::check, quarantine::Entry};
+use super::{
+    ChunkStore, Failure, StorageError,
+    documents::check,
+    local::{blocked::Block, quarantine::Entry},
+};
 use crate::base::document_id::DocumentId;
 use crate::document::chunk::Key;
 
@@ -60,11 +64,7 @@ impl Inspection {
         }
         let inspected =
             tokio::task::spawn_blocking(move || Self::look(document, stored, quarantined, blocked));
-        let failed = |error| StorageError {
-            action: "load",
-            path: document.to_string().into(),
-            source: std::io::Error::other(error),
-        };
+        let failed = |error| StorageError::Unavailable(Failure::new("load", document, error));
         inspected.await.map(Some).map_err(failed)
     }
 
@@ -114,7 +114,9 @@ mod tests {
     use automerge::{Automerge, ROOT, transaction::Transactable};
 
     use super::*;
-    use crate::{config::Durability, document::chunk::ChunkKind, storage::nodefs::NodefsStore};
+    use crate::{
+        config::Durability, document::chunk::ChunkKind, storage::local::nodefs::NodefsStore,
+    };
 
     #[tokio::test]
     async fn it_says_what_is_stored_and_changes_nothing() {

@@ -1,78 +1,96 @@
-//! Documents on disk.
+//! Stored documents.
 //!
-//! [`ChunkStore`] is what a store must do. [`nodefs`] is automerge-repo's folder layout, [`journal`] a journal
-//! before it, in which the changes of all documents become durable together. [`documents`] stands above them:
-//! it loads a document with what the [`underlay`] has of it, checks every chunk, retries what fails, and
-//! knows how much waits to be written. [`tombstones`] are the documents that were deleted, [`blocked`] those that an
-//! operator keeps from everybody; both are [`marks`]. [`space`] is how much room there is. For the operator,
-//! [`inspect`] says what is stored of one document, [`walk`] lists a folder, [`fsck`] checks one, and
-//! [`quarantine`] is what was put aside, [`backups`] are those that were made; [`replacing`] guards a restore that replaces all, and
-//! [`imported`] notes which uploaded bundles are among the documents.
+//! | to find | look in |
+//! |---|---|
+//! | what a store must do | [`ChunkStore`] |
+//! | loading, checking, merging and saving documents | [`documents`] |
+//! | snapshots from which stored documents start | [`underlay`] |
+//! | the store on local disks: folders, and the journal in front of them | [`local`] |
+//! | what is stored of one document, for an operator | [`inspect`] |
+//! | checks of everything that is stored | [`fsck`] |
 
-pub mod backups;
-pub mod blocked;
+#[cfg(test)]
+mod conformance;
 pub mod documents;
+mod error;
 pub mod fsck;
-pub mod imported;
 pub mod inspect;
-pub mod journal;
-pub mod marks;
-pub mod nodefs;
-pub mod quarantine;
-pub mod replacing;
-pub mod space;
-pub mod tombstones;
+pub mod local;
 pub mod underlay;
-pub mod walk;
-
-use std::{io, path::PathBuf};
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
 
+pub use self::error::{Failure, Location, StorageError};
 use crate::base::document_id::DocumentId;
 use crate::document::chunk::{Key, StoredChunk};
 
-/// What a store could not do, to which file, and why.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot {action} {}: {source}", path.display())]
-pub struct StorageError {
-    /// What was tried: "write", "read", "list", "delete", "create".
-    pub action: &'static str,
-    /// The file or folder.
-    pub path: PathBuf,
-    /// Why it failed.
-    pub source: io::Error,
-}
-
-/// A place for chunks. Every call says whether it worked: samod's own `Storage` cannot.
+/// A store of chunks.
+///
+/// samod's own `Storage` has no way to report a failure; here every call does.
+///
+/// # Concurrency
+/// All methods may be called at the same time, also for the same key. Calls that do not overlap take
+/// effect in their order: after a put has returned, every later load of the document contains the
+/// chunk. Of overlapping puts of one key one wins; the value is one of theirs as a whole.
+///
+/// # Cancellation
+/// A future that is dropped leaves the store intact. What it was to do may have happened or not, and
+/// may still happen later, but never in part.
+///
+/// The suite in `conformance` checks this contract on every store.
 pub trait ChunkStore: Send + Sync + 'static {
-    /// The value of `key`, if there is one.
-    fn load<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<Vec<u8>>, StorageError>>;
+    /// Returns the value of [`Key::StorageId`], or nothing if none was stored.
+    fn load_storage_id(&self) -> BoxFuture<'_, Result<Option<Vec<u8>>, StorageError>>;
 
-    /// All chunks of a document.
+    /// Returns all chunks of a document: snapshots before incremental chunks, each key once, and
+    /// within a kind in no particular order. A document that is not stored, or is deleted, has none.
+    ///
+    /// This is not a snapshot in time, but no content is missed: the result contains every chunk
+    /// whose put returned before the call and whose deletion was requested after it. So if a chunk is
+    /// put and only then another one deleted, every load contains at least one of the two. A chunk
+    /// whose deletion was requested may still be in it.
+    ///
+    /// # Errors
+    /// Bytes that are stored cannot be read. An error never means that there is no such document.
     fn load_document(
         &self,
         document: DocumentId,
     ) -> BoxFuture<'_, Result<Vec<StoredChunk>, StorageError>>;
 
-    /// Store a value. Once this returns, the value survives what `storage.durability` says.
+    /// Stores a value, and replaces the one that the key has. When this returns, the value survives
+    /// what `storage.durability` names: a crash of the process, or a power loss as well. A put after a
+    /// delete of the same key takes effect, even where that deletion is still pending.
+    ///
+    /// # Errors
+    /// The value is not durable. The earlier value of the key is unchanged, or the new one is there
+    /// as a whole; the same call can be repeated.
     fn put<'a>(&'a self, key: &'a Key, data: Bytes) -> BoxFuture<'a, Result<(), StorageError>>;
 
-    /// Delete a value, or let it be deleted later; deleting what is not there is no error.
+    /// Deletes a chunk, at once or some time later. Deleting a chunk that does not exist succeeds.
+    /// After a crash a deleted chunk may be there again, so callers delete only what something
+    /// durable has replaced.
+    ///
+    /// # Errors
+    /// The chunk may still be there. The same call can be repeated.
     fn delete<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<(), StorageError>>;
 
-    /// Whether a document was deleted: nothing is stored of it then, and nothing will be.
+    /// Whether a document was deleted for good. While it is, [`load_document`](Self::load_document)
+    /// returns nothing, and a put of one of its chunks succeeds without storing anything.
     fn is_deleted(&self, _document: DocumentId) -> bool {
         false
     }
 
-    /// Whether an operator keeps a document from everybody.
+    /// Whether an operator has blocked a document. The store itself goes on to load and store it.
     fn is_blocked(&self, _document: DocumentId) -> bool {
         false
     }
 
-    /// Move a chunk that does not parse out of the documents, and keep it.
+    /// Moves a chunk that does not parse out of its document, and keeps it with the reason for the
+    /// operator. When this returns, the move is durable and no load of the document contains the chunk.
+    ///
+    /// # Errors
+    /// The chunk does not exist, or cannot be moved.
     fn quarantine<'a>(
         &'a self,
         key: &'a Key,

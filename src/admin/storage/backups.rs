@@ -11,7 +11,7 @@ use tracing::info;
 use super::state::Stored;
 use crate::{
     admin::{error::Failed, handler::blocking},
-    storage::backups::{self, Backup},
+    storage::local::backups::{self, Backup},
 };
 
 pub(super) fn routes() -> Router<Stored> {

@@ -13,7 +13,7 @@ use super::{reason::Reason, state::Stored};
 use crate::{
     admin::{error::Failed, handler::blocking},
     base::document_id::DocumentId,
-    storage::blocked::Block,
+    storage::local::blocked::Block,
 };
 
 pub(super) fn routes() -> Router<Stored> {

@@ -17,7 +17,7 @@ use crate::{
     admin::{error::Failed, handler::blocking},
     base::document_id::DocumentId,
     bundle::{Bundle, BundleError, MaxInflated},
-    storage::{
+    storage::local::{
         backups::{self, Backup},
         imported, quarantine, replacing,
         tombstones::Tombstone,

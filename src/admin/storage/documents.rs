@@ -22,7 +22,11 @@ use crate::{
     base::document_id::DocumentId,
     document::compare::Merged,
     limits::turns::Payer,
-    storage::{blocked::Block, documents::Bringer, inspect::Inspection, quarantine},
+    storage::{
+        documents::Bringer,
+        inspect::Inspection,
+        local::{blocked::Block, quarantine},
+    },
 };
 
 /// Documents that are merged at a time; what they write becomes durable together.

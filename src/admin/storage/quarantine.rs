@@ -15,7 +15,7 @@ use super::state::Stored;
 use crate::{
     admin::{error::Failed, handler::blocking},
     document::chunk::Key,
-    storage::quarantine,
+    storage::local::quarantine,
 };
 
 /// What is to be released or deleted of the quarantine.

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::state::Stored;
 use crate::{
     admin::{error::Failed, handler::blocking},
-    storage::replacing::{self, Source},
+    storage::local::replacing::{self, Source},
 };
 
 /// What a restore that replaces all moved away.

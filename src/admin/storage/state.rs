@@ -7,7 +7,7 @@ use tokio::sync::watch;
 use crate::{
     bundle::{served::Served, store::BundleStore},
     config::Config,
-    storage::{documents::Documents, journal::Journal},
+    storage::{documents::Documents, local::journal::Journal},
     sync::rooms::Rooms,
 };
 

@@ -25,7 +25,7 @@ pub(super) fn routes() -> Router<Stored> {
 }
 
 async fn read_storage_id(stored: &Stored) -> Result<Option<String>, Failed> {
-    let id = stored.journal.load(&Key::StorageId).await?;
+    let id = stored.journal.load_storage_id().await?;
     Ok(id.and_then(|id| String::from_utf8(id).ok()).map(|id| id.trim().to_owned()))
 }
 

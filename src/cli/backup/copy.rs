@@ -24,7 +24,7 @@ use crate::{
         gate::{Document, Rules},
         load,
     },
-    storage::{nodefs::MAX_FILE, walk::Listed},
+    storage::local::{MAX_FILE, walk::Listed},
 };
 
 /// Copy a document. What an earlier copy has of it is in the new one too, or the earlier one stays.

@@ -28,7 +28,7 @@ use super::{
 use crate::{
     admin::storage::{documents::Entry, storage_id::StorageId},
     base::{document_id::DocumentId, folder::Folder},
-    storage::{backups, tombstones::Tombstone, walk::Listed},
+    storage::local::{backups, tombstones::Tombstone, walk::Listed},
 };
 
 /// How often a first backup notes how far it is.

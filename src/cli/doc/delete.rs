@@ -9,7 +9,7 @@ use crate::{
     admin::storage::{deleted::Receipt, reason::Reason},
     base::document_id::DocumentId,
     cli::{backup_folder, error::CliError, output::show, relay::StorageArguments},
-    storage::backups::Backup,
+    storage::local::backups::Backup,
 };
 
 pub(super) fn run(

@@ -11,7 +11,10 @@ use crate::{
         output::{printable, short, show, size},
         relay::{Relay, StorageArguments},
     },
-    storage::{blocked::Block, inspect::Inspection, quarantine::Entry},
+    storage::{
+        inspect::Inspection,
+        local::{blocked::Block, quarantine::Entry},
+    },
     sync::look::{LiveDocument, LiveSession},
 };
 

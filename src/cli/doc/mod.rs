@@ -9,7 +9,7 @@ use hyper::Method;
 
 use super::{arguments::document_id, error::CliError, output::show, relay::StorageArguments};
 use crate::{
-    admin::storage::reason::Reason, base::document_id::DocumentId, storage::blocked::Block,
+    admin::storage::reason::Reason, base::document_id::DocumentId, storage::local::blocked::Block,
 };
 
 /// `tonk-relay doc`

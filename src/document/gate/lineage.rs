@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use automerge::{ActorId, Automerge, Change, ChangeHash};
 
-use super::{Refusal, tally::is_misnumbered};
+use super::{refusal::Refusal, tally::is_misnumbered};
 
 /// How many changes of one message are compared with the history one by one, and with how many changes of it, before the
 /// whole document is checked instead.

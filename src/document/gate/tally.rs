@@ -4,17 +4,7 @@ use std::{cell::LazyCell, collections::HashMap};
 
 use automerge::{ActorId, Automerge};
 
-use super::Refusal;
-
-/// By how much the highest operation number of a document may exceed the number of its operations. Honest numbers have
-/// no such gaps, but for authors that knew operations which their change does not depend on (`changeAt`). automerge's
-/// JavaScript reserves memory for every number that is skipped: 300,000,000 fail with "out of memory", and every client
-/// has to count on from the highest.
-pub(super) const MAX_LEAP: u64 = 1_000_000;
-/// The same for what each change skips between its dependencies and itself, all changes together: many branches can skip
-/// the same numbers. 20,000,000 can still be loaded in JavaScript, where each takes some 200 bytes while a document is
-/// loaded.
-pub(super) const MAX_SKIPPED: u64 = 10_000_000;
+use super::refusal::{MAX_LEAP, MAX_SKIPPED, Refusal};
 
 /// What is counted over all changes of a document.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

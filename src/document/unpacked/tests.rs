@@ -4,7 +4,7 @@ use automerge::{Automerge, ObjType, ROOT, ScalarValue, transaction::Transactable
 use flate2::{Compression, write::DeflateEncoder};
 use proptest::prelude::*;
 
-use super::*;
+use super::{chunks::MAGIC, *};
 
 const LIMIT: Size = Size::mib(256);
 

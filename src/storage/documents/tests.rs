@@ -4,7 +4,7 @@ use tokio::sync::watch;
 use super::*;
 use crate::{
     bundle::served::ServedBundle, config::Durability, observe::metrics::Metrics,
-    storage::nodefs::NodefsStore,
+    storage::local::nodefs::NodefsStore,
 };
 
 const ID: &str = "2XehcERzGALTcjP7C7VxwFJdWoEW";

@@ -12,7 +12,7 @@ use crate::{
     limits::Charge,
     limits::turns::Turns,
     observe::health::Health,
-    storage::{nodefs::NodefsStore, space::Space},
+    storage::local::{nodefs::NodefsStore, space::Space},
     sync::{
         look::EngineLook,
         outbound::Next,

@@ -1,6 +1,19 @@
 //! The task that commits.
 
-use super::{index::Row, *};
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use rusqlite::{Connection, params};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, timeout_at},
+};
+
+use super::{
+    file::{forget_deleted, leave_no_trace, open},
+    index::Row,
+    shared::{Change, Request, Shared},
+};
+use crate::{document::chunk::Key, storage::StorageError};
 
 /// Writes in one commit, and writes that wait for the next.
 pub(super) const BATCH: usize = 1024;
@@ -88,7 +101,7 @@ impl Writer {
             let is_whole = match &written {
                 Ok(_) => true,
                 Err(error) => {
-                    error.source.kind() != io::ErrorKind::InvalidData && connection.is_autocommit()
+                    !matches!(error, StorageError::Corrupt(_)) && connection.is_autocommit()
                 }
             };
             (is_whole.then_some(connection), written)
@@ -109,9 +122,7 @@ impl Writer {
             }
             Err(error) => {
                 for done in answers {
-                    let source = io::Error::new(error.source.kind(), error.source.to_string());
-                    let (action, path) = (error.action, error.path.clone());
-                    let _ = done.send(Err(StorageError { action, path, source }));
+                    let _ = done.send(Err(error.clone()));
                 }
             }
         }

@@ -1,6 +1,11 @@
 //! Which chunks are in the journal, known in memory.
 
-use super::*;
+use std::collections::HashMap;
+
+use crate::{
+    base::document_id::DocumentId,
+    document::chunk::{ChunkKind, Key},
+};
 
 /// Rows beyond which the oldest move into the folders: each is a file then, of which a clean stop can write
 /// so many within its time.

@@ -1,9 +1,27 @@
 //! What leaves the journal: chunks that move into the folders, those that leave the folders, deleted documents.
 
+use std::{
+    collections::VecDeque,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep, sleep_until, timeout},
+};
+use tracing::warn;
+
 use super::{
+    super::{nodefs::NodefsStore, tombstones::Tombstone},
     index::{ROWS, Row},
+    shared::{Change, Request, Shared, send},
     writer::Doomed,
-    *,
+};
+use crate::{
+    base::{backoff::Backoff, document_id::DocumentId},
+    document::chunk::Key,
+    storage::{ChunkStore, StorageError},
 };
 
 /// Chunks that move into the folders at a time.
@@ -47,6 +65,15 @@ pub(super) async fn delete_after_grace(
         }
         mover.shared.deleting.send_replace(None);
     }
+}
+
+/// What a deletion found of a document.
+#[derive(Debug, Default)]
+pub struct Deleted {
+    /// Chunks in the journal and the folders, quarantine included.
+    pub chunks: usize,
+    /// Their bytes.
+    pub bytes: u64,
 }
 
 /// Moves chunks from the journal into the folders.
@@ -137,7 +164,7 @@ impl Mover {
             tokio::task::spawn_blocking(adding).await.map_err(self.shared.panicked("delete"))?
         };
         match add().await {
-            Err(error) if error.source.kind() == io::ErrorKind::StorageFull => {
+            Err(StorageError::Full(_)) => {
                 // What is deleted makes room for what says so.
                 count(&mut deleted, self.folders.delete_document(document).await?);
                 add().await?;

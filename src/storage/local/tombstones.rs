@@ -11,8 +11,8 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{StorageError, marks::Marks};
-use crate::base::document_id::DocumentId;
+use super::marks::Marks;
+use crate::{base::document_id::DocumentId, storage::StorageError};
 
 const FOLDER: &str = ".deleted";
 /// A file that is there to be given up: on a full disk a deletion has its room.

@@ -14,9 +14,11 @@ use serde::{Deserialize, Serialize};
 use crate::document::chunk::{ChunkKind, Key};
 use crate::document::load::parses;
 
+use crate::storage::{Failure, StorageError};
+
 use super::{
-    StorageError,
-    nodefs::{QUARANTINE, failed, read, write_atomically},
+    files::{failed, read, write_atomically},
+    layout::{BROKEN_JOURNAL, QUARANTINE, own_reason},
 };
 
 /// Something in quarantine.
@@ -73,13 +75,6 @@ pub fn list(root: &Path) -> Result<Vec<Entry>, StorageError> {
     Ok(entries)
 }
 
-/// The file with a chunk's own reason.
-pub(super) fn own_reason(path: &Path) -> PathBuf {
-    let mut own = path.as_os_str().to_owned();
-    own.push(".reason");
-    own.into()
-}
-
 /// A chunk has its own reason; the files of a journal that was put aside share one.
 fn reason_of(path: &Path) -> PathBuf {
     let own = own_reason(path);
@@ -92,8 +87,8 @@ fn file(root: &Path, entry: &str) -> Result<PathBuf, StorageError> {
     let plain = path.components().all(|part| matches!(part, Component::Normal(_)));
     let file = root.join(QUARANTINE).join(path);
     if !plain || !file.is_file() {
-        let missing = io::Error::new(io::ErrorKind::NotFound, "this is not in quarantine");
-        return Err(failed("find", &file)(missing));
+        let missing = Failure::new("find", file, "this is not in quarantine");
+        return Err(StorageError::Refused(missing));
     }
     Ok(file)
 }
@@ -104,7 +99,7 @@ fn file(root: &Path, entry: &str) -> Result<PathBuf, StorageError> {
 /// It is not there, is no chunk, still does not parse, or cannot be moved.
 pub fn release(root: &Path, entry: &str) -> Result<Key, StorageError> {
     let file = file(root, entry)?;
-    let refused = |why: &str| failed("release", &file)(io::Error::other(why.to_owned()));
+    let refused = |why: &str| StorageError::Refused(Failure::new("release", file.as_path(), why));
     let parts: Vec<&str> = entry.split('/').collect();
     let &[first, rest, kind, name] = parts.as_slice() else {
         return Err(refused("it is no chunk of a document"));
@@ -147,14 +142,16 @@ pub fn older(root: &Path, age: Duration) -> Result<Vec<String>, StorageError> {
 pub fn broken_journals(root: &Path) -> Result<Vec<PathBuf>, StorageError> {
     let top = root.join(QUARANTINE);
     let names = list(root)?.into_iter().filter_map(|entry| {
-        entry.path.split('/').next().filter(|name| name.starts_with(JOURNAL)).map(str::to_owned)
+        entry
+            .path
+            .split('/')
+            .next()
+            .filter(|name| name.starts_with(BROKEN_JOURNAL))
+            .map(str::to_owned)
     });
     let names: BTreeSet<String> = names.collect();
     Ok(names.into_iter().map(|name| top.join(name)).collect())
 }
-
-/// The names of folders with broken journals begin with this.
-pub(super) const JOURNAL: &str = "journal-";
 
 /// Delete a file with its reason, and folders that are empty then.
 fn delete(file: &Path) -> Result<(), StorageError> {
@@ -176,13 +173,12 @@ fn delete(file: &Path) -> Result<(), StorageError> {
 #[cfg(test)]
 mod tests {
     use automerge::{Automerge, ROOT, transaction::Transactable};
-    use bytes::Bytes;
 
     use super::*;
     use crate::{
         base::document_id::DocumentId,
         config::Durability,
-        storage::{ChunkStore, nodefs::NodefsStore},
+        storage::{ChunkStore, local::nodefs::NodefsStore},
     };
 
     #[tokio::test]
@@ -219,8 +215,8 @@ mod tests {
         release(root, "../../etc/passwd").expect_err("it is not there");
         assert_eq!(release(root, &good.path).expect("parses"), key("good"));
         assert_eq!(
-            store.load(&key("good")).await.expect("reads"),
-            Some(Bytes::from(doc.save()).to_vec())
+            store.load_document(document).await.expect("loads"),
+            [(key("good"), doc.save())]
         );
 
         assert!(older(root, Duration::from_secs(60)).expect("lists").is_empty());

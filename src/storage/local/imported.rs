@@ -9,15 +9,13 @@ use std::{
 };
 
 use super::{
-    StorageError,
-    nodefs::{self, failed, write_atomically},
+    files::{failed, read, write_atomically},
+    layout::IMPORTED,
 };
-use crate::base::document_id::DocumentId;
-
-pub(super) const FOLDER: &str = ".imported";
+use crate::{base::document_id::DocumentId, storage::StorageError};
 
 fn path(root: &Path, id: DocumentId) -> PathBuf {
-    root.join(FOLDER).join(id.to_string())
+    root.join(IMPORTED).join(id.to_string())
 }
 
 /// Whether the bundle of that id and ETag is imported. Blocks.
@@ -25,7 +23,7 @@ fn path(root: &Path, id: DocumentId) -> PathBuf {
 /// # Errors
 /// The file cannot be read.
 pub fn contains(root: &Path, id: DocumentId, etag: &str) -> Result<bool, StorageError> {
-    let noted = nodefs::read(&path(root, id))?.unwrap_or_default();
+    let noted = read(&path(root, id))?.unwrap_or_default();
     Ok(String::from_utf8_lossy(&noted).lines().next() == Some(etag))
 }
 
@@ -38,7 +36,7 @@ pub fn documents(
     id: DocumentId,
     etag: &str,
 ) -> Result<Option<Vec<DocumentId>>, StorageError> {
-    let noted = nodefs::read(&path(root, id))?.unwrap_or_default();
+    let noted = read(&path(root, id))?.unwrap_or_default();
     let noted = String::from_utf8_lossy(&noted);
     let mut lines = noted.lines();
     if lines.next() != Some(etag) {
@@ -71,7 +69,7 @@ pub fn add(
 /// # Errors
 /// The files cannot be deleted.
 pub fn forget(root: &Path) -> Result<(), StorageError> {
-    let folder = root.join(FOLDER);
+    let folder = root.join(IMPORTED);
     let entries = match fs::read_dir(&folder) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         entries => entries.map_err(failed("list", &folder))?,
@@ -107,7 +105,7 @@ mod tests {
         assert!(!contains(root, id, "\"b\"").expect("reads"));
         forget(root).expect("deletes");
         forget(root).expect("there is nothing");
-        assert!(root.join(FOLDER).is_dir(), "for an import that is about to write its note");
+        assert!(root.join(IMPORTED).is_dir(), "for an import that is about to write its note");
         assert!(!contains(root, id, "\"a\"").expect("reads"));
     }
 }

@@ -3,6 +3,7 @@
 #![allow(clippy::disallowed_methods, reason = "all of it blocks, and runs on threads that may")]
 
 use std::{
+    ffi::OsStr,
     fs, io,
     path::{Path, PathBuf},
 };
@@ -11,8 +12,8 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::{
-    StorageError,
-    nodefs::{OWN, REPLACED, failed, read_chunks},
+    files::{MAX_FILE, failed},
+    layout::{OWN, REPLACED},
 };
 use crate::base::hex::hex;
 use crate::base::{
@@ -20,6 +21,7 @@ use crate::base::{
     folder::{Folder, Item},
 };
 use crate::document::chunk::{ChunkKind, Key, StoredChunk};
+use crate::storage::{Failure, StorageError};
 
 /// How often a document is listed again because a chunk was gone when it was to be read. Another
 /// process may compact the same folder; each of its compactions takes one round.
@@ -111,8 +113,40 @@ pub fn read_document(root: &Path, document: DocumentId) -> Result<Vec<StoredChun
             return Ok(chunks);
         }
     }
-    let gone = io::Error::other("its chunks change faster than they can be read");
-    Err(failed("read", &root.join(document.folder()))(gone))
+    let reason = "its chunks change faster than they can be read";
+    Err(StorageError::Unavailable(Failure::new("read", root.join(document.folder()), reason)))
+}
+
+/// The chunks of a document as they stand, or none if one was gone before it was read.
+fn read_chunks(
+    root: &Path,
+    document: DocumentId,
+) -> Result<Option<Vec<StoredChunk>>, StorageError> {
+    let mut chunks = Vec::new();
+    // Increments first: another process writes a snapshot before it deletes the increments that are in it,
+    // so that whatever is gone by the time we look for it is in a snapshot that we find later.
+    for kind in ChunkKind::ALL.into_iter().rev() {
+        let folder = root.join(document.folder()).join(kind.name());
+        let opened = match Folder::open(&folder) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            opened => opened.map_err(failed("list", &folder))?,
+        };
+        for Item { path, is_file, .. } in opened.entries().map_err(failed("list", &folder))? {
+            // A name that is not UTF-8, or a folder, is no chunk of automerge-repo's.
+            let (Some(name), true) = (path.file_name().and_then(OsStr::to_str), is_file) else {
+                continue;
+            };
+            match opened.read(name, MAX_FILE) {
+                Ok(data) => {
+                    chunks.push((Key::Chunk { document, kind, name: name.to_owned() }, data));
+                }
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+                Err(error) => return Err(failed("read", &path)(error)),
+            }
+        }
+    }
+    chunks.reverse();
+    Ok(Some(chunks))
 }
 
 /// The chunks of a document in the folder `root`, each with its size, but not read. Blocks.
@@ -123,16 +157,9 @@ pub fn sizes(root: &Path, document: DocumentId) -> Result<Vec<(Key, u64)>, Stora
     let mut sizes = Vec::new();
     for kind in ChunkKind::ALL {
         let folder = root.join(document.folder()).join(kind.name());
-        let entries = match list(&folder) {
-            Err(error)
-                if matches!(
-                    error.source.kind(),
-                    io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
-                ) =>
-            {
-                continue;
-            }
-            entries => entries?,
+        let entries = match Folder::open(&folder).and_then(|folder| folder.entries()) {
+            Err(error) if is_no_folder(&error) => continue,
+            entries => entries.map_err(failed("list", &folder))?,
         };
         for Item { path, is_file, .. } in entries {
             let name = path.file_name().and_then(|name| name.to_str());
@@ -142,6 +169,10 @@ pub fn sizes(root: &Path, document: DocumentId) -> Result<Vec<(Key, u64)>, Stora
         }
     }
     Ok(sizes)
+}
+
+fn is_no_folder(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }
 
 /// A text that is another one whenever the chunks of a document are others: their names are hashes of what is

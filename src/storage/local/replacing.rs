@@ -12,9 +12,10 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    StorageError,
-    nodefs::{REPLACED, REPLACING, failed, read, sync_folder, write_atomically},
+    files::{failed, read, sync_folder, write_atomically},
+    layout::{REPLACED, REPLACING},
 };
+use crate::storage::{Failure, StorageError};
 
 /// A backup, as `.replacing` names it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -109,7 +110,9 @@ pub fn end(root: &Path) -> Result<(), StorageError> {
 pub fn unfinished(root: &Path) -> Result<Option<Replacing>, StorageError> {
     let Some(text) = read(&root.join(REPLACING))? else { return Ok(None) };
     let replacing = serde_json::from_slice(&text);
-    replacing.map(Some).map_err(|error| failed("read", &root.join(REPLACING))(error.into()))
+    replacing
+        .map(Some)
+        .map_err(|error| StorageError::Corrupt(Failure::new("read", root.join(REPLACING), error)))
 }
 
 /// The folders beside the documents with what restores have replaced. Blocks.

@@ -12,8 +12,6 @@
 )]
 
 use std::{
-    collections::BTreeSet,
-    ffi::OsStr,
     fs::{self, File, TryLockError},
     io::{self, Read, Write},
     path::{Path, PathBuf},
@@ -25,15 +23,16 @@ use bytes::Bytes;
 use futures::{FutureExt, future::BoxFuture};
 use tokio::sync::Semaphore;
 
-use super::{ChunkStore, StorageError, quarantine::own_reason, walk};
+use super::{
+    files::{failed, read, sync_folder, write_atomically},
+    layout::{FORMAT_FILE, LOCK, QUARANTINE, REPLACED, REPLACING, TMP, own_reason, relative},
+    walk,
+};
 use crate::{
-    base::{
-        document_id::DocumentId,
-        folder::{self, Folder, Item},
-        regular_file,
-    },
+    base::{document_id::DocumentId, folder, regular_file},
     config::Durability,
-    document::chunk::{ChunkKind, Key, StoredChunk},
+    document::chunk::{Key, StoredChunk},
+    storage::{ChunkStore, Failure, StorageError},
 };
 
 /// Disk operations at a time; more only queue up in the kernel. A disk that hangs holds so many threads, of which the
@@ -154,13 +153,10 @@ impl NodefsStore {
         let root = self.root.clone();
         match tokio::task::spawn_blocking(move || work(&root)).await {
             Ok(result) => result,
-            Err(error) => Err(failed(action, &self.root)(io::Error::other(error))),
+            Err(panic) => Err(StorageError::Unavailable(Failure::new(action, &*self.root, panic))),
         }
     }
 }
-
-/// The largest file that is read as a whole: no document comes near it, and an endless one ends here.
-pub(crate) const MAX_FILE: u64 = 1 << 30;
 
 /// How long the lock of a folder is waited for, and how often it is tried meanwhile.
 const LOCK_WAIT: Duration = Duration::from_secs(2);
@@ -169,48 +165,8 @@ const LOCK_RETRY: Duration = Duration::from_millis(20);
 /// How often a folder is deleted again because something came into it meanwhile.
 const REMOVALS: usize = 10;
 
-pub(crate) const TMP: &str = ".tmp";
-const LOCK: &str = ".lock";
-const FORMAT_FILE: &str = ".format";
 /// The format of the folder: what lies beside the documents. The documents themselves are automerge-repo's.
 const FORMAT: u32 = 1;
-pub(super) const QUARANTINE: &str = "quarantine";
-/// What is the relay's own among the documents.
-pub(super) const OWN: [&str; 12] = [
-    TMP,
-    LOCK,
-    FORMAT_FILE,
-    QUARANTINE,
-    ".journal",
-    ".deleted",
-    ".blocked",
-    ".reserve",
-    ".backups",
-    REPLACING,
-    super::imported::FOLDER,
-    crate::auth::last_use::FILE,
-];
-
-/// What a restore replaced begins with this.
-pub(super) const REPLACED: &str = ".replaced-";
-/// There from the moment in which a restore moves away what is stored until it has brought back all: with half of a
-/// backup no relay starts.
-pub(super) const REPLACING: &str = ".replacing";
-
-pub(super) fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StorageError {
-    let path = path.to_owned();
-    move |source| StorageError { action, path, source }
-}
-
-pub(super) fn relative(key: &Key) -> PathBuf {
-    match key {
-        Key::StorageId => Path::new("st").join("orage-adapter-id"),
-        Key::Chunk { document, kind, name } => {
-            Path::new(&document.folder()).join(kind.name()).join(name)
-        }
-    }
-}
-
 /// As [`NodefsStore::delete_document`]. Blocks.
 pub(super) fn delete_files(
     root: &Path,
@@ -263,7 +219,7 @@ fn check_format(root: &Path) -> Result<(), StorageError> {
                  `tonk-relay checkpoint`, and import the folder's documents into a new one",
                 text.trim()
             );
-            Err(failed("open", root)(io::Error::new(io::ErrorKind::Unsupported, reason)))
+            Err(StorageError::Unsupported(Failure::new("open", root, reason)))
         }
     }
 }
@@ -282,7 +238,7 @@ fn lock(path: &Path) -> Result<File, StorageError> {
             Err(TryLockError::WouldBlock) => {
                 let holder = io::read_to_string((&file).take(100)).unwrap_or_default();
                 let held = format!("another process has this folder: {}", holder.trim());
-                return Err(failed("open", path)(io::Error::other(held)));
+                return Err(StorageError::InUse(Failure::new("open", path, held)));
             }
             Err(TryLockError::Error(error)) => return Err(failed("lock", path)(error)),
         }
@@ -293,90 +249,9 @@ fn lock(path: &Path) -> Result<File, StorageError> {
     Ok(file)
 }
 
-/// Write files, each with its content: aside, synchronised, renamed into place, and the folders
-/// synchronised. All of each step before the next, for a journalling file system then does it at once.
-pub(super) fn write_atomically(
-    root: &Path,
-    files: &[(PathBuf, Bytes)],
-    syncs: bool,
-) -> Result<(), StorageError> {
-    let mut folders = BTreeSet::new();
-    let mut aside = Vec::with_capacity(files.len());
-    for (path, data) in files {
-        let folder = path.parent().unwrap_or(root);
-        if !folder.is_dir() {
-            fs::create_dir_all(folder).map_err(failed("create", folder))?;
-            // Folders that were made are durable in those above them. All of them, for another thread may just
-            // have made some.
-            folders.extend(folder.ancestors().skip(1).take_while(|above| above.starts_with(root)));
-        }
-        folders.insert(folder);
-        // tempfile: removes the file again on every way out but the rename.
-        let mut file =
-            tempfile::NamedTempFile::new_in(root.join(TMP)).map_err(failed("write", path))?;
-        file.write_all(data).map_err(failed("write", path))?;
-        aside.push((path, file));
-    }
-    if syncs {
-        for (path, file) in &aside {
-            file.as_file().sync_data().map_err(failed("write", path))?;
-        }
-    }
-    for (path, file) in aside {
-        file.persist(path).map_err(|e| failed("write", path)(e.error))?;
-    }
-    if syncs { folders.into_iter().try_for_each(sync_folder) } else { Ok(()) }
-}
-
-pub(super) fn sync_folder(folder: &Path) -> Result<(), StorageError> {
-    Folder::open(folder)
-        .and_then(|folder| folder.file().sync_all())
-        .map_err(failed("write", folder))
-}
-
-pub(super) fn read(path: &Path) -> Result<Option<Vec<u8>>, StorageError> {
-    match folder::read(path, MAX_FILE) {
-        Ok(data) => Ok(Some(data)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(failed("read", path)(error)),
-    }
-}
-
-/// The chunks of a document as they stand, or none if one was gone before it was read.
-pub(super) fn read_chunks(
-    root: &Path,
-    document: DocumentId,
-) -> Result<Option<Vec<StoredChunk>>, StorageError> {
-    let mut chunks = Vec::new();
-    // Increments first: another process writes a snapshot before it deletes the increments that are in it,
-    // so that whatever is gone by the time we look for it is in a snapshot that we find later.
-    for kind in ChunkKind::ALL.into_iter().rev() {
-        let folder = root.join(document.folder()).join(kind.name());
-        let opened = match Folder::open(&folder) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            opened => opened.map_err(failed("list", &folder))?,
-        };
-        for Item { path, is_file, .. } in opened.entries().map_err(failed("list", &folder))? {
-            // A name that is not UTF-8, or a folder, is no chunk of automerge-repo's.
-            let (Some(name), true) = (path.file_name().and_then(OsStr::to_str), is_file) else {
-                continue;
-            };
-            match opened.read(name, MAX_FILE) {
-                Ok(data) => {
-                    chunks.push((Key::Chunk { document, kind, name: name.to_owned() }, data));
-                }
-                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-                Err(error) => return Err(failed("read", &path)(error)),
-            }
-        }
-    }
-    chunks.reverse();
-    Ok(Some(chunks))
-}
-
 impl ChunkStore for NodefsStore {
-    fn load<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<Vec<u8>>, StorageError>> {
-        let path = relative(key);
+    fn load_storage_id(&self) -> BoxFuture<'_, Result<Option<Vec<u8>>, StorageError>> {
+        let path = relative(&Key::StorageId);
         self.run("read", move |root| read(&root.join(path))).boxed()
     }
 
@@ -426,6 +301,10 @@ impl ChunkStore for NodefsStore {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{
+        document::chunk::ChunkKind,
+        storage::conformance::{self, conformance_tests},
+    };
 
     fn key(kind: ChunkKind, name: &str) -> Key {
         Key::Chunk {
@@ -433,6 +312,24 @@ mod tests {
             kind,
             name: name.to_owned(),
         }
+    }
+
+    fn empty() -> (tempfile::TempDir, NodefsStore) {
+        let folder = tempfile::tempdir().expect("a folder");
+        let store = NodefsStore::open(folder.path(), Durability::Fsync).expect("opens");
+        (folder, store)
+    }
+
+    conformance_tests!(empty);
+
+    #[tokio::test]
+    async fn stored_values_are_there_after_reopening() {
+        let (folder, store) = empty();
+        let reopen = async |store: NodefsStore| {
+            drop(store);
+            NodefsStore::open(folder.path(), Durability::Fsync).expect("opens")
+        };
+        conformance::stored_values_are_there_after_reopening(store, reopen).await;
     }
 
     #[tokio::test]
@@ -445,7 +342,7 @@ mod tests {
         let path = folder.path().join("2X/ehcERzGALTcjP7C7VxwFJdWoEW/snapshot/abc");
         assert_eq!(fs::read(&path).expect("is there"), b"one");
         assert_eq!(fs::read(folder.path().join("st/orage-adapter-id")).expect("is there"), b"id");
-        assert_eq!(store.load(&Key::StorageId).await.expect("reads"), Some(b"id".to_vec()));
+        assert_eq!(store.load_storage_id().await.expect("reads"), Some(b"id".to_vec()));
         assert_eq!(
             fs::read_dir(folder.path().join(TMP)).expect("lists").count(),
             0,
@@ -527,6 +424,7 @@ mod tests {
             fs::read_to_string(at.with_extension("reason")).expect("is there"),
             "does not parse\n"
         );
-        assert_eq!(store.load(&chunk).await.expect("reads"), None);
+        let Key::Chunk { document, .. } = chunk else { panic!("a chunk") };
+        assert_eq!(store.load_document(document).await.expect("loads"), []);
     }
 }

@@ -5,8 +5,8 @@ use std::{path::Path, time::SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-use super::{StorageError, marks::Marks};
-use crate::base::document_id::DocumentId;
+use super::marks::Marks;
+use crate::{base::document_id::DocumentId, storage::StorageError};
 
 /// What is remembered of a blocked document.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -26,51 +26,46 @@
 mod file;
 mod index;
 mod mover;
+mod shared;
 mod writer;
 
 use std::{
-    collections::{HashMap, HashSet, VecDeque},
-    fs, io,
+    collections::HashSet,
+    fs,
     path::{Path, PathBuf},
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::Duration,
+    sync::{Arc, Mutex, atomic::AtomicU64},
 };
 
 use bytes::Bytes;
 use futures::{FutureExt, future::BoxFuture};
 // rusqlite: the binding to SQLite with the most users, and it brings SQLite's source along.
-use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
-use tokio::{
-    sync::{Notify, mpsc, oneshot, watch},
-    task::JoinError,
-    time::{Instant, sleep, sleep_until, timeout, timeout_at},
-};
-use tracing::{error, info, warn};
+use rusqlite::{Connection, OpenFlags};
+use tokio::sync::{Notify, mpsc, watch};
+use tracing::info;
 
-pub use self::file::count_rows;
+pub use self::{file::count_rows, mover::Deleted};
 use self::{
-    file::{failed, finish_deletions, forget_deleted, leave_no_trace, open, set_aside},
-    index::{Index, Row},
+    file::{finish_deletions, forget_deleted, open, set_aside},
     mover::{Mover, delete_after_grace},
+    shared::{Change, Request, Shared, send},
     writer::{BATCH, DOOMED, Writer},
 };
 use super::{
-    ChunkStore, StorageError,
     blocked::{self, Block},
+    files::{failed, sync_folder},
+    layout::QUARANTINE,
     marks::Marks,
-    nodefs::{NodefsStore, QUARANTINE, delete_files, sync_folder},
+    nodefs::NodefsStore,
     replacing,
     tombstones::{Tombstone, Tombstones},
     walk::{self, Found, Listed},
 };
 use crate::{
-    base::{backoff::Backoff, document_id::DocumentId},
-    config::{self, Durability},
-    document::chunk::{ChunkKind, Key, StoredChunk},
+    base::document_id::DocumentId,
+    config,
+    document::chunk::{Key, StoredChunk},
     observe::metrics::StorageMetrics,
+    storage::{ChunkStore, Failure, StorageError},
 };
 
 /// Chunks from so many bytes on go to a file at once: written twice, they would cost more than a file does.
@@ -89,150 +84,6 @@ pub struct Journal {
     checkpoint: Arc<tokio::sync::Mutex<()>>,
 }
 
-struct Shared {
-    path: PathBuf,
-    durability: Durability,
-    index: Mutex<Index>,
-    /// For reads; opened when it is first needed, and again after a failure.
-    reader: Mutex<Option<Connection>>,
-    is_full: Notify,
-    /// Chunks that leave the folders when their grace time is over.
-    doomed: Mutex<HashSet<Key>>,
-    /// The chunk that is being deleted from the folders: it may be stored again only afterwards.
-    deleting: watch::Sender<Option<Key>>,
-    size: usize,
-    /// How many commits there were since the journal was opened.
-    commits: AtomicU64,
-    tombstones: Tombstones,
-    blocked: Marks<Block>,
-    metrics: StorageMetrics,
-}
-
-/// What is to be done in the next commit.
-struct Request {
-    change: Change,
-    done: oneshot::Sender<Result<(), StorageError>>,
-}
-
-enum Change {
-    Put(Key, Bytes),
-    Delete(Key),
-    /// Let the file be as small as what is in it, with nothing in its write-ahead log.
-    Fold,
-    /// Rows whose chunks stand in the folders.
-    Moved(Vec<(Key, Row)>),
-    /// All rows of a document.
-    DeleteDocument(DocumentId),
-    /// Let no bytes of deleted rows stay in the file.
-    LeaveNoTrace,
-}
-
-/// What a deletion found of a document.
-#[derive(Debug, Default)]
-pub struct Deleted {
-    /// Chunks in the journal and the folders, quarantine included.
-    pub chunks: usize,
-    /// Their bytes.
-    pub bytes: u64,
-}
-
-impl Shared {
-    fn index(&self) -> MutexGuard<'_, Index> {
-        self.index.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn failed(&self, action: &'static str) -> impl Fn(rusqlite::Error) -> StorageError {
-        let path = self.path.clone();
-        move |error| failed(action, &path, error)
-    }
-
-    /// What a panic in a task of the journal's is to whoever waits for it.
-    fn panicked(&self, action: &'static str) -> impl FnOnce(JoinError) -> StorageError {
-        let path = self.path.clone();
-        move |panic| StorageError { action, path, source: io::Error::other(panic) }
-    }
-
-    fn doomed(&self) -> MutexGuard<'_, HashSet<Key>> {
-        self.doomed.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Sees that a chunk which is about to be stored is not deleted from the folders any more.
-    async fn keep(&self, key: &Key) {
-        let mut deleting = {
-            let mut doomed = self.doomed();
-            doomed.remove(key);
-            self.deleting.subscribe()
-        };
-        // The sender is as old as this.
-        let _ = deleting.wait_for(|deleting| deleting.as_ref() != Some(key)).await;
-    }
-
-    /// Take over what a commit did.
-    fn note(&self, committed: HashMap<Key, Option<Row>>) {
-        self.commits.fetch_add(1, Ordering::Relaxed);
-        self.metrics.commits.inc();
-        let mut index = self.index();
-        for (key, row) in committed {
-            index.set(&key, row);
-        }
-        self.show(&index);
-        if index.is_beyond(self.size) {
-            self.is_full.notify_one();
-        }
-    }
-
-    /// The rows of a chunk's document, if there are any.
-    fn rows_beside(&self, key: &Key) -> Option<Vec<(Key, Row)>> {
-        let Key::Chunk { document, .. } = key else { return None };
-        self.index().rows_of(*document)
-    }
-
-    fn show(&self, index: &Index) {
-        self.metrics.journal_bytes.set(i64::try_from(index.bytes).unwrap_or(i64::MAX));
-        self.metrics.journal_chunks.set(i64::try_from(index.rows).unwrap_or(i64::MAX));
-    }
-
-    /// Read rows on a thread that may block.
-    async fn read_rows(
-        self: &Arc<Self>,
-        rows: Vec<(Key, Row)>,
-    ) -> Result<Vec<(Key, Row, Vec<u8>)>, StorageError> {
-        let shared = self.clone();
-        let read = tokio::task::spawn_blocking(move || shared.read(&rows)).await;
-        read.map_err(self.panicked("read"))?
-    }
-
-    fn close_reader(&self) {
-        *self.reader.lock().unwrap_or_else(PoisonError::into_inner) = None;
-    }
-
-    /// Read rows with a connection that does not hold up the writer.
-    #[expect(clippy::disallowed_methods, reason = "runs on a thread that may block")]
-    fn read(&self, rows: &[(Key, Row)]) -> Result<Vec<(Key, Row, Vec<u8>)>, StorageError> {
-        let mut reader = self.reader.lock().unwrap_or_else(PoisonError::into_inner);
-        let connection = match reader.take() {
-            Some(connection) => connection,
-            None => Connection::open_with_flags(&self.path, OpenFlags::SQLITE_OPEN_READ_ONLY)
-                .map_err(self.failed("open"))?,
-        };
-        let mut found = Vec::with_capacity(rows.len());
-        {
-            let mut query = connection
-                .prepare_cached("SELECT data FROM chunk WHERE id = ?1")
-                .map_err(self.failed("read"))?;
-            for (key, row) in rows {
-                // One that is gone stands in the folders by now, or was replaced.
-                let data = query.query_row([row.id], |found| found.get(0)).optional();
-                if let Some(data) = data.map_err(self.failed("read"))? {
-                    found.push((key.clone(), *row, data));
-                }
-            }
-        }
-        *reader = Some(connection);
-        Ok(found)
-    }
-}
-
 impl Journal {
     /// Open the folders of `config` and their journal, which is made if it is not there. To be called on
     /// tokio's runtime; what is written is written by a task there.
@@ -243,8 +94,8 @@ impl Journal {
         Self::open_with(config, metrics, true)
     }
 
-    /// The same for a command that only looks: a broken journal stays where it is and is an error of the kind
-    /// [`io::ErrorKind::InvalidData`], and the folders must be there.
+    /// The same for a command that only looks: a broken journal stays where it is and is an error,
+    /// [`StorageError::Corrupt`], and the folders must be there.
     ///
     /// # Errors
     /// As for [`Self::open`].
@@ -253,11 +104,7 @@ impl Journal {
         config: &config::Storage,
         metrics: StorageMetrics,
     ) -> Result<Self, StorageError> {
-        fs::metadata(&config.path).map_err(|source| StorageError {
-            action: "open",
-            path: config.path.clone(),
-            source,
-        })?;
+        fs::metadata(&config.path).map_err(failed("open", &config.path))?;
         Self::open_with(config, metrics, false)
     }
 
@@ -269,15 +116,11 @@ impl Journal {
     ) -> Result<Self, StorageError> {
         let folders = NodefsStore::open(&config.path, config.durability)?;
         let folder = config.path.join(".journal");
-        fs::create_dir_all(&folder).map_err(|source| StorageError {
-            action: "create",
-            path: folder.clone(),
-            source,
-        })?;
+        fs::create_dir_all(&folder).map_err(failed("create", &folder))?;
         sync_folder(&config.path)?;
         let path = folder.join("journal.sqlite");
         let (connection, index) = match open(&path, config.durability) {
-            Err(error) if repairs && error.source.kind() == io::ErrorKind::InvalidData => {
+            Err(error) if repairs && matches!(error, StorageError::Corrupt(_)) => {
                 set_aside(&config.path, &path, &error, &metrics)?;
                 open(&path, config.durability)?
             }
@@ -510,24 +353,9 @@ impl Journal {
     }
 }
 
-async fn send(
-    requests: &mpsc::Sender<Request>,
-    shared: &Shared,
-    change: Change,
-) -> Result<(), StorageError> {
-    let gone = || StorageError {
-        action: "write",
-        path: shared.path.clone(),
-        source: io::Error::other("the journal's writer has ended"),
-    };
-    let (done, result) = oneshot::channel();
-    requests.send(Request { change, done }).await.map_err(|_| gone())?;
-    result.await.unwrap_or_else(|_| Err(gone()))
-}
-
 impl ChunkStore for Journal {
-    fn load<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<Vec<u8>>, StorageError>> {
-        self.folders.load(key)
+    fn load_storage_id(&self) -> BoxFuture<'_, Result<Option<Vec<u8>>, StorageError>> {
+        self.folders.load_storage_id()
     }
 
     /// The journal first: what moves into the folders meanwhile is found there then.
@@ -556,24 +384,25 @@ impl ChunkStore for Journal {
                     return Ok(chunks);
                 }
             }
-            let source = io::Error::other(format!(
-                "the chunks of {document} change faster than they can be read"
-            ));
-            Err(StorageError { action: "read", path: self.shared.path.clone(), source })
+            let reason = format!("the chunks of {document} change faster than they can be read");
+            let path = self.shared.path.as_path();
+            Err(StorageError::Unavailable(Failure::new("read", path, reason)))
         }
         .boxed()
     }
 
     fn put<'a>(&'a self, key: &'a Key, data: Bytes) -> BoxFuture<'a, Result<(), StorageError>> {
-        let is_small = matches!(key, Key::Chunk { .. }) && data.len() < LARGE;
-        if is_small && self.shared.index().bytes > self.shared.size.saturating_mul(TOO_LARGE) {
+        // A row is newer than the file of its key: what replaces a row must be a row.
+        let has_row = self.shared.index().get(key).is_some();
+        let is_row = has_row || (matches!(key, Key::Chunk { .. }) && data.len() < LARGE);
+        if is_row && self.shared.index().bytes > self.shared.size.saturating_mul(TOO_LARGE) {
             let full = "it is full, for its chunks cannot be moved into the folders";
-            let (path, source) = (self.shared.path.clone(), io::Error::other(full));
-            return std::future::ready(Err(StorageError { action: "write", path, source })).boxed();
+            let full = Failure::new("write", self.shared.path.as_path(), full);
+            return std::future::ready(Err(StorageError::Full(full))).boxed();
         }
         async move {
             self.shared.keep(key).await;
-            if is_small {
+            if is_row {
                 return self.change(Change::Put(key.clone(), data)).await;
             }
             let is_deleted = || match key {

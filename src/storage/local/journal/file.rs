@@ -2,19 +2,33 @@
 
 #![allow(clippy::disallowed_methods, reason = "all of it blocks, and runs on threads that may")]
 
-use std::io::Read;
+use std::{
+    fs,
+    io::{self, Read},
+    path::{Path, PathBuf},
+};
 
-use rusqlite::config::DbConfig;
+use bytes::Bytes;
+// rusqlite: the binding to SQLite with the most users, and it brings SQLite's source along.
+use rusqlite::{Connection, ErrorCode, OpenFlags, config::DbConfig};
+use tracing::{error, warn};
 
 use super::{
     super::{
-        nodefs::{MAX_FILE, relative, write_atomically},
-        quarantine::JOURNAL,
+        files::{MAX_FILE, write_atomically},
+        layout::{BROKEN_JOURNAL, QUARANTINE, relative},
+        nodefs::delete_files,
+        tombstones::Tombstones,
     },
     index::{Index, Row},
-    *,
 };
-use crate::base::folder;
+use crate::{
+    base::{document_id::DocumentId, folder},
+    config::Durability,
+    document::chunk::{ChunkKind, Key},
+    observe::metrics::StorageMetrics,
+    storage::{Failure, StorageError},
+};
 
 /// The journal's own format, in SQLite's `user_version`; and what says in `application_id` that it is ours
 /// ("tonk").
@@ -39,11 +53,7 @@ pub(super) fn open(
             "it is of format {format}, and this tonk-relay knows {FORMAT}; let the one that wrote it move it into \
              the folders by `tonk-relay checkpoint`"
         );
-        return Err(StorageError {
-            action: "open",
-            path: path.to_owned(),
-            source: io::Error::new(io::ErrorKind::Unsupported, reason),
-        });
+        return Err(StorageError::Unsupported(Failure::new("open", path, reason)));
     }
     // FULL: a commit returns when it is on the disk. NORMAL: the kernel has it.
     let synchronous = if durability == Durability::Fsync { "FULL" } else { "NORMAL" };
@@ -86,10 +96,7 @@ pub(super) fn open(
     let check = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get::<_, String>(0));
     match check.map_err(failed)?.as_str() {
         "ok" => Ok((connection, index)),
-        fault => {
-            let source = io::Error::new(io::ErrorKind::InvalidData, fault.to_owned());
-            Err(StorageError { action: "open", path: path.to_owned(), source })
-        }
+        fault => Err(StorageError::Corrupt(Failure::new("open", path, fault))),
     }
 }
 
@@ -162,24 +169,22 @@ pub(super) fn leave_no_trace(connection: &Connection) {
     }
 }
 
-/// How many chunks are in the journal of a storage folder that nobody has open, which is left untouched. An error
-/// of the kind [`io::ErrorKind::ResourceBusy`] if that can be told only by who has it open, or by opening it.
-///
+/// How many chunks are in the journal of a storage folder that nobody has open, which is left untouched.
 /// # Errors
-/// It cannot be read.
+/// It cannot be read. [`StorageError::InUse`] if only the process that has it open can tell, or opening it.
 pub fn count_rows(root: &Path) -> Result<u64, StorageError> {
     let path = root.join(".journal/journal.sqlite");
     let log = path.with_file_name("journal.sqlite-wal");
     if fs::metadata(&log).is_ok_and(|log| log.len() > 0) {
-        let source = io::Error::from(io::ErrorKind::ResourceBusy);
-        return Err(StorageError { action: "read", path: log, source });
+        let busy = io::Error::from(io::ErrorKind::ResourceBusy);
+        return Err(StorageError::InUse(Failure::new("read", log, busy)));
     }
     if !path.exists() {
         return Ok(0);
     }
     check_header(&path)?;
-    let unread = |source| StorageError { action: "read", path: path.clone(), source };
-    let mut data = folder::read(&path, MAX_FILE).map_err(unread)?;
+    let read = folder::read(&path, MAX_FILE);
+    let mut data = read.map_err(|source| StorageError::io("read", path.as_path(), source))?;
     // In memory, and not by the path, which may lead elsewhere when SQLite opens it. There a database has no
     // write-ahead log, and this is where its file says that it has one (fileformat2.html, 1.3).
     if let Some(versions) = data.get_mut(18..20) {
@@ -197,10 +202,7 @@ pub fn count_rows(root: &Path) -> Result<u64, StorageError> {
 fn check_header(path: &Path) -> Result<(), StorageError> {
     /// <https://www.sqlite.org/fileformat.html>, 1.3
     const HEADER: &[u8; 16] = b"SQLite format 3\0";
-    let broken = |reason: &str| {
-        let source = io::Error::new(io::ErrorKind::InvalidData, reason.to_owned());
-        Err(StorageError { action: "open", path: path.to_owned(), source })
-    };
+    let broken = |reason: &str| Err(StorageError::Corrupt(Failure::new("open", path, reason)));
     let mut header = [0; 16];
     let read = folder::open_file(path).and_then(|mut file| file.read_exact(&mut header));
     let has_log =
@@ -223,7 +225,7 @@ fn check_header(path: &Path) -> Result<(), StorageError> {
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
             broken("it was cut off before its end")
         }
-        Err(source) => Err(StorageError { action: "open", path: path.to_owned(), source }),
+        Err(source) => Err(StorageError::io("open", path, source)),
     }
 }
 
@@ -243,9 +245,9 @@ pub(super) fn set_aside(
     reason: &StorageError,
     metrics: &StorageMetrics,
 ) -> Result<(), StorageError> {
-    let failed = |source| StorageError { action: "move", path: path.to_owned(), source };
+    let failed = |source| StorageError::io("move", path, source);
     let salvaged = salvage(root, path);
-    let folder = |n: u32| root.join(format!("{QUARANTINE}/{JOURNAL}{n}"));
+    let folder = |n: u32| root.join(format!("{QUARANTINE}/{BROKEN_JOURNAL}{n}"));
     let to = folder((0..).find(|n| !folder(*n).exists()).unwrap_or_default());
     fs::create_dir_all(&to).map_err(failed)?;
     fs::write(to.join("reason"), format!("{reason}\n")).map_err(failed)?;
@@ -266,15 +268,15 @@ pub(super) fn set_aside(
     Ok(())
 }
 
+/// Classifies an error of SQLite by its code.
 pub(super) fn failed(action: &'static str, path: &Path, error: rusqlite::Error) -> StorageError {
-    let kind = match error.sqlite_error_code() {
-        Some(rusqlite::ErrorCode::DatabaseCorrupt | rusqlite::ErrorCode::NotADatabase) => {
-            io::ErrorKind::InvalidData
+    let code = error.sqlite_error_code();
+    let failure = Failure::new(action, path, error);
+    match code {
+        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => {
+            StorageError::Corrupt(failure)
         }
-        Some(rusqlite::ErrorCode::DiskFull) => io::ErrorKind::StorageFull,
-        Some(rusqlite::ErrorCode::ReadOnly) => io::ErrorKind::ReadOnlyFilesystem,
-        Some(rusqlite::ErrorCode::PermissionDenied) => io::ErrorKind::PermissionDenied,
-        _ => io::ErrorKind::Other,
-    };
-    StorageError { action, path: path.to_owned(), source: io::Error::new(kind, error) }
+        Some(ErrorCode::DiskFull) => StorageError::Full(failure),
+        _ => StorageError::Io(failure),
+    }
 }

@@ -11,10 +11,8 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{
-    StorageError,
-    nodefs::{read, write_atomically},
-};
+use super::files::{read, write_atomically};
+use crate::storage::StorageError;
 
 const FILE: &str = ".backups";
 

@@ -13,11 +13,8 @@ use std::{
 
 use serde::{Serialize, de::DeserializeOwned};
 
-use super::{
-    StorageError,
-    nodefs::{failed, read, sync_folder, write_atomically},
-};
-use crate::base::document_id::DocumentId;
+use super::files::{failed, read, sync_folder, write_atomically};
+use crate::{base::document_id::DocumentId, storage::StorageError};
 
 /// The marks of one kind; a file holds an `M` as JSON.
 #[derive(Debug)]

@@ -1,0 +1,53 @@
+//! Why bytes may not become part of a document, and the limits that they would exceed.
+
+/// No healthy document has this many heads. Every head costs time on every message, so refuse more.
+pub(super) const MAX_HEADS: usize = 4_096;
+/// By how much the highest operation number of a document may exceed the number of its operations. Honest numbers have
+/// no such gaps, but for authors that knew operations which their change does not depend on (`changeAt`). automerge's
+/// JavaScript reserves memory for every number that is skipped: 300,000,000 fail with "out of memory", and every client
+/// has to count on from the highest.
+pub(super) const MAX_LEAP: u64 = 1_000_000;
+/// The same for what each change skips between its dependencies and itself, all changes together: many branches can skip
+/// the same numbers. 20,000,000 can still be loaded in JavaScript, where each takes some 200 bytes while a document is
+/// loaded.
+pub(super) const MAX_SKIPPED: u64 = 10_000_000;
+
+/// Why bytes may not become part of a document. The texts are for whoever brought them, and continue a sentence that names
+/// the document.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[expect(missing_docs, reason = "the texts say it")]
+pub enum Refusal {
+    #[error("are not automerge changes: {0}")]
+    Malformed(String),
+    #[error("cannot be applied: {0}")]
+    Unappliable(String),
+    #[error("are not as automerge writes them: a document with them cannot be loaded again")]
+    Unreadable,
+    #[error(
+        "number an operation {highest}, which is {} more than the document has operations; at most \
+         {MAX_LEAP} more are allowed",
+        highest - operations
+    )]
+    Leap { highest: u64, operations: u64 },
+    #[error("skip {0} operation numbers; at most {MAX_SKIPPED} are allowed in a document")]
+    Skipped(u64),
+    #[error("leave more than {MAX_HEADS} heads")]
+    Heads,
+}
+
+impl Refusal {
+    /// The refusal's name in metrics.
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::Malformed(_) => "malformed",
+            Self::Unappliable(_) => "unappliable",
+            Self::Unreadable => "unreadable",
+            Self::Leap { .. } | Self::Skipped(_) => "numbering",
+            Self::Heads => "heads",
+        }
+    }
+}
+
+pub(super) fn malformed(error: &dyn std::fmt::Display) -> Refusal {
+    Refusal::Malformed(error.to_string())
+}
