@@ -34,7 +34,7 @@ use crate::{
     document::{chunk::Key, compare::Merged},
     storage::{
         ChunkStore, StorageError,
-        documents::{Bringer, Documents},
+        documents::{Documents, MergeSource},
         fsck,
         inspect::Inspection,
         local::{
@@ -123,7 +123,7 @@ pub fn router(stored: Stored) -> Router {
         .route("/documents/{id}/block", post(block))
         .route("/documents/{id}/unblock", post(unblock))
         .route("/blocked", get(blocked))
-        .route("/deleted", get(deleted).post(bury))
+        .route("/deleted", get(deleted).post(import_tombstone))
         .route("/fsck", get(check).post(check_and_repair))
         .route("/quarantine", get(quarantined))
         .route("/quarantine/release", post(release))
@@ -265,7 +265,8 @@ async fn merge_one(
     dry_run: bool,
 ) -> Result<Merged, Failed> {
     let document: DocumentId = id.parse()?;
-    let merged = stored.documents.merge(document, data.into(), Bringer::Operator, dry_run).await?;
+    let merged =
+        stored.documents.merge(document, data.into(), MergeSource::Operator, dry_run).await?;
     let has_changed = matches!(merged, Merged::New | Merged::Newer) && !dry_run;
     if let (true, Some(rooms)) = (has_changed, &stored.rooms) {
         rooms.reopen(document);
@@ -424,7 +425,7 @@ async fn unblock(State(stored): State<Stored>, Path(id): Path<String>) -> Result
 }
 
 fn marks_changed(stored: &Stored, document: DocumentId) {
-    stored.journal.show_blocked();
+    stored.journal.update_blocked_gauge();
     if let Some(rooms) = &stored.rooms {
         rooms.reopen(document);
     }
@@ -444,7 +445,7 @@ async fn deleted(State(stored): State<Stored>) -> Result<Response, Failed> {
 }
 
 /// Take over a tombstone from a backup, unless the document is here, or a bundle of it.
-async fn bury(
+async fn import_tombstone(
     State(stored): State<Stored>,
     Json(tombstone): Json<Tombstone>,
 ) -> Result<Response, Failed> {
@@ -452,7 +453,9 @@ async fn bury(
     if stored.documents.is_deleted(document) {
         return Ok(Json(Buried::Already).into_response());
     }
-    if stored.uploads.get(document).await?.is_some() || !stored.journal.bury(tombstone).await? {
+    if stored.uploads.get(document).await?.is_some()
+        || !stored.journal.import_tombstone(tombstone).await?
+    {
         return Ok(Json(Buried::IsHere).into_response());
     }
     if let Some(rooms) = &stored.rooms {
@@ -674,7 +677,7 @@ async fn set_aside(
     let mut replacing = blocking(move || Ok(replacing::begin(&at, backup)?)).await?;
     let is_resumed = replacing.is_moved;
     if !is_resumed {
-        stored.journal.set_aside(replacing.folder()).await?;
+        stored.journal.move_aside(replacing.folder()).await?;
         stored.uploads.set_aside(replacing.folder()).await?;
         let at = root.clone();
         replacing = blocking(move || {

@@ -32,7 +32,7 @@ use crate::{
     document::compare::Merged,
     observe::metrics::BundleMetrics,
     storage::{
-        documents::{Bringer, Documents},
+        documents::{Documents, MergeSource},
         local::imported,
     },
 };
@@ -350,7 +350,8 @@ impl Importer {
             }
             let (all, mut failures) = (read.len(), 0);
             let merging = read.into_iter().map(|(document, data)| async move {
-                let merged = self.documents.merge(document, data, Bringer::Upload, dry_run).await;
+                let merged =
+                    self.documents.merge(document, data, MergeSource::Upload, dry_run).await;
                 (document, merged)
             });
             let mut merging = futures::stream::iter(merging).buffer_unordered(TOGETHER);

@@ -37,7 +37,7 @@ use crate::{
     base::document_id::DocumentId,
     document::{chunk::Key, compare::Relation},
     observe::usage::{Usage, thread_time},
-    storage::documents::{Base, Documents, Opened, Unsaved},
+    storage::documents::{Documents, Opened, SeedSnapshot, Unsaved},
     sync::{
         look::EngineLook,
         peers::SessionId,
@@ -70,7 +70,7 @@ struct NativeEngine {
     /// The writes under way, one after the other.
     write: Option<BoxFuture<'static, ()>>,
     /// The served bundle's snapshot, which is stored before the first change that builds on it.
-    seed: Option<Base>,
+    seed: Option<SeedSnapshot>,
     /// Chunks that a snapshot replaced are being deleted.
     removal: Option<BoxFuture<'static, ()>>,
     /// Bytes of changes that wait for the write under way.
@@ -319,7 +319,7 @@ impl NativeEngine {
 
     /// Begin to store the bundle's snapshot: the bundle may be gone tomorrow, and what builds on it must not be without it.
     fn save_seed(&mut self) {
-        if let Some(Base { key, data }) = self.seed.take() {
+        if let Some(SeedSnapshot { key, data }) = self.seed.take() {
             self.save(key, data);
         }
     }
