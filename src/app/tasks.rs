@@ -288,7 +288,7 @@ pub(super) fn count_stored(
         let (journal, metrics) = (journal.clone(), metrics.clone());
         async move {
             loop {
-                journal.show_blocked();
+                journal.update_blocked_gauge();
                 let (root, metrics) = (journal.root().to_owned(), metrics.clone());
                 let counting = tokio::task::spawn_blocking(move || {
                     // What cannot be listed stays as it was.

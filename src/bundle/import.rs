@@ -16,7 +16,7 @@ use crate::{
     limits::turns::Payer,
     observe::metrics::BundleMetrics,
     storage::{
-        documents::{Bringer, Documents},
+        documents::{Documents, MergeSource},
         local::imported,
     },
 };
@@ -355,8 +355,8 @@ impl Importer {
             }
             let (all, mut failures) = (read.len(), 0);
             let merging = read.into_iter().map(|(document, data)| async move {
-                let (bringer, payer) = (Bringer::Upload, place.payer.clone());
-                (document, self.documents.merge(document, data, bringer, payer, dry_run).await)
+                let (source, payer) = (MergeSource::Upload, place.payer.clone());
+                (document, self.documents.merge(document, data, source, payer, dry_run).await)
             });
             let mut merging = futures::stream::iter(merging).buffer_unordered(TOGETHER);
             while let Some((document, merged)) = merging.next().await {

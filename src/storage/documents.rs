@@ -1,5 +1,5 @@
-//! Documents above a [`ChunkStore`]: loaded with what the served bundle puts underneath, every chunk
-//! checked, writes repeated until they are durable.
+//! Documents above a [`ChunkStore`]: loads them with the served bundle's snapshot as their seed, checks
+//! every chunk, and repeats writes until they are durable.
 
 use super::{ChunkStore, StorageError};
 use crate::{
@@ -65,7 +65,7 @@ pub struct Opened {
     pub chunks: Vec<StoredChunk>,
     /// The bundle's snapshot where storage has nothing: it must be stored before the first change that builds on
     /// it is.
-    pub base: Option<Base>,
+    pub base: Option<SeedSnapshot>,
     /// The document's heads; none if there is no such document.
     pub heads: Vec<ChangeHash>,
     /// The hashes of its changes where they are few.
@@ -84,19 +84,19 @@ pub struct Opened {
 
 /// A snapshot that is not in storage yet.
 #[derive(Clone, Debug)]
-pub struct Base {
+pub struct SeedSnapshot {
     /// Where it belongs.
     pub key: Key,
     /// The snapshot.
     pub data: Bytes,
 }
 
-/// Who brings a document to be merged with what is stored.
+/// Where a document comes from that is merged with what is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Bringer {
+pub enum MergeSource {
     /// The operator, by an import or a restore.
     Operator,
-    /// Whoever uploads a bundle: what the served bundle has of that id counts as stored, too.
+    /// An uploaded bundle: what the served bundle has of that id counts as stored, too.
     Upload,
 }
 
@@ -185,7 +185,7 @@ impl Documents {
         Ok(id)
     }
 
-    /// Load a document, with the served bundle's snapshot underneath. Chunks that do not parse are moved
+    /// Load a document, with the served bundle's snapshot as its seed. Chunks that do not parse are moved
     /// to quarantine; a snapshot of unrelated history is refused and reported.
     ///
     /// # Errors
@@ -195,15 +195,15 @@ impl Documents {
             return Ok(refused);
         }
         let stored = self.timed("load", self.store.load_document(document)).await?;
-        let underneath = self.underneath(document);
-        if stored.is_empty() && underneath.is_none() {
+        let seed = self.seed(document);
+        if stored.is_empty() && seed.is_none() {
             return Ok(Opened::default());
         }
         let max = self.max();
         let checked = tokio::task::spawn_blocking(move || {
             let began = thread_time();
             let unpacked = max.check_chunks(&stored)?;
-            let mut checked = check(document, stored, underneath);
+            let mut checked = check(document, stored, seed);
             checked.opened.unpacked = unpacked;
             checked.opened.took = thread_time().saturating_sub(began);
             Ok::<_, String>(checked)
@@ -218,7 +218,7 @@ impl Documents {
             }
         };
         if !broken.is_empty() {
-            self.set_aside(&mut opened, document, broken, rescue).await?;
+            self.quarantine_broken(&mut opened, document, broken, rescue).await?;
         }
         if unrelated {
             self.report_unrelated(document);
@@ -237,14 +237,14 @@ impl Documents {
     }
 
     /// Move chunks that are not in a document to quarantine, once what is good of them is stored in another.
-    async fn set_aside(
+    async fn quarantine_broken(
         &self,
         opened: &mut Opened,
         document: DocumentId,
         broken: Vec<(Key, String)>,
-        rescue: Option<Base>,
+        rescue: Option<SeedSnapshot>,
     ) -> Result<(), StorageError> {
-        if let Some(Base { key, data }) = rescue {
+        if let Some(SeedSnapshot { key, data }) = rescue {
             self.timed("put", self.store.put(&key, data.clone())).await?;
             opened.chunks.push((key, data.to_vec()));
         }
@@ -274,22 +274,22 @@ impl Documents {
         &self,
         document: DocumentId,
         data: Bytes,
-        bringer: Bringer,
+        source: MergeSource,
         payer: Payer,
         dry_run: bool,
     ) -> Result<Merged, StorageError> {
         if self.store.is_deleted(document) {
             return Ok(Merged::Deleted);
         }
-        if bringer == Bringer::Upload && self.store.is_blocked(document) {
+        if source == MergeSource::Upload && self.store.is_blocked(document) {
             return Ok(Merged::Blocked);
         }
         let stored = self.timed("load", self.store.load_document(document)).await?;
-        let underneath = match bringer {
-            Bringer::Operator => None,
-            Bringer::Upload => self.underneath(document),
+        let seed = match source {
+            MergeSource::Operator => None,
+            MergeSource::Upload => self.seed(document),
         };
-        let max = (bringer == Bringer::Upload).then(|| self.max());
+        let max = (source == MergeSource::Upload).then(|| self.max());
         let compare = move || {
             if let Some(max) = max {
                 let mut together = stored.clone();
@@ -299,7 +299,7 @@ impl Documents {
                     return (Merged::TooLarge, None);
                 }
             }
-            compare(document, stored, underneath, &data)
+            compare(document, stored, seed, &data)
         };
         let compared = self.comparing.run(payer, compare).await;
         let ((merged, add), _) = compared
@@ -324,12 +324,12 @@ impl Documents {
         with_bundle: bool,
     ) -> Result<Option<Content>, StorageError> {
         let stored = self.timed("load", self.store.load_document(document)).await?;
-        let underneath = if with_bundle { self.underneath(document) } else { None };
-        if stored.is_empty() && underneath.is_none() {
+        let seed = if with_bundle { self.seed(document) } else { None };
+        if stored.is_empty() && seed.is_none() {
             return Ok(None);
         }
         let read = tokio::task::spawn_blocking(move || {
-            let Checked { mut opened, broken, .. } = check(document, stored, underneath);
+            let Checked { mut opened, broken, .. } = check(document, stored, seed);
             Content { data: opened.doc.automerge().save(), broken }
         });
         read.await
@@ -338,7 +338,7 @@ impl Documents {
     }
 
     /// The served bundle's snapshot of a document.
-    pub fn underneath(&self, document: DocumentId) -> Option<Bytes> {
+    pub fn seed(&self, document: DocumentId) -> Option<Bytes> {
         if self.store.is_deleted(document) {
             return None;
         }
@@ -445,20 +445,20 @@ impl Drop for Queued<'_> {
     }
 }
 
-/// A document as its chunks make it, with what lies underneath.
+/// A document as its chunks make it, with its seed.
 pub struct Checked {
     /// The document, of all chunks that are good.
     pub opened: Opened,
     /// Chunks that are not in it, and why.
     pub broken: Vec<(Key, String)>,
     /// What has to be stored before these may be moved away, for they have good changes too.
-    pub rescue: Option<Base>,
-    newer: Option<Base>,
+    pub rescue: Option<SeedSnapshot>,
+    newer: Option<SeedSnapshot>,
     unrelated: bool,
 }
 
-/// Make a document of its chunks, with what lies underneath. Takes processor time.
-pub fn check(document: DocumentId, stored: Vec<StoredChunk>, underneath: Option<Bytes>) -> Checked {
+/// Make a document of its chunks, with its seed. Takes processor time.
+pub fn check(document: DocumentId, stored: Vec<StoredChunk>, seed: Option<Bytes>) -> Checked {
     let Loaded { mut doc, bad: broken, is_to_be_saved } = load::load(&stored);
     let mut chunks = stored;
     chunks.retain(|(key, _)| !broken.iter().any(|(bad, _)| bad == key));
@@ -469,13 +469,13 @@ pub fn check(document: DocumentId, stored: Vec<StoredChunk>, underneath: Option<
             let name = hex(&Sha256::digest(&data));
             key = Key::Chunk { document, kind: ChunkKind::Incremental, name };
         }
-        Base { key, data: data.into() }
+        SeedSnapshot { key, data: data.into() }
     });
     let (mut base, mut newer, mut unrelated) = (None, None, false);
-    if let Some(data) = underneath {
+    if let Some(data) = seed {
         match seed_from(document, &mut doc, data) {
             Seeding::Nothing => {}
-            Seeding::Base(add) => {
+            Seeding::All(add) => {
                 chunks.push((add.key.clone(), add.data.to_vec()));
                 base = Some(add);
             }
@@ -503,9 +503,9 @@ pub fn check(document: DocumentId, stored: Vec<StoredChunk>, underneath: Option<
 enum Seeding {
     Nothing,
     /// All of it: storage has nothing.
-    Base(Base),
+    All(SeedSnapshot),
     /// Something that the stored document lacks.
-    Newer(Base),
+    Newer(SeedSnapshot),
     /// It is another document of the same id.
     Unrelated,
     Refused(Refusal),
@@ -524,11 +524,11 @@ fn seed_from(document: DocumentId, doc: &mut Document, data: Bytes) -> Seeding {
             Relation::Unrelated => return Seeding::Unrelated,
         }
     }
-    let add = Base { key: snapshot_key(document, snapshot.heads()), data };
+    let add = SeedSnapshot { key: snapshot_key(document, snapshot.heads()), data };
     match doc.admit(&add.data, Rules::Admission) {
         Err(refusal) => Seeding::Refused(refusal),
         Ok(_) if is_stored => Seeding::Newer(add),
-        Ok(_) => Seeding::Base(add),
+        Ok(_) => Seeding::All(add),
     }
 }
 
@@ -536,19 +536,19 @@ fn seed_from(document: DocumentId, doc: &mut Document, data: Bytes) -> Seeding {
 fn compare(
     document: DocumentId,
     stored: Vec<StoredChunk>,
-    underneath: Option<Bytes>,
+    seed: Option<Bytes>,
     data: &Bytes,
-) -> (Merged, Option<Base>) {
+) -> (Merged, Option<SeedSnapshot>) {
     let name = hex(&Sha256::digest(data));
     let as_it_is = Key::Chunk { document, kind: ChunkKind::Incremental, name };
     let is_kept = stored.iter().any(|(key, _)| *key == as_it_is);
     let is_stored = !stored.is_empty();
-    let mut here = check(document, stored, underneath).opened.doc;
+    let mut here = check(document, stored, seed).opened.doc;
     let (merged, addition) = compare::compare(&mut here, data, is_stored, is_kept);
     let add = addition.map(|addition| match addition {
-        Addition::AsItCame => Base { key: as_it_is, data: data.clone() },
+        Addition::AsItCame => SeedSnapshot { key: as_it_is, data: data.clone() },
         Addition::Snapshot { data, heads } => {
-            Base { key: snapshot_key(document, &heads), data: data.into() }
+            SeedSnapshot { key: snapshot_key(document, &heads), data: data.into() }
         }
     });
     (merged, add)

@@ -12,7 +12,7 @@ use tokio::runtime::Handle;
 
 use super::{
     ChunkStore, StorageError,
-    documents::{Base, Checked, check},
+    documents::{Checked, SeedSnapshot, check},
     local::{
         MAX_FILE,
         journal::{Journal, count_rows},
@@ -139,7 +139,7 @@ impl<T: Tell> Check<T> {
         &mut self,
         document: DocumentId,
         chunks: Vec<StoredChunk>,
-    ) -> (Vec<(Key, String)>, Option<Base>) {
+    ) -> (Vec<(Key, String)>, Option<SeedSnapshot>) {
         self.summary.documents += 1;
         self.summary.chunks += chunks.len();
         self.summary.bytes += chunks.iter().map(|(_, data)| data.len() as u64).sum::<u64>();
@@ -246,7 +246,8 @@ fn check_documents(
             }
             Ok(chunks) => {
                 let (broken, rescue) = check.look(document, chunks);
-                let put = |Base { key, data }| runtime.block_on(journal.put(&key, data)).is_ok();
+                let put =
+                    |SeedSnapshot { key, data }| runtime.block_on(journal.put(&key, data)).is_ok();
                 let repair = repair && rescue.is_none_or(put);
                 for (key, reason) in broken {
                     let aside = || runtime.block_on(journal.quarantine(&key, &reason));

@@ -511,7 +511,7 @@ impl Rooms {
         let mut directory = lock(&self.directory);
         let documents: Vec<DocumentId> = directory.keys().copied().collect();
         for document in documents {
-            if self.shared.documents.underneath(document).is_none() {
+            if self.shared.documents.seed(document).is_none() {
                 continue;
             }
             match directory.get(&document) {

@@ -67,7 +67,7 @@ async fn unblock(State(stored): State<Stored>, Path(id): Path<String>) -> Result
 }
 
 fn marks_changed(stored: &Stored, document: DocumentId) {
-    stored.journal.show_blocked();
+    stored.journal.update_blocked_gauge();
     if let Some(rooms) = &stored.rooms {
         rooms.reopen(document);
     }

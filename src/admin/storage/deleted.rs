@@ -184,7 +184,9 @@ async fn bury(
     if stored.documents.is_deleted(document) {
         return Ok(Json(Buried::Already).into_response());
     }
-    if stored.uploads.get(document).await?.is_some() || !stored.journal.bury(tombstone).await? {
+    if stored.uploads.get(document).await?.is_some()
+        || !stored.journal.import_tombstone(tombstone).await?
+    {
         return Ok(Json(Buried::IsHere).into_response());
     }
     if let Some(rooms) = &stored.rooms {

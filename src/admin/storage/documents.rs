@@ -23,7 +23,7 @@ use crate::{
     document::compare::Merged,
     limits::turns::Payer,
     storage::{
-        documents::Bringer,
+        documents::MergeSource,
         inspect::Inspection,
         local::{blocked::Block, quarantine},
     },
@@ -170,8 +170,8 @@ async fn merge_one(
     dry_run: bool,
 ) -> Result<Merged, Failed> {
     let document: DocumentId = id.parse()?;
-    let (bringer, payer) = (Bringer::Operator, Payer::Document(document));
-    let merged = stored.documents.merge(document, data.into(), bringer, payer, dry_run).await?;
+    let (source, payer) = (MergeSource::Operator, Payer::Document(document));
+    let merged = stored.documents.merge(document, data.into(), source, payer, dry_run).await?;
     let has_changed = matches!(merged, Merged::New | Merged::Newer) && !dry_run;
     if let (true, Some(rooms)) = (has_changed, &stored.rooms) {
         rooms.reopen(document);

@@ -48,7 +48,7 @@ async fn set_aside(
     let mut replacing = blocking(move || Ok(replacing::begin(&at, backup)?)).await?;
     let is_resumed = replacing.is_moved;
     if !is_resumed {
-        stored.journal.set_aside(replacing.folder()).await?;
+        stored.journal.move_aside(replacing.folder()).await?;
         stored.uploads.set_aside(replacing.folder()).await?;
         let at = root.clone();
         replacing = blocking(move || {

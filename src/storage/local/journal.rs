@@ -45,10 +45,10 @@ use tracing::info;
 
 pub use self::{file::count_rows, mover::Deleted};
 use self::{
-    file::{finish_deletions, forget_deleted, open, set_aside},
+    file::{finish_deletions, forget_deleted, open, quarantine_journal},
     mover::{Mover, delete_after_grace},
     shared::{Change, Request, Shared, send},
-    writer::{BATCH, DOOMED, Writer},
+    writer::{BATCH, MAX_PENDING_DELETES, Writer},
 };
 use super::{
     blocked::{self, Block},
@@ -121,7 +121,7 @@ impl Journal {
         let path = folder.join("journal.sqlite");
         let (connection, index) = match open(&path, config.durability) {
             Err(error) if repairs && matches!(error, StorageError::Corrupt(_)) => {
-                set_aside(&config.path, &path, &error, &metrics)?;
+                quarantine_journal(&config.path, &path, &error, &metrics)?;
                 open(&path, config.durability)?
             }
             opened => opened?,
@@ -140,7 +140,7 @@ impl Journal {
             index: Mutex::default(),
             reader: Mutex::default(),
             is_full: Notify::new(),
-            doomed: Mutex::default(),
+            pending_deletes: Mutex::default(),
             deleting: watch::Sender::new(None),
             size: config.journal_size.bytes(),
             commits: AtomicU64::new(0),
@@ -148,28 +148,28 @@ impl Journal {
             blocked: blocked::open(&config.path)?,
             metrics,
         });
-        shared.show(&index);
+        shared.update_gauges(&index);
         *shared.index() = index;
         let (requests, receiver) = mpsc::channel(BATCH);
-        let (doomed, condemned) = mpsc::channel(DOOMED);
-        let again = doomed.downgrade();
+        let (pending_deletes, pending) = mpsc::channel(MAX_PENDING_DELETES);
+        let again = pending_deletes.downgrade();
         let writer = Writer {
             shared: shared.clone(),
             connection: Some(connection),
             interval: config.commit_interval.0,
             grace: config.grace.0,
-            doomed,
+            pending_deletes,
         };
         tokio::spawn(writer.run(receiver));
         let journal = Self { folders, requests, shared, checkpoint: Arc::default() };
-        tokio::spawn(journal.for_a_task().keep_small(config.quiet.0));
+        tokio::spawn(journal.mover().checkpoint_loop(config.quiet.0));
         let grace = config.grace.0;
-        tokio::spawn(delete_after_grace(journal.for_a_task(), grace, again, condemned));
+        tokio::spawn(delete_after_grace(journal.mover(), grace, again, pending));
         Ok(journal)
     }
 
     /// For a task of the journal's own, which ends when the last journal is dropped.
-    fn for_a_task(&self) -> Mover {
+    fn mover(&self) -> Mover {
         Mover {
             folders: self.folders.clone(),
             requests: self.requests.downgrade(),
@@ -184,11 +184,11 @@ impl Journal {
     /// # Errors
     /// A chunk cannot be read or written: it and all later ones stay in the journal.
     pub async fn checkpoint(&self) -> Result<usize, StorageError> {
-        let mover = self.for_a_task();
+        let mover = self.mover();
         // In a task: whoever asked may go away, and what was begun must be finished.
         let moving = tokio::spawn(async move {
             let moved = mover.checkpoint(0).await?;
-            mover.fold().await?;
+            mover.truncate_wal().await?;
             Ok(moved)
         });
         moving.await.map_err(self.shared.panicked("move"))?
@@ -262,7 +262,7 @@ impl Journal {
     /// # Errors
     /// Something of it cannot be deleted.
     pub async fn delete_again(&self, document: DocumentId) -> Result<bool, StorageError> {
-        let mover = self.for_a_task();
+        let mover = self.mover();
         let deleting = tokio::spawn(async move { mover.delete_again(document).await });
         deleting.await.map_err(self.shared.panicked("delete"))?
     }
@@ -272,7 +272,7 @@ impl Journal {
     /// # Errors
     /// What is left of it cannot be deleted, or its tombstone.
     pub async fn undelete(&self, document: DocumentId) -> Result<bool, StorageError> {
-        let mover = self.for_a_task();
+        let mover = self.mover();
         let lifting = tokio::spawn(async move { mover.undelete(document).await });
         lifting.await.map_err(self.shared.panicked("delete"))?
     }
@@ -282,7 +282,7 @@ impl Journal {
     ///
     /// # Errors
     /// The document cannot be read, or the tombstone cannot be written.
-    pub async fn bury(&self, tombstone: Tombstone) -> Result<bool, StorageError> {
+    pub async fn import_tombstone(&self, tombstone: Tombstone) -> Result<bool, StorageError> {
         let document = tombstone.document;
         let _alone = self.checkpoint.lock().await;
         if self.is_deleted(document) || !self.load_document(document).await?.is_empty() {
@@ -306,9 +306,9 @@ impl Journal {
     ///
     /// # Errors
     /// Not all could be moved.
-    pub async fn set_aside(&self, name: &str) -> Result<PathBuf, StorageError> {
+    pub async fn move_aside(&self, name: &str) -> Result<PathBuf, StorageError> {
         self.checkpoint().await?;
-        self.folders.set_aside(name).await
+        self.folders.move_aside(name).await
     }
 
     /// The folder of documents.
@@ -322,7 +322,7 @@ impl Journal {
     }
 
     /// Show how many of them there are.
-    pub fn show_blocked(&self) {
+    pub fn update_blocked_gauge(&self) {
         let blocked = i64::try_from(self.blocked().len()).unwrap_or(i64::MAX);
         self.shared.metrics.blocked.set(blocked);
     }
@@ -342,7 +342,7 @@ impl Journal {
         document: DocumentId,
         tombstone: Tombstone,
     ) -> Result<Deleted, StorageError> {
-        let mover = self.for_a_task();
+        let mover = self.mover();
         let deleting =
             tokio::spawn(async move { mover.delete_document(document, tombstone).await });
         deleting.await.map_err(self.shared.panicked("delete"))?
@@ -401,7 +401,7 @@ impl ChunkStore for Journal {
             return std::future::ready(Err(StorageError::Full(full))).boxed();
         }
         async move {
-            self.shared.keep(key).await;
+            self.shared.cancel_delete(key).await;
             if is_row {
                 return self.change(Change::Put(key.clone(), data)).await;
             }

@@ -98,7 +98,7 @@ impl NodefsStore {
     }
 
     /// Move all that is stored, but not the tombstones, into a folder of that name beside it.
-    pub(super) async fn set_aside(&self, name: &str) -> Result<PathBuf, StorageError> {
+    pub(super) async fn move_aside(&self, name: &str) -> Result<PathBuf, StorageError> {
         let name = name.to_owned();
         self.run("move", move |root| {
             let aside = root.join(&name);

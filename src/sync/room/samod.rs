@@ -22,7 +22,8 @@ use crate::{
         metrics::{Metrics, RoomMetrics},
         usage::{Polled, Usage, thread_time},
     },
-    storage::documents::{Base, Documents},
+    storage::documents::Documents,
+    storage::documents::SeedSnapshot,
     sync::room::Start,
     sync::room::pending::Pending,
     sync::{
@@ -562,7 +563,7 @@ struct RoomStorage {
     changes: Arc<HashSet<ChangeHash>>,
     chunks: Arc<Mutex<Vec<StoredChunk>>>,
     /// The served bundle's snapshot, which is stored before the first change that builds on it.
-    seed: Arc<tokio::sync::Mutex<Option<Base>>>,
+    seed: Arc<tokio::sync::Mutex<Option<SeedSnapshot>>>,
 }
 
 /// Our key for one of samod's; none for what is no key of a document.
@@ -581,7 +582,7 @@ fn key(key: &StorageKey) -> Option<Key> {
 impl RoomStorage {
     async fn save_seed(&self) {
         let mut seed = self.seed.lock().await;
-        if let Some(Base { key, data }) = &*seed {
+        if let Some(SeedSnapshot { key, data }) = &*seed {
             self.documents.save(key, data.clone()).await;
             *seed = None;
         }

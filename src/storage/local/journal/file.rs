@@ -155,13 +155,13 @@ pub(super) fn forget_deleted(
         }
     }
     if has_deleted {
-        leave_no_trace(connection);
+        vacuum(connection);
     }
     index
 }
 
 /// SQLite keeps what was deleted in pages that it will use again: write the file anew without them.
-pub(super) fn leave_no_trace(connection: &Connection) {
+pub(super) fn vacuum(connection: &Connection) {
     if let Err(error) = connection.execute_batch("VACUUM; PRAGMA wal_checkpoint(TRUNCATE);") {
         warn!(
             "bytes of a deleted document stay in the journal's file until they are written over: {error}"
@@ -239,7 +239,7 @@ pub(super) fn finish_deletions(root: &Path, tombstones: &Tombstones) {
 }
 
 /// Move a journal that SQLite does not read into quarantine. Clients that have what was in it give it back.
-pub(super) fn set_aside(
+pub(super) fn quarantine_journal(
     root: &Path,
     path: &Path,
     reason: &StorageError,

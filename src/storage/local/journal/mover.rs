@@ -16,7 +16,7 @@ use super::{
     super::{nodefs::NodefsStore, tombstones::Tombstone},
     index::{ROWS, Row},
     shared::{Change, Request, Shared, send},
-    writer::Doomed,
+    writer::PendingDelete,
 };
 use crate::{
     base::{backoff::Backoff, document_id::DocumentId},
@@ -34,28 +34,32 @@ const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs
 pub(super) async fn delete_after_grace(
     mover: Mover,
     grace: Duration,
-    again: mpsc::WeakSender<Doomed>,
-    mut condemned: mpsc::Receiver<Doomed>,
+    again: mpsc::WeakSender<PendingDelete>,
+    mut pending: mpsc::Receiver<PendingDelete>,
 ) {
-    while let Some(Doomed { key, at, is_replaced }) = condemned.recv().await {
+    while let Some(PendingDelete { key, at, is_replacement_moved }) = pending.recv().await {
         sleep_until(at).await;
-        if !is_replaced && mover.shared.rows_beside(&key).is_some() {
-            let moved = mover.move_beside(&key).await;
+        if !is_replacement_moved && mover.shared.rows_of_same_document(&key).is_some() {
+            let moved = mover.move_same_document(&key).await;
             if let Err(error) = &moved {
                 warn!("a chunk that is not needed any more stays: {error}");
             }
-            let doomed = Doomed { key: key.clone(), at: Instant::now() + grace, is_replaced: true };
+            let delete = PendingDelete {
+                key: key.clone(),
+                at: Instant::now() + grace,
+                is_replacement_moved: true,
+            };
             let waits =
-                moved.is_ok() && again.upgrade().is_some_and(|a| a.try_send(doomed).is_ok());
+                moved.is_ok() && again.upgrade().is_some_and(|a| a.try_send(delete).is_ok());
             if !waits {
-                mover.shared.doomed().remove(&key);
+                mover.shared.pending_deletes().remove(&key);
             }
             continue;
         }
         {
-            let mut doomed = mover.shared.doomed();
+            let mut pending_deletes = mover.shared.pending_deletes();
             // One that was put again meanwhile stays.
-            if !doomed.remove(&key) {
+            if !pending_deletes.remove(&key) {
                 continue;
             }
             mover.shared.deleting.send_replace(Some(key.clone()));
@@ -87,7 +91,7 @@ pub(super) struct Mover {
 impl Mover {
     /// Move the oldest chunks whenever the journal has become too large, and all of them when nothing has been
     /// written for `quiet`.
-    pub(super) async fn keep_small(self, quiet: Duration) {
+    pub(super) async fn checkpoint_loop(self, quiet: Duration) {
         let mut backoff = Backoff::new(RETRY.0, RETRY.1);
         loop {
             let commits = self.shared.commits.load(Ordering::Relaxed);
@@ -142,9 +146,9 @@ impl Mover {
     }
 
     /// Move what the journal has of a chunk's document.
-    async fn move_beside(&self, key: &Key) -> Result<usize, StorageError> {
+    async fn move_same_document(&self, key: &Key) -> Result<usize, StorageError> {
         let _alone = self.checkpoint.lock().await;
-        self.move_all(self.shared.rows_beside(key).unwrap_or_default().into()).await
+        self.move_all(self.shared.rows_of_same_document(key).unwrap_or_default().into()).await
     }
 
     pub(super) async fn delete_document(
@@ -214,13 +218,13 @@ impl Mover {
                 "the journal cannot be moved into the folders before it is written anew: {error}"
             );
         }
-        send(&requests, &self.shared, Change::LeaveNoTrace).await
+        send(&requests, &self.shared, Change::Vacuum).await
     }
 
     /// Leave nothing in the write-ahead log of the journal's file.
-    pub(super) async fn fold(&self) -> Result<(), StorageError> {
+    pub(super) async fn truncate_wal(&self) -> Result<(), StorageError> {
         match self.requests.upgrade() {
-            Some(requests) => send(&requests, &self.shared, Change::Fold).await,
+            Some(requests) => send(&requests, &self.shared, Change::TruncateWal).await,
             None => Ok(()),
         }
     }

@@ -37,7 +37,7 @@ pub(super) struct Shared {
     pub(super) reader: Mutex<Option<Connection>>,
     pub(super) is_full: Notify,
     /// Chunks that leave the folders when their grace time is over.
-    pub(super) doomed: Mutex<HashSet<Key>>,
+    pub(super) pending_deletes: Mutex<HashSet<Key>>,
     /// The chunk that is being deleted from the folders: it may be stored again only afterwards.
     pub(super) deleting: watch::Sender<Option<Key>>,
     pub(super) size: usize,
@@ -58,13 +58,13 @@ pub(super) enum Change {
     Put(Key, Bytes),
     Delete(Key),
     /// Let the file be as small as what is in it, with nothing in its write-ahead log.
-    Fold,
+    TruncateWal,
     /// Rows whose chunks stand in the folders.
     Moved(Vec<(Key, Row)>),
     /// All rows of a document.
     DeleteDocument(DocumentId),
     /// Let no bytes of deleted rows stay in the file.
-    LeaveNoTrace,
+    Vacuum,
 }
 
 impl Shared {
@@ -83,15 +83,15 @@ impl Shared {
         move |panic| StorageError::Unavailable(Failure::new(action, path, panic))
     }
 
-    pub(super) fn doomed(&self) -> MutexGuard<'_, HashSet<Key>> {
-        self.doomed.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn pending_deletes(&self) -> MutexGuard<'_, HashSet<Key>> {
+        self.pending_deletes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Sees that a chunk which is about to be stored is not deleted from the folders any more.
-    pub(super) async fn keep(&self, key: &Key) {
+    pub(super) async fn cancel_delete(&self, key: &Key) {
         let mut deleting = {
-            let mut doomed = self.doomed();
-            doomed.remove(key);
+            let mut pending_deletes = self.pending_deletes();
+            pending_deletes.remove(key);
             self.deleting.subscribe()
         };
         // The sender is as old as this.
@@ -99,26 +99,26 @@ impl Shared {
     }
 
     /// Take over what a commit did.
-    pub(super) fn note(&self, committed: HashMap<Key, Option<Row>>) {
+    pub(super) fn record(&self, committed: HashMap<Key, Option<Row>>) {
         self.commits.fetch_add(1, Ordering::Relaxed);
         self.metrics.commits.inc();
         let mut index = self.index();
         for (key, row) in committed {
             index.set(&key, row);
         }
-        self.show(&index);
+        self.update_gauges(&index);
         if index.is_beyond(self.size) {
             self.is_full.notify_one();
         }
     }
 
     /// The rows of a chunk's document, if there are any.
-    pub(super) fn rows_beside(&self, key: &Key) -> Option<Vec<(Key, Row)>> {
+    pub(super) fn rows_of_same_document(&self, key: &Key) -> Option<Vec<(Key, Row)>> {
         let Key::Chunk { document, .. } = key else { return None };
         self.index().rows_of(*document)
     }
 
-    pub(super) fn show(&self, index: &Index) {
+    pub(super) fn update_gauges(&self, index: &Index) {
         self.metrics.journal_bytes.set(i64::try_from(index.bytes).unwrap_or(i64::MAX));
         self.metrics.journal_chunks.set(i64::try_from(index.rows).unwrap_or(i64::MAX));
     }

@@ -216,7 +216,7 @@ async fn a_checkpoint_that_nobody_waits_for_any_more_loses_nothing() {
         let _ = tokio::time::timeout(Duration::from_micros(300), asking).await;
     }
     journal.checkpoint().await.expect("moves");
-    // The grace time is none here: what was doomed is gone soon.
+    // The grace time is none here: pending deletions happen soon.
     sleep(Duration::from_millis(100)).await;
     for n in 0..40 {
         assert_eq!(names(&journal, n).await, ["a"], "{n}");
@@ -420,7 +420,7 @@ async fn a_broken_journal_is_not_touched_by_who_only_looks_and_kept_whole_aside(
         for n in 0..20 {
             journal.put(&increment(n, "a"), data.clone()).await.expect("puts");
         }
-        journal.change(Change::Fold).await.expect("folds");
+        journal.change(Change::TruncateWal).await.expect("folds");
         journal.put(&increment(1, "b"), Bytes::from_static(b"in the log")).await.expect("puts");
         copy(folder.path(), left.path());
         let path = left.path().join(".journal/journal.sqlite");
@@ -451,7 +451,7 @@ async fn what_can_be_read_of_a_broken_journal_is_saved() {
         let data = Bytes::from(vec![n + 1; 20_000]);
         journal.put(&increment(n, "a"), data).await.expect("puts");
     }
-    journal.change(Change::Fold).await.expect("folds");
+    journal.change(Change::TruncateWal).await.expect("folds");
     copy(folder.path(), left.path());
     let path = left.path().join(".journal/journal.sqlite");
     let mut file = fs::read(&path).expect("reads");
@@ -524,8 +524,8 @@ async fn a_tombstone_of_another_storage_buries_only_what_is_not_here() {
     let folder = tempfile::tempdir().expect("a folder");
     let journal = open_at(folder.path());
     journal.put(&increment(1, "a"), Bytes::from_static(b"one")).await.expect("puts");
-    assert!(!journal.bury(Tombstone::new(document(1), None)).await.expect("stays"));
-    assert!(journal.bury(Tombstone::new(document(2), None)).await.expect("is taken"));
+    assert!(!journal.import_tombstone(Tombstone::new(document(1), None)).await.expect("stays"));
+    assert!(journal.import_tombstone(Tombstone::new(document(2), None)).await.expect("is taken"));
     assert_eq!(names(&journal, 1).await, ["a"]);
     assert!(journal.is_deleted(document(2)));
     // What a deletion left does not come back with what is undeleted.

@@ -9,7 +9,7 @@ use tokio::{
 };
 
 use super::{
-    file::{forget_deleted, leave_no_trace, open},
+    file::{forget_deleted, open, vacuum},
     index::Row,
     shared::{Change, Request, Shared},
 };
@@ -19,7 +19,7 @@ use crate::{document::chunk::Key, storage::StorageError};
 pub(super) const BATCH: usize = 1024;
 /// Replaced chunks that wait for the end of their grace time; further ones stay until their document is
 /// next compacted after a load.
-pub(super) const DOOMED: usize = 16_384;
+pub(super) const MAX_PENDING_DELETES: usize = 16_384;
 
 /// Commits what is asked for.
 pub(super) struct Writer {
@@ -29,23 +29,23 @@ pub(super) struct Writer {
     pub(super) connection: Option<Connection>,
     pub(super) interval: Duration,
     pub(super) grace: Duration,
-    pub(super) doomed: mpsc::Sender<Doomed>,
+    pub(super) pending_deletes: mpsc::Sender<PendingDelete>,
 }
 
 /// A chunk in the folders that is not needed any more.
-pub(super) struct Doomed {
+pub(super) struct PendingDelete {
     pub(super) key: Key,
     /// When it may go.
     pub(super) at: Instant,
     /// What replaced it stands in the folders.
-    pub(super) is_replaced: bool,
+    pub(super) is_replacement_moved: bool,
 }
 
 /// What a commit did to the index, and chunks that are to leave the folders.
 #[derive(Default)]
 struct Committed {
     index: HashMap<Key, Option<Row>>,
-    pub(super) doomed: Vec<Key>,
+    pub(super) to_delete: Vec<Key>,
 }
 
 impl Writer {
@@ -69,14 +69,17 @@ impl Writer {
     }
 
     /// Let chunks leave the folders later.
-    fn doom(&mut self, keys: Vec<Key>) {
+    fn schedule_deletes(&mut self, keys: Vec<Key>) {
         let at = Instant::now() + self.grace;
-        let mut doomed = self.shared.doomed();
+        let mut pending_deletes = self.shared.pending_deletes();
         for key in keys {
-            if doomed.len() < DOOMED
-                && self.doomed.try_send(Doomed { key: key.clone(), at, is_replaced: false }).is_ok()
+            if pending_deletes.len() < MAX_PENDING_DELETES
+                && self
+                    .pending_deletes
+                    .try_send(PendingDelete { key: key.clone(), at, is_replacement_moved: false })
+                    .is_ok()
             {
-                doomed.insert(key);
+                pending_deletes.insert(key);
             }
         }
     }
@@ -112,9 +115,9 @@ impl Writer {
         };
         self.connection = connection;
         match written {
-            Ok(doomed) => {
-                if !doomed.is_empty() {
-                    self.doom(doomed);
+            Ok(to_delete) => {
+                if !to_delete.is_empty() {
+                    self.schedule_deletes(to_delete);
                 }
                 for done in answers {
                     let _ = done.send(Ok(()));
@@ -137,11 +140,11 @@ fn commit(
 ) -> Result<Vec<Key>, StorageError> {
     let committed = write(connection, shared, changes)?;
     // The index before what takes long: who loads a document must not look for rows that are gone.
-    shared.note(committed.index);
-    if changes.iter().any(|change| matches!(change, Change::LeaveNoTrace)) {
-        leave_no_trace(connection);
+    shared.record(committed.index);
+    if changes.iter().any(|change| matches!(change, Change::Vacuum)) {
+        vacuum(connection);
     }
-    if changes.iter().any(|change| matches!(change, Change::Fold)) {
+    if changes.iter().any(|change| matches!(change, Change::TruncateWal)) {
         let fold = "PRAGMA wal_checkpoint(TRUNCATE)";
         connection.execute_batch(fold).map_err(shared.failed("write"))?;
     }
@@ -149,7 +152,7 @@ fn commit(
         // Nothing else is going on: the pages that it keeps in memory are not needed.
         let _ = connection.execute_batch("PRAGMA shrink_memory");
     }
-    Ok(committed.doomed)
+    Ok(committed.to_delete)
 }
 
 /// Make all of `changes` durable, or none.
@@ -188,13 +191,13 @@ fn write(
                         .map_err(&failed)?;
                     committed.index.insert(key.clone(), Some(Row { id, size: data.len() }));
                 }
-                Change::Fold | Change::LeaveNoTrace => {}
+                Change::TruncateWal | Change::Vacuum => {}
                 Change::Delete(key) => match now(&committed, key) {
                     Some(row) => {
                         delete.execute([row.id]).map_err(&failed)?;
                         committed.index.insert(key.clone(), None);
                     }
-                    None => committed.doomed.push(key.clone()),
+                    None => committed.to_delete.push(key.clone()),
                 },
                 Change::DeleteDocument(document) => {
                     transaction
@@ -218,7 +221,7 @@ fn write(
                             // Written anew meanwhile: it is moved again.
                             Some(_) => {}
                             // Deleted while its file was being written.
-                            None => committed.doomed.push(key.clone()),
+                            None => committed.to_delete.push(key.clone()),
                         }
                     }
                 }

@@ -22,7 +22,8 @@ use crate::{
     limits::Charge,
     limits::turns::{Payer, Turns},
     observe::usage::{Usage, thread_time},
-    storage::documents::{Base, Documents},
+    storage::documents::Documents,
+    storage::documents::SeedSnapshot,
     sync::room::Start,
     sync::room::pending::Left,
     sync::room::pending::Pending,
@@ -72,7 +73,7 @@ struct NativeEngine {
     /// The writes under way, one after the other.
     write: Option<BoxFuture<'static, ()>>,
     /// The served bundle's snapshot, which is stored before the first change that builds on it.
-    seed: Option<Base>,
+    seed: Option<SeedSnapshot>,
     /// Chunks that a snapshot replaced are being deleted.
     removal: Option<BoxFuture<'static, ()>>,
     /// What was received and is not durable.
@@ -344,7 +345,7 @@ impl NativeEngine {
 
     /// Begin to store the bundle's snapshot: the bundle may be gone tomorrow, and what builds on it must not be without it.
     fn save_seed(&mut self) {
-        if let Some(Base { key, data }) = self.seed.take() {
+        if let Some(SeedSnapshot { key, data }) = self.seed.take() {
             self.save(key, data);
         }
     }

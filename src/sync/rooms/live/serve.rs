@@ -327,7 +327,7 @@ impl Room {
 
     async fn merge_bundle(&mut self, engine: &mut Box<dyn Engine>) {
         let document = self.document();
-        let Some(snapshot) = self.rooms.shared.documents.underneath(document) else {
+        let Some(snapshot) = self.rooms.shared.documents.seed(document) else {
             return;
         };
         match engine.merge(snapshot).await {
