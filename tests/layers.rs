@@ -1,6 +1,6 @@
-//! The parts of `src` import downwards only, and no files import each other in a circle.
+//! The folders of `src` import downwards only.
 
-#![allow(clippy::expect_used, reason = "a test")]
+#![expect(clippy::expect_used, reason = "a failed expectation is a failed test")]
 
 use std::{
     collections::{BTreeMap, BTreeSet},
