@@ -483,7 +483,9 @@ test('a peer id belongs to who signed in with it', async t => {
   const presence = (socket, senderId, count) => say(socket, { type: 'ephemeral', documentId: documentId(5), senderId,
     targetId: socket.relay, count, sessionId: 's', data: Uint8Array.of(1) });
   const heard = () => listener.heard.filter(({ type }) => type === 'ephemeral').map(({ senderId, count }) => `${senderId} ${count}`);
-  presence(listener, 'listener', 1);
+  // It takes part in the document before the others speak: presence is not kept for those who come later.
+  sync(listener, documentId(5));
+  await until('the listener takes part', () => listener.heard.some(message => message.type === 'doc-unavailable'));
   presence(victim, 'tab-1', 1);
   presence(victim, 'behind-tab-1', 1);
   await until('the victim is heard', () => heard().length === 2);
