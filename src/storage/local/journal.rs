@@ -415,7 +415,11 @@ impl ChunkStore for Journal {
             let written = self.folders.put(key, data).await;
             match is_deleted() {
                 // It was deleted while its file was being written, or its folder under it.
-                Some(document) => self.folders.delete_document(document).await.map(drop),
+                Some(document) => {
+                    // The deletion counts what it finds, and comes first.
+                    let _after = self.checkpoint.lock().await;
+                    self.folders.delete_document(document).await.map(drop)
+                }
                 None => written,
             }
         }
