@@ -21,8 +21,7 @@ use tracing::warn;
 
 use crate::{
     base::{regular_file, text},
-    config,
-    config::scopes::Scope,
+    config::{self, scopes::Scope},
 };
 
 /// What two machines' clocks may differ by.

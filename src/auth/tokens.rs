@@ -15,8 +15,7 @@ use sha2::{Digest, Sha256};
 
 use crate::{
     base::{document_id::DocumentId, folder::Folder, hex::hex, regular_file},
-    config::load::line_of,
-    config::scopes::Scope,
+    config::{load::line_of, scopes::Scope},
 };
 
 /// What every token begins with, so that scanners for leaked secrets know one.

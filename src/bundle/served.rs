@@ -11,8 +11,10 @@ use bytes::Bytes;
 use tokio::sync::watch;
 
 use super::{Bundle, BundleError, MaxInflated};
-use crate::base::{document_id::DocumentId, hex::sha256, regular_file};
-use crate::storage::underlay::Underlay;
+use crate::{
+    base::{document_id::DocumentId, hex::sha256, regular_file},
+    storage::underlay::Underlay,
+};
 
 /// The bundle served now; none if none is configured.
 pub type Served = watch::Receiver<Option<Arc<ServedBundle>>>;

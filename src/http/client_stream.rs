@@ -17,8 +17,7 @@ use tokio::{
 };
 use tracing::debug;
 
-use crate::limits::Permit;
-use crate::sync::activity::Activity;
+use crate::{limits::Permit, sync::activity::Activity};
 
 /// A TCP connection of a listener.
 ///

@@ -2,8 +2,10 @@
 //! while it is sent.
 
 use super::{error::HttpError, state::App};
-use crate::auth::{Access, Auth, Client, rights::Rights};
-use crate::limits::turns::Payer;
+use crate::{
+    auth::{Access, Auth, Client, rights::Rights},
+    limits::turns::Payer,
+};
 use axum::{Error, body::Body};
 use bytes::Bytes;
 use hyper::body::{Body as HttpBody, Frame, SizeHint};

@@ -19,9 +19,7 @@ use crate::{
         metrics::StorageMetrics,
         usage::thread_time,
     },
-    storage::Failure,
-    storage::local::space::Space,
-    storage::underlay::Underlay,
+    storage::{Failure, local::space::Space, underlay::Underlay},
 };
 use automerge::ChangeHash;
 use bytes::Bytes;

@@ -21,10 +21,11 @@ use super::{
     },
 };
 use crate::{
-    base::hex::hex,
-    base::{document_id::DocumentId, folder},
-    document::chunk::{Key, StoredChunk},
-    document::load::{self, Loaded},
+    base::{document_id::DocumentId, folder, hex::hex},
+    document::{
+        chunk::{Key, StoredChunk},
+        load::{self, Loaded},
+    },
 };
 
 /// After so many documents it says how far it is.

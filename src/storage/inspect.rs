@@ -9,8 +9,7 @@ use super::{
     documents::check,
     local::{blocked::Block, quarantine::Entry},
 };
-use crate::base::document_id::DocumentId;
-use crate::document::chunk::Key;
+use crate::{base::document_id::DocumentId, document::chunk::Key};
 
 /// What is stored of a document.
 #[derive(Debug, Serialize, Deserialize)]

@@ -22,8 +22,10 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 
 pub use self::error::{Failure, Location, StorageError};
-use crate::base::document_id::DocumentId;
-use crate::document::chunk::{Key, StoredChunk};
+use crate::{
+    base::document_id::DocumentId,
+    document::chunk::{Key, StoredChunk},
+};
 
 /// A store of chunks.
 ///

@@ -16,8 +16,7 @@ use crate::{
     auth::Auth,
     base::document_id::DocumentId,
     config::{Config, EngineKind},
-    limits::Principals,
-    limits::turns::Turns,
+    limits::{Principals, turns::Turns},
     observe::{log::Repeats, metrics::Metrics},
     storage::documents::Documents,
 };

@@ -2,8 +2,7 @@
 
 use std::collections::HashMap;
 
-use crate::base::principal::Principal;
-use crate::base::session_id::SessionId;
+use crate::base::{principal::Principal, session_id::SessionId};
 
 /// Authors remembered for each session of a room; a shared worker gossips for its tabs.
 const AUTHORS: usize = 16;

@@ -14,8 +14,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast;
 
 use super::session::Session;
-use crate::base::document_id::DocumentId;
-use crate::base::lock::lock;
+use crate::base::{document_id::DocumentId, lock::lock};
 
 /// Events that wait for a follower; one that reads too slowly hears how many it missed.
 const WAITING: usize = 1024;

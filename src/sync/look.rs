@@ -10,7 +10,7 @@ use super::{
     session::Session,
 };
 use crate::{
-    base::document_id::DocumentId, base::lock::lock, base::session_id::SessionId,
+    base::{document_id::DocumentId, lock::lock, session_id::SessionId},
     observe::usage::Cost,
 };
 

@@ -1,8 +1,7 @@
 //! All sessions: by id, and by the peer id they joined with.
 
 use super::session::Session;
-use crate::base::principal::Principal;
-use crate::base::session_id::SessionId;
+use crate::base::{principal::Principal, session_id::SessionId};
 use std::{
     collections::HashMap,
     sync::{

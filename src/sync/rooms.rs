@@ -17,12 +17,12 @@ use super::{
     wire::SyncMessage,
 };
 use crate::{
-    base::document_id::DocumentId,
-    base::lock::lock,
-    base::session_id::SessionId,
+    base::{document_id::DocumentId, lock::lock, session_id::SessionId},
     config::{Config, Size},
-    limits::Principals,
-    limits::turns::{Payer, Turn, Turns},
+    limits::{
+        Principals,
+        turns::{Payer, Turn, Turns},
+    },
     observe::{
         metrics::Metrics,
         usage::{Polled, Usage},

@@ -24,13 +24,9 @@ use super::{
 use crate::base::principal::Principal;
 use crate::{
     auth::{Access, Client},
-    base::closing::Closing,
-    base::document_id::DocumentId,
-    base::lock::lock,
-    base::session_id::SessionId,
+    base::{closing::Closing, document_id::DocumentId, lock::lock, session_id::SessionId},
     config::Config,
-    limits::turns::Payer,
-    limits::{Account, Bucket},
+    limits::{Account, Bucket, turns::Payer},
     observe::{metrics::SessionMetrics, usage::Usage},
 };
 

@@ -14,12 +14,9 @@ use super::{
 };
 use crate::{
     auth::{Access, Auth, Client},
-    base::closing::Closing,
-    base::session_id::SessionId,
-    base::{document_id::DocumentId, text},
+    base::{closing::Closing, document_id::DocumentId, session_id::SessionId, text},
     config::Config,
-    limits::Place,
-    limits::turns::Turns,
+    limits::{Place, turns::Turns},
     observe::{log::Repeats, metrics::SessionMetrics, usage::Polled},
     storage::documents::Documents,
     sync::activity::Activity,

@@ -15,7 +15,9 @@ use tokio::sync::{Notify, watch};
 
 use super::{incoming::Incoming, outbound::Next, session::Session, wire};
 use crate::{
-    base::closing::Closing, base::session_id::SessionId, config::Config, sync::activity::Activity,
+    base::{closing::Closing, session_id::SessionId},
+    config::Config,
+    sync::activity::Activity,
 };
 
 /// How long a close may take: to get the close frame out, and then to hear the peer's.

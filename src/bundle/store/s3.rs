@@ -6,10 +6,11 @@
 
 use super::{BundleStore, Content, Incoming, Received, Source, StoredBundle, sha256_of};
 use crate::{
-    base::blocking::DroppedAside,
-    base::{blocking, document_id::DocumentId},
-    config,
-    config::credentials::credential,
+    base::{
+        blocking::{self, DroppedAside},
+        document_id::DocumentId,
+    },
+    config::{self, credentials::credential},
     observe::health::Health,
 };
 use aws_config::{

@@ -1,7 +1,6 @@
 //! The folders that watched paths lead through. All of them share one inotify instance: a user may have 128.
 
-use crate::base::blocking;
-use crate::base::lock::lock;
+use crate::base::{blocking, lock::lock};
 use notify::{
     EventKind, RecommendedWatcher, RecursiveMode, Watcher,
     event::{AccessKind, AccessMode},

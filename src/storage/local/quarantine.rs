@@ -11,10 +11,13 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::document::chunk::{ChunkKind, Key};
-use crate::document::load::parses;
-
-use crate::storage::{Failure, StorageError};
+use crate::{
+    document::{
+        chunk::{ChunkKind, Key},
+        load::parses,
+    },
+    storage::{Failure, StorageError},
+};
 
 use super::{
     files::{failed, read, write_atomically},

@@ -15,13 +15,15 @@ use super::{
     files::{MAX_FILE, failed},
     layout::{OWN, REPLACED},
 };
-use crate::base::hex::hex;
-use crate::base::{
-    document_id::DocumentId,
-    folder::{Folder, Item},
+use crate::{
+    base::{
+        document_id::DocumentId,
+        folder::{Folder, Item},
+        hex::hex,
+    },
+    document::chunk::{ChunkKind, Key, StoredChunk},
+    storage::{Failure, StorageError},
 };
-use crate::document::chunk::{ChunkKind, Key, StoredChunk};
-use crate::storage::{Failure, StorageError};
 
 /// How often a document is listed again because a chunk was gone when it was to be read. Another
 /// process may compact the same folder; each of its compactions takes one round.

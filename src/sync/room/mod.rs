@@ -14,11 +14,9 @@ use super::{
     wire::{self, SyncMessage},
 };
 use crate::{
-    base::document_id::DocumentId,
-    base::session_id::SessionId,
+    base::{document_id::DocumentId, session_id::SessionId},
     document::compare::Relation,
-    limits::Charge,
-    limits::turns::Payer,
+    limits::{Charge, turns::Payer},
     observe::usage::Usage,
     storage::documents::{Documents, Opened},
     sync::room::pending::Pending,

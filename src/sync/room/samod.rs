@@ -16,18 +16,18 @@ use crate::{
         compare::Relation,
         gate::{Document, Refusal, Rules},
     },
-    limits::Charge,
-    limits::turns::{Payer, Turns},
+    limits::{
+        Charge,
+        turns::{Payer, Turns},
+    },
     observe::{
         metrics::{Metrics, RoomMetrics},
         usage::{Polled, Usage, thread_time},
     },
-    storage::documents::Documents,
-    storage::documents::SeedSnapshot,
-    sync::room::Start,
-    sync::room::pending::Pending,
+    storage::documents::{Documents, SeedSnapshot},
     sync::{
         look::EngineLook,
+        room::{Start, pending::Pending},
         wire::{self, Body, Message, SyncMessage},
     },
 };

@@ -8,9 +8,7 @@ use crate::{
     bundle::served::ServedBundle,
     config::{Durability, EngineKind, MemoryLimit, Time},
     document::{compare::Relation, unpacked::Unpacked},
-    limits::Account,
-    limits::Charge,
-    limits::turns::Turns,
+    limits::{Account, Charge, turns::Turns},
     observe::health::Health,
     storage::local::{nodefs::NodefsStore, space::Space},
     sync::{

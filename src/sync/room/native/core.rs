@@ -19,8 +19,7 @@ use crate::{
         unpacked::{self, Origin, Unpacked},
     },
     storage::documents::snapshot_key,
-    sync::room::pending::Ticket,
-    sync::{look::EngineLook, wire::SyncMessage},
+    sync::{look::EngineLook, room::pending::Ticket, wire::SyncMessage},
 };
 use automerge::{
     Automerge, ChangeHash,

@@ -17,17 +17,21 @@ use super::{Engine, EngineFailed, EngineStart, Port, done};
 use crate::{
     base::{document_id::DocumentId, session_id::SessionId},
     config::Size,
-    document::gate::Refusal,
-    document::{chunk::Key, compare::Relation},
-    limits::Charge,
-    limits::turns::{Payer, Turns},
+    document::{chunk::Key, compare::Relation, gate::Refusal},
+    limits::{
+        Charge,
+        turns::{Payer, Turns},
+    },
     observe::usage::{Usage, thread_time},
-    storage::documents::Documents,
-    storage::documents::SeedSnapshot,
-    sync::room::Start,
-    sync::room::pending::Left,
-    sync::room::pending::Pending,
-    sync::{look::EngineLook, wire::SyncMessage},
+    storage::documents::{Documents, SeedSnapshot},
+    sync::{
+        look::EngineLook,
+        room::{
+            Start,
+            pending::{Left, Pending},
+        },
+        wire::SyncMessage,
+    },
 };
 use automerge::ChangeHash;
 use bytes::Bytes;
