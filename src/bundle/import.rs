@@ -11,7 +11,7 @@ use super::{
     store::BundleStore,
 };
 use crate::{
-    base::document_id::DocumentId,
+    base::{document_id::DocumentId, lock::lock},
     document::compare::Merged,
     limits::turns::Payer,
     observe::metrics::BundleMetrics,
@@ -27,7 +27,7 @@ use std::{
     collections::HashMap,
     io::{self, BufReader},
     path::PathBuf,
-    sync::{Arc, MutexGuard, PoisonError},
+    sync::{Arc, MutexGuard},
     time::{Duration, Instant},
 };
 use tokio::{
@@ -268,7 +268,7 @@ impl Importer {
     }
 
     fn failed(&self) -> MutexGuard<'_, HashMap<DocumentId, Failed>> {
-        self.failed.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.failed)
     }
 
     async fn import_file(

@@ -2,10 +2,12 @@
 
 use std::{
     collections::VecDeque,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard},
 };
 
 use bytes::Bytes;
+
+use crate::base::lock::lock;
 
 /// What all that are kept may take.
 const MOST: usize = 16 << 20;
@@ -18,7 +20,7 @@ pub struct Slims {
 
 impl Slims {
     fn kept(&self) -> MutexGuard<'_, VecDeque<(String, Bytes)>> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.kept)
     }
 
     /// The one of this ETag.

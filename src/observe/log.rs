@@ -3,7 +3,7 @@
 use std::{
     collections::{HashMap, VecDeque},
     env, io,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard},
     time::{Duration, Instant, SystemTime},
 };
 
@@ -17,9 +17,12 @@ use tracing_subscriber::{
     util::SubscriberInitExt,
 };
 
-use crate::config::{
-    Log, LogFormat,
-    levels::{BadLevel, filter, quiet},
+use crate::{
+    base::lock::lock,
+    config::{
+        Log, LogFormat,
+        levels::{BadLevel, filter, quiet},
+    },
 };
 
 /// Lines remembered at a time.
@@ -42,7 +45,7 @@ pub struct RecentLine {
 
 /// The last warnings and errors of this process, the newest last.
 pub fn recent() -> Vec<RecentLine> {
-    LAST.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+    lock(&LAST).iter().cloned().collect()
 }
 
 /// Keeps the last warnings and errors.
@@ -60,7 +63,7 @@ impl<S: tracing::Subscriber> Layer<S> for Keep {
             name => text.push_str(&format!(" {name}={value:?}")),
         });
         let at = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
-        let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last = lock(&LAST);
         if last.len() == RECENT {
             last.pop_front();
         }
@@ -154,15 +157,15 @@ impl Repeats {
 
     /// Take over a new window.
     pub fn set_window(&self, window: Duration) {
-        *self.window.lock().unwrap_or_else(PoisonError::into_inner) = window;
+        *lock(&self.window) = window;
     }
 
     fn window(&self) -> Duration {
-        *self.window.lock().unwrap_or_else(PoisonError::into_inner)
+        *lock(&self.window)
     }
 
     fn lines(&self) -> MutexGuard<'_, HashMap<(String, &'static str), Line>> {
-        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.lines)
     }
 
     /// Whether `line` is to be written now for `client`; if so, how many times it stands for.

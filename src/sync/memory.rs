@@ -2,13 +2,9 @@
 
 #![allow(clippy::disallowed_methods, reason = "/proc and /sys are in memory")]
 
-use std::{
-    fs,
-    path::Path,
-    sync::{Mutex, PoisonError},
-};
+use std::{fs, path::Path, sync::Mutex};
 
-use crate::config::MemoryLimit;
+use crate::{base::lock::lock, config::MemoryLimit};
 
 /// The limit in effect. What a share means on this machine is worked out once for each.
 #[derive(Default)]
@@ -17,7 +13,7 @@ pub struct Budget(Mutex<Option<(MemoryLimit, Option<u64>)>>);
 impl Budget {
     /// Whether the process has more memory than `of`.
     pub fn is_exceeded(&self, of: MemoryLimit) -> bool {
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = lock(&self.0);
         let (_, bytes) = match *known {
             Some(known) if known.0 == of => known,
             _ => *known.insert((of, limit(of))),

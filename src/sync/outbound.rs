@@ -7,7 +7,7 @@
 use std::{
     collections::VecDeque,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard,
         atomic::{AtomicBool, Ordering},
     },
 };
@@ -17,7 +17,7 @@ use prometheus::IntGauge;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use crate::base::closing::Closing;
+use crate::base::{closing::Closing, lock::lock};
 
 /// Frames that wait to be sent.
 pub struct Outbound {
@@ -92,7 +92,7 @@ impl Outbound {
     }
 
     fn queue(&self) -> MutexGuard<'_, Queue> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.queue)
     }
 
     /// Put a frame in that cannot wait. What was granted takes none of its room.

@@ -1,11 +1,11 @@
 //! All sessions: by id, and by the peer id they joined with.
 
 use super::session::Session;
-use crate::base::{principal::Principal, session_id::SessionId};
+use crate::base::{lock::lock, principal::Principal, session_id::SessionId};
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        Arc, Mutex, MutexGuard, Weak,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -38,7 +38,7 @@ const SPOKEN_FOR: usize = 16;
 
 impl Peers {
     fn table(&self) -> MutexGuard<'_, Table> {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.table)
     }
 
     /// An id for a new connection.

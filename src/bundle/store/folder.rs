@@ -10,7 +10,7 @@ use std::{
     io,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     time::SystemTime,
 };
 
@@ -18,7 +18,7 @@ use futures::{FutureExt, future::BoxFuture};
 use tokio::sync::Semaphore;
 
 use super::{BundleStore, Incoming, Received, Source, StoredBundle, sha256_of};
-use crate::base::{document_id::DocumentId, regular_file};
+use crate::base::{document_id::DocumentId, lock::lock, regular_file};
 
 /// Operations at a time: a disk that hangs holds so many threads.
 const PARALLEL: usize = 16;
@@ -127,7 +127,7 @@ impl BundleStore for FolderStore {
             let file = File::open(bundle.path())?;
             file.sync_all()?;
             // One at a time: each keeps what the last one stored.
-            let _alone = writing.lock().unwrap_or_else(PoisonError::into_inner);
+            let _alone = lock(&writing);
             keep_former(&path, &folder.join(FORMER).join(id.to_string()), keep)?;
             let etag = etag(&file.metadata()?);
             bundle.persist(&path)?;
@@ -163,7 +163,7 @@ impl BundleStore for FolderStore {
         let (path, writing) = (self.path(id), self.writing.clone());
         self.run(move |folder| {
             // An upload of the same bundle links this file, and makes the folder of its former generations.
-            let _alone = writing.lock().unwrap_or_else(PoisonError::into_inner);
+            let _alone = lock(&writing);
             match fs::remove_dir_all(folder.join(FORMER).join(id.to_string())) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 _ => {}

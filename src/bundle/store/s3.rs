@@ -9,6 +9,7 @@ use crate::{
     base::{
         blocking::{self, DroppedAside},
         document_id::DocumentId,
+        lock::lock,
     },
     config::{self, credentials::credential},
     observe::health::Health,
@@ -35,7 +36,7 @@ use std::{
     ops::RangeInclusive,
     path::Path,
     sync::{
-        Arc, Mutex, OnceLock, PoisonError,
+        Arc, Mutex, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant, SystemTime},
@@ -440,7 +441,7 @@ impl At {
         if is_over {
             return;
         }
-        let mut unended = self.unended.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut unended = lock(&self.unended);
         let entry = (key.to_owned(), upload.to_owned());
         if unended.len() < UNENDED && !unended.contains(&entry) {
             warn!(key, "an upload that failed is to be aborted when the bundle store is back");
@@ -449,7 +450,7 @@ impl At {
     }
 
     async fn abort_unended(&self) {
-        let unended = || self.unended.lock().unwrap_or_else(PoisonError::into_inner);
+        let unended = || lock(&self.unended);
         let mut left = unended().len();
         while left > 0 {
             let Some((key, upload)) = unended().pop() else { return };

@@ -10,7 +10,7 @@
 
 use super::{Engine, EngineFailed, EngineStart, Port, done, native::cost};
 use crate::{
-    base::{document_id::DocumentId, session_id::SessionId},
+    base::{document_id::DocumentId, lock::lock, session_id::SessionId},
     document::{
         chunk::{ChunkKind, Key, StoredChunk},
         compare::Relation,
@@ -46,7 +46,7 @@ use std::{
     panic::AssertUnwindSafe,
     pin::Pin,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     task::{Context, Poll},
@@ -513,7 +513,7 @@ impl Runtime {
     }
 
     fn abort(&self) {
-        let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut tasks = lock(&self.tasks);
         for task in tasks.drain(..) {
             task.abort();
         }
@@ -542,7 +542,7 @@ impl RuntimeHandle for Runtime {
                 failed.cancel();
             }
         });
-        self.tasks.lock().unwrap_or_else(PoisonError::into_inner).push(task.abort_handle());
+        lock(&self.tasks).push(task.abort_handle());
     }
 
     fn sleep(&self, _: Duration) -> Pin<Box<dyn Future<Output = ()> + Send + 'static>> {
@@ -608,7 +608,7 @@ impl Storage for RoomStorage {
 
     /// The chunks that the room was opened with, once.
     async fn load_range(&self, prefix: StorageKey) -> HashMap<StorageKey, Vec<u8>> {
-        let mut chunks = self.chunks.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut chunks = lock(&self.chunks);
         let (taken, left) = std::mem::take(&mut *chunks)
             .into_iter()
             .filter_map(|(key, data)| {

@@ -4,7 +4,7 @@ use std::{
     collections::{HashMap, HashSet},
     path::PathBuf,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -22,7 +22,7 @@ use super::{
     index::{Index, Row},
 };
 use crate::{
-    base::document_id::DocumentId,
+    base::{document_id::DocumentId, lock::lock},
     config::Durability,
     document::chunk::Key,
     observe::metrics::StorageMetrics,
@@ -69,7 +69,7 @@ pub(super) enum Change {
 
 impl Shared {
     pub(super) fn index(&self) -> MutexGuard<'_, Index> {
-        self.index.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.index)
     }
 
     pub(super) fn failed(&self, action: &'static str) -> impl Fn(rusqlite::Error) -> StorageError {
@@ -84,7 +84,7 @@ impl Shared {
     }
 
     pub(super) fn pending_deletes(&self) -> MutexGuard<'_, HashSet<Key>> {
-        self.pending_deletes.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.pending_deletes)
     }
 
     /// Sees that a chunk which is about to be stored is not deleted from the folders any more.
@@ -134,13 +134,13 @@ impl Shared {
     }
 
     pub(super) fn close_reader(&self) {
-        *self.reader.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *lock(&self.reader) = None;
     }
 
     /// Read rows with a connection that does not hold up the writer.
     #[expect(clippy::disallowed_methods, reason = "runs on a thread that may block")]
     fn read(&self, rows: &[(Key, Row)]) -> Result<Vec<(Key, Row, Vec<u8>)>, StorageError> {
-        let mut reader = self.reader.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut reader = lock(&self.reader);
         let connection = match reader.take() {
             Some(connection) => connection,
             None => Connection::open_with_flags(&self.path, OpenFlags::SQLITE_OPEN_READ_ONLY)
