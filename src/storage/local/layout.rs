@@ -26,6 +26,9 @@ pub(super) const OWN: [&str; 12] = [
     crate::auth::last_use::FILE,
 ];
 
+/// Those of [`OWN`] that belong to the documents: they move aside with them.
+pub(super) const OF_DOCUMENTS: [&str; 3] = [QUARANTINE, IMPORTED, crate::auth::last_use::FILE];
+
 /// What a restore replaced begins with this.
 pub(super) const REPLACED: &str = ".replaced-";
 /// There from the moment in which a restore moves away what is stored until it has brought back all: with half of a

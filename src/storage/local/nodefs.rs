@@ -25,7 +25,9 @@ use tokio::sync::Semaphore;
 
 use super::{
     files::{failed, read, sync_folder, write_atomically},
-    layout::{FORMAT_FILE, LOCK, QUARANTINE, REPLACED, REPLACING, TMP, own_reason, relative},
+    layout::{
+        FORMAT_FILE, LOCK, OF_DOCUMENTS, OWN, QUARANTINE, REPLACED, TMP, own_reason, relative,
+    },
     walk,
 };
 use crate::{
@@ -106,18 +108,8 @@ impl NodefsStore {
             fs::create_dir_all(&aside).map_err(failed("create", &aside))?;
             for entry in fs::read_dir(root).map_err(failed("list", root))?.flatten() {
                 let text = entry.file_name().to_string_lossy().into_owned();
-                let stays = [
-                    TMP,
-                    LOCK,
-                    FORMAT_FILE,
-                    ".journal",
-                    ".deleted",
-                    ".blocked",
-                    ".reserve",
-                    ".backups",
-                    REPLACING,
-                ]
-                .contains(&text.as_str());
+                let is_in = |names: &[&str]| names.contains(&text.as_str());
+                let stays = is_in(&OWN) && !is_in(&OF_DOCUMENTS);
                 if !stays && !text.starts_with(REPLACED) {
                     let to = aside.join(entry.file_name());
                     fs::rename(entry.path(), to).map_err(failed("move", &entry.path()))?;
