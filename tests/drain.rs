@@ -1,8 +1,8 @@
-//! A graceful shutdown under thousands of connections: it ends within `drain_timeout`, and what the relay told as saved is
-//! there afterwards.
+//! A graceful shutdown under thousands of connections: it ends within `drain_timeout`, and what the
+//! relay told as saved is there afterwards.
 //!
-//! `TONK_RELAY_IDLE=15000 TONK_RELAY_EDITING=200 TONK_RELAY_DRAIN_SECONDS=30 cargo test --release --test drain` has as many
-//! as one relay serves by default.
+//! `TONK_RELAY_IDLE=15000 TONK_RELAY_EDITING=200 TONK_RELAY_DRAIN_SECONDS=30 cargo test --release
+//! --test drain` has as many as one relay serves by default.
 #![expect(
     clippy::expect_used,
     clippy::panic,
@@ -39,7 +39,8 @@ fn variable(name: &str, default: usize) -> usize {
     std::env::var(name).map_or(default, |n| n.parse().expect("a number"))
 }
 
-/// Raises the limit of open files, which the relay inherits. Returns how many connections it allows.
+/// Raises the limit of open files, which the relay inherits. Returns how many connections it
+/// allows.
 fn raise_open_files() -> usize {
     let maximum = getrlimit(Resource::Nofile).maximum;
     let limit = Rlimit { current: maximum, maximum };
@@ -66,8 +67,8 @@ async fn idle(mut client: Client) {
     while client.try_step().await.is_some() {}
 }
 
-/// Numbers a document until the connection is lost, each time when the last number was told as saved. Reports the first one
-/// that was, and returns the last.
+/// Numbers a document until the connection is lost, each time when the last number was told as
+/// saved. Reports the first one that was, and returns the last.
 async fn edit(mut client: Client, id: DocumentId, first_saved: mpsc::Sender<()>) -> u64 {
     for number in 1.. {
         client::put(client.document(id), number);

@@ -10,7 +10,8 @@ use std::{
 
 use syn::{Attribute, Item, UseTree, visit::Visit};
 
-/// The folders of `src`, lowest first: each may import those before it. `src/lib.rs` has the same list for readers.
+/// The folders of `src`, lowest first: each may import those before it. `src/lib.rs` has the same
+/// list for readers.
 const LAYERS: [&str; 13] = [
     "base", "config", "observe", "limits", "auth", "document", "storage", "bundle", "sync", "http",
     "admin", "app", "cli",

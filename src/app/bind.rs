@@ -34,7 +34,8 @@ pub struct Loaded {
     pub log_level: Option<LogLevel>,
 }
 
-/// Everything that can fail at a start has not: storage works, the bundle is loaded, every listener is bound.
+/// A relay for which everything that can fail at start has succeeded: storage works, the bundle is
+/// loaded, every listener is bound.
 pub struct Bound {
     pub(super) loaded: Loaded,
     pub(super) metrics: Metrics,
@@ -68,7 +69,8 @@ impl Loaded {
         let health = Arc::new(Health::default());
         show_limits(&config, &metrics.process);
 
-        // Listeners first: of two relays started by mistake, the second must not touch the first's files.
+        // Listeners first: of two relays started by mistake, the second must not touch the first's
+        // files.
         let is_default = config.http.listen == Config::default().http.listen;
         let mut public = http::listener::inherited().map_err(AppError::Inherited)?;
         for listener in &public {

@@ -33,11 +33,11 @@ use crate::{
     sync::build::Sync,
 };
 
-/// A drain spreads the closing of sockets, because clients reconnect after a fixed interval: the time for each socket,
-/// and the most for all of them.
+/// A drain spreads the closing of sockets, because clients reconnect after a fixed interval: the
+/// time for each socket, and the most for all of them.
 const STAGGER: (Duration, Duration) = (Duration::from_millis(2), Duration::from_secs(5));
-/// Terminals, GNU `timeout` and npm send a signal twice within milliseconds. Only a signal that comes this long after
-/// the first ends the relay at once.
+/// Terminals, GNU `timeout` and npm send a signal twice within milliseconds. Only a signal that
+/// comes this long after the first ends the relay at once.
 const SECOND_SIGNAL_AFTER: Duration = Duration::from_secs(1);
 
 /// Requests that were begun may take so long to end, once all documents are durable.
@@ -63,8 +63,8 @@ impl Running {
         let cause = loop {
             tokio::select! {
                 Some(request) = self.requests.recv() => match request {
-                    // Beside this loop: a bundle that takes long to read must not keep a stop waiting. The
-                    // outcome is in the log, the metrics and the status line.
+                    // Not awaited: reading a large bundle must not delay a stop. The outcome is in
+                    // the log, the metrics and the status line.
                     Request::Reload => drop(self.parts.reloader.start()),
                     Request::Stop => break None,
                 },
@@ -152,7 +152,8 @@ impl Parts {
             self.sync.running.close();
             self.sync.running.wait().await;
         };
-        // A socket that is late has not been told that its last edits are saved, and its client sends them again.
+        // A socket that is late has not been told that its last edits are saved, and its client
+        // sends them again.
         if timeout_at(start + limit / 2, end_sessions).await.is_err() {
             let connections = self.sync.running.len();
             info!(connections, "connections that did not close in time are cut off");
@@ -162,7 +163,8 @@ impl Parts {
         self.enter(Step::Import);
         self.importer.stop().await;
         self.enter(Step::Checkpoint);
-        // All is durable by now: on a slow disk what is left in the journal waits for the next start.
+        // All is durable by now: on a slow disk what is left in the journal waits for the next
+        // start.
         match timeout_at(start + limit * 2 / 3, self.journal.checkpoint()).await {
             Ok(Ok(chunks)) => info!(chunks, "the journal is empty: the folders hold everything"),
             Ok(Err(error)) => {
@@ -173,7 +175,8 @@ impl Parts {
             ),
         }
         self.enter(Step::Requests);
-        // Documents first: a client that reads its download slowly, or sends nothing, holds nobody up.
+        // Documents first: a client that reads its download slowly, or sends nothing, holds nobody
+        // up.
         self.http_running.close();
         if timeout(HTTP_GRACE.min(limit / 3), self.http_running.wait()).await.is_err() {
             info!(requests = self.http_running.len(), "requests that did not end are cut off");

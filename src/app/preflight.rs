@@ -1,4 +1,5 @@
-//! Whether what a config names can be used: as the user of this process, or as the service would see it.
+//! Whether what a config names can be used: as the user of this process, or as the service would
+//! see it.
 
 use std::{fs, io, path::Path};
 
@@ -11,8 +12,9 @@ use crate::{
     http::tls,
 };
 
-/// Opens everything that the config names and returns the faults. With a service, files are opened as its user and its
-/// sandbox is heeded; without one, as the user of this process. [`check`] covers relative paths.
+/// Opens everything that the config names and returns the faults. With a service, files are opened
+/// as its user and its sandbox is heeded; without one, as the user of this process. [`check`](crate::config::check::check)
+/// covers relative paths.
 pub fn open(loaded: &LoadedConfig, service: Option<&Service>) -> Vec<Fault> {
     let Some(service) = service else { return open_here(loaded, |_| false) };
     let mut faults = kept_from(loaded, service);
@@ -56,8 +58,8 @@ fn kept_from(loaded: &LoadedConfig, service: &Service) -> Vec<Fault> {
     faults.collect()
 }
 
-/// Opens everything that the config names, as the user of this thread, and returns the faults. A missing folder is no
-/// fault if `will_be_made` accepts its path.
+/// Opens everything that the config names, as the user of this thread, and returns the faults. A
+/// missing folder is no fault if `will_be_made` accepts its path.
 #[expect(clippy::disallowed_methods, reason = "runs in a command")]
 fn open_here(loaded: &LoadedConfig, will_be_made: impl Fn(&Path) -> bool) -> Vec<Fault> {
     let config = &loaded.config;
@@ -101,7 +103,8 @@ fn open_here(loaded: &LoadedConfig, will_be_made: impl Fn(&Path) -> bool) -> Vec
         if let AdminAddress::Unix(path) = address
             && let Some(folder) = path.parent()
         {
-            // systemd makes it when the unit starts (RuntimeDirectory), and takes it away when it stops.
+            // systemd makes it when the unit starts (RuntimeDirectory), and takes it away when it
+            // stops.
             let comes_with_the_unit = folder.parent() == Some(Path::new("/run"));
             if !folder.exists() && (comes_with_the_unit || will_be_made(folder)) {
                 continue;

@@ -1,4 +1,5 @@
-//! What operators see of the config and of the relay's health: limits as metrics, and the line for `systemctl status`.
+//! What operators see of the config and of the relay's health: limits as metrics, and the line for
+//! `systemctl status`.
 
 use crate::{
     config::{AuthMode, Bundles, Config, Limits, Rate, Size, Storage, Sync},
@@ -9,7 +10,8 @@ use crate::{
     sync::memory,
 };
 
-/// Shows the configured limits as metrics. Sections with limits are destructured, so that a new key has to be decided about.
+/// Shows the configured limits as metrics. Sections with limits are destructured, so that a new key
+/// has to be decided about.
 pub(super) fn show_limits(config: &Config, metrics: &ProcessMetrics) {
     let show = |key: &str, value: i64| metrics.limits.with_label_values(&[key]).set(value);
     let bytes = |size: Size| i64::try_from(size.0).unwrap_or(i64::MAX);

@@ -47,8 +47,8 @@ struct Sandbox {
 }
 
 impl Service {
-    /// Returns the service of the installed unit. Returns nothing if no unit is installed, if the unit runs as root, or
-    /// if this process does not.
+    /// Returns the service of the installed unit. Returns nothing if no unit is installed, if the
+    /// unit runs as root, or if this process does not.
     ///
     /// # Errors
     /// Its user or one of its groups does not exist.

@@ -46,8 +46,8 @@ fn noted(file: &Path) -> BTreeMap<String, u64> {
 }
 
 impl LastUse {
-    /// Continues from what is recorded in the folder of documents. Files are written in the folder `temporary` of the same
-    /// file system, and then moved.
+    /// Continues from what is recorded in the folder of documents. Files are written in the folder
+    /// `temporary` of the same file system, and then moved.
     pub fn new(documents: &Path, temporary: PathBuf) -> Self {
         let file = documents.join(FILE);
         let seconds = Mutex::new(noted(&file));

@@ -1,8 +1,9 @@
 //! The way off the async threads: files and disks are only touched on threads that may block.
 //!
-//! A worker thread of tokio that waits for a disk serves none of its connections meanwhile. `clippy.toml` lists the calls
-//! that can wait, and the lint denies them in the whole library; a module or function that only runs on threads that
-//! may block, in a command, or before anything is served says so in an attribute.
+//! A worker thread of tokio that waits for a disk serves none of its connections meanwhile.
+//! `clippy.toml` lists the calls that can wait, and the lint denies them in the whole library; a
+//! module or function that only runs on threads that may block, in a command, or before anything is
+//! served says so in an attribute.
 
 use std::{
     future::pending,
@@ -10,8 +11,8 @@ use std::{
     panic::resume_unwind,
 };
 
-/// Runs `work` on a thread that may block and returns its result. A panic in it continues in the caller. `work` runs to
-/// its end even when the caller is cancelled.
+/// Runs `work` on a thread that may block and returns its result. A panic in it continues in the
+/// caller. `work` runs to its end even when the caller is cancelled.
 pub async fn run<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     match tokio::task::spawn_blocking(work).await.map_err(|error| error.try_into_panic()) {
         Ok(result) => result,
@@ -21,7 +22,8 @@ pub async fn run<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -
     }
 }
 
-/// Runs `work` on a thread that may block, and does not wait for it. Outside of a runtime it runs here.
+/// Runs `work` on a thread that may block, and does not wait for it. Outside of a runtime it runs
+/// here.
 pub fn detach(work: impl FnOnce() + Send + 'static) {
     match tokio::runtime::Handle::try_current() {
         Ok(runtime) => drop(runtime.spawn_blocking(work)),
@@ -29,8 +31,8 @@ pub fn detach(work: impl FnOnce() + Send + 'static) {
     }
 }
 
-/// A value that is dropped on a thread that may block, wherever its owner is dropped. The last close of a large deleted file
-/// frees its blocks, which takes milliseconds.
+/// A value that is dropped on a thread that may block, wherever its owner is dropped. The last
+/// close of a large deleted file frees its blocks, which takes milliseconds.
 #[derive(Debug)]
 pub struct DroppedAside<T: Send + 'static>(Option<T>);
 

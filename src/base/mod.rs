@@ -1,7 +1,8 @@
-//! What every other part builds on and what knows nothing of the relay: identifiers, file access, locks, text.
+//! What every other part builds on and what knows nothing of the relay: identifiers, file access,
+//! locks, text.
 //!
-//! [`folder`] and [`regular_file`] open files that others may plant: links, FIFOs, endless files. [`blocking`] moves
-//! file calls off the async threads.
+//! [`folder`] and [`regular_file`] open files that others may plant: links, FIFOs, endless files.
+//! [`blocking`] moves file calls off the async threads.
 
 pub mod backoff;
 pub mod blocking;

@@ -2,7 +2,8 @@
 
 use std::fmt;
 
-/// The id of a connection, for the life of the process: the key everywhere, for peer ids are claims.
+/// The id of a connection, for the life of the process: the key everywhere, for peer ids are
+/// claims.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SessionId(pub u64);
 

@@ -10,7 +10,8 @@ use crate::storage::{
     fsck::{Check, Kind, Tell},
 };
 
-/// Reads every uploaded bundle and reports those that are broken. Blocks; to be called on a thread of `runtime` that may.
+/// Reads every uploaded bundle and reports those that are broken. Blocks; to be called on a thread
+/// of `runtime` that may.
 ///
 /// # Errors
 /// The store cannot list them.

@@ -166,8 +166,8 @@ pub struct Place {
 }
 
 impl Importer {
-    /// An importer of what is in `store` into `documents`, which are in the folder `root`. It calls `on_change` for each
-    /// document that it changes in storage.
+    /// An importer of what is in `store` into `documents`, which are in the folder `root`. It calls
+    /// `on_change` for each document that it changes in storage.
     pub fn new(
         documents: Arc<Documents>,
         on_change: impl Fn(DocumentId) + Send + Sync + 'static,

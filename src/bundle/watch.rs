@@ -1,9 +1,9 @@
 //! Swapping the served bundle when its file changes: rewritten in place, replaced by a rename, or reached
 //! through a symlink that is switched anywhere on its path.
 //!
-//! Every folder that the path leads through is watched, symlinks' targets included. A change starts a
-//! short pause in which the file must come to rest; then it is read as a whole. A stat every
-//! `folders::LOOK` stands beside that for file systems that report nothing (NFS, some overlays).
+//! Every folder that the path leads through is watched, symlinks' targets included. After a change
+//! the file must stay the same for a short time; then it is read as a whole. It is also checked
+//! every `folders::LOOK`, for file systems that report no changes (NFS, some overlays).
 
 mod folders;
 

@@ -10,8 +10,8 @@ use tracing_subscriber::filter::{LevelFilter, Targets};
 )]
 pub struct BadLevel(String);
 
-/// The filter that a level says: one level for everything, and others for modules, separated by commas. Modules that
-/// are not named log at "info" where there is no level for everything.
+/// The filter that a level says: one level for everything, and others for modules, separated by
+/// commas. Modules that are not named log at "info" where there is no level for everything.
 ///
 /// # Errors
 /// A part of it is neither a level nor a module with a level.
@@ -58,10 +58,11 @@ fn is_module(text: &str) -> bool {
 
 /// This level, and less for libraries unless they are asked for by name.
 pub fn quiet(level: LevelFilter) -> Targets {
-    // samod's own lines at info and below are about single messages. automerge 0.12 writes the whole history of a
-    // document for the span around each load (`storage::load`, 500 ms at 60,000 changes), and what it warns of is
-    // what a peer has sent, a line for each odd column: that peer could fill the disk. notify warns of every watched
-    // folder that is removed, as it is with each swap of a Kubernetes secret.
+    // samod's own lines at info and below are about single messages. automerge 0.12 writes the
+    // whole history of a document for the span around each load (`storage::load`, 500 ms at 60,000
+    // changes), and what it warns of is what a peer has sent, a line for each odd column: that peer
+    // could fill the disk. notify warns of every watched folder that is removed, as it is with each
+    // swap of a Kubernetes secret.
     Targets::new()
         .with_default(level)
         .with_target("samod", level.min(LevelFilter::WARN))

@@ -1,10 +1,10 @@
 //! The config file: its keys, defaults and units.
 //!
-//! [`Config`] is the whole of `/etc/tonk-relay.toml`; what its keys mean to an operator is said in the
-//! shipped file, `etc/tonk-relay.toml`, and nowhere else. [`load`] reads a file and names every fault in
-//! it, [`check`] finds the faults that show in the values alone, and [`reload`] tells what a running relay can take over.
-//! Values with a syntax of their own are in [`levels`], [`scopes`] and `units`; [`credentials`] are files that systemd
-//! passes on.
+//! [`Config`] is the whole of `/etc/tonk-relay.toml`; what its keys mean to an operator is said in
+//! the shipped file, `etc/tonk-relay.toml`, and nowhere else. [`load`] reads a file and names every
+//! fault in it, [`check`] finds the faults that show in the values alone, and [`reload`] tells what
+//! a running relay can take over. Values with a syntax of their own are in [`levels`], [`scopes`]
+//! and `units`; [`credentials`] are files that systemd passes on.
 
 pub mod check;
 pub mod credentials;

@@ -53,8 +53,8 @@ fn counted(app: &App, result: Result<Response, HttpError>) -> Result<Response, H
     result
 }
 
-/// Waits until it is the turn of `payer`, and unpacks a bundle on a thread that may block; few at a time, so that storage keeps
-/// its threads.
+/// Waits until it is the turn of `payer`, and unpacks a bundle on a thread that may block; few at a
+/// time, so that storage keeps its threads.
 ///
 /// # Errors
 /// Its turn does not come within `http.body_idle_timeout`.

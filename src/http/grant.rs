@@ -75,7 +75,8 @@ impl Grant {
         &self.access
     }
 
-    /// Who takes places for what the request costs. All for whom neither a sign-in nor an address is known are one.
+    /// Who takes places for what the request costs. All for whom neither a sign-in nor an address
+    /// is known are one.
     pub fn payer(&self) -> Payer {
         Payer::Account(self.access.account(self.client.address))
     }

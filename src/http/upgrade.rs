@@ -22,7 +22,8 @@ use crate::{
     sync::activity::Activity,
 };
 
-/// The WebSocket read buffer of a connection: axum's default of 128 KiB is memory for each idle socket.
+/// The WebSocket read buffer of a connection: axum's default of 128 KiB is memory for each idle
+/// socket.
 const READ_BUFFER: usize = 2 << 10;
 /// Frames up to this size together are written at once.
 const WRITE_BUFFER: usize = 8 << 10;

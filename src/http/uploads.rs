@@ -154,7 +154,8 @@ async fn receive(
     }
 }
 
-/// Reads all documents of a bundle. Others have their turns meanwhile. Returns its id and its documents' ids.
+/// Reads all documents of a bundle. Others have their turns meanwhile. Returns its id and its
+/// documents' ids.
 async fn verify(
     app: &App,
     payer: &Payer,

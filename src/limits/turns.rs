@@ -1,5 +1,6 @@
-//! Places for work that takes long. Principals take turns at them, and none of them ever holds all, even while nobody else
-//! waits: work that has begun is not interrupted and may last for seconds, which the next principal would have to wait.
+//! Places for work that takes long. Principals take turns at them, and none of them ever holds all,
+//! even while nobody else waits: work that has begun is not interrupted and may last for seconds,
+//! which the next principal would have to wait.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -91,8 +92,8 @@ impl Turns {
 }
 
 impl Turn {
-    /// Runs `work` on a thread that may block. Returns its result and the processor time that it took. Even when the caller is
-    /// cancelled, `work` keeps the place until it ends.
+    /// Runs `work` on a thread that may block. Returns its result and the processor time that it
+    /// took. Even when the caller is cancelled, `work` keeps the place until it ends.
     ///
     /// # Errors
     /// A panic in `work`, or the runtime is shutting down.

@@ -107,8 +107,9 @@ pub fn init(config: &Log) -> Result<LogLevel, LogError> {
             Box::new(tracing_subscriber::fmt::layer().with_writer(io::stderr).with_ansi(ansi))
         }
     };
-    // Amazon's crates write access keys into their lines, at any level.
-    // The hint keeps the other filters' hints in effect (`And`). Without any, trace lines of all libraries reach the filters.
+    // Amazon's crates write access keys into their lines, at any level. The hint keeps the other
+    // filters' hints in effect (`And`). Without any, trace lines of all libraries reach the
+    // filters.
     let ours = filter_fn(|metadata| !metadata.target().starts_with("aws_"))
         .with_max_level_hint(LevelFilter::TRACE);
     tracing_subscriber::registry()

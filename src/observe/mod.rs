@@ -1,4 +1,5 @@
-//! What the relay tells its operator: metrics, health, the log and what systemd is told; and what signals ask of it.
+//! What the relay tells its operator: metrics, health, the log and what systemd is told; and what
+//! signals ask of it.
 
 pub mod health;
 pub mod log;

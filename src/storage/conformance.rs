@@ -1,5 +1,5 @@
-//! The contract of [`ChunkStore`] as tests. Each function takes a new, empty store; the macro at the
-//! end makes the tests of one store of them.
+//! The contract of [`ChunkStore`] as tests. Each function takes a new, empty store; the macro at
+//! the end makes the tests of one store of them.
 
 use std::{collections::HashSet, time::Duration};
 

@@ -1,5 +1,5 @@
-//! Documents above a [`ChunkStore`]: loads them with the served bundle's snapshot as their seed, checks
-//! every chunk, and repeats writes until they are durable.
+//! Documents above a [`ChunkStore`]: loads them with the served bundle's snapshot as their seed,
+//! checks every chunk, and repeats writes until they are durable.
 
 use super::{ChunkStore, StorageError};
 use crate::{
@@ -183,8 +183,8 @@ impl Documents {
         Ok(id)
     }
 
-    /// Load a document, with the served bundle's snapshot as its seed. Chunks that do not parse are moved
-    /// to quarantine; a snapshot of unrelated history is refused and reported.
+    /// Load a document, with the served bundle's snapshot as its seed. Chunks that do not parse are
+    /// moved to quarantine; a snapshot of unrelated history is refused and reported.
     ///
     /// # Errors
     /// Bytes that are there cannot be read. That is not "no document".
@@ -263,8 +263,8 @@ impl Documents {
         Ok(())
     }
 
-    /// Merge a document that an import, a restore or an upload brings with what is stored of it, when it is the turn of `payer`.
-    /// It is durable when this returns; a live room has to be told.
+    /// Merge a document that an import, a restore or an upload brings with what is stored of it,
+    /// when it is the turn of `payer`. It is durable when this returns; a live room has to be told.
     ///
     /// # Errors
     /// Storage cannot be read or written.

@@ -198,8 +198,8 @@ impl<T: Tell> Check<T> {
     }
 }
 
-/// Checks all that `journal` and its folders hold, and then what `check_more` checks. Blocks; to be called on a thread of
-/// `runtime` that may.
+/// Checks all that `journal` and its folders hold, and then what `check_more` checks. Blocks; to be
+/// called on a thread of `runtime` that may.
 pub fn check_storage<T: Tell>(
     journal: &Journal,
     runtime: &Handle,

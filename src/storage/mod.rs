@@ -32,13 +32,13 @@ use crate::{
 /// samod's own `Storage` has no way to report a failure; here every call does.
 ///
 /// # Concurrency
-/// All methods may be called at the same time, also for the same key. Calls that do not overlap take
-/// effect in their order: after a put has returned, every later load of the document contains the
-/// chunk. Of overlapping puts of one key one wins; the value is one of theirs as a whole.
+/// All methods may be called at the same time, also for the same key. Calls that do not overlap
+/// take effect in their order: after a put has returned, every later load of the document contains
+/// the chunk. Of overlapping puts of one key one wins; the value is one of theirs as a whole.
 ///
 /// # Cancellation
-/// A future that is dropped leaves the store intact. What it was to do may have happened or not, and
-/// may still happen later, but never in part.
+/// A future that is dropped leaves the store intact. What it was to do may have happened or not,
+/// and may still happen later, but never in part.
 ///
 /// The suite in `conformance` checks this contract on every store.
 pub trait ChunkStore: Send + Sync + 'static {
@@ -46,12 +46,13 @@ pub trait ChunkStore: Send + Sync + 'static {
     fn load_storage_id(&self) -> BoxFuture<'_, Result<Option<Vec<u8>>, StorageError>>;
 
     /// Returns all chunks of a document: snapshots before incremental chunks, each key once, and
-    /// within a kind in no particular order. A document that is not stored, or is deleted, has none.
+    /// within a kind in no particular order. A document that is not stored, or is deleted, has
+    /// none.
     ///
     /// This is not a snapshot in time, but no content is missed: the result contains every chunk
-    /// whose put returned before the call and whose deletion was requested after it. So if a chunk is
-    /// put and only then another one deleted, every load contains at least one of the two. A chunk
-    /// whose deletion was requested may still be in it.
+    /// whose put returned before the call and whose deletion was requested after it. So if a chunk
+    /// is put and only then another one deleted, every load contains at least one of the two. A
+    /// chunk whose deletion was requested may still be in it.
     ///
     /// # Errors
     /// Bytes that are stored cannot be read. An error never means that there is no such document.
@@ -61,8 +62,8 @@ pub trait ChunkStore: Send + Sync + 'static {
     ) -> BoxFuture<'_, Result<Vec<StoredChunk>, StorageError>>;
 
     /// Stores a value, and replaces the one that the key has. When this returns, the value survives
-    /// what `storage.durability` names: a crash of the process, or a power loss as well. A put after a
-    /// delete of the same key takes effect, even where that deletion is still pending.
+    /// what `storage.durability` names: a crash of the process, or a power loss as well. A put
+    /// after a delete of the same key takes effect, even where that deletion is still pending.
     ///
     /// # Errors
     /// The value is not durable. The earlier value of the key is unchanged, or the new one is there
@@ -89,7 +90,8 @@ pub trait ChunkStore: Send + Sync + 'static {
     }
 
     /// Moves a chunk that does not parse out of its document, and keeps it with the reason for the
-    /// operator. When this returns, the move is durable and no load of the document contains the chunk.
+    /// operator. When this returns, the move is durable and no load of the document contains the
+    /// chunk.
     ///
     /// # Errors
     /// The chunk does not exist, or cannot be moved.

@@ -100,8 +100,8 @@ impl Sync {
         Self { rooms, sessions, running: TaskTracker::new(), principals, probe, draining }
     }
 
-    /// The sessions of the relay's own test of itself: of the same rooms, under another config, and with permits and metrics
-    /// that nobody shares.
+    /// The sessions of the relay's own test of itself: of the same rooms, under another config, and
+    /// with permits and metrics that nobody shares.
     pub fn for_probe(
         &self,
         config: watch::Receiver<Arc<Config>>,

@@ -585,7 +585,8 @@ impl Rooms {
         late
     }
 
-    /// A room's task is gone without having put its things in order. What it has left unsaved goes to the document's next room.
+    /// A room's task is gone without having put its things in order. What it has left unsaved goes
+    /// to the document's next room.
     fn abandon(self: &Arc<Self>, document: DocumentId) {
         self.shared.metrics.rooms.panics.inc();
         let mut directory = lock(&self.directory);

@@ -62,7 +62,8 @@ impl Shared {
     }
 }
 
-/// Notifies the listeners of the folder that an event names. An event without a path concerns all listeners.
+/// Notifies the listeners of the folder that an event names. An event without a path concerns all
+/// listeners.
 fn tell(listeners: &mut Listeners, event: Option<notify::Event>) {
     let notify = |concerned: &[(u64, mpsc::Sender<()>)]| {
         for (_, changes) in concerned {

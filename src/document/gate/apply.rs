@@ -27,8 +27,8 @@ pub(super) struct Applied {
     pub(super) new: Vec<Change>,
 }
 
-/// Applies changes to a document, and decides whether they are admitted. `before` are its heads. `is_unusual`: only loading
-/// the document tells.
+/// Applies changes to a document, and decides whether they are admitted. `before` are its heads.
+/// `is_unusual`: only loading the document tells.
 pub(super) fn apply_to(
     doc: &mut Automerge,
     changes: Vec<Change>,
@@ -71,7 +71,8 @@ pub(super) fn apply_to(
     Ok(Applied { heads, tally, new })
 }
 
-/// Counts changes that a document has now, and tells whether all of them will be written as they came.
+/// Counts changes that a document has now, and tells whether all of them will be written as they
+/// came.
 fn count(doc: &Automerge, new: &[Change], heads: &[ChangeHash], tally: &mut Tally) -> bool {
     let several = if new.len() > 1 { new } else { &[] };
     let deps: HashSet<&ChangeHash> = several.iter().flat_map(Change::deps).collect();
@@ -79,7 +80,8 @@ fn count(doc: &Automerge, new: &[Change], heads: &[ChangeHash], tally: &mut Tall
     let mut is_canonical = true;
     for change in new {
         tally.add(change.start_op().get(), change.len() as u64, lineage.number_before(change));
-        // Written in another form than it came in, it has another hash, which is not the document's.
+        // Written in another form than it came in, it has another hash, which is not the
+        // document's.
         let hash = change.hash();
         is_canonical &= heads.binary_search(&hash).is_ok() || deps.contains(&hash);
     }

@@ -7,7 +7,8 @@ use super::{
     reader::unsigned,
 };
 
-/// The first bytes of every chunk; a checksum of four bytes follows, then the kind of the chunk and its length.
+/// The first bytes of every chunk; a checksum of four bytes follows, then the kind of the chunk and
+/// its length.
 pub(super) const MAGIC: [u8; 4] = [0x85, 0x6f, 0x4a, 0x83];
 
 /// The chunks that stand one after the other in `bytes`: the kind of each, and all of its bytes.

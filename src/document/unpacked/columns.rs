@@ -56,8 +56,8 @@ pub(super) fn columns(data: &mut impl BufRead) -> Result<Vec<Column>, Stop> {
 /// What a column holds.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Values {
-    /// How many values. In a group column, which says how many values of others belong to each row, the sum of these if that
-    /// is more.
+    /// How many values. In a group column, which says how many values of others belong to each row,
+    /// the sum of these if that is more.
     pub(super) rows: u64,
     /// Bytes of all its texts, each as often as it stands there.
     pub(super) text: u64,
@@ -89,7 +89,8 @@ fn sum_runs(
     most_text: u64,
     found: &mut Values,
 ) -> io::Result<()> {
-    /// The column of actions, without its flag for deflate, and the action (automerge 0.12, `op_set2/columns.rs`).
+    /// The column of actions, without its flag for deflate, and the action (automerge 0.12,
+    /// `op_set2/columns.rs`).
     const ACTIONS: u64 = 0x42;
     const MARK: u64 = 7;
     let (kind, is_action) = (column.kind(), column.specification & !8 == ACTIONS);
@@ -99,7 +100,8 @@ fn sum_runs(
             RAW => return Ok(()),
             BOOLEAN => match count(data) {
                 Some(count) => found.rows = found.rows.saturating_add(count),
-                // hexane 1.0, `BoolDecoder`: where it can read no count it tries again, at the same place.
+                // hexane 1.0, `BoolDecoder`: where it can read no count it tries again, at the same
+                // place.
                 None => {
                     found.is_endless = true;
                     return Ok(());

@@ -4,7 +4,8 @@ use std::io;
 
 use crate::config::Size;
 
-/// Where chunks come from, which decides how far beyond the limit they may go if their size explains it.
+/// Where chunks come from, which decides how far beyond the limit they may go if their size
+/// explains it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {
     /// A message or a bundle, which may be meant to do harm.
@@ -22,8 +23,9 @@ impl Origin {
         }
     }
 
-    /// How many unpacked bytes each input byte explains. A pasted text is an operation a character, at 500 bytes, and
-    /// two characters a byte when it is deflated; a log that has grown in many changes is 40 characters a byte, at 100.
+    /// How many unpacked bytes each input byte explains. A pasted text is an operation a character,
+    /// at 500 bytes, and two characters a byte when it is deflated; a log that has grown in many
+    /// changes is 40 characters a byte, at 100.
     pub(super) fn explains(self) -> u64 {
         match self {
             Self::Peer => 1024,

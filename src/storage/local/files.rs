@@ -17,7 +17,8 @@ use crate::{
     storage::StorageError,
 };
 
-/// The largest file that is read as a whole: no document comes near it, and an endless one ends here.
+/// The largest file that is read as a whole: no document comes near it, and an endless one ends
+/// here.
 pub(crate) const MAX_FILE: u64 = 1 << 30;
 
 /// Wraps the error of an operation on `path`.
@@ -26,7 +27,8 @@ pub(super) fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error
 }
 
 /// Write files, each with its content: aside, synchronised, renamed into place, and the folders
-/// synchronised. All of each step before the next, for a journalling file system then does it at once.
+/// synchronised. All of each step before the next, for a journalling file system then does it at
+/// once.
 pub(super) fn write_atomically(
     root: &Path,
     files: &[(PathBuf, Bytes)],
@@ -38,8 +40,8 @@ pub(super) fn write_atomically(
         let folder = path.parent().unwrap_or(root);
         if !folder.is_dir() {
             fs::create_dir_all(folder).map_err(failed("create", folder))?;
-            // Folders that were made are durable in those above them. All of them, for another thread may just
-            // have made some.
+            // Folders that were made are durable in those above them. All of them, for another
+            // thread may just have made some.
             folders.extend(folder.ancestors().skip(1).take_while(|above| above.starts_with(root)));
         }
         folders.insert(folder);

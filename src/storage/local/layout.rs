@@ -31,8 +31,8 @@ pub(super) const OF_DOCUMENTS: [&str; 3] = [QUARANTINE, IMPORTED, crate::auth::l
 
 /// What a restore replaced begins with this.
 pub(super) const REPLACED: &str = ".replaced-";
-/// There from the moment in which a restore moves away what is stored until it has brought back all: with half of a
-/// backup no relay starts.
+/// There from the moment in which a restore moves away what is stored until it has brought back
+/// all: with half of a backup no relay starts.
 pub(super) const REPLACING: &str = ".replacing";
 
 /// The names of folders with broken journals begin with this.

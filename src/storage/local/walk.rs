@@ -125,8 +125,9 @@ fn read_chunks(
     document: DocumentId,
 ) -> Result<Option<Vec<StoredChunk>>, StorageError> {
     let mut chunks = Vec::new();
-    // Increments first: another process writes a snapshot before it deletes the increments that are in it,
-    // so that whatever is gone by the time we look for it is in a snapshot that we find later.
+    // Increments first: another process writes a snapshot before it deletes the increments that are
+    // in it, so that whatever is gone by the time we look for it is in a snapshot that we find
+    // later.
     for kind in ChunkKind::ALL.into_iter().rev() {
         let folder = root.join(document.folder()).join(kind.name());
         let opened = match Folder::open(&folder) {

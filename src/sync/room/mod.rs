@@ -149,8 +149,9 @@ pub trait Engine: Send {
     /// Take no changes of a session any more.
     fn reads_only(&mut self, session: SessionId) -> BoxFuture<'_, ()>;
 
-    /// Take in a sync message of a session that has joined. `charge` is for its changes, and is kept when they are stored; none
-    /// if it has none that may be. Waits while too much is under way.
+    /// Take in a sync message of a session that has joined. `charge` is for its changes, and is
+    /// kept when they are stored; none if it has none that may be. Waits while too much is under
+    /// way.
     fn receive(
         &mut self,
         from: SessionId,
@@ -187,7 +188,8 @@ pub trait Engine: Send {
     /// Whether nothing is lost if the engine is dropped now.
     fn is_durable(&self) -> bool;
 
-    /// Make all of it durable, and end. An engine that fails meanwhile leaves the rest in [`Pending`].
+    /// Make all of it durable, and end. An engine that fails meanwhile leaves the rest in
+    /// [`Pending`].
     fn close(self: Box<Self>) -> BoxFuture<'static, ()>;
 }
 

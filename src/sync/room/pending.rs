@@ -1,7 +1,8 @@
 //! Changes that a room has received and that are not durable yet.
 //!
-//! They belong to the room and outlive its engine: whatever an engine ends of, the next one takes in what it has left. Each
-//! holds the quota that it was charged to its sender, which is refunded unless the changes are stored.
+//! They belong to the room and outlive its engine: whatever the reason that an engine ends, the next
+//! one applies what it left. Each message holds the quota that its sender was charged; the charge is
+//! refunded unless the changes are stored.
 
 use std::{collections::VecDeque, sync::Mutex};
 
@@ -14,7 +15,8 @@ use crate::{
     sync::wire::SyncMessage,
 };
 
-/// Messages of fewer bytes are copied: each of them may keep a read buffer of its connection in memory.
+/// Messages of fewer bytes are copied: each of them may keep a read buffer of its connection in
+/// memory.
 const COPIED: usize = 16 << 10;
 
 /// Names one message among those that are pending.
@@ -38,7 +40,8 @@ pub struct Pending(Mutex<Messages>);
 
 #[derive(Default)]
 struct Messages {
-    /// By their tickets, and by their stages: first what is applied, then what is in a step, then what is to be.
+    /// By their tickets, and by their stages: first what is applied, then what is in a step, then
+    /// what is to be.
     waiting: VecDeque<Entry>,
     last: u64,
     /// The charge for a document that is new, until something of it is durable.
@@ -109,8 +112,8 @@ impl Pending {
         Some(entry.left.clone())
     }
 
-    /// The changes of a message are part of the document, or wait there for others. Where `is_new` is false the document had
-    /// them before, and their charge is refunded.
+    /// The changes of a message are part of the document, or wait there for others. Where `is_new`
+    /// is false the document had them before, and their charge is refunded.
     pub fn admitted(&self, ticket: Ticket, is_new: bool) {
         let mut messages = lock(&self.0);
         if !is_new
@@ -141,7 +144,8 @@ impl Pending {
         }
     }
 
-    /// The engine's step has ended. The document has this many `changes`, and the first `durable` of them are durable.
+    /// The engine's step has ended. The document has this many `changes`, and the first `durable`
+    /// of them are durable.
     pub fn end_step(&self, changes: u64, durable: u64) {
         let mut messages = lock(&self.0);
         if durable > 0
@@ -166,8 +170,9 @@ impl Pending {
         }
     }
 
-    /// The engine has failed in a step. Drops the step's messages from `culprit` and one that was retried, so that the next
-    /// engine does not fail over the same. Returns the bytes of what was dropped.
+    /// The engine has failed in a step. Drops the step's messages from `culprit` and one that was
+    /// retried, so that the next engine does not fail over the same. Returns the bytes of what was
+    /// dropped.
     pub fn step_failed(&self, culprit: Option<SessionId>) -> usize {
         let mut dropped = 0;
         lock(&self.0).waiting.retain(|entry| {
@@ -182,7 +187,8 @@ impl Pending {
         dropped
     }
 
-    /// The engine has ended: what it has left is for the next one. Returns whether there is anything.
+    /// The engine has ended: what it has left is for the next one. Returns whether there is
+    /// anything.
     pub fn hand_over(&self, documents: &Documents) -> bool {
         let mut messages = lock(&self.0);
         for entry in &mut messages.waiting {

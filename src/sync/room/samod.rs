@@ -69,8 +69,8 @@ const UNDER_WAY: usize = 16 << 20;
 /// The longest a room waits for the next of them: samod does not report messages that it refuses.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// A starter of samod engines, which take places of `heavy` for what takes long, but for the repos' own work. `storage_id` is
-/// what a repo takes for its own.
+/// A starter of samod engines, which take places of `heavy` for what takes long, but for the repos'
+/// own work. `storage_id` is what a repo takes for its own.
 pub fn engine(storage_id: String, heavy: Arc<Turns>, metrics: &Metrics) -> EngineStart {
     let metrics =
         (metrics.rooms.clone(), metrics.process.poll_seconds.with_label_values(&["engine"]));
@@ -110,7 +110,8 @@ struct Work {
 }
 
 impl Work {
-    /// Runs `work`, which waits for a place of `payer` if it takes long. Returns its result and the processor time that it took.
+    /// Runs `work`, which waits for a place of `payer` if it takes long. Returns its result and the
+    /// processor time that it took.
     ///
     /// # Errors
     /// A panic in `work`, or the runtime is shutting down.

@@ -441,8 +441,8 @@ impl Room {
         self.stash.iter().any(|input| brings_heads(self.document(), input))
     }
 
-    /// Whether somebody brings the document, which is new, and may make one more. The first who may is charged for it, once; the
-    /// charge is refunded unless something of the document is stored.
+    /// Whether somebody brings the document, which is new, and may make one more. The first who may
+    /// is charged for it, once; the charge is refunded unless something of the document is stored.
     fn is_created(&mut self) -> bool {
         if self.handle.pending.holds_creation() {
             return self.is_brought();

@@ -169,9 +169,11 @@ pub(super) fn vacuum(connection: &Connection) {
     }
 }
 
-/// How many chunks are in the journal of a storage folder that nobody has open, which is left untouched.
+/// How many chunks are in the journal of a storage folder that nobody has open, which is left
+/// untouched.
 /// # Errors
-/// It cannot be read. [`StorageError::InUse`] if only the process that has it open can tell, or opening it.
+/// It cannot be read. [`StorageError::InUse`] if only the process that has it open can tell, or
+/// opening it.
 pub fn count_rows(root: &Path) -> Result<u64, StorageError> {
     let path = root.join(".journal/journal.sqlite");
     let log = path.with_file_name("journal.sqlite-wal");

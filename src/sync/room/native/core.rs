@@ -122,8 +122,8 @@ pub(super) struct Core {
     /// The heads up to which all is durable, and how many changes that is: those that were applied first.
     durable: Vec<ChangeHash>,
     durable_changes: u64,
-    /// All other changes, each with the number of changes that were here once it was applied, but for those that came as a whole
-    /// document: these have `unsaved_whole`.
+    /// All other changes, each with the number of changes that were here once it was applied, but
+    /// for those that came as a whole document: these have `unsaved_whole`.
     unsaved: HashMap<ChangeHash, u64>,
     unsaved_whole: Option<u64>,
     /// The heads, as peers are told them: one list for all. None where nobody was told these.
@@ -544,7 +544,8 @@ impl Core {
         }
     }
 
-    /// Take in changes that an earlier engine has left. They have been charged, and their sender may have gone.
+    /// Take in changes that an earlier engine has left. They have been charged, and their sender
+    /// may have gone.
     fn take_in_left(
         &mut self,
         from: SessionId,

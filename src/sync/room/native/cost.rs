@@ -125,8 +125,8 @@ fn admit(unpacked: &Unpacked) -> Nanos {
     ])
 }
 
-/// Whether letting changes become part of `doc` is estimated to take long: `values` are the bytes of its values, and
-/// `has_orphans` is whether changes in it wait for others.
+/// Whether letting changes become part of `doc` is estimated to take long: `values` are the bytes
+/// of its values, and `has_orphans` is whether changes in it wait for others.
 pub(in crate::sync::room) fn is_long_to_admit(
     doc: &Document,
     values: u64,

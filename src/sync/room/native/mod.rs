@@ -256,7 +256,8 @@ impl NativeEngine {
         }
     }
 
-    /// A step that took in changes of a session has failed, or of none if that is 0: they are not tried again.
+    /// A step that took in changes of a session has failed, or of none if that is 0: they are not
+    /// tried again.
     fn failed_in_step(&self, from: SessionId) {
         let bytes = self.pending.step_failed((from.0 != 0).then_some(from));
         if bytes > 0 {
@@ -374,7 +375,8 @@ impl NativeEngine {
         self.run(estimate, step).await;
     }
 
-    /// Take in what an earlier engine has left. One message a step: if this engine fails too, it is known over which.
+    /// Take in what an earlier engine has left. One message a step: if this engine fails too, it is
+    /// known over which.
     async fn take_in_left(&mut self) {
         while matches!(self.core, Place::Here(_))
             && let Some(Left { ticket, from, message }) = self.pending.retry()

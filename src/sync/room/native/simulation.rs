@@ -391,7 +391,8 @@ fn what_a_peer_claimed_and_another_brought_is_told_when_it_is_durable() {
     assert_eq!(load(&world.disk).get_heads(), written.get_heads());
 }
 
-/// The author of a document that came as a whole connects again before that is durable, and names its heads.
+/// The author of a document that came as a whole connects again before that is durable, and names
+/// its heads.
 #[test]
 fn a_whole_document_is_told_as_saved_when_it_is_durable() {
     let mut world = World::new();

@@ -164,8 +164,8 @@ impl Room {
         }
     }
 
-    /// End the engine; its members begin anew with the next one. Returns `end`, unless the engine has failed and left something
-    /// unsaved: then there has to be a next one.
+    /// End the engine; its members begin anew with the next one. Returns `end`, unless the engine
+    /// has failed and left something unsaved: then there has to be a next one.
     async fn end_engine(&mut self, engine: Box<dyn Engine>, end: End) -> End {
         let closing = engine.close();
         tokio::pin!(closing);
@@ -263,7 +263,8 @@ impl Room {
         }
     }
 
-    /// Charge bytes of changes, which is refunded unless they are stored. A session that has had too many stored is closed.
+    /// Charge bytes of changes, which is refunded unless they are stored. A session that has had
+    /// too many stored is closed.
     fn charge(&self, from: &Session, bytes: usize) -> Option<Charge> {
         let shared = &self.rooms.shared;
         let config = shared.config.borrow();

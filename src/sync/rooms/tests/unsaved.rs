@@ -3,7 +3,8 @@
 use super::*;
 use crate::{config::Rate, sync::room::Start};
 
-/// A Bloom filter without bits, which sessions refuse: automerge divides by their number when it answers.
+/// A Bloom filter without bits, which sessions refuse: automerge divides by their number when it
+/// answers.
 const POISON: [u8; 10] = [0x42, 0, 0, 1, 0, 3, 1, 0, 1, 0];
 
 impl Peer {
@@ -126,7 +127,8 @@ async fn what_a_peer_left_behind_survives_a_panic_in_its_room() {
     assert_eq!(stored_keys(&fixture).await, ["left"]);
 }
 
-/// What the gate refuses was not stored: it costs its sender nothing of a quota, and nothing of the quota for new documents.
+/// What the gate refuses was not stored: it costs its sender nothing of a quota, and nothing of the
+/// quota for new documents.
 #[tokio::test]
 async fn changes_that_are_refused_are_not_charged() {
     let mut config = config();
