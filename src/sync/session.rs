@@ -412,10 +412,20 @@ impl Session {
 
     #[cfg(test)]
     pub(crate) fn for_test(id: SessionId, peer_id: &str, principal: Principal) -> Self {
+        Self::with_queue(id, peer_id, principal, 1 << 20)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn with_queue(
+        id: SessionId,
+        peer_id: &str,
+        principal: Principal,
+        send_queue: u64,
+    ) -> Self {
         let metrics = crate::observe::metrics::Metrics::new().expect("metrics").sessions;
         let access = Access::of(principal);
         let mut config = Config::default();
-        config.sync.send_queue = crate::config::Size::mib(1);
+        config.sync.send_queue = crate::config::Size(send_queue);
         let config = watch::channel(Arc::new(config)).1;
         Self::new(id, peer_id, access, Client::default(), "relay".into(), config, metrics)
     }

@@ -1,5 +1,6 @@
 mod admission;
 mod differential;
+mod membership;
 mod unsaved;
 
 use super::*;
@@ -101,9 +102,20 @@ impl Fixture {
     }
 
     fn peer_of(&self, name: &str, account: Account) -> Peer {
-        let peers = &self.rooms.shared.peers;
-        let mut session = Session::for_test(peers.next_id(), name, Principal::anybody());
+        let id = self.rooms.shared.peers.next_id();
+        let mut session = Session::for_test(id, name, Principal::anybody());
         session.account = account;
+        self.peer_with(session)
+    }
+
+    /// A peer whose queue is full at so many bytes.
+    fn slow_peer(&self, name: &str, send_queue: u64) -> Peer {
+        let id = self.rooms.shared.peers.next_id();
+        self.peer_with(Session::with_queue(id, name, Principal::anybody(), send_queue))
+    }
+
+    fn peer_with(&self, session: Session) -> Peer {
+        let peers = &self.rooms.shared.peers;
         let session = Arc::new(session);
         peers.join(&session);
         Peer {
@@ -156,9 +168,14 @@ impl Peer {
         self.deliver(document, Input::Sync { from, request, message, held: held() }).await;
     }
 
-    async fn edit(&mut self, document: DocumentId, key: &str) {
+    /// Edit a document without telling the relay.
+    fn write(&mut self, document: DocumentId, key: &str) {
         let (doc, _) = self.documents.entry(document).or_default();
         doc.transact::<_, _, AutomergeError>(|tx| tx.put(ROOT, key, 1)).expect("an edit");
+    }
+
+    async fn edit(&mut self, document: DocumentId, key: &str) {
+        self.write(document, key);
         self.push(document, false).await;
     }
 
@@ -255,6 +272,11 @@ impl Peer {
     }
 
     fn leave(self) {
+        self.depart();
+    }
+
+    /// End the session; the peer keeps its documents.
+    fn depart(&self) {
         self.rooms.shared.peers.leave(&self.session);
         for document in self.session.take_documents() {
             self.rooms.leave(document, self.session.id);
