@@ -7,7 +7,7 @@ use crate::{
     config::Config,
     document::{
         chunk::{ChunkKind, Key, StoredChunk},
-        compare::{self, Addition, Merged, Relation},
+        compare::{self, Addition, Ancestry, Merged},
         gate::{Document, Refusal, Rules},
         load::{self, Loaded},
         size::MaxDocument,
@@ -516,10 +516,10 @@ fn seed_from(document: DocumentId, doc: &mut Document, data: Bytes) -> Seeding {
     };
     let is_stored = !doc.heads().is_empty();
     if is_stored {
-        match Relation::of(snapshot.automerge(), doc.automerge()) {
-            Relation::Contained => return Seeding::Nothing,
-            Relation::Newer => {}
-            Relation::Unrelated => return Seeding::Unrelated,
+        match Ancestry::of(snapshot.automerge(), doc.automerge()) {
+            Ancestry::Contained => return Seeding::Nothing,
+            Ancestry::Newer => {}
+            Ancestry::Unrelated => return Seeding::Unrelated,
         }
     }
     let add = SeedSnapshot { key: snapshot_key(document, snapshot.heads()), data };

@@ -13,7 +13,7 @@ use crate::{
     config::Size,
     document::{
         chunk::{ChunkKind, Key},
-        compare::Relation,
+        compare::Ancestry,
         gate::{self, Admitted, Document, Refusal, Rules},
         size::MaxDocument,
         unpacked::{self, Origin, Unpacked},
@@ -581,12 +581,12 @@ impl Core {
     }
 
     /// Merge a snapshot of the same document, unless it shares no change with what is here.
-    pub(super) fn merge(&mut self, snapshot: &[u8]) -> (Option<Relation>, Vec<Effect>) {
+    pub(super) fn merge(&mut self, snapshot: &[u8]) -> (Option<Ancestry>, Vec<Effect>) {
         let Ok(mut other) = Document::read(snapshot, Rules::Admission) else {
             return (None, Vec::new());
         };
-        let relation = Relation::of(other.automerge(), self.doc.automerge());
-        if relation == Relation::Newer {
+        let ancestry = Ancestry::of(other.automerge(), self.doc.automerge());
+        if ancestry == Ancestry::Newer {
             let Ok(admitted) = self.doc.admit(snapshot, Rules::Admission) else {
                 if !self.doc.has_orphans() {
                     self.orphans = (0, Unpacked::default());
@@ -600,7 +600,7 @@ impl Core {
         }
         self.fresh = None;
         self.heads_changed();
-        (Some(relation), self.finish(Vec::new()))
+        (Some(ancestry), self.finish(Vec::new()))
     }
 
     fn finish(&mut self, mut effects: Vec<Effect>) -> Vec<Effect> {
