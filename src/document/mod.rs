@@ -9,6 +9,7 @@
 //! | the order in which changes can be applied | `order` |
 //! | what chunks unpack to, before they do | [`unpacked`] |
 //! | how large a document may be | [`size`] |
+//! | automerge's sync messages, checked | [`sync_message`] |
 //!
 //! Every byte that becomes part of a document passes [`gate::Document::admit`]: it is the only way to change one.
 
@@ -18,4 +19,5 @@ pub mod gate;
 pub mod load;
 mod order;
 pub mod size;
+pub mod sync_message;
 pub mod unpacked;
