@@ -6,7 +6,7 @@ use crate::{
     base::{backoff::Backoff, document_id::DocumentId, hex::hex},
     config::Config,
     document::{
-        chunk::{ChunkKind, Key, StoredChunk},
+        chunk::{ChunkKind, Key, StoredChunk, snapshot_key},
         compare::{self, Addition, Ancestry, Merged},
         gate::{Document, Refusal, Rules},
         load::{self, Loaded},
@@ -104,15 +104,6 @@ pub struct Content {
     pub data: Vec<u8>,
     /// Chunks that are not in it, for they do not parse or fit, and why.
     pub broken: Vec<(Key, String)>,
-}
-
-/// The key of a snapshot at `heads`: SHA-256 over them, as samod names its own.
-pub fn snapshot_key(document: DocumentId, heads: &[ChangeHash]) -> Key {
-    let mut hasher = Sha256::new();
-    for head in heads {
-        hasher.update(head.0);
-    }
-    Key::Chunk { document, kind: ChunkKind::Snapshot, name: hex(&hasher.finalize()) }
 }
 
 impl Documents {

@@ -9,16 +9,15 @@ use super::{
     exchange::Exchange,
 };
 use crate::{
-    base::{document_id::DocumentId, hex::hex, session_id::SessionId},
+    base::{document_id::DocumentId, session_id::SessionId},
     config::Size,
     document::{
-        chunk::{ChunkKind, Key},
+        chunk::{ChunkKind, Key, increment_key, snapshot_key},
         compare::Ancestry,
         gate::{self, Admitted, Document, Refusal, Rules},
         size::MaxDocument,
         unpacked::{self, Origin, Unpacked},
     },
-    storage::documents::snapshot_key,
     sync::{look::EngineLook, room::pending::Ticket, wire::SyncMessage},
 };
 use automerge::{
@@ -26,7 +25,6 @@ use automerge::{
     sync::{BloomFilter, Capability, Have, State, SyncDoc},
 };
 use bytes::Bytes;
-use sha2::{Digest, Sha256};
 use std::{
     collections::{BTreeMap, HashMap, HashSet, VecDeque},
     sync::{
@@ -841,9 +839,7 @@ impl Core {
             (key, data, replaces)
         } else {
             let data = fresh.unwrap_or_else(|| doc.save_after(&self.durable));
-            let name = hex(&Sha256::digest(&data));
-            let kind = ChunkKind::Incremental;
-            (Key::Chunk { document: self.document, kind, name }, data, Vec::new())
+            (increment_key(self.document, &data), data, Vec::new())
         };
         let (size, changes) = (data.len(), self.doc.changes());
         self.writing = Some(Write { heads, changes, key: key.clone(), size, replaces });
