@@ -6,6 +6,7 @@
 //! | a document from its stored chunks, without those that are bad | [`load`] |
 //! | stored chunks and their keys | [`chunk`] |
 //! | what becomes of a document that is brought beside a stored one | [`compare`] |
+//! | what a room does with each event | [`core`] |
 //! | the order in which changes can be applied | `order` |
 //! | what chunks unpack to, before they do | [`unpacked`] |
 //! | how large a document may be | [`size`] |
@@ -15,6 +16,7 @@
 
 pub mod chunk;
 pub mod compare;
+pub mod core;
 pub mod gate;
 pub mod load;
 mod order;

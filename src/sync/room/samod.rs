@@ -8,12 +8,13 @@
 //! samod applies whatever it is sent. So a second copy of the document is kept here that decides what is admitted, and the
 //! repo is sent what was admitted and nothing else.
 
-use super::{Engine, EngineFailed, EngineStart, Port, done, native::cost};
+use super::{Engine, EngineFailed, EngineStart, Port, done};
 use crate::{
     base::{document_id::DocumentId, lock::lock, session_id::SessionId},
     document::{
         chunk::{ChunkKind, Key, StoredChunk},
         compare::Ancestry,
+        core::cost,
         gate::{Document, Refusal, Rules},
     },
     limits::{

@@ -1,23 +1,22 @@
 //! The engine on automerge itself: one document, one [`State`](automerge::sync::State) a session.
 //!
-//! [`core`] decides, [`exchange`] speaks automerge's sync protocol; here is what happens: steps that take
-//! long go to a thread of their own, one write at a time is under way, and what the core wants sent is sent.
+//! [`Core`] decides what to do; here it is done: steps that take long go to a thread of their own, one write at a
+//! time is under way, and what the core wants sent is sent.
 
-mod core;
-pub(super) mod cost;
-mod exchange;
-#[cfg(test)]
-mod simulation;
-
-use self::{
-    core::{Core, Effect, Event, Refused},
-    cost::Estimate,
-};
 use super::{Engine, EngineFailed, EngineStart, Port, done};
 use crate::{
     base::{document_id::DocumentId, session_id::SessionId},
     config::Size,
-    document::{chunk::Key, compare::Ancestry, gate::Refusal},
+    document::{
+        chunk::Key,
+        compare::Ancestry,
+        core::{
+            cost::{self, Estimate},
+            event::{Effect, Event, Refused},
+            state::Core,
+        },
+        gate::Refusal,
+    },
     limits::{
         Charge,
         turns::{Payer, Turns},
@@ -484,7 +483,12 @@ impl Engine for NativeEngine {
         async move {
             self.come_back().await;
             match &self.core {
-                Place::Here(core) => core.look(),
+                Place::Here(core) => EngineLook {
+                    heads: Some(core.heads().to_vec()),
+                    changes: Some(core.progress().0),
+                    bytes: Some(core.stored_bytes() as u64),
+                    theirs: core.peer_heads(),
+                },
                 Place::Away(_) | Place::Lost => EngineLook::default(),
             }
         }
