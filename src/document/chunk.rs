@@ -2,7 +2,10 @@
 
 use std::fmt;
 
-use crate::base::document_id::DocumentId;
+use automerge::ChangeHash;
+use sha2::{Digest, Sha256};
+
+use crate::base::{document_id::DocumentId, hex::hex};
 
 /// A snapshot of a whole document, or changes that build on one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -45,6 +48,21 @@ pub enum Key {
         /// The chunk's name: a hash, or whatever wrote it called it. One part of a path.
         name: String,
     },
+}
+
+/// Returns the key of a snapshot at `heads`, named by SHA-256 over them, as samod names its own.
+pub fn snapshot_key(document: DocumentId, heads: &[ChangeHash]) -> Key {
+    let mut hasher = Sha256::new();
+    for head in heads {
+        hasher.update(head.0);
+    }
+    Key::Chunk { document, kind: ChunkKind::Snapshot, name: hex(&hasher.finalize()) }
+}
+
+/// Returns the key of an increment, named by SHA-256 over its bytes, as automerge-repo names its own.
+pub fn increment_key(document: DocumentId, data: &[u8]) -> Key {
+    let name = hex(&Sha256::digest(data));
+    Key::Chunk { document, kind: ChunkKind::Incremental, name }
 }
 
 impl fmt::Display for Key {

@@ -7,7 +7,7 @@ use super::gate::{Document, Refusal, Rules};
 
 /// How a snapshot stands to a document of the same id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Relation {
+pub enum Ancestry {
     /// The document has all of it.
     Contained,
     /// They share changes, and the snapshot has more.
@@ -16,7 +16,7 @@ pub enum Relation {
     Unrelated,
 }
 
-impl Relation {
+impl Ancestry {
     /// Compare `snapshot` with `document`, neither of them empty.
     pub fn of(snapshot: &Automerge, document: &Automerge) -> Self {
         let has = |hash: &ChangeHash| document.get_change_meta_by_hash(hash).is_some();
@@ -76,15 +76,15 @@ pub fn compare(
         return (Merged::Refused("it holds no change".to_owned()), None);
     }
     let is_known = !here.heads().is_empty() || here.has_orphans();
-    let merged = match Relation::of(doc.automerge(), here.automerge()) {
+    let merged = match Ancestry::of(doc.automerge(), here.automerge()) {
         _ if waits && is_kept => return (Merged::Contained, None),
         _ if !is_known => Merged::New,
         _ if here.heads().is_empty() => Merged::Newer,
-        Relation::Contained if !waits && is_stored => return (Merged::Contained, None),
-        Relation::Unrelated => return (Merged::Unrelated, None),
+        Ancestry::Contained if !waits && is_stored => return (Merged::Contained, None),
+        Ancestry::Unrelated => return (Merged::Unrelated, None),
         // The served bundle alone has it so far.
-        Relation::Contained | Relation::Newer if !is_stored => Merged::New,
-        Relation::Contained | Relation::Newer => Merged::Newer,
+        Ancestry::Contained | Ancestry::Newer if !is_stored => Merged::New,
+        Ancestry::Contained | Ancestry::Newer => Merged::Newer,
     };
     // Good by itself, it may not fit what is here.
     if is_known && let Err(refusal) = here.admit(brought, Rules::Admission) {

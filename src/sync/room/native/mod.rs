@@ -1,23 +1,22 @@
 //! The engine on automerge itself: one document, one [`State`](automerge::sync::State) a session.
 //!
-//! [`core`] decides, [`exchange`] speaks automerge's sync protocol; here is what happens: steps that take
-//! long go to a thread of their own, one write at a time is under way, and what the core wants sent is sent.
+//! [`Core`] decides what to do; here it is done: steps that take long go to a thread of their own, one write at a
+//! time is under way, and what the core wants sent is sent.
 
-mod core;
-pub(super) mod cost;
-mod exchange;
-#[cfg(test)]
-mod simulation;
-
-use self::{
-    core::{Core, Effect, Event, Refused},
-    cost::Estimate,
-};
 use super::{Engine, EngineFailed, EngineStart, Port, done};
 use crate::{
     base::{document_id::DocumentId, session_id::SessionId},
     config::Size,
-    document::{chunk::Key, compare::Relation, gate::Refusal},
+    document::{
+        chunk::Key,
+        compare::Ancestry,
+        core::{
+            cost::{self, Estimate},
+            event::{Effect, Event, Refused},
+            state::Core,
+        },
+        gate::Refusal,
+    },
     limits::{
         Charge,
         turns::{Payer, Turns},
@@ -101,7 +100,7 @@ enum Place {
 struct Stepped {
     core: Box<Core>,
     effects: Vec<Effect>,
-    relation: Option<Relation>,
+    ancestry: Option<Ancestry>,
     /// What its senders are to pay.
     shares: Vec<(SessionId, Duration)>,
     /// The document refused changes and could not be restored.
@@ -137,8 +136,8 @@ impl NativeEngine {
     async fn run(
         &mut self,
         estimate: Option<Estimate>,
-        work: impl FnOnce(&mut Core) -> (Option<Relation>, Vec<Effect>) + Send + 'static,
-    ) -> Option<Relation> {
+        work: impl FnOnce(&mut Core) -> (Option<Ancestry>, Vec<Effect>) + Send + 'static,
+    ) -> Option<Ancestry> {
         self.come_back().await;
         let Place::Here(core) = std::mem::replace(&mut self.core, Place::Lost) else {
             return None;
@@ -155,10 +154,10 @@ impl NativeEngine {
         let step = move |mut core: Box<Core>| {
             let total = estimate.total();
             let began = (is_long || total > cost::MEASURED).then(thread_time);
-            let (relation, effects) = work(&mut core);
+            let (ancestry, effects) = work(&mut core);
             let took = began.map_or(total.into(), |began| thread_time().saturating_sub(began));
             let shares = estimate.shares(took).collect();
-            Stepped { core, effects, relation, shares, is_lost: false }
+            Stepped { core, effects, ancestry, shares, is_lost: false }
         };
         if let Some(payer) = payer {
             self.core = self.send_away(core, payer, step);
@@ -166,9 +165,9 @@ impl NativeEngine {
         }
         match catch_unwind(AssertUnwindSafe(move || step(core))) {
             Ok(stepped) => {
-                let relation = self.stepped(stepped);
+                let ancestry = self.stepped(stepped);
                 // Its document may have to be restored.
-                self.come_back().await.or(relation)
+                self.come_back().await.or(ancestry)
             }
             Err(_) => {
                 self.panicked();
@@ -207,12 +206,12 @@ impl NativeEngine {
     }
 
     /// Wait until the core is here and its document as it should be, or lost. Nothing is forgotten if the wait is given up.
-    async fn come_back(&mut self) -> Option<Relation> {
-        let mut relation = None;
+    async fn come_back(&mut self) -> Option<Ancestry> {
+        let mut ancestry = None;
         loop {
             match &mut self.core {
                 Place::Away(step) => match step.await {
-                    Ok(Ok(stepped)) => relation = self.stepped(stepped).or(relation),
+                    Ok(Ok(stepped)) => ancestry = self.stepped(stepped).or(ancestry),
                     Ok(Err(_)) | Err(_) => {
                         self.core = Place::Lost;
                         self.panicked();
@@ -220,7 +219,7 @@ impl NativeEngine {
                 },
                 Place::Here(core) if core.is_damaged() => {
                     let Place::Here(core) = std::mem::replace(&mut self.core, Place::Lost) else {
-                        return relation;
+                        return ancestry;
                     };
                     let sender = core.damaged_by();
                     self.core = self.send_away(core, self.payer(sender), move |mut core| {
@@ -230,7 +229,7 @@ impl NativeEngine {
                         let shares = sender.map(|sender| (sender, took)).into_iter().collect();
                         let is_lost = effects.is_none();
                         let effects = effects.unwrap_or_default();
-                        Stepped { core, effects, relation: None, shares, is_lost }
+                        Stepped { core, effects, ancestry: None, shares, is_lost }
                     });
                 }
                 Place::Here(core) => {
@@ -238,9 +237,9 @@ impl NativeEngine {
                         let (changes, durable) = core.progress();
                         self.pending.end_step(changes, durable);
                     }
-                    return relation;
+                    return ancestry;
                 }
-                Place::Lost => return relation,
+                Place::Lost => return ancestry,
             }
         }
     }
@@ -268,7 +267,7 @@ impl NativeEngine {
         }
     }
 
-    fn stepped(&mut self, stepped: Stepped) -> Option<Relation> {
+    fn stepped(&mut self, stepped: Stepped) -> Option<Ancestry> {
         let estimated = std::mem::take(&mut self.estimated);
         self.charge(stepped.shares.into_iter(), 1);
         self.charge(estimated.into_iter(), -1);
@@ -331,7 +330,7 @@ impl NativeEngine {
                 }
             }
         }
-        stepped.relation
+        stepped.ancestry
     }
 
     /// Begin to store a chunk, after those that are being stored.
@@ -460,7 +459,7 @@ impl Engine for NativeEngine {
         }
     }
 
-    fn merge(&mut self, snapshot: Bytes) -> BoxFuture<'_, Option<Relation>> {
+    fn merge(&mut self, snapshot: Bytes) -> BoxFuture<'_, Option<Ancestry>> {
         async move {
             self.save_seed();
             self.settle().await;
@@ -484,7 +483,12 @@ impl Engine for NativeEngine {
         async move {
             self.come_back().await;
             match &self.core {
-                Place::Here(core) => core.look(),
+                Place::Here(core) => EngineLook {
+                    heads: Some(core.heads().to_vec()),
+                    changes: Some(core.progress().0),
+                    bytes: Some(core.stored_bytes() as u64),
+                    theirs: core.peer_heads(),
+                },
                 Place::Away(_) | Place::Lost => EngineLook::default(),
             }
         }

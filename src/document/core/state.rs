@@ -6,27 +6,26 @@
 
 use super::{
     cost::{self, Estimate, Nanos, Versions, Weight},
+    event::{Effect, Event, Refused, Ticket},
     exchange::Exchange,
 };
 use crate::{
-    base::{document_id::DocumentId, hex::hex, session_id::SessionId},
+    base::{document_id::DocumentId, session_id::SessionId},
     config::Size,
     document::{
-        chunk::{ChunkKind, Key},
-        compare::Relation,
-        gate::{self, Admitted, Document, Refusal, Rules},
+        chunk::{ChunkKind, Key, increment_key, snapshot_key},
+        compare::Ancestry,
+        gate::{self, Admitted, Document, Rules},
         size::MaxDocument,
+        sync_message::SyncMessage,
         unpacked::{self, Origin, Unpacked},
     },
-    storage::documents::snapshot_key,
-    sync::{look::EngineLook, room::pending::Ticket, wire::SyncMessage},
 };
 use automerge::{
     Automerge, ChangeHash,
     sync::{BloomFilter, Capability, Have, State, SyncDoc},
 };
 use bytes::Bytes;
-use sha2::{Digest, Sha256};
 use std::{
     collections::{BTreeMap, HashMap, HashSet, VecDeque},
     sync::{
@@ -45,70 +44,8 @@ const MANY: usize = 32 << 10;
 const TELL: Nanos = Nanos(2_000);
 /// So many changes of a document that has no snapshot are not kept for the next write: that will be one.
 const FEW: usize = 100;
-/// What came.
-pub(super) enum Event {
-    /// A session takes part.
-    Join {
-        id: SessionId,
-        /// When there is no room for messages to it.
-        full: Arc<AtomicBool>,
-        /// Changes of it are not taken in.
-        reads_only: bool,
-    },
-    /// A session does not any more.
-    Leave(SessionId),
-    /// Changes of a session are not taken in any more.
-    ReadsOnly(SessionId),
-    /// A session sent a message.
-    Message {
-        from: SessionId,
-        message: SyncMessage,
-        /// Names its changes, if it has any that may become part of the document.
-        ticket: Option<Ticket>,
-    },
-    /// An earlier engine has left the changes of a message.
-    Left { from: SessionId, message: SyncMessage, ticket: Ticket },
-    /// There may be room for messages that were kept back.
-    Resume,
-    /// The write that was asked for last is durable.
-    Saved,
-}
-
-/// What is to be done.
-#[derive(Debug)]
-pub(super) enum Effect {
-    /// Send a sync message.
-    Send { to: SessionId, message: Bytes },
-    /// There is something to say to a session, and no room for it: it is said when there is
-    /// ([`Event::Resume`]), and is then what has come of it.
-    KeepBack { from: SessionId },
-    /// Make a chunk durable, and say so by [`Event::Saved`]. One at a time.
-    Save { key: Key, data: Bytes },
-    /// Delete chunks whose changes are in a durable snapshot.
-    Remove(Vec<Key>),
-    /// A peer's changes were taken in, so many of them new.
-    Applied {
-        from: SessionId,
-        ticket: Option<Ticket>,
-        new_changes: u64,
-        /// There are changes that wait for others.
-        has_orphans: bool,
-    },
-    /// A peer sent changes that may not become part of the document. From now on it may only read.
-    Refuse { from: SessionId, ticket: Option<Ticket>, why: Refused },
-}
-
-/// Why changes are refused.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Refused {
-    /// They are not admitted.
-    Gate(Refusal),
-    /// The document would be larger than one may be.
-    TooLarge(String),
-}
-
 /// One document and its peers.
-pub(super) struct Core {
+pub(crate) struct Core {
     document: DocumentId,
     /// How large it may be.
     max: MaxDocument,
@@ -214,7 +151,7 @@ impl Chunks {
 
 impl Core {
     /// A document as it stands in storage, without peers.
-    pub(super) fn new(
+    pub(crate) fn new(
         document: DocumentId,
         doc: Document,
         max: MaxDocument,
@@ -254,23 +191,23 @@ impl Core {
     }
 
     /// The session whose changes are being taken in, or 0.
-    pub(super) fn taking_in(&self) -> Arc<AtomicU64> {
+    pub(crate) fn taking_in(&self) -> Arc<AtomicU64> {
         self.taking_in.clone()
     }
 
     /// Whether changes were applied that were then refused: the step has stopped, and goes on with [`Self::recover`].
-    pub(super) fn is_damaged(&self) -> bool {
+    pub(crate) fn is_damaged(&self) -> bool {
         self.doc.is_damaged()
     }
 
     /// Who sent the changes because of which it is to be restored.
-    pub(super) fn damaged_by(&self) -> Option<SessionId> {
+    pub(crate) fn damaged_by(&self) -> Option<SessionId> {
         self.damaged_by
     }
 
     /// Restores the document to what it was before changes that were refused, and goes on with the step that they
     /// interrupted. Takes as long as loading the document. None if it has to be read from storage.
-    pub(super) fn recover(&mut self) -> Option<Vec<Effect>> {
+    pub(crate) fn recover(&mut self) -> Option<Vec<Effect>> {
         if !self.doc.restore() {
             return None;
         }
@@ -284,46 +221,44 @@ impl Core {
     }
 
     #[cfg(test)]
-    pub(super) fn distinct_states(&self) -> usize {
+    pub(crate) fn distinct_states(&self) -> usize {
         let states = self.peers.values().map(|peer| Arc::as_ptr(&peer.state));
         states.collect::<std::collections::BTreeSet<_>>().len()
     }
 
     /// The heads up to which all is durable.
-    pub(super) fn durable(&self) -> &[ChangeHash] {
+    pub(crate) fn durable(&self) -> &[ChangeHash] {
         &self.durable
     }
 
     /// Whether all of the document is durable.
-    pub(super) fn is_durable(&self) -> bool {
+    pub(crate) fn is_durable(&self) -> bool {
         self.doc.heads() == self.durable && self.writing.is_none() && self.interrupted.is_empty()
     }
 
-    /// What an operator sees.
-    pub(super) fn look(&self) -> EngineLook {
-        let theirs = self.peers.iter().filter_map(|(id, peer)| {
-            let heads = peer.state.their_heads.clone()?;
-            Some((*id, heads))
-        });
-        EngineLook {
-            heads: Some(self.doc.heads().to_vec()),
-            changes: Some(self.doc.changes()),
-            bytes: Some(self.size() as u64),
-            theirs: theirs.collect(),
-        }
+    /// The document's heads, sorted.
+    pub(crate) fn heads(&self) -> &[ChangeHash] {
+        self.doc.heads()
+    }
+
+    /// The heads that each peer named last.
+    pub(crate) fn peer_heads(&self) -> Vec<(SessionId, Vec<ChangeHash>)> {
+        let named = |(id, peer): (&SessionId, &Peer)| Some((*id, peer.state.their_heads.clone()?));
+        self.peers.iter().filter_map(named).collect()
     }
 
     /// How many changes the document has, and how many of them are durable.
-    pub(super) fn progress(&self) -> (u64, u64) {
+    pub(crate) fn progress(&self) -> (u64, u64) {
         (self.doc.changes(), self.durable_changes)
     }
 
-    fn size(&self) -> usize {
+    /// Bytes of the document's chunks in storage.
+    pub(crate) fn stored_bytes(&self) -> usize {
         self.chunks.snapshot + self.chunks.increments
     }
 
     /// The room is quiet: keep as little as can be.
-    pub(super) fn rest(&mut self) {
+    pub(crate) fn rest(&mut self) {
         self.exchange.forget();
         self.told_heads = None;
         self.versions.forget();
@@ -345,7 +280,7 @@ impl Core {
     }
 
     /// What a step with these events will take.
-    pub(super) fn estimate(&self, events: &[Event]) -> Estimate {
+    pub(crate) fn estimate(&self, events: &[Event]) -> Estimate {
         let weight = self.weight();
         let (mut estimate, mut worked_out) = (Estimate::default(), HashSet::new());
         let (mut answers, mut fresh, mut brings, mut has_saved) =
@@ -486,7 +421,7 @@ impl Core {
     }
 
     /// Take in what came, in order, and say what is to be done.
-    pub(super) fn step(&mut self, events: Vec<Event>) -> Vec<Effect> {
+    pub(crate) fn step(&mut self, events: Vec<Event>) -> Vec<Effect> {
         let mut effects = Vec::new();
         self.interrupted.extend(events);
         while let Some(event) = self.interrupted.pop_front() {
@@ -581,12 +516,12 @@ impl Core {
     }
 
     /// Merge a snapshot of the same document, unless it shares no change with what is here.
-    pub(super) fn merge(&mut self, snapshot: &[u8]) -> (Option<Relation>, Vec<Effect>) {
+    pub(crate) fn merge(&mut self, snapshot: &[u8]) -> (Option<Ancestry>, Vec<Effect>) {
         let Ok(mut other) = Document::read(snapshot, Rules::Admission) else {
             return (None, Vec::new());
         };
-        let relation = Relation::of(other.automerge(), self.doc.automerge());
-        if relation == Relation::Newer {
+        let ancestry = Ancestry::of(other.automerge(), self.doc.automerge());
+        if ancestry == Ancestry::Newer {
             let Ok(admitted) = self.doc.admit(snapshot, Rules::Admission) else {
                 if !self.doc.has_orphans() {
                     self.orphans = (0, Unpacked::default());
@@ -600,7 +535,7 @@ impl Core {
         }
         self.fresh = None;
         self.heads_changed();
-        (Some(relation), self.finish(Vec::new()))
+        (Some(ancestry), self.finish(Vec::new()))
     }
 
     fn finish(&mut self, mut effects: Vec<Effect>) -> Vec<Effect> {
@@ -610,14 +545,14 @@ impl Core {
     }
 
     /// Take another limit of the document's size.
-    pub(super) fn set_max(&mut self, max: MaxDocument) {
+    pub(crate) fn set_max(&mut self, max: MaxDocument) {
         self.max = max;
     }
 
     /// Whether there is room for a message's changes, if there are any that are new.
     fn has_room_for(&mut self, message: &SyncMessage) -> Result<(), Refused> {
         let (orphans, waiting) = &self.orphans;
-        let size = self.size() + message.raw.len() + orphans;
+        let size = self.stored_bytes() + message.raw.len() + orphans;
         // What a document takes is what it really is, and not what applying its changes took.
         let (operations, changes) = (self.doc.operations(), self.doc.changes());
         let here = Unpacked { operations, changes, values: self.values, ..Unpacked::default() };
@@ -841,9 +776,7 @@ impl Core {
             (key, data, replaces)
         } else {
             let data = fresh.unwrap_or_else(|| doc.save_after(&self.durable));
-            let name = hex(&Sha256::digest(&data));
-            let kind = ChunkKind::Incremental;
-            (Key::Chunk { document: self.document, kind, name }, data, Vec::new())
+            (increment_key(self.document, &data), data, Vec::new())
         };
         let (size, changes) = (data.len(), self.doc.changes());
         self.writing = Some(Write { heads, changes, key: key.clone(), size, replaces });

@@ -19,8 +19,9 @@ use automerge::{
 use proptest::prelude::*;
 
 use super::{
-    core::{Core, Effect, Event},
+    event::{Effect, Event},
     exchange,
+    state::Core,
 };
 use crate::{
     base::{document_id::DocumentId, session_id::SessionId},
@@ -29,8 +30,8 @@ use crate::{
         chunk::Key,
         gate::{Document, Rules},
         size::MaxDocument,
+        sync_message::SyncMessage,
     },
-    sync::wire::SyncMessage,
 };
 
 const PEERS: usize = 4;

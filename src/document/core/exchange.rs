@@ -15,7 +15,7 @@ use automerge::{
 };
 use bytes::Bytes;
 
-use crate::sync::wire::SyncMessage;
+use crate::document::sync_message::SyncMessage;
 
 /// Distinct states remembered for one version of the document; past so many, all are forgotten.
 const REMEMBERED: usize = 64;

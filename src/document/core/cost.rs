@@ -14,25 +14,25 @@ use crate::{
 };
 
 /// A step that is estimated to take longer does not run on the threads that serve everybody.
-pub(super) const LONG: Nanos = Nanos(1_000_000);
+pub(crate) const LONG: Nanos = Nanos(1_000_000);
 /// What a shorter step took is not measured, for reading the clock would show: its estimate is charged.
-pub(super) const MEASURED: Nanos = Nanos(100_000);
+pub(crate) const MEASURED: Nanos = Nanos(100_000);
 
 /// Versions of a document that are remembered, to tell how far back a peer is.
 const VERSIONS: usize = 32;
 
 /// Processor time, in nanoseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Nanos(pub u64);
+pub(crate) struct Nanos(pub u64);
 
 impl Nanos {
-    pub(super) const ZERO: Self = Self(0);
+    pub(crate) const ZERO: Self = Self(0);
 
     fn of(count: u64, each: u64) -> Self {
         Self(count.saturating_mul(each))
     }
 
-    pub(super) fn plus(self, other: Self) -> Self {
+    pub(crate) fn plus(self, other: Self) -> Self {
         Self(self.0.saturating_add(other.0))
     }
 
@@ -48,21 +48,21 @@ impl From<Nanos> for Duration {
 }
 
 /// Taking in a message that brings nothing and tells nothing.
-pub(super) const MESSAGE: Nanos = Nanos(5_000);
+pub(crate) const MESSAGE: Nanos = Nanos(5_000);
 
 /// A document, as what working with it costs goes by.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Weight {
-    pub(super) changes: u64,
-    pub(super) operations: u64,
+pub(crate) struct Weight {
+    pub(crate) changes: u64,
+    pub(crate) operations: u64,
     /// Bytes of its values.
-    pub(super) values: u64,
-    pub(super) heads: u64,
+    pub(crate) values: u64,
+    pub(crate) heads: u64,
 }
 
 impl Weight {
     /// Reading it from what it is saved as.
-    pub(super) fn load(&self) -> Nanos {
+    pub(crate) fn load(&self) -> Nanos {
         Nanos::sum([
             Nanos(90_000),
             Nanos::of(self.changes, 2_500),
@@ -72,7 +72,7 @@ impl Weight {
     }
 
     /// Saving it as a whole. Values that cannot be compressed take 40 ns a byte.
-    pub(super) fn save(&self) -> Nanos {
+    pub(crate) fn save(&self) -> Nanos {
         Nanos::sum([
             Nanos(10_000),
             Nanos::of(self.changes, 180),
@@ -82,14 +82,14 @@ impl Weight {
     }
 
     /// Finding out which of the last `changes` a peer lacks, by its Bloom filters, and making a filter of them.
-    pub(super) fn compare(&self, changes: u64, filters: u64) -> Nanos {
+    pub(crate) fn compare(&self, changes: u64, filters: u64) -> Nanos {
         let heads = Nanos::of(self.heads, 1_000);
         heads.plus(Nanos::of(changes, 800_u64.saturating_add(60_u64.saturating_mul(filters))))
     }
 
     /// Sending the last `changes`: one by one, or to a peer that `takes_whole` documents as a whole, which automerge does from a
     /// third of the changes on (`sync.rs`).
-    pub(super) fn send(&self, changes: u64, takes_whole: bool) -> Nanos {
+    pub(crate) fn send(&self, changes: u64, takes_whole: bool) -> Nanos {
         if takes_whole && changes > self.changes / 3 {
             return self.save();
         }
@@ -105,12 +105,12 @@ impl Weight {
     }
 
     /// Walking over the last `changes`.
-    pub(super) fn walk(&self, changes: u64) -> Nanos {
+    pub(crate) fn walk(&self, changes: u64) -> Nanos {
         Nanos::of(self.heads, 1_000).plus(Nanos::of(changes, 350))
     }
 
     /// Trying changes on a copy of it, and reading what that is saved as.
-    pub(super) fn try_out(&self) -> Nanos {
+    pub(crate) fn try_out(&self) -> Nanos {
         let copied = Nanos::of(self.changes.saturating_add(self.operations), 50);
         Nanos::sum([copied, self.save(), self.load()])
     }
@@ -127,7 +127,7 @@ fn admit(unpacked: &Unpacked) -> Nanos {
 
 /// Whether letting changes become part of `doc` is estimated to take long: `values` are the bytes
 /// of its values, and `has_orphans` is whether changes in it wait for others.
-pub(in crate::sync::room) fn is_long_to_admit(
+pub(crate) fn is_long_to_admit(
     doc: &Document,
     values: u64,
     has_orphans: bool,
@@ -143,35 +143,35 @@ pub(in crate::sync::room) fn is_long_to_admit(
 }
 
 /// Whether changes are tried on a copy of the document first.
-pub(super) fn is_unusual(doc: &Document, has_orphans: bool, unpacked: &Unpacked) -> bool {
+pub(crate) fn is_unusual(doc: &Document, has_orphans: bool, unpacked: &Unpacked) -> bool {
     unpacked.marks > 0 || has_orphans || doc.check_numbering().is_err()
 }
 
 /// [`admit`], with what is unusual tried out first.
-pub(super) fn admit_to(weight: &Weight, is_unusual: bool, unpacked: &Unpacked) -> Nanos {
+pub(crate) fn admit_to(weight: &Weight, is_unusual: bool, unpacked: &Unpacked) -> Nanos {
     let tried = if is_unusual { weight.try_out().plus(admit(unpacked)) } else { Nanos::ZERO };
     admit(unpacked).plus(tried)
 }
 
 /// The latest versions of a document. They tell how many of its changes a peer has that names some of its heads.
 #[derive(Default)]
-pub(super) struct Versions(VecDeque<(Vec<ChangeHash>, u64)>);
+pub(crate) struct Versions(VecDeque<(Vec<ChangeHash>, u64)>);
 
 impl Versions {
     /// Remember the present version: its heads, and how many changes it has.
-    pub(super) fn add(&mut self, heads: &[ChangeHash], changes: u64) {
+    pub(crate) fn add(&mut self, heads: &[ChangeHash], changes: u64) {
         if self.0.len() >= VERSIONS {
             self.0.pop_back();
         }
         self.0.push_front((heads.to_vec(), changes));
     }
 
-    pub(super) fn forget(&mut self) {
+    pub(crate) fn forget(&mut self) {
         *self = Self::default();
     }
 
     /// How many of the document's changes are surely among those that `hashes` stand for, which are sorted.
-    pub(super) fn covered_by(&self, hashes: &[ChangeHash]) -> u64 {
+    pub(crate) fn covered_by(&self, hashes: &[ChangeHash]) -> u64 {
         if hashes.is_empty() {
             return 0;
         }
@@ -183,15 +183,15 @@ impl Versions {
 
 /// What a step is estimated to take.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Estimate {
+pub(crate) struct Estimate {
     /// For the document itself, and for passing changes on: nobody's fault.
-    pub(super) room: Nanos,
+    pub(crate) room: Nanos,
     /// For taking in what each sender sent, and answering it.
-    pub(super) senders: Vec<(SessionId, Nanos)>,
+    pub(crate) senders: Vec<(SessionId, Nanos)>,
 }
 
 impl Estimate {
-    pub(super) fn add(&mut self, sender: SessionId, nanos: Nanos) {
+    pub(crate) fn add(&mut self, sender: SessionId, nanos: Nanos) {
         match self.senders.iter_mut().find(|(id, _)| *id == sender) {
             Some((_, sum)) => *sum = sum.plus(nanos),
             None => self.senders.push((sender, nanos)),
@@ -199,18 +199,18 @@ impl Estimate {
     }
 
     /// The step as a whole.
-    pub(super) fn total(&self) -> Nanos {
+    pub(crate) fn total(&self) -> Nanos {
         Nanos::sum(self.senders.iter().map(|(_, nanos)| *nanos)).plus(self.room)
     }
 
     /// Who has the largest part of it; none where that is nobody's.
-    pub(super) fn payer(&self) -> Option<SessionId> {
+    pub(crate) fn payer(&self) -> Option<SessionId> {
         let most = self.senders.iter().max_by_key(|(_, nanos)| *nanos);
         most.filter(|(_, nanos)| *nanos >= self.room).map(|(sender, _)| *sender)
     }
 
     /// What each sender is to pay of what the step has taken.
-    pub(super) fn shares(&self, took: Duration) -> impl Iterator<Item = (SessionId, Duration)> {
+    pub(crate) fn shares(&self, took: Duration) -> impl Iterator<Item = (SessionId, Duration)> {
         let total = self.total().0.max(1);
         let took = took.as_nanos();
         self.senders.iter().map(move |(sender, nanos)| {
