@@ -19,9 +19,9 @@
 //! | [`cli`] | arguments and sub-commands |
 //!
 //! # How a message goes
-//! `http::listener` accepts a connection; `http::upgrade` turns it into a session ([`sync::sessions`]), which answers the
+//! `http::listener` accepts a connection; `http::upgrade` turns it into a session ([`sync::session`]), which answers the
 //! handshake and reads the document id of each message. [`sync::rooms`] has a room for each live document; the
-//! room hands sync messages to its [`sync::room::Engine`], which holds the document and answers through each
+//! room hands sync messages to its [`sync::room::engine::Engine`], which holds the document and answers through each
 //! session's [`sync::outbound`] queue. What changed goes to [`storage::documents`], which returns when it is
 //! durable: in [`storage::local::journal`], and later in the folders of [`storage::local::nodefs`].
 

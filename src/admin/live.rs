@@ -29,7 +29,7 @@ async fn top(State(rooms): State<Arc<Rooms>>) -> Response {
 
 async fn live(State(rooms): State<Arc<Rooms>>, Path(id): Path<String>) -> Result<Response, Failed> {
     let document: DocumentId = id.parse()?;
-    match rooms.look(document).await {
+    match rooms.inspect(document).await {
         Some(found) => Ok(Json(found).into_response()),
         None => Err(Failed(StatusCode::NOT_FOUND, format!("{document}: nobody follows it"))),
     }

@@ -16,7 +16,7 @@ use crate::{
         log::{self, RecentLine},
     },
     storage::local::quarantine,
-    sync::look::Top,
+    sync::report::Top,
 };
 
 /// The page is one file: it loads nothing from anywhere.

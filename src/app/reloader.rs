@@ -33,7 +33,7 @@ use crate::{
         metrics::ProcessMetrics,
         systemd,
     },
-    sync::sessions::Sessions,
+    sync::session::shared::Sessions,
 };
 
 /// Reads the config file again when asked.
@@ -191,7 +191,7 @@ impl Reloader {
             self.keeper.serve(bundle);
         }
         self.sessions.auth.set(policy);
-        self.sessions.review(true);
+        self.sessions.revalidate_all();
         report::show_sign_in(&new.config, &self.health);
         *now = new;
         changed

@@ -211,7 +211,7 @@ fn announce(config: &Config, app: &App) {
     app.health.enter(Phase::Running);
     app.metrics.process.ready.set(1);
     systemd::ready(&status_line(&app.health.report()));
-    info!(version = env!("CARGO_PKG_VERSION"), peer_id = %app.sync.sessions.us, "ready");
+    info!(version = env!("CARGO_PKG_VERSION"), peer_id = %app.sync.sessions.names.peer_id, "ready");
 }
 
 /// Builds the relay's test of itself: over connections of its own, without limits, and with metrics

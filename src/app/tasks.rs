@@ -32,7 +32,7 @@ use crate::{
         documents::Documents,
         local::{backups, journal::Journal, quarantine},
     },
-    sync::{rooms::Rooms, sessions::Sessions},
+    sync::{rooms::Rooms, session::shared::Sessions},
 };
 
 /// How often systemd's status line is renewed.
@@ -75,9 +75,9 @@ pub(super) fn review_sessions(
         async move {
             for round in 0u32.. {
                 tokio::time::sleep(REVIEW_EVERY).await;
-                sessions.review(false);
+                sessions.close_expired();
                 if round % SAVE_LAST_USE_EVERY == 0 {
-                    sessions.note_use();
+                    sessions.record_use();
                     let auth = sessions.auth.clone();
                     let saved = tokio::task::spawn_blocking(move || auth.last_use().save()).await;
                     if let Ok(Err(error)) = saved {

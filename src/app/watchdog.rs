@@ -26,7 +26,7 @@ use crate::{
     http::listener::Connections,
     observe::{metrics::ProcessMetrics, systemd},
     sync::{
-        rooms::NOTHING,
+        room::shared::NOTHING,
         wire::{self, Body, Message},
     },
 };

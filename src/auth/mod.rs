@@ -2,7 +2,7 @@
 //!
 //! [`rights`] are what scopes give, [`tokens`] is the file of the relay's own tokens,
 //! [`jwt`] tokens that somebody else signs, [`last_use`] when each token was last used. [`Auth`] holds what is in effect:
-//! a reload swaps it, and `sync::sessions` then asks again for every open session.
+//! a reload swaps it, and `sync::session` then revalidates every open session.
 
 pub mod jwt;
 pub mod last_use;

@@ -12,7 +12,7 @@ use super::{
     output::{print, printable, show, size},
     relay::RelayArguments,
 };
-use crate::sync::look::{Top, TopDocument, TopSession};
+use crate::sync::report::{Top, TopDocument, TopSession};
 
 /// How often `top` looks again on a terminal.
 const EVERY: Duration = Duration::from_secs(2);

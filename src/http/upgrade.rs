@@ -69,7 +69,7 @@ pub(super) async fn upgrade(State(app): State<App>, request: Request, next: Next
         .max_message_size(max_message)
         .max_frame_size(max_message)
         .on_upgrade(move |socket| {
-            let panics = sessions.metrics.panics.clone();
+            let panics = sessions.observed.metrics.panics.clone();
             // In a box: the future around it would have room for it twice.
             let session = sessions.run(socket, client, activity, admitted, place);
             let session = Box::pin(running.track_future(session));

@@ -12,8 +12,9 @@ use std::{
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// Bytes that show that the peer is there: all that it sent, and what it took of what had to wait for it.
-/// Bytes that the kernel takes at once prove nothing: it would take them for a dead peer too.
+/// Bytes that show that the peer is alive: those that it sent, and those that it accepted after the
+/// socket was full. Bytes that the kernel buffers at once show nothing: it buffers them for a dead
+/// peer too.
 #[derive(Debug, Default)]
 pub struct Activity {
     moved: AtomicU64,
@@ -28,7 +29,7 @@ impl Activity {
         self.moved.load(Ordering::Relaxed)
     }
 
-    /// How many of them the peer took.
+    /// How many of them the peer accepted.
     pub fn taken(&self) -> u64 {
         self.taken.load(Ordering::Relaxed)
     }
@@ -38,22 +39,22 @@ impl Activity {
         self.moved().saturating_sub(self.taken())
     }
 
-    /// Which large message is on its way: how many bytes had come before it.
+    /// The large message that is partially received, by how many bytes were received before it.
     pub fn unfinished(&self) -> Option<u64> {
         self.unfinished.load(Ordering::Relaxed).checked_sub(1)
     }
 
-    /// One is on its way, or none.
+    /// Sets or clears the large message that is partially received.
     pub fn set_unfinished(&self, after: Option<u64>) {
         self.unfinished.store(after.map_or(0, |after| after.saturating_add(1)), Ordering::Relaxed);
     }
 
-    /// Whether the connection is a WebSocket by now.
+    /// Whether the connection has become a WebSocket.
     pub fn is_upgraded(&self) -> bool {
         self.is_upgraded.load(Ordering::Relaxed)
     }
 
-    /// The connection becomes a WebSocket.
+    /// Marks the connection as a WebSocket.
     pub fn set_upgraded(&self) {
         self.is_upgraded.store(true, Ordering::Relaxed);
     }
@@ -68,21 +69,21 @@ impl Activity {
     }
 }
 
-/// A stream that notes its activity.
+/// A stream that records its activity.
 #[derive(Debug)]
 pub struct Metered<S> {
     stream: S,
     activity: Arc<Activity>,
     had_to_wait: bool,
-    /// Bytes read since others last had their turn.
+    /// Bytes read since the task last yielded.
     in_a_row: usize,
 }
 
-/// After so many bytes others have their turn: tiny frames of which no message comes take about a millisecond then.
+/// Bytes read before the task yields. Tiny frames without a message take about a millisecond then.
 const TURN: usize = 8 << 10;
 
 impl<S> Metered<S> {
-    /// Note what moves on `stream` in `activity`.
+    /// Records in `activity` what moves on `stream`.
     pub fn new(stream: S, activity: Arc<Activity>) -> Self {
         Self { stream, activity, had_to_wait: false, in_a_row: 0 }
     }
@@ -161,7 +162,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn only_bytes_that_the_peer_took_part_in_count() {
+    async fn only_bytes_that_show_a_live_peer_count() {
         let (ours, mut theirs) = tokio::io::duplex(8);
         let activity = Arc::new(Activity::default());
         let mut metered = Metered::new(ours, activity.clone());

@@ -6,11 +6,10 @@ use tokio::sync::{Semaphore, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    incoming::Arriving,
     peers::Peers,
-    room::{native, samod},
-    rooms::{Rooms, Shared},
-    sessions::{REFUSED_AT_ONCE, Sessions},
+    room::{self, native, samod},
+    rooms::Rooms,
+    session::shared::{Names, Observed, REFUSED_AT_ONCE, Receiving, Sessions},
 };
 use crate::{
     auth::Auth,
@@ -20,9 +19,6 @@ use crate::{
     observe::{log::Repeats, metrics::Metrics},
     storage::documents::Documents,
 };
-
-/// Permits for received bytes of the relay's own test of itself, in KiB.
-const PROBE_PLACES: u32 = 64;
 
 /// What sync is built from.
 #[expect(missing_docs, reason = "the types say it")]
@@ -57,77 +53,57 @@ impl Sync {
     pub fn build(needs: Needs<'_>) -> Self {
         let Needs { config, documents, auth, repeats, storage_id, metrics } = needs;
         let now = config.borrow().clone();
+        let names =
+            Names { peer_id: now.sync.peer_id().into(), storage_id: storage_id.as_str().into() };
         let peers = Arc::new(Peers::default());
         let probe = DocumentId::random();
         let principals = Arc::new(Principals::default());
         // More long work at a time than processors only takes more memory at a time.
         let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let heavy = Arc::new(Turns::new(processors));
-        let rooms = Rooms::new(Shared {
+        let rooms = Rooms::new(room::shared::Needs {
             config: config.clone(),
             documents: documents.clone(),
             peers: peers.clone(),
             principals: principals.clone(),
             engine: match now.sync.engine {
                 EngineKind::Native => native::engine(heavy.clone()),
-                EngineKind::Samod => samod::engine(storage_id.clone(), heavy.clone(), metrics),
+                EngineKind::Samod => samod::engine(storage_id, heavy.clone(), metrics),
             },
-            storage_id: storage_id.as_str().into(),
+            storage_id: names.storage_id.clone(),
             probe,
             metrics: metrics.clone(),
         });
         let draining = CancellationToken::new();
-        let receive_places = now.sync.receive_places();
         let sessions = Arc::new(Sessions {
             config,
             rooms: rooms.clone(),
             peers,
             documents,
             auth,
-            metrics: metrics.sessions.clone(),
-            repeats,
-            us: now.sync.peer_id().into(),
-            storage_id,
-            receive_queue: Arc::new(Semaphore::new(receive_places as usize)),
-            receive_places,
-            arriving: Arriving::new(metrics.sessions.arriving.clone()),
-            refused: Semaphore::new(REFUSED_AT_ONCE),
+            names,
+            receiving: Receiving::new(now.sync.receive_places(), &metrics.sessions),
+            observed: Observed {
+                metrics: metrics.sessions.clone(),
+                repeats,
+                polls: metrics.process.poll_seconds.with_label_values(&["session"]),
+                is_probe: false,
+            },
+            refusing: Semaphore::new(REFUSED_AT_ONCE),
             heavy,
-            polls: metrics.process.poll_seconds.with_label_values(&["session"]),
-            is_probe: false,
             draining: draining.clone(),
         });
         Self { rooms, sessions, running: TaskTracker::new(), principals, probe, draining }
     }
 
-    /// The sessions of the relay's own test of itself: of the same rooms, under another config, and
-    /// with permits and metrics that nobody shares.
+    /// The sessions of the relay's own test of itself.
     pub fn for_probe(
         &self,
         config: watch::Receiver<Arc<Config>>,
         auth: Arc<Auth>,
         metrics: &Metrics,
     ) -> Self {
-        let shared = &self.sessions;
-        let sessions = Arc::new(Sessions {
-            config,
-            rooms: self.rooms.clone(),
-            peers: shared.peers.clone(),
-            documents: shared.documents.clone(),
-            auth,
-            metrics: metrics.sessions.clone(),
-            repeats: Arc::default(),
-            us: shared.us.clone(),
-            storage_id: shared.storage_id.clone(),
-            receive_queue: Arc::new(Semaphore::new(PROBE_PLACES as usize)),
-            receive_places: PROBE_PLACES,
-            arriving: Arriving::new(metrics.sessions.arriving.clone()),
-            refused: Semaphore::new(1),
-            heavy: shared.heavy.clone(),
-            polls: shared.polls.clone(),
-            is_probe: true,
-            draining: self.draining.clone(),
-        });
+        let sessions = Arc::new(self.sessions.for_probe(config, auth, metrics));
         Self { sessions, running: TaskTracker::new(), ..self.clone() }
     }
 }

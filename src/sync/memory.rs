@@ -1,4 +1,4 @@
-//! The memory that live documents may take: beyond it idle rooms leave, and then no new room is made.
+//! The memory limit of live documents. Above it idle rooms unload, and if that is not enough no document is opened.
 
 #![allow(clippy::disallowed_methods, reason = "/proc and /sys are in memory")]
 
@@ -6,12 +6,12 @@ use std::{fs, path::Path, sync::Mutex};
 
 use crate::{base::lock::lock, config::MemoryLimit};
 
-/// The limit in effect. What a share means on this machine is worked out once for each.
+/// The limit in effect, with the bytes that it means on this machine.
 #[derive(Default)]
 pub struct Budget(Mutex<Option<(MemoryLimit, Option<u64>)>>);
 
 impl Budget {
-    /// Whether the process has more memory than `of`.
+    /// Whether the process uses more memory than `of`.
     pub fn is_exceeded(&self, of: MemoryLimit) -> bool {
         let mut known = lock(&self.0);
         let (_, bytes) = match *known {
@@ -23,8 +23,9 @@ impl Budget {
     }
 }
 
-/// Bytes that `limit` means on this machine: of a percentage, that of the RAM or of what systemd's `MemoryMax`
-/// (or a container's limit) leaves of it. None where neither can be told: then nothing is limited.
+/// The bytes that `limit` means on this machine. A percentage is one of the RAM, or of systemd's
+/// `MemoryMax` (or a container's limit) if that is less. None if neither is known: then there is no
+/// limit.
 pub fn limit(limit: MemoryLimit) -> Option<u64> {
     match limit {
         MemoryLimit::Bytes(size) => Some(size.0),
@@ -35,7 +36,7 @@ pub fn limit(limit: MemoryLimit) -> Option<u64> {
     }
 }
 
-/// Bytes of memory that the process has and that are not files' (`proc(5)`, `/proc/self/statm`).
+/// Bytes of memory of the process that are not backed by files (`proc(5)`, `/proc/self/statm`).
 fn used() -> Option<u64> {
     let statm = fs::read_to_string("/proc/self/statm").ok()?;
     let mut pages = statm.split(' ').skip(1).map_while(|pages| pages.parse::<u64>().ok());
@@ -43,7 +44,7 @@ fn used() -> Option<u64> {
     Some(resident.saturating_sub(shared) * rustix::param::page_size() as u64)
 }
 
-/// `proc(5)`, `/proc/meminfo`.
+/// Bytes of RAM (`proc(5)`, `/proc/meminfo`).
 fn ram() -> Option<u64> {
     let meminfo = fs::read_to_string("/proc/meminfo").ok()?;
     let line = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
@@ -56,8 +57,8 @@ fn cgroup_limit() -> Option<u64> {
     groups.lines().filter_map(group_limit).min()
 }
 
-/// The limit of one line of `/proc/self/cgroup`: `0::/system.slice/x.service`, or `9:memory:/...` in the old
-/// hierarchy.
+/// The limit of one line of `/proc/self/cgroup`: `0::/system.slice/x.service`, or `9:memory:/...` in
+/// the old hierarchy.
 fn group_limit(line: &str) -> Option<u64> {
     let (mount, file, path) = match line.splitn(3, ':').collect::<Vec<_>>().as_slice() {
         ["0", "", path] => ("/sys/fs/cgroup", "memory.max", *path),
@@ -66,7 +67,7 @@ fn group_limit(line: &str) -> Option<u64> {
     };
     let group = Path::new(mount).join(path.trim_start_matches('/'));
     let above = group.ancestors().take_while(|above| above.starts_with(mount));
-    // "max" is no number, and no limit.
+    // "max" is not a number: there is no limit.
     let limits = above.filter_map(|group| fs::read_to_string(group.join(file)).ok());
     limits.filter_map(|limit| limit.trim().parse().ok()).min()
 }

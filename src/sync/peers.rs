@@ -1,7 +1,5 @@
 //! All sessions: by id, and by the peer id they joined with.
 
-use super::session::Session;
-use crate::base::{lock::lock, principal::Principal, session_id::SessionId};
 use std::{
     collections::HashMap,
     sync::{
@@ -9,6 +7,9 @@ use std::{
         atomic::{AtomicU64, Ordering},
     },
 };
+
+use super::session::handle::Session;
+use crate::base::{lock::lock, principal::Principal, session_id::SessionId};
 
 /// The sessions that are open.
 #[derive(Default)]
@@ -20,7 +21,8 @@ pub struct Peers {
 #[derive(Default)]
 struct Table {
     sessions: HashMap<SessionId, Weak<Session>>,
-    /// Who uses each peer id, those first who came first: the id is theirs, and they alone speak under it.
+    /// The users of each peer id, the first one first: the id belongs to its principal, and nobody
+    /// else may speak under it.
     users: HashMap<Arc<str>, Vec<User>>,
     /// The other peer ids under which a session speaks.
     spoken: HashMap<SessionId, Vec<Arc<str>>>,
@@ -33,7 +35,7 @@ struct User {
     has_joined: bool,
 }
 
-/// Peers that one session speaks for: a shared worker's tabs.
+/// How many other peers one session may speak for, such as a shared worker's tabs.
 const SPOKEN_FOR: usize = 16;
 
 impl Peers {
@@ -46,7 +48,7 @@ impl Peers {
         SessionId(1 + self.next.fetch_add(1, Ordering::Relaxed))
     }
 
-    /// Take in a session that has joined. Returns the older session of the same peer id and principal,
+    /// Adds a session that has joined. Returns the older session of the same peer id and principal,
     /// which is to be closed.
     pub fn join(&self, session: &Arc<Session>) -> Option<Arc<Session>> {
         let mut table = self.table();
@@ -64,7 +66,7 @@ impl Peers {
         older.and_then(|older| table.sessions.get(&older)?.upgrade())
     }
 
-    /// Forget a session that has ended.
+    /// Removes a session that has ended.
     pub fn leave(&self, session: &Session) {
         let mut table = self.table();
         table.sessions.remove(&session.id);
@@ -85,9 +87,10 @@ impl Peers {
         self.table().sessions.get(&id)?.upgrade()
     }
 
-    /// Whether a session may speak as `author`: as itself, or for a peer behind it such as a tab behind a shared worker; not
-    /// under an id that is somebody else's, nor for a peer that is here itself.
-    pub fn may_speak(&self, session: &Session, author: &str) -> bool {
+    /// Claims the peer id `author` for messages of a session: its own id, or that of a peer behind it,
+    /// such as a tab behind a shared worker. Returns false if the id belongs to another principal, or
+    /// if a peer with this id has joined itself.
+    pub fn claim_author(&self, session: &Session, author: &str) -> bool {
         let mut table = self.table();
         let (id, principal) = (session.id, &session.access.principal);
         if let Some(users) = table.users.get(author) {
@@ -112,12 +115,12 @@ impl Peers {
         self.table().sessions.values().filter_map(Weak::upgrade).collect()
     }
 
-    /// How many have joined.
+    /// How many sessions have joined.
     pub fn len(&self) -> usize {
         self.table().sessions.len()
     }
 
-    /// Whether none has joined.
+    /// Whether no session has joined.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -141,9 +144,9 @@ mod tests {
         let second = session(&peers, "tab", "alice");
         assert_eq!(peers.join(&second).expect("the older one").id, first.id);
         peers.leave(&first);
-        assert!(peers.may_speak(&second, "tab") && !peers.may_speak(&thief, "tab"));
+        assert!(peers.claim_author(&second, "tab") && !peers.claim_author(&thief, "tab"));
         peers.leave(&second);
-        assert!(peers.may_speak(&thief, "tab"), "nobody else is there");
+        assert!(peers.claim_author(&thief, "tab"), "nobody else is there");
         assert_eq!(peers.all().len(), 1);
         peers.leave(&thief);
         assert!(peers.is_empty());
@@ -156,15 +159,15 @@ mod tests {
         let worker = session(&peers, "worker", "alice");
         let thief = session(&peers, "tab-1", "mallory");
         peers.join(&worker);
-        assert!(peers.may_speak(&worker, "tab-1") && peers.may_speak(&worker, "tab-2"));
+        assert!(peers.claim_author(&worker, "tab-1") && peers.claim_author(&worker, "tab-2"));
         peers.join(&thief);
-        assert!(peers.may_speak(&worker, "tab-1") && !peers.may_speak(&thief, "tab-1"));
-        assert!(!peers.may_speak(&thief, "tab-2") && !peers.may_speak(&thief, "worker"));
+        assert!(peers.claim_author(&worker, "tab-1") && !peers.claim_author(&thief, "tab-1"));
+        assert!(!peers.claim_author(&thief, "tab-2") && !peers.claim_author(&thief, "worker"));
         let tab = session(&peers, "tab-2", "alice");
         peers.join(&tab);
-        assert!(peers.may_speak(&tab, "tab-2") && !peers.may_speak(&worker, "tab-2"));
+        assert!(peers.claim_author(&tab, "tab-2") && !peers.claim_author(&worker, "tab-2"));
         for n in 0..1000 {
-            assert!(peers.may_speak(&worker, &format!("tab-of-many-{n}")));
+            assert!(peers.claim_author(&worker, &format!("tab-of-many-{n}")));
         }
         assert!(peers.table().users.len() < 2 * SPOKEN_FOR);
         for session in [&worker, &thief, &tab] {

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use futures::{SinkExt, stream::SplitSink};
 use tokio::sync::{Notify, watch};
 
-use super::{incoming::Incoming, outbound::Next, session::Session, wire};
+use super::{incoming::Incoming, outbound::Next, session::handle::Session, wire};
 use crate::{
     base::{closing::Closing, session_id::SessionId},
     config::Config,

@@ -154,7 +154,7 @@ test('reload takes over what it can, and refuses the rest by name, all or nothin
   assert.equal(await relay.metric('tonk_relay_limit{key="limits.connections"}'), 7);
   assert.equal(await (await fetch(`${relay.url}/readyz`)).text(), 'ok\n');
   await share(relay.client(t), { n: 1 });
-  assert.match(relay.log, /DEBUG tonk_relay::sync::rooms/, 'the new level is in effect');
+  assert.match(relay.log, /DEBUG tonk_relay::sync::room/, 'the new level is in effect');
 
   await writeFile(file, `${before}[limits]\nconnections = 8\n`);
   relay.child.kill('SIGHUP');

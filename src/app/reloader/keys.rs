@@ -57,7 +57,7 @@ impl Reloader {
         match read {
             Ok(policy) => {
                 self.sessions.auth.set(policy);
-                self.sessions.review(true);
+                self.sessions.revalidate_all();
                 self.health.degrade("keys", None);
                 true
             }

@@ -10,7 +10,7 @@ use crate::{
         output::{print, printable, short},
         relay::StorageArguments,
     },
-    sync::follow::{Event, What},
+    sync::events::{Event, What},
 };
 
 /// Say what happens to a document until the relay ends, or whoever reads has had enough.

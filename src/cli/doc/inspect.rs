@@ -15,7 +15,7 @@ use crate::{
         inspect::Inspection,
         local::{blocked::Block, quarantine::Entry},
     },
-    sync::look::{LiveDocument, LiveSession},
+    sync::report::{LiveDocument, LiveSession},
 };
 
 pub(super) fn run(id: DocumentId, arguments: &StorageArguments) -> Result<(), CliError> {

@@ -10,10 +10,9 @@ use bytes::Bytes;
 
 use crate::{
     base::{lock::lock, session_id::SessionId},
-    document::core::event::Ticket,
+    document::{core::event::Ticket, sync_message::SyncMessage},
     limits::Charge,
     storage::documents::{Documents, Unsaved},
-    sync::wire::SyncMessage,
 };
 
 /// Messages of fewer bytes are copied: each of them may keep a read buffer of its connection in

@@ -3,7 +3,12 @@
 //! [`Core`] decides what to do; here it is done: steps that take long go to a thread of their own, one write at a
 //! time is under way, and what the core wants sent is sent.
 
-use super::{Engine, EngineFailed, EngineStart, Port, done};
+use super::{
+    engine::{Engine, EngineFailed, EngineStart, Start, done},
+    members::Members,
+    pending::{Left, Pending},
+    port::Port,
+};
 use crate::{
     base::{document_id::DocumentId, session_id::SessionId},
     config::Size,
@@ -16,6 +21,7 @@ use crate::{
             state::Core,
         },
         gate::Refusal,
+        sync_message::SyncMessage,
     },
     limits::{
         Charge,
@@ -23,14 +29,7 @@ use crate::{
     },
     observe::usage::{Usage, thread_time},
     storage::documents::{Documents, SeedSnapshot},
-    sync::{
-        look::EngineLook,
-        room::{
-            Start,
-            pending::{Left, Pending},
-        },
-        wire::SyncMessage,
-    },
+    sync::report::EngineReport,
 };
 use automerge::ChangeHash;
 use bytes::Bytes;
@@ -39,7 +38,6 @@ use futures::{
     future::{BoxFuture, join_all},
 };
 use std::{
-    collections::HashMap,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc,
@@ -72,7 +70,8 @@ struct NativeEngine {
     failed: EngineFailed,
     /// What came since the last step.
     events: Vec<Event>,
-    ports: HashMap<SessionId, Port>,
+    /// The room's members, with the way to each of them.
+    members: Arc<Members>,
     /// The writes under way, one after the other.
     write: Option<BoxFuture<'static, ()>>,
     /// The served bundle's snapshot, which is stored before the first change that builds on it.
@@ -109,7 +108,7 @@ struct Stepped {
 
 impl NativeEngine {
     fn new(start: Start, heavy: Arc<Turns>) -> Self {
-        let Start { documents, document, opened, usage, pending } = start;
+        let Start { documents, document, opened, members, usage, pending } = start;
         let values = opened.unpacked.values;
         let stored = opened.chunks.into_iter().map(|(key, data)| (key, data.len()));
         let core = Box::new(Core::new(document, opened.doc, documents.max(), values, stored));
@@ -122,7 +121,7 @@ impl NativeEngine {
             core: Place::Here(core),
             is_in_step: false,
             events: Vec::new(),
-            ports: HashMap::new(),
+            members,
             write: None,
             seed: opened.base,
             removal: None,
@@ -178,16 +177,14 @@ impl NativeEngine {
 
     /// Who takes a place for a step that is mostly one session's, or nobody's.
     fn payer(&self, session: Option<SessionId>) -> Payer {
-        let port = session.and_then(|session| self.ports.get(&session));
-        port.map_or(Payer::Document(self.document), Port::payer)
+        let payer = session.and_then(|session| self.members.with_port(session, Port::payer));
+        payer.unwrap_or(Payer::Document(self.document))
     }
 
     /// Have sessions pay, or pay them back where `sign` is -1.
     fn charge(&self, shares: impl Iterator<Item = (SessionId, Duration)>, sign: i64) {
         for (session, share) in shares {
-            if let Some(port) = self.ports.get(&session) {
-                port.charge(share, sign);
-            }
+            self.members.with_port(session, |port| port.charge(share, sign));
         }
     }
 
@@ -248,11 +245,9 @@ impl NativeEngine {
         error!(document = %self.document, "a panic in the document's engine; it is started anew");
         let from = SessionId(self.taking_in.load(Ordering::Relaxed));
         self.failed_in_step(from);
-        if let Some(port) = self.ports.get(&from) {
-            let reason = format!("the changes to {} make automerge fail", self.document);
-            port.refuse(&reason, "unappliable");
-            self.failed.is_mended = true;
-        }
+        let reason = format!("the changes to {} make automerge fail", self.document);
+        let refused = self.members.with_port(from, |port| port.refuse(&reason, "unappliable"));
+        self.failed.is_mended |= refused.is_some();
     }
 
     /// A step that took in changes of a session has failed, or of none if that is 0: they are not
@@ -281,14 +276,10 @@ impl NativeEngine {
         for effect in stepped.effects {
             match effect {
                 Effect::Send { to, message } => {
-                    if let Some(port) = self.ports.get(&to) {
-                        port.sync_granted(&message);
-                    }
+                    self.members.with_port(to, |port| port.sync_granted(&message));
                 }
                 Effect::KeepBack { from } => {
-                    if let Some(port) = self.ports.get(&from) {
-                        port.when_room();
-                    }
+                    self.members.with_port(from, |port| port.when_room());
                 }
                 Effect::Save { key, data } => {
                     self.pending.write_begins();
@@ -310,23 +301,19 @@ impl NativeEngine {
                     if let Some(ticket) = ticket {
                         self.pending.admitted(ticket, new_changes > 0 || has_orphans);
                     }
-                    if let Some(port) = self.ports.get(&from) {
-                        port.applied(new_changes);
-                    }
+                    self.members.with_port(from, |port| port.applied(new_changes));
                 }
                 Effect::Refuse { from, ticket, why } => {
                     if let Some(ticket) = ticket {
                         self.pending.refused(ticket);
                     }
-                    if let Some(port) = self.ports.get(&from) {
-                        let (reason, label) = match why {
-                            Refused::Gate(why) => {
-                                (format!("the changes to {} {why}", self.document), why.label())
-                            }
-                            Refused::TooLarge(why) => (why, "max_document"),
-                        };
-                        port.refuse(&reason, label);
-                    }
+                    let (reason, label) = match why {
+                        Refused::Gate(why) => {
+                            (format!("the changes to {} {why}", self.document), why.label())
+                        }
+                        Refused::TooLarge(why) => (why, "max_document"),
+                    };
+                    self.members.with_port(from, |port| port.refuse(&reason, label));
                 }
             }
         }
@@ -417,13 +404,11 @@ impl Engine for NativeEngine {
     fn join(&mut self, port: Port) -> BoxFuture<'_, ()> {
         let (id, full, reads_only) = (port.session(), port.full(), port.reads_only());
         self.events.push(Event::Join { id, full, reads_only });
-        self.ports.insert(port.session(), port);
         std::future::ready(()).boxed()
     }
 
     fn leave(&mut self, session: SessionId) {
         self.events.push(Event::Leave(session));
-        self.ports.remove(&session);
     }
 
     fn receive(
@@ -479,17 +464,17 @@ impl Engine for NativeEngine {
         }
     }
 
-    fn look(&mut self) -> BoxFuture<'_, EngineLook> {
+    fn report(&mut self) -> BoxFuture<'_, EngineReport> {
         async move {
             self.come_back().await;
             match &self.core {
-                Place::Here(core) => EngineLook {
+                Place::Here(core) => EngineReport {
                     heads: Some(core.heads().to_vec()),
                     changes: Some(core.progress().0),
                     bytes: Some(core.stored_bytes() as u64),
                     theirs: core.peer_heads(),
                 },
-                Place::Away(_) | Place::Lost => EngineLook::default(),
+                Place::Away(_) | Place::Lost => EngineReport::default(),
             }
         }
         .boxed()

@@ -52,7 +52,7 @@ fn action() -> impl Strategy<Value = Action> {
 impl Peer {
     /// Hear and answer what has come.
     async fn hear(&mut self) {
-        while let Some(next) = self.session.outbound().try_next() {
+        while let Some(next) = self.session.outbound.try_next() {
             self.take(next).await;
         }
     }
@@ -146,7 +146,7 @@ impl<'a> Peers<'a> {
                     self.peers[p].depart();
                 }
             }
-            Action::Evict => self.fixture.rooms.send_idle_away(),
+            Action::Evict => self.fixture.rooms.shared.evict_idle(),
             Action::Pause => tokio::time::sleep(Duration::from_millis(2)).await,
             Action::Hear(p) => self.hear(p).await,
             Action::Request(p, _) | Action::Say(p, _) if self.is_away[p] => {}

@@ -1,7 +1,7 @@
 //! What peers sent and left behind is stored, however the engine or the room that had it ends.
 
-use super::*;
-use crate::{config::Rate, sync::room::Start};
+use super::{fragile::Fragile, *};
+use crate::config::Rate;
 
 /// A Bloom filter without bits, which sessions refuse: automerge divides by their number when it
 /// answers.

@@ -1,5 +1,5 @@
 //! What happens to a document, for an operator who follows it: who sent what, and whether it was applied or refused and
-//! why. Never content.
+//! why. Events contain no content.
 
 use std::{
     collections::HashMap,
@@ -13,12 +13,12 @@ use std::{
 use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast;
 
-use super::session::Session;
+use super::session::handle::Session;
 use crate::base::{document_id::DocumentId, lock::lock};
 
-/// Events that wait for a follower; one that reads too slowly hears how many it missed.
+/// Events that wait for a follower. One that reads too slowly is told how many it missed.
 const WAITING: usize = 1024;
-/// Documents that are followed at a time.
+/// How many documents may be followed at a time.
 const FOLLOWED: usize = 16;
 
 /// Something that happened.
@@ -44,37 +44,37 @@ pub struct Event {
 pub enum What {
     /// The document was loaded, or nobody has it and it is looked for.
     Opened { heads: Vec<String> },
-    /// It left memory.
+    /// The document left memory.
     Unloaded { reason: String },
     /// A session mentioned it for the first time.
     Joined,
-    /// A session is gone.
+    /// A session left.
     Left,
-    /// A message came: "sync", "request" or "ephemeral".
+    /// A message was received: "sync", "request" or "ephemeral".
     Received { kind: String, bytes: usize, heads: usize, brings_changes: bool },
-    /// Changes of a message were taken in; those that were here already are not counted.
+    /// Changes of a message were applied. Those that the document had are not counted.
     Applied { new_changes: u64 },
-    /// A message was not taken, or its session closed for it.
+    /// A message was refused, or its session closed for it.
     Refused { reason: String },
     /// A message was sent: "sync", "request", "ephemeral", "doc-unavailable" or "remote-heads-changed".
     Sent { kind: String, bytes: usize },
-    /// There was something to send, and the session reads too slowly: it is told later.
+    /// The session reads too slowly: what there is to send is kept back.
     KeptBack,
-    /// All up to these heads is durable.
+    /// Everything up to these heads is durable.
     Saved { heads: Vec<String> },
-    /// Events that the follower was too slow for.
+    /// The follower was too slow for some events.
     Missed { events: u64 },
 }
 
 /// Who follows which document.
 #[derive(Default)]
 pub struct Followers {
-    /// How many documents are followed: mostly none, and then nothing more is done.
+    /// How many documents are followed. Usually none, which makes reporting cheap.
     count: AtomicUsize,
     documents: Mutex<HashMap<DocumentId, broadcast::Sender<Event>>>,
 }
 
-/// One follower of a document, for as long as it lives.
+/// One follower of a document, until it is dropped.
 pub struct Following {
     followers: Arc<Followers>,
     document: DocumentId,
@@ -82,7 +82,7 @@ pub struct Following {
 }
 
 impl Followers {
-    /// Follow a document; none if too many are followed.
+    /// Follows a document. None if too many documents are followed.
     pub fn follow(self: &Arc<Self>, document: DocumentId) -> Option<Following> {
         let mut documents = lock(&self.documents);
         if !documents.contains_key(&document) && documents.len() >= FOLLOWED {
@@ -94,8 +94,8 @@ impl Followers {
         Some(Following { followers: self.clone(), document, events })
     }
 
-    /// Say what happened, if somebody follows the document.
-    pub fn tell(
+    /// Reports what happened, if somebody follows the document.
+    pub fn report(
         &self,
         document: DocumentId,
         session: Option<&Session>,
@@ -109,13 +109,13 @@ impl Followers {
         let at = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
         let peer = session.map(|session| session.peer_id.to_string());
         let connection = session.map(|session| session.id.to_string());
-        // Nobody listens only while the last follower leaves.
+        // It fails while the last follower leaves.
         let _ = events.send(Event { at, peer, connection, what: what() });
     }
 }
 
 impl Following {
-    /// The next event.
+    /// Waits for the next event.
     pub async fn next(&mut self) -> Option<Event> {
         match self.events.recv().await {
             Ok(event) => Some(event),
@@ -144,23 +144,23 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn followers_hear_of_their_document_alone_and_of_what_they_missed() {
+    async fn followers_get_the_events_of_their_document_and_how_many_they_missed() {
         let followers = Arc::new(Followers::default());
         let document = |n| DocumentId::from_bytes([n; 16]);
-        followers.tell(document(1), None, || unreachable!("nobody follows"));
+        followers.report(document(1), None, || unreachable!("nobody follows"));
         let mut following = followers.follow(document(1)).expect("there is room");
-        followers.tell(document(2), None, || unreachable!("nobody follows this one"));
-        followers.tell(document(1), None, || What::Joined);
+        followers.report(document(2), None, || unreachable!("nobody follows this one"));
+        followers.report(document(1), None, || What::Joined);
         assert_eq!(following.next().await.expect("an event").what, What::Joined);
         for _ in 0..WAITING + 3 {
-            followers.tell(document(1), None, || What::Left);
+            followers.report(document(1), None, || What::Left);
         }
         let What::Missed { events } = following.next().await.expect("an event").what else {
             panic!("it was too slow");
         };
         assert_eq!(events, 3);
         drop(following);
-        followers.tell(document(1), None, || unreachable!("nobody follows any more"));
+        followers.report(document(1), None, || unreachable!("nobody follows any more"));
         let all: Vec<_> = (0..FOLLOWED as u8).map(|n| followers.follow(document(n))).collect();
         assert!(all.iter().all(Option::is_some));
         assert!(followers.follow(document(99)).is_none());

@@ -1,4 +1,4 @@
-//! Ephemeral messages of a room: each is passed on once.
+//! Which ephemeral messages a room has seen: each is passed on once.
 
 use std::collections::HashMap;
 
@@ -7,24 +7,25 @@ use crate::base::{principal::Principal, session_id::SessionId};
 /// Authors remembered for each session of a room; a shared worker gossips for its tabs.
 const AUTHORS: usize = 16;
 
-/// The highest count seen of each author and author session, for each principal that brought some of it. An entry lasts as long
-/// as the session that brought it first.
+/// The highest count seen of each author and author session, for each principal that sent some of
+/// its messages. An entry is kept as long as the session that sent the first of them.
 #[derive(Debug, Default)]
 pub struct Seen {
-    counts: HashMap<(String, String), Vec<Brought>>,
+    counts: HashMap<(String, String), Vec<Sent>>,
 }
 
 #[derive(Debug)]
-struct Brought {
+struct Sent {
     principal: Principal,
     by: SessionId,
     highest: u64,
 }
 
 impl Seen {
-    /// Whether a message is new: its count is above all that were seen of this author and author session, by whoever stands
-    /// behind them. Counts rise (`automerge-repo`, `EphemeralMessage.count`), so the highest one is all there is to know.
-    pub fn is_new(
+    /// Records a message. Returns whether it is new: its count is above all that were seen of this
+    /// author and author session from the same principal. Counts rise (`automerge-repo`,
+    /// `EphemeralMessage.count`), so only the highest one is kept.
+    pub fn record(
         &mut self,
         (from, principal): (SessionId, &Principal),
         author: &str,
@@ -45,12 +46,13 @@ impl Seen {
         {
             self.forget_one(&any, from);
         }
-        let brought = Brought { principal: principal.clone(), by: from, highest: count };
+        let brought = Sent { principal: principal.clone(), by: from, highest: count };
         self.counts.entry(key).or_default().push(brought);
         true
     }
 
-    /// Whether a message of this author, author session and count was passed on, or is older than one that was.
+    /// Whether a message of this author, author session and count was passed on, or is older than one
+    /// that was.
     pub fn has_passed_on(&self, author: &str, session: &str, count: u64) -> bool {
         let key = (author.to_owned(), session.to_owned());
         self.counts.get(&key).into_iter().flatten().any(|brought| count <= brought.highest)
@@ -65,7 +67,7 @@ impl Seen {
         }
     }
 
-    /// Forget what a session brought.
+    /// Forgets what a session has sent.
     pub fn forget(&mut self, session: SessionId) {
         self.counts.retain(|_, brought| {
             brought.retain(|one| one.by != session);
@@ -79,24 +81,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_message_is_new_once_whoever_brings_it() {
+    fn a_message_is_new_once_for_all_sessions_of_a_principal() {
         let mut seen = Seen::default();
         let (alice, mallory) = (Principal("alice".into()), Principal("mallory".into()));
         let (a, b) = ((SessionId(1), &alice), (SessionId(2), &alice));
-        assert!(seen.is_new(a, "alice", "s", 1));
-        assert!(!seen.is_new(a, "alice", "s", 1));
-        assert!(!seen.is_new(b, "alice", "s", 1), "gossip of the same message");
-        assert!(seen.is_new((SessionId(3), &mallory), "alice", "s", u64::MAX));
-        assert!(seen.is_new(b, "alice", "s", 2), "what others say in her name is not hers");
-        assert!(seen.is_new(a, "alice", "after a restart", 1));
+        assert!(seen.record(a, "alice", "s", 1));
+        assert!(!seen.record(a, "alice", "s", 1));
+        assert!(!seen.record(b, "alice", "s", 1), "gossip of the same message");
+        assert!(seen.record((SessionId(3), &mallory), "alice", "s", u64::MAX));
+        assert!(seen.record(b, "alice", "s", 2), "what others say in her name is not hers");
+        assert!(seen.record(a, "alice", "after a restart", 1));
     }
 
     #[test]
-    fn what_was_passed_on_is_known_whoever_sends_it_back() {
+    fn a_message_that_was_passed_on_is_recognized_from_any_session() {
         let mut seen = Seen::default();
         let alice = Principal("alice".into());
         assert!(!seen.has_passed_on("alice", "s", 3));
-        assert!(seen.is_new((SessionId(1), &alice), "alice", "s", 3));
+        assert!(seen.record((SessionId(1), &alice), "alice", "s", 3));
         assert!(seen.has_passed_on("alice", "s", 3) && seen.has_passed_on("alice", "s", 2));
         assert!(!seen.has_passed_on("alice", "s", 4), "nobody speaks ahead of her");
         assert!(!seen.has_passed_on("alice", "other", 1) && !seen.has_passed_on("bob", "s", 1));
@@ -105,10 +107,10 @@ mod tests {
     }
 
     #[test]
-    fn what_is_remembered_is_bounded_and_goes_with_the_session() {
+    fn counts_are_bounded_and_are_forgotten_with_their_session() {
         let mut seen = Seen::default();
         for n in 0..1000 {
-            seen.is_new((SessionId(1), &Principal::anybody()), &format!("author-{n}"), "s", 1);
+            seen.record((SessionId(1), &Principal::anybody()), &format!("author-{n}"), "s", 1);
         }
         assert_eq!(seen.counts.len(), AUTHORS);
         seen.forget(SessionId(1));

@@ -114,10 +114,10 @@ async fn only_rooms_without_sessions_are_evicted() {
         peer.edit(document, "a").await;
         peer.until("stored", |peer| peer.in_sync(document)).await;
     }
-    fixture.rooms.send_idle_away();
+    fixture.rooms.shared.evict_idle();
     alice.leave();
     let is_idle = || {
-        fixture.rooms.send_idle_away();
+        fixture.rooms.shared.evict_idle();
         evicted.get() == 1
     };
     until("the room without sessions is evicted", is_idle).await;
@@ -140,7 +140,7 @@ async fn a_slow_member_hears_everything_in_the_end_and_holds_nobody_up() {
         alice.edit(id(1), &format!("key {n}")).await;
         alice.until("stored", |alice| alice.in_sync(id(1))).await;
     }
-    assert!(slow.session.outbound().unsent() < 4_000, "most of it is kept back");
+    assert!(slow.session.outbound.unsent() < 4_000, "most of it is kept back");
     slow.until("all", |slow| (0..50).all(|n| slow.has(id(1), &format!("key {n}")))).await;
     assert!(slow.closed.is_none());
     // One that leaves while something is kept back for it is forgotten.

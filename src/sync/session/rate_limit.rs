@@ -1,4 +1,4 @@
-//! How fast a connection sends.
+//! How fast a session may send.
 
 use std::time::{Duration, Instant};
 
@@ -10,22 +10,23 @@ pub(super) struct Load {
     pub(super) bytes: u64,
 }
 
-/// What one connection has sent of late.
-pub(super) struct Flow {
+/// What a session may still send, by each of its limits.
+pub(super) struct RateLimit {
     messages: Bucket,
     bytes: Bucket,
     processor: Bucket,
 }
 
-impl Flow {
-    /// Nothing yet.
+impl RateLimit {
+    /// The limits of a session that has sent nothing.
     pub(super) fn new() -> Self {
         let now = Instant::now();
         Self { messages: Bucket::new(now), bytes: Bucket::new(now), processor: Bucket::new(now) }
     }
 
-    /// Count a message, and the processor time that messages `took` since the last. Returns how long to wait before the next is
-    /// read, if it is not at once, and for which limit.
+    /// Counts a message, and the processor time that messages `took` since the last one. Returns how
+    /// long to wait before reading the next message and which limit requires it, or none if it may
+    /// be read at once.
     pub(super) fn take(
         &mut self,
         load: Load,
@@ -53,15 +54,15 @@ mod tests {
     use crate::config::Share;
 
     #[test]
-    fn who_takes_more_of_the_processor_than_its_share_is_read_later() {
+    fn a_session_over_its_processor_share_is_throttled() {
         let limits = Limits { processor_per_connection: Share::percent(25), ..Limits::default() };
-        let mut flow = Flow::new();
+        let mut limit = RateLimit::new();
         let now = Instant::now();
         let load = || Load { messages: 1, bytes: 100 };
         let second = Duration::from_secs(1);
-        assert_eq!(flow.take(load(), 2 * second, &limits, now), None, "a quarter of ten seconds");
-        let wait = flow.take(load(), second, &limits, now);
+        assert_eq!(limit.take(load(), 2 * second, &limits, now), None, "a quarter of ten seconds");
+        let wait = limit.take(load(), second, &limits, now);
         assert_eq!(wait, Some((2 * second, "processor_per_connection")));
-        assert_eq!(flow.take(load(), Duration::ZERO, &limits, now + 2 * second), None);
+        assert_eq!(limit.take(load(), Duration::ZERO, &limits, now + 2 * second), None);
     }
 }

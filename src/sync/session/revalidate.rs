@@ -1,34 +1,37 @@
-//! The end of sign-ins: sessions whose time is over, and those that would not be let in any more as they were.
+//! Checks that open sessions still have the rights that they were admitted with.
 
 use std::time::SystemTime;
 
-use super::{session::Session, sessions::Sessions};
+use super::{handle::Session, shared::Sessions};
 use crate::auth::Refusal;
 
 impl Sessions {
-    /// Look at the sign-in of every session: those whose time is over end. `anew` asks again for all of them, for what is
-    /// in effect has changed; one whose rights are others now comes again with these.
-    pub fn review(&self, anew: bool) {
+    /// Closes the sessions whose sign-in has expired.
+    pub fn close_expired(&self) {
         let now = SystemTime::now();
         for session in self.peers.all() {
-            if anew {
-                self.ask_again(&session);
-            }
             if session.expires().is_some_and(|end| end <= now) {
                 session.outbound.close(Refusal::Expired.closing());
             }
         }
     }
 
-    /// Note that the tokens of all who are here are in use.
-    pub fn note_use(&self) {
+    /// Checks every session again after the keys or tokens in effect have changed. Closes those
+    /// that would be refused now, and those whose rights have changed: they come again with these.
+    pub fn revalidate_all(&self) {
+        self.peers.all().iter().for_each(|session| self.revalidate(session));
+        self.close_expired();
+    }
+
+    /// Records that the tokens of all sessions are in use.
+    pub fn record_use(&self) {
         for session in self.peers.all() {
             self.auth.is_here(&session.access);
         }
     }
 
-    /// Whether a session would be let in now as it was.
-    pub(super) fn ask_again(&self, session: &Session) {
+    /// Closes a session that would not be admitted now with the rights that it has.
+    pub(super) fn revalidate(&self, session: &Session) {
         match self.auth.admit_again(&session.access, session.client) {
             Err(refusal) => session.outbound.close(refusal.closing()),
             Ok(access) if access.is_same(&session.access) => session.set_expires(access.expires),

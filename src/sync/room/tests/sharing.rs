@@ -1,0 +1,116 @@
+//! Sessions that share documents, what rooms may use, and when they end.
+
+use super::*;
+
+#[tokio::test]
+async fn a_room_that_takes_long_has_its_share_of_the_receive_queue_and_no_more() {
+    let fixture = fixture(config(), |_| native::engine(Arc::new(Turns::new(2))));
+    let (rooms, alice) = (&fixture.rooms, fixture.peer("alice"));
+    let busy = alice.subscriptions.lock().await.mailbox(DocumentId::random()).await;
+    let _all = busy.receive_permits(rooms.receive_share()).await.expect("a share");
+    assert!(busy.receive_permits(1).now_or_never().is_none(), "its sender waits");
+    let other = alice.subscriptions.lock().await.mailbox(DocumentId::random()).await;
+    assert!(
+        other.receive_permits(rooms.receive_share()).now_or_never().flatten().is_some(),
+        "others do not"
+    );
+}
+
+#[tokio::test]
+async fn long_changes_that_samod_admits_wait_for_a_heavy_place() {
+    let heavy = Arc::new(Turns::new(2));
+    let fixture = fixture(config(), |metrics| samod::engine("s".into(), heavy.clone(), metrics));
+    let mut alice = fixture.peer("alice");
+    alice.edit(id(1), "a").await;
+    alice.until("stored", |alice| alice.in_sync(id(1))).await;
+    // Nobody has both: two others are at work.
+    let [first, second] = [id(8), id(9)].map(|document| heavy.take(Payer::Document(document)));
+    let places = (first.await, second.await);
+    alice.edit(id(1), "short").await;
+    alice.until("stored without a place", |alice| alice.in_sync(id(1))).await;
+    alice.edit_much(id(1)).await;
+    until("the long edit waits", || heavy.waiting() == 1).await;
+    drop(places);
+    alice.until("stored", |alice| alice.in_sync(id(1))).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn all_for_whom_there_is_no_memory_are_refused_together() {
+    let mut config = config();
+    config.sync.memory = MemoryLimit::Bytes(Size(1));
+    let fixture = fixture(config, |_| native::engine(Arc::new(Turns::new(2))));
+    let start = tokio::time::Instant::now();
+    let mut peers: Vec<Peer> = (1..=100).map(|n| fixture.peer(&format!("peer-{n}"))).collect();
+    for (n, peer) in (1..).zip(&mut peers) {
+        peer.push(id(n), true).await;
+    }
+    for peer in &mut peers {
+        peer.until("refused", |peer| peer.closed.is_some()).await;
+        assert_eq!(peer.closed.as_ref().expect("closed").label, "memory");
+    }
+    assert!(start.elapsed() < 2 * FREED_WITHIN, "the last one after {:?}", start.elapsed());
+}
+
+#[tokio::test]
+async fn two_peers_share_a_document_and_its_presence() {
+    for fixture in both(&config()) {
+        let (mut alice, mut bob) = (fixture.peer("alice"), fixture.peer("bob"));
+        alice.edit(id(1), "a").await;
+        alice.until("stored", |alice| alice.in_sync(id(1))).await;
+        bob.push(id(1), true).await;
+        bob.until("the document", |bob| bob.has(id(1), "a")).await;
+        bob.edit(id(1), "b").await;
+        alice.until("bob's edit", |alice| alice.has(id(1), "b")).await;
+        for count in [1, 2, 2, 1, 3] {
+            alice.say(id(1), count, b"hello").await;
+        }
+        bob.until("presence", |bob| bob.presence.len() == 3).await;
+        assert!(alice.presence.is_empty(), "nobody hears himself");
+    }
+}
+
+#[tokio::test]
+async fn an_idle_room_gives_its_tasks_back_and_loses_nothing() {
+    for fixture in both(&config()) {
+        let mut alice = fixture.peer("alice");
+        for n in 1..=20 {
+            alice.edit(id(n), "a").await;
+            alice.until("stored", |alice| alice.in_sync(id(n))).await;
+        }
+        assert_eq!(fixture.rooms.count().0, 20);
+        alice.leave();
+        let rooms = &fixture.metrics.rooms;
+        until("rooms unload", || rooms.unloaded.with_label_values(&["idle"]).get() == 20).await;
+        until("tasks end", || rooms.engine_tasks.get() == 0).await;
+        assert_eq!(fixture.rooms.count(), (0, 0));
+        let mut bob = fixture.peer("bob");
+        bob.push(id(7), true).await;
+        bob.until("the document", |bob| bob.has(id(7), "a")).await;
+    }
+}
+
+#[tokio::test]
+async fn a_new_bundle_reaches_live_rooms_and_those_who_wait() {
+    for fixture in both(&config()) {
+        let mut doc = Automerge::new();
+        let mut put = |key: &str| {
+            doc.transact::<_, _, AutomergeError>(|tx| tx.put(ROOT, key, 1)).expect("an edit");
+            Bytes::from(doc.save())
+        };
+        let (one, two) = (put("one"), put("two"));
+        let serve = |documents: Vec<(DocumentId, Bytes)>| {
+            fixture.served.send_replace(Some(Arc::new(ServedBundle::of_documents(documents))));
+            fixture.rooms.bundle_changed();
+        };
+        serve(vec![(id(1), one)]);
+        let mut alice = fixture.peer("alice");
+        alice.push(id(1), true).await;
+        alice.until("the bundle's document", |alice| alice.has(id(1), "one")).await;
+        alice.push(id(2), true).await;
+        alice.until("the answer", |alice| alice.unavailable == [id(2)]).await;
+        serve(vec![(id(1), two.clone()), (id(2), two)]);
+        alice
+            .until("the new snapshots", |alice| alice.has(id(1), "two") && alice.has(id(2), "two"))
+            .await;
+    }
+}

@@ -1,0 +1,206 @@
+//! The task of one session, from its upgrade to its end.
+//!
+//! A refusal never happens at the upgrade, where an HTTP status throws inside automerge-repo's adapter and ends a Node
+//! client: the upgrade is accepted, then the peer gets an `error` message and a close frame.
+
+use std::{
+    ops::ControlFlow,
+    sync::{Arc, atomic::Ordering},
+    time::Instant,
+};
+
+use axum::extract::ws::WebSocket;
+use futures::StreamExt;
+use tracing::{info, warn};
+
+use super::{
+    handle::Session,
+    handshake::{Counted, NotJoined, drain},
+    rate_limit::{Load, RateLimit},
+    route::Router,
+    shared::Sessions,
+};
+use crate::{
+    auth::{Access, Client},
+    base::{closing::Closing, session_id::SessionId},
+    limits::Place,
+    observe::usage::Polled,
+    sync::{
+        activity::Activity,
+        incoming::Incoming,
+        socket::{self, CLOSE_GRACE, Progress, Writer},
+        wire,
+    },
+};
+
+impl Sessions {
+    /// Runs one WebSocket from its upgrade to its end, if it was admitted, and holds its place
+    /// among the connections of its address until then.
+    pub async fn run(
+        self: Arc<Self>,
+        socket: WebSocket,
+        from: Client,
+        activity: Arc<Activity>,
+        admitted: Result<Access, Closing>,
+        place: Option<Place>,
+    ) {
+        let id = self.peers.next_id();
+        let (mut writer, reader) = socket.split();
+        let (arriving, config) = (&self.receiving.arriving, self.config.clone());
+        let mut incoming = Incoming::new(reader, &activity, arriving, place.as_ref(), config);
+        let client =
+            from.shown().map_or_else(|| "unknown".to_owned(), |address| address.to_string());
+        // What happens once is in a box: a session keeps no memory for it.
+        let joined = Box::pin(self.handshake(id, admitted, from, &mut incoming)).await;
+        let (session, _open) = match joined {
+            Ok(joined) => joined,
+            Err(refused) => {
+                self.report_refused(id, &client, &refused.closing);
+                return Box::pin(self.refuse(id, refused, &mut writer, &mut incoming)).await;
+            }
+        };
+        incoming.has_joined();
+        let mut actor = Actor::join(&self, session.clone());
+        if !self.observed.is_probe {
+            info!(peer = %session.peer_id, connection = %id, client, "connected");
+        }
+        let (us, storage_id) = (&self.names.peer_id, &self.names.storage_id);
+        session.send("peer", wire::peer(us, &session.peer_id, storage_id));
+
+        let serving = actor.serve(&mut writer, &mut incoming, &activity);
+        let end =
+            Polled::new(serving, self.observed.polls.clone()).charged_to(&session.usage).await;
+        self.observed.metrics.ended.with_label_values(&[end.label]).inc();
+        if self.observed.is_probe {
+            return;
+        }
+        info!(
+            peer = %session.peer_id, connection = %id, client, close_code = end.code,
+            "disconnected: {}", end.reason
+        );
+    }
+
+    /// Tells a WebSocket why it is refused, unless too many are being told.
+    async fn refuse(
+        &self,
+        id: SessionId,
+        refused: NotJoined,
+        writer: &mut Writer,
+        incoming: &mut Incoming<'_>,
+    ) {
+        let NotJoined { peer_id, closing } = refused;
+        if let Ok(_permit) = self.refusing.try_acquire() {
+            let _counted = Counted::new(&self.observed.metrics.closing);
+            let us = &self.names.peer_id;
+            socket::close(writer, incoming, us, &peer_id, id, &closing).await;
+        }
+    }
+}
+
+/// A session's task. The session has left all rooms when this is dropped, for whatever reason.
+struct Actor<'a> {
+    sessions: &'a Sessions,
+    session: Arc<Session>,
+    router: Router<'a>,
+}
+
+impl<'a> Actor<'a> {
+    /// Adds a session to the peers, and closes an older one of the same peer.
+    fn join(sessions: &'a Sessions, session: Arc<Session>) -> Self {
+        let router = Router::new(sessions, session.clone());
+        let actor = Self { sessions, session: session.clone(), router };
+        if let Some(older) = sessions.peers.join(&session) {
+            older.close(1000, "the same peer has connected anew", "superseded");
+        }
+        // What is in effect may have changed since the upgrade.
+        sessions.revalidate(&session);
+        if sessions.draining.is_cancelled() {
+            // The drain may have listed the sessions before this one was among them.
+            session.outbound.close(drain());
+        }
+        actor
+    }
+
+    /// Serves the session, and closes its socket. Returns how it ended.
+    async fn serve(
+        &mut self,
+        writer: &mut Writer,
+        incoming: &mut Incoming<'_>,
+        activity: &Activity,
+    ) -> Closing {
+        let (sessions, session) = (self.sessions, self.session.clone());
+        let pings = tokio::sync::Notify::new();
+        let progress = Progress::default();
+        let stuck = async {
+            session.outbound.closed().await;
+            tokio::time::sleep(CLOSE_GRACE).await;
+        };
+        let config = &sessions.config;
+        let read_end = tokio::select! {
+            end = self.read_all(incoming, &progress) => Some(end),
+            () = socket::write_all(&session, writer, &progress, &pings) => None,
+            () = socket::watch_liveness(&session, activity, &progress, &pings, config) => None,
+            () = stuck => None,
+        };
+        let end = match (session.outbound.closing(), read_end) {
+            (Some(closing), _) => closing,
+            (None, Some(closing)) => closing,
+            (None, None) => Closing::new(1006, "the connection broke".to_owned(), "broken"),
+        };
+        session.outbound.close(end.clone());
+        self.report_end(&end);
+        let (us, peer_id) = (&sessions.names.peer_id, &session.peer_id);
+        Box::pin(socket::close(writer, incoming, us, peer_id, session.id, &end)).await;
+        end
+    }
+
+    /// Counts and logs a session that the relay closes.
+    fn report_end(&self, end: &Closing) {
+        if matches!(end.label, "peer" | "left" | "superseded" | "drain" | "broken") {
+            return;
+        }
+        let (session, observed) = (&self.session, &self.sessions.observed);
+        observed.metrics.refused.with_label_values(&[end.label]).inc();
+        if let Some(times) = observed.repeats.pass(&session.peer_id, end.label) {
+            warn!(
+                peer = %session.peer_id, connection = %session.id, close_code = end.code, times,
+                "closed: {}", end.reason
+            );
+        }
+    }
+
+    async fn read_all(&mut self, incoming: &mut Incoming<'_>, progress: &Progress) -> Closing {
+        let mut limit = RateLimit::new();
+        loop {
+            let frame = match incoming.read().await {
+                Ok(ControlFlow::Break(frame)) => frame,
+                Ok(ControlFlow::Continue(())) => continue,
+                Err(closing) => return closing,
+            };
+            if self.session.outbound.is_closing() {
+                // Messages are no longer accepted. The writer still says why.
+                return std::future::pending().await;
+            }
+            progress.is_busy.store(true, Ordering::Relaxed);
+            let now = Instant::now();
+            let mut load = Load { messages: 1, bytes: frame.len() as u64 };
+            match Box::pin(self.router.route(frame, &mut load)).await {
+                Ok(()) => {}
+                Err(closing) => return closing,
+            };
+            let spent = self.session.take_spent();
+            let wait = limit.take(load, spent, &self.sessions.config.borrow().limits, now);
+            if let Some((wait, limit)) = wait {
+                Box::pin(self.sessions.throttle(&self.session, wait, limit)).await;
+            }
+            progress.is_busy.store(false, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Drop for Actor<'_> {
+    fn drop(&mut self) {
+        self.sessions.peers.leave(&self.session);
+        self.router.leave_all();
+    }
+}
