@@ -80,7 +80,7 @@ pub struct EngineFailed {
     /// It was a panic.
     pub is_panic: bool,
     /// The session that caused it is known, and may only read the document from now on.
-    pub is_mended: bool,
+    pub is_attributed: bool,
 }
 
 /// What an engine starts from.

@@ -14,7 +14,7 @@ use super::{
     engine::{Engine, EngineFailed, Start},
     mailbox::Input,
     members::{Member, MemberState},
-    port::{Port, Watched},
+    port::{Port, Observed},
     shared::{NOTHING, seconds_since},
     state::{End, REOPEN, Room, STASH},
 };
@@ -214,10 +214,10 @@ impl Room {
 
     /// Pauses after an engine has failed. What it has left is for the next one.
     async fn engine_failed(&mut self, failed: EngineFailed, started: Instant) -> End {
-        let EngineFailed { is_panic, is_mended } = failed;
+        let EngineFailed { is_panic, is_attributed } = failed;
         self.metrics().panics.inc_by(u64::from(is_panic));
         let has_left = self.handle.pending.hand_over(&self.shared.documents);
-        if is_mended || started.elapsed() > REOPEN.1 {
+        if is_attributed || started.elapsed() > REOPEN.1 {
             self.backoff.reset();
         }
         self.members().engine_ended(true);
@@ -261,13 +261,13 @@ impl Room {
             let Some(member) = members.get_mut(id).filter(|member| member.port().is_none()) else {
                 return;
             };
-            let watched = Watched {
+            let observed = Observed {
                 usage: self.handle.usage.clone(),
                 followers: self.shared.followers.clone(),
                 applied: self.metrics().changes.clone(),
             };
             let (session, news) = (member.session.clone(), self.handle.news.clone());
-            let port = Port::new(session, self.document(), news, watched);
+            let port = Port::new(session, self.document(), news, observed);
             member.state = MemberState::Synchronizing(port.clone());
             member.wants_durable = member.session.is_subscribed();
             (port, member.since, member.wants_durable)

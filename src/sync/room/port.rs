@@ -29,13 +29,13 @@ pub struct Port {
     document: DocumentId,
     answered: Arc<AtomicBool>,
     news: Arc<Notify>,
-    watched: Watched,
+    observed: Observed,
 }
 
 /// Where what happens in a room is recorded.
 #[derive(Clone)]
 #[expect(missing_docs, reason = "the types say it")]
-pub struct Watched {
+pub struct Observed {
     pub usage: Usage,
     pub followers: Arc<Followers>,
     /// Counts changes that were new.
@@ -48,9 +48,9 @@ impl Port {
         session: Arc<Session>,
         document: DocumentId,
         news: Arc<Notify>,
-        watched: Watched,
+        observed: Observed,
     ) -> Self {
-        Self { session, document, answered: Arc::default(), news, watched }
+        Self { session, document, answered: Arc::default(), news, observed }
     }
 
     /// The session.
@@ -75,17 +75,17 @@ impl Port {
         if wire::heads_in(data).is_some_and(|heads| heads > 0) {
             self.answered.store(true, Ordering::Relaxed);
         }
-        self.watched.usage.message(data.len());
+        self.observed.usage.message(data.len());
         self.report(|| What::Sent { kind: "sync".to_owned(), bytes: data.len() });
     }
 
     fn report(&self, what: impl FnOnce() -> What) {
-        self.watched.followers.report(self.document, Some(&self.session), what);
+        self.observed.followers.report(self.document, Some(&self.session), what);
     }
 
     /// Records that changes of the session were applied, and how many of them were new.
     pub fn applied(&self, new_changes: u64) {
-        self.watched.applied.inc_by(new_changes);
+        self.observed.applied.inc_by(new_changes);
         self.report(|| What::Applied { new_changes });
     }
 

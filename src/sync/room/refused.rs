@@ -12,7 +12,7 @@ use crate::storage::documents::Opened;
 
 impl Room {
     /// Refuses a document that is not served: to everybody it does not exist.
-    pub(super) fn not_taken(&mut self, why: &'static str) -> End {
+    pub(super) fn refuse_document(&mut self, why: &'static str) -> End {
         let bytes = self.handle.pending.clear();
         let document = self.document();
         if bytes > 0 {

@@ -59,12 +59,12 @@ impl Room {
     async fn be_in_state(&mut self, opened: Opened, opening: InState) -> End {
         let document = self.document();
         if opened.is_deleted {
-            self.not_taken("deleted")
+            self.refuse_document("deleted")
         } else if opened.is_blocked {
-            self.not_taken("blocked")
+            self.refuse_document("blocked")
         } else if let Some(limit) = &opened.too_large {
             error!(%document, "the document is larger than one may be, and stays on the disk: {limit}");
-            self.not_taken("too_large")
+            self.refuse_document("too_large")
         } else if self.has_no_space(&opened) {
             Box::pin(self.wait_for_space()).await
         } else if !opened.heads.is_empty()

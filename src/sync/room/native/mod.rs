@@ -117,7 +117,7 @@ impl NativeEngine {
             documents,
             heavy,
             taking_in: core.taking_in(),
-            failed: EngineFailed { is_panic: true, is_mended: false },
+            failed: EngineFailed { is_panic: true, is_attributed: false },
             core: Place::Here(core),
             is_in_step: false,
             events: Vec::new(),
@@ -247,7 +247,7 @@ impl NativeEngine {
         self.failed_in_step(from);
         let reason = format!("the changes to {} make automerge fail", self.document);
         let refused = self.members.with_port(from, |port| port.refuse(&reason, "unappliable"));
-        self.failed.is_mended |= refused.is_some();
+        self.failed.is_attributed |= refused.is_some();
     }
 
     /// A step that took in changes of a session has failed, or of none if that is 0: they are not
@@ -268,7 +268,7 @@ impl NativeEngine {
         self.charge(estimated.into_iter(), -1);
         self.core = if stepped.is_lost {
             self.failed_in_step(stepped.core.damaged_by().unwrap_or_default());
-            self.failed = EngineFailed { is_panic: false, is_mended: true };
+            self.failed = EngineFailed { is_panic: false, is_attributed: true };
             Place::Lost
         } else {
             Place::Here(stepped.core)

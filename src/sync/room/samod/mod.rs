@@ -318,7 +318,7 @@ impl Engine for SamodEngine {
         async move {
             tokio::select! {
                 () = self.runtime.failed.cancelled() => {
-                    Err(EngineFailed { is_panic: true, is_mended: false })
+                    Err(EngineFailed { is_panic: true, is_attributed: false })
                 }
                 () = done(&mut self.saving) => {
                     self.saving = None;

@@ -1,5 +1,5 @@
-//! The same traffic through both engines: every peer ends with the same document, and so does storage.
-//! Outcomes are compared, not messages.
+//! The same traffic through both engines, with sessions that leave, come back, are slow, and with evictions: every
+//! peer ends with the same document, and so does storage. Outcomes are compared, not messages.
 //!
 //! `TONK_RELAY_CASES=10000 cargo test --release differential` runs it long.
 
@@ -15,19 +15,19 @@ const DOCUMENTS: u8 = 2;
 #[derive(Clone, Debug)]
 enum Action {
     Edit(usize, u8),
-    /// Ask for a document, which nobody may have yet.
+    /// Request a document, which perhaps nobody has yet.
     Request(usize, u8),
     /// Presence, in a document that the peer has.
     Say(usize, u8),
-    /// Hear and answer what has come.
+    /// Receive and answer what is queued.
     Hear(usize),
-    /// Let the relay work.
+    /// Give the relay time.
     Pause,
-    /// Leave and come again, with what was known of the relay or without.
+    /// Leave and come back, with the sync states or without.
     Reconnect(usize, bool),
     /// Leave, with messages still unread on both sides. Edits go on offline.
     Leave(usize),
-    /// Come again, if the peer has left.
+    /// Come back, if the peer has left.
     Return(usize),
     /// Memory is short: rooms without sessions unload at once.
     Evict,
@@ -50,15 +50,15 @@ fn action() -> impl Strategy<Value = Action> {
 }
 
 impl Peer {
-    /// Hear and answer what has come.
+    /// Receives and answers what is queued.
     async fn hear(&mut self) {
         while let Some(next) = self.session.outbound.try_next() {
             self.take(next).await;
         }
     }
 
-    /// Leave, and come again with the same documents.
-    async fn reconnect(self, mut anew: Self, keeps_state: bool) -> Self {
+    /// Leaves, and comes back as `next` with the same documents.
+    async fn reconnect(self, mut next: Self, keeps_state: bool) -> Self {
         let documents = self.documents.clone();
         self.leave();
         for (document, (doc, state)) in documents {
@@ -68,10 +68,10 @@ impl Peer {
                 State::new()
             };
             let request = doc.get_heads().is_empty();
-            anew.documents.insert(document, (doc, state));
-            anew.push(document, request).await;
+            next.documents.insert(document, (doc, state));
+            next.push(document, request).await;
         }
-        anew
+        next
     }
 
     fn keys(&self, document: DocumentId) -> BTreeSet<String> {
@@ -79,16 +79,16 @@ impl Peer {
     }
 }
 
-/// The peers of one case, of which one may be slow and some may be away.
+/// The peers of one case. One may be slow, and some may be away.
 struct Peers<'a> {
     fixture: &'a Fixture,
-    /// Its queue is full after a message or two.
+    /// This peer's queue is full after a message or two.
     slow: Option<usize>,
     peers: Vec<Peer>,
     is_away: [bool; PEERS],
 }
 
-/// Holds an error or two, and not the whole document.
+/// Bytes of a slow peer's queue: a few messages.
 const SLOW_QUEUE: u64 = 400;
 
 impl<'a> Peers<'a> {
@@ -108,8 +108,8 @@ impl<'a> Peers<'a> {
     }
 
     async fn reconnect(&mut self, p: usize, keeps_state: bool) {
-        let anew = self.new_peer(p);
-        let peer = self.peers.remove(p).reconnect(anew, keeps_state).await;
+        let next = self.new_peer(p);
+        let peer = self.peers.remove(p).reconnect(next, keeps_state).await;
         self.peers.insert(p, peer);
         self.is_away[p] = false;
     }
@@ -180,7 +180,7 @@ impl<'a> Peers<'a> {
     }
 }
 
-/// What every document holds in the end.
+/// Runs a case. Returns the keys of every document in the end.
 async fn outcome(
     fixture: &Fixture,
     actions: &[Action],
@@ -241,6 +241,6 @@ proptest! {
 fn cases(default: u32) -> ProptestConfig {
     let cases = std::env::var("TONK_RELAY_CASES").ok().and_then(|cases| cases.parse().ok());
     let cases = cases.unwrap_or(default);
-    // A failure that shows as waiting in vain takes seconds to repeat.
+    // A failure that shows as a timeout takes seconds to repeat.
     ProptestConfig { cases, max_shrink_time: 60_000, ..ProptestConfig::default() }
 }

@@ -3,7 +3,7 @@
 use super::{fragile::fragile, *};
 
 #[tokio::test]
-async fn a_panic_hurts_one_room() {
+async fn a_panic_affects_only_its_room() {
     let starts = Arc::new(AtomicUsize::new(0));
     let fixture = fixture(config(), |_| fragile(starts, 0));
     let (mut alice, mut bob) = (fixture.peer("alice"), fixture.peer("bob"));
@@ -28,7 +28,7 @@ async fn a_panic_hurts_one_room() {
 }
 
 #[tokio::test]
-async fn an_engine_that_fails_is_started_anew_with_everybody() {
+async fn a_failed_engine_is_restarted_with_all_members() {
     let starts = Arc::new(AtomicUsize::new(0));
     let fixture = fixture(config(), |_| fragile(starts.clone(), 2));
     let mut alice = fixture.peer("alice");
@@ -47,7 +47,7 @@ async fn an_engine_that_fails_is_started_anew_with_everybody() {
 }
 
 #[tokio::test]
-async fn edits_that_a_panic_took_are_asked_for_again() {
+async fn edits_lost_in_a_panic_are_requested_again() {
     for fixture in both(&config()) {
         let (mut alice, mallory) = (fixture.peer("alice"), fixture.peer("mallory"));
         alice.edit(id(1), "stored").await;

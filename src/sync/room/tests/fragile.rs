@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// An engine that panics, or fails, when it is told to.
+/// An engine that panics or fails on request.
 pub(super) struct Fragile {
     pub(super) port: Option<Port>,
     pub(super) fails: bool,
@@ -68,7 +68,7 @@ impl Engine for Fragile {
     fn work(&mut self) -> BoxFuture<'_, Result<(), EngineFailed>> {
         self.failed
             .cancelled()
-            .map(|()| Err(EngineFailed { is_panic: true, is_mended: false }))
+            .map(|()| Err(EngineFailed { is_panic: true, is_attributed: false }))
             .boxed()
     }
 
@@ -85,7 +85,7 @@ impl Engine for Fragile {
     }
 }
 
-/// Engines of which the first `failing` fail at the first sync message.
+/// Starts engines. The first `failing` of them fail at their first sync message.
 pub(super) fn fragile(starts: Arc<AtomicUsize>, failing: usize) -> EngineStart {
     Arc::new(move |_| {
         let fails = starts.fetch_add(1, Ordering::SeqCst) < failing;

@@ -56,6 +56,8 @@ async fn edits_sent_right_before_leaving_reach_the_others() {
     let fixture = native(config());
     for n in 1..=20 {
         let mut alice = fixture.peer("alice");
+        alice.edit(id(n), "first").await;
+        alice.until("stored", |alice| alice.in_sync(id(n))).await;
         alice.edit(id(n), "a").await;
         alice.leave();
         let mut bob = fixture.peer("bob");
@@ -129,11 +131,12 @@ async fn only_rooms_without_sessions_are_evicted() {
 }
 
 #[tokio::test]
-async fn a_slow_member_hears_everything_in_the_end_and_holds_nobody_up() {
+async fn a_slow_member_gets_everything_and_delays_nobody() {
     let fixture = native(config());
     let mut alice = fixture.peer("alice");
     let mut slow = fixture.slow_peer("slow", 400);
     alice.edit(id(1), "first").await;
+    alice.until("stored", |alice| alice.in_sync(id(1))).await;
     slow.push(id(1), true).await;
     slow.until("the document", |slow| slow.has(id(1), "first")).await;
     for n in 0..50 {

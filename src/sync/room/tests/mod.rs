@@ -146,7 +146,7 @@ impl Fixture {
         self.peer_with(session)
     }
 
-    /// A peer whose queue is full at so many bytes.
+    /// A peer whose queue is full at `send_queue` bytes.
     fn slow_peer(&self, name: &str, send_queue: u64) -> Peer {
         let id = self.rooms.shared.peers.next_id();
         self.peer_with(Session::with_queue(id, name, Principal::anybody(), send_queue))
@@ -205,7 +205,7 @@ impl Peer {
         self.deliver(document, Input::Sync { from, request, message, permit: permit() }).await;
     }
 
-    /// Edit a document without telling the relay.
+    /// Edits a document without sending the edit.
     fn write(&mut self, document: DocumentId, key: &str) {
         let (doc, _) = self.documents.entry(document).or_default();
         doc.transact::<_, _, AutomergeError>(|tx| tx.put(ROOT, key, 1)).expect("an edit");
@@ -312,7 +312,7 @@ impl Peer {
         self.depart();
     }
 
-    /// End the session; the peer keeps its documents.
+    /// Ends the session. The peer keeps its documents.
     fn depart(&self) {
         self.rooms.shared.peers.leave(&self.session);
         self.subscriptions.try_lock().expect("nothing is being delivered").leave_all();

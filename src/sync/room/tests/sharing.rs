@@ -3,7 +3,7 @@
 use super::*;
 
 #[tokio::test]
-async fn a_room_that_takes_long_has_its_share_of_the_receive_queue_and_no_more() {
+async fn a_busy_room_holds_only_its_share_of_the_receive_queue() {
     let fixture = fixture(config(), |_| native::engine(Arc::new(Turns::new(2))));
     let (rooms, alice) = (&fixture.rooms, fixture.peer("alice"));
     let busy = alice.subscriptions.lock().await.mailbox(DocumentId::random()).await;
@@ -17,7 +17,7 @@ async fn a_room_that_takes_long_has_its_share_of_the_receive_queue_and_no_more()
 }
 
 #[tokio::test]
-async fn long_changes_that_samod_admits_wait_for_a_heavy_place() {
+async fn long_changes_through_samod_wait_for_a_permit() {
     let heavy = Arc::new(Turns::new(2));
     let fixture = fixture(config(), |metrics| samod::engine("s".into(), heavy.clone(), metrics));
     let mut alice = fixture.peer("alice");
@@ -35,7 +35,7 @@ async fn long_changes_that_samod_admits_wait_for_a_heavy_place() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn all_for_whom_there_is_no_memory_are_refused_together() {
+async fn sessions_without_memory_for_their_documents_are_refused_at_the_same_time() {
     let mut config = config();
     config.sync.memory = MemoryLimit::Bytes(Size(1));
     let fixture = fixture(config, |_| native::engine(Arc::new(Turns::new(2))));
@@ -70,7 +70,7 @@ async fn two_peers_share_a_document_and_its_presence() {
 }
 
 #[tokio::test]
-async fn an_idle_room_gives_its_tasks_back_and_loses_nothing() {
+async fn an_idle_room_ends_its_tasks_and_loses_nothing() {
     for fixture in both(&config()) {
         let mut alice = fixture.peer("alice");
         for n in 1..=20 {
@@ -90,7 +90,7 @@ async fn an_idle_room_gives_its_tasks_back_and_loses_nothing() {
 }
 
 #[tokio::test]
-async fn a_new_bundle_reaches_live_rooms_and_those_who_wait() {
+async fn a_new_bundle_reaches_live_rooms_and_waiting_sessions() {
     for fixture in both(&config()) {
         let mut doc = Automerge::new();
         let mut put = |key: &str| {

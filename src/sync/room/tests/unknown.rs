@@ -3,7 +3,7 @@
 use super::*;
 
 #[tokio::test]
-async fn a_document_that_is_brought_right_after_it_was_asked_for_is_found() {
+async fn a_document_that_is_brought_right_after_a_request_is_found() {
     for fixture in both(&config()) {
         let (mut alice, mut bob) = (fixture.peer("alice"), fixture.peer("bob"));
         for n in 1..=10 {
@@ -16,7 +16,7 @@ async fn a_document_that_is_brought_right_after_it_was_asked_for_is_found() {
 }
 
 #[tokio::test]
-async fn the_grace_before_the_first_answer_is_bounded_and_not_for_the_probe() {
+async fn the_grace_before_the_first_answer_is_bounded_and_does_not_apply_to_the_probe() {
     let fixture = fixture(config(), |_| native::engine(Arc::new(Turns::new(2))));
     let in_grace = fixture.rooms.shared.in_grace.clone();
     let mut bob = fixture.peer("bob");
@@ -43,7 +43,7 @@ async fn the_grace_before_the_first_answer_is_bounded_and_not_for_the_probe() {
 }
 
 #[tokio::test]
-async fn an_unknown_document_is_unavailable_and_later_arrives() {
+async fn an_unknown_document_is_unavailable_until_somebody_brings_it() {
     for fixture in both(&config()) {
         let mut bob = fixture.peer("bob");
         for n in 1..=50 {
@@ -66,7 +66,7 @@ async fn an_unknown_document_is_unavailable_and_later_arrives() {
 
 /// The engine may need longer for its first answer than those who ask have left.
 #[tokio::test]
-async fn a_document_that_is_asked_for_and_brought_at_once_reaches_everybody() {
+async fn a_document_that_is_requested_and_brought_at_once_reaches_everybody() {
     let mut config = config();
     config.sync.forward_timeout = Time(Duration::from_millis(1));
     for fixture in both(&config) {
@@ -80,7 +80,7 @@ async fn a_document_that_is_asked_for_and_brought_at_once_reaches_everybody() {
 }
 
 #[tokio::test]
-async fn a_request_is_passed_on_to_those_who_share_a_document_once_and_within_bounds() {
+async fn a_request_is_passed_on_once_to_a_few_peers_that_share_a_document() {
     let mut config = config();
     config.sync.forward_peers = 3;
     config.sync.forward_timeout = Time::secs(60);
@@ -139,7 +139,7 @@ async fn a_forwarded_request_brings_the_document() {
 
 /// automerge-repo does not ask again for what it was asked for and did not have.
 #[tokio::test]
-async fn who_was_asked_in_vain_gets_the_document_when_somebody_brings_it() {
+async fn a_peer_that_lacked_a_document_gets_it_when_somebody_brings_it() {
     for fixture in both(&config()) {
         let (mut alice, mut bob) = (fixture.peer("alice"), fixture.peer("bob"));
         alice.edit(id(1), "shared").await;
@@ -160,7 +160,7 @@ async fn who_was_asked_in_vain_gets_the_document_when_somebody_brings_it() {
 }
 
 #[tokio::test]
-async fn a_document_whose_bringer_left_is_asked_for_elsewhere() {
+async fn others_are_asked_for_a_document_whose_source_left_before_sending_it() {
     for fixture in both(&config()) {
         let (mut alice, mut bob) = (fixture.peer("alice"), fixture.peer("bob"));
         alice.edit(id(1), "shared").await;

@@ -1,4 +1,4 @@
-//! What peers sent and left behind is stored, however the engine or the room that had it ends.
+//! Changes of sessions that have left are stored, whatever ends the engine or the room that received them.
 
 use super::{fragile::Fragile, *};
 use crate::config::Rate;
@@ -8,7 +8,7 @@ use crate::config::Rate;
 const POISON: [u8; 10] = [0x42, 0, 0, 1, 0, 3, 1, 0, 1, 0];
 
 impl Peer {
-    /// Edit so much at once, say so and leave, before the relay has answered.
+    /// Writes this many keys, sends them and leaves before the relay has answered.
     async fn edit_and_leave(mut self, document: DocumentId, keys: usize) {
         let (doc, _) = self.documents.entry(document).or_default();
         doc.transact::<_, _, AutomergeError>(|tx| {
@@ -20,7 +20,7 @@ impl Peer {
     }
 }
 
-/// A fixture with a document that a writer has open and has not edited yet.
+/// A writer with a stored document.
 async fn with_writer(fixture: &Fixture) -> Peer {
     let mut writer = fixture.peer("writer");
     writer.edit(id(1), "stored").await;
@@ -38,7 +38,7 @@ fn native(fixture_config: Config) -> Fixture {
 }
 
 #[tokio::test]
-async fn what_a_peer_left_behind_survives_a_panic_in_the_engine() {
+async fn changes_of_a_session_that_left_survive_a_panic_in_the_engine() {
     // A short step runs on the room's task, and a long one on a thread that may block.
     for keys in [1, 400] {
         let fixture = native(config());
@@ -60,7 +60,7 @@ async fn what_a_peer_left_behind_survives_a_panic_in_the_engine() {
 }
 
 #[tokio::test]
-async fn what_makes_a_second_engine_fail_is_dropped_alone() {
+async fn only_the_message_that_makes_a_second_engine_fail_is_dropped() {
     let fixture = native(config());
     let (documents, pending) = (&fixture.rooms.shared.documents, Pending::default());
     let nothing = NOTHING.clone().expect("a message");
@@ -89,7 +89,7 @@ async fn what_makes_a_second_engine_fail_is_dropped_alone() {
 }
 
 #[tokio::test]
-async fn what_a_peer_left_behind_survives_a_panic_in_its_room() {
+async fn changes_of_a_session_that_left_survive_a_panic_in_the_room() {
     let (starts, next) = (AtomicUsize::new(0), native::engine(Arc::new(Turns::new(2))));
     let fixture = fixture(config(), |_| {
         Arc::new(move |start: Start| {
@@ -130,7 +130,7 @@ async fn what_a_peer_left_behind_survives_a_panic_in_its_room() {
 /// What the gate refuses was not stored: it costs its sender nothing of a quota, and nothing of the
 /// quota for new documents.
 #[tokio::test]
-async fn changes_that_are_refused_are_not_charged() {
+async fn refused_changes_are_not_charged() {
     let mut config = config();
     config.limits.new_documents = Rate::an_hour(1);
     config.limits.stored_bytes = Size(5_000);
