@@ -14,7 +14,7 @@ use crate::{
     document::{
         chunk::{ChunkKind, Key, StoredChunk},
         compare::Ancestry,
-        core::cost,
+        core::cost::weight::is_long_to_admit,
         gate::{Document, Refusal, Rules},
     },
     limits::{
@@ -225,7 +225,7 @@ impl SamodEngine {
         let changes = message.changes().into_owned();
         let (values, unpacked) = (self.values, message.unpacked);
         let has_orphans = self.admitted.has_orphans();
-        let is_long = cost::is_long_to_admit(&self.admitted, values, has_orphans, &unpacked);
+        let is_long = is_long_to_admit(&self.admitted, values, has_orphans, &unpacked);
         let mut doc = std::mem::take(&mut self.admitted);
         let admitting = move || {
             let admitted = doc.admit(&changes, Rules::Admission);

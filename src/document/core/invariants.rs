@@ -1,0 +1,58 @@
+//! What is true after every step. Checked in debug builds.
+
+use super::state::Core;
+
+impl Core {
+    /// Panics in debug builds if a step has left the core in a state that must not occur. Takes
+    /// O(peers).
+    pub(super) fn assert_invariants(&mut self) {
+        if !cfg!(debug_assertions) {
+            return;
+        }
+        self.assert_durable_is_covered();
+        self.assert_write_covers_the_rest();
+        self.peers.assert_consistent();
+        let changes = self.doc.changes();
+        for (id, peer) in self.peers.iter() {
+            debug_assert!(peer.is_blocked == peer.needs_answer, "{id} was not answered");
+            debug_assert!(peer.withheld_until <= changes, "withheld from {id} for ever");
+            debug_assert!(peer.announced_changes <= changes, "{id} was told of changes to come");
+        }
+    }
+
+    /// Heads are sorted and durable heads are changes of the document.
+    fn assert_durable_is_covered(&mut self) {
+        debug_assert!(self.doc.heads().is_sorted(), "the heads are not sorted");
+        debug_assert!(self.durable.heads.is_sorted(), "the durable heads are not sorted");
+        let is_all = self.durable.heads == self.doc.heads();
+        debug_assert!(
+            is_all || self.durable.heads.iter().all(|head| self.doc.has(head)),
+            "a durable change is not in the document"
+        );
+        debug_assert!(self.durable.changes <= self.doc.changes(), "more is durable than there is");
+        debug_assert!(
+            !is_all || (self.durable.changes == self.doc.changes() && self.durable.has_no_unsaved()),
+            "everything is durable, and some changes are not"
+        );
+    }
+
+    /// A write is under way exactly where something is not durable, and holds more than is durable.
+    fn assert_write_covers_the_rest(&mut self) {
+        let is_all = self.durable.heads == self.doc.heads();
+        debug_assert_eq!(
+            self.chunks.under_way.is_some(),
+            !is_all,
+            "a write is under way exactly where something is not durable"
+        );
+        let Some(write) = &self.chunks.under_way else { return };
+        debug_assert!(
+            write.changes > self.durable.changes && write.changes <= self.doc.changes(),
+            "the write under way holds nothing new, or what there is not"
+        );
+        debug_assert!(
+            write.heads.iter().all(|head| self.doc.has(head)),
+            "the write under way has a change that is not in the document"
+        );
+        debug_assert!(!self.is_durable(), "durable while a write is under way");
+    }
+}
