@@ -230,7 +230,7 @@ impl SamodEngine {
         let admitting = move || {
             let admitted = doc.admit(&changes, Rules::Admission);
             // The repo forgets what is on its way when a session ends: what is here may not be there.
-            let admitted = admitted.and_then(|admitted| doc.to_be_passed_on(&changes, admitted));
+            let admitted = admitted.and_then(|admitted| doc.changes_to_forward(&changes, admitted));
             (doc, admitted)
         };
         let admitting = self.work.run(port.payer(), is_long, admitting);
