@@ -14,9 +14,9 @@ impl Core {
         self.peers.assert_consistent();
         let changes = self.doc.changes();
         for (id, peer) in self.peers.iter() {
-            debug_assert!(peer.is_blocked == peer.needs_answer, "{id} was not answered");
-            debug_assert!(peer.withheld_until <= changes, "withheld from {id} for ever");
-            debug_assert!(peer.announced_changes <= changes, "{id} was told of changes to come");
+            debug_assert!(peer.is_blocked == peer.needs_answer, "{id} waits for an answer");
+            debug_assert!(peer.withheld_until <= changes, "heads are withheld from {id} until changes that do not exist");
+            debug_assert!(peer.announced_changes <= changes, "changes were announced to {id} that do not exist");
         }
     }
 
@@ -29,10 +29,10 @@ impl Core {
             is_all || self.durable.heads.iter().all(|head| self.doc.has(head)),
             "a durable change is not in the document"
         );
-        debug_assert!(self.durable.changes <= self.doc.changes(), "more is durable than there is");
+        debug_assert!(self.durable.changes <= self.doc.changes(), "more changes are durable than the document has");
         debug_assert!(
             !is_all || (self.durable.changes == self.doc.changes() && self.durable.has_no_unsaved()),
-            "everything is durable, and some changes are not"
+            "the durable heads are the document's, but not all changes are durable"
         );
     }
 
@@ -47,12 +47,12 @@ impl Core {
         let Some(write) = &self.chunks.under_way else { return };
         debug_assert!(
             write.changes > self.durable.changes && write.changes <= self.doc.changes(),
-            "the write under way holds nothing new, or what there is not"
+            "the write under way holds nothing new, or more than the document"
         );
         debug_assert!(
             write.heads.iter().all(|head| self.doc.has(head)),
-            "the write under way has a change that is not in the document"
+            "the write under way holds a change that is not in the document"
         );
-        debug_assert!(!self.is_durable(), "durable while a write is under way");
+        debug_assert!(!self.is_durable(), "the core is durable while a write is under way");
     }
 }

@@ -158,11 +158,11 @@ impl Peers {
         }
     }
 
-    /// Checks that the lists name peers that are here, and that nobody waits for an answer who is in
-    /// neither of them. Takes O(peers).
+    /// Panics in debug builds if a list has a peer that has left, or a peer that waits for an answer is
+    /// in no list. Takes O(peers).
     pub(super) fn assert_consistent(&self) {
         let is_here = |id: &SessionId| self.by_id.contains_key(id);
-        debug_assert!(self.to_answer.iter().all(is_here), "an answer to a peer that has left");
+        debug_assert!(self.to_answer.iter().all(is_here), "an answer is queued to a peer that has left");
         debug_assert!(self.blocked.iter().all(is_here), "a blocked peer that has left");
         let queued: HashSet<_> = self.to_answer.iter().chain(&self.blocked).collect();
         for (id, peer) in &self.by_id {
@@ -170,7 +170,7 @@ impl Peers {
                 !peer.needs_answer || self.answer_all || queued.contains(id),
                 "{id} is never answered"
             );
-            debug_assert!(!peer.is_blocked || peer.needs_answer, "{id} is blocked for nothing");
+            debug_assert!(!peer.is_blocked || peer.needs_answer, "{id} is blocked and waits for no answer");
         }
     }
 }

@@ -135,6 +135,8 @@ fn edits_reach_everybody_while_writes_fail_for_thirty_edits() {
             assert_eq!(world.peers[n].doc.get_heads(), heads, "peer {n} in round {round}");
         }
         assert!(world.writing.is_some() && !world.core.is_durable());
+        let announced = world.peers[reader].state.their_heads.as_ref();
+        assert_eq!(announced, Some(&heads), "heads are withheld from a reader in round {round}");
         world.settle();
         assert_eq!(load(&world.disk).get_heads(), heads);
     }

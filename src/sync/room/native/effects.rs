@@ -1,20 +1,19 @@
 //! Carries out what the core asks for.
 
 use super::NativeEngine;
-use crate::document::core::event::{Effect, Rejection};
+use crate::{
+    document::core::event::{Effect, Rejection},
+    sync::room::Port,
+};
 
 impl NativeEngine {
     pub(super) fn carry_out(&mut self, effect: Effect) {
         match effect {
             Effect::Send { to, message } => {
-                if let Some(port) = self.ports.get(&to) {
-                    port.sync_granted(&message);
-                }
+                self.with_port(to, |port| port.sync_granted(&message));
             }
             Effect::AwaitRoom(session) => {
-                if let Some(port) = self.ports.get(&session) {
-                    port.when_room();
-                }
+                self.with_port(session, Port::when_room);
             }
             Effect::Save { key, data } => {
                 self.pending.write_begins();
@@ -26,23 +25,19 @@ impl NativeEngine {
                 if let Some(ticket) = ticket {
                     self.pending.admitted(ticket, new_changes > 0 || has_orphans);
                 }
-                if let Some(port) = self.ports.get(&from) {
-                    port.applied(new_changes);
-                }
+                self.with_port(from, |port| port.applied(new_changes));
             }
             Effect::Refuse { from, ticket, why } => {
                 if let Some(ticket) = ticket {
                     self.pending.refused(ticket);
                 }
-                if let Some(port) = self.ports.get(&from) {
-                    let (reason, label) = match why {
-                        Rejection::Gate(why) => {
-                            (format!("the changes to {} {why}", self.document), why.label())
-                        }
-                        Rejection::TooLarge(why) => (why, "max_document"),
-                    };
-                    port.refuse(&reason, label);
-                }
+                let (reason, label) = match why {
+                    Rejection::Gate(why) => {
+                        (format!("the changes to {} {why}", self.document), why.label())
+                    }
+                    Rejection::TooLarge(why) => (why, "max_document"),
+                };
+                self.with_port(from, |port| port.refuse(&reason, label));
             }
         }
     }

@@ -99,6 +99,11 @@ impl NativeEngine {
         }
     }
 
+    /// Calls `work` with the port of a session, unless the session has left.
+    fn with_port<T>(&self, session: SessionId, work: impl FnOnce(&Port) -> T) -> Option<T> {
+        self.ports.get(&session).map(work)
+    }
+
     async fn settle(&mut self) {
         self.wait_for_core().await;
         self.retry_pending().await;

@@ -152,11 +152,9 @@ impl NativeEngine {
         error!(document = %self.document, "a panic in the document's engine; it is started anew");
         let from = SessionId(self.applying.load(Ordering::Relaxed));
         self.drop_failed(from);
-        if let Some(port) = self.ports.get(&from) {
-            let reason = format!("the changes to {} make automerge fail", self.document);
-            port.refuse(&reason, "unappliable");
-            self.failure.is_mended = true;
-        }
+        let reason = format!("the changes to {} make automerge fail", self.document);
+        let refused = self.with_port(from, |port| port.refuse(&reason, "unappliable"));
+        self.failure.is_mended |= refused.is_some();
     }
 
     /// Drops the changes with which a step failed, so that they are not tried again: those of the
@@ -173,16 +171,14 @@ impl NativeEngine {
 
     /// Who takes a turn for a step whose largest part is this session's, or nobody's.
     fn payer(&self, session: Option<SessionId>) -> Payer {
-        let port = session.and_then(|session| self.ports.get(&session));
-        port.map_or(Payer::Document(self.document), Port::payer)
+        let payer = session.and_then(|session| self.with_port(session, Port::payer));
+        payer.unwrap_or(Payer::Document(self.document))
     }
 
     /// Charges sessions for processor time, or refunds it where `sign` is -1.
     fn charge(&self, shares: impl Iterator<Item = (SessionId, Duration)>, sign: i64) {
         for (session, share) in shares {
-            if let Some(port) = self.ports.get(&session) {
-                port.charge(share, sign);
-            }
+            self.with_port(session, |port| port.charge(share, sign));
         }
     }
 }
