@@ -45,7 +45,8 @@ pub enum Key {
         document: DocumentId,
         /// What the chunk holds.
         kind: ChunkKind,
-        /// The chunk's name: a hash, or the name that another program gave it. One component of a path.
+        /// The chunk's name: a hash, or the name that another program gave it. One component of a
+        /// path.
         name: String,
     },
 }
@@ -59,7 +60,8 @@ pub fn snapshot_key(document: DocumentId, heads: &[ChangeHash]) -> Key {
     Key::Chunk { document, kind: ChunkKind::Snapshot, name: hex(&hasher.finalize()) }
 }
 
-/// Returns the key of an increment, named by SHA-256 over its bytes, as automerge-repo names its own.
+/// Returns the key of an increment, named by SHA-256 over its bytes, as automerge-repo names its
+/// own.
 pub fn increment_key(document: DocumentId, data: &[u8]) -> Key {
     let name = hex(&Sha256::digest(data));
     Key::Chunk { document, kind: ChunkKind::Incremental, name }

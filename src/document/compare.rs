@@ -59,8 +59,8 @@ pub enum Merged {
 /// Merges the document in `brought` into `here`, which is all that is known of it, and returns the
 /// outcome and what has to be stored. Takes processor time.
 ///
-/// `is_stored`: something of `here` is in storage, and not only in the served bundle. `is_kept`: the
-/// same bytes are stored already.
+/// `is_stored`: something of `here` is in storage, and not only in the served bundle. `is_kept`:
+/// the same bytes are stored already.
 pub fn compare(
     here: &mut Document,
     brought: &[u8],

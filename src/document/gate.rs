@@ -1,15 +1,15 @@
 //! Decides whether bytes may become part of a document.
 //!
 //! automerge 0.12 applies changes that it cannot write again: changes that are not in its canonical
-//! form, that number their operations below those of their dependencies, or that do not build on their
-//! author's previous change. Once a document with such a change was saved, nobody can load it. Other
-//! changes make automerge panic while it applies them. So a [`Document`] only takes changes through
-//! [`Document::admit`]. Whatever that admits can be saved and loaded again with the same heads, here and
-//! by automerge's JavaScript.
+//! form, that number their operations below those of their dependencies, or that do not build on
+//! their author's previous change. Once a document with such a change was saved, nobody can load
+//! it. Other changes make automerge panic while it applies them. So a [`Document`] only takes
+//! changes through [`Document::admit`]. Whatever that admits can be saved and loaded again with the
+//! same heads, here and by automerge's JavaScript.
 //!
-//! Most changes are proven good by themselves: rebuilt from the document they have the same hash, which
-//! is how they will be written, and they are numbered as a reader derives it from their dependencies.
-//! All other changes are decided by saving the whole document and loading it again.
+//! Most changes are proven good by themselves: rebuilt from the document they have the same hash,
+//! which is how they will be written, and they are numbered as a reader derives it from their
+//! dependencies. All other changes are decided by saving the whole document and loading it again.
 
 mod apply;
 mod guard;
@@ -38,8 +38,8 @@ use super::{order::dependencies_first, unpacked};
 /// What has become part of a document.
 #[derive(Debug)]
 pub enum Admitted {
-    /// Nothing that changes the heads: the document had the changes already, or they wait for others that
-    /// are missing.
+    /// Nothing that changes the heads: the document had the changes already, or they wait for
+    /// others that are missing.
     Nothing,
     /// These changes, dependencies first, as automerge writes them.
     Changes(Vec<Change>),
@@ -148,8 +148,8 @@ impl Document {
         self.tally.check()
     }
 
-    /// Applies chunks of changes, documents or bundles. Orphans are judged when the changes arrive that
-    /// they wait for.
+    /// Applies chunks of changes, documents or bundles. Orphans are judged when the changes arrive
+    /// that they wait for.
     ///
     /// # Errors
     /// Why they are refused. The document is then as it was, but its orphans may be gone; or it is
@@ -160,8 +160,8 @@ impl Document {
         admitted
     }
 
-    /// As [`Self::admit`], but a refusal may leave the document [damaged](Self::is_damaged), for the caller
-    /// to [restore](Self::restore): that takes as long as loading it.
+    /// As [`Self::admit`], but a refusal may leave the document [damaged](Self::is_damaged), for
+    /// the caller to [restore](Self::restore): that takes as long as loading it.
     ///
     /// # Errors
     /// Why they are refused.
@@ -188,9 +188,9 @@ impl Document {
         checked.map(|_| Admitted::Whole)
     }
 
-    /// Returns what to apply to a copy of the document that may lack some of its changes, after `bytes`
-    /// were admitted: all of their changes except orphans, and also the former orphans that waited for
-    /// them.
+    /// Returns what to apply to a copy of the document that may lack some of its changes, after
+    /// `bytes` were admitted: all of their changes except orphans, and also the former orphans that
+    /// waited for them.
     ///
     /// # Errors
     /// They do not parse.
@@ -226,14 +226,14 @@ impl Document {
         admitted
     }
 
-    /// Whether changes were applied and then refused. Nothing of the document may be sent or stored until
-    /// it is restored. If that fails, it has to be read from storage again.
+    /// Whether changes were applied and then refused. Nothing of the document may be sent or stored
+    /// until it is restored. If that fails, it has to be read from storage again.
     pub fn is_damaged(&self) -> bool {
         self.refused.is_some()
     }
 
-    /// Rebuilds the document as it was before the refused changes, without its orphans. Returns whether
-    /// that succeeded.
+    /// Rebuilds the document as it was before the refused changes, without its orphans. Returns
+    /// whether that succeeded.
     pub fn restore(&mut self) -> bool {
         let (Some(before), State::Awake(doc)) = (&self.refused, &self.state) else { return true };
         let restored = match before.as_slice() {
@@ -279,8 +279,8 @@ impl Document {
         if missing.is_empty() {
             return self.apply_these(changes, false, rules);
         }
-        // An orphan may be the reason for a refusal. Then the orphans are dropped (their senders are asked
-        // for them again), and the changes are judged without them.
+        // An orphan may be the reason for a refusal. Then the orphans are dropped (their senders
+        // are asked for them again), and the changes are judged without them.
         self.apply_these(changes.clone(), frees_orphans, rules).or_else(|refusal| {
             self.refused = Some(self.heads.clone());
             if self.restore() { self.apply_these(changes, false, rules) } else { Err(refusal) }
@@ -297,7 +297,8 @@ impl Document {
         let State::Awake(doc) = &mut self.state else { unreachable!("it was just loaded") };
         changes.retain(|change| doc.get_change_meta_by_hash(&change.hash()).is_none());
         let mut lineage = Lineage::new(doc, &changes, heads);
-        // Nothing can be proven about changes to a document that readers number differently already.
+        // Nothing can be proven about changes to a document that readers number differently
+        // already.
         let mut is_proven = !tally.is_ambiguous;
         for change in &changes {
             check_applicable(change)?;
@@ -311,9 +312,9 @@ impl Document {
             self.refused = None;
             return Ok(self.applied(applied));
         }
-        // All others are tried on a copy: operations with the same number cannot be told apart afterwards.
-        // They are applied one by one: automerge applies changes of one actor in any order that their
-        // dependencies allow, and fails on some.
+        // All others are tried on a copy: operations with the same number cannot be told apart
+        // afterwards. They are applied one by one: automerge applies changes of one actor in any
+        // order that their dependencies allow, and fails on some.
         let mut trial = doc.clone();
         let has = |hash: &ChangeHash| doc.get_change_meta_by_hash(hash).is_some();
         let (mut ordered, orphans) = dependencies_first(changes, has);

@@ -1,7 +1,7 @@
 //! Makes a document of its stored chunks.
 //!
-//! Bad chunks are left out, and so are those that build on a bad change. A chunk is bad if the document
-//! would not load with it, or would not load again after it was saved.
+//! Bad chunks are left out, and so are those that build on a bad change. A chunk is bad if the
+//! document would not load with it, or would not load again after it was saved.
 
 use std::collections::HashMap;
 
@@ -21,8 +21,8 @@ pub struct Loaded {
     pub doc: Document,
     /// Chunks that are not in it, each with the reason.
     pub bad: Vec<(Key, String)>,
-    /// Some bad chunks hold good changes that no other chunk has: the document has to be saved before
-    /// they are removed.
+    /// Some bad chunks hold good changes that no other chunk has: the document has to be saved
+    /// before they are removed.
     pub is_to_be_saved: bool,
 }
 
@@ -114,8 +114,8 @@ fn salvage(chunks: &[StoredChunk]) -> Loaded {
     Loaded { doc, bad, is_to_be_saved }
 }
 
-/// Makes a document of all changes but those that are bad or build on bad ones. Returns these with the
-/// reasons.
+/// Makes a document of all changes but those that are bad or build on bad ones. Returns these with
+/// the reasons.
 fn admit_most(changes: &[Change]) -> (Document, HashMap<ChangeHash, String>) {
     let mut doc = Document::default();
     let mut bad: HashMap<ChangeHash, String> = HashMap::new();

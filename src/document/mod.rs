@@ -1,5 +1,5 @@
-//! Documents as bytes and as automerge: what may become part of one, how large it may be, and how it is
-//! synchronized with peers. No tokio, no I/O.
+//! Documents as bytes and as automerge: what may become part of one, how large it may be, and how
+//! it is synchronized with peers. No tokio, no I/O.
 //!
 //! | to find | look in |
 //! |---|---|

@@ -7,8 +7,8 @@ use std::{
 
 use automerge::{Change, ChangeHash};
 
-/// Sorts changes so that each follows its dependencies, and its actor's previous change if that is among
-/// them, which automerge relies on. Lower operation numbers are first.
+/// Sorts changes so that each follows its dependencies, and its actor's previous change if that is
+/// among them, which automerge relies on. Lower operation numbers are first.
 ///
 /// Also returns the orphans: changes that wait for others which are neither among them nor known
 /// (`is_known`).

@@ -57,7 +57,8 @@ impl MaxDocument {
         unpacked::allowed(size, Origin::Storage, self.inflated)
     }
 
-    /// Checks a loaded document by the memory that it takes now, which is less than unpacking it took.
+    /// Checks a loaded document by the memory that it takes now, which is less than unpacking it
+    /// took.
     ///
     /// # Errors
     /// As [`Self::check`].

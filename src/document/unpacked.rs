@@ -1,13 +1,14 @@
-//! Estimates what automerge chunks take in memory once they are unpacked, without unpacking them. Pure.
+//! Estimates what automerge chunks take in memory once they are unpacked, without unpacking them.
+//! Pure.
 //!
 //! automerge encodes repetition: a run of a million equal values takes a few bytes, and columns are
-//! deflated. Measured with automerge 0.12, a change of 104 bytes takes 451 MiB and 3 s, and a document of
-//! 174 bytes takes 87 MiB. So the runs in a chunk's columns are summed before automerge sees it, and
-//! deflated data is read as a stream that stops at the limit.
+//! deflated. Measured with automerge 0.12, a change of 104 bytes takes 451 MiB and 3 s, and a
+//! document of 174 bytes takes 87 MiB. So the runs in a chunk's columns are summed before automerge
+//! sees it, and deflated data is read as a stream that stops at the limit.
 //!
-//! Byte arrays and strings count as their bytes, however well they compress: each value's length is in
-//! the column before them, so what a chunk claims is known before it is inflated. Each operation counts
-//! as the memory that automerge uses to apply it.
+//! Byte arrays and strings count as their bytes, however well they compress: each value's length is
+//! in the column before them, so what a chunk claims is known before it is inflated. Each operation
+//! counts as the memory that automerge uses to apply it.
 //!
 //! Format: <https://automerge.org/automerge-binary-format-spec/>, and automerge 0.12
 //! `storage/{chunk,change,document,bundle}.rs`. Chunks in another format are refused.
@@ -33,27 +34,29 @@ use self::{
 };
 use crate::config::Size;
 
-/// Memory to apply an operation of a change chunk, in bytes: 451 to 589, measured with 1,000,000 of them.
+/// Memory to apply an operation of a change chunk, in bytes: 451 to 589, measured with 1,000,000 of
+/// them.
 const CHANGE_OPERATION: u64 = 500;
-/// Memory of an operation in a loaded document, in bytes: 87 in runs, measured with 1,000,000 of them.
+/// Memory of an operation in a loaded document, in bytes: 87 in runs, measured with 1,000,000 of
+/// them.
 const DOCUMENT_OPERATION: u64 = 100;
-/// Memory to load a change of a document chunk, in bytes, without its texts: 400,000 changes without
-/// operations took 735 MiB, and changes that claim many operations take twice that.
+/// Memory to load a change of a document chunk, in bytes, without its texts: 400,000 changes
+/// without operations took 735 MiB, and changes that claim many operations take twice that.
 const DOCUMENT_CHANGE: u64 = 2_000;
-/// Memory of a change in a loaded document, in bytes: its node in the graph, its hash twice, its share of
-/// the clocks.
+/// Memory of a change in a loaded document, in bytes: its node in the graph, its hash twice, its
+/// share of the clocks.
 const RESIDENT_CHANGE: u64 = 500;
 /// Memory of an actor in a change that names it, in bytes, without its id.
 const ACTOR: u64 = 40;
 /// How many actors an operation names: its own, and those of its object and of what it replaces.
 const ACTORS_NAMED: u64 = 3;
-/// Marks cost time by the square of their number: 20,000 in one place take 0.2 s, 200,000 take 43 s. So
-/// this many pairs of marks count as one byte.
+/// Marks cost time by the square of their number: 20,000 in one place take 0.2 s, 200,000 take 43
+/// s. So this many pairs of marks count as one byte.
 const MARK_PAIRS: u64 = 8;
 /// How many copies of a text or of an actor's id automerge makes for a change.
 const COPIES: u64 = 2;
-/// How many copies of inflated bytes exist while a chunk is applied. Only values of operations count
-/// once.
+/// How many copies of inflated bytes exist while a chunk is applied. Only values of operations
+/// count once.
 const INFLATED: u64 = 8;
 
 /// What chunks unpack to, by estimate.
@@ -92,7 +95,8 @@ impl Unpacked {
 }
 
 /// Estimates what concatenated chunks unpack to. More than `limit` is allowed for large inputs (see
-/// [`allowed`]). Parts of one chunk must be concatenated first: automerge reads across their boundaries.
+/// [`allowed`]). Parts of one chunk must be concatenated first: automerge reads across their
+/// boundaries.
 ///
 /// # Errors
 /// They unpack to more than is allowed, or are not a sequence of chunks.
@@ -173,8 +177,8 @@ impl Meter {
         measured
     }
 
-    /// Counts all that was deflated, also what follows the chunk's data. `values` bytes of it were counted
-    /// before.
+    /// Counts all that was deflated, also what follows the chunk's data. `values` bytes of it were
+    /// counted before.
     fn finish_inflating(
         &mut self,
         mut inflated: BufReader<Inflated<impl BufRead>>,
@@ -229,16 +233,16 @@ impl Meter {
         self.add_actors(actors, changes, operations)
     }
 
-    /// Counts the ids of actors: each change that is rebuilt from a chunk has those of all actors that its
-    /// operations name.
+    /// Counts the ids of actors: each change that is rebuilt from a chunk has those of all actors
+    /// that its operations name.
     fn add_actors(&mut self, actors: Actors, changes: u64, operations: u64) -> Result<(), Stop> {
         let names = changes.saturating_mul(actors.count).min(operations.saturating_mul(ACTORS_NAMED));
         let size = actors.longest.saturating_add(ACTOR).saturating_mul(COPIES);
         self.add(names.saturating_mul(size))
     }
 
-    /// Counts the changes of a chunk, each of which automerge rebuilds with its actor's id. Returns how
-    /// many there are.
+    /// Counts the changes of a chunk, each of which automerge rebuilds with its actor's id. Returns
+    /// how many there are.
     fn changes_of(
         &mut self,
         data: &mut impl BufRead,
@@ -267,8 +271,9 @@ impl Meter {
         Ok(operations)
     }
 
-    /// Returns how many rows the longest of these columns has, each of which will count `cost` bytes.
-    /// `budget` grows with the values that are claimed; it limits `data` that is deflated as a whole.
+    /// Returns how many rows the longest of these columns has, each of which will count `cost`
+    /// bytes. `budget` grows with the values that are claimed; it limits `data` that is deflated as
+    /// a whole.
     fn rows(
         &mut self,
         data: &mut impl BufRead,
@@ -327,7 +332,8 @@ impl Meter {
         Ok(longest)
     }
 
-    /// Counts marks. Stored ones were limited when they were admitted, and may have become many since.
+    /// Counts marks. Stored ones were limited when they were admitted, and may have become many
+    /// since.
     fn add_marks(&mut self, marks: u64) -> Result<(), Stop> {
         let squared = |marks: u64| marks.saturating_mul(marks) / MARK_PAIRS;
         let before = self.found.marks;

@@ -12,9 +12,11 @@ pub(super) struct Durability {
     pub(super) heads: Vec<ChangeHash>,
     /// How many changes that is.
     pub(super) changes: u64,
-    /// All other changes, each with the number of changes that the document had once it was applied.
+    /// All other changes, each with the number of changes that the document had once it was
+    /// applied.
     unsaved: HashMap<ChangeHash, u64>,
-    /// The same number for all changes of a document that came as a whole. These are not in `unsaved`.
+    /// The same number for all changes of a document that came as a whole. These are not in
+    /// `unsaved`.
     unsaved_document: Option<u64>,
 }
 

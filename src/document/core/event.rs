@@ -62,7 +62,8 @@ pub(crate) enum Effect {
         /// Some changes wait for others that are missing.
         has_orphans: bool,
     },
-    /// A session sent changes that may not become part of the document. It may only read from now on.
+    /// A session sent changes that may not become part of the document. It may only read from now
+    /// on.
     Refuse { from: SessionId, ticket: Option<Ticket>, why: Rejection },
 }
 

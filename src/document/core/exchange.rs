@@ -1,8 +1,8 @@
 //! automerge's sync protocol for many peers of one document.
 //!
-//! What a message does to a peer's [`State`], and what is sent next, are functions of the document and
-//! that state alone. In a busy room most peers are in the same state, so the result for each distinct
-//! state is computed once and shared.
+//! What a message does to a peer's [`State`], and what is sent next, are functions of the document
+//! and that state alone. In a busy room most peers are in the same state, so the result for each
+//! distinct state is computed once and shared.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -46,8 +46,8 @@ impl Exchange {
         self.heads.get_or_insert_with(|| heads.into()).clone()
     }
 
-    /// Returns a peer's state after a message, whose admitted changes `doc` has already. `before` are
-    /// the heads that it had without them.
+    /// Returns a peer's state after a message, whose admitted changes `doc` has already. `before`
+    /// are the heads that it had without them.
     pub(super) fn receive(
         &mut self,
         doc: &Automerge,

@@ -1,7 +1,8 @@
-//! One live document and its peers: decides what follows from each event. No tokio, no I/O, no clock.
+//! One live document and its peers: decides what follows from each event. No tokio, no I/O, no
+//! clock.
 //!
-//! [`state::Core::step`] applies a batch of events and returns effects. The caller carries these out:
-//! it sends messages, stores chunks, and reports back with further events.
+//! [`Core::step`](state::Core::step) applies a batch of events and returns effects. The caller carries
+//! these out: it sends messages, stores chunks, and reports back with further events.
 //!
 //! | to find | look in |
 //! |---|---|
@@ -17,10 +18,10 @@
 //! | the core under a faulty network, disk and process | `simulation` |
 //!
 //! # Heads mean durable changes
-//! automerge-repo takes the heads in our sync messages as what our storage has. So heads are withheld
-//! from a peer while something is not durable that the peer's messages brought or named. Such a peer
-//! gets the changes of others at once, under heads that it may be told. All other peers get changes
-//! with the document's heads.
+//! automerge-repo takes the heads in our sync messages as what our storage has. So heads are
+//! withheld from a peer while something is not durable that the peer's messages brought or named.
+//! Such a peer gets the changes of others at once, under heads that it may be told. All other peers
+//! get changes with the document's heads.
 
 mod answer;
 mod chunks;

@@ -17,8 +17,8 @@ const CROWD: usize = 3;
 /// One peer, as the core sees it.
 #[derive(Default)]
 pub(super) struct Peer {
-    /// automerge's state of the exchange. A peer that may only read has a read-only state: automerge
-    /// then ignores its changes.
+    /// automerge's state of the exchange. A peer that may only read has a read-only state:
+    /// automerge then ignores its changes.
     pub(super) state: Arc<State>,
     /// The document's heads are withheld from the peer until this many changes are durable.
     pub(super) withheld_until: u64,
@@ -44,8 +44,8 @@ pub(super) struct Peer {
 }
 
 impl Peer {
-    /// Withholds the document's heads until all of its `changes` are durable, if the peer may be the
-    /// author of some that were not announced to it.
+    /// Withholds the document's heads until all of its `changes` are durable, if the peer may be
+    /// the author of some that were not announced to it.
     pub(super) fn withhold_unannounced(&mut self, changes: u64) {
         if self.has_unknown_heads && changes > self.announced_changes {
             self.withheld_until = self.withheld_until.max(changes);
@@ -158,8 +158,8 @@ impl Peers {
         }
     }
 
-    /// Panics in debug builds if a list has a peer that has left, or a peer that waits for an answer is
-    /// in no list. Takes O(peers).
+    /// Panics in debug builds if a list has a peer that has left, or a peer that waits for an
+    /// answer is in no list. Takes O(peers).
     pub(super) fn assert_consistent(&self) {
         let is_here = |id: &SessionId| self.by_id.contains_key(id);
         debug_assert!(self.to_answer.iter().all(is_here), "an answer is queued to a peer that has left");

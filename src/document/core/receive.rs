@@ -85,7 +85,8 @@ impl Core {
     /// Checks that the document may hold a message's changes as well, if any of them are new.
     fn check_size(&mut self, message: &SyncMessage) -> Result<(), Rejection> {
         let size = self.stored_bytes() + message.raw.len() + self.orphans.bytes;
-        // The document counts as what it takes in memory now, not as what applying its changes took.
+        // The document counts as what it takes in memory now, not as what applying its changes
+        // took.
         let (operations, changes) = (self.doc.operations(), self.doc.changes());
         let document =
             Unpacked { operations, changes, values: self.values, ..Unpacked::default() };

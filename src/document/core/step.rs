@@ -54,8 +54,9 @@ impl Core {
         self.finish_step(effects)
     }
 
-    /// Restores the document as it was before changes that were refused, and continues the step that
-    /// they interrupted. Takes as long as loading the document. None if it has to be read from storage.
+    /// Restores the document as it was before changes that were refused, and continues the step
+    /// that they interrupted. Takes as long as loading the document. None if it has to be read from
+    /// storage.
     pub(crate) fn recover(&mut self) -> Option<Vec<Effect>> {
         if !self.doc.restore() {
             return None;

@@ -17,8 +17,8 @@ use crate::{
     document::unpacked::{self, Origin},
 };
 
-/// The latest time of a change, in seconds since 1970. automerge stores differences of times, and fails
-/// where these overflow.
+/// The latest time of a change, in seconds since 1970. automerge stores differences of times, and
+/// fails where these overflow.
 const MAX_TIME: u64 = 1 << 53;
 
 /// What a document is after admitted changes.
@@ -72,8 +72,8 @@ pub(super) fn apply_to(
     Ok(Applied { heads, tally, new })
 }
 
-/// Adds the `new` changes of a document to the tally. Returns whether all of them will be written in the
-/// form in which they were received.
+/// Adds the `new` changes of a document to the tally. Returns whether all of them will be written
+/// in the form in which they were received.
 fn count(doc: &Automerge, new: &[Change], heads: &[ChangeHash], tally: &mut Tally) -> bool {
     let several = if new.len() > 1 { new } else { &[] };
     let deps: HashSet<&ChangeHash> = several.iter().flat_map(Change::deps).collect();

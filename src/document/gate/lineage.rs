@@ -6,11 +6,11 @@ use automerge::{ActorId, Automerge, Change, ChangeHash};
 
 use super::{refusal::Refusal, tally::is_misnumbered};
 
-/// How many changes of one message are looked up in the history. For more, the whole document is checked
-/// instead.
-const HISTORY_LOOKUPS: usize = 16;
-/// How many changes of the history one lookup may examine. After a longer one, the whole document is
+/// How many changes of one message are looked up in the history. For more, the whole document is
 /// checked instead.
+const HISTORY_LOOKUPS: usize = 16;
+/// How many changes of the history one lookup may examine. After a longer one, the whole document
+/// is checked instead.
 const HISTORY_CHANGES: usize = 4_096;
 /// How many steps a search for an ancestor among the changes of one message may take.
 const ANCESTRY_STEPS: usize = 256;
@@ -36,8 +36,8 @@ impl<'a> Lineage<'a> {
         Self { doc, heads, new, made, lookups: 0 }
     }
 
-    /// Checks how a change is numbered. Returns whether it is proven that every reader will number it in
-    /// the same way.
+    /// Checks how a change is numbered. Returns whether it is proven that every reader will number
+    /// it in the same way.
     ///
     /// # Errors
     /// No reader can number it so.
@@ -88,8 +88,8 @@ impl<'a> Lineage<'a> {
         false
     }
 
-    /// Searches a change's ancestors for its actor's previous change. Returns false also where that would
-    /// take too long.
+    /// Searches a change's ancestors for its actor's previous change. Returns false also where that
+    /// would take too long.
     fn finds_previous(&mut self, change: &Change) -> bool {
         let (actor, seq) = (change.actor_id(), change.seq());
         if seq == 1 {

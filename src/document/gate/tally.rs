@@ -15,7 +15,8 @@ pub(super) struct Tally {
     pub(super) highest: u64,
     /// Operation numbers that changes skip between their dependencies and themselves.
     pub(super) skipped: u64,
-    /// A reader will number some operations differently, or confuse those of two changes of one actor.
+    /// A reader will number some operations differently, or confuse those of two changes of one
+    /// actor.
     pub(super) is_ambiguous: bool,
 }
 
@@ -64,8 +65,8 @@ impl Tally {
         self.check_after(&Self::default())
     }
 
-    /// Checks a document that was counted as `before` earlier: its old faults may stay, but may not get
-    /// worse.
+    /// Checks a document that was counted as `before` earlier: its old faults may stay, but may not
+    /// get worse.
     pub(super) fn check_after(&self, before: &Self) -> Result<(), Refusal> {
         let Self { operations, highest, skipped, is_ambiguous, .. } = *self;
         if is_ambiguous && !before.is_ambiguous {
@@ -85,9 +86,9 @@ impl Tally {
     }
 }
 
-/// Whether no reader can number a change as its author did. A reader derives the first number from the
-/// last one and from the dependencies, whose highest is `before`. So nothing tells where the numbers of
-/// an empty change begin.
+/// Whether no reader can number a change as its author did. A reader derives the first number from
+/// the last one and from the dependencies, whose highest is `before`. So nothing tells where the
+/// numbers of an empty change begin.
 pub(super) fn is_misnumbered(start: u64, operations: u64, before: u64) -> bool {
     start <= before || (operations == 0 && start != before + 1)
 }

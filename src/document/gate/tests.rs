@@ -172,8 +172,8 @@ fn skipped_numbers_are_counted_for_the_whole_document() {
     assert!(matches!(tally.check(), Err(Refusal::Skipped(_))), "{tally:?}");
 }
 
-/// After an empty change, `changeAt` may continue with the same actor at heads that do not include it.
-/// automerge fails if it applies these in the wrong order.
+/// After an empty change, `changeAt` may continue with the same actor at heads that do not include
+/// it. automerge fails if it applies these in the wrong order.
 #[test]
 fn changes_of_one_actor_are_applied_in_its_order() {
     let mut doc = Automerge::new().with_actor(actor(1));

@@ -7,7 +7,8 @@ use super::{
     reader::unsigned,
 };
 
-/// The first bytes of every chunk. A checksum of four bytes, the chunk's kind and its length follow.
+/// The first bytes of every chunk. A checksum of four bytes, the chunk's kind and its length
+/// follow.
 pub(super) const MAGIC: [u8; 4] = [0x85, 0x6f, 0x4a, 0x83];
 
 /// Splits concatenated chunks. Returns the kind of each, and all of its bytes.

@@ -22,9 +22,9 @@ impl Origin {
         }
     }
 
-    /// How many unpacked bytes are allowed for each input byte. In a pasted text each character is an
-    /// operation of 500 bytes, and two characters deflate to one byte. In a log that grew in many changes
-    /// 40 characters take one byte, at 100 bytes each.
+    /// How many unpacked bytes are allowed for each input byte. In a pasted text each character is
+    /// an operation of 500 bytes, and two characters deflate to one byte. In a log that grew in
+    /// many changes 40 characters take one byte, at 100 bytes each.
     pub(super) fn max_ratio(self) -> u64 {
         match self {
             Self::Peer => 1024,
@@ -46,8 +46,8 @@ pub enum NotUnpacked {
     Malformed,
 }
 
-/// How many bytes an input of `size` bytes may unpack to: `limit`, or more in proportion to `size`, up to
-/// a multiple of `limit`.
+/// How many bytes an input of `size` bytes may unpack to: `limit`, or more in proportion to `size`,
+/// up to a multiple of `limit`.
 pub fn allowed(size: usize, from: Origin, limit: Size) -> u64 {
     let by_ratio = (size as u64).saturating_mul(from.max_ratio());
     by_ratio.min(limit.0.saturating_mul(from.max_multiple())).max(limit.0)

@@ -58,8 +58,8 @@ pub(super) fn unsigned(data: &mut impl BufRead) -> io::Result<u64> {
     Ok(number)
 }
 
-/// Reads an unsigned LEB128 number as the `leb128` crate does. None if it is cut off or has more than 64
-/// bits.
+/// Reads an unsigned LEB128 number as the `leb128` crate does. None if it is cut off or has more
+/// than 64 bits.
 pub(super) fn count(data: &mut impl BufRead) -> Option<u64> {
     let mut number = 0u64;
     for place in 0..10 {

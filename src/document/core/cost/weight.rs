@@ -1,9 +1,9 @@
 //! What operations on a document take in processor time.
 //!
-//! The constants were measured with automerge 0.12 on one core of a small cloud machine (2026, release
-//! build), on texts that were typed a letter at a time, lists, maps, byte strings and empty changes.
-//! Each is the highest value of these, rounded up. An overestimated step runs on a thread of its own
-//! for nothing, which costs some 30 us.
+//! The constants were measured with automerge 0.12 on one core of a small cloud machine (2026,
+//! release build), on texts that were typed a letter at a time, lists, maps, byte strings and empty
+//! changes. Each is the highest value of these, rounded up. An overestimated step runs on a thread
+//! of its own for nothing, which costs some 30 us.
 
 use std::time::Duration;
 
@@ -76,8 +76,8 @@ impl Weight {
         ])
     }
 
-    /// Finding which of the last `changes` a peer lacks by its Bloom filters, and building a filter of
-    /// them.
+    /// Finding which of the last `changes` a peer lacks by its Bloom filters, and building a filter
+    /// of them.
     pub(super) fn compare_cost(&self, changes: u64, filters: u64) -> Nanos {
         let heads = Nanos::of(self.heads, 1_000);
         heads.plus(Nanos::of(changes, 800_u64.saturating_add(60_u64.saturating_mul(filters))))
@@ -105,8 +105,8 @@ impl Weight {
         Nanos::of(self.heads, 1_000).plus(Nanos::of(changes, 350))
     }
 
-    /// Admitting changes to it. `needs_trial`: they are tried on a copy of it first, which is saved and
-    /// loaded again.
+    /// Admitting changes to it. `needs_trial`: they are tried on a copy of it first, which is saved
+    /// and loaded again.
     pub(super) fn admit_cost(&self, unpacked: &Unpacked, needs_trial: bool) -> Nanos {
         let admit = admit_cost(unpacked);
         if !needs_trial {
@@ -126,14 +126,14 @@ fn admit_cost(unpacked: &Unpacked) -> Nanos {
     ])
 }
 
-/// Whether changes have to be tried on a copy of `doc` before they are admitted. `has_orphans`: some
-/// changes in it wait for others.
+/// Whether changes have to be tried on a copy of `doc` before they are admitted. `has_orphans`:
+/// some changes in it wait for others.
 pub(super) fn needs_trial(doc: &Document, has_orphans: bool, unpacked: &Unpacked) -> bool {
     unpacked.marks > 0 || has_orphans || doc.check_numbering().is_err()
 }
 
-/// Whether admitting changes to `doc` is estimated to take long. `values` are the bytes of its values,
-/// and `has_orphans` is whether changes in it wait for others.
+/// Whether admitting changes to `doc` is estimated to take long. `values` are the bytes of its
+/// values, and `has_orphans` is whether changes in it wait for others.
 pub(crate) fn is_long_to_admit(
     doc: &Document,
     values: u64,

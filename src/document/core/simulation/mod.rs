@@ -1,6 +1,6 @@
-//! The core under a scheduler that may do anything: peers edit, disconnect and return, the disk is slow,
-//! the process crashes between any two steps. Every case is a list of actions. A failing one is shrunk
-//! and printed.
+//! The core under a scheduler that may do anything: peers edit, disconnect and return, the disk is
+//! slow, the process crashes between any two steps. Every case is a list of actions. A failing one
+//! is shrunk and printed.
 //!
 //! `TONK_RELAY_CASES=100000 cargo test --release simulation` runs more cases.
 
@@ -39,8 +39,8 @@ fn action() -> impl Strategy<Value = Action> {
     ]
 }
 
-/// automerge generates a reset for a peer that remembers changes which the relay does not have, each
-/// time that it is asked for a message: it must be asked once.
+/// automerge generates a reset for a peer that remembers changes which the relay does not have,
+/// each time that it is asked for a message: it must be asked once.
 #[test]
 fn a_peer_that_remembers_lost_changes_gets_one_answer_a_message() {
     let mut world = World::new();
@@ -81,8 +81,8 @@ fn a_change_that_two_peers_have_is_announced_to_both_when_durable() {
     assert_eq!(load(&world.disk).get_heads(), written.get_heads());
 }
 
-/// The author of a document that arrived as a whole connects again before it is durable, and names its
-/// heads.
+/// The author of a document that arrived as a whole connects again before it is durable, and names
+/// its heads.
 #[test]
 fn a_whole_document_is_announced_to_its_author_when_durable() {
     let mut world = World::new();
@@ -100,8 +100,9 @@ fn a_whole_document_is_announced_to_its_author_when_durable() {
     assert_eq!(load(&world.disk).get_heads(), world.peers[0].doc.get_heads());
 }
 
-/// Writes that keep failing are an ordinary state: all peers get all edits before anything is durable,
-/// whoever edits, and however late a reader acknowledges. In some rounds a Bloom filter hides a change.
+/// Writes that keep failing are an ordinary state: all peers get all edits before anything is
+/// durable, whoever edits, and however late a reader acknowledges. In some rounds a Bloom filter
+/// hides a change.
 #[test]
 fn edits_reach_everybody_while_writes_fail_for_thirty_edits() {
     let (writer, other, reader) = (0, 1, 2);

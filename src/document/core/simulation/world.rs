@@ -54,8 +54,8 @@ pub(super) enum Action {
     Crash { written: bool },
     /// A peer's connection breaks.
     Disconnect(usize),
-    /// A peer connects. It keeps what it last knew of the relay, as automerge-repo's storage does, or
-    /// it does not.
+    /// A peer connects. It keeps what it last knew of the relay, as automerge-repo's storage does,
+    /// or it does not.
     Connect { peer: usize, keeps_state: bool },
     /// A peer stops taking changes, or takes them again.
     ReadOnly(usize, bool),

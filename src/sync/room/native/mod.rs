@@ -122,8 +122,8 @@ impl NativeEngine {
         self.run(estimate, step).await;
     }
 
-    /// Applies what an earlier engine has left. Each message gets a step of its own, so that it is known
-    /// which one to drop if this engine fails, too.
+    /// Applies what an earlier engine has left. Each message gets a step of its own, so that it is
+    /// known which one to drop if this engine fails, too.
     async fn retry_pending(&mut self) {
         while matches!(self.core, CoreState::Idle(_))
             && let Some(Left { ticket, from, message }) = self.pending.retry()

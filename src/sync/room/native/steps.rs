@@ -77,7 +77,8 @@ impl NativeEngine {
         }
     }
 
-    /// Waits until the core is idle and its document undamaged, or until it has failed. Cancel safe.
+    /// Waits until the core is idle and its document undamaged, or until it has failed. Cancel
+    /// safe.
     pub(super) async fn wait_for_core(&mut self) -> Option<Ancestry> {
         let mut ancestry = None;
         loop {

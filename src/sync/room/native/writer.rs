@@ -19,8 +19,8 @@ pub(super) type Work = Option<BoxFuture<'static, ()>>;
 /// Stores and deletes the chunks of one document.
 pub(super) struct Writer {
     pub(super) documents: Arc<Documents>,
-    /// The served bundle's snapshot, if it is not stored yet. It is stored before the first change that
-    /// builds on it.
+    /// The served bundle's snapshot, if it is not stored yet. It is stored before the first change
+    /// that builds on it.
     seed: Option<SeedSnapshot>,
     /// All writes under way, one after the other.
     pub(super) write: Work,
@@ -33,8 +33,8 @@ impl Writer {
         Self { documents, seed, write: None, removal: None }
     }
 
-    /// Begins to store the served bundle's snapshot: the bundle may be removed at any time, and changes
-    /// that build on its snapshot must not be stored without it.
+    /// Begins to store the served bundle's snapshot: the bundle may be removed at any time, and
+    /// changes that build on its snapshot must not be stored without it.
     pub(super) fn save_seed(&mut self) {
         if let Some(SeedSnapshot { key, data }) = self.seed.take() {
             self.save(key, data);
