@@ -142,7 +142,8 @@ fn documents_are_synchronized_without_tokio_and_without_files() {
     for path in modules.values() {
         let text = fs::read_to_string(path).expect("reads");
         let mut code = text.lines().filter(|line| !line.trim_start().starts_with("//"));
-        let found = code.find(|line| ["tokio", "std::fs", "async "].iter().any(|word| line.contains(word)));
+        let found =
+            code.find(|line| ["tokio", "std::fs", "async "].iter().any(|word| line.contains(word)));
         assert_eq!(found, None, "{}", path.display());
     }
 }

@@ -236,7 +236,8 @@ impl Meter {
     /// Counts the ids of actors: each change that is rebuilt from a chunk has those of all actors
     /// that its operations name.
     fn add_actors(&mut self, actors: Actors, changes: u64, operations: u64) -> Result<(), Stop> {
-        let names = changes.saturating_mul(actors.count).min(operations.saturating_mul(ACTORS_NAMED));
+        let names =
+            changes.saturating_mul(actors.count).min(operations.saturating_mul(ACTORS_NAMED));
         let size = actors.longest.saturating_add(ACTOR).saturating_mul(COPIES);
         self.add(names.saturating_mul(size))
     }

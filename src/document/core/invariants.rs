@@ -15,8 +15,14 @@ impl Core {
         let changes = self.doc.changes();
         for (id, peer) in self.peers.iter() {
             debug_assert!(peer.is_blocked == peer.needs_answer, "{id} waits for an answer");
-            debug_assert!(peer.withheld_until <= changes, "heads are withheld from {id} until changes that do not exist");
-            debug_assert!(peer.announced_changes <= changes, "changes were announced to {id} that do not exist");
+            debug_assert!(
+                peer.withheld_until <= changes,
+                "heads are withheld from {id} until changes that do not exist"
+            );
+            debug_assert!(
+                peer.announced_changes <= changes,
+                "changes were announced to {id} that do not exist"
+            );
         }
     }
 
@@ -29,9 +35,13 @@ impl Core {
             is_all || self.durable.heads.iter().all(|head| self.doc.has(head)),
             "a durable change is not in the document"
         );
-        debug_assert!(self.durable.changes <= self.doc.changes(), "more changes are durable than the document has");
         debug_assert!(
-            !is_all || (self.durable.changes == self.doc.changes() && self.durable.has_no_unsaved()),
+            self.durable.changes <= self.doc.changes(),
+            "more changes are durable than the document has"
+        );
+        debug_assert!(
+            !is_all
+                || (self.durable.changes == self.doc.changes() && self.durable.has_no_unsaved()),
             "the durable heads are the document's, but not all changes are durable"
         );
     }

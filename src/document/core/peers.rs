@@ -162,7 +162,10 @@ impl Peers {
     /// answer is in no list. Takes O(peers).
     pub(super) fn assert_consistent(&self) {
         let is_here = |id: &SessionId| self.by_id.contains_key(id);
-        debug_assert!(self.to_answer.iter().all(is_here), "an answer is queued to a peer that has left");
+        debug_assert!(
+            self.to_answer.iter().all(is_here),
+            "an answer is queued to a peer that has left"
+        );
         debug_assert!(self.blocked.iter().all(is_here), "a blocked peer that has left");
         let queued: HashSet<_> = self.to_answer.iter().chain(&self.blocked).collect();
         for (id, peer) in &self.by_id {
@@ -170,7 +173,10 @@ impl Peers {
                 !peer.needs_answer || self.answer_all || queued.contains(id),
                 "{id} is never answered"
             );
-            debug_assert!(!peer.is_blocked || peer.needs_answer, "{id} is blocked and waits for no answer");
+            debug_assert!(
+                !peer.is_blocked || peer.needs_answer,
+                "{id} is blocked and waits for no answer"
+            );
         }
     }
 }

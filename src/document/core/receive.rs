@@ -88,8 +88,7 @@ impl Core {
         // The document counts as what it takes in memory now, not as what applying its changes
         // took.
         let (operations, changes) = (self.doc.operations(), self.doc.changes());
-        let document =
-            Unpacked { operations, changes, values: self.values, ..Unpacked::default() };
+        let document = Unpacked { operations, changes, values: self.values, ..Unpacked::default() };
         let together = document.plus(&self.orphans.unpacked).plus(&message.unpacked);
         let Err(limit) = self.max.check_resident(size, &together) else { return Ok(()) };
         if message.message.heads.iter().all(|head| self.doc.has(head)) {

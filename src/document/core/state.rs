@@ -8,6 +8,7 @@ use std::{
 use automerge::ChangeHash;
 
 use super::{
+    chunks::Chunks,
     cost::{
         versions::Versions,
         weight::{LONG, Weight},
@@ -16,7 +17,6 @@ use super::{
     event::Event,
     exchange::Exchange,
     peers::{Peer, Peers},
-    chunks::Chunks,
 };
 use crate::{
     base::{document_id::DocumentId, session_id::SessionId},

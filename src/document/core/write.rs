@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{event::Effect, state::Core, chunks::Write};
+use super::{chunks::Write, event::Effect, state::Core};
 use crate::document::{
     chunk::{increment_key, snapshot_key},
     gate,

@@ -17,7 +17,8 @@ const BUNDLE: u8 = 3;
 
 /// Whether a save of a document loads, and has these heads.
 pub fn loads(saved: &[u8], heads: &[ChangeHash]) -> bool {
-    catch_panic(|| Automerge::load(saved).is_ok_and(|doc| doc.get_heads() == heads)).unwrap_or(false)
+    catch_panic(|| Automerge::load(saved).is_ok_and(|doc| doc.get_heads() == heads))
+        .unwrap_or(false)
 }
 
 /// Loads the document in a document chunk, and counts what its changes number.
@@ -39,7 +40,8 @@ pub(super) fn load_document(chunk: &[u8]) -> Result<(Automerge, Tally), Refusal>
 pub(in crate::document) fn changes_in(kind: u8, chunk: &[u8]) -> Result<Vec<Change>, Refusal> {
     match kind {
         CHANGE | DEFLATED_CHANGE => {
-            let change = catch_panic(|| Change::try_from(chunk))?.map_err(|error| malformed(&error))?;
+            let change =
+                catch_panic(|| Change::try_from(chunk))?.map_err(|error| malformed(&error))?;
             // automerge checks it only when it reads whole documents.
             if chunk.get(4..8) != change.hash().0.get(..4) {
                 return Err(Refusal::Malformed("bad checksum".to_owned()));
@@ -51,7 +53,8 @@ pub(in crate::document) fn changes_in(kind: u8, chunk: &[u8]) -> Result<Vec<Chan
             if chunk.get(4..8) != Sha256::digest(contents).get(..4) {
                 return Err(Refusal::Malformed("bad checksum".to_owned()));
             }
-            let bundle = catch_panic(|| Bundle::try_from(chunk))?.map_err(|error| malformed(&error))?;
+            let bundle =
+                catch_panic(|| Bundle::try_from(chunk))?.map_err(|error| malformed(&error))?;
             catch_panic(|| bundle.to_changes())?.map_err(|error| malformed(&error))
         }
         _ => {

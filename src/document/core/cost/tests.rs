@@ -50,7 +50,10 @@ fn a_small_stored_document_may_take_long() {
     let nulls = Weight { changes: 1, operations: 400_000, heads: 1, ..Weight::default() };
     assert!(nulls.load_cost() > LONG && nulls.save_cost() > LONG);
     let typed = Weight { changes: 200, operations: 200, heads: 1, ..Weight::default() };
-    assert!(typed.send_cost(200, true) < LONG && typed.send_cost(200, false) > typed.send_cost(200, true));
+    assert!(
+        typed.send_cost(200, true) < LONG
+            && typed.send_cost(200, false) > typed.send_cost(200, true)
+    );
     let note = Weight { changes: 30, operations: 60, values: 4_000, heads: 1 };
     assert!(note.load_cost() < LONG && note.compare_cost(2, 1).plus(MESSAGE) < MEASURED);
 }

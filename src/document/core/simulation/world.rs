@@ -254,7 +254,8 @@ impl World {
     fn deliver(&mut self, to: SessionId, message: Vec<u8>) {
         let linked = |peer: &&mut Peer| peer.link.as_ref().is_some_and(|l| l.session == to.0);
         let Some(peer) = self.peers.iter_mut().find(linked) else { return };
-        let is_full = peer.link.as_ref().is_some_and(|link| link.queue_full.load(Ordering::Relaxed));
+        let is_full =
+            peer.link.as_ref().is_some_and(|link| link.queue_full.load(Ordering::Relaxed));
         assert!(!is_full, "the send queue is full");
         let heads = Message::decode(&message).expect("a message").heads;
         let known: Vec<_> = heads

@@ -182,8 +182,8 @@ impl Engine for NativeEngine {
         charge: Option<Charge>,
     ) -> BoxFuture<'_, ()> {
         let charge = charge.filter(|_| message.has_changes());
-        let ticket =
-            charge.map(|charge| self.pending.receive(from, &message, charge, &self.writer.documents));
+        let ticket = charge
+            .map(|charge| self.pending.receive(from, &message, charge, &self.writer.documents));
         self.events.push(Event::Message { from, message, ticket });
         std::future::ready(()).boxed()
     }
@@ -251,7 +251,9 @@ impl Engine for NativeEngine {
     fn close(mut self: Box<Self>) -> BoxFuture<'static, ()> {
         async move {
             self.settle().await;
-            while (!self.is_durable() || self.writer.removal.is_some()) && self.work().await.is_ok() {}
+            while (!self.is_durable() || self.writer.removal.is_some()) && self.work().await.is_ok()
+            {
+            }
         }
         .boxed()
     }
