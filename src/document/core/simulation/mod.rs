@@ -100,6 +100,17 @@ fn a_whole_document_is_announced_to_its_author_when_durable() {
     assert_eq!(load(&world.disk).get_heads(), world.peers[0].doc.get_heads());
 }
 
+/// automerge may send a document without changes. The invariants are checked after each step.
+#[test]
+fn an_empty_document_leaves_nothing_to_save() {
+    let mut world = World::new();
+    (0..PEERS).for_each(|n| world.connect(n, false));
+    let actions = [Action::Step, Action::ToPeer(0), Action::ReadOnly(0, true), Action::ToRelay(0)];
+    actions.iter().for_each(|action| world.act(action));
+    world.settle();
+    assert!(world.disk.is_empty() && world.core.is_durable());
+}
+
 /// Writes that keep failing are an ordinary state: all peers get all edits before anything is
 /// durable, whoever edits, and however late a reader acknowledges. In some rounds a Bloom filter
 /// hides a change.
