@@ -1,4 +1,4 @@
-//! What the core is told, and what it asks for.
+//! What the core is told, and what it asks its caller to do.
 
 use std::sync::{Arc, atomic::AtomicBool};
 
@@ -9,68 +9,69 @@ use crate::{
     document::{chunk::Key, gate::Refusal, sync_message::SyncMessage},
 };
 
-/// Names one message whose changes are not durable yet.
+/// Names one message whose changes are not durable yet. The core only passes it on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Ticket(pub u64);
 
-/// What came.
+/// What happened.
 pub(crate) enum Event {
-    /// A session takes part.
+    /// A session joined.
     Join {
         id: SessionId,
-        /// When there is no room for messages to it.
-        full: Arc<AtomicBool>,
-        /// Changes of it are not taken in.
+        /// Set while the session's send queue has no room.
+        queue_full: Arc<AtomicBool>,
+        /// Its changes are ignored.
         reads_only: bool,
     },
-    /// A session does not any more.
+    /// A session left.
     Leave(SessionId),
-    /// Changes of a session are not taken in any more.
+    /// A session's changes are ignored from now on.
     ReadsOnly(SessionId),
     /// A session sent a message.
     Message {
         from: SessionId,
         message: SyncMessage,
-        /// Names its changes, if it has any that may become part of the document.
+        /// Set where the message has changes that may become part of the document.
         ticket: Option<Ticket>,
     },
-    /// An earlier engine has left the changes of a message.
-    Left { from: SessionId, message: SyncMessage, ticket: Ticket },
-    /// There may be room for messages that were kept back.
+    /// A message whose changes an earlier core had not made durable.
+    Retry { from: SessionId, message: SyncMessage, ticket: Ticket },
+    /// Send queues that were full may have room.
     Resume,
-    /// The write that was asked for last is durable.
+    /// The chunk of the last [`Effect::Save`] is durable.
     Saved,
 }
 
-/// What is to be done.
+/// What the caller has to do.
 #[derive(Debug)]
 pub(crate) enum Effect {
     /// Send a sync message.
     Send { to: SessionId, message: Bytes },
-    /// There is something to say to a session, and no room for it: it is said when there is
-    /// ([`Event::Resume`]), and is then what has come of it.
-    KeepBack { from: SessionId },
-    /// Make a chunk durable, and say so by [`Event::Saved`]. One at a time.
+    /// Report [`Event::Resume`] when the session's send queue has room: there may be something to
+    /// send to it, which is computed only then.
+    AwaitRoom(SessionId),
+    /// Make a chunk durable, and report [`Event::Saved`]. Only one is under way at a time.
     Save { key: Key, data: Bytes },
     /// Delete chunks whose changes are in a durable snapshot.
     Remove(Vec<Key>),
-    /// A peer's changes were taken in, so many of them new.
+    /// A session's changes are part of the document, or wait there for others.
     Applied {
         from: SessionId,
         ticket: Option<Ticket>,
         new_changes: u64,
-        /// There are changes that wait for others.
+        /// Some changes wait for others that are missing.
         has_orphans: bool,
     },
-    /// A peer sent changes that may not become part of the document. From now on it may only read.
-    Refuse { from: SessionId, ticket: Option<Ticket>, why: Refused },
+    /// A session sent changes that may not become part of the document. It may only read from now
+    /// on.
+    Refuse { from: SessionId, ticket: Option<Ticket>, why: Rejection },
 }
 
 /// Why changes are refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Refused {
-    /// They are not admitted.
+pub(crate) enum Rejection {
+    /// The gate does not admit them.
     Gate(Refusal),
-    /// The document would be larger than one may be.
+    /// The document would exceed its size limit. The text says which.
     TooLarge(String),
 }

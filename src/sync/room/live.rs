@@ -14,7 +14,7 @@ use super::{
     engine::{Engine, EngineFailed, Start},
     mailbox::Input,
     members::{Member, MemberState},
-    port::{Port, Observed},
+    port::{Observed, Port},
     shared::{NOTHING, seconds_since},
     state::{End, REOPEN, Room, STASH},
 };

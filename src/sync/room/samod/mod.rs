@@ -27,7 +27,7 @@ use crate::{
     base::{document_id::DocumentId, session_id::SessionId},
     document::{
         compare::Ancestry,
-        core::cost,
+        core::cost::weight::is_long_to_admit,
         gate::{Document, Refusal, Rules},
         sync_message::SyncMessage,
     },
@@ -182,12 +182,12 @@ impl SamodEngine {
         let changes = message.changes().into_owned();
         let (values, unpacked) = (self.values, message.unpacked);
         let has_orphans = self.admitted.has_orphans();
-        let is_long = cost::is_long_to_admit(&self.admitted, values, has_orphans, &unpacked);
+        let is_long = is_long_to_admit(&self.admitted, values, has_orphans, &unpacked);
         let mut doc = std::mem::take(&mut self.admitted);
         let admitting = move || {
             let admitted = doc.admit(&changes, Rules::Admission);
             // The repo drops what it has not handled when a session ends: what is here may not be there.
-            let admitted = admitted.and_then(|admitted| doc.to_be_passed_on(&changes, admitted));
+            let admitted = admitted.and_then(|admitted| doc.changes_to_forward(&changes, admitted));
             (doc, admitted)
         };
         let admitting = self.work.run(port.payer(), is_long, admitting);
