@@ -175,11 +175,32 @@ impl Truncator {
                 State::TooLarge => return,
             };
             (_, input) = input.split_at(taken);
-            if let State::Payload(Payload { pass: 0, discard: 0, ends_message, .. }) = self.state {
-                self.state = State::Header;
-                if ends_message {
-                    self.end_message(out);
-                }
+            self.end_frame(out);
+        }
+    }
+
+    /// How many of the next bytes are passed on unseen.
+    fn passes(&self) -> u64 {
+        match &self.state {
+            State::Payload(payload) => payload.pass,
+            _ => 0,
+        }
+    }
+
+    /// So many of them were.
+    fn passed(&mut self, bytes: usize, out: &mut impl FnMut(&[u8])) {
+        if let State::Payload(payload) = &mut self.state {
+            payload.pass = payload.pass.saturating_sub(bytes as u64);
+        }
+        self.end_frame(out);
+    }
+
+    /// Goes on to the next header where nothing is left of a payload.
+    fn end_frame(&mut self, out: &mut impl FnMut(&[u8])) {
+        if let State::Payload(Payload { pass: 0, discard: 0, ends_message, .. }) = self.state {
+            self.state = State::Header;
+            if ends_message {
+                self.end_message(out);
             }
         }
     }
@@ -365,6 +386,15 @@ impl<S: AsyncRead + Unpin> AsyncRead for Truncating<S> {
             }
             if matches!(this.truncator.state, State::TooLarge) {
                 return Poll::Ready(Err(io::ErrorKind::FileTooLarge.into()));
+            }
+            let passes = this.truncator.passes().min(buffer.remaining() as u64) as usize;
+            if passes > 0 {
+                let mut read = ReadBuf::new(buffer.initialize_unfilled_to(passes));
+                ready!(Pin::new(&mut this.stream).poll_read(cx, &mut read))?;
+                let bytes = read.filled().len();
+                buffer.advance(bytes);
+                this.truncator.passed(bytes, &mut |bytes| this.ahead.extend(bytes));
+                break;
             }
             let mut space = [MaybeUninit::uninit(); READ];
             let mut read = ReadBuf::uninit(&mut space);
