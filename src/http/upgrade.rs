@@ -4,13 +4,17 @@ use std::sync::Arc;
 
 use axum::{
     Extension,
-    extract::{FromRequestParts, Request, State, WebSocketUpgrade},
-    http::{HeaderMap, HeaderValue, header, request::Parts},
+    body::Body,
+    extract::{FromRequestParts, Request, State},
+    http::{HeaderMap, HeaderValue, StatusCode, header, request::Parts},
     middleware::Next,
-    response::{IntoResponse, Response},
+    response::Response,
 };
+use hyper::upgrade::OnUpgrade;
+use tokio_tungstenite::tungstenite::{self, error::ProtocolError, handshake::server};
 
 use super::{
+    error::json_error,
     sign_in::{self, PROTOCOL, RequestClient},
     state::App,
 };
@@ -19,14 +23,8 @@ use crate::{
     base::closing::Closing,
     config::Config,
     limits::{AddressLimit, Kind, Place},
-    sync::activity::Activity,
+    sync::{activity::Activity, truncating},
 };
-
-/// The WebSocket read buffer of a connection: axum's default of 128 KiB is memory for each idle
-/// socket.
-const READ_BUFFER: usize = 2 << 10;
-/// Frames up to this size together are written at once.
-const WRITE_BUFFER: usize = 8 << 10;
 
 /// Whether a browser at `origin` may use this relay.
 pub(super) fn is_allowed(origin: &HeaderValue, config: &Config) -> bool {
@@ -46,12 +44,18 @@ pub(super) async fn upgrade(State(app): State<App>, request: Request, next: Next
     if !is_websocket(request.headers()) {
         return next.run(request).await;
     }
-    let (mut parts, _) = request.into_parts();
-    let socket = match WebSocketUpgrade::from_request_parts(&mut parts, &()).await {
-        Ok(socket) => socket,
-        Err(rejection) => return rejection.into_response(),
+    let mut response = match server::create_response_with_body(&request, Body::empty) {
+        Ok(response) => response,
+        Err(error) => return not_upgraded(&error),
     };
-    let socket = socket.protocols([PROTOCOL]);
+    let (mut parts, _) = request.into_parts();
+    let Some(on_upgrade) = parts.extensions.remove::<OnUpgrade>() else {
+        return json_error(StatusCode::UPGRADE_REQUIRED, "the connection cannot be upgraded");
+    };
+    if sign_in::protocols(&parts.headers).any(|offered| offered == PROTOCOL) {
+        let protocol = HeaderValue::from_static(PROTOCOL);
+        response.headers_mut().insert(header::SEC_WEBSOCKET_PROTOCOL, protocol);
+    }
     let client = parts.extensions.get::<RequestClient>().map(|client| client.0).unwrap_or_default();
     let Extension(activity) =
         Extension::<Arc<Activity>>::from_request_parts(&mut parts, &()).await.unwrap_or_default();
@@ -63,24 +67,31 @@ pub(super) async fn upgrade(State(app): State<App>, request: Request, next: Next
     let permit = permit.filter(|_| admitted.is_ok());
     let max_message = config.sync.max_message.bytes();
     let (sessions, running) = (app.sync.sessions, app.sync.running);
-    socket
-        .read_buffer_size(READ_BUFFER)
-        .write_buffer_size(WRITE_BUFFER)
-        .max_message_size(max_message)
-        .max_frame_size(max_message)
-        .on_upgrade(move |socket| {
-            let panics = sessions.metrics.panics.clone();
-            // In a box: the future around it would have room for it twice.
-            let session = sessions.run(socket, client, activity, admitted, place);
-            let session = Box::pin(running.track_future(session));
-            async move {
-                let _permit = permit;
-                let session = std::panic::AssertUnwindSafe(session);
-                if futures::FutureExt::catch_unwind(session).await.is_err() {
-                    panics.inc();
-                }
-            }
-        })
+    tokio::spawn(async move {
+        let _permit = permit;
+        // The client went away before it had the response.
+        let Ok(upgraded) = on_upgrade.await else { return };
+        let socket = truncating::accept(upgraded, max_message).await;
+        let panics = sessions.metrics.panics.clone();
+        // In a box: the future around it would have room for it twice.
+        let session = sessions.run(socket, client, activity, admitted, place);
+        let session = std::panic::AssertUnwindSafe(Box::pin(running.track_future(session)));
+        if futures::FutureExt::catch_unwind(session).await.is_err() {
+            panics.inc();
+        }
+    });
+    response
+}
+
+/// Says why a request does not become a WebSocket.
+fn not_upgraded(error: &tungstenite::Error) -> Response {
+    let status = match error {
+        tungstenite::Error::Protocol(ProtocolError::WrongHttpMethod) => {
+            StatusCode::METHOD_NOT_ALLOWED
+        }
+        _ => StatusCode::BAD_REQUEST,
+    };
+    json_error(status, &error.to_string())
 }
 
 /// Let a WebSocket in, or say why it may not live; with its place among those of its address.

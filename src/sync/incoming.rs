@@ -5,6 +5,7 @@
 
 use std::{
     future::{Future, poll_fn},
+    io,
     ops::ControlFlow,
     pin::Pin,
     sync::{
@@ -15,7 +16,6 @@ use std::{
     time::Duration,
 };
 
-use axum::extract::ws::{Message as Frame, WebSocket};
 use bytes::Bytes;
 use futures::{StreamExt, stream::SplitStream};
 use prometheus::IntGauge;
@@ -23,7 +23,9 @@ use tokio::{
     sync::watch,
     time::{Sleep, sleep},
 };
+use tokio_tungstenite::tungstenite::{self, Message as Frame, error::ProtocolError};
 
+use super::truncating::{Socket, Truncated, Truncation};
 use crate::{
     base::closing::Closing,
     config::{self, Config},
@@ -53,8 +55,15 @@ const SHARE: u64 = 4;
 /// A control frame's head, with its mask (RFC 6455, 5.2).
 const CONTROL_HEAD: u64 = 6;
 
-type Reader = SplitStream<WebSocket>;
-type Read = Result<Frame, axum::Error>;
+type Reader = SplitStream<Socket>;
+type Read = Result<Frame, tungstenite::Error>;
+
+/// A message that was received.
+pub(super) struct Received {
+    pub(super) frame: Bytes,
+    /// How it was truncated, if it was larger than `sync.max_message`.
+    pub(super) truncation: Option<Truncation>,
+}
 
 /// What messages that are still on their way hold, all connections together.
 #[derive(Debug)]
@@ -89,6 +98,9 @@ pub(super) struct Incoming<'a> {
     reader: Reader,
     pace: Pace,
     arrival: Arrival<'a>,
+    truncated: Arc<Truncated>,
+    /// Text and binary messages that were read.
+    messages: u64,
     config: watch::Receiver<Arc<Config>>,
 }
 
@@ -96,14 +108,17 @@ impl<'a> Incoming<'a> {
     /// Of a socket that has not joined, with its place among those of its address.
     pub(super) fn new(
         reader: Reader,
+        truncated: Arc<Truncated>,
         activity: &'a Activity,
         all: &'a Arriving,
         place: Option<&'a Place>,
         config: watch::Receiver<Arc<Config>>,
     ) -> Self {
         let began = Some(activity.received());
-        let arrival = Arrival { activity, all, place, began, held: 0 };
-        Self { reader, pace: Pace::of_stranger(), arrival, config }
+        let kept_by = truncated.clone();
+        let arrival =
+            Arrival { activity, truncated: kept_by, all, place, began, discarded: 0, held: 0 };
+        Self { reader, pace: Pace::of_stranger(), arrival, truncated, messages: 0, config }
     }
 
     /// It has joined.
@@ -115,34 +130,49 @@ impl<'a> Incoming<'a> {
     ///
     /// # Errors
     /// The socket has ended, or is to be closed for what came.
-    pub(super) async fn read(&mut self) -> Result<ControlFlow<Bytes>, Closing> {
+    pub(super) async fn read(&mut self) -> Result<ControlFlow<Received>, Closing> {
         let read = poll_fn(|cx| self.poll(cx)).await?;
         match read {
-            Some(Ok(Frame::Binary(frame))) => Ok(ControlFlow::Break(frame)),
-            Some(Ok(Frame::Ping(_) | Frame::Pong(_))) => Ok(ControlFlow::Continue(())),
+            Some(Ok(Frame::Binary(frame))) => {
+                let truncation = self.truncated.take(self.messages);
+                self.messages += 1;
+                Ok(ControlFlow::Break(Received { frame, truncation }))
+            }
+            // tungstenite reads whole messages: a frame by itself never comes.
+            Some(Ok(Frame::Ping(_) | Frame::Pong(_) | Frame::Frame(_))) => {
+                Ok(ControlFlow::Continue(()))
+            }
             Some(Ok(Frame::Text(_))) => {
                 Err(Closing::new(1003, "text frames are not of this protocol".to_owned(), "text"))
             }
             Some(Ok(Frame::Close(frame))) => {
-                let code = frame.map_or(1005, |frame| frame.code);
+                let code = frame.map_or(1005, |frame| frame.code.into());
                 Err(Closing::new(code, "closed by the peer".to_owned(), "peer"))
             }
-            Some(Err(error)) => {
-                let text = error.into_inner().to_string();
-                // axum hides tungstenite's error type; its texts are what remains to tell them apart.
-                if text.contains("too long") {
-                    let max_message = self.config.borrow().sync.max_message;
-                    let reason =
-                        format!("a message is larger than {max_message} (sync.max_message)");
-                    Err(Closing::new(1009, reason, "too_large"))
-                } else if text.contains("protocol error") && !text.contains("Connection reset") {
-                    Err(Closing::new(1002, text, "protocol"))
-                } else {
-                    Err(Closing::new(1006, text, "peer"))
-                }
-            }
+            Some(Err(error)) => Err(self.failed(&error)),
             None => Err(Closing::new(1006, "the connection ended".to_owned(), "peer")),
         }
+    }
+
+    /// How a socket is closed whose reading failed.
+    fn failed(&self, error: &tungstenite::Error) -> Closing {
+        use tungstenite::Error;
+        match error {
+            Error::Capacity(_) => self.too_large(),
+            Error::Io(error) if error.kind() == io::ErrorKind::FileTooLarge => self.too_large(),
+            Error::Protocol(ProtocolError::ResetWithoutClosingHandshake) => {
+                Closing::new(1006, error.to_string(), "peer")
+            }
+            Error::Protocol(_) => Closing::new(1002, error.to_string(), "protocol"),
+            _ => Closing::new(1006, error.to_string(), "peer"),
+        }
+    }
+
+    /// How a socket is closed whose message is too large, and about no document.
+    pub(super) fn too_large(&self) -> Closing {
+        let max_message = self.config.borrow().sync.max_message;
+        let reason = format!("a message is larger than {max_message} (sync.max_message)");
+        Closing::new(1009, reason, "too_large")
     }
 
     /// Read on until the peer has closed too; nothing of it counts any more.
@@ -162,10 +192,13 @@ impl<'a> Incoming<'a> {
 /// The message that is on its way over one WebSocket.
 struct Arrival<'a> {
     activity: &'a Activity,
+    truncated: Arc<Truncated>,
     all: &'a Arriving,
     place: Option<&'a Place>,
     /// How many bytes had come before it; none while a message that has come is being taken in.
     began: Option<u64>,
+    /// How many of those were discarded.
+    discarded: u64,
     /// What is counted of it.
     held: u64,
 }
@@ -176,6 +209,7 @@ impl Arrival<'_> {
         if self.began.is_none() {
             self.give_back();
             self.began = Some(self.activity.received());
+            self.discarded = self.truncated.discarded();
         }
     }
 
@@ -197,11 +231,17 @@ impl Arrival<'_> {
             _ => {}
         }
         let began = self.began.unwrap_or_default();
-        let counted = self.activity.received().saturating_sub(began).saturating_sub(UNCOUNTED);
-        if counted <= self.held {
+        let came = self.activity.received().saturating_sub(began);
+        if came <= UNCOUNTED {
             return Ok(());
         }
         self.activity.set_unfinished(Some(began));
+        // What is discarded takes no memory.
+        let kept = came.saturating_sub(self.truncated.discarded() - self.discarded);
+        let counted = kept.saturating_sub(UNCOUNTED);
+        if counted <= self.held {
+            return Ok(());
+        }
         let more = (counted - self.held).next_multiple_of(STEP);
         let most = config.arriving.0;
         let share = (most / SHARE).max(config.max_message.0);

@@ -5,11 +5,12 @@
 
 use super::{
     flow::{Flow, Load},
-    incoming::{Arriving, Incoming},
+    incoming::{Arriving, Incoming, Received},
     peers::Peers,
     rooms::{Held, Input, Rooms},
     session::Session,
     socket::{self, CLOSE_GRACE, Progress, Writer},
+    truncating::Socket,
     wire::{self, BadSyncMessage, Body, Message, SyncMessage, VERSION, WireError},
 };
 use crate::{
@@ -21,7 +22,6 @@ use crate::{
     storage::documents::Documents,
     sync::activity::Activity,
 };
-use axum::extract::ws::WebSocket;
 use bytes::Bytes;
 use futures::StreamExt;
 use prometheus::{Histogram, IntGauge};
@@ -81,16 +81,18 @@ impl Sessions {
     /// Run one WebSocket from its upgrade to its end, if it was admitted, and hold its place until then.
     pub async fn run(
         self: Arc<Self>,
-        socket: WebSocket,
+        socket: Socket,
         from: Client,
         activity: Arc<Activity>,
         admitted: Result<Access, Closing>,
         place: Option<Place>,
     ) {
         let id = self.peers.next_id();
+        let truncated = socket.get_ref().truncated();
         let (mut writer, reader) = socket.split();
         let (arriving, config) = (&self.arriving, self.config.clone());
-        let mut incoming = Incoming::new(reader, &activity, arriving, place.as_ref(), config);
+        let mut incoming =
+            Incoming::new(reader, truncated, &activity, arriving, place.as_ref(), config);
         let client =
             from.shown().map_or_else(|| "unknown".to_owned(), |address| address.to_string());
         let access = match admitted {
@@ -180,7 +182,8 @@ impl Sessions {
     ) -> Result<Arc<Session>, NotJoined> {
         let frame = loop {
             match incoming.read().await? {
-                ControlFlow::Break(frame) => break frame,
+                ControlFlow::Break(Received { frame, truncation: None }) => break frame,
+                ControlFlow::Break(_) => return Err(incoming.too_large().into()),
                 ControlFlow::Continue(()) => {}
             }
         };
@@ -263,8 +266,8 @@ impl Sessions {
     ) -> Closing {
         let mut flow = Flow::new();
         loop {
-            let frame = match incoming.read().await {
-                Ok(ControlFlow::Break(frame)) => frame,
+            let Received { frame, truncation } = match incoming.read().await {
+                Ok(ControlFlow::Break(received)) => received,
                 Ok(ControlFlow::Continue(())) => continue,
                 Err(closing) => return closing,
             };
@@ -274,11 +277,18 @@ impl Sessions {
             }
             progress.is_busy.store(true, Ordering::Relaxed);
             let now = Instant::now();
-            let mut load = Load { messages: 1, bytes: frame.len() as u64 };
-            match Box::pin(self.route(session, frame, &mut load)).await {
-                Ok(()) => {}
-                Err(closing) => return closing,
+            let missing = truncation.map_or(0, |truncation| truncation.missing);
+            let mut load = Load { messages: 1, bytes: frame.len() as u64 + missing };
+            let taken = match truncation {
+                None => Box::pin(self.route(session, frame, &mut load)).await,
+                Some(truncation) => match wire::Truncated::decode(&frame, truncation) {
+                    Some(message) => self.refuse_truncated(session, &message),
+                    None => Err(incoming.too_large()),
+                },
             };
+            if let Err(closing) = taken {
+                return closing;
+            }
             let spent = session.take_spent();
             let wait = flow.take(load, spent, &self.config.borrow().limits, now);
             if let Some((wait, limit)) = wait {
@@ -443,6 +453,45 @@ impl Sessions {
             }
             Err(why) => Err(garbage(why)),
         }
+    }
+
+    /// Refuses a message that is too large for its document alone.
+    fn refuse_truncated(
+        &self,
+        session: &Session,
+        message: &wire::Truncated<'_>,
+    ) -> Result<(), Closing> {
+        let wire::Truncated { sender, target, kind, id, size } = message;
+        let labels = ["in", *kind];
+        self.metrics.messages.with_label_values(&labels).inc();
+        self.metrics.message_bytes.with_label_values(&labels).inc_by(*size);
+        session.usage.message(usize::try_from(*size).unwrap_or(usize::MAX));
+        if target.as_deref().is_some_and(|target| target != &*self.us) {
+            return self.dropped(session, "target");
+        }
+        let max_message = self.config.borrow().sync.max_message;
+        let why = format!("is larger than {max_message} (sync.max_message)");
+        if *kind == "ephemeral" {
+            session.send_error(&format!("document {id}: presence {why}"));
+            return self.dropped(session, "too_large");
+        }
+        if sender.as_deref().is_some_and(|sender| sender != &*session.peer_id) {
+            return self.dropped(session, "sender");
+        }
+        let Ok(document) = id.parse::<DocumentId>() else {
+            self.refuse_id(session, kind, id);
+            return Ok(());
+        };
+        if !session.may_read(document) {
+            return self.deny(session, document, false);
+        }
+        if !session.is_refused(document) {
+            self.rooms.tell(document, session, &why);
+            let reason = format!("what was sent of {document} {why}");
+            session.refuse_document(document, &reason, "too_large");
+        }
+        session.refuse_changes(document);
+        Ok(())
     }
 
     /// Reads a message of this size; a large one on a thread that may block.

@@ -8,12 +8,14 @@ use std::{
     time::Duration,
 };
 
-use axum::extract::ws::{CloseFrame, Message as Frame, WebSocket};
 use bytes::Bytes;
 use futures::{SinkExt, stream::SplitSink};
 use tokio::sync::{Notify, watch};
+use tokio_tungstenite::tungstenite::{Message as Frame, protocol::CloseFrame};
 
-use super::{incoming::Incoming, outbound::Next, session::Session, wire};
+use super::{
+    incoming::Incoming, outbound::Next, session::Session, truncating::Socket, wire,
+};
 use crate::{
     base::{closing::Closing, session_id::SessionId},
     config::Config,
@@ -30,7 +32,7 @@ const MIDWAY: u32 = 5;
 /// The longest reason of a close frame (RFC 6455, 5.5: 125 bytes with the code).
 const MAX_REASON: usize = 123;
 
-pub(super) type Writer = SplitSink<WebSocket, Frame>;
+pub(super) type Writer = SplitSink<Socket, Frame>;
 
 /// What a session's reader and writer are in the middle of.
 #[derive(Debug, Default)]
@@ -162,7 +164,7 @@ pub(super) async fn close(
                 let _ = writer.flush().await;
                 tokio::time::sleep(QUIET).await;
             }
-            let (code, reason) = (closing.code, reason.as_str().into());
+            let (code, reason) = (closing.code.into(), reason.as_str().into());
             let _ = writer.send(Frame::Close(Some(CloseFrame { code, reason }))).await;
         }
         let _ = writer.close().await;
