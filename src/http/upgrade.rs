@@ -20,10 +20,9 @@ use super::{
 };
 use crate::{
     auth::{Access, Client},
-    base::closing::Closing,
     config::Config,
     limits::{AddressLimit, Kind, Place},
-    sync::{activity::Activity, truncating},
+    sync::{activity::Activity, close_reason::CloseReason, truncating},
 };
 
 /// Whether a browser at `origin` may use this relay.
@@ -101,15 +100,13 @@ fn admit(
     client: Client,
     parts: &Parts,
     has_room: bool,
-) -> (Result<Access, Closing>, Option<Place>) {
-    let refused = |code, reason: String, label| (Err(Closing { code, reason, label }), None);
+) -> (Result<Access, CloseReason>, Option<Place>) {
     let origin = parts.headers.get(header::ORIGIN);
     if origin.is_some_and(|origin| !is_allowed(origin, config)) {
-        let reason = "this Origin is not among http.allowed_origins".to_owned();
-        return refused(4403, reason, "origin");
+        return (Err(CloseReason::Origin), None);
     }
     if !has_room {
-        return refused(1013, "the relay is full; please come again".to_owned(), "connections");
+        return (Err(CloseReason::Connections), None);
     }
     let limits = &config.limits;
     let (most, rate) = (limits.connections_per_address, limits.handshakes_per_address);
@@ -117,25 +114,15 @@ fn admit(
     let place = match client.address.map(enter).transpose() {
         Ok(place) => place,
         Err(AddressLimit::Connections) => {
-            let reason = format!(
-                "more than {most} connections of one address (limits.connections_per_address)"
-            );
-            return refused(4429, reason, "connections_per_address");
+            return (Err(CloseReason::ConnectionsPerAddress(most)), None);
         }
         Err(AddressLimit::Handshakes) => {
-            let reason = format!(
-                "more than {rate} new connections of one address (limits.handshakes_per_address)"
-            );
-            return refused(4429, reason, "handshakes_per_address");
+            return (Err(CloseReason::HandshakesPerAddress(rate)), None);
         }
     };
     let access = match sign_in::admit(app, client, &parts.headers, &parts.uri) {
-        Ok(access) if !access.rights.may_sync() => Err(Closing {
-            code: 4403,
-            reason: "the token has no scope for sync".to_owned(),
-            label: "no_scope",
-        }),
-        admitted => admitted.map_err(|refusal| refusal.closing()),
+        Ok(access) if !access.rights.may_sync() => Err(CloseReason::NoSyncScope),
+        admitted => admitted.map_err(CloseReason::from),
     };
     (access, place)
 }

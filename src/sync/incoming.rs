@@ -13,7 +13,7 @@ use std::{
         atomic::{AtomicU64, Ordering},
     },
     task::{Context, Poll, ready},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -25,9 +25,11 @@ use tokio::{
 };
 use tokio_tungstenite::tungstenite::{self, Message as Frame, error::ProtocolError};
 
-use super::truncating::{Socket, Truncated, Truncation};
+use super::{
+    close_reason::CloseReason,
+    truncating::{Socket, Truncated, Truncation},
+};
 use crate::{
-    base::closing::Closing,
     config::{self, Config},
     limits::Place,
     observe::usage::thread_time,
@@ -44,8 +46,6 @@ const READS_SLOWER: u32 = 19;
 const JOINS_SLOWER: u32 = 199;
 /// What it has taken is put together up to this, so that there are no more pauses than need be.
 const TAKEN_TOGETHER: Duration = Duration::from_millis(1);
-/// What counts for looking whether a message is here as a whole.
-const AT_ONCE: Duration = Duration::from_micros(2);
 /// Bytes of a message that are not counted: most are smaller.
 const UNCOUNTED: u64 = 16 << 10;
 /// The others are counted in steps.
@@ -130,7 +130,7 @@ impl<'a> Incoming<'a> {
     ///
     /// # Errors
     /// The socket has ended, or is to be closed for what came.
-    pub(super) async fn read(&mut self) -> Result<ControlFlow<Received>, Closing> {
+    pub(super) async fn read(&mut self) -> Result<ControlFlow<Received>, CloseReason> {
         let read = poll_fn(|cx| self.poll(cx)).await?;
         match read {
             Some(Ok(Frame::Binary(frame))) => {
@@ -142,37 +142,33 @@ impl<'a> Incoming<'a> {
             Some(Ok(Frame::Ping(_) | Frame::Pong(_) | Frame::Frame(_))) => {
                 Ok(ControlFlow::Continue(()))
             }
-            Some(Ok(Frame::Text(_))) => {
-                Err(Closing::new(1003, "text frames are not of this protocol".to_owned(), "text"))
-            }
+            Some(Ok(Frame::Text(_))) => Err(CloseReason::TextFrame),
             Some(Ok(Frame::Close(frame))) => {
                 let code = frame.map_or(1005, |frame| frame.code.into());
-                Err(Closing::new(code, "closed by the peer".to_owned(), "peer"))
+                Err(CloseReason::ClosedByPeer { code })
             }
             Some(Err(error)) => Err(self.failed(&error)),
-            None => Err(Closing::new(1006, "the connection ended".to_owned(), "peer")),
+            None => Err(CloseReason::ConnectionLost("the connection ended".to_owned())),
         }
     }
 
     /// How a socket is closed whose reading failed.
-    fn failed(&self, error: &tungstenite::Error) -> Closing {
+    fn failed(&self, error: &tungstenite::Error) -> CloseReason {
         use tungstenite::Error;
         match error {
             Error::Capacity(_) => self.too_large(),
             Error::Io(error) if error.kind() == io::ErrorKind::FileTooLarge => self.too_large(),
             Error::Protocol(ProtocolError::ResetWithoutClosingHandshake) => {
-                Closing::new(1006, error.to_string(), "peer")
+                CloseReason::ConnectionLost(error.to_string())
             }
-            Error::Protocol(_) => Closing::new(1002, error.to_string(), "protocol"),
-            _ => Closing::new(1006, error.to_string(), "peer"),
+            Error::Protocol(_) => CloseReason::WebSocketProtocol(error.to_string()),
+            _ => CloseReason::ConnectionLost(error.to_string()),
         }
     }
 
     /// How a socket is closed whose message is too large, and about no document.
-    pub(super) fn too_large(&self) -> Closing {
-        let max_message = self.config.borrow().sync.max_message;
-        let reason = format!("a message is larger than {max_message} (sync.max_message)");
-        Closing::new(1009, reason, "too_large")
+    pub(super) fn too_large(&self) -> CloseReason {
+        CloseReason::TooLarge(self.config.borrow().sync.max_message)
     }
 
     /// Read on until the peer has closed too; nothing of it counts any more.
@@ -181,7 +177,7 @@ impl<'a> Incoming<'a> {
         while let Ok(Some(Ok(_))) = poll_fn(|cx| self.poll(cx)).await {}
     }
 
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Read>, Closing>> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Read>, CloseReason>> {
         self.arrival.next_one();
         let polled = self.pace.poll(&mut self.reader, cx);
         self.arrival.note(&polled, &self.config.borrow().sync)?;
@@ -217,7 +213,11 @@ impl Arrival<'_> {
     ///
     /// # Errors
     /// There is no memory for it.
-    fn note(&mut self, polled: &Poll<Option<Read>>, config: &config::Sync) -> Result<(), Closing> {
+    fn note(
+        &mut self,
+        polled: &Poll<Option<Read>>,
+        config: &config::Sync,
+    ) -> Result<(), CloseReason> {
         match polled {
             Poll::Ready(Some(Ok(Frame::Binary(_)))) => {
                 self.began = None;
@@ -248,17 +248,13 @@ impl Arrival<'_> {
         if let Some(place) = self.place
             && !place.hold(more, share)
         {
-            let reason =
-                "messages of this address that are on their way hold its share of sync.arriving";
-            return Err(Closing::new(1013, reason.to_owned(), "arriving_of_address"));
+            return Err(CloseReason::InFlightOfAddress);
         }
         if !self.all.take(more, most) {
             if let Some(place) = self.place {
                 place.give_back(more);
             }
-            let reason =
-                format!("messages that are on their way hold {} (sync.arriving)", config.arriving);
-            return Err(Closing::new(1013, reason, "arriving"));
+            return Err(CloseReason::InFlight(config.arriving));
         }
         self.held += more;
         Ok(())
@@ -290,8 +286,6 @@ struct Pace {
     awaits: bool,
     /// How many times that much it is left alone after more.
     slower: u32,
-    /// Most messages come as a whole.
-    reads_at_once: bool,
     /// Processor time since the last message.
     spent: Duration,
     /// What of it has not been paused for.
@@ -306,7 +300,6 @@ impl Pace {
             freely: JOINS_FREELY,
             awaits: true,
             slower: JOINS_SLOWER,
-            reads_at_once: false,
             spent: Duration::ZERO,
             owed: Duration::ZERO,
             pause: None,
@@ -320,12 +313,7 @@ impl Pace {
 
     /// Of a session.
     fn of_session() -> Self {
-        Self {
-            freely: READS_FREELY,
-            slower: READS_SLOWER,
-            reads_at_once: true,
-            ..Self::of_stranger()
-        }
+        Self { freely: READS_FREELY, slower: READS_SLOWER, ..Self::of_stranger() }
     }
 
     fn poll(&mut self, reader: &mut Reader, cx: &mut Context<'_>) -> Poll<Option<Read>> {
@@ -333,11 +321,13 @@ impl Pace {
             ready!(pause.as_mut().poll(cx));
             self.pause = None;
         }
-        // Thread time, so that nobody pays for what else the machine does. Reading that clock takes a while: where a message may
-        // be here as a whole it is not read, and little is counted instead.
-        let began = (!self.reads_at_once || !self.spent.is_zero()).then(thread_time);
+        // Thread time, so that nobody pays for what else the machine does. Reading that clock is a
+        // system call, so half of what is free is measured by the wall clock, which shows no less.
+        let start = Instant::now();
+        let thread_start = (self.spent >= self.freely / 2).then(thread_time);
         let polled = reader.poll_next_unpin(cx);
-        let took = began.map_or(AT_ONCE, |began| thread_time().saturating_sub(began));
+        let took = thread_start
+            .map_or_else(|| start.elapsed(), |start| thread_time().saturating_sub(start));
         self.spent += took;
         if self.awaits && matches!(polled, Poll::Ready(Some(Ok(Frame::Binary(_))))) {
             (self.spent, self.owed) = (Duration::ZERO, Duration::ZERO);

@@ -2,7 +2,7 @@
 
 use std::time::SystemTime;
 
-use super::{session::Session, sessions::Sessions};
+use super::{close_reason::CloseReason, session::Session, sessions::Sessions};
 use crate::auth::Refusal;
 
 impl Sessions {
@@ -15,7 +15,7 @@ impl Sessions {
                 self.ask_again(&session);
             }
             if session.expires().is_some_and(|end| end <= now) {
-                session.outbound.close(Refusal::Expired.closing());
+                session.close(Refusal::Expired.into());
             }
         }
     }
@@ -30,12 +30,9 @@ impl Sessions {
     /// Whether a session would be let in now as it was.
     pub(super) fn ask_again(&self, session: &Session) {
         match self.auth.admit_again(&session.access, session.client) {
-            Err(refusal) => session.outbound.close(refusal.closing()),
+            Err(refusal) => session.close(refusal.into()),
             Ok(access) if access.is_same(&session.access) => session.set_expires(access.expires),
-            Ok(_) => {
-                let reason = "what you may do here has changed; please come again";
-                session.close(4403, reason, "rights_changed");
-            }
+            Ok(_) => session.close(CloseReason::RightsChanged),
         }
     }
 }

@@ -28,6 +28,7 @@ use crate::{
         usage::{Polled, Usage},
     },
     storage::documents::Documents,
+    sync::close_reason::CloseReason,
     sync::room::pending::Pending,
 };
 use automerge::{
@@ -595,11 +596,7 @@ impl Rooms {
         };
         for id in lock(&handle.members).drain() {
             if let Some(session) = self.shared.peers.get(id) {
-                session.close(
-                    1011,
-                    "a document of yours failed here; please come again",
-                    "room_panic",
-                );
+                session.close(CloseReason::RoomPanic);
             }
         }
         if handle.pending.hand_over(&self.shared.documents) {

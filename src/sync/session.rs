@@ -24,10 +24,11 @@ use super::{
 use crate::base::principal::Principal;
 use crate::{
     auth::{Access, Client},
-    base::{closing::Closing, document_id::DocumentId, lock::lock, session_id::SessionId},
+    base::{document_id::DocumentId, lock::lock, session_id::SessionId},
     config::Config,
     limits::{Account, Bucket, turns::Payer},
     observe::{metrics::SessionMetrics, usage::Usage},
+    sync::close_reason::CloseReason,
 };
 
 /// A peer that has joined over one WebSocket.
@@ -196,10 +197,7 @@ impl Session {
             let is_new = refused.insert(document);
             if refused.len() > limit {
                 drop(refused);
-                let reason = format!(
-                    "changes of more than {limit} documents were refused (limits.documents_per_connection)"
-                );
-                return self.close(4429, &reason, "documents");
+                return self.close(CloseReason::RefusedDocuments(limit));
             }
             is_new
         };
@@ -262,10 +260,7 @@ impl Session {
     fn may_ask_for_unknown(&self) -> bool {
         let rate = self.config.borrow().limits.unknown_documents;
         if !lock(&self.unknown).try_take(1, rate, Instant::now()) {
-            let reason = format!(
-                "more than {rate} requests for unknown documents (limits.unknown_documents)"
-            );
-            self.close(4429, &reason, "unknown_documents");
+            self.close(CloseReason::UnknownDocuments(rate));
             return false;
         }
         true
@@ -324,9 +319,9 @@ impl Session {
         self.subscribed.swap(on, Ordering::Relaxed)
     }
 
-    /// Close the session.
-    pub fn close(&self, code: u16, reason: &str, label: &'static str) {
-        self.outbound.close(Closing { code, reason: reason.to_owned(), label });
+    /// Closes the session. If it is being closed already, the first reason stays.
+    pub fn close(&self, reason: CloseReason) {
+        self.outbound.close(reason);
     }
 
     /// The documents it has mentioned and that somebody has.

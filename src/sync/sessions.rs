@@ -4,6 +4,7 @@
 //! ends a Node client: the upgrade is taken, then the peer gets an `error` message and a close frame.
 
 use super::{
+    close_reason::CloseReason,
     flow::{Flow, Load},
     incoming::{Arriving, Incoming, Received},
     peers::Peers,
@@ -15,7 +16,7 @@ use super::{
 };
 use crate::{
     auth::{Access, Auth, Client},
-    base::{closing::Closing, document_id::DocumentId, session_id::SessionId, text},
+    base::{document_id::DocumentId, session_id::SessionId, text},
     config::Config,
     limits::{Place, turns::Turns},
     observe::{log::Repeats, metrics::SessionMetrics, usage::Polled},
@@ -84,7 +85,7 @@ impl Sessions {
         socket: Socket,
         from: Client,
         activity: Arc<Activity>,
-        admitted: Result<Access, Closing>,
+        admitted: Result<Access, CloseReason>,
         place: Option<Place>,
     ) {
         let id = self.peers.next_id();
@@ -96,11 +97,11 @@ impl Sessions {
         let client =
             from.shown().map_or_else(|| "unknown".to_owned(), |address| address.to_string());
         let access = match admitted {
-            Ok(_) if self.draining.is_cancelled() => Err(drain()),
+            Ok(_) if self.draining.is_cancelled() => Err(CloseReason::Draining),
             admitted => admitted,
         };
         let joined = match access {
-            Err(closing) => Err(closing.into()),
+            Err(reason) => Err(reason.into()),
             Ok(access) => {
                 let open = Counted::new(&self.metrics.open);
                 let handshake_timeout = self.config.borrow().sync.handshake_timeout.0;
@@ -108,10 +109,9 @@ impl Sessions {
                 let joining = Box::pin(self.join(id, access, from, &mut incoming));
                 tokio::select! {
                     biased;
-                    () = self.draining.cancelled() => Err(drain().into()),
+                    () = self.draining.cancelled() => Err(CloseReason::Draining.into()),
                     joined = tokio::time::timeout(handshake_timeout, joining) => joined.unwrap_or_else(|_| {
-                        let reason = format!("no join message within {handshake_timeout:?}");
-                        Err(Closing::new(1002, reason, "handshake_timeout").into())
+                        Err(CloseReason::HandshakeTimeout(handshake_timeout).into())
                     }),
                 }
                 .map(|session| (session, open))
@@ -119,14 +119,13 @@ impl Sessions {
         };
         let (session, _open) = match joined {
             Ok(joined) => joined,
-            Err(NotJoined { peer_id, closing }) => {
-                self.say_refused(id, &client, &closing);
+            Err(NotJoined { peer_id, reason }) => {
+                self.say_refused(id, &client, &reason);
                 // Who does not hear why may only hold few places for it.
                 if let Ok(_place) = self.refused.try_acquire() {
                     let _counted = Counted::new(&self.metrics.closing);
                     let (us, incoming) = (&self.us, &mut incoming);
-                    Box::pin(socket::close(&mut writer, incoming, us, &peer_id, id, &closing))
-                        .await;
+                    Box::pin(socket::close(&mut writer, incoming, us, &peer_id, id, &reason)).await;
                 }
                 return;
             }
@@ -134,13 +133,13 @@ impl Sessions {
         incoming.has_joined();
         let _joined = Joined { sessions: &self, session: &session };
         if let Some(older) = self.peers.join(&session) {
-            older.close(1000, "the same peer has connected anew", "superseded");
+            older.close(CloseReason::Superseded);
         }
         // What is in effect may have changed between its upgrade and now.
         self.ask_again(&session);
         if self.draining.is_cancelled() {
             // The drain may have looked at who is here before this one was.
-            session.outbound.close(drain());
+            session.close(CloseReason::Draining);
         }
         if !self.is_probe {
             info!(peer = %session.peer_id, connection = %id, client, "connected");
@@ -150,25 +149,25 @@ impl Sessions {
 
         let serving = self.serve(&session, &mut writer, &mut incoming, &activity);
         let end = Polled::new(serving, self.polls.clone()).charged_to(&session.usage).await;
-        self.metrics.ended.with_label_values(&[end.label]).inc();
+        self.metrics.ended.with_label_values(&[end.label()]).inc();
         if self.is_probe {
             return;
         }
         info!(
-            peer = %session.peer_id, connection = %id, client, close_code = end.code,
-            "disconnected: {}", end.reason
+            peer = %session.peer_id, connection = %id, client, close_code = end.code(),
+            "disconnected: {end}"
         );
     }
 
-    fn say_refused(&self, id: SessionId, client: &str, closing: &Closing) {
-        self.metrics.ended.with_label_values(&[closing.label]).inc();
-        if closing.label == "peer" {
+    fn say_refused(&self, id: SessionId, client: &str, reason: &CloseReason) {
+        self.metrics.ended.with_label_values(&[reason.label()]).inc();
+        if reason.label() == "peer" {
             return debug!(connection = %id, client, "gone before it joined");
         }
-        self.metrics.refused.with_label_values(&[closing.label]).inc();
-        if let Some(times) = self.repeats.pass(client, closing.label) {
-            let reason = &closing.reason;
-            warn!(connection = %id, client, close_code = closing.code, times, "refused: {reason}");
+        self.metrics.refused.with_label_values(&[reason.label()]).inc();
+        if let Some(times) = self.repeats.pass(client, reason.label()) {
+            let close_code = reason.code();
+            warn!(connection = %id, client, close_code, times, "refused: {reason}");
         }
     }
 
@@ -190,13 +189,11 @@ impl Sessions {
         let message = Message::decode(&frame).map_err(garbage)?;
         self.count_in(&message, frame.len());
         let Body::Join { versions } = &message.body else {
-            let reason = format!("expected a join message first, got {}", message.body.name());
-            return Err(Closing::new(1002, reason, "no_join").into());
+            return Err(CloseReason::NoJoin(message.body.name()).into());
         };
         if versions.as_ref().is_some_and(|versions| !versions.iter().any(|v| v == VERSION)) {
-            let closing = Closing::new(1002, "unsupported protocol version".to_owned(), "version");
             let peer_id = message.sender.unwrap_or_default().into_owned();
-            return Err(NotJoined { peer_id, closing });
+            return Err(NotJoined { peer_id, reason: CloseReason::UnsupportedVersion });
         }
         let Some(peer_id) = message.sender.as_deref().filter(|sender| !sender.is_empty()) else {
             return Err(garbage(WireError::Missing("senderId")).into());
@@ -204,7 +201,7 @@ impl Sessions {
         // It stands in lines of the log.
         if peer_id.contains(text::is_invisible) {
             let reason = "the peer id has control or format characters".to_owned();
-            return Err(Closing::new(1007, reason, "garbage").into());
+            return Err(CloseReason::Malformed(reason).into());
         }
         if peer_id == &*self.us
             && let Some(times) = self.repeats.pass(peer_id, "own_peer_id")
@@ -225,7 +222,7 @@ impl Sessions {
         writer: &mut Writer,
         incoming: &mut Incoming<'_>,
         activity: &Activity,
-    ) -> Closing {
+    ) -> CloseReason {
         let pings = tokio::sync::Notify::new();
         let progress = Progress::default();
         let stuck = async {
@@ -238,18 +235,17 @@ impl Sessions {
             () = socket::watch_liveness(session, activity, &progress, &pings, &self.config) => None,
             () = stuck => None,
         };
-        let end = match (session.outbound.closing(), read_end) {
-            (Some(closing), _) => closing,
-            (None, Some(closing)) => closing,
-            (None, None) => Closing::new(1006, "the connection broke".to_owned(), "broken"),
+        let end = match (session.outbound.close_reason(), read_end) {
+            (Some(reason), _) | (None, Some(reason)) => reason,
+            (None, None) => CloseReason::ConnectionBroken,
         };
-        session.outbound.close(end.clone());
-        if !matches!(end.label, "peer" | "left" | "superseded" | "drain" | "broken") {
-            self.metrics.refused.with_label_values(&[end.label]).inc();
-            if let Some(times) = self.repeats.pass(&session.peer_id, end.label) {
+        session.close(end.clone());
+        if !end.is_ordinary() {
+            self.metrics.refused.with_label_values(&[end.label()]).inc();
+            if let Some(times) = self.repeats.pass(&session.peer_id, end.label()) {
                 warn!(
-                    peer = %session.peer_id, connection = %session.id, close_code = end.code, times,
-                    "closed: {}", end.reason
+                    peer = %session.peer_id, connection = %session.id, close_code = end.code(), times,
+                    "closed: {end}"
                 );
             }
         }
@@ -263,13 +259,13 @@ impl Sessions {
         session: &Arc<Session>,
         incoming: &mut Incoming<'_>,
         progress: &Progress,
-    ) -> Closing {
+    ) -> CloseReason {
         let mut flow = Flow::new();
         loop {
             let Received { frame, truncation } = match incoming.read().await {
                 Ok(ControlFlow::Break(received)) => received,
                 Ok(ControlFlow::Continue(())) => continue,
-                Err(closing) => return closing,
+                Err(reason) => return reason,
             };
             if session.outbound.is_closing() {
                 // What comes now is not its right any more; the writer still says what there is to say.
@@ -286,8 +282,8 @@ impl Sessions {
                     None => Err(incoming.too_large()),
                 },
             };
-            if let Err(closing) = taken {
-                return closing;
+            if let Err(reason) = taken {
+                return reason;
             }
             let spent = session.take_spent();
             let wait = flow.take(load, spent, &self.config.borrow().limits, now);
@@ -316,7 +312,7 @@ impl Sessions {
         session: &Arc<Session>,
         frame: Bytes,
         load: &mut Load,
-    ) -> Result<(), Closing> {
+    ) -> Result<(), CloseReason> {
         let message = Message::decode(&frame).map_err(garbage)?;
         self.count_in(&message, frame.len());
         session.usage.message(frame.len());
@@ -365,9 +361,7 @@ impl Sessions {
                     return Ok(());
                 }
                 if self.documents.unsaved() > self.config.borrow().storage.max_unsaved.0 {
-                    let reason = "changes wait to be stored; please come again".to_owned();
-                    self.rooms.tell(document, session, &reason);
-                    return Err(Closing::new(1013, reason, "unsaved"));
+                    return Err(self.close_for(session, document, CloseReason::Unsaved));
                 }
                 let held = self.hold(session, document, frame.len()).await?;
                 let input = Input::Sync { from: session.clone(), request, message, held };
@@ -396,7 +390,7 @@ impl Sessions {
                 self.rooms.lacks(document, session.id);
                 Ok(())
             }
-            Body::Leave => Err(Closing::new(1000, "the peer left".to_owned(), "left")),
+            Body::Leave => Err(CloseReason::Left),
             Body::Error { message } => {
                 debug!(peer = %session.peer_id, connection = %session.id, %message, "the peer reports an error");
                 Ok(())
@@ -425,8 +419,8 @@ impl Sessions {
         session: &Session,
         document: DocumentId,
         data: Bytes,
-    ) -> Result<Option<SyncMessage>, Closing> {
-        let garbage = |why: BadSyncMessage| Closing::new(1007, format!("data {why}"), "garbage");
+    ) -> Result<Option<SyncMessage>, CloseReason> {
+        let garbage = |why: BadSyncMessage| CloseReason::Malformed(format!("data {why}"));
         if !session.is_refused(document) {
             let max_inflated = self.config.borrow().sync.max_inflated;
             let copy = data.clone();
@@ -460,7 +454,7 @@ impl Sessions {
         &self,
         session: &Session,
         message: &wire::Truncated<'_>,
-    ) -> Result<(), Closing> {
+    ) -> Result<(), CloseReason> {
         let wire::Truncated { sender, target, kind, id, size } = message;
         let labels = ["in", *kind];
         self.metrics.messages.with_label_values(&labels).inc();
@@ -500,20 +494,19 @@ impl Sessions {
         session: &Session,
         bytes: usize,
         work: impl FnOnce() -> T + Send + 'static,
-    ) -> Result<T, Closing> {
+    ) -> Result<T, CloseReason> {
         if bytes <= READ_AT_ONCE {
             return Ok(work());
         }
         let worked = self.heavy.run(session.payer(), work).await;
-        let (done, took) = worked
-            .map_err(|_| Closing::new(1011, "the relay fails on a message".to_owned(), "panic"))?;
+        let (done, took) = worked.map_err(|_| CloseReason::MessagePanic)?;
         session.charge(took, 1);
         Ok(done)
     }
 
     /// A document that a peer may not read is to it one that does not exist: it waits for it as for those. What it hears is about
     /// its rights, and the same whether or not the document exists.
-    fn deny(&self, session: &Session, document: DocumentId, asks: bool) -> Result<(), Closing> {
+    fn deny(&self, session: &Session, document: DocumentId, asks: bool) -> Result<(), CloseReason> {
         self.may_open(session, document)?;
         if session.wait_in_vain(document) {
             session.deny_document(document, "your sign-in does not let you read it");
@@ -565,7 +558,7 @@ impl Sessions {
         session: &Arc<Session>,
         document: DocumentId,
         bytes: usize,
-    ) -> Result<Held, Closing> {
+    ) -> Result<Held, CloseReason> {
         self.may_open(session, document)?;
         let places = u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX);
         let places = places.clamp(1, self.rooms.share().min(self.receive_places));
@@ -576,17 +569,26 @@ impl Sessions {
         Ok(Held::new([of_room, of_all], bytes, self.metrics.unread.clone()))
     }
 
-    fn may_open(&self, session: &Session, document: DocumentId) -> Result<(), Closing> {
+    fn may_open(&self, session: &Session, document: DocumentId) -> Result<(), CloseReason> {
         let limit = self.config.borrow().limits.documents_per_connection;
         if session.may_open(document, limit) {
             return Ok(());
         }
-        let reason = format!("more than {limit} documents (limits.documents_per_connection)");
-        self.rooms.tell(document, session, &reason);
-        Err(Closing::new(4429, reason, "documents"))
+        Err(self.close_for(session, document, CloseReason::Documents(limit)))
     }
 
-    fn dropped(&self, session: &Session, reason: &'static str) -> Result<(), Closing> {
+    /// Returns why a session is closed because of a document, after saying so to who watches that document.
+    fn close_for(
+        &self,
+        session: &Session,
+        document: DocumentId,
+        reason: CloseReason,
+    ) -> CloseReason {
+        self.rooms.tell(document, session, &reason.to_string());
+        reason
+    }
+
+    fn dropped(&self, session: &Session, reason: &'static str) -> Result<(), CloseReason> {
         self.metrics.dropped.with_label_values(&[reason]).inc();
         if let Some(times) = self.repeats.pass(&session.peer_id, reason) {
             warn!(peer = %session.peer_id, connection = %session.id, times, "a message is dropped: {reason}");
@@ -615,26 +617,22 @@ fn is_echo(session: &Session, message: &Message<'_>) -> bool {
 struct NotJoined {
     /// The peer id of its join message; empty where there was none.
     peer_id: String,
-    closing: Closing,
+    reason: CloseReason,
 }
 
-impl From<Closing> for NotJoined {
-    fn from(closing: Closing) -> Self {
-        Self { peer_id: String::new(), closing }
+impl From<CloseReason> for NotJoined {
+    fn from(reason: CloseReason) -> Self {
+        Self { peer_id: String::new(), reason }
     }
 }
 
-fn garbage(error: WireError) -> Closing {
-    let label = match error {
-        WireError::Subduction => "subduction",
-        WireError::Cbor(_) | WireError::Missing(_) => "garbage",
-    };
-    Closing::new(1007, format!("the message {error}"), label)
-}
-
-/// The relay is stopping; the client is to come again.
-fn drain() -> Closing {
-    Closing::new(1012, "the relay restarts".to_owned(), "drain")
+fn garbage(error: WireError) -> CloseReason {
+    match error {
+        WireError::Subduction => CloseReason::Subduction,
+        WireError::Cbor(_) | WireError::Missing(_) => {
+            CloseReason::Malformed(format!("the message {error}"))
+        }
+    }
 }
 
 /// A session that is among the peers; whatever ends it, rooms do not keep one that nobody reads.

@@ -69,6 +69,20 @@ impl Client {
         }
     }
 
+    /// Waits until the relay refuses a message, with an `error` message or by closing the connection.
+    /// Skips all other messages.
+    pub(super) async fn next_refusal(&mut self, step: &'static str) -> PingError {
+        loop {
+            let frame = match self.next(step).await {
+                Ok(frame) => frame,
+                Err(error) => return error,
+            };
+            if let Ok(Message { body: Body::Error { message }, .. }) = Message::decode(&frame) {
+                return PingError::Refused { step, reason: printable(&message, 256) };
+            }
+        }
+    }
+
     pub(super) async fn receive(&mut self, step: &'static str) -> Result<Bytes, PingError> {
         self.receive_within(STEP_TIMEOUT, step).await
     }

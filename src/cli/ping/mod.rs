@@ -131,12 +131,11 @@ impl Pair {
             let start = Instant::now();
             let sending = async {
                 self.first.send_ephemeral(step, self.document, self.count, bytes).await?;
-                // The relay closes the connection if the message is too large.
-                self.first.next(step).await.map(drop)
+                Err(self.first.next_refusal(step).await)
             };
             let arrived = tokio::select! {
                 received = self.second.receive_ephemeral(step, self.count, bytes) => received,
-                Err(refused) = sending => Err(refused),
+                refused = sending => refused,
             };
             if let Err(error) = arrived {
                 report(step, format!("a message of {} does not arrive", Size(size)));

@@ -25,6 +25,7 @@ use crate::{
     limits::turns::Payer,
     observe::metrics::RoomMetrics,
     storage::documents::Opened,
+    sync::close_reason::CloseReason,
     sync::{
         follow::What,
         look::{LiveDocument, LiveSession, texts},
@@ -458,9 +459,7 @@ impl Room {
                 self.handle.pending.hold_creation(charge);
                 return true;
             }
-            let reason =
-                format!("more than {} new documents (limits.new_documents)", limits.new_documents);
-            from.close(4429, &reason, "new_documents");
+            from.close(CloseReason::NewDocuments(limits.new_documents));
             let closed = from.id;
             self.stash.retain(|input| sender(input) != Some(closed));
         }
@@ -526,9 +525,7 @@ impl Room {
     /// There is no memory for the document: who wants it is to come again.
     fn refuse(self) {
         for session in self.stopped("memory") {
-            let reason =
-                "the relay has no memory for a further document (sync.memory); please come again";
-            session.close(1013, reason, "memory");
+            session.close(CloseReason::Memory);
         }
     }
 

@@ -4,13 +4,14 @@ mod unsaved;
 
 use super::*;
 use crate::{
-    base::{closing::Closing, principal::Principal},
+    base::principal::Principal,
     bundle::served::ServedBundle,
     config::{Durability, EngineKind, MemoryLimit, Time},
     document::{compare::Relation, unpacked::Unpacked},
     limits::{Account, Charge, turns::Turns},
     observe::health::Health,
     storage::local::{nodefs::NodefsStore, space::Space},
+    sync::close_reason::CloseReason,
     sync::{
         look::EngineLook,
         outbound::Next,
@@ -92,7 +93,7 @@ struct Peer {
     asked_for: Vec<DocumentId>,
     presence: Vec<Vec<u8>>,
     errors: Vec<String>,
-    closed: Option<Closing>,
+    closed: Option<CloseReason>,
 }
 
 impl Fixture {
@@ -191,8 +192,8 @@ impl Peer {
     async fn take(&mut self, next: Next) {
         let frame = match next {
             Next::Send(frame) => frame,
-            Next::Close(closing) => {
-                self.closed = Some(closing);
+            Next::Close(reason) => {
+                self.closed = Some(reason);
                 return;
             }
         };
@@ -317,7 +318,7 @@ async fn all_for_whom_there_is_no_memory_are_refused_together() {
     }
     for peer in &mut peers {
         peer.until("refused", |peer| peer.closed.is_some()).await;
-        assert_eq!(peer.closed.as_ref().expect("closed").label, "memory");
+        assert_eq!(peer.closed, Some(CloseReason::Memory));
     }
     assert!(start.elapsed() < 2 * FREED_WITHIN, "the last one after {:?}", start.elapsed());
 }
@@ -655,10 +656,10 @@ async fn a_panic_hurts_one_room() {
     data.resize(2000, 0);
     alice.send(id(1), false, data).await;
     alice.until("the close", |alice| alice.closed.is_some()).await;
-    assert_eq!(alice.closed.as_ref().map(|closing| closing.code), Some(1011));
+    assert_eq!(alice.closed, Some(CloseReason::RoomPanic));
     assert_eq!(fixture.metrics.rooms.panics.get(), 1);
     assert_eq!(fixture.rooms.count().0, 1, "the other room lives");
-    assert!(bob.session.outbound().closing().is_none());
+    assert!(bob.session.outbound().close_reason().is_none());
 }
 
 #[tokio::test]
@@ -677,7 +678,7 @@ async fn an_engine_that_fails_is_started_anew_with_everybody() {
         .await;
     assert!(starts.load(Ordering::SeqCst) >= 2);
     assert!(fixture.metrics.rooms.panics.get() >= 1);
-    assert!(alice.session.outbound().closing().is_none());
+    assert!(alice.session.outbound().close_reason().is_none());
 }
 
 #[tokio::test]

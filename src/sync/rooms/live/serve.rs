@@ -3,6 +3,7 @@
 use super::{unknown::unavailable, *};
 use crate::{
     limits::Charge,
+    sync::close_reason::CloseReason,
     sync::{
         look::EngineLook,
         room::{EngineFailed, Start, Watched},
@@ -272,11 +273,7 @@ impl Room {
         if charge.bytes(bytes as u64, &config.limits) {
             return Some(charge);
         }
-        let reason = format!(
-            "more than {} stored within 30 days (limits.stored_bytes)",
-            config.limits.stored_bytes
-        );
-        from.close(4429, &reason, "stored_bytes");
+        from.close(CloseReason::StoredBytes(config.limits.stored_bytes));
         None
     }
 
