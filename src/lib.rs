@@ -9,7 +9,7 @@
 //! | [`observe`] | metrics, health, the log, what rooms and sessions cost, systemd, signals |
 //! | [`limits`] | what connections, addresses and principals may use; turns at long work |
 //! | [`auth`] | tokens and JWTs, and the rights that they give |
-//! | [`document`] | what may become part of a document, and what it takes: no tokio, no I/O |
+//! | [`document`] | what may become part of a document, how large it may be, and how it is synchronized: no tokio, no I/O |
 //! | [`storage`] | documents on disk, and the snapshots under them |
 //! | [`bundle`] | `.tonk` bundles: parse, serve, watch, import, store |
 //! | [`sync`] | protocol messages, sessions, rooms and their engines |

@@ -133,6 +133,21 @@ fn imports() -> Imports {
     modules.iter().map(of).collect()
 }
 
+/// `document` only decides: it starts no tasks, and waits for nothing.
+#[test]
+fn documents_are_synchronized_without_tokio_and_without_files() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/document");
+    let mut modules = BTreeMap::new();
+    files(&folder, &Vec::new(), &mut modules);
+    for path in modules.values() {
+        let text = fs::read_to_string(path).expect("reads");
+        let mut code = text.lines().filter(|line| !line.trim_start().starts_with("//"));
+        let found =
+            code.find(|line| ["tokio", "std::fs", "async "].iter().any(|word| line.contains(word)));
+        assert_eq!(found, None, "{}", path.display());
+    }
+}
+
 #[test]
 fn folders_import_downwards_only() {
     let layer = |module: &Module| {

@@ -2,7 +2,10 @@
 
 use std::fmt;
 
-use crate::base::document_id::DocumentId;
+use automerge::ChangeHash;
+use sha2::{Digest, Sha256};
+
+use crate::base::{document_id::DocumentId, hex::hex};
 
 /// A snapshot of a whole document, or changes that build on one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -17,7 +20,7 @@ impl ChunkKind {
     /// Both kinds, in the order in which a document is loaded.
     pub const ALL: [Self; 2] = [Self::Snapshot, Self::Incremental];
 
-    /// The kind's name in keys, which is automerge-repo's (`StorageSubsystem.ts`).
+    /// The kind's name in keys, as in automerge-repo (`StorageSubsystem.ts`).
     pub fn name(self) -> &'static str {
         match self {
             Self::Snapshot => "snapshot",
@@ -25,7 +28,7 @@ impl ChunkKind {
         }
     }
 
-    /// The kind of that name.
+    /// Returns the kind with this name.
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| kind.name() == name)
     }
@@ -42,9 +45,26 @@ pub enum Key {
         document: DocumentId,
         /// What the chunk holds.
         kind: ChunkKind,
-        /// The chunk's name: a hash, or whatever wrote it called it. One part of a path.
+        /// The chunk's name: a hash, or the name that another program gave it. One component of a
+        /// path.
         name: String,
     },
+}
+
+/// Returns the key of a snapshot at `heads`, named by SHA-256 over them, as samod names its own.
+pub fn snapshot_key(document: DocumentId, heads: &[ChangeHash]) -> Key {
+    let mut hasher = Sha256::new();
+    for head in heads {
+        hasher.update(head.0);
+    }
+    Key::Chunk { document, kind: ChunkKind::Snapshot, name: hex(&hasher.finalize()) }
+}
+
+/// Returns the key of an increment, named by SHA-256 over its bytes, as automerge-repo names its
+/// own.
+pub fn increment_key(document: DocumentId, data: &[u8]) -> Key {
+    let name = hex(&Sha256::digest(data));
+    Key::Chunk { document, kind: ChunkKind::Incremental, name }
 }
 
 impl fmt::Display for Key {
@@ -58,5 +78,5 @@ impl fmt::Display for Key {
     }
 }
 
-/// A stored chunk: its key, and what it holds.
+/// A stored chunk: its key and its bytes.
 pub type StoredChunk = (Key, Vec<u8>);

@@ -1,23 +1,23 @@
-//! What becomes of a document that is brought beside one that is stored.
+//! Merges a document with the stored one of the same id.
 
 use automerge::{Automerge, ChangeHash};
 use serde::{Deserialize, Serialize};
 
 use super::gate::{Document, Refusal, Rules};
 
-/// How a snapshot stands to a document of the same id.
+/// How a snapshot relates to a document of the same id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Relation {
+pub enum Ancestry {
     /// The document has all of it.
     Contained,
-    /// They share changes, and the snapshot has more.
+    /// They share changes, and the snapshot has some that the document lacks.
     Newer,
-    /// They share no change: two documents that were given one id.
+    /// They share no change: they are two documents with one id.
     Unrelated,
 }
 
-impl Relation {
-    /// Compare `snapshot` with `document`, neither of them empty.
+impl Ancestry {
+    /// Compares `snapshot` with `document`. Neither may be empty.
     pub fn of(snapshot: &Automerge, document: &Automerge) -> Self {
         let has = |hash: &ChangeHash| document.get_change_meta_by_hash(hash).is_some();
         if snapshot.get_heads().iter().all(has) {
@@ -30,36 +30,37 @@ impl Relation {
     }
 }
 
-/// What became of a document that was to be merged with what is stored.
+/// The outcome of merging a document with the stored one.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Merged {
-    /// There was none of its id.
+    /// None of this id was stored.
     New,
-    /// It has changes that the stored one lacked.
+    /// It had changes that the stored one lacked.
     Newer,
-    /// All of it was there.
+    /// The stored one had all of its changes.
     Contained,
-    /// The stored one shares no change with it and stays as it is.
+    /// The stored one shares no change with it and was not changed.
     Unrelated,
-    /// It was deleted here and stays so.
+    /// The document was deleted here and stays deleted.
     Deleted,
-    /// An operator keeps it from everybody.
+    /// An operator has blocked the document.
     Blocked,
-    /// There is no room for a new document.
+    /// The disk has no space for a new document.
     NoSpace,
-    /// With what is stored it would be larger than a document may be.
+    /// The merged document would exceed the size limit.
     TooLarge,
-    /// It may not become part of the document, for this reason.
+    /// The gate does not admit its changes, for this reason.
     Refused(String),
-    /// What is stored of it cannot be read, or it cannot be written.
+    /// The stored one cannot be read, or the merged one cannot be written.
     Failed(String),
 }
 
-/// Compares a document that is brought, `brought`, with `here`, what is known of it, and merges them. `is_stored`: some of
-/// what is known is in storage, and not in the served bundle alone. `is_kept`: the same bytes are stored. Takes processor time.
+/// Merges the document in `brought` into `here`, which is all that is known of it, and returns the
+/// outcome and what has to be stored. Takes processor time.
 ///
-/// Returns what became of it, and what has to be stored for that.
+/// `is_stored`: something of `here` is in storage, and not only in the served bundle. `is_kept`:
+/// the same bytes are stored already.
 pub fn compare(
     here: &mut Document,
     brought: &[u8],
@@ -76,17 +77,17 @@ pub fn compare(
         return (Merged::Refused("it holds no change".to_owned()), None);
     }
     let is_known = !here.heads().is_empty() || here.has_orphans();
-    let merged = match Relation::of(doc.automerge(), here.automerge()) {
+    let merged = match Ancestry::of(doc.automerge(), here.automerge()) {
         _ if waits && is_kept => return (Merged::Contained, None),
         _ if !is_known => Merged::New,
         _ if here.heads().is_empty() => Merged::Newer,
-        Relation::Contained if !waits && is_stored => return (Merged::Contained, None),
-        Relation::Unrelated => return (Merged::Unrelated, None),
-        // The served bundle alone has it so far.
-        Relation::Contained | Relation::Newer if !is_stored => Merged::New,
-        Relation::Contained | Relation::Newer => Merged::Newer,
+        Ancestry::Contained if !waits && is_stored => return (Merged::Contained, None),
+        Ancestry::Unrelated => return (Merged::Unrelated, None),
+        // So far only the served bundle has it.
+        Ancestry::Contained | Ancestry::Newer if !is_stored => Merged::New,
+        Ancestry::Contained | Ancestry::Newer => Merged::Newer,
     };
-    // Good by itself, it may not fit what is here.
+    // Changes that are good by themselves may not fit to those that are here.
     if is_known && let Err(refusal) = here.admit(brought, Rules::Admission) {
         return refused(refusal);
     }
@@ -99,16 +100,16 @@ pub fn compare(
     (merged, Some(addition))
 }
 
-/// What has to be stored of a document that was brought.
+/// What has to be stored for a merge.
 #[derive(Debug)]
 pub enum Addition {
-    /// A snapshot of it, at these heads.
+    /// A snapshot of the merged-in document, at these heads.
     Snapshot {
         /// The snapshot.
         data: Vec<u8>,
         /// Its heads.
         heads: Vec<ChangeHash>,
     },
-    /// The bytes as they came: changes that wait for others.
+    /// The received bytes: some of their changes wait for others.
     AsItCame,
 }

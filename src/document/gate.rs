@@ -1,14 +1,15 @@
 //! Decides whether bytes may become part of a document.
 //!
-//! automerge 0.12 applies changes that it cannot write again: changes that are not in its canonical form, whose operations
-//! are numbered below what they depend on, or which leave out their author's previous change. A document with such a
-//! change cannot be loaded once it was saved, by anybody. Other changes make it panic while it applies them. So a
-//! [`Document`] takes in changes through [`Document::admit`] alone, and whatever that admits can be saved and loaded again
-//! with the same heads, here and by automerge's JavaScript.
+//! automerge 0.12 applies changes that it cannot write again: changes that are not in its canonical
+//! form, that number their operations below those of their dependencies, or that do not build on
+//! their author's previous change. Once a document with such a change was saved, nobody can load
+//! it. Other changes make automerge panic while it applies them. So a [`Document`] only takes
+//! changes through [`Document::admit`]. Whatever that admits can be saved and loaded again with the
+//! same heads, here and by automerge's JavaScript.
 //!
-//! Most changes are proven good by themselves: rebuilt from the document they have the same hash, which is how they will
-//! be written, and their numbering is what a reader derives from their dependencies. Whatever is unusual is decided by
-//! saving the whole document and loading it again.
+//! Most changes are proven good by themselves: rebuilt from the document they have the same hash,
+//! which is how they will be written, and they are numbered as a reader derives it from their
+//! dependencies. All other changes are decided by saving the whole document and loading it again.
 
 mod apply;
 mod guard;
@@ -24,8 +25,8 @@ use automerge::{Automerge, Change, ChangeHash, ReadDoc};
 
 pub(super) use self::parse::changes_in;
 use self::{
-    apply::{Applied, apply_to, has_marks, may_be_applied},
-    guard::guarded,
+    apply::{Applied, apply_to, check_applicable, has_marks},
+    guard::catch_panic,
     lineage::Lineage,
     parse::{DOCUMENT, load_document},
     refusal::{MAX_HEADS, malformed},
@@ -34,31 +35,32 @@ use self::{
 pub use self::{parse::loads, refusal::Refusal, rules::Rules};
 use super::{order::dependencies_first, unpacked};
 
-/// What was admitted.
+/// What has become part of a document.
 #[derive(Debug)]
 pub enum Admitted {
-    /// Nothing that changes the heads: it was there already, or waits for changes that are missing.
+    /// Nothing that changes the heads: the document had the changes already, or they wait for
+    /// others that are missing.
     Nothing,
-    /// These changes, in the order of their dependencies and as automerge writes them.
+    /// These changes, dependencies first, as automerge writes them.
     Changes(Vec<Change>),
-    /// A whole document, into one that was empty.
+    /// A whole document. The one before was empty.
     Whole,
 }
 
-/// An automerge document into which nothing gets that was not admitted.
+/// An automerge document that holds only admitted changes.
 #[derive(Debug, Default)]
 pub struct Document {
     state: State,
     heads: Vec<ChangeHash>,
     tally: Tally,
-    /// The heads before changes were applied that were then refused.
+    /// The heads before changes were applied and then refused, until the document is restored.
     refused: Option<Vec<ChangeHash>>,
 }
 
 #[derive(Debug)]
 enum State {
     Awake(Box<Automerge>),
-    /// What it was saved as.
+    /// A save of the document, which takes less memory.
     Asleep(Vec<u8>),
 }
 
@@ -69,17 +71,17 @@ impl Default for State {
 }
 
 impl Document {
-    /// A document of these bytes alone.
+    /// Reads a document.
     ///
     /// # Errors
-    /// They are not to be admitted.
+    /// The bytes are not admitted.
     pub fn read(bytes: &[u8], rules: Rules) -> Result<Self, Refusal> {
         let mut document = Self::default();
         document.admit(bytes, rules)?;
         Ok(document)
     }
 
-    /// The automerge document, which is loaded if it was asleep.
+    /// The automerge document. Loads it if it is asleep.
     pub fn automerge(&mut self) -> &Automerge {
         self.awake()
     }
@@ -88,17 +90,17 @@ impl Document {
         if let State::Asleep(saved) = &self.state {
             match Automerge::load(saved) {
                 Ok(doc) => self.state = State::Awake(Box::new(doc)),
-                #[expect(clippy::panic, reason = "the engine restarts from storage then")]
+                #[expect(clippy::panic, reason = "the engine then restarts from storage")]
                 Err(error) => panic!("a document that was saved does not load: {error}"),
             }
         }
         match &mut self.state {
             State::Awake(doc) => doc,
-            State::Asleep(_) => unreachable!("it was just read"),
+            State::Asleep(_) => unreachable!("it was just loaded"),
         }
     }
 
-    /// Keeps the document as what it is saved as, until it is needed.
+    /// Replaces the document in memory by a save of it, until it is needed.
     pub fn sleep(&mut self) {
         if let State::Awake(doc) = &self.state {
             let mut saved = doc.save();
@@ -107,7 +109,7 @@ impl Document {
         }
     }
 
-    /// Whether it is kept as what it was saved as.
+    /// Whether only a save of it is in memory.
     pub fn is_asleep(&self) -> bool {
         matches!(self.state, State::Asleep(_))
     }
@@ -117,7 +119,7 @@ impl Document {
         &self.heads
     }
 
-    /// How many changes it has.
+    /// How many changes it has, without orphans.
     pub fn changes(&self) -> u64 {
         self.tally.changes
     }
@@ -127,41 +129,42 @@ impl Document {
         self.tally.operations
     }
 
-    /// Whether it has a change.
+    /// Whether it has a change, other than as an orphan. May load a document that is asleep.
     pub fn has(&mut self, hash: &ChangeHash) -> bool {
         self.heads.binary_search(hash).is_ok()
             || self.awake().get_change_meta_by_hash(hash).is_some()
     }
 
-    /// Whether there are changes that wait for others.
+    /// Whether it has orphans: changes that wait for others. Loads a document that is asleep.
     pub fn has_orphans(&mut self) -> bool {
         !self.awake().get_missing_deps(&[]).is_empty()
     }
 
-    /// Whether readers may be unable to load it because of how its operations are numbered.
+    /// Checks that every reader can load it, as far as the numbers of its operations tell.
     ///
     /// # Errors
-    /// They may, for that reason.
+    /// Why some readers may not.
     pub fn check_numbering(&self) -> Result<(), Refusal> {
         self.tally.check()
     }
 
-    /// Takes in chunks of changes, documents or bundles. What waits for missing changes is judged when these arrive.
+    /// Applies chunks of changes, documents or bundles. Orphans are judged when the changes arrive
+    /// that they wait for.
     ///
     /// # Errors
-    /// They may not become part of the document, which is then as it was, but for changes that waited for others; or it [is
-    /// damaged](Self::is_damaged).
+    /// Why they are refused. The document is then as it was, but its orphans may be gone; or it is
+    /// [damaged](Self::is_damaged).
     pub fn admit(&mut self, bytes: &[u8], rules: Rules) -> Result<Admitted, Refusal> {
         let admitted = self.try_admit(bytes, rules);
         self.restore();
         admitted
     }
 
-    /// The same, but a document that refused changes [is left](Self::is_damaged) to be [restored](Self::restore): that takes
-    /// as long as loading it.
+    /// As [`Self::admit`], but a refusal may leave the document [damaged](Self::is_damaged), for
+    /// the caller to [restore](Self::restore): that takes as long as loading it.
     ///
     /// # Errors
-    /// They may not become part of the document.
+    /// Why they are refused.
     pub fn try_admit(&mut self, bytes: &[u8], rules: Rules) -> Result<Admitted, Refusal> {
         let chunks = unpacked::chunks(bytes).map_err(|error| malformed(&error))?;
         let is_empty = self.heads.is_empty() && !self.has_orphans();
@@ -177,7 +180,7 @@ impl Document {
         if !is_whole {
             return self.apply(changes, rules);
         }
-        // Loading it has compared every change with its hash.
+        // Loading has compared every change with its hash.
         let checked = self.check_whole(rules).and_then(|()| self.apply(changes, rules));
         if checked.is_err() {
             self.refused = Some(Vec::new());
@@ -185,12 +188,13 @@ impl Document {
         checked.map(|_| Admitted::Whole)
     }
 
-    /// What has to be told to whoever keeps a copy of the document and may have lost parts of it, after `bytes` were
-    /// admitted: all of their changes but for those that wait, and those that waited for them.
+    /// Returns what to apply to a copy of the document that may lack some of its changes, after
+    /// `bytes` were admitted: all of their changes except orphans, and also the former orphans that
+    /// waited for them.
     ///
     /// # Errors
     /// They do not parse.
-    pub fn to_be_passed_on(&self, bytes: &[u8], admitted: Admitted) -> Result<Vec<u8>, Refusal> {
+    pub fn changes_to_forward(&self, bytes: &[u8], admitted: Admitted) -> Result<Vec<u8>, Refusal> {
         let mut changes = match admitted {
             Admitted::Whole => return Ok(bytes.to_vec()),
             Admitted::Changes(new) => new,
@@ -208,10 +212,10 @@ impl Document {
         Ok(changes.iter().flat_map(|change| change.raw_bytes().to_vec()).collect())
     }
 
-    /// Takes in changes that were parsed before; as [`Self::admit`].
+    /// Applies changes that are parsed already, as [`Self::admit`].
     ///
     /// # Errors
-    /// They may not become part of the document, which is then as it was.
+    /// Why they are refused.
     pub(super) fn admit_changes(
         &mut self,
         changes: Vec<Change>,
@@ -222,22 +226,22 @@ impl Document {
         admitted
     }
 
-    /// Whether changes were applied that were then refused. Nothing of the document may be sent or stored until it is
-    /// restored; if that fails, it has to be read from storage again.
+    /// Whether changes were applied and then refused. Nothing of the document may be sent or stored
+    /// until it is restored. If that fails, it has to be read from storage again.
     pub fn is_damaged(&self) -> bool {
         self.refused.is_some()
     }
 
-    /// Rebuilds the document as it was before the changes that were refused, without those that wait for others.
-    /// Returns whether that could be done.
+    /// Rebuilds the document as it was before the refused changes, without its orphans. Returns
+    /// whether that succeeded.
     pub fn restore(&mut self) -> bool {
         let (Some(before), State::Awake(doc)) = (&self.refused, &self.state) else { return true };
         let restored = match before.as_slice() {
             [] => Ok(Ok(Automerge::new())),
-            before => guarded(|| doc.fork_at(before)),
+            before => catch_panic(|| doc.fork_at(before)),
         };
         match restored {
-            // Equal heads are equal documents: a hash covers all that a change builds on.
+            // Equal heads mean equal documents: a hash covers everything that a change builds on.
             Ok(Ok(restored)) if restored.get_heads() == *before => {
                 if before.is_empty() {
                     self.tally = Tally::default();
@@ -251,7 +255,7 @@ impl Document {
         }
     }
 
-    /// A document from its chunk, and from nothing else.
+    /// Loads a document chunk.
     fn load(chunk: &[u8]) -> Result<Self, Refusal> {
         let (doc, tally) = load_document(chunk)?;
         let heads = doc.get_heads();
@@ -269,15 +273,14 @@ impl Document {
     }
 
     fn apply(&mut self, changes: Vec<Change>, rules: Rules) -> Result<Admitted, Refusal> {
-        // Loads it, if it was asleep.
         let missing = self.awake().get_missing_deps(&[]);
-        // Those that waited for these are judged now.
+        // Orphans that waited for these changes are judged now.
         let frees_orphans = changes.iter().any(|change| missing.contains(&change.hash()));
         if missing.is_empty() {
             return self.apply_these(changes, false, rules);
         }
-        // Changes that wait may be to blame for a refusal. Then they go: their senders are asked for them again, and these are
-        // judged by themselves.
+        // An orphan may be the reason for a refusal. Then the orphans are dropped (their senders
+        // are asked for them again), and the changes are judged without them.
         self.apply_these(changes.clone(), frees_orphans, rules).or_else(|refusal| {
             self.refused = Some(self.heads.clone());
             if self.restore() { self.apply_these(changes, false, rules) } else { Err(refusal) }
@@ -294,28 +297,30 @@ impl Document {
         let State::Awake(doc) = &mut self.state else { unreachable!("it was just loaded") };
         changes.retain(|change| doc.get_change_meta_by_hash(&change.hash()).is_none());
         let mut lineage = Lineage::new(doc, &changes, heads);
-        // What is wrong already tells nothing of how it will be read.
-        let mut is_usual = !tally.is_ambiguous;
+        // Nothing can be proven about changes to a document that readers number differently
+        // already.
+        let mut is_proven = !tally.is_ambiguous;
         for change in &changes {
-            may_be_applied(change)?;
-            is_usual &= lineage.is_usual(change)?;
+            check_applicable(change)?;
+            is_proven &= lineage.check(change)?;
         }
         let has_marks = frees_orphans || changes.iter().any(has_marks);
-        if is_usual && !frees_orphans {
-            // Where it is refused after all, it has to be restored.
+        if is_proven && !frees_orphans {
+            // If they are refused after all, the document has to be restored.
             self.refused = Some(heads.clone());
             let applied = apply_to(doc, changes, heads, tally, has_marks, rules)?;
             self.refused = None;
             return Ok(self.applied(applied));
         }
-        // What is unusual is tried on a copy: operations with the same number cannot be told apart again. One after the other,
-        // for automerge takes changes of one actor in any order that their dependencies leave, and fails.
+        // All others are tried on a copy: operations with the same number cannot be told apart
+        // afterwards. They are applied one by one: automerge applies changes of one actor in any
+        // order that their dependencies allow, and fails on some.
         let mut trial = doc.clone();
         let has = |hash: &ChangeHash| doc.get_change_meta_by_hash(hash).is_some();
         let (mut ordered, orphans) = dependencies_first(changes, has);
         let last = ordered.pop();
         for change in ordered.into_iter().chain(orphans) {
-            guarded(|| trial.apply_changes([change]))?
+            catch_panic(|| trial.apply_changes([change]))?
                 .map_err(|error| Refusal::Unappliable(error.to_string()))?;
         }
         let last = last.into_iter().collect();

@@ -1,39 +1,40 @@
 //! Makes a document of its stored chunks.
 //!
-//! A chunk that is bad, or builds on a change that is, is left out: only such that the document with it does not load, or
-//! would not load again once it was saved. The rest is the document.
+//! Bad chunks are left out, and so are those that build on a bad change. A chunk is bad if the
+//! document would not load with it, or would not load again after it was saved.
 
 use std::collections::HashMap;
 
 use automerge::{Change, ChangeHash};
 
 use super::{
+    chunk::{Key, StoredChunk},
     gate::{Document, Refusal, Rules, changes_in},
     order::dependencies_first,
     unpacked,
 };
-use crate::document::chunk::{Key, StoredChunk};
 
-/// A document as its chunks make it.
+/// A document and the faults in its chunks.
 #[derive(Debug, Default)]
 pub struct Loaded {
-    /// The document, of all chunks that are good.
+    /// The document that the good chunks make.
     pub doc: Document,
-    /// Chunks that are not in it, and why.
+    /// Chunks that are not in it, each with the reason.
     pub bad: Vec<(Key, String)>,
-    /// Some of these chunks have good changes too, which no other chunk has: the document has to be saved before they go.
+    /// Some bad chunks hold good changes that no other chunk has: the document has to be saved
+    /// before they are removed.
     pub is_to_be_saved: bool,
 }
 
-/// Chunks one after the other, as automerge reads them.
+/// Concatenates chunks, as automerge reads them.
 pub fn joined(chunks: &[StoredChunk]) -> Vec<u8> {
     chunks.iter().flat_map(|(_, data)| data).copied().collect()
 }
 
-/// Whether a chunk parses by itself. Changes whose dependencies are elsewhere do.
+/// Checks that a chunk parses. Its changes may depend on others.
 ///
 /// # Errors
-/// It does not, for that reason.
+/// Why it does not.
 pub fn parses(chunk: &[u8]) -> Result<(), String> {
     changes_of(chunk).map(drop)
 }
@@ -41,7 +42,7 @@ pub fn parses(chunk: &[u8]) -> Result<(), String> {
 /// Loads a document. Takes processor time.
 pub fn load(chunks: &[StoredChunk]) -> Loaded {
     let has_empty = chunks.iter().any(|(_, data)| data.is_empty());
-    // Nearly always all of them are good.
+    // Nearly always all chunks are good.
     let read = match chunks {
         _ if has_empty => None,
         [] => return Loaded::default(),
@@ -54,7 +55,7 @@ pub fn load(chunks: &[StoredChunk]) -> Loaded {
     }
 }
 
-/// The changes in what is stored as one chunk, which may be several of automerge's.
+/// Returns the changes in a stored chunk, which may consist of several of automerge's chunks.
 fn changes_of(data: &[u8]) -> Result<Vec<Change>, String> {
     if data.is_empty() {
         return Err("the file is empty".to_owned());
@@ -66,7 +67,7 @@ fn changes_of(data: &[u8]) -> Result<Vec<Change>, String> {
     Ok(changes)
 }
 
-/// Loads what can be loaded, change by change where need be.
+/// Loads what can be loaded, change by change where necessary.
 fn salvage(chunks: &[StoredChunk]) -> Loaded {
     let mut reasons: HashMap<usize, String> = HashMap::new();
     let mut changes = Vec::new();
@@ -103,7 +104,7 @@ fn salvage(chunks: &[StoredChunk]) -> Loaded {
             reasons.entry(*n).or_insert_with(|| reason.clone());
         }
     }
-    // A good change is in danger where all chunks that hold it are left out.
+    // A good change would be lost if all chunks that hold it are left out.
     let is_to_be_saved = changes.iter().chain(&orphans).map(Change::hash).any(|hash| {
         let sources = sources.get(&hash).map(Vec::as_slice).unwrap_or_default();
         !bad.contains_key(&hash) && sources.iter().all(|n| reasons.contains_key(n))
@@ -113,11 +114,12 @@ fn salvage(chunks: &[StoredChunk]) -> Loaded {
     Loaded { doc, bad, is_to_be_saved }
 }
 
-/// A document of all changes but those that are bad or build on such, which are returned with the reason.
+/// Makes a document of all changes but those that are bad or build on bad ones. Returns these with
+/// the reasons.
 fn admit_most(changes: &[Change]) -> (Document, HashMap<ChangeHash, String>) {
     let mut doc = Document::default();
     let mut bad: HashMap<ChangeHash, String> = HashMap::new();
-    // Parts of the changes, in their order. A part that is refused is halved until it is one change.
+    // Parts of the changes, in order. A part that is refused is halved until it is a single change.
     let mut parts = vec![changes];
     while let Some(part) = parts.pop() {
         let mut good = Vec::new();
@@ -132,7 +134,7 @@ fn admit_most(changes: &[Change]) -> (Document, HashMap<ChangeHash, String>) {
             Err(refused) => refused,
         };
         if doc.is_damaged() {
-            // It cannot be rebuilt in place: from its good changes, then.
+            // It cannot be restored, so it is rebuilt from its good changes.
             doc = Document::default();
             let first = part.first().map(Change::hash);
             let before = changes.iter().take_while(|change| Some(change.hash()) != first);

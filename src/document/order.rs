@@ -7,9 +7,11 @@ use std::{
 
 use automerge::{Change, ChangeHash};
 
-/// Changes in an order in which each comes after all that it depends on, and after its actor's previous one if that is
-/// among them, which automerge relies on, with lower operation numbers first; and those for which that is not possible, for they wait for changes that are
-/// neither among them nor known (`is_known`).
+/// Sorts changes so that each follows its dependencies, and its actor's previous change if that is
+/// among them, which automerge relies on. Lower operation numbers are first.
+///
+/// Also returns the orphans: changes that wait for others which are neither among them nor known
+/// (`is_known`).
 pub(super) fn dependencies_first(
     changes: Vec<Change>,
     is_known: impl Fn(&ChangeHash) -> bool,

@@ -1,37 +1,35 @@
-//! How large a document may be: as it is stored, in changes, and in memory.
+//! How large a document may be: in storage, in changes, and in memory.
 
 use super::{
+    chunk::StoredChunk,
     load::joined,
     unpacked::{self, NotUnpacked, Origin, Unpacked},
 };
-use crate::{
-    config::{Config, Size},
-    document::chunk::StoredChunk,
-};
+use crate::config::{Config, Size};
 
 /// How large a document may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MaxDocument {
-    /// As it is stored (`storage.max_document`).
+    /// Bytes in storage (`storage.max_document`).
     pub stored: Size,
-    /// Changes in it (`storage.max_changes`).
+    /// Number of changes (`storage.max_changes`).
     pub changes: u64,
-    /// In memory, where its size does not explain more (`sync.max_inflated`).
+    /// Bytes in memory (`sync.max_inflated`). A large stored document may use more.
     pub inflated: Size,
 }
 
 impl MaxDocument {
-    /// As configured.
+    /// Returns the configured limits.
     pub fn of(config: &Config) -> Self {
         let (storage, sync) = (&config.storage, &config.sync);
         let (stored, changes) = (storage.max_document, storage.max_changes);
         Self { stored, changes, inflated: sync.max_inflated }
     }
 
-    /// Which limit a document is over: its size as it is stored, and what that unpacks to.
+    /// Checks a document of `size` stored bytes, which unpack to this.
     ///
     /// # Errors
-    /// That one, for a log line.
+    /// The limit that it exceeds, for a log line.
     pub fn check(&self, size: usize, unpacked: Unpacked) -> Result<(), String> {
         if size as u64 > self.stored.0 {
             return Err(format!(
@@ -54,12 +52,13 @@ impl MaxDocument {
         Ok(())
     }
 
-    /// What a stored document of that size may take in memory.
+    /// How many bytes in memory a stored document of this size may take.
     fn allowed(&self, size: usize) -> u64 {
         unpacked::allowed(size, Origin::Storage, self.inflated)
     }
 
-    /// The same for a document that is loaded, and takes what it really takes.
+    /// Checks a loaded document by the memory that it takes now, which is less than unpacking it
+    /// took.
     ///
     /// # Errors
     /// As [`Self::check`].
@@ -67,14 +66,17 @@ impl MaxDocument {
         self.check(size, Unpacked { bytes: unpacked.resident(), ..*unpacked })
     }
 
-    /// The same of chunks that are not unpacked yet. Returns what they unpack to.
+    /// Checks chunks that are not unpacked yet. Returns what they unpack to.
+    ///
+    /// # Errors
+    /// As [`Self::check`].
     pub fn check_chunks(&self, chunks: &[StoredChunk]) -> Result<Unpacked, String> {
         let size: usize = chunks.iter().map(|(_, data)| data.len()).sum();
         self.check(size, Unpacked::default())?;
         let of = |chunks: &[u8]| match unpacked::of(chunks, Origin::Storage, self.inflated) {
             Ok(unpacked) => Ok(unpacked),
             Err(more @ NotUnpacked::TooMuch { .. }) => Err(format!("it {more}")),
-            // What is broken is put aside when it is loaded.
+            // Loading the document moves broken chunks aside.
             Err(NotUnpacked::Malformed) => Ok(Unpacked::default()),
         };
         let unpacked = match chunks {

@@ -1,15 +1,17 @@
-//! Estimates what automerge chunks take in memory once they are unpacked, without unpacking them. Pure.
+//! Estimates what automerge chunks take in memory once they are unpacked, without unpacking them.
+//! Pure.
 //!
-//! automerge packs repetition: a run of a million equal values is a few bytes, and columns are deflated. Measured with
-//! automerge 0.12: a change of 104 bytes takes 451 MiB and 3 s, a document of 174 bytes takes 87 MiB. So the runs of a
-//! chunk's columns are summed before automerge sees it, and deflated data is read as a stream that stops at the limit.
+//! automerge encodes repetition: a run of a million equal values takes a few bytes, and columns are
+//! deflated. Measured with automerge 0.12, a change of 104 bytes takes 451 MiB and 3 s, and a
+//! document of 174 bytes takes 87 MiB. So the runs in a chunk's columns are summed before automerge
+//! sees it, and deflated data is read as a stream that stops at the limit.
 //!
-//! Byte arrays and strings count as the bytes that they are, however well they compress: each value's length is in the
-//! column before them, so what a chunk claims is known before any of it is inflated. Operations count by what automerge
-//! spends on each while it applies them.
+//! Byte arrays and strings count as their bytes, however well they compress: each value's length is
+//! in the column before them, so what a chunk claims is known before it is inflated. Each operation
+//! counts as the memory that automerge uses to apply it.
 //!
-//! Format: <https://automerge.org/automerge-binary-format-spec/>, and automerge 0.12 `storage/{chunk,change,document,bundle}.rs`.
-//! Chunks that do not follow it are refused.
+//! Format: <https://automerge.org/automerge-binary-format-spec/>, and automerge 0.12
+//! `storage/{chunk,change,document,bundle}.rs`. Chunks in another format are refused.
 
 mod chunks;
 mod columns;
@@ -26,56 +28,61 @@ pub use self::{
 use self::{
     chunks::split,
     columns::{Column, RAW, Values, columns, values},
-    inflate::{Inflated, Room},
+    inflate::{InflateBudget, Inflated},
     limit::Stop,
     reader::{Actors, actors, hashes, prefixed, unsigned},
 };
 use crate::config::Size;
 
-/// Memory that applying an operation of a change chunk takes: 451 to 589 bytes, measured with 1,000,000 of them.
+/// Memory to apply an operation of a change chunk, in bytes: 451 to 589, measured with 1,000,000 of
+/// them.
 const CHANGE_OPERATION: u64 = 500;
-/// Memory of an operation of a loaded document: 87 bytes in runs, measured with 1,000,000 of them.
+/// Memory of an operation in a loaded document, in bytes: 87 in runs, measured with 1,000,000 of
+/// them.
 const DOCUMENT_OPERATION: u64 = 100;
-/// Memory that loading a change of a document chunk takes besides its texts: 735 MiB were measured for 400,000 without
-/// operations; changes that claim many operations take twice that.
+/// Memory to load a change of a document chunk, in bytes, without its texts: 400,000 changes
+/// without operations took 735 MiB, and changes that claim many operations take twice that.
 const DOCUMENT_CHANGE: u64 = 2_000;
-/// Memory of a change in a loaded document: its place in the graph, its hash twice, its share of the clocks.
+/// Memory of a change in a loaded document, in bytes: its node in the graph, its hash twice, its
+/// share of the clocks.
 const RESIDENT_CHANGE: u64 = 500;
-/// What automerge keeps of an actor besides its id, each time that a change names it.
+/// Memory of an actor in a change that names it, in bytes, without its id.
 const ACTOR: u64 = 40;
-/// Rows that name an actor, for each of the longest column: an operation, what it is about, what it replaces.
-const NAMES: u64 = 3;
-/// Marks cost time, by the square of their number: 20,000 in one place 0.2 s, 200,000 43 s. So they count as bytes.
+/// How many actors an operation names: its own, and those of its object and of what it replaces.
+const ACTORS_NAMED: u64 = 3;
+/// Marks cost time by the square of their number: 20,000 in one place take 0.2 s, 200,000 take 43
+/// s. So this many pairs of marks count as one byte.
 const MARK_PAIRS: u64 = 8;
-/// Copies of a text or an actor's id in what automerge makes of a change.
+/// How many copies of a text or of an actor's id automerge makes for a change.
 const COPIES: u64 = 2;
-/// Copies of inflated bytes while a chunk is applied. Values of operations are the exception: they count once.
+/// How many copies of inflated bytes exist while a chunk is applied. Only values of operations
+/// count once.
 const INFLATED: u64 = 8;
 
-/// What chunks unpack to.
+/// What chunks unpack to, by estimate.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Unpacked {
-    /// Memory that unpacking them takes, by estimate.
+    /// Memory to unpack them.
     pub bytes: u64,
-    /// Operations in them.
+    /// Number of operations.
     pub operations: u64,
-    /// Changes in them.
+    /// Number of changes.
     pub changes: u64,
-    /// Bytes of the values of their operations: texts, byte arrays, numbers.
+    /// Bytes of the values of the operations: texts, byte arrays, numbers.
     pub values: u64,
-    /// Beginnings and ends of marks in them.
+    /// Begins and ends of marks.
     pub marks: u64,
 }
 
 impl Unpacked {
-    /// Memory that a document takes which holds all of this and is loaded, by estimate.
+    /// Estimates the memory of a loaded document that holds all of this.
     pub fn resident(&self) -> u64 {
         let operations = self.operations.saturating_mul(DOCUMENT_OPERATION);
         let changes = self.changes.saturating_mul(RESIDENT_CHANGE);
         operations.saturating_add(changes).saturating_add(self.values)
     }
 
-    /// Both together.
+    /// Returns the sum.
     pub fn plus(&self, other: &Self) -> Self {
         Self {
             bytes: self.bytes.saturating_add(other.bytes),
@@ -87,11 +94,12 @@ impl Unpacked {
     }
 }
 
-/// What one chunk after the other unpacks to, if that is within `limit`, or is explained by how many bytes they are.
-/// Pieces of chunks have to be put together first: automerge reads over their ends.
+/// Estimates what concatenated chunks unpack to. More than `limit` is allowed for large inputs (see
+/// [`allowed`]). Parts of one chunk must be concatenated first: automerge reads across their
+/// boundaries.
 ///
 /// # Errors
-/// It is more, or is not a sequence of chunks.
+/// They unpack to more than is allowed, or are not a sequence of chunks.
 pub fn of(chunks: &[u8], from: Origin, limit: Size) -> Result<Unpacked, NotUnpacked> {
     let allowed = allowed(chunks.len(), from, limit);
     let values = match from {
@@ -109,13 +117,16 @@ pub fn of(chunks: &[u8], from: Origin, limit: Size) -> Result<Unpacked, NotUnpac
     }
 }
 
+/// Sums what chunks unpack to.
 struct Meter {
+    /// The estimate so far.
     found: Unpacked,
     from: Origin,
-    /// The limit of all bytes, and of those of values.
+    /// The limit of all bytes.
     allowed: u64,
+    /// The limit of the bytes of values.
     values: u64,
-    /// The estimate at which the limit was exceeded.
+    /// The estimate of all bytes with which the limit was exceeded.
     bytes: u64,
 }
 
@@ -134,7 +145,7 @@ impl Meter {
         self.add(bytes)
     }
 
-    /// Bytes that may still be inflated, apart from those of values.
+    /// How many bytes may still be inflated, apart from those of values.
     fn inflatable(&self) -> u64 {
         self.allowed.saturating_sub(self.found.bytes) / INFLATED
     }
@@ -146,7 +157,7 @@ impl Meter {
             rest = first.rest;
             match first.kind {
                 0 => self.document(data)?,
-                1 => self.change(data, &Room::default())?,
+                1 => self.change(data, &InflateBudget::default())?,
                 2 => self.deflated_change(data)?,
                 3 => self.bundle(data)?,
                 _ => return Err(Stop::Malformed),
@@ -156,23 +167,24 @@ impl Meter {
     }
 
     fn deflated_change(&mut self, data: &[u8]) -> Result<(), Stop> {
-        let room = Room::new(self.inflatable());
-        let mut inflated = BufReader::new(Inflated::over(data, room.clone()));
+        let budget = InflateBudget::new(self.inflatable());
+        let mut inflated = BufReader::new(Inflated::new(data, budget.clone()));
         let before = self.found.values;
-        let measured = self.change(&mut inflated, &room);
-        // A bomb ends early, and looks cut off.
+        let measured = self.change(&mut inflated, &budget);
+        // A decompression bomb is cut off at the limit, and looks like a truncated chunk.
         let values = self.found.values - before;
-        self.end(inflated, values)?;
+        self.finish_inflating(inflated, values)?;
         measured
     }
 
-    /// Counts all that was deflated, also what has no meaning. `values` of it were counted before.
-    fn end(
+    /// Counts all that was deflated, also what follows the chunk's data. `values` bytes of it were
+    /// counted before.
+    fn finish_inflating(
         &mut self,
         mut inflated: BufReader<Inflated<impl BufRead>>,
         values: u64,
     ) -> Result<(), Stop> {
-        // Where it does not inflate any further it ends for automerge too.
+        // Data that does not inflate ends here for automerge, too.
         let _ = io::copy(&mut inflated, &mut io::sink());
         let Inflated { bytes, is_over, .. } = inflated.into_inner();
         if is_over {
@@ -182,12 +194,12 @@ impl Meter {
         self.add(bytes.saturating_sub(values).saturating_mul(INFLATED))
     }
 
-    fn change(&mut self, mut data: impl BufRead, room: &Room) -> Result<(), Stop> {
+    fn change(&mut self, mut data: impl BufRead, budget: &InflateBudget) -> Result<(), Stop> {
         let data = &mut data;
         self.found.changes = self.found.changes.saturating_add(1);
         self.add(CHANGE_OPERATION)?;
         hashes(data)?;
-        // The actor, the sequence number, the first operation, the time, the message; the other actors.
+        // The actor; the sequence number, first operation and time; the message; the other actors.
         prefixed(data)?;
         for _ in 0..3 {
             unsigned(data)?;
@@ -195,7 +207,7 @@ impl Meter {
         prefixed(data)?;
         actors(data)?;
         let columns = columns(data)?;
-        self.operations(data, &columns, CHANGE_OPERATION, room).map(drop)
+        self.operations(data, &columns, CHANGE_OPERATION, budget).map(drop)
     }
 
     fn document(&mut self, mut data: &[u8]) -> Result<(), Stop> {
@@ -205,8 +217,8 @@ impl Meter {
         let (changes, operations) = (columns(data)?, columns(data)?);
         let changes = self.changes_of(data, &changes, actors)?;
         let operations =
-            self.operations(data, &operations, DOCUMENT_OPERATION, &Room::default())?;
-        self.named(actors, changes, operations)
+            self.operations(data, &operations, DOCUMENT_OPERATION, &InflateBudget::default())?;
+        self.add_actors(actors, changes, operations)
     }
 
     fn bundle(&mut self, mut data: &[u8]) -> Result<(), Stop> {
@@ -216,19 +228,22 @@ impl Meter {
         let change_columns = columns(data)?;
         let changes = self.changes_of(data, &change_columns, actors)?;
         let operation_columns = columns(data)?;
-        let room = Room::default();
-        let operations = self.operations(data, &operation_columns, CHANGE_OPERATION, &room)?;
-        self.named(actors, changes, operations)
+        let budget = InflateBudget::default();
+        let operations = self.operations(data, &operation_columns, CHANGE_OPERATION, &budget)?;
+        self.add_actors(actors, changes, operations)
     }
 
-    /// Each change that is rebuilt from a chunk has the ids of all actors that its operations name.
-    fn named(&mut self, actors: Actors, changes: u64, operations: u64) -> Result<(), Stop> {
-        let names = changes.saturating_mul(actors.count).min(operations.saturating_mul(NAMES));
+    /// Counts the ids of actors: each change that is rebuilt from a chunk has those of all actors
+    /// that its operations name.
+    fn add_actors(&mut self, actors: Actors, changes: u64, operations: u64) -> Result<(), Stop> {
+        let names =
+            changes.saturating_mul(actors.count).min(operations.saturating_mul(ACTORS_NAMED));
         let size = actors.longest.saturating_add(ACTOR).saturating_mul(COPIES);
         self.add(names.saturating_mul(size))
     }
 
-    /// The changes of a chunk; automerge rebuilds each of them, with the id of its actor. Returns how many.
+    /// Counts the changes of a chunk, each of which automerge rebuilds with its actor's id. Returns
+    /// how many there are.
     fn changes_of(
         &mut self,
         data: &mut impl BufRead,
@@ -236,39 +251,40 @@ impl Meter {
         actors: Actors,
     ) -> Result<u64, Stop> {
         let cost = DOCUMENT_CHANGE.saturating_add(actors.longest.saturating_mul(COPIES));
-        let changes = self.rows(data, columns, cost, &Room::default())?;
+        let changes = self.rows(data, columns, cost, &InflateBudget::default())?;
         self.found.changes = self.found.changes.saturating_add(changes);
         self.add(changes.saturating_mul(cost))?;
         Ok(changes)
     }
 
-    /// The operations of a chunk, at `cost` bytes each. Returns how many.
+    /// Counts the operations of a chunk, at `cost` bytes each. Returns how many there are.
     fn operations(
         &mut self,
         data: &mut impl BufRead,
         columns: &[Column],
         cost: u64,
-        room: &Room,
+        budget: &InflateBudget,
     ) -> Result<u64, Stop> {
         let before = self.found.operations;
-        let operations = self.rows(data, columns, cost, room)?;
+        let operations = self.rows(data, columns, cost, budget)?;
         self.found.operations = before.saturating_add(operations);
         self.add(operations.saturating_mul(cost))?;
         Ok(operations)
     }
 
-    /// The rows of the longest of some columns; each of them counts `cost`, so far. `room` is what may be inflated where
-    /// `data` is deflated as a whole.
+    /// Returns how many rows the longest of these columns has, each of which will count `cost`
+    /// bytes. `budget` grows with the values that are claimed; it limits `data` that is deflated as
+    /// a whole.
     fn rows(
         &mut self,
         data: &mut impl BufRead,
         columns: &[Column],
         cost: u64,
-        room: &Room,
+        budget: &InflateBudget,
     ) -> Result<u64, Stop> {
         let most = self.allowed.saturating_sub(self.found.bytes) / cost.max(1);
         let mut longest = 0;
-        // What the column of lengths claims for the column of values that follows it.
+        // What a column of lengths claims for the column of values that follows it.
         let mut claimed = (None, 0);
         for column in columns {
             let values_claimed = match claimed {
@@ -277,7 +293,7 @@ impl Meter {
             };
             if column.kind() == RAW {
                 self.add_values(values_claimed)?;
-                room.extend(values_claimed);
+                budget.extend(values_claimed);
                 if !column.is_deflated() && column.length > values_claimed {
                     return Err(Stop::Malformed);
                 }
@@ -285,13 +301,13 @@ impl Meter {
             let mut own = data.by_ref().take(column.length);
             let most_text = self.allowed;
             let values = if column.is_deflated() {
-                let own_room = match column.kind() {
-                    RAW => Room::new(values_claimed),
-                    _ => Room::new(self.inflatable()),
+                let own_budget = match column.kind() {
+                    RAW => InflateBudget::new(values_claimed),
+                    _ => InflateBudget::new(self.inflatable()),
                 };
-                let mut inflated = BufReader::new(Inflated::over(&mut own, own_room));
+                let mut inflated = BufReader::new(Inflated::new(&mut own, own_budget));
                 let values = values(column, &mut inflated, most, most_text);
-                self.end(inflated, values_claimed)?;
+                self.finish_inflating(inflated, values_claimed)?;
                 values
             } else {
                 if column.kind() != RAW {
@@ -317,7 +333,8 @@ impl Meter {
         Ok(longest)
     }
 
-    /// Stored marks were bounded when they came, and may have become many since.
+    /// Counts marks. Stored ones were limited when they were admitted, and may have become many
+    /// since.
     fn add_marks(&mut self, marks: u64) -> Result<(), Stop> {
         let squared = |marks: u64| marks.saturating_mul(marks) / MARK_PAIRS;
         let before = self.found.marks;

@@ -6,8 +6,8 @@ use crate::{
     base::{backoff::Backoff, document_id::DocumentId, hex::hex},
     config::Config,
     document::{
-        chunk::{ChunkKind, Key, StoredChunk},
-        compare::{self, Addition, Merged, Relation},
+        chunk::{ChunkKind, Key, StoredChunk, snapshot_key},
+        compare::{self, Addition, Ancestry, Merged},
         gate::{Document, Refusal, Rules},
         load::{self, Loaded},
         size::MaxDocument,
@@ -104,15 +104,6 @@ pub struct Content {
     pub data: Vec<u8>,
     /// Chunks that are not in it, for they do not parse or fit, and why.
     pub broken: Vec<(Key, String)>,
-}
-
-/// The key of a snapshot at `heads`: SHA-256 over them, as samod names its own.
-pub fn snapshot_key(document: DocumentId, heads: &[ChangeHash]) -> Key {
-    let mut hasher = Sha256::new();
-    for head in heads {
-        hasher.update(head.0);
-    }
-    Key::Chunk { document, kind: ChunkKind::Snapshot, name: hex(&hasher.finalize()) }
 }
 
 impl Documents {
@@ -516,10 +507,10 @@ fn seed_from(document: DocumentId, doc: &mut Document, data: Bytes) -> Seeding {
     };
     let is_stored = !doc.heads().is_empty();
     if is_stored {
-        match Relation::of(snapshot.automerge(), doc.automerge()) {
-            Relation::Contained => return Seeding::Nothing,
-            Relation::Newer => {}
-            Relation::Unrelated => return Seeding::Unrelated,
+        match Ancestry::of(snapshot.automerge(), doc.automerge()) {
+            Ancestry::Contained => return Seeding::Nothing,
+            Ancestry::Newer => {}
+            Ancestry::Unrelated => return Seeding::Unrelated,
         }
     }
     let add = SeedSnapshot { key: snapshot_key(document, snapshot.heads()), data };

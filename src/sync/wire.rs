@@ -7,10 +7,7 @@
 
 use std::{borrow::Cow, fmt};
 
-use automerge::{
-    ChangeHash,
-    sync::{BloomFilter, ChunkList},
-};
+use automerge::ChangeHash;
 use bytes::Bytes;
 use minicbor::{
     Decoder, Encoder,
@@ -20,11 +17,8 @@ use minicbor::{
 };
 
 use super::truncating::Truncation;
-use crate::{
-    base::document_id::DocumentId,
-    config::Size,
-    document::unpacked::{self, NotUnpacked, Origin, Unpacked},
-};
+use crate::base::document_id::DocumentId;
+pub use crate::document::sync_message::{BadSyncMessage, SyncMessage, heads_in};
 
 /// The protocol version that this relay speaks.
 pub const VERSION: &str = "1";
@@ -32,10 +26,6 @@ pub const VERSION: &str = "1";
 const MAX_NAME: usize = 1024;
 /// How many names of a list are read, such as the protocol versions of a join.
 const MAX_NAMES: usize = 1024;
-/// How many states a sync message may summarise; automerge sends one.
-const MAX_HAVE: usize = 16;
-/// Heads that a sync message may name: more than any document here may have.
-const MAX_HEADS: usize = 10_000;
 
 /// How frames of Subduction begin, the coming protocol of automerge-repo: "SUM" and a zero byte, or another letter. No CBOR map
 /// begins so.
@@ -403,169 +393,6 @@ fn whole_number(d: &mut Decoder<'_>) -> Result<u64, DecodeError> {
     } else {
         Err(DecodeError::message("a count is no whole number"))
     }
-}
-
-/// An automerge sync message, as it came and decoded.
-#[derive(Clone, Debug)]
-pub struct SyncMessage {
-    /// As it came.
-    pub raw: Bytes,
-    /// What it says.
-    pub message: automerge::sync::Message,
-    /// What its changes take when they are unpacked.
-    pub unpacked: Unpacked,
-}
-
-/// Why automerge is not to see a sync message. The texts are for the peer's eyes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[expect(missing_docs, reason = "the texts say it")]
-pub enum BadSyncMessage {
-    #[error("is no automerge sync message")]
-    NoMessage,
-    #[error("summarises too many states")]
-    TooManyStates,
-    #[error("names too many heads")]
-    TooManyHeads,
-    #[error("{0}")]
-    Unpacks(#[from] NotUnpacked),
-}
-
-impl BadSyncMessage {
-    /// The label of a refusal that concerns the message's document alone; none where the bytes break the protocol.
-    pub fn of_document(self) -> Option<&'static str> {
-        match self {
-            Self::NoMessage => None,
-            Self::TooManyStates => Some("states"),
-            Self::TooManyHeads => Some("heads"),
-            Self::Unpacks(NotUnpacked::TooMuch { .. }) => Some("max_inflated"),
-            Self::Unpacks(NotUnpacked::Malformed) => Some("malformed"),
-        }
-    }
-}
-
-impl SyncMessage {
-    /// Read a message, and see that automerge can take it in without harm: it decodes, and what is in it does not unpack to more
-    /// than `max_inflated`. A Bloom filter of another kind than automerge's counts as an empty one: looking a change up in it may
-    /// take ten times as long, and automerge 0.12 divides by its size.
-    ///
-    /// # Errors
-    /// What is wrong with it.
-    pub fn read(raw: Bytes, max_inflated: Size) -> Result<Self, BadSyncMessage> {
-        let mut message =
-            automerge::sync::Message::decode(&raw).map_err(|_| BadSyncMessage::NoMessage)?;
-        if message.have.len() > MAX_HAVE {
-            return Err(BadSyncMessage::TooManyStates);
-        }
-        if message.heads.len() > MAX_HEADS {
-            return Err(BadSyncMessage::TooManyHeads);
-        }
-        let mut is_as_it_came = true;
-        for have in &mut message.have {
-            if !is_automerges(&have.bloom.to_bytes()) {
-                have.bloom = BloomFilter::default();
-                is_as_it_came = false;
-            }
-        }
-        let unpacked = if message.changes.is_empty() {
-            Unpacked::default()
-        } else {
-            unpacked::of(&joined(&message.changes), Origin::Peer, max_inflated)?
-        };
-        // automerge 0.12 panics where it is to send a change twice.
-        let asked_for = message.need.len();
-        message.need.sort_unstable();
-        message.need.dedup();
-        // It writes sorted hashes alone.
-        message.heads.sort_unstable();
-        message.have.iter_mut().for_each(|have| have.last_sync.sort_unstable());
-        is_as_it_came &= message.need.len() == asked_for;
-        let raw = if is_as_it_came { raw } else { message.clone().encode().into() };
-        Ok(Self { raw, message, unpacked })
-    }
-
-    /// Reads a message from a peer that may only read, and leaves its changes out. Returns whether it had any.
-    ///
-    /// # Errors
-    /// What is wrong with the rest of it.
-    pub fn read_without_changes(raw: Bytes) -> Result<(Self, bool), BadSyncMessage> {
-        let message =
-            automerge::sync::Message::decode(&raw).map_err(|_| BadSyncMessage::NoMessage)?;
-        if message.changes.is_empty() {
-            return Ok((Self::read(raw, Size(0))?, false));
-        }
-        let stripped =
-            Self { raw, message, unpacked: Unpacked::default() }.with_changes(Vec::new());
-        Ok((Self::read(stripped.raw, Size(0))?, true))
-    }
-
-    /// The same message with these changes instead of its own: chunks, one after the other.
-    pub fn with_changes(self, changes: Vec<u8>) -> Self {
-        let Self { mut message, unpacked, .. } = self;
-        let is_empty = changes.is_empty();
-        message.changes = if is_empty { Vec::<Vec<u8>>::new().into() } else { changes.into() };
-        let unpacked = if is_empty { Unpacked::default() } else { unpacked };
-        Self { raw: message.clone().encode().into(), message, unpacked }
-    }
-
-    /// Whether its sender has anything of the document.
-    pub fn has_heads(&self) -> bool {
-        !self.message.heads.is_empty()
-    }
-
-    /// The chunks that it brings, one after the other.
-    pub fn changes(&self) -> Cow<'_, [u8]> {
-        joined(&self.message.changes)
-    }
-
-    /// Whether it brings changes.
-    pub fn has_changes(&self) -> bool {
-        !self.message.changes.is_empty()
-    }
-}
-
-/// The parts of a message's changes as automerge reads them, which is over their ends.
-fn joined(changes: &ChunkList) -> Cow<'_, [u8]> {
-    match changes.len() {
-        1 => changes.iter().next().unwrap_or_default().into(),
-        _ => changes.iter().flatten().copied().collect(),
-    }
-}
-
-/// Whether a Bloom filter is one of automerge's, which all have 10 bits an entry and 7 probes. Format: automerge 0.12,
-/// `sync/bloom.rs` (LEB128 numbers of entries, bits an entry and probes; the bits).
-fn is_automerges(filter: &[u8]) -> bool {
-    let mut rest = filter;
-    match [leb128(&mut rest), leb128(&mut rest), leb128(&mut rest)] {
-        [None, ..] => true,
-        [Some(entries), Some(bits), Some(probes)] => {
-            entries == 0 || (bits == 10 && probes == 7 && !rest.is_empty())
-        }
-        _ => false,
-    }
-}
-
-/// How many heads an automerge sync message names, without decoding the rest of it; none if it is no sync
-/// message. Format: automerge 0.12, `sync.rs` (a type byte, then a LEB128 count of 32-byte hashes).
-pub fn heads_in(sync_message: &[u8]) -> Option<u64> {
-    let (kind, rest) = sync_message.split_first()?;
-    if !matches!(kind, 0x42 | 0x43) {
-        return None;
-    }
-    leb128(&mut &*rest)
-}
-
-/// Read an unsigned LEB128 number of at most 32 bits.
-fn leb128(rest: &mut &[u8]) -> Option<u64> {
-    let mut number = 0u64;
-    for place in 0..5 {
-        let (byte, after) = rest.split_first()?;
-        *rest = after;
-        number |= u64::from(byte & 0x7f) << (7 * place);
-        if byte & 0x80 == 0 {
-            return Some(number);
-        }
-    }
-    None
 }
 
 type Encoded<W> = Result<(), EncodeError<<W as Write>::Error>>;

@@ -32,7 +32,7 @@ use crate::{
     },
     document::{
         chunk::Key,
-        compare::Relation,
+        compare::Ancestry,
         gate::{Document, Rules},
         load,
     },
@@ -237,10 +237,10 @@ fn join_copies(new: &[u8], earlier: Option<&[u8]>) -> Joined {
         return Joined::Nothing;
     }
     let Some(mut earlier) = earlier.map(load) else { return Joined::New };
-    match Relation::of(earlier.automerge(), new.automerge()) {
-        Relation::Contained if !earlier.has_orphans() => Joined::New,
-        Relation::Unrelated if !new.heads().is_empty() => Joined::Unrelated,
-        Relation::Contained | Relation::Newer | Relation::Unrelated => {
+    match Ancestry::of(earlier.automerge(), new.automerge()) {
+        Ancestry::Contained if !earlier.has_orphans() => Joined::New,
+        Ancestry::Unrelated if !new.heads().is_empty() => Joined::Unrelated,
+        Ancestry::Contained | Ancestry::Newer | Ancestry::Unrelated => {
             // Orphans of one copy may find the changes that they depend on in the other.
             let missing = |doc: &mut Document| doc.automerge().get_missing_deps(&[]);
             match earlier.admit(&new.automerge().save(), Rules::Stored) {

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use automerge::{Automerge, Change, ChangeHash};
 
 use super::{
-    guard::guarded,
+    guard::catch_panic,
     lineage::Lineage,
     parse::loads,
     refusal::{MAX_HEADS, Refusal},
@@ -17,48 +17,49 @@ use crate::{
     document::unpacked::{self, Origin},
 };
 
-/// Seconds since 1970. automerge stores differences of times, and fails where these overflow.
+/// The latest time of a change, in seconds since 1970. automerge stores differences of times, and
+/// fails where these overflow.
 const MAX_TIME: u64 = 1 << 53;
 
-/// A document after changes that are admitted.
+/// What a document is after admitted changes.
 pub(super) struct Applied {
     pub(super) heads: Vec<ChangeHash>,
     pub(super) tally: Tally,
     pub(super) new: Vec<Change>,
 }
 
-/// Applies changes to a document, and decides whether they are admitted. `before` are its heads.
-/// `is_unusual`: only loading the document tells.
+/// Applies changes to a document and decides whether they are admitted. `before` are its heads.
+/// `needs_load`: the changes are not proven good, so the document has to be saved and loaded.
 pub(super) fn apply_to(
     doc: &mut Automerge,
     changes: Vec<Change>,
     before: &[ChangeHash],
     mut tally: Tally,
-    is_unusual: bool,
+    needs_load: bool,
     rules: Rules,
 ) -> Result<Applied, Refusal> {
-    guarded(|| doc.apply_changes(changes))?
+    catch_panic(|| doc.apply_changes(changes))?
         .map_err(|error| Refusal::Unappliable(error.to_string()))?;
     let heads = doc.get_heads();
     if heads == before {
         return Ok(Applied { heads, tally, new: Vec::new() });
     }
-    let was = tally;
-    if is_unusual && rules == Rules::Admission && !was.is_ambiguous {
-        // automerge fails on some of these, which would say less.
-        let Tally { is_ambiguous, .. } = guarded(|| Tally::of(doc))?;
+    let tally_before = tally;
+    if needs_load && rules == Rules::Admission && !tally_before.is_ambiguous {
+        // automerge fails on some of these, which would be reported less clearly.
+        let Tally { is_ambiguous, .. } = catch_panic(|| Tally::of(doc))?;
         if is_ambiguous {
             return Err(Refusal::Unreadable);
         }
     }
-    let (new, is_canonical) = guarded(|| {
+    let (new, is_canonical) = catch_panic(|| {
         let new = doc.get_changes(before);
         let is_canonical = count(doc, &new, &heads, &mut tally);
         (new, is_canonical)
     })?;
-    if is_unusual || !is_canonical {
-        tally = guarded(|| Tally::of(doc))?;
-        if !loads(&guarded(|| doc.save())?, &heads) {
+    if needs_load || !is_canonical {
+        tally = catch_panic(|| Tally::of(doc))?;
+        if !loads(&catch_panic(|| doc.save())?, &heads) {
             return Err(Refusal::Unreadable);
         }
     }
@@ -66,13 +67,13 @@ pub(super) fn apply_to(
         if heads.len() > MAX_HEADS && heads.len() > before.len() {
             return Err(Refusal::Heads);
         }
-        tally.check_after(&was)?;
+        tally.check_after(&tally_before)?;
     }
     Ok(Applied { heads, tally, new })
 }
 
-/// Counts changes that a document has now, and tells whether all of them will be written as they
-/// came.
+/// Adds the `new` changes of a document to the tally. Returns whether all of them will be written
+/// in the form in which they were received.
 fn count(doc: &Automerge, new: &[Change], heads: &[ChangeHash], tally: &mut Tally) -> bool {
     let several = if new.len() > 1 { new } else { &[] };
     let deps: HashSet<&ChangeHash> = several.iter().flat_map(Change::deps).collect();
@@ -80,16 +81,15 @@ fn count(doc: &Automerge, new: &[Change], heads: &[ChangeHash], tally: &mut Tall
     let mut is_canonical = true;
     for change in new {
         tally.add(change.start_op().get(), change.len() as u64, lineage.number_before(change));
-        // Written in another form than it came in, it has another hash, which is not the
-        // document's.
+        // In another form a change has another hash, which the document does not know.
         let hash = change.hash();
         is_canonical &= heads.binary_search(&hash).is_ok() || deps.contains(&hash);
     }
     is_canonical
 }
 
-/// Whether automerge can apply a change, or stops in the middle of it.
-pub(super) fn may_be_applied(change: &Change) -> Result<(), Refusal> {
+/// Checks that automerge does not fail in the middle of applying a change.
+pub(super) fn check_applicable(change: &Change) -> Result<(), Refusal> {
     let fault = if change.seq() == 0 {
         "a change has the number 0"
     } else if change.seq() > 1 && change.author().is_some() {

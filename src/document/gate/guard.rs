@@ -9,26 +9,26 @@ use std::{
 use super::refusal::Refusal;
 
 thread_local! {
-    /// A panic is expected, and the answer to it is a refusal: it does not belong in the log.
-    static IS_GUARDED: Cell<bool> = const { Cell::new(false) };
+    /// A panic leads to a refusal, so it does not belong in the log.
+    static IS_EXPECTED: Cell<bool> = const { Cell::new(false) };
 }
 static QUIET: Once = Once::new();
 
-/// Runs what may panic on bytes of strangers.
+/// Runs work that may panic on untrusted bytes.
 ///
 /// # Errors
-/// It panicked.
-pub(super) fn guarded<T>(work: impl FnOnce() -> T) -> Result<T, Refusal> {
+/// The work panicked.
+pub(super) fn catch_panic<T>(work: impl FnOnce() -> T) -> Result<T, Refusal> {
     QUIET.call_once(|| {
         let hook = take_hook();
         set_hook(Box::new(move |panic| {
-            if !IS_GUARDED.get() {
+            if !IS_EXPECTED.get() {
                 hook(panic);
             }
         }));
     });
-    let outside = IS_GUARDED.replace(true);
+    let was_expected = IS_EXPECTED.replace(true);
     let done = catch_unwind(AssertUnwindSafe(work));
-    IS_GUARDED.set(outside);
+    IS_EXPECTED.set(was_expected);
     done.map_err(|_| Refusal::Unappliable("automerge fails on them".to_owned()))
 }

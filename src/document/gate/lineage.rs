@@ -1,4 +1,4 @@
-//! How changes descend from each other: whether a reader will number them as their authors did.
+//! How changes descend from each other, and whether a reader will number them as their authors did.
 
 use std::collections::HashMap;
 
@@ -6,11 +6,13 @@ use automerge::{ActorId, Automerge, Change, ChangeHash};
 
 use super::{refusal::Refusal, tally::is_misnumbered};
 
-/// How many changes of one message are compared with the history one by one, and with how many changes of it, before the
-/// whole document is checked instead.
+/// How many changes of one message are looked up in the history. For more, the whole document is
+/// checked instead.
 const HISTORY_LOOKUPS: usize = 16;
+/// How many changes of the history one lookup may examine. After a longer one, the whole document
+/// is checked instead.
 const HISTORY_CHANGES: usize = 4_096;
-/// How far it is looked among the changes of one message for one that another builds on.
+/// How many steps a search for an ancestor among the changes of one message may take.
 const ANCESTRY_STEPS: usize = 256;
 
 /// How changes descend from each other and from those of a document.
@@ -18,9 +20,9 @@ pub(super) struct Lineage<'a> {
     doc: &'a Automerge,
     /// The document's heads.
     heads: &'a [ChangeHash],
-    /// The changes by their hashes, where there are several.
+    /// The new changes by their hashes, if there are several.
     new: HashMap<ChangeHash, &'a Change>,
-    /// The same by their actors and numbers.
+    /// The same by their actors and sequence numbers.
     made: HashMap<(&'a ActorId, u64), &'a Change>,
     lookups: usize,
 }
@@ -34,11 +36,12 @@ impl<'a> Lineage<'a> {
         Self { doc, heads, new, made, lookups: 0 }
     }
 
-    /// Whether a change is numbered as a reader will number it.
+    /// Checks how a change is numbered. Returns whether it is proven that every reader will number
+    /// it in the same way.
     ///
     /// # Errors
-    /// It is such that no reader can.
-    pub(super) fn is_usual(&mut self, change: &Change) -> Result<bool, Refusal> {
+    /// No reader can number it so.
+    pub(super) fn check(&mut self, change: &Change) -> Result<bool, Refusal> {
         let before = self.number_before(change);
         let (start, operations) = (change.start_op().get(), change.len() as u64);
         let highest = start.saturating_add(operations);
@@ -49,7 +52,7 @@ impl<'a> Lineage<'a> {
         if start <= before || (is_misnumbered(start, operations, before) && !waits()) {
             return Err(Refusal::Unreadable);
         }
-        Ok(self.builds_on_its_previous(change))
+        Ok(self.finds_previous(change))
     }
 
     fn knows(&self, hash: &ChangeHash) -> bool {
@@ -65,7 +68,7 @@ impl<'a> Lineage<'a> {
         numbers.max().unwrap_or(0)
     }
 
-    /// Whether one of the new changes builds on another, as far as a few steps tell.
+    /// Whether a new change builds on another new one, as far as a few steps tell.
     fn is_ancestor(&self, ancestor: &Change, change: &Change) -> bool {
         let target = ancestor.hash();
         let (mut next, mut steps) = (change.deps().to_vec(), 0);
@@ -77,7 +80,7 @@ impl<'a> Lineage<'a> {
             if steps > ANCESTRY_STEPS {
                 return false;
             }
-            // What builds on it is numbered above it.
+            // Changes that build on the ancestor have higher numbers.
             if let Some(dep) = self.new.get(&hash).filter(|dep| dep.max_op() >= ancestor.max_op()) {
                 next.extend(dep.deps());
             }
@@ -85,8 +88,9 @@ impl<'a> Lineage<'a> {
         false
     }
 
-    /// Whether the previous change of a change's actor is among its ancestors, as far as that can be told at little cost.
-    fn builds_on_its_previous(&mut self, change: &Change) -> bool {
+    /// Searches a change's ancestors for its actor's previous change. Returns false also where that
+    /// would take too long.
+    fn finds_previous(&mut self, change: &Change) -> bool {
         let (actor, seq) = (change.actor_id(), change.seq());
         if seq == 1 {
             return true;
@@ -103,7 +107,7 @@ impl<'a> Lineage<'a> {
         if let Some(previous) = self.made.get(&(actor, seq - 1)) {
             return self.is_ancestor(previous, change);
         }
-        // What builds on all that is here builds on every change that is not new.
+        // A change that builds on the document's heads builds on every change that is not new.
         if change.deps() == self.heads {
             return true;
         }

@@ -4,7 +4,7 @@ use automerge::{Automerge, Bundle, Change, ChangeHash, LoadOptions, OnPartialLoa
 use sha2::{Digest, Sha256};
 
 use super::{
-    guard::guarded,
+    guard::catch_panic,
     refusal::{Refusal, malformed},
     tally::Tally,
 };
@@ -15,32 +15,34 @@ const CHANGE: u8 = 1;
 const DEFLATED_CHANGE: u8 = 2;
 const BUNDLE: u8 = 3;
 
-/// Whether what was saved of a document loads, and has these heads.
+/// Whether a save of a document loads, and has these heads.
 pub fn loads(saved: &[u8], heads: &[ChangeHash]) -> bool {
-    guarded(|| Automerge::load(saved).is_ok_and(|doc| doc.get_heads() == heads)).unwrap_or(false)
+    catch_panic(|| Automerge::load(saved).is_ok_and(|doc| doc.get_heads() == heads))
+        .unwrap_or(false)
 }
 
-/// The document in a document chunk, and what its changes number.
+/// Loads the document in a document chunk, and counts what its changes number.
 ///
 /// # Errors
 /// It does not parse.
 pub(super) fn load_document(chunk: &[u8]) -> Result<(Automerge, Tally), Refusal> {
     let options = LoadOptions::new().on_partial_load(OnPartialLoad::Error);
-    let doc = guarded(|| Automerge::load_with_options(chunk, options))?
+    let doc = catch_panic(|| Automerge::load_with_options(chunk, options))?
         .map_err(|error| malformed(&error))?;
-    let tally = guarded(|| Tally::of(&doc))?;
+    let tally = catch_panic(|| Tally::of(&doc))?;
     Ok((doc, tally))
 }
 
-/// The changes in a chunk.
+/// Returns the changes in a chunk.
 ///
 /// # Errors
 /// It does not parse, or its checksum is wrong.
 pub(in crate::document) fn changes_in(kind: u8, chunk: &[u8]) -> Result<Vec<Change>, Refusal> {
     match kind {
         CHANGE | DEFLATED_CHANGE => {
-            let change = guarded(|| Change::try_from(chunk))?.map_err(|error| malformed(&error))?;
-            // automerge checks it only where it reads whole documents.
+            let change =
+                catch_panic(|| Change::try_from(chunk))?.map_err(|error| malformed(&error))?;
+            // automerge checks it only when it reads whole documents.
             if chunk.get(4..8) != change.hash().0.get(..4) {
                 return Err(Refusal::Malformed("bad checksum".to_owned()));
             }
@@ -51,12 +53,13 @@ pub(in crate::document) fn changes_in(kind: u8, chunk: &[u8]) -> Result<Vec<Chan
             if chunk.get(4..8) != Sha256::digest(contents).get(..4) {
                 return Err(Refusal::Malformed("bad checksum".to_owned()));
             }
-            let bundle = guarded(|| Bundle::try_from(chunk))?.map_err(|error| malformed(&error))?;
-            guarded(|| bundle.to_changes())?.map_err(|error| malformed(&error))
+            let bundle =
+                catch_panic(|| Bundle::try_from(chunk))?.map_err(|error| malformed(&error))?;
+            catch_panic(|| bundle.to_changes())?.map_err(|error| malformed(&error))
         }
         _ => {
             let (doc, _) = load_document(chunk)?;
-            guarded(|| doc.get_changes(&[]))
+            catch_panic(|| doc.get_changes(&[]))
         }
     }
 }

@@ -2,19 +2,18 @@
 
 /// No healthy document has this many heads. Every head costs time on every message, so refuse more.
 pub(super) const MAX_HEADS: usize = 4_096;
-/// By how much the highest operation number of a document may exceed the number of its operations.
-/// Honest numbers have no such gaps, but for authors that knew operations which their change does
-/// not depend on (`changeAt`). automerge's JavaScript reserves memory for every number that is
-/// skipped: 300,000,000 fail with "out of memory", and every client has to count on from the
-/// highest.
+/// By how much the highest operation number of a document may exceed its number of operations.
+/// Honest changes leave such gaps only if their author knew operations that they do not depend on
+/// (`changeAt`). automerge's JavaScript reserves memory for every skipped number: 300,000,000 fail
+/// with "out of memory", and every client has to continue from the highest number.
 pub(super) const MAX_LEAP: u64 = 1_000_000;
-/// The same for what each change skips between its dependencies and itself, all changes together:
-/// many branches can skip the same numbers. 20,000,000 can still be loaded in JavaScript, where
-/// each takes some 200 bytes while a document is loaded.
+/// How many numbers all changes together may skip between their dependencies and themselves: many
+/// branches can skip the same numbers. JavaScript can still load 20,000,000, each of which takes
+/// some 200 bytes meanwhile.
 pub(super) const MAX_SKIPPED: u64 = 10_000_000;
 
-/// Why bytes may not become part of a document. The texts are for whoever brought them, and
-/// continue a sentence that names the document.
+/// Why bytes may not become part of a document. The texts are for the sender, and continue a
+/// sentence that names the document.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[expect(missing_docs, reason = "the texts say it")]
 pub enum Refusal {
@@ -37,7 +36,7 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    /// The refusal's name in metrics.
+    /// The refusal's label in metrics.
     pub fn label(&self) -> &'static str {
         match self {
             Self::Malformed(_) => "malformed",

@@ -1,10 +1,10 @@
-//! How strict a document is about what becomes part of it.
+//! How strictly changes are judged.
 
-/// How strict to be.
+/// How strictly changes are judged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rules {
-    /// For everything that is brought: it has to be good for every reader.
+    /// New changes have to be good for every reader.
     Admission,
-    /// For what is stored already: it has to load and to survive being saved.
+    /// Stored changes only have to load, and to load again after they were saved.
     Stored,
 }

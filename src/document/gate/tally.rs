@@ -1,4 +1,4 @@
-//! Counts what the changes of a document number, and bounds it.
+//! Counts the operations of a document and the numbers that its changes skip, and limits both.
 
 use std::{cell::LazyCell, collections::HashMap};
 
@@ -6,16 +6,17 @@ use automerge::{ActorId, Automerge};
 
 use super::refusal::{MAX_LEAP, MAX_SKIPPED, Refusal};
 
-/// What is counted over all changes of a document.
+/// Counts over all changes of a document.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Tally {
     pub(super) changes: u64,
     pub(super) operations: u64,
-    /// The highest number of an operation.
+    /// The highest operation number.
     pub(super) highest: u64,
-    /// Operation numbers between each change and its dependencies.
+    /// Operation numbers that changes skip between their dependencies and themselves.
     pub(super) skipped: u64,
-    /// A reader will number operations in another way, or take those of one change for those of another of its actor.
+    /// A reader will number some operations differently, or confuse those of two changes of one
+    /// actor.
     pub(super) is_ambiguous: bool,
 }
 
@@ -23,11 +24,11 @@ impl Tally {
     /// Counts all changes of a document.
     pub(super) fn of(doc: &Automerge) -> Self {
         let changes = doc.get_changes_meta(&[]);
-        // Made when it is needed: most changes depend on the one before them alone.
+        // Built only when needed: most changes depend only on the one before them.
         let numbers = LazyCell::new(|| {
             changes.iter().map(|change| (change.hash, change.max_op)).collect::<HashMap<_, _>>()
         });
-        // The last operation of each actor so far. Changes of one actor come in its own order.
+        // The last operation of each actor so far. The changes of one actor are in its order.
         let mut last: HashMap<&ActorId, u64> = HashMap::new();
         let mut tally = Self::default();
         for (n, change) in changes.iter().enumerate() {
@@ -42,7 +43,7 @@ impl Tally {
             };
             let operations = (change.max_op + 1).saturating_sub(change.start_op);
             tally.add(change.start_op, operations, before);
-            // A reader takes all numbers after the dependencies for those of the change.
+            // A reader assigns all numbers after the dependencies to the change.
             let last = last.entry(&change.actor).or_default();
             tally.is_ambiguous |= before < *last;
             *last = change.max_op.max(*last);
@@ -64,8 +65,8 @@ impl Tally {
         self.check_after(&Self::default())
     }
 
-    /// Checks what has become of a document that was counted as `before`: what was wrong with it already may stay, and may
-    /// not get worse.
+    /// Checks a document that was counted as `before` earlier: its old faults may stay, but may not
+    /// get worse.
     pub(super) fn check_after(&self, before: &Self) -> Result<(), Refusal> {
         let Self { operations, highest, skipped, is_ambiguous, .. } = *self;
         if is_ambiguous && !before.is_ambiguous {
@@ -85,8 +86,9 @@ impl Tally {
     }
 }
 
-/// Whether no reader can number a change as its author did. The first number is derived from the dependencies, whose highest
-/// is `before`, and from the last one, so that nothing tells where the numbers of an empty change begin.
+/// Whether no reader can number a change as its author did. A reader derives the first number from
+/// the last one and from the dependencies, whose highest is `before`. So nothing tells where the
+/// numbers of an empty change begin.
 pub(super) fn is_misnumbered(start: u64, operations: u64, before: u64) -> bool {
     start <= before || (operations == 0 && start != before + 1)
 }

@@ -21,13 +21,13 @@ fn put(doc: &mut Automerge, key: &str) -> Vec<u8> {
 fn is_admitted(document: &mut Document, bytes: &[u8], by: &Automerge) {
     document.admit(bytes, Rules::Admission).expect("honest");
     assert_eq!(document.heads(), by.get_heads());
-    assert_eq!(document.tally, Tally::of(by), "what is counted on the way is what there is");
+    assert_eq!(document.tally, Tally::of(by), "counting incrementally gives the same");
     let saved = document.automerge().save();
     assert!(loads(&saved, document.heads()));
 }
 
 #[test]
-fn honest_work_is_admitted_and_never_needs_the_whole_document() {
+fn honest_changes_are_admitted_without_checking_the_whole_document() {
     let mut doc = Automerge::new().with_actor(actor(1));
     let mut document = Document::default();
     let mut tx = doc.transaction();
@@ -51,7 +51,7 @@ fn honest_work_is_admitted_and_never_needs_the_whole_document() {
         doc.merge(&mut other.clone()).expect("merges");
         let changes = doc.get_changes(&before);
         let mut lineage = Lineage::new(document.automerge(), &changes, &before);
-        assert!(changes.iter().all(|change| lineage.is_usual(change) == Ok(true)));
+        assert!(changes.iter().all(|change| lineage.check(change) == Ok(true)));
         if n % 5 == 0 {
             document.sleep();
         }
@@ -64,9 +64,9 @@ fn honest_work_is_admitted_and_never_needs_the_whole_document() {
     is_admitted(&mut document, &doc.save_after(&before), &doc);
 }
 
-/// Authors who answer each other, whose changes somebody else brings all at once.
+/// The authors answer each other, and another peer sends the changes of all at once.
 #[test]
-fn changes_of_authors_who_take_turns_are_usual() {
+fn changes_of_authors_who_take_turns_are_proven_good() {
     let mut doc = Automerge::new();
     for n in 0..250 {
         doc.set_actor(actor(n % 5));
@@ -75,7 +75,7 @@ fn changes_of_authors_who_take_turns_are_usual() {
     let changes = doc.get_changes(&[]);
     let nothing = Automerge::new();
     let mut lineage = Lineage::new(&nothing, &changes, &[]);
-    assert!(changes.iter().all(|change| lineage.is_usual(change) == Ok(true)));
+    assert!(changes.iter().all(|change| lineage.check(change) == Ok(true)));
     let mut document = Document::default();
     let first = doc.fork_at(&[changes[9].hash()]).expect("forks");
     is_admitted(&mut document, &first.save(), &first);
@@ -84,7 +84,7 @@ fn changes_of_authors_who_take_turns_are_usual() {
 }
 
 #[test]
-fn a_refusal_leaves_the_document_as_it_was() {
+fn a_refusal_does_not_change_the_document() {
     let mut doc = Automerge::new().with_actor(actor(1));
     let mut document = Document::default();
     is_admitted(&mut document, &put(&mut doc, "a"), &doc);
@@ -108,7 +108,7 @@ fn a_refusal_leaves_the_document_as_it_was() {
 }
 
 #[test]
-fn changes_that_wait_for_others_are_judged_when_these_arrive() {
+fn orphans_are_judged_when_their_dependencies_arrive() {
     let mut doc = Automerge::new().with_actor(actor(1));
     let mut document = Document::default();
     let (first, second, third) = (put(&mut doc, "a"), put(&mut doc, "b"), put(&mut doc, "c"));
@@ -121,9 +121,9 @@ fn changes_that_wait_for_others_are_judged_when_these_arrive() {
     assert_eq!(document.heads(), doc.get_heads());
 }
 
-/// Somebody left a change that nobody can read, and it waited for an honest one of somebody else.
+/// One peer sends an unreadable change that waits for an honest change of another peer.
 #[test]
-fn a_bad_change_that_waited_is_no_fault_of_whoever_brings_what_it_waited_for() {
+fn a_bad_orphan_does_not_get_the_change_that_it_waits_for_refused() {
     let mut doc = Automerge::new().with_actor(actor(1));
     let mut document = Document::default();
     let first = put(&mut doc, "a");
@@ -135,7 +135,7 @@ fn a_bad_change_that_waited_is_no_fault_of_whoever_brings_what_it_waited_for() {
     assert!(matches!(document.admit(&twin, Rules::Admission), Ok(Admitted::Nothing)));
     assert!(document.has_orphans());
     is_admitted(&mut document, &put(&mut early, "twin"), &early);
-    assert!(!document.has_orphans(), "they had the same number");
+    assert!(!document.has_orphans(), "both have the same sequence number");
     // Numbered below what it waits for.
     let mut bad = ExpandedChange::from(&Change::try_from(&twin[..]).expect("a change"));
     (bad.actor_id, bad.start_op, bad.hash) = (actor(3), NonZeroU64::MIN, None);
@@ -144,16 +144,16 @@ fn a_bad_change_that_waited_is_no_fault_of_whoever_brings_what_it_waited_for() {
     assert!(document.has_orphans());
     early.apply_changes([Change::try_from(&second[..]).expect("a change")]).expect("merges");
     is_admitted(&mut document, &second, &early);
-    assert!(!document.has_orphans(), "it can never be admitted");
+    assert!(!document.has_orphans(), "the bad one is dropped");
 }
 
 fn document_heads(change: &[u8]) -> Vec<ChangeHash> {
     vec![Change::try_from(change).expect("a change").hash()]
 }
 
-/// What a reader knows of a change's numbers are those of its dependencies, however many leaps there are.
+/// A reader derives a change's numbers from those of its dependencies, so all leaps count.
 #[test]
-fn leaps_are_counted_for_the_document_as_a_whole() {
+fn skipped_numbers_are_counted_for_the_whole_document() {
     let mut tally = Tally::default();
     tally.add(1, 10, 0);
     assert_eq!(tally.check(), Ok(()));
@@ -163,7 +163,7 @@ fn leaps_are_counted_for_the_document_as_a_whole() {
     assert!(matches!(tally.check(), Err(Refusal::Leap { .. })), "{tally:?}");
     let before = tally;
     tally.add(tally.highest + 1, 1, tally.highest);
-    assert_eq!(tally.check_after(&before), Ok(()), "what was stored like that goes on");
+    assert_eq!(tally.check_after(&before), Ok(()), "stored faults may stay");
     // Each of many branches skips the same numbers.
     let mut tally = Tally::default();
     for _ in 0..20 {
@@ -172,10 +172,10 @@ fn leaps_are_counted_for_the_document_as_a_whole() {
     assert!(matches!(tally.check(), Err(Refusal::Skipped(_))), "{tally:?}");
 }
 
-/// After an empty change, `changeAt` goes on with the same actor, at heads that the empty one is no part of: automerge fails on
-/// these if they come in the wrong order.
+/// After an empty change, `changeAt` may continue with the same actor at heads that do not include
+/// it. automerge fails if it applies these in the wrong order.
 #[test]
-fn changes_of_one_actor_come_in_its_order() {
+fn changes_of_one_actor_are_applied_in_its_order() {
     let mut doc = Automerge::new().with_actor(actor(1));
     put(&mut doc, "a");
     let first = doc.get_heads();

@@ -7,14 +7,14 @@ use super::{
     reader::unsigned,
 };
 
-/// The first bytes of every chunk; a checksum of four bytes follows, then the kind of the chunk and
-/// its length.
+/// The first bytes of every chunk. A checksum of four bytes, the chunk's kind and its length
+/// follow.
 pub(super) const MAGIC: [u8; 4] = [0x85, 0x6f, 0x4a, 0x83];
 
-/// The chunks that stand one after the other in `bytes`: the kind of each, and all of its bytes.
+/// Splits concatenated chunks. Returns the kind of each, and all of its bytes.
 ///
 /// # Errors
-/// They are not a sequence of chunks.
+/// The bytes are not a sequence of chunks.
 pub fn chunks(mut bytes: &[u8]) -> Result<Vec<(u8, &[u8])>, NotUnpacked> {
     let mut chunks = Vec::new();
     while !bytes.is_empty() {
@@ -25,17 +25,17 @@ pub fn chunks(mut bytes: &[u8]) -> Result<Vec<(u8, &[u8])>, NotUnpacked> {
     Ok(chunks)
 }
 
-/// A chunk at the beginning of bytes.
+/// The first of concatenated chunks.
 pub(super) struct Split<'a> {
     pub(super) kind: u8,
     pub(super) contents: &'a [u8],
-    /// All of it.
+    /// All bytes of the chunk.
     pub(super) whole: &'a [u8],
-    /// What comes after it.
+    /// The bytes after the chunk.
     pub(super) rest: &'a [u8],
 }
 
-/// The first chunk of `bytes`.
+/// Splits off the first chunk of `bytes`.
 pub(super) fn split(bytes: &[u8]) -> Result<Split<'_>, Stop> {
     let mut rest = bytes;
     let mut head = [0; 9];

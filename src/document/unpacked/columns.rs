@@ -7,18 +7,22 @@ use super::{
     reader::{count, signed, skip, unsigned},
 };
 
-/// More columns than any chunk has: 18 today.
+/// How many columns a chunk may have. Today's have 18.
 const MAX_COLUMNS: u64 = 1_000;
-/// Types of columns: counts of a group, booleans, texts, types and lengths of values, values.
+/// Column type: how many values of other columns belong to each row.
 const GROUP: u64 = 0;
+/// Column type: booleans.
 const BOOLEAN: u64 = 4;
+/// Column type: texts.
 const TEXT: u64 = 5;
+/// Column type: types and lengths of values.
 const LENGTHS: u64 = 6;
+/// Column type: values.
 pub(super) const RAW: u64 = 7;
 
-/// What a column holds, and in how many bytes.
+/// The header of a column.
 pub(super) struct Column {
-    /// The specification: an id, a flag for deflate, and a type.
+    /// An id, a flag for deflate, and a type.
     specification: u64,
     pub(super) length: u64,
 }
@@ -32,7 +36,7 @@ impl Column {
         self.specification & 7
     }
 
-    /// The number that columns share which belong together.
+    /// The id, which columns that belong together share.
     pub(super) fn group(&self) -> u64 {
         self.specification >> 4
     }
@@ -56,20 +60,19 @@ pub(super) fn columns(data: &mut impl BufRead) -> Result<Vec<Column>, Stop> {
 /// What a column holds.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Values {
-    /// How many values. In a group column, which says how many values of others belong to each row,
-    /// the sum of these if that is more.
+    /// How many values there are. In a group column, the sum of the values if that is more.
     pub(super) rows: u64,
-    /// Bytes of all its texts, each as often as it stands there.
+    /// Bytes of all texts, repeated ones included.
     pub(super) text: u64,
-    /// If these are types and lengths, the sum of the lengths.
+    /// In a column of types and lengths, the sum of the lengths.
     pub(super) lengths: u64,
-    /// If these are actions, how many of them make or end a mark.
+    /// In the column of actions, how many begin or end a mark.
     pub(super) marks: u64,
-    /// automerge 0.12 would read them for ever.
+    /// automerge 0.12 would read the column in an endless loop.
     pub(super) is_endless: bool,
 }
 
-/// Count the values of a column, up to where there are more than `most`, or more text than that.
+/// Sums the values of a column. Stops after more than `most` values, or `most_text` bytes of text.
 pub(super) fn values(
     column: &Column,
     data: &mut impl BufRead,
@@ -77,7 +80,7 @@ pub(super) fn values(
     most_text: u64,
 ) -> Values {
     let mut found = Values::default();
-    // An end within a value: what stands before it is read by automerge as well.
+    // If the column ends within a value, automerge reads the values before it as well.
     let _ = sum_runs(column, data, most, most_text, &mut found);
     found
 }
@@ -100,8 +103,8 @@ fn sum_runs(
             RAW => return Ok(()),
             BOOLEAN => match count(data) {
                 Some(count) => found.rows = found.rows.saturating_add(count),
-                // hexane 1.0, `BoolDecoder`: where it can read no count it tries again, at the same
-                // place.
+                // hexane 1.0, `BoolDecoder`: if it cannot read a count, it tries again at the same
+                // position.
                 None => {
                     found.is_endless = true;
                     return Ok(());

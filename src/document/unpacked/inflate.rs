@@ -6,34 +6,37 @@ use std::{
     rc::Rc,
 };
 
-// flate2: what automerge itself inflates with.
+// automerge itself inflates with flate2.
 use flate2::bufread::DeflateDecoder;
 
-/// How many bytes may be inflated. It grows as values are claimed.
+/// How many bytes may be inflated. Clones share one budget.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Room(Rc<Cell<u64>>);
+pub(super) struct InflateBudget(Rc<Cell<u64>>);
 
-impl Room {
+impl InflateBudget {
     pub(super) fn new(bytes: u64) -> Self {
         Self(Rc::new(Cell::new(bytes)))
     }
 
+    /// Increases the budget.
     pub(super) fn extend(&self, bytes: u64) {
         self.0.set(self.0.get().saturating_add(bytes));
     }
 }
 
-/// Deflated bytes, inflated as they are read, as long as there is room.
+/// Inflates bytes as they are read, up to a budget.
 pub(super) struct Inflated<R> {
     decoder: DeflateDecoder<R>,
+    /// How many bytes were inflated.
     pub(super) bytes: u64,
-    room: Room,
+    budget: InflateBudget,
+    /// The budget is exceeded: nothing more is inflated.
     pub(super) is_over: bool,
 }
 
 impl<R: BufRead> Inflated<R> {
-    pub(super) fn over(from: R, room: Room) -> Self {
-        Self { decoder: DeflateDecoder::new(from), bytes: 0, room, is_over: false }
+    pub(super) fn new(from: R, budget: InflateBudget) -> Self {
+        Self { decoder: DeflateDecoder::new(from), bytes: 0, budget, is_over: false }
     }
 }
 
@@ -44,7 +47,7 @@ impl<R: BufRead> Read for Inflated<R> {
         }
         let read = self.decoder.read(buffer)?;
         self.bytes += read as u64;
-        self.is_over = self.bytes > self.room.0.get();
+        self.is_over = self.bytes > self.budget.0.get();
         Ok(read)
     }
 }

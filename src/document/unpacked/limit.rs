@@ -4,29 +4,28 @@ use std::io;
 
 use crate::config::Size;
 
-/// Where chunks come from, which decides how far beyond the limit they may go if their size
-/// explains it.
+/// Where chunks are from. That decides by how much large ones may exceed the limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {
-    /// A message or a bundle, which may be meant to do harm.
+    /// A message or a bundle, which may be an attack.
     Peer,
-    /// Storage: it has grown by what was admitted before.
+    /// Storage, where all chunks were admitted before.
     Storage,
 }
 
 impl Origin {
     /// How many times the limit large inputs may unpack to.
-    pub(super) fn most(self) -> u64 {
+    pub(super) fn max_multiple(self) -> u64 {
         match self {
             Self::Peer => 4,
             Self::Storage => 16,
         }
     }
 
-    /// How many unpacked bytes each input byte explains. A pasted text is an operation a character,
-    /// at 500 bytes, and two characters a byte when it is deflated; a log that has grown in many
-    /// changes is 40 characters a byte, at 100.
-    pub(super) fn explains(self) -> u64 {
+    /// How many unpacked bytes are allowed for each input byte. In a pasted text each character is
+    /// an operation of 500 bytes, and two characters deflate to one byte. In a log that grew in
+    /// many changes 40 characters take one byte, at 100 bytes each.
+    pub(super) fn max_ratio(self) -> u64 {
         match self {
             Self::Peer => 1024,
             Self::Storage => 4096,
@@ -47,13 +46,14 @@ pub enum NotUnpacked {
     Malformed,
 }
 
-/// What `size` bytes may unpack to.
+/// How many bytes an input of `size` bytes may unpack to: `limit`, or more in proportion to `size`,
+/// up to a multiple of `limit`.
 pub fn allowed(size: usize, from: Origin, limit: Size) -> u64 {
-    let explained = (size as u64).saturating_mul(from.explains());
-    explained.min(limit.0.saturating_mul(from.most())).max(limit.0)
+    let by_ratio = (size as u64).saturating_mul(from.max_ratio());
+    by_ratio.min(limit.0.saturating_mul(from.max_multiple())).max(limit.0)
 }
 
-/// Why the measurement of a chunk ended early.
+/// Why the estimate of a chunk ended early.
 pub(super) enum Stop {
     TooMuch,
     Malformed,

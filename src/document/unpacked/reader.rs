@@ -2,20 +2,20 @@
 
 use std::io::{self, BufRead, Read};
 
-/// A list of change hashes.
+/// Skips a list of change hashes.
 pub(super) fn hashes(data: &mut impl BufRead) -> io::Result<()> {
     let count = unsigned(data)?;
     skip(data, count.saturating_mul(32))
 }
 
-/// How many actors a chunk names, and the length of their longest id.
+/// How many actors a chunk names, and the length of the longest id.
 #[derive(Clone, Copy)]
 pub(super) struct Actors {
     pub(super) count: u64,
     pub(super) longest: u64,
 }
 
-/// A list of actor ids.
+/// Reads a list of actor ids.
 pub(super) fn actors(data: &mut impl BufRead) -> io::Result<Actors> {
     let count = unsigned(data)?;
     let mut longest = 0;
@@ -25,7 +25,7 @@ pub(super) fn actors(data: &mut impl BufRead) -> io::Result<Actors> {
     Ok(Actors { count, longest })
 }
 
-/// Bytes after their length, which is returned.
+/// Skips bytes that follow their length, which is returned.
 pub(super) fn prefixed(data: &mut impl BufRead) -> io::Result<u64> {
     let length = unsigned(data)?;
     skip(data, length)?;
@@ -40,7 +40,7 @@ pub(super) fn skip(data: &mut impl BufRead, bytes: u64) -> io::Result<()> {
     Ok(())
 }
 
-/// A LEB128 number, without its sign's meaning; what goes beyond 64 bits is the largest there is.
+/// Reads an unsigned LEB128 number. More than 64 bits saturate.
 pub(super) fn unsigned(data: &mut impl BufRead) -> io::Result<u64> {
     let mut number = 0u64;
     for place in 0u32.. {
@@ -58,7 +58,8 @@ pub(super) fn unsigned(data: &mut impl BufRead) -> io::Result<u64> {
     Ok(number)
 }
 
-/// A LEB128 number of 64 bits at most that is whole, as the `leb128` crate reads it.
+/// Reads an unsigned LEB128 number as the `leb128` crate does. None if it is cut off or has more
+/// than 64 bits.
 pub(super) fn count(data: &mut impl BufRead) -> Option<u64> {
     let mut number = 0u64;
     for place in 0..10 {
@@ -74,7 +75,7 @@ pub(super) fn count(data: &mut impl BufRead) -> Option<u64> {
     None
 }
 
-/// A signed LEB128 number.
+/// Reads a signed LEB128 number.
 pub(super) fn signed(data: &mut impl BufRead) -> io::Result<i64> {
     let mut number = 0i64;
     for place in 0u32.. {

@@ -62,7 +62,7 @@ fn change_with(specification: u64, column: &[u8]) -> Vec<u8> {
 }
 
 #[test]
-fn what_is_estimated_is_what_there_is() {
+fn estimates_count_what_chunks_hold() {
     let doc = nulls(1000);
     let change = of(&change_of(&doc), LIMIT).expect("small");
     // The list and its values.
@@ -82,9 +82,9 @@ fn what_is_estimated_is_what_there_is() {
 }
 
 #[test]
-fn runs_are_told_before_they_are_unpacked() {
+fn long_runs_are_refused_without_unpacking_them() {
     let start = Instant::now();
-    // INSERT of a run: all the columns that automerge makes.
+    // INSERT of a run, in the columns that automerge writes.
     let bomb = change_with(0x42, &[&leb(4_000_000)[..], &[0]].concat());
     for kind in [1, 2] {
         let data = if kind == 2 { deflate(&bomb) } else { bomb.clone() };
@@ -95,14 +95,14 @@ fn runs_are_told_before_they_are_unpacked() {
     let booleans = change_with(0x34, &leb(1 << 40));
     assert!(is_too_much(&chunk(1, &booleans)));
     let group = change_with(0x70, &[&leb(2)[..], &leb(1 << 62)].concat());
-    assert!(is_too_much(&chunk(1, &group)), "counts of what belongs to a row");
+    assert!(is_too_much(&chunk(1, &group)), "counts of values a row");
     let document = [&[0, 0, 0, 1][..], &leb(0x42), &leb(6), &leb(1 << 34), &[1]].concat();
     assert!(is_too_much(&chunk(0, &document)));
     assert!(start.elapsed().as_millis() < 100, "{:?}", start.elapsed());
 }
 
 #[test]
-fn what_every_change_repeats_is_counted_for_each() {
+fn repeated_texts_count_for_each_change() {
     // 100,000 changes in a run, whose message is one text of 100 kB in a run, deflated.
     let text = [&leb(100_000)[..], &leb(100_000), &vec![b'a'; 100_000]].concat();
     let (text, actors) = (deflate(&text), [&leb(100_000)[..], &leb(1)].concat());
@@ -123,27 +123,27 @@ fn what_every_change_repeats_is_counted_for_each() {
         &actors,
     ]
     .concat();
-    assert!(is_too_much(&chunk(0, &document)), "an actor's id, likewise");
+    assert!(is_too_much(&chunk(0, &document)), "an actor's id");
 }
 
 #[test]
-fn what_cannot_be_followed_is_not_passed_on() {
+fn malformed_chunks_are_refused() {
     let whole = change_of(&nulls(10));
     assert_eq!(of(&whole[..20], LIMIT), Err(NotUnpacked::Malformed), "a part of a chunk");
     assert_eq!(of(&[whole.as_slice(), b"more"].concat(), LIMIT), Err(NotUnpacked::Malformed));
     let columns: Vec<u8> =
         (0..1001u64).flat_map(|n| [leb(((n + 20) << 4) | 2), leb(0)].concat()).collect();
     let change = [&[0, 1, 7, 1, 1, 0, 0, 0][..], &leb(1001), &columns].concat();
-    assert!(is_too_much(&chunk(1, &change)), "columns without end");
+    assert!(is_too_much(&chunk(1, &change)), "too many columns");
 }
 
 #[test]
-fn what_is_deflated_is_read_up_to_the_limit() {
+fn deflated_data_is_read_only_up_to_the_limit() {
     let zeros = vec![0u8; 300 << 20];
     let packed = deflate(&zeros);
     drop(zeros);
     let start = Instant::now();
-    // A column of raw values, deflated; and a change that is deflated as a whole, with a message that long.
+    // A deflated column of values, and a change that is deflated as a whole and has a long message.
     let document = [&[0, 0, 0, 1][..], &leb(0x5f), &leb(packed.len() as u64), &packed].concat();
     assert!(is_too_much(&chunk(0, &document)));
     let head = [&[0u8, 1, 7, 1, 1, 0][..], &leb(300 << 20)].concat();
@@ -159,7 +159,7 @@ fn what_is_deflated_is_read_up_to_the_limit() {
 }
 
 #[test]
-fn what_its_size_explains_is_taken() {
+fn large_inputs_may_exceed_the_limit() {
     let mut random = 1u64;
     let text: String = (0..200_000)
         .map(|_| {
@@ -176,32 +176,32 @@ fn what_its_size_explains_is_taken() {
     tx.commit();
     let saved = doc.save();
     let small = Size::mib(8);
-    assert!(of(&saved, Size::mib(1)).is_err(), "and no more than four times the limit");
-    assert!(of(&saved, small).expect("explained").bytes > small.0);
-    assert!(of(&nulls(200_000).save(), small).is_err(), "nothing explains runs");
+    assert!(of(&saved, Size::mib(1)).is_err(), "more than four times the limit");
+    assert!(of(&saved, small).expect("in proportion").bytes > small.0);
+    assert!(of(&nulls(200_000).save(), small).is_err(), "the input is too small for that");
 }
 
 proptest! {
     #[test]
-    fn no_bytes_bring_it_down(bytes in proptest::collection::vec(any::<u8>(), 0..200), kind in 0u8..5) {
+    fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200), kind in 0u8..5) {
         let _ = of(&bytes, LIMIT);
         let _ = of(&chunk(kind, &bytes), LIMIT);
     }
 
     #[test]
-    fn a_cut_chunk_is_measured_up_to_its_end(cut in 0usize..2000) {
+    fn a_truncated_chunk_does_not_make_it_panic(cut in 0usize..2000) {
         let saved = nulls(300).save();
         let _ = of(&saved[..cut.min(saved.len())], LIMIT);
     }
 
     #[test]
-    fn numbers_are_read_as_they_are_written(number in any::<u64>()) {
+    fn numbers_are_read_back(number in any::<u64>()) {
         prop_assert_eq!(unsigned(&mut &leb(number)[..]).expect("a number"), number);
     }
 }
 
 #[test]
-fn booleans_that_automerge_reads_for_ever_are_not_passed_on() {
+fn booleans_that_automerge_reads_endlessly_are_refused() {
     const INSERTS: u64 = 0x34;
     assert!(of(&chunk(1, &change_with(INSERTS, &[1, 2])), LIMIT).is_ok());
     for endless in [&[0x80][..], &[1, 0xff], &[0x80; 12], &[&[0x80; 12][..], &[0]].concat()] {
@@ -213,10 +213,10 @@ fn booleans_that_automerge_reads_for_ever_are_not_passed_on() {
 }
 
 #[test]
-fn marks_and_names_of_actors_are_counted_by_what_they_cost() {
+fn marks_count_by_their_cost() {
     let marks = |count: u64| chunk(1, &change_with(0x42, &[leb(count), leb(7)].concat()));
     assert_eq!(of(&marks(60), LIMIT).expect("few").marks, 60);
     assert!(is_too_much(&marks(1 << 18)));
     let stored = super::of(&marks(1 << 17), Origin::Storage, LIMIT);
-    assert_eq!(stored.expect("they are here already").marks, 1 << 17);
+    assert_eq!(stored.expect("stored already").marks, 1 << 17);
 }

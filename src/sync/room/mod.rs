@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     base::{document_id::DocumentId, session_id::SessionId},
-    document::compare::Relation,
+    document::compare::Ancestry,
     limits::{Charge, turns::Payer},
     observe::usage::Usage,
     storage::documents::{Documents, Opened},
@@ -170,7 +170,7 @@ pub trait Engine: Send {
     fn rest(&mut self);
 
     /// Merge a snapshot of the same document; none if the engine has no document yet.
-    fn merge(&mut self, snapshot: Bytes) -> BoxFuture<'_, Option<Relation>>;
+    fn merge(&mut self, snapshot: Bytes) -> BoxFuture<'_, Option<Ancestry>>;
 
     /// Wait for something that the engine has to do by itself, such as after a write, and do it. The wait may
     /// be given up at any time.

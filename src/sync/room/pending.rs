@@ -10,6 +10,7 @@ use bytes::Bytes;
 
 use crate::{
     base::{lock::lock, session_id::SessionId},
+    document::core::event::Ticket,
     limits::Charge,
     storage::documents::{Documents, Unsaved},
     sync::wire::SyncMessage,
@@ -18,10 +19,6 @@ use crate::{
 /// Messages of fewer bytes are copied: each of them may keep a read buffer of its connection in
 /// memory.
 const COPIED: usize = 16 << 10;
-
-/// Names one message among those that are pending.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Ticket(u64);
 
 /// A message that an earlier engine has left.
 #[derive(Clone)]

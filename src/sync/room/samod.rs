@@ -8,12 +8,13 @@
 //! samod applies whatever it is sent. So a second copy of the document is kept here that decides what is admitted, and the
 //! repo is sent what was admitted and nothing else.
 
-use super::{Engine, EngineFailed, EngineStart, Port, done, native::cost};
+use super::{Engine, EngineFailed, EngineStart, Port, done};
 use crate::{
     base::{document_id::DocumentId, lock::lock, session_id::SessionId},
     document::{
         chunk::{ChunkKind, Key, StoredChunk},
-        compare::Relation,
+        compare::Ancestry,
+        core::cost::weight::is_long_to_admit,
         gate::{Document, Refusal, Rules},
     },
     limits::{
@@ -224,12 +225,12 @@ impl SamodEngine {
         let changes = message.changes().into_owned();
         let (values, unpacked) = (self.values, message.unpacked);
         let has_orphans = self.admitted.has_orphans();
-        let is_long = cost::is_long_to_admit(&self.admitted, values, has_orphans, &unpacked);
+        let is_long = is_long_to_admit(&self.admitted, values, has_orphans, &unpacked);
         let mut doc = std::mem::take(&mut self.admitted);
         let admitting = move || {
             let admitted = doc.admit(&changes, Rules::Admission);
             // The repo forgets what is on its way when a session ends: what is here may not be there.
-            let admitted = admitted.and_then(|admitted| doc.to_be_passed_on(&changes, admitted));
+            let admitted = admitted.and_then(|admitted| doc.changes_to_forward(&changes, admitted));
             (doc, admitted)
         };
         let admitting = self.work.run(port.payer(), is_long, admitting);
@@ -323,7 +324,7 @@ impl Engine for SamodEngine {
 
     fn rest(&mut self) {}
 
-    fn merge(&mut self, snapshot: Bytes) -> BoxFuture<'_, Option<Relation>> {
+    fn merge(&mut self, snapshot: Bytes) -> BoxFuture<'_, Option<Ancestry>> {
         let Ok(id) = self.document.to_string().parse::<samod::DocumentId>() else {
             return futures::future::ready(None).boxed();
         };
@@ -334,24 +335,24 @@ impl Engine for SamodEngine {
             let data = snapshot.clone();
             let admitting = move || {
                 let mut other = Document::read(&data, Rules::Admission).ok();
-                let relation =
-                    other.as_mut().map(|other| Relation::of(other.automerge(), doc.automerge()));
-                let refused = relation == Some(Relation::Newer)
+                let ancestry =
+                    other.as_mut().map(|other| Ancestry::of(other.automerge(), doc.automerge()));
+                let refused = ancestry == Some(Ancestry::Newer)
                     && doc.admit(&data, Rules::Admission).is_err();
-                (doc, relation.filter(|_| !refused))
+                (doc, ancestry.filter(|_| !refused))
             };
             let payer = Payer::Document(self.document);
-            let ((doc, relation), _) = self.work.run(payer, true, admitting).await.ok()?;
+            let ((doc, ancestry), _) = self.work.run(payer, true, admitting).await.ok()?;
             self.admitted = doc;
-            if relation? != Relation::Newer {
-                return relation;
+            if ancestry? != Ancestry::Newer {
+                return ancestry;
             }
             // A repo whose document is still on its way finds it only later; the next load merges then.
             let found = tokio::time::timeout(PATIENCE, self.repo.find(id)).await.ok()?;
             let handle = found.ok().flatten()?;
             let merging =
                 handle.with_document_async(move |doc| doc.load_incremental(&snapshot).ok());
-            merging.await.ok().flatten().and(relation)
+            merging.await.ok().flatten().and(ancestry)
         }
         .boxed()
     }

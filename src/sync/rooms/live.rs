@@ -21,7 +21,7 @@ use self::unknown::Grace;
 use super::{Entry, Handle, Input, NOTHING, NoMemory, Rooms, Waiting, seconds_since};
 use crate::{
     base::{backoff::Backoff, document_id::DocumentId, lock::lock, session_id::SessionId},
-    document::compare::Relation,
+    document::compare::Ancestry,
     limits::turns::Payer,
     observe::metrics::RoomMetrics,
     storage::documents::Opened,

@@ -7,7 +7,7 @@ use crate::{
     base::principal::Principal,
     bundle::served::ServedBundle,
     config::{Durability, EngineKind, MemoryLimit, Time},
-    document::{compare::Relation, unpacked::Unpacked},
+    document::{compare::Ancestry, unpacked::Unpacked},
     limits::{Account, Charge, turns::Turns},
     observe::health::Health,
     storage::local::{nodefs::NodefsStore, space::Space},
@@ -603,7 +603,7 @@ impl Engine for Fragile {
         futures::future::ready(EngineLook::default()).boxed()
     }
 
-    fn merge(&mut self, _: Bytes) -> BoxFuture<'_, Option<Relation>> {
+    fn merge(&mut self, _: Bytes) -> BoxFuture<'_, Option<Ancestry>> {
         futures::future::ready(None).boxed()
     }
 

@@ -329,9 +329,9 @@ impl Room {
             return;
         };
         match engine.merge(snapshot).await {
-            Some(Relation::Newer) => info!(%document, "merged the new bundle's snapshot"),
-            Some(Relation::Unrelated) => self.rooms.shared.documents.report_unrelated(document),
-            Some(Relation::Contained) => {}
+            Some(Ancestry::Newer) => info!(%document, "merged the new bundle's snapshot"),
+            Some(Ancestry::Unrelated) => self.rooms.shared.documents.report_unrelated(document),
+            Some(Ancestry::Contained) => {}
             None => {
                 warn!(%document, "the new bundle's snapshot is merged when the document is next loaded")
             }

@@ -1,8 +1,8 @@
 //! automerge's sync protocol for many peers of one document.
 //!
-//! What a message does to a peer's [`State`], and what is to be said next, are functions of the document
-//! and that state alone. In a hot room most peers are in the same state: each distinct one is worked out
-//! once, and peers in equal states share it.
+//! What a message does to a peer's [`State`], and what is sent next, are functions of the document
+//! and that state alone. In a busy room most peers are in the same state, so the result for each
+//! distinct state is computed once and shared.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -15,31 +15,39 @@ use automerge::{
 };
 use bytes::Bytes;
 
-use crate::sync::wire::SyncMessage;
+use crate::document::sync_message::SyncMessage;
 
-/// Distinct states remembered for one version of the document; past so many, all are forgotten.
-const REMEMBERED: usize = 64;
+/// How many results of each kind are cached for one version of the document. One more clears the
+/// cache.
+const MAX_CACHED: usize = 64;
 
-/// A peer's state before, and the message that came.
+/// A peer's state before a message, and the message.
 type Received = (Arc<State>, Bytes);
-/// A peer's state after, and the message to send.
+/// A peer's next state, and the message to send to it.
 type Generated = (Arc<State>, Option<Bytes>);
 
-/// What was worked out for the document as it is now.
+/// Results that hold for the present version of the document.
 #[derive(Default)]
 pub(super) struct Exchange {
     received: HashMap<Received, Arc<State>>,
     generated: HashMap<Arc<State>, Generated>,
+    /// The document's heads.
+    heads: Option<Arc<[ChangeHash]>>,
 }
 
 impl Exchange {
-    /// The document has changed: nothing of what was worked out holds any more.
-    pub(super) fn forget(&mut self) {
-        // A new map, not an empty one: a quiet room keeps no memory for what it does not remember.
+    /// Drops all results, and the memory for them, since the document has changed.
+    pub(super) fn clear(&mut self) {
         *self = Self::default();
     }
 
-    /// The state of a peer after a message, whose changes the document has now; `before` are its heads without them.
+    /// Returns the document's heads as one list that all peers share.
+    pub(super) fn heads(&mut self, heads: &[ChangeHash]) -> Arc<[ChangeHash]> {
+        self.heads.get_or_insert_with(|| heads.into()).clone()
+    }
+
+    /// Returns a peer's state after a message, whose admitted changes `doc` has already. `before`
+    /// are the heads that it had without them.
     pub(super) fn receive(
         &mut self,
         doc: &Automerge,
@@ -61,14 +69,14 @@ impl Exchange {
             return known.clone();
         }
         let after = after(message.message);
-        if self.received.len() >= REMEMBERED {
+        if self.received.len() >= MAX_CACHED {
             self.received.clear();
         }
         self.received.insert(key, after.clone());
         after
     }
 
-    /// What is to be said to a peer, and its state then.
+    /// Returns the next message to a peer, and the peer's state after it.
     pub(super) fn generate(
         &mut self,
         doc: &Automerge,
@@ -83,7 +91,7 @@ impl Exchange {
         let after = if after == **state { state.clone() } else { Arc::new(after) };
         let generated = (after, message.map(|message| Bytes::from(message.encode())));
         if shared {
-            if self.generated.len() >= REMEMBERED {
+            if self.generated.len() >= MAX_CACHED {
                 self.generated.clear();
             }
             self.generated.insert(state.clone(), generated.clone());
@@ -92,11 +100,11 @@ impl Exchange {
     }
 }
 
-/// What a message does to a peer's state, as in `SyncDoc::receive_sync_message`. `doc` has its changes already, if it is to
-/// have them; `before` are its heads without.
+/// Updates a peer's state by a message, as `SyncDoc::receive_sync_message` does. `doc` has the
+/// message's admitted changes already; `before` are the heads that it had without them.
 ///
-/// automerge 0.12 walks the whole history for every message, to find which of the sent changes the peer
-/// has; here the changes that came after its heads are looked at, and those alone.
+/// automerge 0.12 walks the whole history for every message, to find which of the sent changes the
+/// peer has. This walks only the changes after the peer's heads.
 pub(super) fn receive(doc: &Automerge, before: &[ChangeHash], state: &mut State, message: Message) {
     let Message { heads, need, have, changes, flags, .. } = message;
     state.in_flight = false;
@@ -130,7 +138,7 @@ pub(super) fn receive(doc: &Automerge, before: &[ChangeHash], state: &mut State,
     }
     if known.len() == heads.len() {
         state.shared_heads.clone_from(&heads);
-        // The peer has lost all it had: it is told everything again.
+        // The peer has lost the document: it is sent everything again.
         if heads.is_empty() {
             state.last_sent_heads.clear();
             state.sent_hashes.clear();
@@ -149,9 +157,9 @@ fn has(doc: &Automerge, hash: &ChangeHash) -> bool {
     doc.get_change_meta_by_hash(hash).is_some()
 }
 
-/// What both have, after changes of the peer's have moved the document's heads.
+/// Returns the heads that both have, after the peer's changes have moved the document's heads.
 fn advanced(before: &[ChangeHash], after: &[ChangeHash], shared: &[ChangeHash]) -> Vec<ChangeHash> {
-    // Heads of a document are sorted.
+    // A document's heads are sorted.
     let new = after.iter().filter(|head| before.binary_search(head).is_err());
     let common = shared.iter().filter(|head| after.binary_search(head).is_ok());
     let mut heads: Vec<ChangeHash> = new.chain(common).copied().collect();

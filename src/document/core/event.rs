@@ -1,0 +1,77 @@
+//! What the core is told, and what it asks its caller to do.
+
+use std::sync::{Arc, atomic::AtomicBool};
+
+use bytes::Bytes;
+
+use crate::{
+    base::session_id::SessionId,
+    document::{chunk::Key, gate::Refusal, sync_message::SyncMessage},
+};
+
+/// Names one message whose changes are not durable yet. The core only passes it on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Ticket(pub u64);
+
+/// What happened.
+pub(crate) enum Event {
+    /// A session joined.
+    Join {
+        id: SessionId,
+        /// Set while the session's send queue has no room.
+        queue_full: Arc<AtomicBool>,
+        /// Its changes are ignored.
+        reads_only: bool,
+    },
+    /// A session left.
+    Leave(SessionId),
+    /// A session's changes are ignored from now on.
+    ReadsOnly(SessionId),
+    /// A session sent a message.
+    Message {
+        from: SessionId,
+        message: SyncMessage,
+        /// Set where the message has changes that may become part of the document.
+        ticket: Option<Ticket>,
+    },
+    /// A message whose changes an earlier core had not made durable.
+    Retry { from: SessionId, message: SyncMessage, ticket: Ticket },
+    /// Send queues that were full may have room.
+    Resume,
+    /// The chunk of the last [`Effect::Save`] is durable.
+    Saved,
+}
+
+/// What the caller has to do.
+#[derive(Debug)]
+pub(crate) enum Effect {
+    /// Send a sync message.
+    Send { to: SessionId, message: Bytes },
+    /// Report [`Event::Resume`] when the session's send queue has room: there may be something to
+    /// send to it, which is computed only then.
+    AwaitRoom(SessionId),
+    /// Make a chunk durable, and report [`Event::Saved`]. Only one is under way at a time.
+    Save { key: Key, data: Bytes },
+    /// Delete chunks whose changes are in a durable snapshot.
+    Remove(Vec<Key>),
+    /// A session's changes are part of the document, or wait there for others.
+    Applied {
+        from: SessionId,
+        ticket: Option<Ticket>,
+        new_changes: u64,
+        /// Some changes wait for others that are missing.
+        has_orphans: bool,
+    },
+    /// A session sent changes that may not become part of the document. It may only read from now
+    /// on.
+    Refuse { from: SessionId, ticket: Option<Ticket>, why: Rejection },
+}
+
+/// Why changes are refused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Rejection {
+    /// The gate does not admit them.
+    Gate(Refusal),
+    /// The document would exceed its size limit. The text says which.
+    TooLarge(String),
+}

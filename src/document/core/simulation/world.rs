@@ -1,0 +1,334 @@
+//! Peers, a relay with a disk, and what may happen to them.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use automerge::{
+    ActorId, Automerge, AutomergeError, ROOT,
+    sync::{Message, State, SyncDoc},
+    transaction::Transactable,
+};
+
+use crate::{
+    base::{document_id::DocumentId, session_id::SessionId},
+    config::{Config, Size},
+    document::{
+        chunk::Key,
+        core::{
+            event::{Effect, Event},
+            state::Core,
+        },
+        gate::{Document, Rules},
+        size::MaxDocument,
+        sync_message::SyncMessage,
+    },
+};
+
+pub(super) const PEERS: usize = 4;
+const DOCUMENT: DocumentId = DocumentId::from_bytes([7; 16]);
+
+#[derive(Clone, Debug)]
+pub(super) enum Action {
+    /// A peer edits, and sends what it has to say.
+    Edit(usize),
+    /// The next message of a peer arrives at the relay.
+    ToRelay(usize),
+    /// The next message of the relay arrives at a peer.
+    ToPeer(usize),
+    /// The core processes everything that has arrived.
+    Step,
+    /// The write under way becomes durable.
+    Written,
+    /// Chunks that were replaced are deleted.
+    Delete,
+    /// The room is idle.
+    Idle,
+    /// A peer's send queue becomes full, or has room again.
+    Full(usize, bool),
+    /// The process crashes, with the write under way durable or not, and starts again.
+    Crash { written: bool },
+    /// A peer's connection breaks.
+    Disconnect(usize),
+    /// A peer connects. It keeps what it last knew of the relay, as automerge-repo's storage does,
+    /// or it does not.
+    Connect { peer: usize, keeps_state: bool },
+    /// A peer stops taking changes, or takes them again.
+    ReadOnly(usize, bool),
+}
+
+/// A client with its own copy of the document.
+pub(super) struct Peer {
+    pub(super) doc: Automerge,
+    actor: ActorId,
+    pub(super) state: State,
+    pub(super) link: Option<Link>,
+}
+
+/// A connection, with the messages that have not arrived yet.
+#[derive(Default)]
+pub(super) struct Link {
+    session: u64,
+    queue_full: Arc<AtomicBool>,
+    to_relay: VecDeque<Vec<u8>>,
+    pub(super) to_peer: VecDeque<Vec<u8>>,
+}
+
+impl Peer {
+    pub(super) fn new(n: usize) -> Self {
+        let actor = ActorId::from([n as u8 + 1; 16]);
+        let mut doc = Automerge::new();
+        doc.set_actor(actor.clone());
+        Self { doc, actor, state: State::new(), link: None }
+    }
+
+    fn send(&mut self) {
+        let Some(link) = &mut self.link else { return };
+        if let Some(message) = self.doc.generate_sync_message(&mut self.state) {
+            link.to_relay.push_back(message.encode());
+        }
+    }
+
+    fn receive(&mut self) {
+        let Some(message) = self.link.as_mut().and_then(|link| link.to_peer.pop_front()) else {
+            return;
+        };
+        let message = Message::decode(&message).expect("a message");
+        self.doc.receive_sync_message(&mut self.state, message).expect("fits");
+        self.send();
+    }
+}
+
+/// All peers, the relay, and its disk.
+pub(super) struct World {
+    pub(super) core: Core,
+    /// What has arrived at the relay since the last step.
+    arrived: Vec<Event>,
+    pub(super) peers: Vec<Peer>,
+    /// The number of the last session.
+    sessions: u64,
+    pub(super) disk: BTreeMap<Key, Vec<u8>>,
+    /// The write under way.
+    pub(super) writing: Option<(Key, Vec<u8>)>,
+    to_delete: Vec<Key>,
+    /// The number of the last edit, which decides its text.
+    pub(super) edits: u64,
+}
+
+/// Loads what is stored, with automerge alone.
+pub(super) fn load(disk: &BTreeMap<Key, Vec<u8>>) -> Automerge {
+    let bytes: Vec<u8> = disk.values().flatten().copied().collect();
+    let mut doc = Automerge::load(&bytes).expect("what is stored parses and fits together");
+    doc.set_actor(ActorId::from([0xff; 16]));
+    doc
+}
+
+/// Starts a core from what is stored.
+fn core(disk: &BTreeMap<Key, Vec<u8>>) -> Core {
+    let bytes: Vec<u8> = disk.values().flatten().copied().collect();
+    let doc = Document::read(&bytes, Rules::Stored).expect("what is stored is admitted");
+    let stored = disk.iter().map(|(key, data)| (key.clone(), data.len()));
+    Core::new(DOCUMENT, doc, MaxDocument::of(&Config::default()), 0, stored)
+}
+
+impl World {
+    pub(super) fn new() -> Self {
+        let disk = BTreeMap::new();
+        Self {
+            core: core(&disk),
+            arrived: Vec::new(),
+            peers: (0..PEERS).map(Peer::new).collect(),
+            sessions: 0,
+            disk,
+            writing: None,
+            to_delete: Vec::new(),
+            edits: 0,
+        }
+    }
+
+    pub(super) fn act(&mut self, action: &Action) {
+        match *action {
+            Action::Edit(n) => {
+                self.edits += 1;
+                let (edits, peer) = (self.edits, &mut self.peers[n]);
+                // Long enough that compaction is due now and then.
+                let text = format!("{edits}").repeat(200);
+                peer.doc
+                    .transact::<_, _, AutomergeError>(|tx| tx.put(ROOT, format!("k{n}"), text))
+                    .expect("an edit");
+                peer.send();
+            }
+            Action::ToRelay(n) => {
+                let Some(link) = &mut self.peers[n].link else { return };
+                if let Some(message) = link.to_relay.pop_front() {
+                    let message =
+                        SyncMessage::read(message.into(), Size::mib(256)).expect("a message");
+                    let from = SessionId(link.session);
+                    self.arrived.push(Event::Message { from, message, ticket: None });
+                }
+            }
+            Action::ToPeer(n) => self.peers[n].receive(),
+            Action::Step => self.step(),
+            Action::Written => {
+                if let Some((key, data)) = self.writing.take() {
+                    self.disk.insert(key, data);
+                    self.arrived.push(Event::Saved);
+                }
+            }
+            Action::Delete => self.delete(),
+            Action::Idle => self.core.release_memory(),
+            Action::Full(n, on) => {
+                if let Some(link) = &self.peers[n].link {
+                    link.queue_full.store(on, Ordering::Relaxed);
+                    // Also without room: the event may be for another session.
+                    self.arrived.push(Event::Resume);
+                }
+            }
+            Action::Crash { written } => {
+                if let Some((key, data)) = self.writing.take().filter(|_| written) {
+                    self.disk.insert(key, data);
+                }
+                self.to_delete.clear();
+                self.arrived.clear();
+                self.core = core(&self.disk);
+                (0..PEERS).for_each(|n| self.peers[n].link = None);
+            }
+            Action::Disconnect(n) => {
+                if let Some(link) = self.peers[n].link.take() {
+                    self.arrived.push(Event::Leave(SessionId(link.session)));
+                }
+            }
+            Action::Connect { peer: n, keeps_state } => self.connect(n, keeps_state),
+            Action::ReadOnly(n, on) => {
+                let peer = &mut self.peers[n];
+                peer.state.set_read_only(on);
+                peer.send();
+            }
+        }
+    }
+
+    pub(super) fn connect(&mut self, n: usize, keeps_state: bool) {
+        self.act(&Action::Disconnect(n));
+        self.sessions += 1;
+        let peer = &mut self.peers[n];
+        let read_only = peer.state.read_only;
+        peer.state = if keeps_state {
+            State::decode(&peer.state.encode()).expect("decodes")
+        } else {
+            State::new()
+        };
+        peer.state.read_only = read_only;
+        let link = Link { session: self.sessions, ..Link::default() };
+        self.arrived.push(Event::Join {
+            id: SessionId(self.sessions),
+            queue_full: link.queue_full.clone(),
+            reads_only: false,
+        });
+        peer.link = Some(link);
+        peer.send();
+        self.act(&Action::ToRelay(n));
+    }
+
+    fn step(&mut self) {
+        let arrived = std::mem::take(&mut self.arrived);
+        for effect in self.core.step(arrived) {
+            match effect {
+                Effect::Send { to, message } => self.deliver(to, message.to_vec()),
+                Effect::Save { key, data } => {
+                    assert!(self.writing.is_none(), "one write at a time");
+                    self.writing = Some((key, data.to_vec()));
+                }
+                Effect::AwaitRoom(_) | Effect::Applied { .. } => {}
+                Effect::Remove(keys) => self.to_delete.extend(keys),
+                Effect::Refuse { why, .. } => panic!("{why:?}"),
+            }
+        }
+    }
+
+    /// Delivers a message to a peer's connection. Checks that it does not announce a change of the
+    /// peer's own as stored before that is durable.
+    fn deliver(&mut self, to: SessionId, message: Vec<u8>) {
+        let linked = |peer: &&mut Peer| peer.link.as_ref().is_some_and(|l| l.session == to.0);
+        let Some(peer) = self.peers.iter_mut().find(linked) else { return };
+        let is_full =
+            peer.link.as_ref().is_some_and(|link| link.queue_full.load(Ordering::Relaxed));
+        assert!(!is_full, "the send queue is full");
+        let heads = Message::decode(&message).expect("a message").heads;
+        let known: Vec<_> = heads
+            .into_iter()
+            .filter(|head| peer.doc.get_change_meta_by_hash(head).is_some())
+            .collect();
+        if !known.is_empty() {
+            let durable = load(&self.disk);
+            let after: Vec<_> =
+                peer.doc.get_changes_meta(&known).iter().map(|change| change.hash).collect();
+            for change in peer.doc.get_changes_meta(&[]) {
+                let is_announced = *change.actor == peer.actor && !after.contains(&change.hash);
+                assert!(
+                    !is_announced || durable.get_change_meta_by_hash(&change.hash).is_some(),
+                    "announced as stored, and not durable: {}",
+                    change.hash
+                );
+            }
+        }
+        if let Some(link) = &mut peer.link {
+            link.to_peer.push_back(message);
+        }
+    }
+
+    /// Deletes the replaced chunks. Nothing that was stored may be lost.
+    fn delete(&mut self) {
+        let before = load(&self.disk).get_heads();
+        for key in std::mem::take(&mut self.to_delete) {
+            self.disk.remove(&key);
+        }
+        assert_eq!(load(&self.disk).get_heads(), before);
+    }
+
+    /// Connects all peers, and delivers and writes everything until nothing is left to do.
+    pub(super) fn settle(&mut self) {
+        for n in 0..PEERS {
+            self.peers[n].state.read_only = false;
+            self.connect(n, false);
+        }
+        for _ in 0..500 {
+            self.exchange();
+            self.act(&Action::Written);
+            self.act(&Action::Delete);
+            if self.is_quiet() && self.writing.is_none() {
+                return;
+            }
+        }
+        panic!("the messages do not end");
+    }
+
+    /// Delivers everything until nothing is left to deliver, without writing anything.
+    pub(super) fn settle_unwritten(&mut self) {
+        for _ in 0..500 {
+            self.exchange();
+            if self.is_quiet() {
+                return;
+            }
+        }
+        panic!("the messages do not end");
+    }
+
+    /// Delivers one message in each direction of every connection, and processes them.
+    fn exchange(&mut self) {
+        for n in 0..PEERS {
+            self.act(&Action::ToPeer(n));
+            self.act(&Action::ToRelay(n));
+        }
+        self.act(&Action::Step);
+    }
+
+    fn is_quiet(&self) -> bool {
+        let quiet = |link: &Link| link.to_relay.is_empty() && link.to_peer.is_empty();
+        let mut links = self.peers.iter().filter_map(|peer| peer.link.as_ref());
+        links.all(quiet) && self.arrived.is_empty()
+    }
+}

@@ -1,0 +1,58 @@
+//! When and what is written of the document.
+
+use std::sync::Arc;
+
+use super::{chunks::Write, event::Effect, state::Core};
+use crate::document::{
+    chunk::{increment_key, snapshot_key},
+    gate,
+};
+
+impl Core {
+    /// Begins to write what is not durable, unless a write is under way: what is applied meanwhile
+    /// belongs to the next one.
+    pub(super) fn write(&mut self, effects: &mut Vec<Effect>) {
+        if self.chunks.under_way.is_some() || self.doc.heads() == self.durable.heads {
+            return;
+        }
+        let wants_snapshot = self.chunks.wants_snapshot(false, self.chunks.unwritten_bytes());
+        let unwritten = self.chunks.take_unwritten();
+        let heads = self.doc.heads().to_vec();
+        let doc = self.doc.automerge();
+        let snapshot = wants_snapshot.then(|| doc.save());
+        // A snapshot that replaces stored chunks must load.
+        let snapshot = snapshot
+            .filter(|data| self.chunks.stored_keys().is_empty() || gate::loads(data, &heads));
+        let (key, data, replaces) = if let Some(data) = snapshot {
+            let key = snapshot_key(self.id, &heads);
+            let mut replaces = self.chunks.stored_keys().to_vec();
+            replaces.retain(|old| *old != key);
+            (key, data, replaces)
+        } else {
+            let data = unwritten.unwrap_or_else(|| doc.save_after(&self.durable.heads));
+            (increment_key(self.id, &data), data, Vec::new())
+        };
+        let (size, changes) = (data.len(), self.doc.changes());
+        let write = Write { heads, changes, key: key.clone(), size, replaces };
+        self.chunks.under_way = Some(write);
+        effects.push(Effect::Save { key, data: data.into() });
+    }
+
+    /// The write under way is durable. Peers from which heads were withheld because of it are
+    /// answered.
+    pub(super) fn complete_write(&mut self, effects: &mut Vec<Effect>) {
+        let Some(write) = self.chunks.under_way.take() else { return };
+        let Write { heads, changes, key, size, replaces } = write;
+        if !replaces.is_empty() {
+            effects.push(Effect::Remove(replaces));
+        }
+        self.chunks.add_stored(key, size);
+        self.durable.advance(heads, changes);
+        self.peers.queue_answers(|peer| {
+            if peer.announced_changes <= changes {
+                peer.announced_heads = Arc::default();
+            }
+            peer.is_withheld && peer.withheld_until <= changes
+        });
+    }
+}
