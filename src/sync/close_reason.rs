@@ -197,8 +197,8 @@ impl CloseReason {
         )
     }
 
-    /// Whether the same client may connect again at once and be served, with nothing changed.
-    pub fn may_come_again(&self) -> bool {
+    /// Whether the same client can be served when it connects again.
+    pub fn retry(&self) -> Retry {
         match self {
             Self::Left
             | Self::ClosedByPeer { .. }
@@ -206,6 +206,7 @@ impl CloseReason {
             | Self::ConnectionBroken
             | Self::Unresponsive
             | Self::HandshakeTimeout(_)
+            | Self::WebSocketProtocol(_)
             | Self::SlowMessage(_)
             | Self::RightsChanged
             | Self::SendQueueFull(_)
@@ -216,26 +217,144 @@ impl CloseReason {
             | Self::Memory
             | Self::Unsaved
             | Self::Draining
-            | Self::MessagePanic
-            | Self::RoomPanic => true,
+            | Self::RoomPanic => Retry::Yes,
+            Self::ConnectionsPerAddress(_)
+            | Self::HandshakesPerAddress(_)
+            | Self::UnknownDocuments(_)
+            | Self::NewDocuments(_)
+            | Self::StoredBytes(_) => Retry::Later,
+            Self::SignIn(Refusal::Remote) => Retry::No,
+            Self::SignIn(_) | Self::NoSyncScope => Retry::WithAnotherToken,
             Self::Superseded
             | Self::NoJoin(_)
             | Self::UnsupportedVersion
             | Self::TextFrame
-            | Self::WebSocketProtocol(_)
             | Self::Malformed(_)
             | Self::Subduction
             | Self::TooLarge(_)
-            | Self::SignIn(_)
-            | Self::NoSyncScope
             | Self::Origin
-            | Self::ConnectionsPerAddress(_)
-            | Self::HandshakesPerAddress(_)
             | Self::Documents(_)
             | Self::RefusedDocuments(_)
-            | Self::UnknownDocuments(_)
-            | Self::NewDocuments(_)
-            | Self::StoredBytes(_) => false,
+            | Self::MessagePanic => Retry::No,
         }
+    }
+}
+
+/// Whether a client whose session has ended can be served when it connects again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the names say it")]
+pub enum Retry {
+    Yes,
+    /// When the rate limit has room again, or connections of its address have ended.
+    Later,
+    WithAnotherToken,
+    /// Not before the client, or the relay's config, has changed.
+    No,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Limits;
+
+    /// One of each.
+    fn all() -> Vec<CloseReason> {
+        use CloseReason::*;
+        let limits = Limits::default();
+        let malformed = WireError::Missing("type");
+        let sign_in = [
+            Refusal::NoToken,
+            Refusal::Unknown,
+            Refusal::Expired,
+            Refusal::Invalid("it has no subject".to_owned()),
+            Refusal::Remote,
+        ];
+        let mut all = vec![
+            Left,
+            ClosedByPeer { code: 1001 },
+            ConnectionLost("the connection ended".to_owned()),
+            ConnectionBroken,
+            Unresponsive,
+            Superseded,
+            HandshakeTimeout(Duration::from_secs(10)),
+            NoJoin("sync"),
+            UnsupportedVersion,
+            TextFrame,
+            WebSocketProtocol("WebSocket protocol error: reserved bits are non-zero".to_owned()),
+            Malformed(format!("the message {malformed}")),
+            Subduction,
+            TooLarge(Size::mib(100)),
+            SlowMessage(Size(4 << 10)),
+            NoSyncScope,
+            RightsChanged,
+            Origin,
+            ConnectionsPerAddress(limits.connections_per_address),
+            HandshakesPerAddress(limits.handshakes_per_address),
+            Documents(limits.documents_per_connection),
+            RefusedDocuments(limits.documents_per_connection),
+            UnknownDocuments(limits.unknown_documents),
+            NewDocuments(limits.new_documents),
+            StoredBytes(limits.stored_bytes),
+            SendQueueFull(8 << 20),
+            SendQueueStalled(8 << 20),
+            InFlightOfAddress,
+            Connections,
+            InFlight(Size::mib(400)),
+            Memory,
+            Unsaved,
+            Draining,
+            MessagePanic,
+            RoomPanic,
+        ];
+        all.extend(sign_in.map(SignIn));
+        all
+    }
+
+    /// Whether `text` has the parts of `pattern` between its ellipses, in this order.
+    fn matches(text: &str, pattern: &str) -> bool {
+        let mut rest = text;
+        pattern.split("...").all(|part| match rest.split_once(part) {
+            Some((_, after)) => {
+                rest = after;
+                true
+            }
+            None => false,
+        })
+    }
+
+    /// The texts between backticks.
+    fn quoted(cell: &str) -> Vec<&str> {
+        cell.split('`').skip(1).step_by(2).collect()
+    }
+
+    #[test]
+    fn the_table_of_close_codes_is_true_and_complete() {
+        let document = include_str!("../../packaging/doc/protocol.md");
+        let is_row = |line: &&str| line.starts_with("| 1") || line.starts_with("| 4");
+        let cells = |line: &'static str| line.split('|').map(str::trim).collect::<Vec<_>>();
+        let mut rows: Vec<_> =
+            document.lines().filter(is_row).map(|line| (cells(line), false)).collect();
+        // A peer that is gone is told nothing.
+        for reason in all().into_iter().filter(|reason| reason.label() != "peer") {
+            let retry = match reason.retry() {
+                Retry::Yes => "yes",
+                Retry::Later => "later",
+                Retry::WithAnotherToken => "with another token",
+                Retry::No => "no",
+            };
+            let (code, label, text) =
+                (reason.code().to_string(), reason.label(), reason.to_string());
+            let row =
+                rows.iter_mut().find(|(cells, _)| cells[1] == code && quoted(cells[2]) == [label]);
+            let (cells, is_used) =
+                row.unwrap_or_else(|| panic!("no row for {code} `{label}`: {text}"));
+            *is_used = true;
+            let texts = quoted(cells[3]);
+            let is_quoted = texts.iter().any(|pattern| matches(&text, pattern));
+            assert!(texts.is_empty() || is_quoted, "{label}: {text} is not among {texts:?}");
+            assert_eq!(cells[4], retry, "{label}");
+        }
+        let unused: Vec<_> = rows.iter().filter(|(_, is_used)| !is_used).collect();
+        assert!(unused.is_empty(), "rows without a reason: {unused:?}");
     }
 }
