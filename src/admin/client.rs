@@ -1,4 +1,4 @@
-//! The other end of the admin socket: what the commands speak to the relay with.
+//! The client of the admin socket, which the commands use.
 
 use std::{
     io,
@@ -15,7 +15,7 @@ use tokio::net::UnixStream;
 
 use super::error::Problem;
 
-/// Why a command has no answer.
+/// Why a request has no answer.
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the texts say it")]
 pub enum AdminError {
@@ -35,27 +35,28 @@ pub enum AdminError {
     Refused(String),
 }
 
-/// The way to a relay.
+/// A connection to a relay.
 pub enum Connection {
-    /// A running one's socket. Each request has a connection of its own: an idle one would be closed.
+    /// The socket of a running relay. Each request opens a connection, because the relay closes
+    /// idle ones.
     Socket(PathBuf),
-    /// One that serves this connection alone.
+    /// A connection to a process that only serves this client.
     Stream(http1::SendRequest<Body>),
 }
 
 impl Connection {
-    /// Speak over `stream`.
+    /// Uses an open stream.
     ///
     /// # Errors
-    /// Nobody is at its other end.
+    /// The other end is closed.
     pub async fn over(stream: UnixStream) -> Result<Self, AdminError> {
         Ok(Self::Stream(open(stream).await?))
     }
 
-    /// Send a request; the answer may be a refusal.
+    /// Sends a request, and returns the answer whatever its status is.
     ///
     /// # Errors
-    /// The relay is not there, may not be asked, or does not answer.
+    /// The relay does not run, permission is denied, or the connection fails.
     pub async fn send(
         &mut self,
         method: Method,
@@ -78,21 +79,21 @@ impl Connection {
         }
     }
 
-    /// Send a request and take the whole answer.
+    /// Sends a request and returns the whole answer.
     ///
     /// # Errors
-    /// As for [`Self::send`], and the relay's refusal.
+    /// As for [`Self::send`], and if the relay refuses the request.
     pub async fn fetch(
         &mut self,
         method: Method,
         path: &str,
         body: Bytes,
     ) -> Result<Bytes, AdminError> {
-        let answer = accepted(self.send(method, path, body).await?).await?;
+        let answer = check_status(self.send(method, path, body).await?).await?;
         Ok(answer.into_body().collect().await?.to_bytes())
     }
 
-    /// Call `each` for every line of an answer.
+    /// Calls `each` for every line of an answer.
     ///
     /// # Errors
     /// As for [`Self::fetch`].
@@ -102,7 +103,8 @@ impl Connection {
         path: &str,
         mut each: impl FnMut(T),
     ) -> Result<(), AdminError> {
-        let mut body = accepted(self.send(method, path, Bytes::new()).await?).await?.into_body();
+        let mut body =
+            check_status(self.send(method, path, Bytes::new()).await?).await?.into_body();
         let mut rest = Vec::new();
         while let Some(frame) = body.frame().await {
             let Ok(data) = frame?.into_data() else { continue };
@@ -116,8 +118,8 @@ impl Connection {
     }
 }
 
-/// An answer that is no refusal.
-async fn accepted(answer: Response<Incoming>) -> Result<Response<Incoming>, AdminError> {
+/// Converts an answer that refuses the request into an error.
+async fn check_status(answer: Response<Incoming>) -> Result<Response<Incoming>, AdminError> {
     let status = answer.status();
     if status.is_success() {
         return Ok(answer);
@@ -131,10 +133,10 @@ async fn accepted(answer: Response<Incoming>) -> Result<Response<Incoming>, Admi
     })
 }
 
-/// Read an answer.
+/// Parses an answer.
 ///
 /// # Errors
-/// It is none of that kind.
+/// It is not JSON, or of another type.
 pub fn parse<T: DeserializeOwned>(json: &[u8]) -> Result<T, AdminError> {
     serde_json::from_slice(json).map_err(|error| AdminError::Answer(error.to_string()))
 }
@@ -155,7 +157,7 @@ async fn connect(socket: &Path) -> Result<http1::SendRequest<Body>, AdminError> 
 
 async fn open(stream: UnixStream) -> Result<http1::SendRequest<Body>, AdminError> {
     let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-    // It ends with the sender; what goes wrong is in the answer.
+    // The connection ends when the sender is dropped. Its errors are also errors of the requests.
     tokio::spawn(async move { drop(connection.await) });
     Ok(sender)
 }

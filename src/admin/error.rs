@@ -1,4 +1,4 @@
-//! The errors of the admin socket's handlers.
+//! How the handlers of the admin socket answer requests that are refused or failed.
 
 use std::io;
 
@@ -11,47 +11,47 @@ use serde::{Deserialize, Serialize};
 
 use crate::{base::document_id::BadDocumentId, bundle::BundleError, storage::StorageError};
 
-/// Why a command cannot be done, as JSON.
+/// The body of an answer that refuses a request.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Problem {
-    /// The reason.
+    /// Why it is refused.
     pub problem: String,
 }
 
-/// A refusal, or a failure.
-pub(super) struct Failed(pub(super) StatusCode, pub(super) String);
+/// The status and text of an answer to a request that is refused or failed.
+pub(super) struct HandlerError(pub(super) StatusCode, pub(super) String);
 
-impl IntoResponse for Failed {
+impl IntoResponse for HandlerError {
     fn into_response(self) -> Response {
         (self.0, Json(Problem { problem: self.1 })).into_response()
     }
 }
 
-impl From<StorageError> for Failed {
+impl From<StorageError> for HandlerError {
     fn from(error: StorageError) -> Self {
         Self(StatusCode::INTERNAL_SERVER_ERROR, error.to_string())
     }
 }
 
-impl From<io::Error> for Failed {
+impl From<io::Error> for HandlerError {
     fn from(error: io::Error) -> Self {
         Self(StatusCode::INTERNAL_SERVER_ERROR, error.to_string())
     }
 }
 
-impl From<BundleError> for Failed {
+impl From<BundleError> for HandlerError {
     fn from(error: BundleError) -> Self {
         Self(StatusCode::UNPROCESSABLE_ENTITY, error.to_string())
     }
 }
 
-impl From<BadDocumentId> for Failed {
+impl From<BadDocumentId> for HandlerError {
     fn from(error: BadDocumentId) -> Self {
         Self(StatusCode::BAD_REQUEST, error.to_string())
     }
 }
 
-impl From<tokio::task::JoinError> for Failed {
+impl From<tokio::task::JoinError> for HandlerError {
     fn from(error: tokio::task::JoinError) -> Self {
         Self(StatusCode::INTERNAL_SERVER_ERROR, error.to_string())
     }

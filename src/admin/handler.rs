@@ -1,4 +1,4 @@
-//! What the admin socket's handlers share.
+//! Helpers of the admin socket's handlers.
 
 use std::io;
 
@@ -9,16 +9,17 @@ use axum::{
 use serde::Serialize;
 use tokio::sync::mpsc;
 
-use super::error::Failed;
+use super::error::HandlerError;
 
-/// Lines that wait to be sent; who makes them waits for their place.
-const LINES: usize = 64;
+/// Lines that are queued to be sent. When the queue is full, the producer blocks.
+const QUEUED_LINES: usize = 64;
 
-/// Answer with a line of JSON for each thing that `work` tells, on a thread that may block.
-pub(super) fn lines<T: Serialize + Send + 'static>(
+/// Runs `work` on a thread that may block, and answers with a line of JSON for each value that it
+/// emits. The callback returns false when the client has gone.
+pub(super) fn json_lines<T: Serialize + Send + 'static>(
     work: impl FnOnce(&mut dyn FnMut(T) -> bool) + Send + 'static,
 ) -> Response {
-    let (sender, receiver) = mpsc::channel::<String>(LINES);
+    let (sender, receiver) = mpsc::channel::<String>(QUEUED_LINES);
     tokio::task::spawn_blocking(move || {
         work(&mut |line| {
             let mut text = serde_json::to_string(&line).unwrap_or_default();
@@ -32,8 +33,9 @@ pub(super) fn lines<T: Serialize + Send + 'static>(
     Body::from_stream(lines).into_response()
 }
 
-pub(super) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, Failed> + Send + 'static,
-) -> Result<T, Failed> {
+/// Runs `work` on a thread that may block.
+pub(super) async fn run_blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, HandlerError> + Send + 'static,
+) -> Result<T, HandlerError> {
     tokio::task::spawn_blocking(work).await?
 }

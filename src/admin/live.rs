@@ -1,4 +1,4 @@
-//! What the admin socket answers about live documents: which cost most, and what happens to one.
+//! `/top`, `/documents/{id}/live` and `/documents/{id}/events`: the documents that are in memory.
 
 use std::{io, sync::Arc};
 
@@ -11,7 +11,7 @@ use axum::{
     routing::get,
 };
 
-use super::error::Failed;
+use super::error::HandlerError;
 use crate::{base::document_id::DocumentId, sync::rooms::Rooms};
 
 /// The routes.
@@ -27,23 +27,27 @@ async fn top(State(rooms): State<Arc<Rooms>>) -> Response {
     Json(rooms.top().await).into_response()
 }
 
-async fn live(State(rooms): State<Arc<Rooms>>, Path(id): Path<String>) -> Result<Response, Failed> {
+async fn live(
+    State(rooms): State<Arc<Rooms>>,
+    Path(id): Path<String>,
+) -> Result<Response, HandlerError> {
     let document: DocumentId = id.parse()?;
     match rooms.inspect(document).await {
         Some(found) => Ok(Json(found).into_response()),
-        None => Err(Failed(StatusCode::NOT_FOUND, format!("{document}: nobody follows it"))),
+        None => Err(HandlerError(StatusCode::NOT_FOUND, format!("{document}: nobody follows it"))),
     }
 }
 
-/// A line of JSON for each thing that happens to a document, until the client goes.
+/// Answers with a line of JSON for each event of a document, until the client closes the
+/// connection.
 async fn events(
     State(rooms): State<Arc<Rooms>>,
     Path(id): Path<String>,
-) -> Result<Response, Failed> {
+) -> Result<Response, HandlerError> {
     let document: DocumentId = id.parse()?;
     let Some(following) = rooms.follow(document) else {
         let text = "too many documents are followed; end one of the others first".to_owned();
-        return Err(Failed(StatusCode::TOO_MANY_REQUESTS, text));
+        return Err(HandlerError(StatusCode::TOO_MANY_REQUESTS, text));
     };
     let lines = futures::stream::unfold(following, async |mut following| {
         let mut line = serde_json::to_string(&following.next().await?).unwrap_or_default();

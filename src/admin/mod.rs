@@ -1,9 +1,9 @@
-//! The admin listener: metrics, health, and the live commands.
+//! The admin listener: metrics, health, and the requests of the commands.
 //!
-//! Every address of `[admin] listen` answers `GET /metrics`, `/livez` and `/readyz?verbose`, a loopback one also `/status`
-//! ([`status`]).
-//! The Unix socket, whose file lets root and the service's group in, also answers `POST /reload`, and what is in
-//! [`storage`] and [`live`]; [`client`] is what the commands speak to it with.
+//! Every address of `[admin] listen` answers `GET /metrics`, `/livez` and `/readyz?verbose`;
+//! loopback addresses also answer `/status` ([`status`]). The Unix socket, which root and the
+//! service's group may connect to, also answers `POST /reload` and the requests of [`storage`] and
+//! [`live`]. [`client`] is the client that the commands use.
 
 pub mod client;
 mod error;
@@ -17,23 +17,25 @@ use std::{net::SocketAddr, sync::Arc};
 
 use axum::{Router, middleware, routing::get};
 
-use self::{reload::Reload, storage::state::Stored};
+use self::{reload::Reload, storage::state::StorageState};
 use crate::{
     http::{pages, require_host, state::App},
     sync::rooms::Rooms,
 };
 
-/// The router of a TCP address. Only a loopback one has the status page.
+/// Returns the router of a TCP address. Only loopback addresses have the status page.
 pub fn tcp_router(app: App, address: SocketAddr) -> Router {
     let router = router(app.clone());
     let router = match address.ip().is_loopback() {
-        true => router.merge(Router::new().route("/status", get(status::masked)).with_state(app)),
+        true => {
+            router.merge(Router::new().route("/status", get(status::masked_status)).with_state(app))
+        }
         false => router,
     };
     router.layer(middleware::from_fn(require_host))
 }
 
-/// What every address answers.
+/// The routes that every address has.
 fn router(app: App) -> Router {
     Router::new()
         .route("/metrics", get(pages::metrics))
@@ -42,12 +44,12 @@ fn router(app: App) -> Router {
         .with_state(app)
 }
 
-/// The router of the Unix socket.
-pub fn unix_router(app: App, rooms: Arc<Rooms>, reload: Reload, stored: Stored) -> Router {
-    let status = Router::new().route("/status", get(status::whole)).with_state(app.clone());
+/// Returns the router of the Unix socket.
+pub fn unix_router(app: App, rooms: Arc<Rooms>, reload: Reload, storage: StorageState) -> Router {
+    let status = Router::new().route("/status", get(status::full_status)).with_state(app.clone());
     router(app)
         .merge(status)
         .merge(reload::routes(reload))
         .merge(live::router(rooms))
-        .merge(storage::router(stored))
+        .merge(storage::router(storage))
 }

@@ -12,18 +12,18 @@ use axum::{
 use futures::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 
-/// What `POST /reload` answers.
+/// The answer to `POST /reload`.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct ReloadAnswer {
     /// Whether the config is in effect.
     pub applied: bool,
     /// The keys that changed.
     pub changed: Vec<String>,
-    /// Why it is not in effect, a line each.
+    /// Why it is not in effect, one line for each problem.
     pub problems: Vec<String>,
 }
 
-/// Reloads the config and returns what became of it.
+/// Reloads the config and returns the answer.
 pub type Reload = Arc<dyn Fn() -> BoxFuture<'static, ReloadAnswer> + Send + Sync>;
 
 pub(super) fn routes(reload: Reload) -> Router {

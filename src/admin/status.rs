@@ -1,4 +1,5 @@
-//! `GET /status`: how the relay is, as JSON for `tonk-relay status`, or as a page for a browser.
+//! `GET /status`: the state of the relay, as JSON for `tonk-relay status`, or as a page for a
+//! browser.
 
 use axum::{
     Json,
@@ -19,15 +20,15 @@ use crate::{
     sync::report::Top,
 };
 
-/// The page is one file: it loads nothing from anywhere.
+/// The page. It is one file and loads no others.
 const PAGE: &str = include_str!("status.html");
-/// Characters of a document's id that the page shows.
-const SHOWN: usize = 8;
-/// What the page may do: run what is in it, and ask this address.
+/// Characters of a document id that the page shows.
+const SHOWN_ID_CHARS: usize = 8;
+/// The page may run its own script, and send requests to this address.
 const POLICY: &str = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; \
                       img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
-/// How the relay is.
+/// The state of the relay.
 #[derive(Debug, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "the names say it")]
 pub struct Status {
@@ -58,32 +59,35 @@ pub struct Status {
     pub log: Vec<RecentLine>,
 }
 
-/// Figures that grow, for charts: what matters is how much between two looks.
+/// Counters for the charts of the page, which show the differences between two requests, and the
+/// current memory.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Figures {
-    /// New changes that documents took in.
+    /// Changes that were applied to documents.
     pub changes: u64,
     /// Messages, in and out.
     pub messages: u64,
-    /// Sync messages that were taken in within so many seconds: pairs of a bound and how many were.
+    /// Histogram of the time to apply a sync message: pairs of an upper bound in seconds and the
+    /// messages within it.
     pub within: Vec<(f64, u64)>,
-    /// All of them.
+    /// All sync messages that were applied.
     pub taken_in: u64,
-    /// Seconds of processor time of the process.
+    /// CPU time of the process.
     pub cpu_seconds: f64,
     /// Resident memory in bytes.
     pub resident_bytes: u64,
 }
 
 /// `GET /status` on the Unix socket.
-pub async fn whole(State(app): State<App>) -> Response {
-    Json(look(&app).await).into_response()
+pub async fn full_status(State(app): State<App>) -> Response {
+    Json(collect(&app).await).into_response()
 }
 
-/// `GET /status` on a loopback address, where everybody of this machine comes in: in open mode whoever knows a document's id
-/// may have the document, so its beginning is all that is shown.
-pub async fn masked(State(app): State<App>, headers: HeaderMap) -> Response {
-    if !is_asked_by_address(&headers) {
+/// `GET /status` on a loopback address, which every user of this machine can connect to. In open
+/// mode anyone who knows a document id can read the document, so only the beginning of each id is
+/// shown.
+pub async fn masked_status(State(app): State<App>, headers: HeaderMap) -> Response {
+    if !is_requested_by_address(&headers) {
         let text = "ask for this page by address, or as localhost: a name could be anybody's\n";
         return (StatusCode::FORBIDDEN, text).into_response();
     }
@@ -91,7 +95,7 @@ pub async fn masked(State(app): State<App>, headers: HeaderMap) -> Response {
     if accept.is_some_and(|accept| accept.contains("text/html")) {
         return ([(header::CONTENT_SECURITY_POLICY, POLICY)], Html(PAGE)).into_response();
     }
-    let mut status = look(&app).await;
+    let mut status = collect(&app).await;
     for top in &mut status.top.documents {
         top.document = mask(&top.document);
     }
@@ -101,28 +105,28 @@ pub async fn masked(State(app): State<App>, headers: HeaderMap) -> Response {
     Json(status).into_response()
 }
 
-/// A text in which words that are long enough for a document's id, or for what is left of one in its folder's name, are cut
-/// short.
+/// Truncates the words of a text that are long enough to be a document id, or the part of one that
+/// is in a folder name.
 fn mask(text: &str) -> String {
     let mut masked = String::new();
     for part in text.split_inclusive(|c: char| !c.is_ascii_alphanumeric()) {
         let word = part.trim_end_matches(|c: char| !c.is_ascii_alphanumeric());
-        let is_long = word.len() > 2 * SHOWN;
-        masked.push_str(word.get(..SHOWN).filter(|_| is_long).unwrap_or(word));
+        let is_long = word.len() > 2 * SHOWN_ID_CHARS;
+        masked.push_str(word.get(..SHOWN_ID_CHARS).filter(|_| is_long).unwrap_or(word));
         masked.push_str(if is_long { "…" } else { "" });
         masked.push_str(part.get(word.len()..).unwrap_or_default());
     }
     masked
 }
 
-/// Whether the request names this relay by an address. A page from elsewhere can give its own name this address, and would
-/// then be let read what is here.
-fn is_asked_by_address(headers: &HeaderMap) -> bool {
+/// Whether the Host header is an address or localhost. A web page elsewhere can resolve its own
+/// name to this address (DNS rebinding), and could then read the answer.
+fn is_requested_by_address(headers: &HeaderMap) -> bool {
     client::asked_host(headers)
         .is_some_and(|host| host == "localhost" || host.parse::<std::net::IpAddr>().is_ok())
 }
 
-async fn look(app: &App) -> Status {
+async fn collect(app: &App) -> Status {
     let report = app.health.report();
     let (documents_live, documents_waited_for) = app.sync.rooms.count();
     let served = app.bundles.served.borrow().clone();
@@ -130,7 +134,7 @@ async fn look(app: &App) -> Status {
     let count = |gauge: &prometheus::IntGauge| u64::try_from(gauge.get()).unwrap_or(0);
     let config = app.config.borrow().clone();
     let root = config.storage.path.clone();
-    // Counted anew: the metric is some seconds behind. What cannot be listed is no reason to say nothing.
+    // The metric is some seconds behind, so count again. If the listing fails, report the rest.
     let quarantined = tokio::task::spawn_blocking(move || quarantine::list(&root)).await;
     let quarantined = quarantined.map_or(0, |listed| listed.map_or(0, |entries| entries.len()));
     Status {
@@ -181,7 +185,7 @@ fn figures(app: &App) -> Figures {
     }
 }
 
-/// Processor time of this process, in seconds.
+/// CPU time of this process, in seconds.
 fn cpu_seconds() -> f64 {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
     time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
@@ -192,7 +196,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ids_of_documents_are_cut_short_wherever_they_are() {
+    fn document_ids_are_masked_in_urls_paths_and_text() {
         let id = "2XehcERzGALTcjP7C7VxwFJdWoEW";
         let text =
             format!("cannot read /documents/{}/{}: {id}; the rest stays", &id[..2], &id[2..]);
@@ -200,18 +204,18 @@ mod tests {
     }
 
     #[test]
-    fn only_who_asks_by_address_sees_the_page() {
-        let asked = |host: &str| {
+    fn requests_by_a_host_name_are_refused() {
+        let is_accepted = |host: &str| {
             let mut headers = HeaderMap::new();
             headers.insert(header::HOST, host.parse().expect("a value"));
-            is_asked_by_address(&headers)
+            is_requested_by_address(&headers)
         };
         for host in ["127.0.0.1:9464", "[::1]:9464", "localhost:9464", "localhost", "10.1.2.3"] {
-            assert!(asked(host), "{host}");
+            assert!(is_accepted(host), "{host}");
         }
         for host in ["evil.example:9464", "localhost.evil.example", "127.0.0.1.nip.io:9464", ""] {
-            assert!(!asked(host), "{host}");
+            assert!(!is_accepted(host), "{host}");
         }
-        assert!(!is_asked_by_address(&HeaderMap::new()));
+        assert!(!is_requested_by_address(&HeaderMap::new()));
     }
 }

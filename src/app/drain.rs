@@ -31,6 +31,7 @@ use crate::{
     },
     storage::local::journal::Journal,
     sync::build::Sync,
+    sync::close_reason::CloseReason,
 };
 
 /// A drain spreads the closing of sockets, because clients reconnect after a fixed interval: the
@@ -194,7 +195,7 @@ impl Parts {
             if due > tokio::time::Instant::now() {
                 tokio::time::sleep_until(due).await;
             }
-            session.close(1012, "the relay restarts", "drain");
+            session.close(CloseReason::Draining);
         }
     }
 

@@ -22,7 +22,7 @@ use super::{
     watchdog::{self, Watchdog},
 };
 use crate::{
-    admin::{self, storage::state::Stored},
+    admin::{self, storage::state::StorageState},
     auth::Auth,
     bundle::{build::Bundles, disk_budget::DiskBudget, import::Importer},
     config::{AuthMode, Config},
@@ -81,7 +81,7 @@ impl Bound {
             ..public.clone()
         };
         let watchdog = watchdog(&app, self.metrics.process.clone())?;
-        let stored = Stored {
+        let stored = StorageState {
             journal: self.journal.clone(),
             documents: self.documents.clone(),
             uploads: app.bundles.store.clone(),

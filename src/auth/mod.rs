@@ -24,7 +24,7 @@ use self::{
     tokens::{Tokens, TokensError},
 };
 use crate::{
-    base::{closing::Closing, principal::Principal},
+    base::principal::Principal,
     config::{self, AuthMode},
     limits::Account,
 };
@@ -138,11 +138,6 @@ impl Refusal {
             Self::Invalid(_) => "invalid_token",
             Self::Remote => "not_local",
         }
-    }
-
-    /// How a WebSocket ends for it.
-    pub fn closing(&self) -> Closing {
-        Closing { code: 4401, reason: self.to_string(), label: self.label() }
     }
 }
 

@@ -6,7 +6,6 @@
 
 pub mod backoff;
 pub mod blocking;
-pub mod closing;
 pub mod document_id;
 pub mod folder;
 pub mod hex;

@@ -1,5 +1,6 @@
-//! What a backup is: a folder with `backup.json`, `documents` in automerge-repo's layout with one file a document, named
-//! by the SHA-256 of what is in it, `bundles`, and `deleted` with the tombstones.
+//! The format of a backup: a folder with `backup.json`, `documents` in the layout of
+//! automerge-repo, with one file for each document, whose name is the SHA-256 of its content,
+//! `bundles`, and `deleted` with the tombstones.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -31,28 +32,29 @@ use crate::{
     },
 };
 
-/// The format of a backup, in its `backup.json`.
+/// Version of the format, in `backup.json`.
 pub(super) const FORMAT: u32 = 1;
 const INDEX: &str = "backup.json";
-/// The largest index that is read: one of several million documents.
+/// The largest index that is read, in bytes: enough for several million documents.
 const MAX_INDEX: u64 = 1 << 30;
-/// The largest bundle that is read as a whole.
+/// The largest bundle that is read, in bytes.
 pub(super) const MAX_BUNDLE: u64 = 4 << 30;
-/// The largest tombstone.
+/// The largest tombstone that is read, in bytes.
 const MAX_TOMBSTONE: u64 = 1 << 20;
 
-/// What `backup.json` says.
+/// The content of `backup.json`.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(super) struct BackupIndex {
     pub(super) format: u32,
-    /// The tonk-relay that made it.
+    /// Version of the tonk-relay that made the backup.
     pub(super) version: String,
     pub(super) storage_id: Option<String>,
-    /// When it was begun, in RFC 3339.
+    /// When the backup was started, in RFC 3339.
     pub(super) made_at: String,
-    /// False while the first one is being made; a later one says it only when it is there.
+    /// False while the first backup is being made. Later backups write the index only when they are
+    /// complete.
     pub(super) is_complete: bool,
-    pub(super) documents: BTreeMap<DocumentId, Copied>,
+    pub(super) documents: BTreeMap<DocumentId, CopiedDocument>,
     /// ETags of the uploaded bundles, by id.
     pub(super) bundles: BTreeMap<DocumentId, String>,
     /// Documents that were deleted; their tombstones are files.
@@ -62,20 +64,21 @@ pub(super) struct BackupIndex {
 
 /// A document in a backup.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub(super) struct Copied {
-    /// What the relay's listing said of it when it was copied; nothing if not all of it could be.
+pub(super) struct CopiedDocument {
+    /// Fingerprint in the relay's listing when the document was copied; empty if it could not be
+    /// copied completely.
     pub(super) fingerprint: String,
     pub(super) sha256: String,
     pub(super) bytes: u64,
 }
 
-/// Whether a text is a SHA-256, and so the name of a file and nothing else.
-pub(super) fn is_hash(text: &str) -> bool {
+/// Whether a text is a SHA-256 in hexadecimal, and so cannot be a path to another file.
+pub(super) fn is_sha256(text: &str) -> bool {
     text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
-/// The folder of a document's snapshots in a backup.
-pub(super) fn snapshots(backup: &Path, document: DocumentId) -> PathBuf {
+/// The folder of a document's copy in a backup.
+pub(super) fn snapshot_folder(backup: &Path, document: DocumentId) -> PathBuf {
     backup.join("documents").join(document.folder()).join("snapshot")
 }
 
@@ -88,19 +91,19 @@ pub(super) fn tombstone_file(backup: &Path, document: DocumentId) -> PathBuf {
 }
 
 impl BackupIndex {
-    /// Read what `folder` says that it is; nothing if it is no backup.
+    /// Reads the index of a backup; none if `folder` is not a backup.
     pub(super) fn read(folder: &Path) -> Result<Option<Self>, CliError> {
         Ok(Self::read_with_hash(folder)?.map(|(backup, _)| backup))
     }
 
-    /// The same with the SHA-256 of the index.
+    /// Like `read`, and also returns the SHA-256 of the index.
     pub(super) fn read_with_hash(folder: &Path) -> Result<Option<(Self, String)>, CliError> {
         let path = folder.join(INDEX);
         let text = match folder::read(&path, MAX_INDEX) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             text => text.map_err(io_error(&path))?,
         };
-        // The format first: a newer one may not read as ours.
+        // Only the version first: this version may not be able to parse a newer format.
         #[derive(Deserialize)]
         struct Format {
             format: u32,
@@ -116,22 +119,23 @@ impl BackupIndex {
         Ok(Some((backup, hex(&Sha256::digest(&text)))))
     }
 
+    /// Writes the index durably.
     pub(super) fn write(&self, folder: &Path) -> Result<(), CliError> {
         write_file(&folder.join(INDEX), &serde_json::to_vec_pretty(self).unwrap_or_default())?;
         Folder::open(folder).and_then(|folder| folder.file().sync_all()).map_err(io_error(folder))
     }
 
-    /// Returns the file of a document's copy if it is not as it was written. All of it is read: a disk may change bytes
-    /// and report no error.
+    /// Returns the file of a document's copy if its content has changed. This reads the whole file:
+    /// a disk may change bytes without an error.
     pub(super) fn damaged_copy(&self, folder: &Path, document: DocumentId) -> Option<PathBuf> {
-        let Copied { sha256, .. } = self.documents.get(&document)?;
-        let file = snapshots(folder, document).join(sha256);
+        let CopiedDocument { sha256, .. } = self.documents.get(&document)?;
+        let file = snapshot_folder(folder, document).join(sha256);
         let is_intact =
             folder::read(&file, MAX_FILE).is_ok_and(|data| hex(&Sha256::digest(&data)) == *sha256);
         (!is_intact).then_some(file)
     }
 
-    /// Check every file of a backup.
+    /// Checks every file of a backup.
     pub(super) fn check(&self, folder: &Path, tell: &mut dyn FnMut(Line) -> bool) {
         let mut faults: Vec<(String, String)> = Vec::new();
         if !self.is_complete {
@@ -154,9 +158,9 @@ impl BackupIndex {
         for (place, fault) in faults {
             tell(Line::Finding(Finding { kind: Kind::Broken, place, fault, repaired: false }));
         }
-        // Others may be there, of a later one that was interrupted.
+        // Only the listed copies: an interrupted later backup may have left others.
         let copies = self.documents.iter().map(|(document, copied)| fsck::Copy {
-            file: snapshots(folder, *document).join(&copied.sha256),
+            file: snapshot_folder(folder, *document).join(&copied.sha256),
             sha256: &copied.sha256,
         });
         fsck::check_copies(copies, |line| match line {
@@ -168,11 +172,10 @@ impl BackupIndex {
             line => tell(line),
         });
     }
-}
 
-impl BackupIndex {
-    /// Remove the files that this one does not name: former copies, and what is left of deleted documents.
-    pub(super) fn remove_the_rest(&self, folder: &Path) -> Result<(), CliError> {
+    /// Removes the files that the index does not list: earlier copies, and those of deleted
+    /// documents.
+    pub(super) fn remove_unlisted_files(&self, folder: &Path) -> Result<(), CliError> {
         let mut documents = Vec::new();
         walk::walk(&folder.join("documents"), |found| {
             if let Found::Document(document) = found {
@@ -181,7 +184,7 @@ impl BackupIndex {
             true
         })?;
         for document in documents {
-            let snapshots = snapshots(folder, document);
+            let snapshots = snapshot_folder(folder, document);
             match self.documents.get(&document) {
                 None => {
                     let all = snapshots.parent().unwrap_or(&snapshots);
@@ -189,7 +192,7 @@ impl BackupIndex {
                     let removed = Folder::open(above).and_then(|above| above.remove_folder(name));
                     removed.map_err(io_error(all))?;
                 }
-                Some(Copied { sha256, .. }) => {
+                Some(CopiedDocument { sha256, .. }) => {
                     let opened = Folder::open(&snapshots).map_err(io_error(&snapshots))?;
                     for Item { path, .. } in opened.entries().map_err(io_error(&snapshots))? {
                         if path.file_name().is_some_and(|name| name != sha256.as_str()) {
@@ -202,7 +205,7 @@ impl BackupIndex {
         for document in &self.deleted {
             remove(&bundle_file(folder, *document))?;
         }
-        for tombstone in tombstones_of(folder)? {
+        for tombstone in read_tombstones(folder)? {
             if !self.deleted.contains(&tombstone.document) {
                 remove(&tombstone_file(folder, tombstone.document))?;
             }
@@ -211,21 +214,22 @@ impl BackupIndex {
     }
 }
 
-/// Check a bundle of a backup.
+/// Checks a bundle of a backup.
 pub(super) fn verify_bundle(file: &Path) -> Result<(), BundleError> {
     let file = folder::open_file(file)?;
     Bundle::open(io::BufReader::new(file), MaxInflated::ANY)?.verify()
 }
 
-/// Whether the backup in `folder` holds a document; none if there is no backup to be read.
-pub(super) fn holds(folder: &Path, document: DocumentId) -> Option<bool> {
+/// Whether the backup in `folder` has a document; none if it cannot be read.
+pub(super) fn contains(folder: &Path, document: DocumentId) -> Option<bool> {
     let backup = BackupIndex::read(folder).ok()??;
     let is_listed =
         backup.documents.contains_key(&document) || backup.bundles.contains_key(&document);
-    Some(is_listed || snapshots(folder, document).exists())
+    Some(is_listed || snapshot_folder(folder, document).exists())
 }
 
-pub(super) fn tombstones_of(folder: &Path) -> Result<Vec<Tombstone>, CliError> {
+/// Reads the tombstones of a backup.
+pub(super) fn read_tombstones(folder: &Path) -> Result<Vec<Tombstone>, CliError> {
     let folder = folder.join("deleted");
     let opened = match Folder::open(&folder) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -235,7 +239,7 @@ pub(super) fn tombstones_of(folder: &Path) -> Result<Vec<Tombstone>, CliError> {
     for Item { path, .. } in opened.entries().map_err(io_error(&folder))? {
         let name = path.file_name().and_then(|name| name.to_str());
         if name.is_none_or(|name| name.parse::<DocumentId>().is_err()) {
-            // What a backup that was interrupted was writing.
+            // A temporary file of an interrupted backup.
             continue;
         }
         let text = folder::read(&path, MAX_TOMBSTONE).map_err(io_error(&path))?;

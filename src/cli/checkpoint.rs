@@ -1,12 +1,13 @@
-//! `tonk-relay checkpoint`
+//! `tonk-relay checkpoint`: moves all chunks from the journal into the folders of the documents.
 
 use hyper::Method;
 
 use super::{error::CliError, output::show, relay::StorageArguments};
-use crate::admin::storage::checkpoint::Checkpoint;
+use crate::admin::storage::checkpoint::CheckpointReport;
 
 pub(super) fn run(arguments: &StorageArguments) -> Result<(), CliError> {
-    let answer: Checkpoint = arguments.relay.stored()?.ask(Method::POST, "/checkpoint")?;
+    let answer: CheckpointReport =
+        arguments.relay.stored()?.request(Method::POST, "/checkpoint")?;
     show(arguments.json, &answer, || {
         format!("{} chunks moved; the folders hold everything\n", answer.moved)
     });

@@ -60,9 +60,9 @@ pub(super) fn run(arguments: DaemonArguments) -> Result<(), CliError> {
             eprintln!("warning: {key}");
         }
         if faults.is_empty() {
-            let place = loaded.file.as_ref().map(|file| format!("{}: ", file.display()));
+            let file = loaded.file.as_ref().map(|file| format!("{}: ", file.display()));
             let by = service.map(|service| format!(" (checked as {})", service.describe()));
-            print(&format!("{}no fault{}\n", place.unwrap_or_default(), by.unwrap_or_default()));
+            print(&format!("{}no fault{}\n", file.unwrap_or_default(), by.unwrap_or_default()));
             return Ok(());
         }
     }
@@ -72,6 +72,7 @@ pub(super) fn run(arguments: DaemonArguments) -> Result<(), CliError> {
     serve(loaded)
 }
 
+/// Runs the relay until it is stopped.
 pub(super) fn serve(loaded: LoadedConfig) -> Result<(), CliError> {
     let log_level = Some(log::init(&loaded.config.log)?);
     let runtime = runtime()?;
@@ -79,13 +80,14 @@ pub(super) fn serve(loaded: LoadedConfig) -> Result<(), CliError> {
         let bound = Loaded { config: loaded, log_level }.bind().await?;
         bound.run()?.serve().await.finish().await
     });
-    // A disk that hangs holds threads that nothing can end: they do not keep the process.
+    // Do not wait for threads that hang in a disk access: nothing can end them.
     runtime.shutdown_background();
     Ok(result?)
 }
 
-/// A config with a few keys set by something else than a file.
-pub(super) fn without_file(origin: &str, set: impl FnOnce(&mut Config)) -> LoadedConfig {
+/// Makes a config from the defaults and what `set` changes. `origin` is what `--print-config` names
+/// as their source.
+pub(super) fn config_without_file(origin: &str, set: impl FnOnce(&mut Config)) -> LoadedConfig {
     let mut config = Config::default();
     set(&mut config);
     let mut origins = Origins::default();
@@ -95,8 +97,8 @@ pub(super) fn without_file(origin: &str, set: impl FnOnce(&mut Config)) -> Loade
     LoadedConfig { file: None, text: String::new(), config, origins }
 }
 
-/// `tonk-relay PORT BUNDLE [STORAGE]`, as the TypeScript relay was started: open by definition, with no
-/// admin listener, uploaded bundles beside the documents.
+/// The config of `tonk-relay PORT BUNDLE [STORAGE]`, the command line of the TypeScript relay: open
+/// mode, no admin listener, and uploaded bundles in a folder next to the documents.
 fn as_typescript_relay(port: u16, bundle: &Path, storage: &Path) -> Result<LoadedConfig, CliError> {
     if !bundle.exists() {
         return Err(CliError::NoBundle(bundle.to_owned()));
@@ -111,7 +113,7 @@ fn as_typescript_relay(port: u16, bundle: &Path, storage: &Path) -> Result<Loade
     let (bundle, storage) = (absolute(bundle)?, absolute(storage)?);
     let mut uploads = OsString::from(&storage);
     uploads.push("-bundles");
-    Ok(without_file("command line", |config| {
+    Ok(config_without_file("command line", |config| {
         config.http.listen = vec![listen];
         config.admin.listen = Vec::new();
         config.bundle.path = bundle;

@@ -1,4 +1,4 @@
-//! `tonk-relay demo`
+//! `tonk-relay demo`: starts a relay with a small bundle and everything in one folder.
 
 use std::{
     net::SocketAddr,
@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{
-    daemon::{serve, without_file},
+    daemon::{config_without_file, serve},
     error::{CliError, io_error},
     files::absolute,
 };
@@ -15,7 +15,7 @@ use crate::{
     config::{AdminAddress, check, load::LoadedConfig},
 };
 
-/// What the demo serves: a small bundle of three documents.
+/// The bundle that the demo serves; it has three documents.
 const DEMO_BUNDLE: &[u8] = include_bytes!("../../etc/demo.tonk");
 
 pub(super) fn run(
@@ -44,7 +44,7 @@ fn prepare(
             folder.join(NAME)
         }
     };
-    let loaded = without_file("demo", |config| {
+    let loaded = config_without_file("demo", |config| {
         config.http.listen = vec![listen];
         config.admin.listen = vec![AdminAddress::Unix(folder.join("admin.sock"))];
         config.bundle.path = bundle;

@@ -10,13 +10,13 @@ use crate::{
     observe::log::LogError, storage::StorageError,
 };
 
-/// The config is wrong (`sysexits.h`).
+/// Exit code for an invalid config (`sysexits.h`).
 const EX_CONFIG: u8 = 78;
 
-/// Why the program ends with an error.
+/// Why a command fails.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum CliError {
-    #[error("{}", lines(.0))]
+    #[error("{}", join_lines(.0))]
     Config(Vec<Fault>),
     #[error("{0}")]
     Log(#[from] LogError),
@@ -38,9 +38,9 @@ pub(super) enum CliError {
     NotListed(String),
     #[error("{0}")]
     Problem(String),
-    /// The exit code; what there is to say was said.
+    /// The command has already printed what is wrong; this is the exit code.
     #[error("")]
-    Said(u8),
+    Reported(u8),
     #[error(transparent)]
     Storage(#[from] StorageError),
     #[error(transparent)]
@@ -60,12 +60,13 @@ pub(super) enum CliError {
 }
 
 impl CliError {
-    pub(super) fn code(&self) -> u8 {
+    /// The exit code that the program ends with.
+    pub(super) fn exit_code(&self) -> u8 {
         match self {
             Self::Config(_) | Self::Log(LogError::Level(_)) => EX_CONFIG,
-            Self::Said(code) => *code,
+            Self::Reported(code) => *code,
             Self::App(AppError::OpenSocket { .. } | AppError::Auth { .. }) => EX_CONFIG,
-            // As fsck(8) says it: what is broken was left as it is, and: the check could not be made.
+            // The exit codes of fsck(8): errors left uncorrected, and operational error.
             Self::BrokenJournal(_) => 4,
             Self::NotChecked(_) => 8,
             _ => 1,
@@ -73,15 +74,17 @@ impl CliError {
     }
 }
 
-fn lines(faults: &[Fault]) -> String {
+fn join_lines(faults: &[Fault]) -> String {
     faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
 }
 
+/// Returns a conversion that adds the path to an I/O error.
 pub(super) fn io_error(path: &Path) -> impl Fn(io::Error) -> CliError {
     let path = path.to_owned();
     move |source| CliError::Io { path: path.clone(), source }
 }
 
+/// Returns an error about a file or folder.
 pub(super) fn path_error(path: &Path, problem: impl ToString) -> CliError {
     CliError::Path { path: path.to_owned(), problem: problem.to_string() }
 }

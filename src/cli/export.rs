@@ -1,8 +1,8 @@
-//! `tonk-relay export`
+//! `tonk-relay export`: writes an app's documents into a bundle.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use automerge::{Automerge, ObjId, ObjType, ROOT, ReadDoc, ScalarValueRef, ValueRef};
@@ -16,7 +16,7 @@ use super::{
     error::{CliError, io_error, path_error},
     output::show,
     progress::Progress,
-    relay::StorageArguments,
+    relay::{Relay, StorageArguments},
 };
 use crate::{
     admin::client::AdminError,
@@ -42,13 +42,13 @@ pub(super) struct ExportArguments {
 
 /// What an export wrote.
 #[derive(Debug, Serialize)]
-struct ExportAnswer {
+struct ExportReport {
     root: DocumentId,
     documents: usize,
     bytes: u64,
-    /// Documents that are mentioned, and not stored here.
+    /// Documents that are mentioned but not stored here.
     missing: Vec<DocumentId>,
-    /// Chunks that are left out, for they do not parse.
+    /// Chunks that are left out because they do not parse.
     broken: Vec<String>,
 }
 
@@ -65,78 +65,91 @@ pub(super) fn run(arguments: &ExportArguments) -> Result<(), CliError> {
         Err(CliError::Admin(AdminError::Missing(_))) => bundle::minimal_manifest(root).into(),
         Err(error) => return Err(error),
     };
-    let (mut documents, mut missing, mut broken) = (BTreeMap::new(), Vec::new(), Vec::new());
-    let mut seen = BTreeSet::from([root]);
-    let mut to_look_at = VecDeque::from([root]);
-    let progress = Progress::new("documents");
-    while let Some(document) = to_look_at.pop_front() {
-        progress.is_at(documents.len(), seen.len());
-        let Some(content) = relay.content(document, true)? else {
-            missing.push(document);
-            continue;
-        };
-        broken.extend(content.broken);
-        let doc = Automerge::load(&content.data)
-            .map_err(|error| CliError::Document(document, error.into()))?;
-        for mentioned in mentioned_in(&doc) {
-            if seen.insert(mentioned) {
-                to_look_at.push_back(mentioned);
-            }
-        }
-        documents.insert(document, doc.save());
-    }
-    progress.end();
+    let Collected { documents, missing, broken } = collect(&mut relay, root)?;
     if !documents.contains_key(&root) {
         return Err(path_error(file, format!("nothing is stored of the root document {root}")));
     }
-    let out = bundle::pack(&manifest, &documents).map_err(|error| path_error(file, error))?;
-    // A link is followed, and a file that is there keeps its permissions and owner.
+    let data = bundle::pack(&manifest, &documents).map_err(|error| path_error(file, error))?;
+    // A symbolic link is followed, and a file that exists keeps its permissions and owner.
     let (folder, name) = Folder::holding(file).map_err(io_error(file))?;
     let earlier = folder.stat(&name).map_err(io_error(file))?;
-    folder.write(&name, &out, 0o666, earlier.as_ref()).map_err(io_error(file))?;
-    let (documents, bytes) = (documents.len(), out.len() as u64);
-    let answer = ExportAnswer { root, documents, bytes, missing, broken };
-    show(arguments.storage.json, &answer, || {
-        let (documents, bytes) = (answer.documents, answer.bytes);
-        let mut text = format!("{}: {documents} documents, {bytes} bytes\n", file.display());
-        for document in &answer.missing {
-            text.push_str(&format!("mentioned, and not stored here: {document}\n"));
-        }
-        for chunk in &answer.broken {
-            text.push_str(&format!("broken, and left out: {chunk}\n"));
-        }
-        text
-    });
-    let is_whole = answer.missing.is_empty() && answer.broken.is_empty();
-    if is_whole { Ok(()) } else { Err(CliError::Said(1)) }
+    folder.write(&name, &data, 0o666, earlier.as_ref()).map_err(io_error(file))?;
+    let (documents, bytes) = (documents.len(), data.len() as u64);
+    let report = ExportReport { root, documents, bytes, missing, broken };
+    show(arguments.storage.json, &report, || describe(&report, file));
+    let is_whole = report.missing.is_empty() && report.broken.is_empty();
+    if is_whole { Ok(()) } else { Err(CliError::Reported(1)) }
 }
 
-/// The documents that a document mentions: texts that are an id or an automerge: URL, wherever they stand.
+/// The documents of an app.
+#[derive(Default)]
+struct Collected {
+    documents: BTreeMap<DocumentId, Vec<u8>>,
+    missing: Vec<DocumentId>,
+    broken: Vec<String>,
+}
+
+/// Reads the root document, and all documents that are mentioned in it or in one of the others.
+fn collect(relay: &mut Relay, root: DocumentId) -> Result<Collected, CliError> {
+    let mut collected = Collected::default();
+    let mut seen = BTreeSet::from([root]);
+    let mut pending = VecDeque::from([root]);
+    let progress = Progress::new("documents");
+    while let Some(document) = pending.pop_front() {
+        progress.set(collected.documents.len(), seen.len());
+        let Some(content) = relay.content(document, true)? else {
+            collected.missing.push(document);
+            continue;
+        };
+        collected.broken.extend(content.broken);
+        let doc = Automerge::load(&content.data)
+            .map_err(|error| CliError::Document(document, error.into()))?;
+        pending.extend(mentioned_in(&doc).into_iter().filter(|mentioned| seen.insert(*mentioned)));
+        collected.documents.insert(document, doc.save());
+    }
+    progress.end();
+    Ok(collected)
+}
+
+fn describe(report: &ExportReport, file: &Path) -> String {
+    let ExportReport { documents, bytes, .. } = report;
+    let mut text = format!("{}: {documents} documents, {bytes} bytes\n", file.display());
+    for document in &report.missing {
+        text.push_str(&format!("mentioned, and not stored here: {document}\n"));
+    }
+    for chunk in &report.broken {
+        text.push_str(&format!("broken, and left out: {chunk}\n"));
+    }
+    text
+}
+
+/// Returns the documents that a document mentions: all texts in it that are an id or an automerge:
+/// URL.
 fn mentioned_in(doc: &Automerge) -> Vec<DocumentId> {
-    /// The longest text that is looked at: an automerge: URL.
-    const LONGEST: usize = 64;
+    /// Length of the longest text that can be an automerge: URL.
+    const MAX_URL: usize = 64;
     let mut mentioned = Vec::new();
     let mut objects: Vec<(ObjId, ObjType)> = vec![(ROOT, ObjType::Map)];
     while let Some((object, kind)) = objects.pop() {
         let mut texts = Vec::new();
-        let mut look = |value: ValueRef<'_>, id: ObjId| match value {
+        let mut visit = |value: ValueRef<'_>, id: ObjId| match value {
             ValueRef::Object(kind) => objects.push((id, kind)),
             ValueRef::Scalar(ScalarValueRef::Str(text)) => texts.push(text.into_owned()),
             ValueRef::Scalar(_) => {}
         };
         match kind {
-            ObjType::Text if doc.length(&object) <= LONGEST => texts.extend(doc.text(&object)),
+            ObjType::Text if doc.length(&object) <= MAX_URL => texts.extend(doc.text(&object)),
             ObjType::Text => {}
             ObjType::List => {
                 for item in doc.list_range(&object, ..) {
                     let id = item.id();
-                    look(item.value, id);
+                    visit(item.value, id);
                 }
             }
             ObjType::Map | ObjType::Table => {
                 for item in doc.map_range(&object, ..) {
                     let id = item.id();
-                    look(item.value, id);
+                    visit(item.value, id);
                 }
             }
         }
@@ -152,7 +165,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn mentioned_documents_are_found_wherever_they_stand() {
+    fn mentioned_documents_are_found_in_all_kinds_of_values() {
         let ids: Vec<DocumentId> = (1..=3).map(|n| DocumentId::from_bytes([n; 16])).collect();
         let mut doc = Automerge::new();
         doc.transact::<_, _, AutomergeError>(|edit| {

@@ -1,4 +1,4 @@
-//! `tonk-relay fsck`
+//! `tonk-relay fsck`: checks what a relay stores, a backup, or another folder of documents.
 
 use std::path::{Path, PathBuf};
 
@@ -28,59 +28,52 @@ pub(super) struct FsckArguments {
     storage: StorageArguments,
 }
 
+/// Exit codes of fsck(8).
+const CORRECTED: u8 = 1;
+const LEFT_UNCORRECTED: u8 = 4;
+const OPERATIONAL_ERROR: u8 = 8;
+
 /// What a check found, as JSON.
 #[derive(Serialize)]
-struct Checked {
+struct CheckReport {
     findings: Vec<Finding>,
     summary: Summary,
 }
 
 pub(super) fn run(arguments: &FsckArguments) -> Result<(), CliError> {
     match check(arguments) {
-        // All other ends are those of a check that was not made, or not to its end.
-        Err(CliError::Said(code)) if code != 4 => Err(CliError::Said(8)),
-        Err(error) if !matches!(error, CliError::Said(_) | CliError::BrokenJournal(_)) => {
+        // Every other code means that the check could not be made or finished.
+        Err(CliError::Reported(code)) if code != LEFT_UNCORRECTED => {
+            Err(CliError::Reported(OPERATIONAL_ERROR))
+        }
+        Err(error) if !matches!(error, CliError::Reported(_) | CliError::BrokenJournal(_)) => {
             Err(CliError::NotChecked(error.to_string()))
         }
         Err(error) => Err(error),
         Ok(0) => Ok(()),
-        Ok(code) => Err(CliError::Said(code)),
+        Ok(code) => Err(CliError::Reported(code)),
     }
 }
 
-/// Returns the exit code of a check that was made.
+/// Checks, prints what it finds, and returns the exit code.
 fn check(arguments: &FsckArguments) -> Result<u8, CliError> {
     let json = arguments.storage.json;
     let progress = Progress::new("documents");
     let (mut findings, mut summary) = (Vec::new(), Err("the check was cut off".to_owned()));
     let mut take = |line| match line {
-        Line::Checked(done, all) => progress.is_at(done, all),
+        Line::Checked(done, total) => progress.set(done, total),
         Line::Finding(finding) => {
             if !json {
                 progress.suspend(|| print(&describe(&finding)));
             }
             findings.push(finding);
         }
-        Line::Summary(all) => summary = Ok(all),
+        Line::Summary(counts) => summary = Ok(counts),
         Line::Problem(text) => summary = Err(text),
     };
     match &arguments.folder {
         Some(folder) => check_folder(folder, &mut take)?,
-        None => {
-            let relay = &arguments.storage.relay;
-            let (method, mut relay) = match arguments.repair {
-                true => {
-                    if let Some(folder) = relay.folders().first().filter(|folder| !folder.exists())
-                    {
-                        let problem = format!("{}: no such folder", folder.display());
-                        return Err(CliError::Problem(problem));
-                    }
-                    (Method::POST, relay.stored_or_new()?)
-                }
-                false => (Method::GET, relay.stored()?),
-            };
-            relay.lines(method, "/fsck", &mut take)?;
-        }
+        None => check_relay(arguments, &mut take)?,
     }
     progress.end();
     let summary = summary.map_err(CliError::Problem)?;
@@ -88,25 +81,44 @@ fn check(arguments: &FsckArguments) -> Result<u8, CliError> {
         let problem = format!("{}: no document is there", folder.display());
         return Err(CliError::Problem(problem));
     }
-    let left = summary.damages - summary.repaired;
     let repaired = summary.repaired;
-    show(json, &Checked { findings, summary }, || {
-        format!(
-            "{} documents in {} chunks, {} bytes; {} bundles: {left} damages{}, {} notes\n",
-            summary.documents,
-            summary.chunks,
-            summary.bytes,
-            summary.bundles,
-            if repaired > 0 { format!(", {repaired} repaired") } else { String::new() },
-            summary.notes,
-        )
-    });
-    // As fsck(8) says it.
+    let left = summary.damages - repaired;
+    show(json, &CheckReport { findings, summary }, || describe_summary(&summary));
     Ok(match (left, repaired) {
         (0, 0) => 0,
-        (0, _) => 1,
-        _ => 4,
+        (0, _) => CORRECTED,
+        _ => LEFT_UNCORRECTED,
     })
+}
+
+/// Checks what a relay stores.
+fn check_relay(arguments: &FsckArguments, take: impl FnMut(Line)) -> Result<(), CliError> {
+    let relay = &arguments.storage.relay;
+    let (method, mut relay) = match arguments.repair {
+        true => {
+            if let Some(folder) = relay.folders().first().filter(|folder| !folder.exists()) {
+                let problem = format!("{}: no such folder", folder.display());
+                return Err(CliError::Problem(problem));
+            }
+            (Method::POST, relay.stored_or_new()?)
+        }
+        false => (Method::GET, relay.stored()?),
+    };
+    relay.lines(method, "/fsck", take)
+}
+
+fn describe_summary(summary: &Summary) -> String {
+    let repaired = summary.repaired;
+    format!(
+        "{} documents in {} chunks, {} bytes; {} bundles: {} damages{}, {} notes\n",
+        summary.documents,
+        summary.chunks,
+        summary.bytes,
+        summary.bundles,
+        summary.damages - repaired,
+        if repaired > 0 { format!(", {repaired} repaired") } else { String::new() },
+        summary.notes,
+    )
 }
 
 fn describe(finding: &Finding) -> String {
@@ -116,6 +128,7 @@ fn describe(finding: &Finding) -> String {
     format!("{kind}: {}: {}{repaired}\n", finding.place, finding.fault)
 }
 
+/// Checks a backup, or a folder in the layout of automerge-repo.
 fn check_folder(folder: &Path, mut take: impl FnMut(Line)) -> Result<(), CliError> {
     let mut tell = |line| {
         take(line);

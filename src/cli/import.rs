@@ -1,4 +1,4 @@
-//! `tonk-relay import`
+//! `tonk-relay import`: merges the documents of another relay's folder with what is stored.
 
 use std::{
     io,
@@ -11,13 +11,13 @@ use hyper::Method;
 use super::{
     backup_folder::BackupIndex,
     error::{CliError, io_error, path_error},
-    merge::MergeAnswer,
+    merge::{MergeReport, Merger},
     progress::Progress,
-    relay::StorageArguments,
+    relay::{Relay, StorageArguments},
 };
 use crate::{
     admin::{client::AdminError, storage::storage_id::StorageId},
-    base::folder,
+    base::{document_id::DocumentId, folder},
     storage::{
         StorageError, documents,
         local::{
@@ -27,13 +27,14 @@ use crate::{
     },
 };
 
-/// The largest file with a storage id that is read.
-const MAX_ID: u64 = 4096;
+/// The largest storage id file that is read, in bytes.
+const MAX_STORAGE_ID: u64 = 4096;
 
 /// `tonk-relay import`
 #[derive(Debug, Args)]
 pub(super) struct ImportArguments {
-    /// The storage folder of a TypeScript relay or an automerge-repo sync server, which must be stopped
+    /// The storage folder of a TypeScript relay or an automerge-repo sync server, which must be
+    /// stopped
     #[arg(value_name = "DIR")]
     folder: PathBuf,
     /// Say what would be done, and do nothing
@@ -48,6 +49,28 @@ pub(super) struct ImportArguments {
 
 pub(super) fn run(arguments: &ImportArguments) -> Result<(), CliError> {
     let folder = &arguments.folder;
+    refuse_unfit_folder(arguments)?;
+    let documents = list_documents(folder)?;
+    let mut relay = arguments.storage.relay.stored_or_new()?;
+    let mut merger = Merger::new(arguments.dry_run);
+    if !arguments.new_identity {
+        import_storage_id(&mut relay, folder, &mut merger.report)?;
+    }
+    let progress = Progress::new("documents");
+    let total = documents.len();
+    for (done, document) in documents.into_iter().enumerate() {
+        progress.set(done, total);
+        import_document(&mut relay, folder, document, &mut merger)?;
+    }
+    merger.flush(&mut relay)?;
+    progress.end();
+    merger.report.finish(arguments.storage.json)
+}
+
+/// Fails if the folder is a backup, this relay's own folder, or has changes in a journal, which an
+/// import would not see.
+fn refuse_unfit_folder(arguments: &ImportArguments) -> Result<(), CliError> {
+    let folder = &arguments.folder;
     if BackupIndex::read(folder)?.is_some() {
         return Err(path_error(folder, "is a backup: use `tonk-relay restore`"));
     }
@@ -56,16 +79,18 @@ pub(super) fn run(arguments: &ImportArguments) -> Result<(), CliError> {
         return Err(path_error(folder, "is this relay's own folder"));
     }
     match count_rows(folder) {
-        Ok(0) => {}
+        Ok(0) => Ok(()),
         Ok(_) | Err(StorageError::InUse(_)) => {
             let problem = "has a journal with changes that are not in the folders: stop that relay, and run its \
                            `tonk-relay checkpoint`";
-            return Err(path_error(folder, problem));
+            Err(path_error(folder, problem))
         }
-        Err(error) => return Err(error.into()),
+        Err(error) => Err(error.into()),
     }
+}
+
+fn list_documents(folder: &Path) -> Result<Vec<DocumentId>, CliError> {
     let mut documents = Vec::new();
-    let mut answer = MergeAnswer::new(arguments.dry_run);
     walk::walk(folder, |found| {
         match found {
             Found::Document(document) => documents.push(document),
@@ -75,57 +100,60 @@ pub(super) fn run(arguments: &ImportArguments) -> Result<(), CliError> {
         }
         true
     })?;
-    let mut relay = arguments.storage.relay.stored_or_new()?;
-    let id_file = folder.join("st/orage-adapter-id");
-    if !arguments.new_identity
-        && let Some(id) = read_id(&id_file)?
-    {
-        let id = StorageId { storage_id: Some(id.trim().to_owned()) };
-        answer.storage_id = if arguments.dry_run {
-            let here: StorageId = relay.ask(Method::GET, "/storage-id")?;
-            here.storage_id.is_none()
-        } else {
-            match relay.tell(Method::PUT, "/storage-id", &id) {
-                Err(CliError::Admin(AdminError::Refused(reason))) => {
-                    answer.refuse(id_file.display(), reason);
-                    false
-                }
-                is_taken => is_taken?,
-            }
-        };
-    }
-    let progress = Progress::new("documents");
-    let all = documents.len();
-    for (n, document) in documents.into_iter().enumerate() {
-        progress.is_at(n, all);
-        let chunks = match walk::read_document(folder, document) {
-            Ok(chunks) if chunks.is_empty() => continue,
-            Ok(chunks) => chunks,
-            Err(error) => {
-                answer.refuse(document, error);
-                continue;
-            }
-        };
-        let mut checked = documents::check(document, chunks, None);
-        for (key, reason) in checked.broken {
-            answer.refuse(key, reason);
-        }
-        let waits = checked.opened.doc.has_orphans();
-        if !checked.opened.heads.is_empty() || waits {
-            answer.merge(&mut relay, document, checked.opened.doc.automerge().save())?;
-        }
-    }
-    answer.merge_rest(&mut relay)?;
-    progress.end();
-    answer.end(arguments.storage.json)
+    Ok(documents)
 }
 
-/// The storage id of the folder; nothing if it has none.
-fn read_id(file: &Path) -> Result<Option<String>, CliError> {
-    match folder::read(file, MAX_ID) {
+/// Takes over the folder's storage id, unless this storage has an id already.
+fn import_storage_id(
+    relay: &mut Relay,
+    folder: &Path,
+    report: &mut MergeReport,
+) -> Result<(), CliError> {
+    let file = folder.join("st/orage-adapter-id");
+    let Some(id) = read_storage_id(&file)? else { return Ok(()) };
+    if report.dry_run {
+        let here: StorageId = relay.request(Method::GET, "/storage-id")?;
+        report.storage_id = here.storage_id.is_none();
+        return Ok(());
+    }
+    let id = StorageId { storage_id: Some(id.trim().to_owned()) };
+    match relay.send(Method::PUT, "/storage-id", &id) {
+        Err(CliError::Admin(AdminError::Refused(reason))) => report.refuse(file.display(), reason),
+        is_taken => report.storage_id = is_taken?,
+    }
+    Ok(())
+}
+
+/// Reads a storage id; none if the file does not exist.
+fn read_storage_id(file: &Path) -> Result<Option<String>, CliError> {
+    match folder::read(file, MAX_STORAGE_ID) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         read => Ok(Some(String::from_utf8_lossy(&read.map_err(io_error(file))?).into_owned())),
     }
+}
+
+fn import_document(
+    relay: &mut Relay,
+    folder: &Path,
+    document: DocumentId,
+    merger: &mut Merger,
+) -> Result<(), CliError> {
+    let chunks = match walk::read_document(folder, document) {
+        Ok(chunks) if chunks.is_empty() => return Ok(()),
+        Ok(chunks) => chunks,
+        Err(error) => {
+            merger.report.refuse(document, error);
+            return Ok(());
+        }
+    };
+    let mut checked = documents::check(document, chunks, None);
+    for (key, reason) in checked.broken {
+        merger.report.refuse(key, reason);
+    }
+    if !checked.opened.heads.is_empty() || checked.opened.doc.has_orphans() {
+        merger.merge(relay, document, checked.opened.doc.automerge().save())?;
+    }
+    Ok(())
 }
 
 fn is_same(a: &Path, b: &Path) -> bool {

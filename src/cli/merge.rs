@@ -1,100 +1,66 @@
-//! Documents that are merged with what is stored, one after the other, and what became of them.
+//! Merges documents with what is stored, for `restore` and `import`, and reports what became of
+//! them.
 
 use hyper::Method;
 use serde::Serialize;
 
 use super::{
     error::CliError,
-    output::{Refused, show},
+    output::{Failure, show},
     relay::Relay,
 };
 use crate::{
     admin::{
         client::{self, AdminError},
-        storage::documents::Brought,
+        storage::documents::DocumentToMerge,
     },
     base::document_id::DocumentId,
     document::compare::Merged,
 };
 
-/// What became of documents that were merged with what is stored.
+/// Documents in a batch. Those of one batch become durable together.
+const BATCH_DOCUMENTS: usize = 256;
+/// Bytes after which a batch is sent, even with fewer documents.
+const BATCH_BYTES: usize = 8 << 20;
+
+/// What became of documents that were merged with the stored ones.
 #[derive(Debug, Default, Serialize)]
-pub(super) struct MergeAnswer {
+pub(super) struct MergeReport {
     pub(super) documents: usize,
     pub(super) new: usize,
     /// Those that brought changes which the stored ones lacked.
     pub(super) newer: usize,
-    /// Those that were there already.
+    /// Those whose changes were all stored already.
     pub(super) contained: usize,
-    /// Those that are deleted here, and stay so.
+    /// Those that are deleted in this storage; they stay deleted.
     pub(super) deleted: usize,
     /// What could not be taken over, and why.
-    pub(super) refused: Vec<Refused>,
+    pub(super) refused: Vec<Failure>,
     /// Whether the storage id was taken over.
     pub(super) storage_id: bool,
     pub(super) bundles: usize,
-    /// Documents that are deleted here now, as in the backup.
+    /// Documents that were deleted, because they are deleted in the backup.
     pub(super) tombstones: Vec<DocumentId>,
-    /// Where what was stored before is now.
+    /// Where the documents that were stored before are now.
     pub(super) replaced: Option<String>,
-    /// And the bundles.
+    /// Where the bundles that were stored before are now.
     pub(super) replaced_bundles: Option<String>,
     pub(super) dry_run: bool,
-    #[serde(skip)]
-    waiting: Vec<(DocumentId, Vec<u8>)>,
-    /// Their size.
-    #[serde(skip)]
-    bytes: usize,
 }
 
-/// So many documents are sent at a time, or fewer of this size together: they become durable together.
-const TOGETHER: usize = 256;
-const TOGETHER_BYTES: usize = 8 << 20;
-
-impl MergeAnswer {
-    pub(super) fn new(dry_run: bool) -> Self {
-        Self { dry_run, ..Self::default() }
-    }
-
+impl MergeReport {
     pub(super) fn refuse(&mut self, place: impl ToString, reason: impl ToString) {
-        self.refused.push(Refused { place: place.to_string(), reason: reason.to_string() });
+        self.refused.push(Failure::new(place, reason));
     }
 
-    /// Merge a document, when there are enough of them to be sent together.
-    pub(super) fn merge(
-        &mut self,
-        relay: &mut Relay,
-        document: DocumentId,
-        data: Vec<u8>,
-    ) -> Result<(), CliError> {
-        self.bytes += data.len();
-        self.waiting.push((document, data));
-        if self.waiting.len() >= TOGETHER || self.bytes >= TOGETHER_BYTES {
-            self.merge_rest(relay)?;
-        }
-        Ok(())
+    pub(super) fn has_refusals(&self) -> bool {
+        !self.refused.is_empty()
     }
 
-    /// Merge those that have not been sent yet.
-    pub(super) fn merge_rest(&mut self, relay: &mut Relay) -> Result<(), CliError> {
-        self.bytes = 0;
-        let waiting = std::mem::take(&mut self.waiting);
-        let documents: Vec<DocumentId> = waiting.iter().map(|(document, _)| *document).collect();
-        let brought = waiting
-            .into_iter()
-            .map(|(document, data)| Brought { document: document.to_string(), data });
-        let brought = minicbor::to_vec(brought.collect::<Vec<_>>()).unwrap_or_default();
-        let path = format!("/documents?dry_run={}", self.dry_run);
-        let answer = relay.fetch(Method::POST, &path, brought.into())?;
-        let merged: Vec<Merged> = client::parse(&answer)?;
-        if merged.len() != documents.len() {
-            let problem = format!("{} answers for {} documents", merged.len(), documents.len());
-            return Err(AdminError::Answer(problem).into());
-        }
-        for (document, merged) in documents.into_iter().zip(merged) {
-            self.count(document, merged);
-        }
-        Ok(())
+    /// Prints the report, and fails if something was refused.
+    pub(super) fn finish(&self, json: bool) -> Result<(), CliError> {
+        show(json, self, || self.describe());
+        if self.has_refusals() { Err(CliError::Reported(1)) } else { Ok(()) }
     }
 
     fn count(&mut self, document: DocumentId, merged: Merged) {
@@ -103,7 +69,8 @@ impl MergeAnswer {
             Merged::New => self.new += 1,
             Merged::Newer => self.newer += 1,
             Merged::Contained => self.contained += 1,
-            // An operator's import takes blocked ones as well; this is for uploads.
+            // Only uploads are refused for a block; an operator's import is merged with blocked
+            // documents.
             Merged::Deleted | Merged::Blocked => self.deleted += 1,
             Merged::Unrelated => self.refuse(
                 document,
@@ -119,16 +86,6 @@ impl MergeAnswer {
         }
     }
 
-    pub(super) fn is_refused(&self) -> bool {
-        !self.refused.is_empty()
-    }
-
-    /// Print it; an error if something was refused.
-    pub(super) fn end(&self, json: bool) -> Result<(), CliError> {
-        show(json, self, || self.describe());
-        if self.is_refused() { Err(CliError::Said(1)) } else { Ok(()) }
-    }
-
     fn describe(&self) -> String {
         let mut text = String::new();
         if let Some(replaced) = &self.replaced {
@@ -140,7 +97,7 @@ impl MergeAnswer {
         for document in &self.tombstones {
             text.push_str(&format!("deleted here now, as in the backup: {document}\n"));
         }
-        for Refused { place, reason } in &self.refused {
+        for Failure { place, reason } in &self.refused {
             text.push_str(&format!("refused: {place}: {reason}\n"));
         }
         let would = if self.dry_run { "this would be done: " } else { "" };
@@ -157,5 +114,56 @@ impl MergeAnswer {
             if self.storage_id { "taken over" } else { "this relay's own" },
         ));
         text
+    }
+}
+
+/// Sends documents to the relay in batches.
+pub(super) struct Merger {
+    pub(super) report: MergeReport,
+    batch: Vec<(DocumentId, Vec<u8>)>,
+    batch_bytes: usize,
+}
+
+impl Merger {
+    pub(super) fn new(dry_run: bool) -> Self {
+        let report = MergeReport { dry_run, ..MergeReport::default() };
+        Self { report, batch: Vec::new(), batch_bytes: 0 }
+    }
+
+    /// Adds a document to the batch, and sends the batch if it is full.
+    pub(super) fn merge(
+        &mut self,
+        relay: &mut Relay,
+        document: DocumentId,
+        data: Vec<u8>,
+    ) -> Result<(), CliError> {
+        self.batch_bytes += data.len();
+        self.batch.push((document, data));
+        if self.batch.len() >= BATCH_DOCUMENTS || self.batch_bytes >= BATCH_BYTES {
+            self.flush(relay)?;
+        }
+        Ok(())
+    }
+
+    /// Sends the documents that are still in the batch.
+    pub(super) fn flush(&mut self, relay: &mut Relay) -> Result<(), CliError> {
+        self.batch_bytes = 0;
+        let batch = std::mem::take(&mut self.batch);
+        let documents: Vec<DocumentId> = batch.iter().map(|(document, _)| *document).collect();
+        let batch = batch
+            .into_iter()
+            .map(|(document, data)| DocumentToMerge { document: document.to_string(), data });
+        let batch = minicbor::to_vec(batch.collect::<Vec<_>>()).unwrap_or_default();
+        let path = format!("/documents?dry_run={}", self.report.dry_run);
+        let answer = relay.fetch(Method::POST, &path, batch.into())?;
+        let merged: Vec<Merged> = client::parse(&answer)?;
+        if merged.len() != documents.len() {
+            let problem = format!("{} answers for {} documents", merged.len(), documents.len());
+            return Err(AdminError::Answer(problem).into());
+        }
+        for (document, merged) in documents.into_iter().zip(merged) {
+            self.report.count(document, merged);
+        }
+        Ok(())
     }
 }

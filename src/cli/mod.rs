@@ -1,7 +1,7 @@
 //! The command line: its arguments, and which file does what they ask for.
 //!
-//! Every command has a file of its name. `backup`, `doc` and `ping` are folders. Commands reach a relay, or the stored data
-//! when no relay runs, through `relay`.
+//! Every command has a file of its name. `backup`, `doc` and `ping` are folders. Commands reach a
+//! relay, or the stored data when no relay runs, through `relay`.
 
 #![allow(clippy::disallowed_methods, reason = "commands may block")]
 
@@ -93,7 +93,8 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Try the way to a relay as a client takes it: address, TLS, proxy, upgrade, round trip, large messages, silence
+    /// Try the way to a relay as a client takes it: address, TLS, proxy, upgrade, round trip, large
+    /// messages, silence
     Ping(PingArguments),
     /// Let the running relay take over its changed config file
     Reload {
@@ -109,21 +110,23 @@ enum Command {
     },
     /// Say what is stored of a document, or delete it, whether or not the relay runs
     Doc(DocArguments),
-    /// Check all that is stored, whether or not the relay runs: 0 all is well, 1 repaired, 4 damaged, 8 not checked
+    /// Check all that is stored, whether or not the relay runs: 0 all is well, 1 repaired, 4
+    /// damaged, 8 not checked
     Fsck(FsckArguments),
     /// Look after what was put aside because it does not parse
     Quarantine {
         #[command(subcommand)]
         command: QuarantineCommand,
     },
-    /// Copy all that is stored into a folder, whether or not the relay runs; what has not changed is not copied again
+    /// Copy all that is stored into a folder, whether or not the relay runs; what has not changed
+    /// is not copied again
     Backup(BackupArguments),
     /// Bring a backup back
     Restore(RestoreArguments),
     /// Take over the documents of another relay's folder, which stays as it is
     Import(ImportArguments),
-    /// Write an app's documents as they are now into a .tonk bundle: 0 with all of them, 1 where one that is mentioned
-    /// is not stored or not whole
+    /// Write an app's documents as they are now into a .tonk bundle: 0 with all of them, 1 where
+    /// one that is mentioned is not stored or not whole
     Export(ExportArguments),
     /// Serve what is stored to another command of ours
     #[command(hide = true)]
@@ -136,12 +139,12 @@ enum Command {
     },
 }
 
-/// What the arguments can be, for the manual and for completions.
+/// The definition of the command line, for the manual page and the shell completions.
 pub fn command() -> clap::Command {
     <Arguments as clap::CommandFactory>::command()
 }
 
-/// Run the command that the arguments name.
+/// Runs the command that the arguments name, and returns its exit code.
 pub fn run() -> ExitCode {
     let arguments = Arguments::parse();
     let result = match arguments.command {
@@ -165,10 +168,10 @@ pub fn run() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            if !matches!(error, CliError::Said(_)) {
+            if !matches!(error, CliError::Reported(_)) {
                 eprintln!("{error}");
             }
-            ExitCode::from(error.code())
+            ExitCode::from(error.exit_code())
         }
     }
 }
@@ -180,12 +183,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_arguments_fit_together() {
+    fn argument_definitions_are_consistent() {
         command().debug_assert();
     }
 
     #[test]
-    fn the_typescript_relays_form_is_understood() {
+    fn positional_arguments_of_the_typescript_relay_are_accepted() {
         let arguments =
             Arguments::try_parse_from(["tonk-relay", "8081", "app.tonk"]).expect("parses");
         assert_eq!(arguments.daemon.port, Some(8081));

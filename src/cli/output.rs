@@ -1,4 +1,4 @@
-//! What commands print, and how values look in it.
+//! What commands print, and how values are shown in it.
 
 use std::{
     io::{self, ErrorKind, Write},
@@ -9,10 +9,11 @@ use serde::Serialize;
 
 use crate::base::text::is_invisible;
 
-/// Hexadecimal digits by which a hash is known here.
-const SHORT: usize = 8;
+/// Hexadecimal digits that are shown of a hash.
+const HASH_DIGITS: usize = 8;
 
-/// What a command was asked for goes to stdout. Whoever reads it may have had enough of it.
+/// Prints what a command was asked for to stdout. A reader that closes the pipe early, such as
+/// `head`, is not an error.
 pub(super) fn print(text: &str) {
     let mut out = io::stdout();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
@@ -23,7 +24,7 @@ pub(super) fn print(text: &str) {
     }
 }
 
-/// Print an answer, as JSON or as a text.
+/// Prints an answer, as JSON or as text.
 pub(super) fn show(json: bool, answer: &impl Serialize, text: impl FnOnce() -> String) {
     print(&match json {
         true => format!("{}\n", serde_json::to_string_pretty(answer).unwrap_or_default()),
@@ -31,29 +32,38 @@ pub(super) fn show(json: bool, answer: &impl Serialize, text: impl FnOnce() -> S
     });
 }
 
-pub(super) fn size(bytes: u64) -> String {
+/// A size with its unit, such as `1.5 MiB`.
+pub(super) fn byte_size(bytes: u64) -> String {
     bytesize::ByteSize(bytes).display().iec().to_string()
-}
-
-/// What a client called itself, without what would move the cursor.
-pub(super) fn printable(text: &str, most: usize) -> String {
-    text.chars().map(|c| if is_invisible(c) { '?' } else { c }).take(most).collect()
-}
-
-pub(super) fn short(heads: &[String]) -> String {
-    let short = heads.iter().map(|head| head.get(..SHORT).unwrap_or(head));
-    short.collect::<Vec<_>>().join(" ")
 }
 
 pub(super) fn millis(time: Duration) -> String {
     format!("{:.1} ms", time.as_secs_f64() * 1e3)
 }
 
-/// What could not be taken, and why.
+/// The first `max_chars` characters of a text that a client chose, without those that would move
+/// the cursor.
+pub(super) fn printable(text: &str, max_chars: usize) -> String {
+    text.chars().map(|c| if is_invisible(c) { '?' } else { c }).take(max_chars).collect()
+}
+
+/// The first digits of each hash.
+pub(super) fn short_hashes(hashes: &[String]) -> String {
+    let short = hashes.iter().map(|hash| hash.get(..HASH_DIGITS).unwrap_or(hash));
+    short.collect::<Vec<_>>().join(" ")
+}
+
+/// A document, bundle or file that could not be processed, and why.
 #[derive(Debug, Serialize)]
-pub(super) struct Refused {
+pub(super) struct Failure {
     pub(super) place: String,
     pub(super) reason: String,
+}
+
+impl Failure {
+    pub(super) fn new(place: impl ToString, reason: impl ToString) -> Self {
+        Self { place: place.to_string(), reason: reason.to_string() }
+    }
 }
 
 #[cfg(test)]
@@ -61,7 +71,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_client_calls_itself_moves_no_cursor() {
+    fn printable_replaces_control_characters_and_truncates() {
         assert_eq!(printable("a\x1b[2Jb\n", 40), "a?[2Jb?");
         assert_eq!(printable("abcdef", 3), "abc");
     }

@@ -1,13 +1,13 @@
-//! How far a long command is, where a terminal shows it.
+//! The progress bar of long commands.
 
-// indicatif: what cargo's own ecosystem shows progress with; it keeps quiet where there is no terminal.
+// indicatif is widely used for command line tools, and prints nothing if stderr is not a terminal.
 use indicatif::{ProgressBar, ProgressStyle};
 
-/// A bar that counts.
+/// A progress bar on a terminal.
 pub(super) struct Progress(ProgressBar);
 
 impl Progress {
-    /// A bar that counts `what`.
+    /// Shows a bar that counts `what`.
     pub(super) fn new(what: &'static str) -> Self {
         let bar = ProgressBar::new(0);
         let template = format!("{{bar:30}} {{pos}} of {{len}} {what}, {{eta}} to go");
@@ -17,18 +17,18 @@ impl Progress {
         Self(bar)
     }
 
-    /// So many are done, of so many.
-    pub(super) fn is_at(&self, done: usize, all: usize) {
-        self.0.set_length(all as u64);
+    /// Updates the bar: `done` of `total` are done.
+    pub(super) fn set(&self, done: usize, total: usize) {
+        self.0.set_length(total as u64);
         self.0.set_position(done as u64);
     }
 
-    /// Write lines while the bar is away.
+    /// Hides the bar while `write` prints lines.
     pub(super) fn suspend(&self, write: impl FnOnce()) {
         self.0.suspend(write);
     }
 
-    /// Take the bar away.
+    /// Removes the bar.
     pub(super) fn end(&self) {
         self.0.finish_and_clear();
     }

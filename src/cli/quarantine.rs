@@ -1,11 +1,11 @@
-//! `tonk-relay quarantine`
+//! `tonk-relay quarantine`: lists, releases and deletes chunks that do not parse.
 
 use clap::Subcommand;
 use hyper::Method;
 
 use super::{error::CliError, output::show, relay::StorageArguments};
 use crate::{
-    admin::storage::quarantine::{Done, Selection},
+    admin::storage::quarantine::{QuarantineReport, QuarantineSelection},
     storage::local::quarantine::Entry,
 };
 
@@ -41,7 +41,8 @@ pub(super) enum QuarantineCommand {
 pub(super) fn run(command: QuarantineCommand) -> Result<(), CliError> {
     match command {
         QuarantineCommand::List { storage } => {
-            let entries: Vec<Entry> = storage.relay.stored()?.ask(Method::GET, "/quarantine")?;
+            let entries: Vec<Entry> =
+                storage.relay.stored()?.request(Method::GET, "/quarantine")?;
             let line = |entry: &Entry| {
                 format!("{}  {:>9}  {}  {}\n", entry.since, entry.bytes, entry.path, entry.reason)
             };
@@ -49,26 +50,28 @@ pub(super) fn run(command: QuarantineCommand) -> Result<(), CliError> {
             Ok(())
         }
         QuarantineCommand::Release { paths, storage } => {
-            change("release", "released", Selection { paths, older_than: None }, &storage)
+            change("release", "released", QuarantineSelection { paths, older_than: None }, &storage)
         }
         QuarantineCommand::Purge { paths, older_than, storage } => {
             let older_than = older_than.map(|age| age.as_secs());
-            change("purge", "deleted", Selection { paths, older_than }, &storage)
+            change("purge", "deleted", QuarantineSelection { paths, older_than }, &storage)
         }
     }
 }
 
+/// Releases or deletes entries, and prints a line with the word `done` for each.
 fn change(
-    verb: &str,
+    action: &str,
     done: &str,
-    selection: Selection,
+    selection: QuarantineSelection,
     arguments: &StorageArguments,
 ) -> Result<(), CliError> {
-    let path = format!("/quarantine/{verb}");
-    let answer: Done = arguments.relay.stored()?.tell(Method::POST, &path, &selection)?;
+    let path = format!("/quarantine/{action}");
+    let answer: QuarantineReport =
+        arguments.relay.stored()?.send(Method::POST, &path, &selection)?;
     show(arguments.json, &answer, || {
         let done = answer.done.iter().map(|path| format!("{done} {path}\n"));
         done.chain(answer.failed.iter().map(|reason| format!("{reason}\n"))).collect()
     });
-    if answer.failed.is_empty() { Ok(()) } else { Err(CliError::Said(1)) }
+    if answer.failed.is_empty() { Ok(()) } else { Err(CliError::Reported(1)) }
 }

@@ -1,5 +1,6 @@
-//! The way from a command to what is stored: the running relay's admin socket, or where none runs a process of
-//! our own, as the owner of the files, which serves the same router over a socket pair.
+//! How commands reach a relay: through the admin socket of the running one. If none runs, a helper
+//! process that runs as the owner of the files serves the same routes over a socket pair
+//! (`serve_storage`).
 
 use std::{
     os::{
@@ -24,13 +25,13 @@ use super::{
 use crate::{
     admin::{
         client::{self, AdminError, Connection},
-        storage::documents::Content,
+        storage::documents::DocumentContent,
     },
     base::{document_id::DocumentId, folder, regular_file},
     config::{AdminAddress, Config, load},
 };
 
-/// Which relay a command is for.
+/// Arguments that name a relay.
 #[derive(Debug, Args)]
 pub(super) struct RelayArguments {
     /// The config file of the relay, which names its admin socket
@@ -41,7 +42,7 @@ pub(super) struct RelayArguments {
     socket: Option<PathBuf>,
 }
 
-/// Whose storage, and how the answer looks.
+/// Arguments of the commands about stored data.
 #[derive(Debug, Args)]
 pub(super) struct StorageArguments {
     #[command(flatten)]
@@ -51,14 +52,14 @@ pub(super) struct StorageArguments {
     pub(super) json: bool,
 }
 
-/// A relay, or what stands for one that does not run.
+/// A connection to the running relay, or to a helper process that serves its stored data.
 pub(super) struct Relay {
     runtime: Runtime,
     connection: Connection,
     helper: Option<Child>,
 }
 
-fn socket_of(config: &Config) -> Option<PathBuf> {
+fn admin_socket(config: &Config) -> Option<PathBuf> {
     config.admin.listen.iter().find_map(|address| match address {
         AdminAddress::Unix(path) => Some(path.clone()),
         AdminAddress::Tcp(_) => None,
@@ -70,14 +71,15 @@ impl RelayArguments {
         Ok(load::read_file(&self.config).map_err(CliError::Config)?.config)
     }
 
-    /// The folder of documents, where the config says it.
+    /// The folders of documents and bundles; none if the config is not used or cannot be read.
     pub(super) fn folders(&self) -> Vec<PathBuf> {
         let config = if self.socket.is_some() { None } else { self.read_config().ok() };
         config.map_or_else(Vec::new, |config| vec![config.storage.path, config.bundles.path])
     }
 
-    /// The socket of a relay that runs although its config has a fault by now.
-    fn despite_faults(&self, fault: CliError) -> Result<Relay, CliError> {
+    /// Connects to a relay whose config file has become invalid since it started. Fails with
+    /// `fault` if none runs.
+    fn running_despite(&self, fault: CliError) -> Result<Relay, CliError> {
         let text = regular_file::read_text(&self.config, load::MAX_FILE).ok();
         let Some(socket) = text.as_deref().and_then(load::admin_socket) else { return Err(fault) };
         let mut relay = Relay::at(socket)?;
@@ -88,39 +90,41 @@ impl RelayArguments {
         Ok(relay)
     }
 
-    /// The running relay.
+    /// Connects to the running relay.
     pub(super) fn running(&self) -> Result<Relay, CliError> {
         if let Some(socket) = &self.socket {
             return Relay::at(socket.clone());
         }
         match self.read_config() {
             Ok(config) => Relay::at(
-                socket_of(&config)
+                admin_socket(&config)
                     .ok_or_else(|| CliError::NoSocket(self.config.display().to_string()))?,
             ),
-            Err(fault) => self.despite_faults(fault),
+            Err(fault) => self.running_despite(fault),
         }
     }
 
-    /// What is stored, whether or not the relay runs. A socket that was named must answer.
+    /// Connects to what is stored, whether or not the relay runs. A relay must run if `--socket`
+    /// was given.
     pub(super) fn stored(&self) -> Result<Relay, CliError> {
-        self.find(false)
+        self.stored_with(false)
     }
 
-    /// The same for a command that may make the folder, and put a broken journal aside.
+    /// Like `stored`, for commands that may make the storage folder and move a broken journal into
+    /// quarantine.
     pub(super) fn stored_or_new(&self) -> Result<Relay, CliError> {
-        self.find(true)
+        self.stored_with(true)
     }
 
-    fn find(&self, repairs: bool) -> Result<Relay, CliError> {
+    fn stored_with(&self, repairs: bool) -> Result<Relay, CliError> {
         if self.socket.is_some() {
             return self.running();
         }
         let config = match self.read_config() {
             Ok(config) => config,
-            Err(fault) => return self.despite_faults(fault),
+            Err(fault) => return self.running_despite(fault),
         };
-        if let Some(socket) = socket_of(&config) {
+        if let Some(socket) = admin_socket(&config) {
             let mut relay = Relay::at(socket)?;
             match relay.fetch(Method::GET, "/livez", Bytes::new()) {
                 Err(CliError::Admin(AdminError::NotRunning { .. })) => {}
@@ -128,22 +132,22 @@ impl RelayArguments {
                 Err(error) => return Err(error),
             }
         }
-        self.help(&config.storage.path, repairs)
+        self.start_helper(&config.storage.path, repairs)
     }
 
-    /// Start a process that serves what is stored, as the owner of `folder`: what root wrote there would be closed
-    /// to the relay.
-    fn help(&self, folder: &Path, repairs: bool) -> Result<Relay, CliError> {
+    /// Starts a helper process that serves what is stored. It runs as the owner of `folder`: the
+    /// relay could not read files that root wrote there.
+    fn start_helper(&self, folder: &Path, repairs: bool) -> Result<Relay, CliError> {
         let runtime = runtime()?;
         let (ours, theirs) = UnixStream::pair().map_err(io_error(folder))?;
-        // Not by its path, which may lead through folders that are root's alone.
+        // The path of the executable may contain folders that only root can enter.
         let mut command = Command::new("/proc/self/exe");
         command.args(["serve-storage".as_ref(), "--config".as_ref(), self.config.as_os_str()]);
         if repairs {
             command.arg("--repairs");
         }
         command.stdin(Stdio::from(OwnedFd::from(theirs))).stdout(Stdio::null());
-        // A folder that is not there yet belongs to whoever has the one it will be in.
+        // A folder that does not exist yet will belong to the owner of its parent folder.
         if rustix::process::geteuid().is_root() {
             let (user, group) = folder::owner(folder).map_err(io_error(folder))?;
             if user != 0 {
@@ -166,13 +170,13 @@ impl Relay {
         Ok(Self { runtime: runtime()?, connection: Connection::Socket(socket), helper: None })
     }
 
-    /// What an error of the connection means: the process that serves us may have said why it ended.
+    /// Converts an error of the connection. If the helper process failed, it has printed why.
     fn explain<T>(&mut self, result: Result<T, AdminError>) -> Result<T, CliError> {
         match (result, &mut self.helper) {
             (Err(AdminError::Http(error)), Some(helper)) => match helper.wait() {
                 Ok(status) if !status.success() => {
                     let code = status.code().and_then(|code| u8::try_from(code).ok());
-                    Err(CliError::Said(code.unwrap_or(1)))
+                    Err(CliError::Reported(code.unwrap_or(1)))
                 }
                 _ => Err(AdminError::Http(error).into()),
             },
@@ -180,7 +184,7 @@ impl Relay {
         }
     }
 
-    /// Send a request and take the whole answer.
+    /// Sends a request and returns the whole answer.
     pub(super) fn fetch(
         &mut self,
         method: Method,
@@ -191,8 +195,8 @@ impl Relay {
         self.explain(answer)
     }
 
-    /// Ask for something in JSON.
-    pub(super) fn ask<T: DeserializeOwned>(
+    /// Sends a request without a body, and returns the JSON answer.
+    pub(super) fn request<T: DeserializeOwned>(
         &mut self,
         method: Method,
         path: &str,
@@ -200,8 +204,8 @@ impl Relay {
         Ok(client::parse(&self.fetch(method, path, Bytes::new())?)?)
     }
 
-    /// Send JSON, and take JSON.
-    pub(super) fn tell<T: DeserializeOwned>(
+    /// Sends JSON, and returns the JSON answer.
+    pub(super) fn send<T: DeserializeOwned>(
         &mut self,
         method: Method,
         path: &str,
@@ -211,8 +215,8 @@ impl Relay {
         Ok(client::parse(&self.fetch(method, path, body.into())?)?)
     }
 
-    /// The answer whatever its status is.
-    pub(super) fn answer<T: DeserializeOwned>(
+    /// Like `request`, but also returns the answer of a request that was refused.
+    pub(super) fn request_any_status<T: DeserializeOwned>(
         &mut self,
         method: Method,
         path: &str,
@@ -225,7 +229,7 @@ impl Relay {
         self.explain(answer)
     }
 
-    /// Call `each` for every line of an answer.
+    /// Calls `each` for every line of an answer.
     pub(super) fn lines<T: DeserializeOwned>(
         &mut self,
         method: Method,
@@ -236,13 +240,13 @@ impl Relay {
         self.explain(answer)
     }
 
-    /// All that can be read of a document; nothing if it is not there any more. `with_bundle`: also what the served
-    /// bundle has of it.
+    /// Reads a document; none if nothing of it is stored. With `with_bundle`, this includes what
+    /// the served bundle has of it.
     pub(super) fn content(
         &mut self,
         document: DocumentId,
         with_bundle: bool,
-    ) -> Result<Option<Content>, CliError> {
+    ) -> Result<Option<DocumentContent>, CliError> {
         let path = format!("/documents/{document}/content?with_bundle={with_bundle}");
         match self.fetch(Method::GET, &path, Bytes::new()) {
             Ok(content) => {
@@ -256,10 +260,10 @@ impl Relay {
 }
 
 impl Drop for Relay {
-    /// The process that serves us ends with the connection; it is done when it has ended.
+    /// Closes the connection, which ends the helper process, and waits until its work is durable.
     fn drop(&mut self) {
         self.connection = Connection::Socket(PathBuf::new());
-        // The connection's task drops the socket when it is polled.
+        // The task of the connection closes the socket when it is polled.
         self.runtime.block_on(async { tokio::task::yield_now().await });
         if let Some(mut helper) = self.helper.take() {
             let _ = helper.wait();

@@ -1,4 +1,4 @@
-//! `tonk-relay reload`
+//! `tonk-relay reload`: has the running relay read its config file again.
 
 use hyper::Method;
 
@@ -6,7 +6,7 @@ use super::{error::CliError, output::print, relay::RelayArguments};
 use crate::admin::reload::ReloadAnswer;
 
 pub(super) fn run(relay: &RelayArguments) -> Result<(), CliError> {
-    let answer: ReloadAnswer = relay.running()?.answer(Method::POST, "/reload")?;
+    let answer: ReloadAnswer = relay.running()?.request_any_status(Method::POST, "/reload")?;
     if !answer.applied {
         return Err(CliError::NotReloaded(answer.problems));
     }

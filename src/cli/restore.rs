@@ -1,4 +1,4 @@
-//! `tonk-relay restore`
+//! `tonk-relay restore`: merges a backup with what is stored, or replaces it.
 
 use std::path::{Path, PathBuf};
 
@@ -7,17 +7,17 @@ use hyper::Method;
 use sha2::{Digest, Sha256};
 
 use super::{
-    backup_folder::{BackupIndex, MAX_BUNDLE, bundle_file, snapshots, tombstones_of},
+    backup_folder::{BackupIndex, MAX_BUNDLE, bundle_file, read_tombstones, snapshot_folder},
     error::{CliError, path_error},
     files::absolute,
-    merge::MergeAnswer,
+    merge::{MergeReport, Merger},
     progress::Progress,
     relay::{Relay, StorageArguments},
 };
 use crate::{
     admin::{
         client::{self, AdminError},
-        storage::{deleted::Buried, replace::Replaced, storage_id::StorageId},
+        storage::{deleted::TombstoneImport, replace::MovedAside, storage_id::StorageId},
     },
     base::{folder, hex::hex},
     storage::{
@@ -32,7 +32,8 @@ pub(super) struct RestoreArguments {
     /// The folder of the backup
     #[arg(value_name = "DIR")]
     folder: PathBuf,
-    /// Move what is stored now aside first, with the relay stopped; without this, the backup is merged with it
+    /// Move what is stored now aside first, with the relay stopped; without this, the backup is
+    /// merged with it
     #[arg(long)]
     replace: bool,
     /// Leave out the backup's storage id: for a copy, beside a relay that goes on
@@ -54,104 +55,41 @@ pub(super) fn run(arguments: &RestoreArguments) -> Result<(), CliError> {
                        --unfinished";
         return Err(path_error(folder, problem));
     }
-    let tombstones = tombstones_of(folder)?;
+    let tombstones = read_tombstones(folder)?;
     if arguments.replace {
-        check_first(&backup, folder)?;
+        refuse_damaged(&backup, folder)?;
     }
     let mut relay = arguments.storage.relay.stored_or_new()?;
-    let mut answer = MergeAnswer::new(false);
+    let mut merger = Merger::new(false);
     if arguments.replace {
         let source = Source { folder: folder.clone(), sha256 };
-        let Replaced { documents, bundles, is_resumed, interrupted } =
-            relay.tell(Method::POST, "/set-aside", &source)?;
-        if is_resumed {
-            eprintln!("resuming the restore of this backup, which was interrupted");
-        }
-        for interrupted in interrupted {
-            eprintln!(
-                "the restore of another backup was interrupted; what it had brought is in {}",
-                interrupted.display()
-            );
-        }
-        answer.replaced = Some(documents.display().to_string());
-        answer.replaced_bundles = bundles.map(|bundles| bundles.display().to_string());
+        move_stored_aside(&mut relay, &source, &mut merger.report)?;
     }
     let storage_id = backup.storage_id.clone().filter(|_| !arguments.new_identity);
-    answer.storage_id = relay.tell(Method::PUT, "/storage-id", &StorageId { storage_id })?;
-    let progress = Progress::new("documents");
-    let all = backup.documents.len();
-    for (n, (document, copied)) in backup.documents.iter().enumerate() {
-        progress.is_at(n, all);
-        let file = snapshots(folder, *document).join(&copied.sha256);
-        match folder::read(&file, MAX_FILE) {
-            Ok(data) if hex(&Sha256::digest(&data)) == copied.sha256 => {
-                answer.merge(&mut relay, *document, data)?;
-            }
-            Ok(_) => answer.refuse(file.display(), "its bytes are not those that were written"),
-            Err(error) => answer.refuse(file.display(), error),
-        }
+    merger.report.storage_id = relay.send(Method::PUT, "/storage-id", &StorageId { storage_id })?;
+    restore_documents(&mut relay, folder, &backup, &mut merger)?;
+    let mut report = merger.report;
+    restore_bundles(&mut relay, folder, &backup, &mut report)?;
+    let is_incomplete = arguments.replace && report.has_refusals();
+    // Only now, and only if nothing is missing: the next attempt of a restore with --replace must
+    // not find tombstones.
+    if !is_incomplete {
+        restore_tombstones(&mut relay, &backup, &tombstones, arguments.replace, &mut report)?;
     }
-    answer.merge_rest(&mut relay)?;
-    progress.end();
-    for id in backup.bundles.keys() {
-        let file = bundle_file(folder, *id);
-        let data = match folder::read(&file, MAX_BUNDLE) {
-            Ok(data) => data,
-            Err(error) => {
-                answer.refuse(file.display(), error);
-                continue;
-            }
-        };
-        match relay.fetch(Method::PUT, &format!("/bundles/{id}"), data.into()) {
-            Ok(taken) => answer.bundles += usize::from(client::parse::<bool>(&taken)?),
-            Err(CliError::Admin(AdminError::Refused(reason))) => {
-                answer.refuse(file.display(), reason);
-            }
-            Err(error) => return Err(error),
-        }
-    }
-    // Last, so that a restore with --replace that does not come to its end leaves none for the next one.
-    if !(arguments.replace && answer.is_refused()) {
-        restore_tombstones(&mut relay, &backup, &tombstones, arguments.replace, &mut answer)?;
-    }
-    if arguments.replace && answer.is_refused() {
+    // A tombstone that was refused counts as well.
+    if arguments.replace && report.has_refusals() {
         eprintln!(
             "not all could be restored, and so the relay does not start: put right what is named, and run this again; or \
              delete the file .replacing in its storage folder, to go on without"
         );
     } else if arguments.replace {
-        let () = relay.ask(Method::POST, "/restored")?;
+        let () = relay.request(Method::POST, "/restored")?;
     }
-    answer.end(arguments.storage.json)
+    report.finish(arguments.storage.json)
 }
 
-/// Delete here what the backup says was deleted.
-fn restore_tombstones(
-    relay: &mut Relay,
-    backup: &BackupIndex,
-    tombstones: &[Tombstone],
-    replaces: bool,
-    answer: &mut MergeAnswer,
-) -> Result<(), CliError> {
-    for tombstone in tombstones {
-        if backup.documents.contains_key(&tombstone.document) {
-            // Left from an earlier one: it was undeleted since.
-            continue;
-        }
-        match relay.tell(Method::POST, "/deleted", tombstone)? {
-            Buried::New => answer.tombstones.push(tombstone.document),
-            Buried::Already => {}
-            // Among what was moved away, which is to be good for going back.
-            Buried::IsHere if replaces => {}
-            Buried::IsHere => answer
-                .refuse(tombstone.document, "it was deleted in the backup, and is here; it stays"),
-        }
-    }
-    Ok(())
-}
-
-/// A damaged backup must not replace anything.
-fn check_first(backup: &BackupIndex, folder: &Path) -> Result<(), CliError> {
+/// Fails if a file of the backup is damaged: a damaged backup must not replace anything.
+fn refuse_damaged(backup: &BackupIndex, folder: &Path) -> Result<(), CliError> {
     let mut damages = 0;
     let mut problem = None;
     backup.check(folder, &mut |line| {
@@ -163,11 +101,112 @@ fn check_first(backup: &BackupIndex, folder: &Path) -> Result<(), CliError> {
         true
     });
     let problem = problem.or_else(|| {
-        // That it was not finished is no damage where that was asked for.
-        let known = usize::from(!backup.is_complete);
-        (damages > known).then(|| format!("has {} damages", damages - known))
+        // The check counts an unfinished backup as damaged. Here the operator has accepted that.
+        let accepted = usize::from(!backup.is_complete);
+        (damages > accepted).then(|| format!("has {} damages", damages - accepted))
     });
     let Some(problem) = problem else { return Ok(()) };
     let advice = "`tonk-relay fsck DIR` names what is wrong, and a restore without --replace merges what is whole";
     Err(path_error(folder, format!("{problem}; nothing was replaced: {advice}")))
+}
+
+/// Has the relay move all that is stored aside, unless an interrupted restore of this backup did so
+/// already.
+fn move_stored_aside(
+    relay: &mut Relay,
+    source: &Source,
+    report: &mut MergeReport,
+) -> Result<(), CliError> {
+    let MovedAside { documents, bundles, is_resumed, interrupted } =
+        relay.send(Method::POST, "/set-aside", source)?;
+    if is_resumed {
+        eprintln!("resuming the restore of this backup, which was interrupted");
+    }
+    for interrupted in interrupted {
+        eprintln!(
+            "the restore of another backup was interrupted; what it had brought is in {}",
+            interrupted.display()
+        );
+    }
+    report.replaced = Some(documents.display().to_string());
+    report.replaced_bundles = bundles.map(|bundles| bundles.display().to_string());
+    Ok(())
+}
+
+fn restore_documents(
+    relay: &mut Relay,
+    folder: &Path,
+    backup: &BackupIndex,
+    merger: &mut Merger,
+) -> Result<(), CliError> {
+    let progress = Progress::new("documents");
+    let total = backup.documents.len();
+    for (done, (document, copied)) in backup.documents.iter().enumerate() {
+        progress.set(done, total);
+        let file = snapshot_folder(folder, *document).join(&copied.sha256);
+        match folder::read(&file, MAX_FILE) {
+            Ok(data) if hex(&Sha256::digest(&data)) == copied.sha256 => {
+                merger.merge(relay, *document, data)?;
+            }
+            Ok(_) => {
+                let reason = "its bytes are not those that were written";
+                merger.report.refuse(file.display(), reason);
+            }
+            Err(error) => merger.report.refuse(file.display(), error),
+        }
+    }
+    merger.flush(relay)?;
+    progress.end();
+    Ok(())
+}
+
+fn restore_bundles(
+    relay: &mut Relay,
+    folder: &Path,
+    backup: &BackupIndex,
+    report: &mut MergeReport,
+) -> Result<(), CliError> {
+    for id in backup.bundles.keys() {
+        let file = bundle_file(folder, *id);
+        let data = match folder::read(&file, MAX_BUNDLE) {
+            Ok(data) => data,
+            Err(error) => {
+                report.refuse(file.display(), error);
+                continue;
+            }
+        };
+        match relay.fetch(Method::PUT, &format!("/bundles/{id}"), data.into()) {
+            Ok(taken) => report.bundles += usize::from(client::parse::<bool>(&taken)?),
+            Err(CliError::Admin(AdminError::Refused(reason))) => {
+                report.refuse(file.display(), reason);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// Deletes the documents that are deleted in the backup.
+fn restore_tombstones(
+    relay: &mut Relay,
+    backup: &BackupIndex,
+    tombstones: &[Tombstone],
+    replaces: bool,
+    report: &mut MergeReport,
+) -> Result<(), CliError> {
+    for tombstone in tombstones {
+        if backup.documents.contains_key(&tombstone.document) {
+            // The file is left from an earlier backup; the document was undeleted since.
+            continue;
+        }
+        match relay.send(Method::POST, "/deleted", tombstone)? {
+            TombstoneImport::Imported => report.tombstones.push(tombstone.document),
+            TombstoneImport::AlreadyDeleted => {}
+            // It is among what was moved aside, which must stay usable for going back.
+            TombstoneImport::DocumentExists if replaces => {}
+            TombstoneImport::DocumentExists => report
+                .refuse(tombstone.document, "it was deleted in the backup, and is here; it stays"),
+        }
+    }
+    Ok(())
 }

@@ -4,11 +4,16 @@ use tokio::runtime::{Builder, Runtime};
 
 use super::error::CliError;
 
-/// Threads for what blocks: disks, and what takes processor time. Each keeps about half a MiB of freed memory for itself:
-/// with tokio's 512, twenty large uploads at once took 250 MiB, and with these 110.
-const BLOCKING: usize = 96;
+/// Threads for blocking work: disk access and long computations. The allocator keeps about half a
+/// MiB of freed memory for each thread: twenty large uploads at once took 250 MiB with tokio's
+/// default of 512 threads, and 110 MiB with these.
+const MAX_BLOCKING_THREADS: usize = 96;
 
 pub(super) fn runtime() -> Result<Runtime, CliError> {
     let mut builder = Builder::new_multi_thread();
-    builder.enable_all().max_blocking_threads(BLOCKING).build().map_err(CliError::Runtime)
+    builder
+        .enable_all()
+        .max_blocking_threads(MAX_BLOCKING_THREADS)
+        .build()
+        .map_err(CliError::Runtime)
 }

@@ -17,7 +17,7 @@ use super::{
     runtime::runtime,
 };
 use crate::{
-    admin::storage::{router, state::Stored},
+    admin::storage::{router, state::StorageState},
     bundle::{MaxInflated, served::ServedBundle, store},
     config::{Config, Time, load},
     observe::{health::Health, metrics::Metrics},
@@ -28,29 +28,31 @@ use crate::{
     },
 };
 
-/// Serve what is stored to the process at the other end of standard input, and end with it.
+/// Serves what is stored to the process at the other end of standard input, until it closes the
+/// connection.
 pub(super) fn run(config_file: &Path, repairs: bool) -> Result<(), CliError> {
     let config = load::read_file(config_file).map_err(CliError::Config)?.config;
-    let failed = io_error(Path::new("standard input"));
-    let stream = UnixStream::from(io::stdin().as_fd().try_clone_to_owned().map_err(&failed)?);
-    stream.set_nonblocking(true).map_err(&failed)?;
+    let stdin_error = io_error(Path::new("standard input"));
+    let stream = UnixStream::from(io::stdin().as_fd().try_clone_to_owned().map_err(&stdin_error)?);
+    stream.set_nonblocking(true).map_err(&stdin_error)?;
     runtime()?.block_on(async {
-        let stream = tokio::net::UnixStream::from_std(stream).map_err(&failed)?;
-        let stored = open(config, repairs).await?;
+        let stream = tokio::net::UnixStream::from_std(stream).map_err(&stdin_error)?;
+        let stored = open_storage(config, repairs).await?;
         let journal = stored.journal.clone();
         let service = TowerToHyperService::new(router(stored));
         let ended = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
-        // Who asks has gone, in the midst of it or not: what was done is left as a clean stop leaves it.
+        // The client has closed the connection, perhaps during a request. Leave the storage as a
+        // clean stop leaves it.
         drop(ended);
         journal.checkpoint().await?;
         Ok(())
     })
 }
 
-/// Open all that is stored, as a relay does.
-async fn open(mut config: Config, repairs: bool) -> Result<Stored, CliError> {
+/// Opens what is stored, as a relay does.
+async fn open_storage(mut config: Config, repairs: bool) -> Result<StorageState, CliError> {
     let metrics = Metrics::new()?.storage;
-    // Nobody else writes: there is nothing to wait for.
+    // There are no other writers to batch a commit with.
     config.storage.commit_interval = Time(Duration::ZERO);
     let opened = match repairs {
         true => Journal::open(&config.storage, metrics.clone()),
@@ -73,10 +75,10 @@ async fn open(mut config: Config, repairs: bool) -> Result<Stored, CliError> {
     let served = watch::channel(served).1;
     let config = watch::channel(Arc::new(config)).1;
     let space = Arc::new(Space::new(config.clone(), health.clone(), metrics.clone()));
-    let looking = space.clone();
-    tokio::spawn(async move { looking.run().await });
+    let watched = space.clone();
+    tokio::spawn(async move { watched.run().await });
     let documents =
         Documents::new(journal.clone(), served.clone(), health, space, config.clone(), metrics);
     let documents = Arc::new(documents);
-    Ok(Stored { journal, documents, uploads, served, rooms: None, config })
+    Ok(StorageState { journal, documents, uploads, served, rooms: None, config })
 }

@@ -1,4 +1,4 @@
-//! `tonk-relay status`
+//! `tonk-relay status`: asks the running relay for its state.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use super::{error::CliError, output::show, relay::RelayArguments};
 use crate::admin::status::Status;
 
 pub(super) fn run(relay: &RelayArguments, json: bool) -> Result<(), CliError> {
-    let status: Status = relay.running()?.ask(Method::GET, "/status")?;
+    let status: Status = relay.running()?.request(Method::GET, "/status")?;
     show(json, &status, || describe(&status));
     Ok(())
 }

@@ -28,16 +28,18 @@ pub(super) struct TokenArguments {
     #[arg(long, value_name = "FILE", default_value = CONFIG_FILE, global = true)]
     config: PathBuf,
     #[command(subcommand)]
-    verb: Verb,
+    command: TokenCommand,
 }
 
 #[derive(Debug, Subcommand)]
-enum Verb {
+enum TokenCommand {
     /// Make a token and print it, once: only its hash is kept. In effect after `tonk-relay reload`
     Add {
-        /// Who gets it; several tokens of one name are one principal's, so that a new one can take over from an old one
+        /// Who gets it; several tokens of one name are one principal's, so that a new one can take
+        /// over from an old one
         name: String,
-        /// What it is for: sync:read or sync:write, also with :<document id>; upload; download; admin
+        /// What it is for: sync:read or sync:write, also with :<document id>; upload; download;
+        /// admin
         #[arg(long = "scope", value_name = "SCOPE", required = true, value_delimiter = ',')]
         scopes: Vec<Scope>,
         /// How long it is good for, such as 90d; without, for ever
@@ -59,7 +61,7 @@ enum Verb {
 
 /// A token as it is listed.
 #[derive(Serialize)]
-struct Listed<'a> {
+struct ListedToken<'a> {
     id: &'a str,
     name: &'a str,
     scopes: &'a [Scope],
@@ -78,16 +80,19 @@ impl From<TokensError> for CliError {
 pub(super) fn run(arguments: TokenArguments) -> Result<(), CliError> {
     let config = load::read_file(&arguments.config).map_err(CliError::Config)?.config;
     let (file, documents) = (&config.auth.tokens, &config.storage.path);
-    let _one_at_a_time =
-        if matches!(arguments.verb, Verb::List { .. }) { None } else { Some(lock(file)?) };
+    let _lock = if matches!(arguments.command, TokenCommand::List { .. }) {
+        None
+    } else {
+        Some(lock(file)?)
+    };
     let stored = match tokens::read(file) {
         Err(TokensError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
             Vec::new()
         }
         other => other?,
     };
-    match arguments.verb {
-        Verb::Add { name, scopes, expires } => {
+    match arguments.command {
+        TokenCommand::Add { name, scopes, expires } => {
             if name.is_empty() || name.len() > 200 || name.contains(text::is_invisible) {
                 return Err(CliError::Problem(
                     "a name has 1 to 200 bytes, and no control or format characters".to_owned(),
@@ -109,13 +114,13 @@ pub(super) fn run(arguments: TokenArguments) -> Result<(), CliError> {
                 file.display()
             );
         }
-        Verb::List { json } => {
+        TokenCommand::List { json } => {
             let used = last_use::read(documents);
             let now = SystemTime::now();
             let time = |at: SystemTime| humantime::format_rfc3339_seconds(at).to_string();
-            let listed: Vec<Listed<'_>> = stored
+            let listed: Vec<ListedToken<'_>> = stored
                 .iter()
-                .map(|token| Listed {
+                .map(|token| ListedToken {
                     id: token.id(),
                     name: &token.name,
                     scopes: &token.scopes,
@@ -125,9 +130,9 @@ pub(super) fn run(arguments: TokenArguments) -> Result<(), CliError> {
                     last_used: used.get(&token.sha256).copied().map(time),
                 })
                 .collect();
-            show(json, &listed, || listed.iter().map(line).collect());
+            show(json, &listed, || listed.iter().map(describe).collect());
         }
-        Verb::Remove { name_or_id } => {
+        TokenCommand::Remove { name_or_id } => {
             let is_meant = |token: &Token| token.name == name_or_id || token.id() == name_or_id;
             let (gone, left): (Vec<Token>, Vec<Token>) = stored.into_iter().partition(is_meant);
             if gone.is_empty() {
@@ -146,8 +151,8 @@ pub(super) fn run(arguments: TokenArguments) -> Result<(), CliError> {
     Ok(())
 }
 
-/// Keep other commands from the file for as long as what this returns is kept: the file itself is replaced, so it is the
-/// folder that is locked.
+/// Locks the file against other commands until what this returns is dropped. The folder is locked,
+/// because the file itself is replaced.
 fn lock(file: &Path) -> Result<Folder, CliError> {
     let (folder, _) = Folder::holding(file).map_err(io_error(file))?;
     rustix::fs::flock(folder.file(), rustix::fs::FlockOperation::LockExclusive)
@@ -155,7 +160,7 @@ fn lock(file: &Path) -> Result<Folder, CliError> {
     Ok(folder)
 }
 
-fn line(token: &Listed<'_>) -> String {
+fn describe(token: &ListedToken<'_>) -> String {
     let scopes: Vec<String> = token.scopes.iter().map(ToString::to_string).collect();
     let expires = match &token.expires {
         Some(at) if token.is_expired => format!("expired {at}"),

@@ -1,4 +1,4 @@
-//! `tonk-relay top`
+//! `tonk-relay top`: the documents and sessions that cost the running relay most.
 
 use std::{
     io::{IsTerminal, stdout},
@@ -9,46 +9,47 @@ use hyper::Method;
 
 use super::{
     error::CliError,
-    output::{print, printable, show, size},
+    output::{byte_size, print, printable, show},
     relay::RelayArguments,
 };
 use crate::sync::report::{Top, TopDocument, TopSession};
 
-/// How often `top` looks again on a terminal.
-const EVERY: Duration = Duration::from_secs(2);
-/// Home, and erase what is below (ECMA-48).
+/// How often the display on a terminal is refreshed.
+const REFRESH_EVERY: Duration = Duration::from_secs(2);
+/// Moves the cursor to the top left corner and erases the screen (ECMA-48).
 const CLEAR: &str = "\x1b[H\x1b[J";
 
 pub(super) fn run(relay: &RelayArguments, once: bool, json: bool) -> Result<(), CliError> {
     let mut relay = relay.running()?;
-    let again = !once && !json && stdout().is_terminal();
+    let refreshes = !once && !json && stdout().is_terminal();
     loop {
-        let mut top: Top = relay.ask(Method::GET, "/top")?;
-        if !again {
-            show(json, &top, || describe_top(&top));
+        let mut top: Top = relay.request(Method::GET, "/top")?;
+        if !refreshes {
+            show(json, &top, || describe(&top));
             return Ok(());
         }
-        let (rows, columns) = terminal();
-        // Besides the rows: three lines of titles, an empty one and the cursor's.
+        let (rows, columns) = terminal_size();
+        // The titles, an empty line and the cursor take six lines; each of the two tables gets half
+        // of the rest.
         let rows = rows.saturating_sub(6) / 2;
         top.documents.truncate(rows);
         top.sessions.truncate(rows);
-        let text = describe_top(&top);
+        let text = describe(&top);
         let lines = text.lines().map(|line| line.chars().take(columns).collect::<String>());
         print(&format!("{CLEAR}{}", lines.collect::<Vec<_>>().join("\n")));
-        std::thread::sleep(EVERY);
+        std::thread::sleep(REFRESH_EVERY);
     }
 }
 
-/// Rows and columns.
-fn terminal() -> (usize, usize) {
+/// Rows and columns of the terminal.
+fn terminal_size() -> (usize, usize) {
     match rustix::termios::tcgetwinsize(stdout()) {
         Ok(size) if size.ws_row > 0 => (size.ws_row.into(), size.ws_col.into()),
         _ => (24, 80),
     }
 }
 
-fn describe_top(top: &Top) -> String {
+fn describe(top: &Top) -> String {
     let mut text = "of the last minute: seconds of processor time, messages, bytes\n\n".to_owned();
     text.push_str(&format!(
         "{:<28} {:>7} {:>9} {:>9} {:>8} {:>9} {:>8} {:>5}\n",
@@ -59,8 +60,8 @@ fn describe_top(top: &Top) -> String {
             "{document:<28} {:>7.2} {:>9.0} {:>9} {sessions:>8} {:>9} {:>8} {queue:>5}\n",
             cost.seconds,
             cost.messages,
-            size(cost.bytes as u64),
-            bytes.map_or_else(|| "?".to_owned(), size),
+            byte_size(cost.bytes as u64),
+            bytes.map_or_else(|| "?".to_owned(), byte_size),
             changes.map_or_else(|| "?".to_owned(), |changes| changes.to_string()),
         ));
     }
@@ -74,8 +75,8 @@ fn describe_top(top: &Top) -> String {
             printable(peer, 28),
             cost.seconds,
             cost.messages,
-            size(cost.bytes as u64),
-            size(*queue_bytes as u64),
+            byte_size(cost.bytes as u64),
+            byte_size(*queue_bytes as u64),
             client.as_deref().unwrap_or("?"),
         ));
     }

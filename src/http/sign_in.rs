@@ -59,7 +59,7 @@ pub fn token<'a>(headers: &'a HeaderMap, uri: &Uri, query_token: bool) -> Option
 }
 
 /// The WebSocket subprotocols that a request offers.
-fn protocols(headers: &HeaderMap) -> impl Iterator<Item = &str> {
+pub(super) fn protocols(headers: &HeaderMap) -> impl Iterator<Item = &str> {
     let offered = headers.get_all(header::SEC_WEBSOCKET_PROTOCOL).iter();
     offered
         .filter_map(|value| value.to_str().ok())

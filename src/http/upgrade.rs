@@ -4,29 +4,26 @@ use std::sync::Arc;
 
 use axum::{
     Extension,
-    extract::{FromRequestParts, Request, State, WebSocketUpgrade},
-    http::{HeaderMap, HeaderValue, header, request::Parts},
+    body::Body,
+    extract::{FromRequestParts, Request, State},
+    http::{HeaderMap, HeaderValue, StatusCode, header, request::Parts},
     middleware::Next,
-    response::{IntoResponse, Response},
+    response::Response,
 };
+use hyper::upgrade::OnUpgrade;
+use tokio_tungstenite::tungstenite::{self, error::ProtocolError, handshake::server};
 
 use super::{
+    error::json_error,
     sign_in::{self, PROTOCOL, RequestClient},
     state::App,
 };
 use crate::{
     auth::{Access, Client},
-    base::closing::Closing,
     config::Config,
     limits::{AddressLimit, Kind, Place},
-    sync::activity::Activity,
+    sync::{activity::Activity, close_reason::CloseReason, truncating},
 };
-
-/// The WebSocket read buffer of a connection: axum's default of 128 KiB is memory for each idle
-/// socket.
-const READ_BUFFER: usize = 2 << 10;
-/// Frames up to this size together are written at once.
-const WRITE_BUFFER: usize = 8 << 10;
 
 /// Whether a browser at `origin` may use this relay.
 pub(super) fn is_allowed(origin: &HeaderValue, config: &Config) -> bool {
@@ -46,12 +43,18 @@ pub(super) async fn upgrade(State(app): State<App>, request: Request, next: Next
     if !is_websocket(request.headers()) {
         return next.run(request).await;
     }
-    let (mut parts, _) = request.into_parts();
-    let socket = match WebSocketUpgrade::from_request_parts(&mut parts, &()).await {
-        Ok(socket) => socket,
-        Err(rejection) => return rejection.into_response(),
+    let mut response = match server::create_response_with_body(&request, Body::empty) {
+        Ok(response) => response,
+        Err(error) => return not_upgraded(&error),
     };
-    let socket = socket.protocols([PROTOCOL]);
+    let (mut parts, _) = request.into_parts();
+    let Some(on_upgrade) = parts.extensions.remove::<OnUpgrade>() else {
+        return json_error(StatusCode::UPGRADE_REQUIRED, "the connection cannot be upgraded");
+    };
+    if sign_in::protocols(&parts.headers).any(|offered| offered == PROTOCOL) {
+        let protocol = HeaderValue::from_static(PROTOCOL);
+        response.headers_mut().insert(header::SEC_WEBSOCKET_PROTOCOL, protocol);
+    }
     let client = parts.extensions.get::<RequestClient>().map(|client| client.0).unwrap_or_default();
     let Extension(activity) =
         Extension::<Arc<Activity>>::from_request_parts(&mut parts, &()).await.unwrap_or_default();
@@ -63,24 +66,31 @@ pub(super) async fn upgrade(State(app): State<App>, request: Request, next: Next
     let permit = permit.filter(|_| admitted.is_ok());
     let max_message = config.sync.max_message.bytes();
     let (sessions, running) = (app.sync.sessions, app.sync.running);
-    socket
-        .read_buffer_size(READ_BUFFER)
-        .write_buffer_size(WRITE_BUFFER)
-        .max_message_size(max_message)
-        .max_frame_size(max_message)
-        .on_upgrade(move |socket| {
-            let panics = sessions.observed.metrics.panics.clone();
-            // In a box: the future around it would have room for it twice.
-            let session = sessions.run(socket, client, activity, admitted, place);
-            let session = Box::pin(running.track_future(session));
-            async move {
-                let _permit = permit;
-                let session = std::panic::AssertUnwindSafe(session);
-                if futures::FutureExt::catch_unwind(session).await.is_err() {
-                    panics.inc();
-                }
-            }
-        })
+    tokio::spawn(async move {
+        let _permit = permit;
+        // The client went away before it had the response.
+        let Ok(upgraded) = on_upgrade.await else { return };
+        let socket = truncating::accept(upgraded, max_message).await;
+        let panics = sessions.observed.metrics.panics.clone();
+        // In a box: the future around it would have room for it twice.
+        let session = sessions.run(socket, client, activity, admitted, place);
+        let session = std::panic::AssertUnwindSafe(Box::pin(running.track_future(session)));
+        if futures::FutureExt::catch_unwind(session).await.is_err() {
+            panics.inc();
+        }
+    });
+    response
+}
+
+/// Says why a request does not become a WebSocket.
+fn not_upgraded(error: &tungstenite::Error) -> Response {
+    let status = match error {
+        tungstenite::Error::Protocol(ProtocolError::WrongHttpMethod) => {
+            StatusCode::METHOD_NOT_ALLOWED
+        }
+        _ => StatusCode::BAD_REQUEST,
+    };
+    json_error(status, &error.to_string())
 }
 
 /// Let a WebSocket in, or say why it may not live; with its place among those of its address.
@@ -90,15 +100,13 @@ fn admit(
     client: Client,
     parts: &Parts,
     has_room: bool,
-) -> (Result<Access, Closing>, Option<Place>) {
-    let refused = |code, reason: String, label| (Err(Closing { code, reason, label }), None);
+) -> (Result<Access, CloseReason>, Option<Place>) {
     let origin = parts.headers.get(header::ORIGIN);
     if origin.is_some_and(|origin| !is_allowed(origin, config)) {
-        let reason = "this Origin is not among http.allowed_origins".to_owned();
-        return refused(4403, reason, "origin");
+        return (Err(CloseReason::Origin), None);
     }
     if !has_room {
-        return refused(1013, "the relay is full; please come again".to_owned(), "connections");
+        return (Err(CloseReason::Connections), None);
     }
     let limits = &config.limits;
     let (most, rate) = (limits.connections_per_address, limits.handshakes_per_address);
@@ -106,25 +114,15 @@ fn admit(
     let place = match client.address.map(enter).transpose() {
         Ok(place) => place,
         Err(AddressLimit::Connections) => {
-            let reason = format!(
-                "more than {most} connections of one address (limits.connections_per_address)"
-            );
-            return refused(4429, reason, "connections_per_address");
+            return (Err(CloseReason::ConnectionsPerAddress(most)), None);
         }
         Err(AddressLimit::Handshakes) => {
-            let reason = format!(
-                "more than {rate} new connections of one address (limits.handshakes_per_address)"
-            );
-            return refused(4429, reason, "handshakes_per_address");
+            return (Err(CloseReason::HandshakesPerAddress(rate)), None);
         }
     };
     let access = match sign_in::admit(app, client, &parts.headers, &parts.uri) {
-        Ok(access) if !access.rights.may_sync() => Err(Closing {
-            code: 4403,
-            reason: "the token has no scope for sync".to_owned(),
-            label: "no_scope",
-        }),
-        admitted => admitted.map_err(|refusal| refusal.closing()),
+        Ok(access) if !access.rights.may_sync() => Err(CloseReason::NoSyncScope),
+        admitted => admitted.map_err(CloseReason::from),
     };
     (access, place)
 }

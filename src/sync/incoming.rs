@@ -5,6 +5,7 @@
 
 use std::{
     future::{Future, poll_fn},
+    io,
     ops::ControlFlow,
     pin::Pin,
     sync::{
@@ -12,10 +13,9 @@ use std::{
         atomic::{AtomicU64, Ordering},
     },
     task::{Context, Poll, ready},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use axum::extract::ws::{Message as Frame, WebSocket};
 use bytes::Bytes;
 use futures::{StreamExt, stream::SplitStream};
 use prometheus::IntGauge;
@@ -23,9 +23,13 @@ use tokio::{
     sync::watch,
     time::{Sleep, sleep},
 };
+use tokio_tungstenite::tungstenite::{self, Message as Frame, error::ProtocolError};
 
+use super::{
+    close_reason::CloseReason,
+    truncating::{Socket, Truncated, Truncation},
+};
 use crate::{
-    base::closing::Closing,
     config::{self, Config},
     limits::Place,
     observe::usage::thread_time,
@@ -42,8 +46,6 @@ const READS_SLOWER: u32 = 19;
 const JOINS_SLOWER: u32 = 199;
 /// What it has taken is put together up to this, so that there are no more pauses than need be.
 const TAKEN_TOGETHER: Duration = Duration::from_millis(1);
-/// What counts for looking whether a message is here as a whole.
-const AT_ONCE: Duration = Duration::from_micros(2);
 /// Bytes of a message that are not counted: most are smaller.
 const UNCOUNTED: u64 = 16 << 10;
 /// The others are counted in steps.
@@ -53,8 +55,15 @@ const SHARE: u64 = 4;
 /// A control frame's head, with its mask (RFC 6455, 5.2).
 const CONTROL_HEAD: u64 = 6;
 
-type Reader = SplitStream<WebSocket>;
-type Read = Result<Frame, axum::Error>;
+type Reader = SplitStream<Socket>;
+type Read = Result<Frame, tungstenite::Error>;
+
+/// A message that was received.
+pub(super) struct Received {
+    pub(super) frame: Bytes,
+    /// How it was truncated, if it was larger than `sync.max_message`.
+    pub(super) truncation: Option<Truncation>,
+}
 
 /// What messages that are still on their way hold, all connections together.
 #[derive(Debug)]
@@ -89,6 +98,9 @@ pub(super) struct Incoming<'a> {
     reader: Reader,
     pace: Pace,
     arrival: Arrival<'a>,
+    truncated: Arc<Truncated>,
+    /// Text and binary messages that were read.
+    messages: u64,
     config: watch::Receiver<Arc<Config>>,
 }
 
@@ -96,14 +108,17 @@ impl<'a> Incoming<'a> {
     /// Of a socket that has not joined, with its place among those of its address.
     pub(super) fn new(
         reader: Reader,
+        truncated: Arc<Truncated>,
         activity: &'a Activity,
         all: &'a Arriving,
         place: Option<&'a Place>,
         config: watch::Receiver<Arc<Config>>,
     ) -> Self {
         let began = Some(activity.received());
-        let arrival = Arrival { activity, all, place, began, held: 0 };
-        Self { reader, pace: Pace::of_stranger(), arrival, config }
+        let kept_by = truncated.clone();
+        let arrival =
+            Arrival { activity, truncated: kept_by, all, place, began, discarded: 0, held: 0 };
+        Self { reader, pace: Pace::of_stranger(), arrival, truncated, messages: 0, config }
     }
 
     /// It has joined.
@@ -115,34 +130,45 @@ impl<'a> Incoming<'a> {
     ///
     /// # Errors
     /// The socket has ended, or is to be closed for what came.
-    pub(super) async fn read(&mut self) -> Result<ControlFlow<Bytes>, Closing> {
+    pub(super) async fn read(&mut self) -> Result<ControlFlow<Received>, CloseReason> {
         let read = poll_fn(|cx| self.poll(cx)).await?;
         match read {
-            Some(Ok(Frame::Binary(frame))) => Ok(ControlFlow::Break(frame)),
-            Some(Ok(Frame::Ping(_) | Frame::Pong(_))) => Ok(ControlFlow::Continue(())),
-            Some(Ok(Frame::Text(_))) => {
-                Err(Closing::new(1003, "text frames are not of this protocol".to_owned(), "text"))
+            Some(Ok(Frame::Binary(frame))) => {
+                let truncation = self.truncated.take(self.messages);
+                self.messages += 1;
+                Ok(ControlFlow::Break(Received { frame, truncation }))
             }
+            // tungstenite reads whole messages: a frame by itself never comes.
+            Some(Ok(Frame::Ping(_) | Frame::Pong(_) | Frame::Frame(_))) => {
+                Ok(ControlFlow::Continue(()))
+            }
+            Some(Ok(Frame::Text(_))) => Err(CloseReason::TextFrame),
             Some(Ok(Frame::Close(frame))) => {
-                let code = frame.map_or(1005, |frame| frame.code);
-                Err(Closing::new(code, "closed by the peer".to_owned(), "peer"))
+                let code = frame.map_or(1005, |frame| frame.code.into());
+                Err(CloseReason::ClosedByPeer { code })
             }
-            Some(Err(error)) => {
-                let text = error.into_inner().to_string();
-                // axum hides tungstenite's error type; its texts are what remains to tell them apart.
-                if text.contains("too long") {
-                    let max_message = self.config.borrow().sync.max_message;
-                    let reason =
-                        format!("a message is larger than {max_message} (sync.max_message)");
-                    Err(Closing::new(1009, reason, "too_large"))
-                } else if text.contains("protocol error") && !text.contains("Connection reset") {
-                    Err(Closing::new(1002, text, "protocol"))
-                } else {
-                    Err(Closing::new(1006, text, "peer"))
-                }
-            }
-            None => Err(Closing::new(1006, "the connection ended".to_owned(), "peer")),
+            Some(Err(error)) => Err(self.failed(&error)),
+            None => Err(CloseReason::ConnectionLost("the connection ended".to_owned())),
         }
+    }
+
+    /// How a socket is closed whose reading failed.
+    fn failed(&self, error: &tungstenite::Error) -> CloseReason {
+        use tungstenite::Error;
+        match error {
+            Error::Capacity(_) => self.too_large(),
+            Error::Io(error) if error.kind() == io::ErrorKind::FileTooLarge => self.too_large(),
+            Error::Protocol(ProtocolError::ResetWithoutClosingHandshake) => {
+                CloseReason::ConnectionLost(error.to_string())
+            }
+            Error::Protocol(_) => CloseReason::WebSocketProtocol(error.to_string()),
+            _ => CloseReason::ConnectionLost(error.to_string()),
+        }
+    }
+
+    /// How a socket is closed whose message is too large, and about no document.
+    pub(super) fn too_large(&self) -> CloseReason {
+        CloseReason::TooLarge(self.config.borrow().sync.max_message)
     }
 
     /// Read on until the peer has closed too; nothing of it counts any more.
@@ -151,7 +177,7 @@ impl<'a> Incoming<'a> {
         while let Ok(Some(Ok(_))) = poll_fn(|cx| self.poll(cx)).await {}
     }
 
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Read>, Closing>> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Read>, CloseReason>> {
         self.arrival.next_one();
         let polled = self.pace.poll(&mut self.reader, cx);
         self.arrival.note(&polled, &self.config.borrow().sync)?;
@@ -162,10 +188,13 @@ impl<'a> Incoming<'a> {
 /// The message that is on its way over one WebSocket.
 struct Arrival<'a> {
     activity: &'a Activity,
+    truncated: Arc<Truncated>,
     all: &'a Arriving,
     place: Option<&'a Place>,
     /// How many bytes had come before it; none while a message that has come is being taken in.
     began: Option<u64>,
+    /// How many of those were discarded.
+    discarded: u64,
     /// What is counted of it.
     held: u64,
 }
@@ -176,6 +205,7 @@ impl Arrival<'_> {
         if self.began.is_none() {
             self.give_back();
             self.began = Some(self.activity.received());
+            self.discarded = self.truncated.discarded();
         }
     }
 
@@ -183,7 +213,11 @@ impl Arrival<'_> {
     ///
     /// # Errors
     /// There is no memory for it.
-    fn note(&mut self, polled: &Poll<Option<Read>>, config: &config::Sync) -> Result<(), Closing> {
+    fn note(
+        &mut self,
+        polled: &Poll<Option<Read>>,
+        config: &config::Sync,
+    ) -> Result<(), CloseReason> {
         match polled {
             Poll::Ready(Some(Ok(Frame::Binary(_)))) => {
                 self.began = None;
@@ -197,28 +231,30 @@ impl Arrival<'_> {
             _ => {}
         }
         let began = self.began.unwrap_or_default();
-        let counted = self.activity.received().saturating_sub(began).saturating_sub(UNCOUNTED);
-        if counted <= self.held {
+        let came = self.activity.received().saturating_sub(began);
+        if came <= UNCOUNTED {
             return Ok(());
         }
         self.activity.set_unfinished(Some(began));
+        // What is discarded takes no memory.
+        let kept = came.saturating_sub(self.truncated.discarded() - self.discarded);
+        let counted = kept.saturating_sub(UNCOUNTED);
+        if counted <= self.held {
+            return Ok(());
+        }
         let more = (counted - self.held).next_multiple_of(STEP);
         let most = config.arriving.0;
         let share = (most / SHARE).max(config.max_message.0);
         if let Some(place) = self.place
             && !place.hold(more, share)
         {
-            let reason =
-                "messages of this address that are on their way hold its share of sync.arriving";
-            return Err(Closing::new(1013, reason.to_owned(), "arriving_of_address"));
+            return Err(CloseReason::InFlightOfAddress);
         }
         if !self.all.take(more, most) {
             if let Some(place) = self.place {
                 place.give_back(more);
             }
-            let reason =
-                format!("messages that are on their way hold {} (sync.arriving)", config.arriving);
-            return Err(Closing::new(1013, reason, "arriving"));
+            return Err(CloseReason::InFlight(config.arriving));
         }
         self.held += more;
         Ok(())
@@ -250,8 +286,6 @@ struct Pace {
     awaits: bool,
     /// How many times that much it is left alone after more.
     slower: u32,
-    /// Most messages come as a whole.
-    reads_at_once: bool,
     /// Processor time since the last message.
     spent: Duration,
     /// What of it has not been paused for.
@@ -266,7 +300,6 @@ impl Pace {
             freely: JOINS_FREELY,
             awaits: true,
             slower: JOINS_SLOWER,
-            reads_at_once: false,
             spent: Duration::ZERO,
             owed: Duration::ZERO,
             pause: None,
@@ -280,12 +313,7 @@ impl Pace {
 
     /// Of a session.
     fn of_session() -> Self {
-        Self {
-            freely: READS_FREELY,
-            slower: READS_SLOWER,
-            reads_at_once: true,
-            ..Self::of_stranger()
-        }
+        Self { freely: READS_FREELY, slower: READS_SLOWER, ..Self::of_stranger() }
     }
 
     fn poll(&mut self, reader: &mut Reader, cx: &mut Context<'_>) -> Poll<Option<Read>> {
@@ -293,11 +321,13 @@ impl Pace {
             ready!(pause.as_mut().poll(cx));
             self.pause = None;
         }
-        // Thread time, so that nobody pays for what else the machine does. Reading that clock takes a while: where a message may
-        // be here as a whole it is not read, and little is counted instead.
-        let began = (!self.reads_at_once || !self.spent.is_zero()).then(thread_time);
+        // Thread time, so that nobody pays for what else the machine does. Reading that clock is a
+        // system call, so half of what is free is measured by the wall clock, which shows no less.
+        let start = Instant::now();
+        let thread_start = (self.spent >= self.freely / 2).then(thread_time);
         let polled = reader.poll_next_unpin(cx);
-        let took = began.map_or(AT_ONCE, |began| thread_time().saturating_sub(began));
+        let took = thread_start
+            .map_or_else(|| start.elapsed(), |start| thread_time().saturating_sub(start));
         self.spent += took;
         if self.awaits && matches!(polled, Poll::Ready(Some(Ok(Frame::Binary(_))))) {
             (self.spent, self.owed) = (Duration::ZERO, Duration::ZERO);

@@ -17,7 +17,8 @@ use prometheus::IntGauge;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use crate::base::{closing::Closing, lock::lock};
+use super::close_reason::CloseReason;
+use crate::base::lock::lock;
 
 /// Frames that wait to be sent.
 pub struct Outbound {
@@ -35,7 +36,7 @@ struct Queue {
     bytes: usize,
     /// Those of them that were neither granted nor may be dropped.
     urgent: usize,
-    closing: Option<Closing>,
+    close_reason: Option<CloseReason>,
     /// Who is told when there is room again.
     waiting: Vec<Arc<Notify>>,
 }
@@ -62,7 +63,7 @@ pub enum Next {
     /// Send this frame.
     Send(Bytes),
     /// Close the socket.
-    Close(Closing),
+    Close(CloseReason),
 }
 
 /// What became of a frame.
@@ -108,13 +109,13 @@ impl Outbound {
     /// Whether there is room for presence of that size.
     pub fn takes_presence(&self, size: usize) -> bool {
         let queue = self.queue();
-        queue.closing.is_none() && (queue.bytes == 0 || queue.bytes + size <= self.limit)
+        queue.close_reason.is_none() && (queue.bytes == 0 || queue.bytes + size <= self.limit)
     }
 
     /// Put a frame in that is too late to be kept back; whether the queue is full was asked before it was made.
     pub fn push_granted(&self, data: Bytes) -> Push {
         let mut queue = self.queue();
-        if queue.closing.is_some() {
+        if queue.close_reason.is_some() {
             return Push::Closed;
         }
         self.append(&mut queue, Frame { data, kind: Kind::Granted });
@@ -164,7 +165,7 @@ impl Outbound {
     fn push_frame(&self, frame: Frame) -> Push {
         let mut queue = self.queue();
         let size = frame.data.len();
-        if queue.closing.is_some() {
+        if queue.close_reason.is_some() {
             return Push::Closed;
         }
         let fits = |bytes: usize| bytes == 0 || bytes + size <= self.limit;
@@ -175,9 +176,7 @@ impl Outbound {
             self.drop_presence(&mut queue);
         }
         if frame.kind == Kind::Urgent && !fits(queue.urgent) {
-            let reason =
-                format!("more than {} bytes (sync.send_queue) wait to be read", self.limit);
-            self.close_queue(&mut queue, Closing { code: 1013, reason, label: "send_queue" });
+            self.close_queue(&mut queue, CloseReason::SendQueueFull(self.limit));
             drop(queue);
             self.ready.notify_one();
             return Push::Overflow;
@@ -196,20 +195,20 @@ impl Outbound {
         self.note_room(queue);
     }
 
-    fn close_queue(&self, queue: &mut Queue, closing: Closing) {
+    fn close_queue(&self, queue: &mut Queue, reason: CloseReason) {
         self.unsent.sub(queue.bytes as i64);
         queue.frames = VecDeque::new();
         (queue.bytes, queue.urgent) = (0, 0);
         self.note_room(queue);
-        queue.closing = Some(closing);
+        queue.close_reason = Some(reason);
         self.closed.cancel();
     }
 
     /// Close the session: what waits is dropped, and the first reason stays.
-    pub fn close(&self, closing: Closing) {
+    pub fn close(&self, reason: CloseReason) {
         let mut queue = self.queue();
-        if queue.closing.is_none() {
-            self.close_queue(&mut queue, closing);
+        if queue.close_reason.is_none() {
+            self.close_queue(&mut queue, reason);
         }
         drop(queue);
         self.ready.notify_one();
@@ -228,8 +227,8 @@ impl Outbound {
     /// What the writer is to do next, if there is anything.
     pub fn try_next(&self) -> Option<Next> {
         let mut queue = self.queue();
-        if let Some(closing) = &queue.closing {
-            return Some(Next::Close(closing.clone()));
+        if let Some(reason) = &queue.close_reason {
+            return Some(Next::Close(reason.clone()));
         }
         let frame = queue.frames.pop_front()?;
         queue.bytes -= frame.data.len();
@@ -250,8 +249,8 @@ impl Outbound {
     }
 
     /// Why the session is being closed, if it is.
-    pub fn closing(&self) -> Option<Closing> {
-        self.queue().closing.clone()
+    pub fn close_reason(&self) -> Option<CloseReason> {
+        self.queue().close_reason.clone()
     }
 }
 
@@ -281,7 +280,7 @@ mod tests {
         assert_eq!(outbound.push(frame(1000)), Push::Queued);
         assert_eq!(unsent.get(), 1000);
         assert_eq!(outbound.push(frame(1)), Push::Overflow);
-        assert!(matches!(outbound.try_next(), Some(Next::Close(Closing { code: 1013, .. }))));
+        assert!(matches!(outbound.try_next(), Some(Next::Close(CloseReason::SendQueueFull(_)))));
         assert_eq!(unsent.get(), 0);
         assert_eq!(outbound.push(frame(1)), Push::Closed);
     }
@@ -330,9 +329,8 @@ mod tests {
     #[tokio::test]
     async fn the_first_reason_to_close_stays() {
         let (outbound, _) = outbound(10);
-        let closing = |code| Closing { code, reason: String::new(), label: "x" };
-        outbound.close(closing(1012));
-        outbound.close(closing(1013));
-        assert_eq!(outbound.next().await, Next::Close(closing(1012)));
+        outbound.close(CloseReason::Draining);
+        outbound.close(CloseReason::Memory);
+        assert_eq!(outbound.next().await, Next::Close(CloseReason::Draining));
     }
 }

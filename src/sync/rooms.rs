@@ -13,6 +13,7 @@ use tokio_util::task::TaskTracker;
 use tracing::error;
 
 use super::{
+    close_reason::CloseReason,
     events::{Following, What},
     room::{
         directory::{Directory, Found, Handle, Kept},
@@ -209,8 +210,7 @@ impl Rooms {
         let Some(handle) = directory.room(document).cloned() else { return };
         directory.retire(&handle, Vec::new());
         for session in handle.members.sessions() {
-            let reason = "a document of yours failed here; please come again";
-            session.close(1011, reason, "room_panic");
+            session.close(CloseReason::RoomPanic);
         }
         if handle.pending.hand_over(&self.shared.documents) {
             let share = self.shared.receive_share();

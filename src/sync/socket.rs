@@ -8,17 +8,16 @@ use std::{
     time::Duration,
 };
 
-use axum::extract::ws::{CloseFrame, Message as Frame, WebSocket};
 use bytes::Bytes;
 use futures::{SinkExt, stream::SplitSink};
 use tokio::sync::{Notify, watch};
+use tokio_tungstenite::tungstenite::{Message as Frame, protocol::CloseFrame};
 
-use super::{incoming::Incoming, outbound::Next, session::handle::Session, wire};
-use crate::{
-    base::{closing::Closing, session_id::SessionId},
-    config::Config,
-    sync::activity::Activity,
+use super::{
+    close_reason::CloseReason, incoming::Incoming, outbound::Next, session::handle::Session,
+    truncating::Socket, wire,
 };
+use crate::{base::session_id::SessionId, config::Config, sync::activity::Activity};
 
 /// How long a close may take: to get the close frame out, and then to hear the peer's.
 pub(super) const CLOSE_GRACE: Duration = Duration::from_secs(2);
@@ -30,7 +29,7 @@ const MIDWAY: u32 = 5;
 /// The longest reason of a close frame (RFC 6455, 5.5: 125 bytes with the code).
 const MAX_REASON: usize = 123;
 
-pub(super) type Writer = SplitSink<WebSocket, Frame>;
+pub(super) type Writer = SplitSink<Socket, Frame>;
 
 /// What a session's reader and writer are in the middle of.
 #[derive(Debug, Default)]
@@ -66,11 +65,8 @@ pub(super) async fn watch_liveness(
         let was_stuck = stuck;
         stuck = !takes && session.outbound.full().load(Ordering::Relaxed);
         if was_stuck && stuck {
-            let reason = format!(
-                "{} bytes wait to be read (sync.send_queue), and none is",
-                session.outbound.unsent()
-            );
-            return session.close(1013, &reason, "send_queue");
+            let unsent = session.outbound.unsent();
+            return session.close(CloseReason::SendQueueStalled(unsent));
         }
         // Nothing is read while a message waits for its document: that silence is ours.
         let is_busy = progress.is_busy.load(Ordering::Relaxed);
@@ -86,10 +82,7 @@ pub(super) async fn watch_liveness(
             slow += 1;
         }
         if slow > MIDWAY {
-            let reason = format!(
-                "a large message comes slower than {min_rate} a second (sync.message_min_rate)"
-            );
-            return session.close(1008, &reason, "slow_message");
+            return session.close(CloseReason::SlowMessage(min_rate));
         }
         if moved != seen || is_busy {
             (seen, silent) = (moved, 0);
@@ -98,7 +91,7 @@ pub(super) async fn watch_liveness(
         silent += 1;
         let is_midway = unfinished.is_some() || progress.is_sending.load(Ordering::Relaxed);
         if silent > if is_midway { MIDWAY } else { 1 } {
-            return session.close(1006, "the peer does not answer pings", "dead");
+            return session.close(CloseReason::Unresponsive);
         }
         if silent == 1 {
             pings.notify_one();
@@ -146,27 +139,29 @@ pub(super) async fn close(
     us: &str,
     peer_id: &str,
     id: SessionId,
-    closing: &Closing,
+    reason: &CloseReason,
 ) {
     let suffix = format!(" (connection {id})");
-    let reason = format!("{}{suffix}", shortened(&closing.reason, MAX_REASON - suffix.len()));
-    let may_close = !matches!(closing.label, "peer" | "broken" | "dead");
+    let text = reason.to_string();
+    let logged = format!("{}{suffix}", shortened(&text, MAX_REASON - suffix.len()));
+    let is_here = !reason.is_peer_gone();
     let say = async {
-        if may_close {
-            if !matches!(closing.label, "superseded" | "left") {
+        if is_here {
+            if !matches!(reason, CloseReason::Superseded | CloseReason::Left) {
                 // automerge-repo's own tests compare this text as a whole.
-                let text = if closing.label == "version" { &closing.reason } else { &reason };
+                let is_whole = *reason == CloseReason::UnsupportedVersion;
+                let text = if is_whole { &text } else { &logged };
                 let _ = writer.feed(Frame::Binary(wire::error(us, peer_id, text))).await;
             }
             if !peer_id.is_empty() {
                 let _ = writer.flush().await;
                 tokio::time::sleep(QUIET).await;
             }
-            let (code, reason) = (closing.code, reason.as_str().into());
+            let (code, reason) = (reason.code().into(), logged.as_str().into());
             let _ = writer.send(Frame::Close(Some(CloseFrame { code, reason }))).await;
         }
         let _ = writer.close().await;
-        if may_close {
+        if is_here {
             incoming.read_out().await;
         }
     };

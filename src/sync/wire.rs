@@ -16,6 +16,7 @@ use minicbor::{
     encode::{Error as EncodeError, Write},
 };
 
+use super::truncating::Truncation;
 use crate::base::document_id::DocumentId;
 pub use crate::document::sync_message::{BadSyncMessage, SyncMessage, heads_in};
 
@@ -172,35 +173,93 @@ impl<'a> Message<'a> {
     }
 }
 
+/// What is known of a message that was larger than `sync.max_message`.
+#[derive(Debug, PartialEq)]
+pub(super) struct Truncated<'a> {
+    pub(super) sender: Option<Cow<'a, str>>,
+    pub(super) target: Option<Cow<'a, str>>,
+    /// `sync`, `request` or `ephemeral`: messages of other types are never so large.
+    pub(super) kind: &'static str,
+    /// The document's id as it was received.
+    pub(super) id: Cow<'a, str>,
+    /// Bytes that it had.
+    pub(super) size: u64,
+}
+
+impl<'a> Truncated<'a> {
+    /// Reads what is left of a message; none where that does not tell its document.
+    pub(super) fn decode(frame: &'a [u8], truncation: Truncation) -> Option<Self> {
+        let fields = Fields::find_around(frame, truncation)?;
+        let text = |value: Option<&Decoder<'a>>| optional(value, name).ok();
+        let kind = match text(fields.kind.as_ref())??.as_ref() {
+            "sync" => "sync",
+            "request" => "request",
+            "ephemeral" => "ephemeral",
+            _ => return None,
+        };
+        Some(Self {
+            sender: text(fields.sender.as_ref())?,
+            target: text(fields.target.as_ref())?,
+            kind,
+            id: text(fields.document.as_ref())??,
+            size: frame.len() as u64 + truncation.missing,
+        })
+    }
+}
+
 impl<'a> Fields<'a> {
     /// Finds the fields of a frame; `null` and `undefined` count as absent.
     fn find(frame: &'a [u8]) -> Result<Self, WireError> {
         let mut d = Decoder::new(frame);
         let mut fields = Self::default();
         let mut left = d.map().map_err(cbor)?;
+        fields.read(&mut d, &mut left).map_err(cbor)?;
+        Ok(fields)
+    }
+
+    /// Finds the fields of a frame whose middle is missing, inside of one byte string.
+    fn find_around(frame: &'a [u8], truncation: Truncation) -> Option<Self> {
+        let (head, tail) = frame.split_at_checked(truncation.head)?;
+        let mut d = Decoder::new(head);
+        let mut fields = Self::default();
+        let mut left = d.map().ok()?;
+        if fields.read(&mut d, &mut left).is_err() {
+            let before = (head.len() as u64).checked_add(truncation.missing)?;
+            let after = end_of_byte_string(&mut d, head)?.checked_sub(before)?;
+            let mut d = Decoder::new(tail.get(usize::try_from(after).ok()?..)?);
+            fields.read(&mut d, &mut left).ok()?;
+        }
+        Some(fields)
+    }
+
+    /// Reads the fields of a map of which so many are left. Where a value ends too early, the decoder stays before it.
+    fn read(&mut self, d: &mut Decoder<'a>, left: &mut Option<u64>) -> Result<(), DecodeError> {
         loop {
-            match &mut left {
-                Some(0) => return Ok(fields),
+            match left {
+                Some(0) => return Ok(()),
                 Some(n) => *n -= 1,
-                None if d.datatype().map_err(cbor)? == Type::Break => return Ok(fields),
+                None if d.datatype()? == Type::Break => return Ok(()),
                 None => {}
             }
-            let key = name(&mut d).map_err(cbor)?;
-            let is_absent = matches!(d.datatype().map_err(cbor)?, Type::Null | Type::Undefined);
+            let key = name(d)?;
+            let is_absent = matches!(d.datatype()?, Type::Null | Type::Undefined);
             let value = d.clone();
-            d.skip().map_err(cbor)?;
+            if let Err(error) = d.skip() {
+                *d = value;
+                return Err(error);
+            }
             let field = match key.as_ref() {
-                "type" => &mut fields.kind,
-                "senderId" => &mut fields.sender,
-                "targetId" => &mut fields.target,
-                "documentId" => &mut fields.document,
-                "sessionId" => &mut fields.session,
-                "message" => &mut fields.message,
-                "data" => &mut fields.data,
-                "count" => &mut fields.count,
-                "supportedProtocolVersions" => &mut fields.versions,
-                "add" => &mut fields.add,
-                "remove" => &mut fields.remove,
+                "type" => &mut self.kind,
+                "senderId" => &mut self.sender,
+                "targetId" => &mut self.target,
+                "documentId" => &mut self.document,
+                "sessionId" => &mut self.session,
+                "message" => &mut self.message,
+                "data" => &mut self.data,
+                "count" => &mut self.count,
+                "supportedProtocolVersions" => &mut self.versions,
+                "add" => &mut self.add,
+                "remove" => &mut self.remove,
                 _ => continue,
             };
             if !is_absent {
@@ -298,6 +357,22 @@ fn byte_string<'a>(d: &mut Decoder<'a>) -> Result<Cow<'a, [u8]>, DecodeError> {
         return Ok(Cow::Owned(bytes));
     }
     d.bytes().map(Cow::Borrowed)
+}
+
+/// Where a byte string ends that the decoder is before, from what precedes its bytes in `frame`.
+fn end_of_byte_string(d: &mut Decoder<'_>, frame: &[u8]) -> Option<u64> {
+    while d.datatype().ok()? == Type::Tag {
+        d.tag().ok()?;
+    }
+    let (first, rest) = frame.get(d.position()..)?.split_first()?;
+    // Major type 2, with its length in 1, 2, 4 or 8 bytes (RFC 8949, section 3).
+    let bytes = match first {
+        0x58..=0x5b => 1 << (first - 0x58),
+        _ => return None,
+    };
+    let length = rest.get(..bytes)?.iter().fold(0, |length, byte| length << 8 | u64::from(*byte));
+    let begins = d.position() + 1 + bytes;
+    length.checked_add(begins as u64)
 }
 
 fn whole_number(d: &mut Decoder<'_>) -> Result<u64, DecodeError> {

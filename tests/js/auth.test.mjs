@@ -405,7 +405,7 @@ test('other rights: the session comes again with them', async t => {
   command('list');
 });
 
-/** As the README shows it. */
+/** As app.md shows it. */
 class TokenAdapter extends WebSocketClientAdapter {
   constructor(url, getToken, retryInterval) {
     super(url, retryInterval);
@@ -421,8 +421,8 @@ class TokenAdapter extends WebSocketClientAdapter {
 
 test('a token that ends closes its socket with 4401, and an adapter that renews goes on', async t => {
   const { relay, token } = await signedIn(t);
-  const readme = await readFile(new URL('../../README.md', import.meta.url), 'utf8');
-  assert.ok(readme.includes(TokenAdapter.toString()), 'the README shows this adapter');
+  const document = await readFile(new URL('../../packaging/doc/app.md', import.meta.url), 'utf8');
+  assert.ok(document.includes(TokenAdapter.toString()), 'app.md shows this adapter');
   const short = token('app', 'sync:write', '--expires', '4s');
   const next = token('app', 'sync:write');
   reload(relay);

@@ -150,6 +150,8 @@ test('`ping` takes the way of a client, and names the step that fails', async t 
   await fail('relay.example.org', /expected a URL such as wss:/);
   await fail('ws://127.0.0.1:1/', /^address: 127.0.0.1:1 does not answer/);
   await fail(url.replace('ws:', 'wss:'), /^tls: /);
+  const small = await Relay.start(t, { sync: { max_message: '"1MiB"' } });
+  await assert.rejects(ping(small.url.replace('http', 'ws'), '--largest', '2MiB'), /^.*large: refused: .* larger than 1MiB \(sync\.max_message\)/ms);
   const full = await Relay.start(t, { limits: { connections: 1 } });
   await fail(full.ws, /^join: closed with 1013: the relay is full/);
 });

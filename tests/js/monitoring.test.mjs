@@ -37,7 +37,7 @@ test('the rules are good, and each alert fires when it should and not otherwise'
 
 test('each alert is tested both ways, and has a runbook that ends in a command', async () => {
   const tests = await readFile(join(PACKAGING, 'prometheus', 'tonk-relay.rules.test.yml'), 'utf8');
-  const book = await readFile(join(PACKAGING, 'prometheus', 'runbooks.md'), 'utf8');
+  const book = await readFile(join(PACKAGING, 'doc', 'runbooks.md'), 'utf8');
   for (const alert of alerts) {
     assert.match(tests, new RegExp(`alertname: ${alert}\n +eval_time: \\S+\n +exp_alerts`), `${alert} fires in a test`);
     assert.match(tests, new RegExp(`\\{ alertname: ${alert}, eval_time`), `${alert} does not fire in a test`);

@@ -7,7 +7,7 @@ import * as Automerge from '@automerge/automerge';
 import { cbor } from '@automerge/automerge-repo';
 import WebSocket from 'ws';
 import { Relay, atEnd, bundle, documentId, saved, share, until, upload } from './relay.mjs';
-import { connect, emptySync, join, joined, say } from './raw.mjs';
+import { connect, emptySync, join, joined, refused, say } from './raw.mjs';
 
 test('the handshake answers with what clients need', async t => {
   const relay = await Relay.start(t, { sync: { peer_id: '"the-relay"' } });
@@ -98,6 +98,49 @@ test('a document id that is not 16 bytes is refused by itself, and the session g
   assert.equal(unavailable.documentId, about.documentId);
   assert.match(relay.log, /its document id "\.\.\/\.\.\/etc\/passwd" is not base58check/);
   assert.ok(await relay.metric('tonk_relay_messages_dropped_total{reason="document_id"}') >= 5);
+});
+
+test('a document that is too large for a message is refused by itself, and the session goes on', async t => {
+  const relay = await Relay.start(t, { sync: { max_message: '"64KiB"', peer_id: '"relay"' } });
+  const client = relay.client(t, { strict: true });
+  const good = await share(client, { n: 1 });
+  const refusals = () => relay.metric('tonk_relay_documents_refused_total{reason="too_large"}');
+  const bad = client.repo.create({ bytes: new Uint8Array(randomBytes(100_000)) });
+  await until('it is refused', async () => await refusals() === 1);
+  const line = `what was sent of ${bad.documentId} is larger than 64KiB (sync.max_message)`;
+  await until('the log says so', () => relay.log.includes(line));
+  good.change(doc => { doc.n = 2; });
+  await saved(client, good);
+
+  // The document id before the data, as samod writes it, and after it, as automerge-repo does; as a whole and in fragments, as
+  // Chromium sends it.
+  const socket = await joined(t, relay, 'peer-1');
+  const [first, second, data] = [documentId(1), documentId(2), new Uint8Array(150_000)];
+  const from = { senderId: 'peer-1', targetId: 'relay' };
+  say(socket, { type: 'sync', documentId: first, ...from, data });
+  assert.equal(await refused(socket, first), `what was sent of ${first} is larger than 64KiB (sync.max_message)`);
+  const message = Buffer.from(cbor.encode({ type: 'sync', data, documentId: second, ...from }));
+  for (let at = 0; at < message.length; at += 40_000) {
+    socket.ping();
+    socket.send(message.subarray(at, at + 40_000), { fin: at + 40_000 >= message.length });
+  }
+  assert.match(await refused(socket, second), /is larger than 64KiB/);
+  // It is said once, and what comes after it is dropped.
+  const heard = socket.heard.length;
+  say(socket, { type: 'sync', data, documentId: second, ...from });
+  say(socket, { type: 'ephemeral', documentId: good.documentId, ...from, count: 1, sessionId: 's', data });
+  say(socket, { type: 'request', documentId: good.documentId, ...from, data: emptySync() });
+  await until('another document is served', () => socket.heard.slice(heard).some(({ documentId: id }) => id === good.documentId));
+  const answers = socket.heard.slice(heard).filter(({ type }) => type !== 'sync');
+  assert.deepEqual(answers.map(({ message }) => message), [`document ${good.documentId}: presence is larger than 64KiB (sync.max_message)`]);
+  assert.equal(await relay.metric('tonk_relay_messages_dropped_total{reason="too_large"}'), 1);
+  assert.equal(await refusals(), 3);
+  assert.equal(await relay.metric('tonk_relay_arriving_bytes'), 0);
+  assert.doesNotMatch(relay.log, /disconnected/);
+
+  // Much larger ones are not read to their end.
+  say(socket, { type: 'sync', documentId: first, ...from, data: new Uint8Array(300_000) });
+  assert.equal((await socket.closed).code, 1009);
 });
 
 test('a sender or target that is another is dropped and counted, the socket lives', async t => {

@@ -8,24 +8,24 @@ use axum::{
 };
 use tracing::info;
 
-use super::state::Stored;
+use super::state::StorageState;
 use crate::{
-    admin::{error::Failed, handler::blocking},
+    admin::{error::HandlerError, handler::run_blocking},
     storage::local::backups::{self, Backup},
 };
 
-pub(super) fn routes() -> Router<Stored> {
-    Router::new().route("/backups", post(note_backup))
+pub(super) fn routes() -> Router<StorageState> {
+    Router::new().route("/backups", post(record))
 }
 
-async fn note_backup(
-    State(stored): State<Stored>,
+async fn record(
+    State(state): State<StorageState>,
     Json(made): Json<Backup>,
-) -> Result<Response, Failed> {
+) -> Result<Response, HandlerError> {
     let is_whole = made.whole_at.is_some();
     info!(folder = made.folder, is_whole, "an operator's backup");
-    blocking(move || {
-        backups::note(stored.journal.root(), made)?;
+    run_blocking(move || {
+        backups::note(state.journal.root(), made)?;
         Ok(Json(()).into_response())
     })
     .await

@@ -1,4 +1,4 @@
-//! `/documents/{id}/block`, `/documents/{id}/unblock` and `/blocked`: keeps documents from everybody.
+//! `/documents/{id}/block`, `/documents/{id}/unblock` and `/blocked`: blocks access to documents.
 
 use axum::{
     Json, Router,
@@ -9,75 +9,79 @@ use axum::{
 };
 use tracing::info;
 
-use super::{reason::Reason, state::Stored};
+use super::{reason::Reason, state::StorageState};
 use crate::{
-    admin::{error::Failed, handler::blocking},
+    admin::{error::HandlerError, handler::run_blocking},
     base::document_id::DocumentId,
     storage::local::blocked::Block,
 };
 
-pub(super) fn routes() -> Router<Stored> {
+pub(super) fn routes() -> Router<StorageState> {
     Router::new()
         .route("/documents/{id}/block", post(block))
         .route("/documents/{id}/unblock", post(unblock))
-        .route("/blocked", get(blocked))
+        .route("/blocked", get(list))
 }
 
-/// Keep a document from everybody. What is stored of it stays.
+/// Blocks all access to a document. Its data is kept.
 async fn block(
-    State(stored): State<Stored>,
+    State(state): State<StorageState>,
     Path(id): Path<String>,
     Json(Reason { reason }): Json<Reason>,
-) -> Result<Response, Failed> {
+) -> Result<Response, HandlerError> {
     let document: DocumentId = id.parse()?;
-    // At once, also on a disk that is full or hangs.
-    stored.journal.blocked().hold(document);
+    // Take effect immediately, even if the disk is full or hangs.
+    state.journal.blocked().hold(document);
     info!(%document, reason, "an operator blocked a document");
-    marks_changed(&stored, document);
-    // In a task: who asked may go away, and what was begun is finished.
-    let noting = tokio::task::spawn_blocking(move || {
-        let blocked = stored.journal.blocked();
+    apply_change(&state, document);
+    // Spawned, so that the work finishes even if the client closes the connection.
+    let recording = tokio::task::spawn_blocking(move || {
+        let blocked = state.journal.blocked();
         let earlier = blocked.get(document).filter(|_| reason.is_none());
         let block = earlier.unwrap_or_else(|| Block::new(document, reason));
-        let noted = blocked.add(document, &block);
-        noted.map(|()| block)
+        let added = blocked.add(document, &block);
+        added.map(|()| block)
     });
-    match noting.await? {
+    match recording.await? {
         Ok(block) => Ok(Json(block).into_response()),
         Err(error) => {
             let text = format!("{document} is blocked until the relay stops: {error}");
-            Err(Failed(StatusCode::INTERNAL_SERVER_ERROR, text))
+            Err(HandlerError(StatusCode::INTERNAL_SERVER_ERROR, text))
         }
     }
 }
 
-async fn unblock(State(stored): State<Stored>, Path(id): Path<String>) -> Result<Response, Failed> {
+async fn unblock(
+    State(state): State<StorageState>,
+    Path(id): Path<String>,
+) -> Result<Response, HandlerError> {
     let document: DocumentId = id.parse()?;
-    // In a task, as above.
+    // Spawned, as above.
     let unblocking = tokio::spawn(async move {
-        let journal = stored.journal.clone();
-        if !blocking(move || Ok(journal.blocked().remove(document)?)).await? {
-            return Err(Failed(StatusCode::NOT_FOUND, format!("{document} was not blocked")));
+        let journal = state.journal.clone();
+        if !run_blocking(move || Ok(journal.blocked().remove(document)?)).await? {
+            return Err(HandlerError(StatusCode::NOT_FOUND, format!("{document} was not blocked")));
         }
         info!(%document, "an operator unblocked a document");
-        marks_changed(&stored, document);
+        apply_change(&state, document);
         Ok(Json(()).into_response())
     });
     unblocking.await?
 }
 
-fn marks_changed(stored: &Stored, document: DocumentId) {
-    stored.journal.update_blocked_gauge();
-    if let Some(rooms) = &stored.rooms {
+/// Updates the metric, and opens the room again, which applies the change to its sessions.
+fn apply_change(state: &StorageState, document: DocumentId) {
+    state.journal.update_blocked_gauge();
+    if let Some(rooms) = &state.rooms {
         rooms.reopen(document);
     }
 }
 
-async fn blocked(State(stored): State<Stored>) -> Result<Response, Failed> {
-    let list = move || {
-        let blocked = stored.journal.blocked();
+async fn list(State(state): State<StorageState>) -> Result<Response, HandlerError> {
+    let read = move || {
+        let blocked = state.journal.blocked();
         let all = blocked.ids().into_iter().map(|document| Block::of(blocked, document));
         Ok(Json(all.collect::<Vec<_>>()).into_response())
     };
-    blocking(list).await
+    run_blocking(read).await
 }

@@ -13,9 +13,9 @@ use axum::{
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::state::Stored;
+use super::state::StorageState;
 use crate::{
-    admin::{error::Failed, handler::blocking},
+    admin::{error::HandlerError, handler::run_blocking},
     base::document_id::DocumentId,
     bundle::{Bundle, MaxInflated, store::Received},
 };
@@ -23,82 +23,86 @@ use crate::{
 /// An uploaded bundle.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ListedBundle {
-    /// Its root document.
+    /// The id of its root document.
     pub id: DocumentId,
-    /// Another one after every upload.
+    /// Changes with every upload.
     pub etag: String,
 }
 
-pub(super) fn routes() -> Router<Stored> {
+pub(super) fn routes() -> Router<StorageState> {
     Router::new()
-        .route("/bundles", get(bundles))
-        .route("/bundles/{id}", get(bundle).put(put_bundle))
+        .route("/bundles", get(list))
+        .route("/bundles/{id}", get(download).put(restore))
         .route("/bundles/{id}/manifest.json", get(manifest))
 }
 
-async fn bundles(State(stored): State<Stored>) -> Result<Response, Failed> {
-    let list = stored.uploads.list().await?;
+async fn list(State(state): State<StorageState>) -> Result<Response, HandlerError> {
+    let list = state.uploads.list().await?;
     let list = list.into_iter().map(|(id, etag)| ListedBundle { id, etag });
     Ok(Json(list.collect::<Vec<_>>()).into_response())
 }
 
-async fn bundle(State(stored): State<Stored>, Path(id): Path<String>) -> Result<Response, Failed> {
+async fn download(
+    State(state): State<StorageState>,
+    Path(id): Path<String>,
+) -> Result<Response, HandlerError> {
     let id: DocumentId = id.parse()?;
-    let Some(bundle) = stored.uploads.get(id).await? else {
-        return Err(Failed(StatusCode::NOT_FOUND, format!("{id}: no such bundle")));
+    let Some(bundle) = state.uploads.get(id).await? else {
+        return Err(HandlerError(StatusCode::NOT_FOUND, format!("{id}: no such bundle")));
     };
     Ok(Body::from_stream(bundle.read(None).await?).into_response())
 }
 
-/// Take a bundle from a backup, unless there is one of its id.
-async fn put_bundle(
-    State(stored): State<Stored>,
+/// Stores a bundle of a backup, unless one with this root is stored. Answers whether it was stored.
+async fn restore(
+    State(state): State<StorageState>,
     Path(id): Path<String>,
     data: Bytes,
-) -> Result<Response, Failed> {
+) -> Result<Response, HandlerError> {
     let id: DocumentId = id.parse()?;
-    if stored.documents.is_deleted(id) || stored.uploads.get(id).await?.is_some() {
+    if state.documents.is_deleted(id) || state.uploads.get(id).await?.is_some() {
         return Ok(Json(false).into_response());
     }
-    let file = stored.uploads.receive().await?;
-    let max_inflated = MaxInflated::of(&stored.config.borrow());
-    let file = blocking(move || write_verified(file, id, data, max_inflated)).await?;
-    let keep = stored.config.borrow().bundles.keep;
-    stored.uploads.put(id, file, keep).await?;
+    let file = state.uploads.receive().await?;
+    let max_inflated = MaxInflated::of(&state.config.borrow());
+    let file = run_blocking(move || write_verified(file, id, data, max_inflated)).await?;
+    let keep = state.config.borrow().bundles.keep;
+    state.uploads.put(id, file, keep).await?;
     Ok(Json(true).into_response())
 }
 
-/// Write a bundle to the file that receives it, if it is the one of that id.
+/// Writes a bundle to the file that receives it. Fails if the bundle is damaged or has another
+/// root.
 #[expect(clippy::disallowed_methods, reason = "runs on a thread that may block")]
 fn write_verified(
     file: Received,
     id: DocumentId,
     data: Bytes,
     max_inflated: MaxInflated,
-) -> Result<Received, Failed> {
+) -> Result<Received, HandlerError> {
     std::fs::write(file.path(), &data)?;
     let mut bundle = Bundle::open(io::Cursor::new(data), max_inflated)?;
     bundle.verify()?;
     if bundle.manifest().root != id {
         let text = format!("the bundle of {id} has another root: {}", bundle.manifest().root);
-        return Err(Failed(StatusCode::UNPROCESSABLE_ENTITY, text));
+        return Err(HandlerError(StatusCode::UNPROCESSABLE_ENTITY, text));
     }
     Ok(file)
 }
 
-/// The manifest of the uploaded or the served bundle of that root.
+/// Answers with the manifest of the uploaded or the served bundle with this root.
 async fn manifest(
-    State(stored): State<Stored>,
+    State(state): State<StorageState>,
     Path(id): Path<String>,
-) -> Result<Response, Failed> {
+) -> Result<Response, HandlerError> {
     let id: DocumentId = id.parse()?;
-    let max_inflated = MaxInflated::of(&stored.config.borrow());
-    let uploaded = match stored.uploads.get(id).await? {
+    let max_inflated = MaxInflated::of(&state.config.borrow());
+    let uploaded = match state.uploads.get(id).await? {
         Some(uploaded) => Some(uploaded.into_file().await?),
         None => None,
     };
-    let served = stored.served.borrow().clone();
-    blocking(move || {
+    let served = state.served.borrow().clone();
+    run_blocking(move || {
         if let Some(uploaded) = uploaded {
             let bundle = Bundle::open(io::BufReader::new(uploaded), max_inflated)?;
             return Ok(bundle.manifest_json().to_vec().into_response());
@@ -109,7 +113,7 @@ async fn manifest(
                 return Ok(bundle.manifest_json().to_vec().into_response());
             }
         }
-        Err(Failed(StatusCode::NOT_FOUND, format!("no bundle of {id} is here")))
+        Err(HandlerError(StatusCode::NOT_FOUND, format!("no bundle of {id} is here")))
     })
     .await
 }

@@ -8,20 +8,20 @@ use axum::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::state::Stored;
-use crate::admin::error::Failed;
+use super::state::StorageState;
+use crate::admin::error::HandlerError;
 
-/// What a checkpoint did.
+/// The answer to a checkpoint.
 #[derive(Debug, Serialize, Deserialize)]
-pub struct Checkpoint {
-    /// How many chunks moved from the journal into the folders.
+pub struct CheckpointReport {
+    /// Chunks that were moved from the journal into the folders.
     pub moved: usize,
 }
 
-pub(super) fn routes() -> Router<Stored> {
+pub(super) fn routes() -> Router<StorageState> {
     Router::new().route("/checkpoint", post(checkpoint))
 }
 
-async fn checkpoint(State(stored): State<Stored>) -> Result<Response, Failed> {
-    Ok(Json(Checkpoint { moved: stored.journal.checkpoint().await? }).into_response())
+async fn checkpoint(State(state): State<StorageState>) -> Result<Response, HandlerError> {
+    Ok(Json(CheckpointReport { moved: state.journal.checkpoint().await? }).into_response())
 }

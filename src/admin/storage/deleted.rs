@@ -1,4 +1,5 @@
-//! `/documents/{id}/delete`, `/documents/{id}/undelete` and `/deleted`: deletes documents and keeps their tombstones.
+//! `/documents/{id}/delete`, `/documents/{id}/undelete` and `/deleted`: deletes documents, and
+//! manages their tombstones.
 
 use std::{io, path::PathBuf};
 
@@ -12,9 +13,9 @@ use axum::{
 use serde::{Deserialize, Serialize};
 use tracing::info;
 
-use super::{reason::Reason, state::Stored};
+use super::{reason::Reason, state::StorageState};
 use crate::{
-    admin::{error::Failed, handler::blocking},
+    admin::{error::HandlerError, handler::run_blocking},
     base::document_id::DocumentId,
     bundle::{Bundle, BundleError, MaxInflated},
     storage::local::{
@@ -24,82 +25,85 @@ use crate::{
     },
 };
 
-/// What `doc delete` did.
+/// The answer to a deletion.
 #[derive(Debug, Serialize, Deserialize)]
-pub struct Receipt {
+pub struct DeletionReceipt {
     /// The tombstone.
     #[serde(flatten)]
     pub tombstone: Tombstone,
     /// Chunks deleted, in the journal, the folders and quarantine.
     pub chunks: usize,
-    /// Their bytes.
+    /// Their size in bytes.
     pub bytes: u64,
     /// Whether an uploaded bundle with this root was deleted.
     pub bundle: bool,
-    /// Other bundles that hold the document; nobody gets it from them by sync.
+    /// Other bundles that have the document. It cannot be synced from them.
     pub held_by_bundles: Vec<String>,
-    /// Backups that were made of this storage, which may hold it until they are renewed.
+    /// Backups of this storage, which may have the document until they are made again.
     pub backups: Vec<Backup>,
-    /// Folders on the relay's disk that may hold it: what restores have replaced, and broken journals. They go when
-    /// the operator deletes them.
+    /// Folders on the relay's disk that may have it until the operator deletes them: data that
+    /// restores have replaced, and broken journals.
     pub kept: Vec<PathBuf>,
 }
 
-/// What became of a tombstone that a restore brings.
+/// The answer to the tombstone of a restore.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Buried {
-    /// The document is deleted here now.
-    New,
-    /// It was deleted here before.
-    Already,
-    /// The document is here, or a bundle of it, and stays.
-    IsHere,
+pub enum TombstoneImport {
+    /// The document is now deleted.
+    #[serde(rename = "new")]
+    Imported,
+    /// It was deleted before.
+    #[serde(rename = "already")]
+    AlreadyDeleted,
+    /// The document, or a bundle with this root, is stored and was kept.
+    #[serde(rename = "is_here")]
+    DocumentExists,
 }
 
-pub(super) fn routes() -> Router<Stored> {
+pub(super) fn routes() -> Router<StorageState> {
     Router::new()
         .route("/documents/{id}/delete", post(delete))
         .route("/documents/{id}/undelete", post(undelete))
-        .route("/deleted", get(deleted).post(bury))
+        .route("/deleted", get(list).post(import_tombstone))
 }
 
 async fn delete(
-    State(stored): State<Stored>,
+    State(state): State<StorageState>,
     Path(id): Path<String>,
     Json(Reason { reason }): Json<Reason>,
-) -> Result<Response, Failed> {
+) -> Result<Response, HandlerError> {
     let document: DocumentId = id.parse()?;
-    // In a task: who asked may go away, and what was begun is finished.
-    let deleting = tokio::spawn(delete_document(stored, document, reason));
+    // Spawned, so that the work finishes even if the client closes the connection.
+    let deleting = tokio::spawn(delete_document(state, document, reason));
     Ok(Json(deleting.await??).into_response())
 }
 
 async fn delete_document(
-    stored: Stored,
+    state: StorageState,
     document: DocumentId,
     reason: Option<String>,
-) -> Result<Receipt, Failed> {
-    let journal = stored.journal.clone();
-    let earlier = blocking(move || Ok(journal.tombstones().get(document))).await?;
-    // Deleted again, it keeps the time and the reason of the first time, unless there is a new reason.
+) -> Result<DeletionReceipt, HandlerError> {
+    let journal = state.journal.clone();
+    let earlier = run_blocking(move || Ok(journal.tombstones().get(document))).await?;
+    // A second deletion keeps the first time and reason, unless it has a reason of its own.
     let tombstone = match earlier {
         Some(earlier) if reason.is_none() => earlier,
         _ => Tombstone::new(document, reason),
     };
-    let deleted = stored.journal.delete_document(document, tombstone.clone()).await;
-    // Also where not all could be deleted: the tombstone may stand, and the bundle is to go.
-    if let Some(rooms) = &stored.rooms {
+    let deleted = state.journal.delete_document(document, tombstone.clone()).await;
+    // Even if the deletion failed: the tombstone may exist by now, and the bundle must still be
+    // deleted.
+    if let Some(rooms) = &state.rooms {
         rooms.reopen(document);
     }
-    let bundle = stored.uploads.delete(document).await;
+    let bundle = state.uploads.delete(document).await;
     let (deleted, bundle) = (deleted?, bundle?);
     info!(%document, reason = tombstone.reason, "an operator deleted a document");
-    let held_by_bundles = holders(&stored, document).await?;
-    let root = stored.journal.root().to_owned();
+    let held_by_bundles = bundles_with(&state, document).await?;
+    let root = state.journal.root().to_owned();
     let (backups, kept) =
-        blocking(move || Ok((backups::list(&root), kept(&root, document)?))).await?;
-    Ok(Receipt {
+        run_blocking(move || Ok((backups::list(&root), folders_with(&root, document)?))).await?;
+    Ok(DeletionReceipt {
         tombstone,
         chunks: deleted.chunks,
         bytes: deleted.bytes,
@@ -110,9 +114,12 @@ async fn delete_document(
     })
 }
 
-/// Folders of the relay's own that hold a document still, or may.
+/// Returns the folders of the relay that still have a document, or may have it.
 #[expect(clippy::disallowed_methods, reason = "runs on a thread that may block")]
-fn kept(root: &std::path::Path, document: DocumentId) -> Result<Vec<PathBuf>, Failed> {
+fn folders_with(
+    root: &std::path::Path,
+    document: DocumentId,
+) -> Result<Vec<PathBuf>, HandlerError> {
     let mut kept = replacing::replaced(root);
     kept.retain(|replaced| replaced.join(document.folder()).exists());
     let broken = quarantine::broken_journals(root)?;
@@ -120,78 +127,83 @@ fn kept(root: &std::path::Path, document: DocumentId) -> Result<Vec<PathBuf>, Fa
     Ok(kept)
 }
 
-/// The bundles that hold a document. One that cannot be read is named with the reason.
-async fn holders(stored: &Stored, document: DocumentId) -> Result<Vec<String>, Failed> {
-    let mut holders = Vec::new();
-    let served = stored.served.borrow().clone();
+/// Returns the bundles that have a document. A bundle that cannot be read is listed with the
+/// reason.
+async fn bundles_with(
+    state: &StorageState,
+    document: DocumentId,
+) -> Result<Vec<String>, HandlerError> {
+    let mut found = Vec::new();
+    let served = state.served.borrow().clone();
     if served.is_some_and(|bundle| bundle.documents.contains_key(&document)) {
-        holders.push(format!("{} (served)", stored.config.borrow().bundle.path.display()));
+        found.push(format!("{} (served)", state.config.borrow().bundle.path.display()));
     }
-    let max_inflated = MaxInflated::of(&stored.config.borrow());
-    for (id, etag) in stored.uploads.list().await? {
-        // What was noted when it was imported spares a download.
-        let root = stored.journal.root().to_owned();
-        let noted = blocking(move || Ok(imported::documents(&root, id, &etag)?)).await?;
-        if let Some(documents) = noted {
+    let max_inflated = MaxInflated::of(&state.config.borrow());
+    for (id, etag) in state.uploads.list().await? {
+        // The record of its import makes a download unnecessary.
+        let root = state.journal.root().to_owned();
+        let recorded = run_blocking(move || Ok(imported::documents(&root, id, &etag)?)).await?;
+        if let Some(documents) = recorded {
             if documents.contains(&document) {
-                holders.push(id.to_string());
+                found.push(id.to_string());
             }
             continue;
         }
-        let Some(bundle) = stored.uploads.get(id).await? else { continue };
+        let Some(bundle) = state.uploads.get(id).await? else { continue };
         let file = bundle.into_file().await?;
-        let look = move || -> Result<bool, BundleError> {
+        let is_in_bundle = move || -> Result<bool, BundleError> {
             let bundle = Bundle::open(io::BufReader::new(file), max_inflated)?;
             Ok(bundle.documents().contains(&document))
         };
-        match tokio::task::spawn_blocking(look).await? {
+        match tokio::task::spawn_blocking(is_in_bundle).await? {
             Ok(false) => {}
-            Ok(true) => holders.push(id.to_string()),
-            Err(error) => holders.push(format!("{id} cannot be read: {error}")),
+            Ok(true) => found.push(id.to_string()),
+            Err(error) => found.push(format!("{id} cannot be read: {error}")),
         }
     }
-    Ok(holders)
+    Ok(found)
 }
 
 async fn undelete(
-    State(stored): State<Stored>,
+    State(state): State<StorageState>,
     Path(id): Path<String>,
-) -> Result<Response, Failed> {
+) -> Result<Response, HandlerError> {
     let document: DocumentId = id.parse()?;
-    if !stored.journal.undelete(document).await? {
-        return Err(Failed(StatusCode::NOT_FOUND, format!("{document} was not deleted")));
+    if !state.journal.undelete(document).await? {
+        return Err(HandlerError(StatusCode::NOT_FOUND, format!("{document} was not deleted")));
     }
-    if let Some(rooms) = &stored.rooms {
+    if let Some(rooms) = &state.rooms {
         rooms.reopen(document);
     }
-    // What a bundle has of it comes back when that is fetched.
-    let root = stored.journal.root().to_owned();
-    blocking(move || Ok(imported::forget(&root)?)).await?;
+    // Forget which bundles were imported, so that they are imported again and bring back what they
+    // have of the document.
+    let root = state.journal.root().to_owned();
+    run_blocking(move || Ok(imported::forget(&root)?)).await?;
     info!(%document, "an operator lets a deleted document be brought again");
     Ok(Json(()).into_response())
 }
 
-async fn deleted(State(stored): State<Stored>) -> Result<Response, Failed> {
-    blocking(move || Ok(Json(stored.journal.tombstones().list()).into_response())).await
+async fn list(State(state): State<StorageState>) -> Result<Response, HandlerError> {
+    run_blocking(move || Ok(Json(state.journal.tombstones().list()).into_response())).await
 }
 
-/// Take over a tombstone from a backup, unless the document is here, or a bundle of it.
-async fn bury(
-    State(stored): State<Stored>,
+/// Imports a tombstone from a backup, unless the document or a bundle with this root is stored.
+async fn import_tombstone(
+    State(state): State<StorageState>,
     Json(tombstone): Json<Tombstone>,
-) -> Result<Response, Failed> {
+) -> Result<Response, HandlerError> {
     let document = tombstone.document;
-    if stored.documents.is_deleted(document) {
-        return Ok(Json(Buried::Already).into_response());
+    if state.documents.is_deleted(document) {
+        return Ok(Json(TombstoneImport::AlreadyDeleted).into_response());
     }
-    if stored.uploads.get(document).await?.is_some()
-        || !stored.journal.import_tombstone(tombstone).await?
+    if state.uploads.get(document).await?.is_some()
+        || !state.journal.import_tombstone(tombstone).await?
     {
-        return Ok(Json(Buried::IsHere).into_response());
+        return Ok(Json(TombstoneImport::DocumentExists).into_response());
     }
-    if let Some(rooms) = &stored.rooms {
+    if let Some(rooms) = &state.rooms {
         rooms.reopen(document);
     }
     info!(%document, "a restore brought the deletion of a document");
-    Ok(Json(Buried::New).into_response())
+    Ok(Json(TombstoneImport::Imported).into_response())
 }

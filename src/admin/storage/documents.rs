@@ -13,11 +13,11 @@ use bytes::Bytes;
 use futures::StreamExt;
 use serde::{Deserialize, Serialize};
 
-use super::state::Stored;
+use super::state::StorageState;
 use crate::{
     admin::{
-        error::Failed,
-        handler::{blocking, lines},
+        error::HandlerError,
+        handler::{json_lines, run_blocking},
     },
     base::document_id::DocumentId,
     document::compare::Merged,
@@ -29,35 +29,35 @@ use crate::{
     },
 };
 
-/// Documents that are merged at a time; what they write becomes durable together.
+/// Documents that are merged concurrently. Their changes become durable together.
 const MERGED_AT_ONCE: usize = 64;
 
-/// A line of a listing; one that was cut off has no end.
+/// A line of the listing. A listing without `End` was cut off.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Entry<T> {
-    /// One that is listed.
+pub enum DocumentListLine<T> {
+    /// A document.
     Document(T),
-    /// All were listed.
+    /// The listing is complete.
     End,
-    /// They cannot be listed.
+    /// The listing failed.
     Problem(String),
 }
 
-/// A document's content, as CBOR.
+/// The content of a document, as CBOR.
 #[derive(Debug, minicbor::Encode, minicbor::Decode)]
-pub struct Content {
+pub struct DocumentContent {
     /// An automerge save.
     #[cbor(n(0), with = "minicbor::bytes")]
     pub data: Vec<u8>,
-    /// Chunks that are not in it, for they do not parse.
+    /// Chunks that are left out because they do not parse, with the reason.
     #[n(1)]
     pub broken: Vec<String>,
 }
 
-/// A document that a restore or an import brings, as CBOR.
+/// A document of a restore or an import, as CBOR.
 #[derive(Debug, minicbor::Encode, minicbor::Decode)]
-pub struct Brought {
+pub struct DocumentToMerge {
     /// Its id.
     #[n(0)]
     pub document: String,
@@ -66,30 +66,30 @@ pub struct Brought {
     pub data: Vec<u8>,
 }
 
-pub(super) fn routes() -> Router<Stored> {
+pub(super) fn routes() -> Router<StorageState> {
     Router::new()
-        .route("/documents", get(documents).post(merge))
-        .route("/documents/{id}", get(document))
+        .route("/documents", get(list).post(merge))
+        .route("/documents/{id}", get(inspect))
         .route("/documents/{id}/content", get(content))
 }
 
-async fn documents(State(stored): State<Stored>) -> Response {
-    lines(move |tell| {
-        let result = stored.journal.list(|listed| tell(Entry::Document(listed)));
+async fn list(State(state): State<StorageState>) -> Response {
+    json_lines(move |tell| {
+        let result = state.journal.list(|listed| tell(DocumentListLine::Document(listed)));
         tell(match result {
-            Ok(()) => Entry::End,
-            Err(error) => Entry::Problem(error.to_string()),
+            Ok(()) => DocumentListLine::End,
+            Err(error) => DocumentListLine::Problem(error.to_string()),
         });
     })
 }
 
-async fn document(
-    State(stored): State<Stored>,
+async fn inspect(
+    State(state): State<StorageState>,
     Path(id): Path<String>,
-) -> Result<Response, Failed> {
+) -> Result<Response, HandlerError> {
     let document: DocumentId = id.parse()?;
-    let journal = stored.journal;
-    if let Some(tombstone) = blocking({
+    let journal = state.journal;
+    if let Some(tombstone) = run_blocking({
         let journal = journal.clone();
         move || Ok(journal.tombstones().get(document))
     })
@@ -97,15 +97,15 @@ async fn document(
     {
         let reason = tombstone.reason.map_or_else(String::new, |reason| format!(": {reason}"));
         let text = format!("{document} was deleted at {}{reason}", tombstone.deleted_at);
-        return Err(Failed(StatusCode::GONE, text));
+        return Err(HandlerError(StatusCode::GONE, text));
     }
     let root = journal.root().to_owned();
-    let mut quarantined = blocking(move || Ok(quarantine::list(&root)?)).await?;
+    let mut quarantined = run_blocking(move || Ok(quarantine::list(&root)?)).await?;
     let folder = format!("{}/", document.folder());
     quarantined.retain(|entry| entry.path.starts_with(&folder));
-    let marks = journal.clone();
-    let blocked = blocking(move || {
-        let blocked = marks.blocked();
+    let blocks = journal.clone();
+    let blocked = run_blocking(move || {
+        let blocked = blocks.blocked();
         Ok(blocked.contains(document).then(|| Block::of(blocked, document)))
     });
     let blocked = blocked.await?;
@@ -115,8 +115,8 @@ async fn document(
     }
 }
 
-fn nothing_stored(document: DocumentId) -> Failed {
-    Failed(StatusCode::NOT_FOUND, format!("{document}: nothing is stored of this document"))
+fn nothing_stored(document: DocumentId) -> HandlerError {
+    HandlerError(StatusCode::NOT_FOUND, format!("{document}: nothing is stored of this document"))
 }
 
 #[derive(Deserialize)]
@@ -125,18 +125,18 @@ struct ContentQuery {
     with_bundle: bool,
 }
 
-/// All that can be read of a document.
+/// Answers with all that can be read of a document.
 async fn content(
-    State(stored): State<Stored>,
+    State(state): State<StorageState>,
     Path(id): Path<String>,
     Query(query): Query<ContentQuery>,
-) -> Result<Response, Failed> {
+) -> Result<Response, HandlerError> {
     let document: DocumentId = id.parse()?;
-    let Some(found) = stored.documents.content(document, query.with_bundle).await? else {
+    let Some(found) = state.documents.content(document, query.with_bundle).await? else {
         return Err(nothing_stored(document));
     };
     let broken = found.broken.iter().map(|(key, reason)| format!("{key}: {reason}")).collect();
-    let content = Content { data: found.data, broken };
+    let content = DocumentContent { data: found.data, broken };
     Ok(minicbor::to_vec(content).map_err(io::Error::other)?.into_response())
 }
 
@@ -146,17 +146,17 @@ struct MergeQuery {
     dry_run: bool,
 }
 
-/// Merge documents, of which several become durable together. Answers what became of each, in their order.
+/// Merges documents with the stored ones. Answers with the results in the same order.
 async fn merge(
-    State(stored): State<Stored>,
+    State(state): State<StorageState>,
     Query(query): Query<MergeQuery>,
     data: Bytes,
-) -> Result<Response, Failed> {
-    let brought: Vec<Brought> = minicbor::decode(&data)
-        .map_err(|error| Failed(StatusCode::BAD_REQUEST, error.to_string()))?;
-    let merging = brought.into_iter().map(|Brought { document, data }| {
-        let merging = merge_one(&stored, document, data, query.dry_run);
-        async move { merging.await.unwrap_or_else(|Failed(_, reason)| Merged::Failed(reason)) }
+) -> Result<Response, HandlerError> {
+    let documents: Vec<DocumentToMerge> = minicbor::decode(&data)
+        .map_err(|error| HandlerError(StatusCode::BAD_REQUEST, error.to_string()))?;
+    let merging = documents.into_iter().map(|DocumentToMerge { document, data }| {
+        let merging = merge_one(&state, document, data, query.dry_run);
+        async move { merging.await.unwrap_or_else(|HandlerError(_, reason)| Merged::Failed(reason)) }
     });
     let merged: Vec<Merged> =
         futures::stream::iter(merging).buffered(MERGED_AT_ONCE).collect().await;
@@ -164,16 +164,16 @@ async fn merge(
 }
 
 async fn merge_one(
-    stored: &Stored,
+    state: &StorageState,
     id: String,
     data: Vec<u8>,
     dry_run: bool,
-) -> Result<Merged, Failed> {
+) -> Result<Merged, HandlerError> {
     let document: DocumentId = id.parse()?;
     let (source, payer) = (MergeSource::Operator, Payer::Document(document));
-    let merged = stored.documents.merge(document, data.into(), source, payer, dry_run).await?;
+    let merged = state.documents.merge(document, data.into(), source, payer, dry_run).await?;
     let has_changed = matches!(merged, Merged::New | Merged::Newer) && !dry_run;
-    if let (true, Some(rooms)) = (has_changed, &stored.rooms) {
+    if let (true, Some(rooms)) = (has_changed, &state.rooms) {
         rooms.reopen(document);
     }
     Ok(merged)

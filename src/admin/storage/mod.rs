@@ -1,6 +1,6 @@
-//! What the admin socket answers about what is stored: a file for each subject, with its routes, their handlers, and what
-//! they take and answer as JSON or CBOR. The same router serves the commands when the relay does not run:
-//! `cli::serve_storage` then starts one.
+//! Requests about stored data. Each file has the routes and handlers of one subject, and the types of
+//! their bodies, which the commands share. When the relay does not run, `cli::serve_storage` serves
+//! the same router.
 
 pub mod backups;
 pub mod blocked;
@@ -17,10 +17,10 @@ pub mod storage_id;
 
 use axum::{Router, extract::DefaultBodyLimit};
 
-use self::state::Stored;
+use self::state::StorageState;
 
-/// The routes.
-pub fn router(stored: Stored) -> Router {
+/// Returns the router of all requests about stored data.
+pub fn router(state: StorageState) -> Router {
     Router::new()
         .merge(checkpoint::routes())
         .merge(documents::routes())
@@ -32,7 +32,7 @@ pub fn router(stored: Stored) -> Router {
         .merge(storage_id::routes())
         .merge(backups::routes())
         .merge(replace::routes())
-        // Only who may read and write the files anyway reaches this.
+        // Clients of the socket could read and write the files anyway.
         .layer(DefaultBodyLimit::disable())
-        .with_state(stored)
+        .with_state(state)
 }

@@ -11,52 +11,52 @@ use axum::{
 use serde::{Deserialize, Serialize};
 use tracing::info;
 
-use super::state::Stored;
+use super::state::StorageState;
 use crate::{
-    admin::{error::Failed, handler::blocking},
+    admin::{error::HandlerError, handler::run_blocking},
     document::chunk::Key,
     storage::local::quarantine,
 };
 
-/// What is to be released or deleted of the quarantine.
+/// The entries to release or delete.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct Selection {
+pub struct QuarantineSelection {
     /// These entries.
     pub paths: Vec<String>,
-    /// Or all that are older than so many seconds.
+    /// Also all entries that are older than this, in seconds.
     pub older_than: Option<u64>,
 }
 
-/// What became of paths of the quarantine.
+/// What was released or deleted.
 #[derive(Debug, Default, Serialize, Deserialize)]
-pub struct Done {
-    /// What was done, by path or key.
+pub struct QuarantineReport {
+    /// Paths or keys of the entries for which this succeeded.
     pub done: Vec<String>,
-    /// Why it could not be done for others.
+    /// The errors of the others.
     pub failed: Vec<String>,
 }
 
-pub(super) fn routes() -> Router<Stored> {
+pub(super) fn routes() -> Router<StorageState> {
     Router::new()
-        .route("/quarantine", get(quarantined))
+        .route("/quarantine", get(list))
         .route("/quarantine/release", post(release))
         .route("/quarantine/purge", post(purge))
 }
 
-async fn quarantined(State(stored): State<Stored>) -> Result<Response, Failed> {
-    blocking(move || Ok(Json(quarantine::list(stored.journal.root())?).into_response())).await
+async fn list(State(state): State<StorageState>) -> Result<Response, HandlerError> {
+    run_blocking(move || Ok(Json(quarantine::list(state.journal.root())?).into_response())).await
 }
 
 async fn release(
-    State(stored): State<Stored>,
-    Json(selection): Json<Selection>,
-) -> Result<Response, Failed> {
-    let rooms = stored.rooms.clone();
-    let releasing = blocking(move || {
-        let root = stored.journal.root();
+    State(state): State<StorageState>,
+    Json(selection): Json<QuarantineSelection>,
+) -> Result<Response, HandlerError> {
+    let rooms = state.rooms.clone();
+    let releasing = run_blocking(move || {
+        let root = state.journal.root();
         Ok(selection.paths.iter().map(|path| quarantine::release(root, path)).collect::<Vec<_>>())
     });
-    let mut answer = Done::default();
+    let mut answer = QuarantineReport::default();
     for released in releasing.await? {
         match released {
             Ok(key) => {
@@ -73,16 +73,16 @@ async fn release(
 }
 
 async fn purge(
-    State(stored): State<Stored>,
-    Json(selection): Json<Selection>,
-) -> Result<Response, Failed> {
-    blocking(move || {
-        let root = stored.journal.root();
+    State(state): State<StorageState>,
+    Json(selection): Json<QuarantineSelection>,
+) -> Result<Response, HandlerError> {
+    run_blocking(move || {
+        let root = state.journal.root();
         let mut paths = selection.paths;
         if let Some(seconds) = selection.older_than {
             paths.extend(quarantine::older(root, Duration::from_secs(seconds))?);
         }
-        let mut answer = Done::default();
+        let mut answer = QuarantineReport::default();
         for path in paths {
             match quarantine::purge(root, &path) {
                 Ok(()) => {

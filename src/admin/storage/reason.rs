@@ -2,9 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Why a document is to be deleted or blocked.
+/// The body of a request to delete or block a document.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Reason {
-    /// In the operator's words.
+    /// The operator's text, if there is one.
     pub reason: Option<String>,
 }

@@ -11,58 +11,58 @@ use axum::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::state::Stored;
+use super::state::StorageState;
 use crate::{
-    admin::{error::Failed, handler::blocking},
+    admin::{error::HandlerError, handler::run_blocking},
     storage::local::replacing::{self, Source},
 };
 
-/// What a restore that replaces all moved away.
+/// Where the data is that a restore replaces.
 #[derive(Debug, Serialize, Deserialize)]
-pub struct Replaced {
-    /// Where the documents are now.
+pub struct MovedAside {
+    /// Folder of the documents.
     pub documents: PathBuf,
-    /// Where the bundles are now, if they are on a local disk.
+    /// Folder of the bundles, if they are on a local disk.
     pub bundles: Option<PathBuf>,
-    /// Whether an earlier restore of the same backup moved it, and was interrupted.
+    /// Whether an interrupted restore of the same backup moved it.
     pub is_resumed: bool,
-    /// Where the documents are now that interrupted restores of other backups had brought.
+    /// Folders of the documents that interrupted restores of other backups had restored.
     pub interrupted: Vec<PathBuf>,
 }
 
-pub(super) fn routes() -> Router<Stored> {
-    Router::new().route("/set-aside", post(set_aside)).route("/restored", post(restored))
+pub(super) fn routes() -> Router<StorageState> {
+    Router::new().route("/set-aside", post(move_aside)).route("/restored", post(finish))
 }
 
-/// Make room for a backup that replaces all: what is here is moved aside.
-async fn set_aside(
-    State(stored): State<Stored>,
+/// Moves all documents and bundles aside, for a backup that replaces them.
+async fn move_aside(
+    State(state): State<StorageState>,
     Json(backup): Json<Source>,
-) -> Result<Response, Failed> {
-    if stored.rooms.is_some() {
+) -> Result<Response, HandlerError> {
+    if state.rooms.is_some() {
         let text = "the relay runs: stop it, to replace what it stores".to_owned();
-        return Err(Failed(StatusCode::CONFLICT, text));
+        return Err(HandlerError(StatusCode::CONFLICT, text));
     }
-    let root = stored.journal.root().to_owned();
+    let root = state.journal.root().to_owned();
     let at = root.clone();
-    let mut replacing = blocking(move || Ok(replacing::begin(&at, backup)?)).await?;
+    let mut replacing = run_blocking(move || Ok(replacing::begin(&at, backup)?)).await?;
     let is_resumed = replacing.is_moved;
     if !is_resumed {
-        stored.journal.move_aside(replacing.folder()).await?;
-        stored.uploads.set_aside(replacing.folder()).await?;
+        state.journal.move_aside(replacing.folder()).await?;
+        state.uploads.set_aside(replacing.folder()).await?;
         let at = root.clone();
-        replacing = blocking(move || {
+        replacing = run_blocking(move || {
             replacing::moved(&at, &mut replacing)?;
             Ok(replacing)
         })
         .await?;
     }
-    let bundles_path = stored.config.borrow().bundles.path.clone();
+    let bundles_path = state.config.borrow().bundles.path.clone();
     let first = replacing.folders.first().cloned().unwrap_or_default();
     let bundles = bundles_path.join(&first);
     let is_there = tokio::fs::try_exists(&bundles).await.unwrap_or(false);
     let interrupted = replacing.folders.iter().skip(1).map(|name| root.join(name)).collect();
-    Ok(Json(Replaced {
+    Ok(Json(MovedAside {
         documents: root.join(first),
         bundles: is_there.then_some(bundles),
         is_resumed,
@@ -71,10 +71,10 @@ async fn set_aside(
     .into_response())
 }
 
-/// All of a backup that replaces what was stored is there.
-async fn restored(State(stored): State<Stored>) -> Result<Response, Failed> {
-    blocking(move || {
-        replacing::end(stored.journal.root())?;
+/// Marks the restore as finished, so that a relay can start.
+async fn finish(State(state): State<StorageState>) -> Result<Response, HandlerError> {
+    run_blocking(move || {
+        replacing::end(state.journal.root())?;
         Ok(Json(()).into_response())
     })
     .await

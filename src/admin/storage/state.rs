@@ -1,4 +1,4 @@
-//! What the handlers work on.
+//! The state of the handlers.
 
 use std::sync::Arc;
 
@@ -11,18 +11,18 @@ use crate::{
     sync::rooms::Rooms,
 };
 
-/// What is stored, for the operator's commands.
+/// The parts of a relay that requests about stored data need.
 #[derive(Clone)]
-pub struct Stored {
-    /// Chunks.
+pub struct StorageState {
+    /// The journal and the chunks.
     pub journal: Arc<Journal>,
-    /// Documents.
+    /// The documents.
     pub documents: Arc<Documents>,
     /// Uploaded bundles.
     pub uploads: Arc<dyn BundleStore>,
     /// The served bundle.
     pub served: Served,
-    /// The live documents; none if the relay does not run.
+    /// The rooms of live documents; none if the relay does not run.
     pub rooms: Option<Arc<Rooms>>,
     /// The config.
     pub config: watch::Receiver<Arc<Config>>,

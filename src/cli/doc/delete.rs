@@ -1,4 +1,4 @@
-//! `tonk-relay doc delete`
+//! `tonk-relay doc delete`: deletes a document, and names the places that may still have it.
 
 use std::path::Path;
 
@@ -6,7 +6,7 @@ use hyper::Method;
 use serde::Serialize;
 
 use crate::{
-    admin::storage::{deleted::Receipt, reason::Reason},
+    admin::storage::{deleted::DeletionReceipt, reason::Reason},
     base::document_id::DocumentId,
     cli::{backup_folder, error::CliError, output::show, relay::StorageArguments},
     storage::local::backups::Backup,
@@ -19,32 +19,32 @@ pub(super) fn run(
 ) -> Result<(), CliError> {
     let path = format!("/documents/{id}/delete");
     let mut relay = arguments.relay.stored()?;
-    let receipt: Receipt = relay.tell(Method::POST, &path, &Reason { reason })?;
-    let backups = receipt.backups.iter().map(|made| HeldBackup {
-        holds: backup_folder::holds(Path::new(&made.folder), id),
+    let receipt: DeletionReceipt = relay.send(Method::POST, &path, &Reason { reason })?;
+    let backups = receipt.backups.iter().map(|made| ListedBackup {
+        holds: backup_folder::contains(Path::new(&made.folder), id),
         made: made.clone(),
     });
     let shown = ShownReceipt {
         backups: backups.collect(),
-        receipt: Receipt { backups: Vec::new(), ..receipt },
+        receipt: DeletionReceipt { backups: Vec::new(), ..receipt },
     };
     show(arguments.json, &shown, || describe_receipt(&shown));
     Ok(())
 }
 
-/// A receipt with what can be told of the backups here.
+/// A receipt, with what this machine knows about the backups.
 #[derive(Serialize)]
 struct ShownReceipt {
     #[serde(flatten)]
-    receipt: Receipt,
-    backups: Vec<HeldBackup>,
+    receipt: DeletionReceipt,
+    backups: Vec<ListedBackup>,
 }
 
 #[derive(Serialize)]
-struct HeldBackup {
+struct ListedBackup {
     #[serde(flatten)]
     made: Backup,
-    /// Whether it holds the document; none if it is not to be found from here.
+    /// Whether it has the document; none if it cannot be read from this machine.
     holds: Option<bool>,
 }
 
@@ -59,7 +59,7 @@ fn describe_receipt(ShownReceipt { receipt, backups }: &ShownReceipt) -> String 
     for bundle in &receipt.held_by_bundles {
         text.push_str(&format!("a bundle still holds it: {bundle}\n"));
     }
-    for HeldBackup { made: Backup { folder, at, .. }, holds } in backups {
+    for ListedBackup { made: Backup { folder, at, .. }, holds } in backups {
         let holds = match holds {
             Some(false) => continue,
             Some(true) => "holds",

@@ -1,4 +1,4 @@
-//! `tonk-relay doc ID --follow`
+//! `tonk-relay doc ID --follow`: prints what happens to a document in the running relay.
 
 use hyper::Method;
 
@@ -7,13 +7,13 @@ use crate::{
     base::document_id::DocumentId,
     cli::{
         error::CliError,
-        output::{print, printable, short},
+        output::{print, printable, short_hashes},
         relay::StorageArguments,
     },
     sync::events::{Event, What},
 };
 
-/// Say what happens to a document until the relay ends, or whoever reads has had enough.
+/// Prints what happens to a document until the relay stops or the command is interrupted.
 pub(super) fn run(id: DocumentId, arguments: &StorageArguments) -> Result<(), CliError> {
     let mut relay = arguments.relay.running()?;
     let path = format!("/documents/{id}/events");
@@ -25,7 +25,7 @@ pub(super) fn run(id: DocumentId, arguments: &StorageArguments) -> Result<(), Cl
         });
     });
     match followed {
-        // The stream has no other end.
+        // The stream only ends with the relay.
         Err(CliError::Admin(AdminError::Http(_))) => {
             eprintln!("the relay has stopped");
             Ok(())
@@ -37,7 +37,7 @@ pub(super) fn run(id: DocumentId, arguments: &StorageArguments) -> Result<(), Cl
 fn describe_event(Event { at, peer, connection, what }: &Event) -> String {
     let what = match what {
         What::Opened { heads } if heads.is_empty() => "opened: nothing of it is here".to_owned(),
-        What::Opened { heads } => format!("opened at {}", short(heads)),
+        What::Opened { heads } => format!("opened at {}", short_hashes(heads)),
         What::Unloaded { reason } => format!("left memory: {reason}"),
         What::Joined => "is here".to_owned(),
         What::Left => "has left".to_owned(),
@@ -52,7 +52,7 @@ fn describe_event(Event { at, peer, connection, what }: &Event) -> String {
         What::Refused { reason } => format!("REFUSED: {reason}"),
         What::Sent { kind, bytes } => format!("was sent {kind}, {bytes} bytes"),
         What::KeptBack => "reads slowly: it is told later".to_owned(),
-        What::Saved { heads } => format!("saved at {}", short(heads)),
+        What::Saved { heads } => format!("saved at {}", short_hashes(heads)),
         What::Missed { events } => format!("{events} events came too fast to be told"),
     };
     let time = at.get(11..23).unwrap_or(at);

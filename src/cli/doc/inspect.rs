@@ -8,7 +8,7 @@ use crate::{
     base::document_id::DocumentId,
     cli::{
         error::CliError,
-        output::{printable, short, show, size},
+        output::{byte_size, printable, short_hashes, show},
         relay::{Relay, StorageArguments},
     },
     storage::{
@@ -21,33 +21,33 @@ use crate::{
 pub(super) fn run(id: DocumentId, arguments: &StorageArguments) -> Result<(), CliError> {
     let path = format!("/documents/{id}");
     let mut relay = arguments.relay.stored()?;
-    let stored = relay.ask::<Inspection>(Method::GET, &path);
-    let live = look(&mut relay, id)?;
+    let stored = relay.request::<Inspection>(Method::GET, &path);
+    let live = read_live(&mut relay, id)?;
     let stored = match stored {
-        // It may be here and not be durable yet.
+        // A live document may not be durable yet.
         Err(CliError::Admin(AdminError::Missing(_))) if live.is_some() => None,
         stored => Some(stored?),
     };
-    let known = Known { stored, live };
-    show(arguments.json, &known, || {
-        let stored = known.stored.as_ref().map(describe_document);
-        let live = known.live.as_ref().map(describe_live);
+    let report = InspectReport { stored, live };
+    show(arguments.json, &report, || {
+        let stored = report.stored.as_ref().map(describe_stored);
+        let live = report.live.as_ref().map(describe_live);
         stored.unwrap_or_else(|| format!("document     {id}\nnothing of it is stored\n"))
             + &live.unwrap_or_default()
     });
     Ok(())
 }
 
-/// What is known of a document.
+/// What the relay stores of a document, and who has it open.
 #[derive(Serialize)]
-struct Known {
+struct InspectReport {
     #[serde(flatten)]
     stored: Option<Inspection>,
-    /// What its room says, where it is live.
+    /// The state of its room; none if it is not live.
     live: Option<LiveDocument>,
 }
 
-fn describe_document(document: &Inspection) -> String {
+fn describe_stored(document: &Inspection) -> String {
     let mut text = format!(
         "document     {}\nheads        {}\nchanges      {} by {} actors, the last {}\nstored       {} bytes in {} chunks\n",
         document.document,
@@ -74,9 +74,9 @@ fn describe_document(document: &Inspection) -> String {
     text
 }
 
-/// What a document's room says; none where there is none, or no relay runs.
-fn look(relay: &mut Relay, id: DocumentId) -> Result<Option<LiveDocument>, CliError> {
-    match relay.ask(Method::GET, &format!("/documents/{id}/live")) {
+/// Reads the state of a document's room; none if it is not live, or no relay runs.
+fn read_live(relay: &mut Relay, id: DocumentId) -> Result<Option<LiveDocument>, CliError> {
+    match relay.request(Method::GET, &format!("/documents/{id}/live")) {
         Ok(live) => Ok(Some(live)),
         Err(CliError::Admin(AdminError::Missing(_))) => Ok(None),
         Err(error) => Err(error),
@@ -88,24 +88,24 @@ fn describe_live(live: &LiveDocument) -> String {
     if let Some(heads) = &live.heads {
         let is_saved = live.saved.as_ref() == Some(heads);
         let saved = if is_saved { "all of it saved" } else { "NOT all of it saved yet" };
-        text.push_str(&format!(", heads {}, {saved}", short(heads)));
+        text.push_str(&format!(", heads {}, {saved}", short_hashes(heads)));
     }
     text.push('\n');
     for session in &live.sessions {
         let LiveSession { connection, peer, client, heads, waits, queue_bytes } = session;
-        let stands = match (heads, &live.heads) {
+        let state = match (heads, &live.heads) {
             _ if *waits => "asked for it and waits".to_owned(),
             (Some(theirs), Some(ours)) if theirs == ours => "has all of it".to_owned(),
             (Some(theirs), _) if theirs.is_empty() => "has nothing of it".to_owned(),
-            (Some(theirs), _) => format!("last said that it has {}", short(theirs)),
+            (Some(theirs), _) => format!("last said that it has {}", short_hashes(theirs)),
             (None, Some(_)) => "has not said what it has".to_owned(),
             (None, None) => "is here".to_owned(),
         };
         let client = client.as_deref().unwrap_or("?");
         let peer = printable(peer, 40);
-        text.push_str(&format!("  {connection:<8} {peer} ({client}) {stands}"));
+        text.push_str(&format!("  {connection:<8} {peer} ({client}) {state}"));
         if *queue_bytes > 0 {
-            text.push_str(&format!(", {} wait to be read by it", size(*queue_bytes as u64)));
+            text.push_str(&format!(", {} wait to be read by it", byte_size(*queue_bytes as u64)));
         }
         text.push('\n');
     }

@@ -19,8 +19,8 @@ pub(super) struct DocArguments {
     /// Its id, or its automerge: URL
     #[arg(value_parser = document_id, required = true)]
     id: Option<DocumentId>,
-    /// Say what happens to it from now on in the running relay: who sent what, and whether it was applied or refused
-    /// and why; never what is in it
+    /// Say what happens to it from now on in the running relay: who sent what, and whether it was
+    /// applied or refused and why; never what is in it
     #[arg(long)]
     follow: bool,
     #[command(flatten)]
@@ -50,7 +50,8 @@ enum DocCommand {
         #[command(flatten)]
         storage: StorageArguments,
     },
-    /// Keep a document from everybody, at once and until it is unblocked; what is stored of it stays
+    /// Keep a document from everybody, at once and until it is unblocked; what is stored of it
+    /// stays
     Block {
         /// Its id, or its automerge: URL
         #[arg(value_parser = document_id)]
@@ -81,7 +82,7 @@ pub(super) fn run(arguments: DocArguments) -> Result<(), CliError> {
         (Some(DocCommand::Delete { id, reason, storage }), _) => delete::run(id, reason, &storage),
         (Some(DocCommand::Undelete { id, storage }), _) => {
             let path = format!("/documents/{id}/undelete");
-            let () = storage.relay.stored()?.ask(Method::POST, &path)?;
+            let () = storage.relay.stored()?.request(Method::POST, &path)?;
             let answer = serde_json::json!({ "document": id, "deleted": false });
             show(storage.json, &answer, || format!("{id} may be brought again\n"));
             Ok(())
@@ -89,12 +90,12 @@ pub(super) fn run(arguments: DocArguments) -> Result<(), CliError> {
         (Some(DocCommand::Block { id, reason, storage }), _) => {
             let path = format!("/documents/{id}/block");
             let block: Block =
-                storage.relay.stored()?.tell(Method::POST, &path, &Reason { reason })?;
+                storage.relay.stored()?.send(Method::POST, &path, &Reason { reason })?;
             show(storage.json, &block, || format!("{id} is kept from everybody\n"));
             Ok(())
         }
         (Some(DocCommand::Blocked { storage }), _) => {
-            let all: Vec<Block> = storage.relay.stored()?.ask(Method::GET, "/blocked")?;
+            let all: Vec<Block> = storage.relay.stored()?.request(Method::GET, "/blocked")?;
             let line = |Block { document, blocked_at, reason }: &Block| {
                 format!("{document}  {blocked_at}  {}\n", reason.as_deref().unwrap_or_default())
             };
@@ -103,14 +104,14 @@ pub(super) fn run(arguments: DocArguments) -> Result<(), CliError> {
         }
         (Some(DocCommand::Unblock { id, storage }), _) => {
             let path = format!("/documents/{id}/unblock");
-            let () = storage.relay.stored()?.ask(Method::POST, &path)?;
+            let () = storage.relay.stored()?.request(Method::POST, &path)?;
             let answer = serde_json::json!({ "document": id, "blocked": false });
             show(storage.json, &answer, || format!("{id} may be had again\n"));
             Ok(())
         }
         (None, Some(id)) if arguments.follow => follow::run(id, &arguments.storage),
         (None, Some(id)) => inspect::run(id, &arguments.storage),
-        // clap asks for one of them.
+        // clap requires one of the two.
         (None, None) => Ok(()),
     }
 }

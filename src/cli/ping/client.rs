@@ -1,4 +1,4 @@
-//! A client that has joined a relay.
+//! A sync client that has completed the handshake with a relay.
 
 use std::time::Duration;
 
@@ -17,20 +17,22 @@ use crate::{
     sync::wire::{self, Body, Message},
 };
 
-/// How long a step may take.
-pub(super) const PATIENCE: Duration = Duration::from_secs(10);
-/// Bytes a second that a slow line carries.
-const SLOW: f64 = 64.0 * 1024.0;
+/// Time limit of a step.
+pub(super) const STEP_TIMEOUT: Duration = Duration::from_secs(10);
+/// Bytes per second of a slow line.
+const SLOW_LINE: f64 = 64.0 * 1024.0;
 
 pub(super) trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
 
-/// A client.
+/// A client that has completed the handshake.
 pub(super) struct Client {
     pub(super) socket: WebSocketStream<Box<dyn Stream>>,
+    /// Peer id of this client.
     pub(super) name: String,
+    /// Peer id of the relay.
     pub(super) relay: String,
-    /// Pings of the relay's that came.
+    /// WebSocket pings that the relay has sent.
     pub(super) pings: u32,
 }
 
@@ -40,13 +42,13 @@ impl Client {
         step: &'static str,
         message: Bytes,
     ) -> Result<(), PingError> {
-        let limit = patience(message.len());
+        let limit = message_timeout(message.len());
         let sending = timeout(limit, self.socket.send(Frame::Binary(message))).await;
         let sent = sending.map_err(|_| PingError::Late { step, limit })?;
         sent.map_err(|source| PingError::Broke { step, source })
     }
 
-    /// The next message, however long it takes.
+    /// Receives the next message, without a time limit.
     pub(super) async fn next(&mut self, step: &'static str) -> Result<Bytes, PingError> {
         loop {
             let frame = self.socket.next().await.ok_or(PingError::Ended { step })?;
@@ -67,8 +69,22 @@ impl Client {
         }
     }
 
+    /// Waits until the relay refuses a message, with an `error` message or by closing the connection.
+    /// Skips all other messages.
+    pub(super) async fn next_refusal(&mut self, step: &'static str) -> PingError {
+        loop {
+            let frame = match self.next(step).await {
+                Ok(frame) => frame,
+                Err(error) => return error,
+            };
+            if let Ok(Message { body: Body::Error { message }, .. }) = Message::decode(&frame) {
+                return PingError::Refused { step, reason: printable(&message, 256) };
+            }
+        }
+    }
+
     pub(super) async fn receive(&mut self, step: &'static str) -> Result<Bytes, PingError> {
-        self.receive_within(PATIENCE, step).await
+        self.receive_within(STEP_TIMEOUT, step).await
     }
 
     async fn receive_within(
@@ -80,8 +96,8 @@ impl Client {
         receiving.map_err(|_| PingError::Late { step, limit })?
     }
 
-    /// Send presence of so many bytes.
-    pub(super) async fn present(
+    /// Sends an ephemeral message of `bytes` bytes.
+    pub(super) async fn send_ephemeral(
         &mut self,
         step: &'static str,
         document: DocumentId,
@@ -93,25 +109,26 @@ impl Client {
         self.send(step, message).await
     }
 
-    /// Wait for presence of somebody else's.
-    pub(super) async fn hear(
+    /// Waits for the ephemeral message with this count.
+    pub(super) async fn receive_ephemeral(
         &mut self,
         step: &'static str,
         count: u64,
         bytes: usize,
     ) -> Result<(), PingError> {
         loop {
-            let frame = self.receive_within(2 * patience(bytes), step).await?;
+            let frame = self.receive_within(2 * message_timeout(bytes), step).await?;
             let message = Message::decode(&frame);
             let message = message.map_err(|source| PingError::Wire { step, source })?;
-            if matches!(message.body, Body::Ephemeral { count: heard, .. } if heard == count) {
+            if matches!(message.body, Body::Ephemeral { count: received, .. } if received == count)
+            {
                 return Ok(());
             }
         }
     }
 }
 
-/// How long a message of that size may be on its way: a slow line is no fault.
-fn patience(bytes: usize) -> Duration {
-    PATIENCE + Duration::from_secs_f64(bytes as f64 / SLOW)
+/// Time limit for a message of that size, which allows for a slow line.
+fn message_timeout(bytes: usize) -> Duration {
+    STEP_TIMEOUT + Duration::from_secs_f64(bytes as f64 / SLOW_LINE)
 }

@@ -44,6 +44,8 @@ pub(super) enum PingError {
     Broke { step: &'static str, source: tungstenite::Error },
     #[error("{step}: closed with {code}: {reason}")]
     Closed { step: &'static str, code: u16, reason: String },
+    #[error("{step}: refused: {reason}")]
+    Refused { step: &'static str, reason: String },
     #[error("{step}: the connection ended; something on the way cuts it")]
     Ended { step: &'static str },
     #[error("{step}: no answer within {limit:?}")]

@@ -1,4 +1,5 @@
-//! `tonk-relay ping URL`: the way to a relay as a client takes it, step by step, so that the one which fails has a name.
+//! `tonk-relay ping URL`: connects to a relay as a client does, one step after the other, and names
+//! the step that fails.
 
 mod client;
 mod error;
@@ -12,7 +13,11 @@ use std::{
 use clap::Args;
 use tokio::time::timeout;
 
-use self::{client::PATIENCE, error::PingError, target::Target};
+use self::{
+    client::{Client, STEP_TIMEOUT},
+    error::PingError,
+    target::Target,
+};
 use super::{
     error::CliError,
     output::{millis, print},
@@ -20,8 +25,8 @@ use super::{
 };
 use crate::{base::document_id::DocumentId, config::Size};
 
-/// Small messages that are sent there and back.
-const ROUNDS: u64 = 10;
+/// Round trips that are measured.
+const ROUND_TRIPS: u64 = 10;
 
 /// `tonk-relay ping`
 #[derive(Debug, Args)]
@@ -55,79 +60,111 @@ impl From<PingError> for CliError {
 pub(super) fn run(arguments: &PingArguments) -> Result<(), CliError> {
     let target =
         Target::new(&arguments.url, arguments.token_file.as_deref(), arguments.ca_file.as_deref())?;
-    Ok(runtime()?.block_on(steps(&target, arguments))?)
+    Ok(runtime()?.block_on(ping(&target, arguments))?)
 }
 
-async fn steps(target: &Target, arguments: &PingArguments) -> Result<(), PingError> {
-    let say = |step: &str, text: String| print(&format!("{step:<12} {text}\n"));
-    let id = DocumentId::random();
-    // Two clients that show each other presence in a document that nobody has: nothing is stored.
-    let mut one = target.join(&format!("ping-{id}-1"), say).await?;
-    let mut two = target.join(&format!("ping-{id}-2"), |_, _| ()).await?;
-    let step = "round trip";
-    one.present(step, id, 1, 1).await?;
-    two.present(step, id, 1, 1).await?;
-    // Who came second is heard by the first: then both are there.
-    tokio::select! {
-        heard = one.hear(step, 1, 1) => heard?,
-        heard = two.hear(step, 1, 1) => heard?,
-    }
-    let mut times = Vec::new();
-    for count in 2..2 + ROUNDS {
-        let start = Instant::now();
-        one.present(step, id, count, 1).await?;
-        two.hear(step, count, 1).await?;
-        times.push(start.elapsed());
-    }
-    times.sort_unstable();
-    let median = times.get(times.len() / 2).copied().unwrap_or_default();
-    let longest = times.last().copied().unwrap_or_default();
-    say(step, format!("to another client: median {}, longest {}", millis(median), millis(longest)));
+fn report(step: &str, text: String) {
+    print(&format!("{step:<12} {text}\n"));
+}
 
-    let step = "large";
-    let mut count = 2 + ROUNDS;
-    let sizes = [64 << 10, 1 << 20].into_iter().filter(|size| *size < arguments.largest.0);
-    for size in sizes.chain([arguments.largest.0]) {
-        let bytes = usize::try_from(size).unwrap_or(usize::MAX);
-        let start = Instant::now();
-        let sending = async {
-            one.present(step, id, count, bytes).await?;
-            // What is too large is answered with a close.
-            one.next(step).await.map(drop)
-        };
-        let arrived = tokio::select! {
-            heard = two.hear(step, count, bytes) => heard,
-            Err(refused) = sending => Err(refused),
-        };
-        if let Err(error) = arrived {
-            say(step, format!("a message of {} does not arrive", Size(size)));
-            return Err(error);
+async fn ping(target: &Target, arguments: &PingArguments) -> Result<(), PingError> {
+    let document = DocumentId::random();
+    let first = target.join(&format!("ping-{document}-1"), report).await?;
+    let second = target.join(&format!("ping-{document}-2"), |_, _| ()).await?;
+    let mut pair = Pair { first, second, document, count: 1 };
+    pair.round_trips().await?;
+    pair.large_messages(arguments.largest.0).await?;
+    if !arguments.silence.is_zero() {
+        pair.silence(arguments.silence).await?;
+    }
+    for client in [&mut pair.first, &mut pair.second] {
+        // All steps have succeeded; an error while closing does not matter.
+        let _ = timeout(STEP_TIMEOUT, client.socket.close(None)).await;
+    }
+    Ok(())
+}
+
+/// Two clients that exchange ephemeral messages in a document that does not exist: nothing is
+/// stored.
+struct Pair {
+    first: Client,
+    second: Client,
+    document: DocumentId,
+    /// Count of the next ephemeral message.
+    count: u64,
+}
+
+impl Pair {
+    /// Measures how long a small message takes from one client to the other.
+    async fn round_trips(&mut self) -> Result<(), PingError> {
+        let step = "round trip";
+        let (first, second, document) = (&mut self.first, &mut self.second, self.document);
+        first.send_ephemeral(step, document, 1, 1).await?;
+        second.send_ephemeral(step, document, 1, 1).await?;
+        // The client that joined the room first hears the other one. After that, both are in the
+        // room.
+        tokio::select! {
+            received = first.receive_ephemeral(step, 1, 1) => received?,
+            received = second.receive_ephemeral(step, 1, 1) => received?,
         }
-        say(step, format!("a message of {} arrives in {}", Size(size), millis(start.elapsed())));
-        count += 1;
+        let mut times = Vec::new();
+        for count in 2..2 + ROUND_TRIPS {
+            let start = Instant::now();
+            first.send_ephemeral(step, document, count, 1).await?;
+            second.receive_ephemeral(step, count, 1).await?;
+            times.push(start.elapsed());
+        }
+        self.count = 2 + ROUND_TRIPS;
+        times.sort_unstable();
+        let median = millis(times.get(times.len() / 2).copied().unwrap_or_default());
+        let longest = millis(times.last().copied().unwrap_or_default());
+        report(step, format!("to another client: median {median}, longest {longest}"));
+        Ok(())
     }
 
-    let step = "silence";
-    let silence = arguments.silence;
-    if !silence.is_zero() {
-        one.pings = 0;
+    /// Sends messages of growing sizes, the last of `largest` bytes.
+    async fn large_messages(&mut self, largest: u64) -> Result<(), PingError> {
+        let step = "large";
+        let sizes = [64 << 10, 1 << 20].into_iter().filter(|size| *size < largest);
+        for size in sizes.chain([largest]) {
+            let bytes = usize::try_from(size).unwrap_or(usize::MAX);
+            let start = Instant::now();
+            let sending = async {
+                self.first.send_ephemeral(step, self.document, self.count, bytes).await?;
+                Err(self.first.next_refusal(step).await)
+            };
+            let arrived = tokio::select! {
+                received = self.second.receive_ephemeral(step, self.count, bytes) => received,
+                refused = sending => refused,
+            };
+            if let Err(error) = arrived {
+                report(step, format!("a message of {} does not arrive", Size(size)));
+                return Err(error);
+            }
+            let time = millis(start.elapsed());
+            report(step, format!("a message of {} arrives in {time}", Size(size)));
+            self.count += 1;
+        }
+        Ok(())
+    }
+
+    /// Sends nothing for some time, and then checks that both connections still work.
+    async fn silence(&mut self, silence: Duration) -> Result<(), PingError> {
+        let step = "silence";
+        self.first.pings = 0;
         let quiet = async {
             loop {
-                tokio::try_join!(one.next(step), two.next(step))?;
+                tokio::try_join!(self.first.next(step), self.second.next(step))?;
             }
         };
         if let Ok(Err::<(), _>(error)) = timeout(silence, quiet).await {
             return Err(PingError::Cut(Box::new(error)));
         }
-        one.present(step, id, count, 1).await?;
-        two.hear(step, count, 1).await?;
-        let pings = one.pings;
+        self.first.send_ephemeral(step, self.document, self.count, 1).await?;
+        self.second.receive_ephemeral(step, self.count, 1).await?;
+        let pings = self.first.pings;
         let silence = humantime::format_duration(silence);
-        say(step, format!("{silence}, and the connection lives; {pings} pings came"));
+        report(step, format!("{silence}, and the connection lives; {pings} pings came"));
+        Ok(())
     }
-    for client in [&mut one, &mut two] {
-        // It is over: what goes wrong now is nobody's matter.
-        let _ = timeout(PATIENCE, client.socket.close(None)).await;
-    }
-    Ok(())
 }

@@ -1,4 +1,4 @@
-//! The way to a relay: name, address, TLS, upgrade and handshake.
+//! Connects to a relay: name, address, TLS, upgrade and handshake.
 
 use std::{
     io,
@@ -11,7 +11,7 @@ use std::{
 use rustls::{ClientConfig, RootCertStore, pki_types::ServerName};
 use tokio::{net::TcpStream, time::timeout};
 use tokio_tungstenite::{
-    client_async_with_config,
+    WebSocketStream, client_async_with_config,
     tungstenite::{
         self,
         client::IntoClientRequest,
@@ -21,7 +21,7 @@ use tokio_tungstenite::{
 };
 
 use super::{
-    client::{Client, PATIENCE, Stream},
+    client::{Client, STEP_TIMEOUT, Stream},
     error::PingError,
 };
 use crate::{
@@ -31,10 +31,10 @@ use crate::{
     sync::wire::{self, Body, Message},
 };
 
-/// The largest file that is read: a token, or certificates.
+/// The largest token or certificate file that is read, in bytes.
 const MAX_FILE: u64 = 1 << 20;
 
-/// Where to connect to.
+/// The relay to connect to.
 pub(super) struct Target {
     uri: Uri,
     host: String,
@@ -55,7 +55,7 @@ impl Target {
         ca_file: Option<&Path>,
     ) -> Result<Self, PingError> {
         let bad = || PingError::Url(url.to_owned());
-        // What the relay's own pages are reached by works, too.
+        // The URLs of the relay's web pages are accepted as well.
         let url = match url.split_once("://") {
             Some(("http", rest)) => format!("ws://{rest}"),
             Some(("https", rest)) => format!("wss://{rest}"),
@@ -71,7 +71,7 @@ impl Target {
         let host = uri.host().ok_or_else(bad)?;
         let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
         let port = uri.port_u16().unwrap_or(if is_tls { 443 } else { 80 });
-        let tls = if is_tls { Some(Arc::new(trust(ca_file)?)) } else { None };
+        let tls = if is_tls { Some(Arc::new(tls_config(ca_file)?)) } else { None };
         let token = match token_file {
             Some(path) => Some(String::from_utf8_lossy(&read(path)?).trim().to_owned()),
             None => None,
@@ -79,6 +79,37 @@ impl Target {
         Ok(Self { uri, host, port, tls, token })
     }
 
+    /// Connects and joins as the peer `name`. Calls `report` after each step.
+    pub(super) async fn join(
+        &self,
+        name: &str,
+        report: impl Fn(&str, String),
+    ) -> Result<Client, PingError> {
+        let start = Instant::now();
+        let (stream, address) = self.connect().await?;
+        report("address", format!("{address}, connected in {}", millis(start.elapsed())));
+        let stream = self.secure(stream, &report).await?;
+        let socket = self.upgrade(stream, &report).await?;
+
+        let (name, relay) = (name.to_owned(), String::new());
+        let mut client = Client { socket, name, relay, pings: 0 };
+        let start = Instant::now();
+        client.send("join", wire::join(&client.name)).await?;
+        client.relay = loop {
+            let answer = client.receive("join").await?;
+            let message = Message::decode(&answer);
+            let message = message.map_err(|source| PingError::Wire { step: "join", source })?;
+            // A relay that refuses sends an error message, and then closes with the reason.
+            if matches!(message.body, Body::Peer) {
+                break message.sender.unwrap_or_default().into_owned();
+            }
+        };
+        let relay = printable(&client.relay, 64);
+        report("join", format!("relay {relay} in {}", millis(start.elapsed())));
+        Ok(client)
+    }
+
+    /// Connects to the first address that answers.
     async fn connect(&self) -> Result<(TcpStream, SocketAddr), PingError> {
         let found = tokio::net::lookup_host((self.host.as_str(), self.port)).await;
         let found = found
@@ -89,7 +120,7 @@ impl Target {
             source: io::Error::other("has no address"),
         };
         for address in found {
-            let connecting = timeout(PATIENCE, TcpStream::connect(address)).await;
+            let connecting = timeout(STEP_TIMEOUT, TcpStream::connect(address)).await;
             match connecting.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
                 Ok(stream) => {
                     let _ = stream.set_nodelay(true);
@@ -101,32 +132,32 @@ impl Target {
         Err(failed)
     }
 
-    /// Connect, and join as `name`. `say` hears of each step.
-    pub(super) async fn join(
+    /// Starts TLS, if the URL asks for it.
+    async fn secure(
         &self,
-        name: &str,
-        say: impl Fn(&str, String),
-    ) -> Result<Client, PingError> {
-        let start = Instant::now();
-        let (stream, address) = self.connect().await?;
-        say("address", format!("{address}, connected in {}", millis(start.elapsed())));
-        let stream: Box<dyn Stream> = match &self.tls {
-            None => {
-                say("tls", "none: what is sent can be read on the way".to_owned());
-                Box::new(stream)
-            }
-            Some(config) => {
-                let name = ServerName::try_from(self.host.clone())
-                    .map_err(|error| PingError::Tls(io::Error::other(error)))?;
-                let connector = tokio_rustls::TlsConnector::from(config.clone());
-                let stream = timeout(PATIENCE, connector.connect(name, stream)).await;
-                let stream =
-                    stream.map_err(|_| PingError::Late { step: "tls", limit: PATIENCE })?;
-                let stream = stream.map_err(PingError::Tls)?;
-                say("tls", describe_tls(stream.get_ref().1));
-                Box::new(stream)
-            }
+        stream: TcpStream,
+        report: impl Fn(&str, String),
+    ) -> Result<Box<dyn Stream>, PingError> {
+        let Some(config) = &self.tls else {
+            report("tls", "none: what is sent can be read on the way".to_owned());
+            return Ok(Box::new(stream));
         };
+        let name = ServerName::try_from(self.host.clone())
+            .map_err(|error| PingError::Tls(io::Error::other(error)))?;
+        let connector = tokio_rustls::TlsConnector::from(config.clone());
+        let stream = timeout(STEP_TIMEOUT, connector.connect(name, stream)).await;
+        let stream = stream.map_err(|_| PingError::Late { step: "tls", limit: STEP_TIMEOUT })?;
+        let stream = stream.map_err(PingError::Tls)?;
+        report("tls", describe_tls(stream.get_ref().1));
+        Ok(Box::new(stream))
+    }
+
+    /// Upgrades the connection to a WebSocket.
+    async fn upgrade(
+        &self,
+        stream: Box<dyn Stream>,
+        report: impl Fn(&str, String),
+    ) -> Result<WebSocketStream<Box<dyn Stream>>, PingError> {
         let mut request = self.uri.clone().into_client_request().map_err(PingError::Upgrade)?;
         if let Some(token) = &self.token {
             let value = HeaderValue::from_str(&format!("Bearer {token}"));
@@ -136,9 +167,9 @@ impl Target {
         let config = WebSocketConfig::default().max_message_size(None).max_frame_size(None);
         let start = Instant::now();
         let upgrading = client_async_with_config(request, stream, Some(config));
-        let upgraded = timeout(PATIENCE, upgrading).await;
+        let upgraded = timeout(STEP_TIMEOUT, upgrading).await;
         let upgraded =
-            upgraded.map_err(|_| PingError::Late { step: "upgrade", limit: PATIENCE })?;
+            upgraded.map_err(|_| PingError::Late { step: "upgrade", limit: STEP_TIMEOUT })?;
         let (socket, response) = upgraded.map_err(|error| match error {
             tungstenite::Error::Http(response) => match response.status().as_u16() {
                 status @ 502..=504 => PingError::NoRelay(status),
@@ -148,29 +179,13 @@ impl Target {
         })?;
         let proxy = response.headers().get(header::SERVER).and_then(|name| name.to_str().ok());
         let proxy = proxy.map_or_else(String::new, |name| format!(", through {name}"));
-        say("upgrade", format!("a WebSocket in {}{proxy}", millis(start.elapsed())));
-
-        let (name, relay) = (name.to_owned(), String::new());
-        let mut client = Client { socket, name, relay, pings: 0 };
-        let start = Instant::now();
-        client.send("join", wire::join(&client.name)).await?;
-        client.relay = loop {
-            let answer = client.receive("join").await?;
-            let message = Message::decode(&answer);
-            let message = message.map_err(|source| PingError::Wire { step: "join", source })?;
-            // A refusal is an error message, and then a close with the reason.
-            if matches!(message.body, Body::Peer) {
-                break message.sender.unwrap_or_default().into_owned();
-            }
-        };
-        let relay = printable(&client.relay, 64);
-        say("join", format!("relay {relay} in {}", millis(start.elapsed())));
-        Ok(client)
+        report("upgrade", format!("a WebSocket in {}{proxy}", millis(start.elapsed())));
+        Ok(socket)
     }
 }
 
-/// What is trusted: the system's certificates, and those in a file.
-fn trust(ca_file: Option<&Path>) -> Result<ClientConfig, PingError> {
+/// The TLS config that trusts the certificates of the system, and those in a file.
+fn tls_config(ca_file: Option<&Path>) -> Result<ClientConfig, PingError> {
     let mut roots = RootCertStore::empty();
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     if let Some(path) = ca_file {

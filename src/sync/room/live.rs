@@ -24,6 +24,7 @@ use crate::{
     limits::Charge,
     storage::documents::Opened,
     sync::{
+        close_reason::CloseReason,
         events::What,
         report::{EngineReport, LiveDocument, LiveSession, texts},
         session::handle::Session,
@@ -343,11 +344,7 @@ impl Room {
         if charge.bytes(bytes as u64, &config.limits) {
             return Some(charge);
         }
-        let reason = format!(
-            "more than {} stored within 30 days (limits.stored_bytes)",
-            config.limits.stored_bytes
-        );
-        from.close(4429, &reason, "stored_bytes");
+        from.close(CloseReason::StoredBytes(config.limits.stored_bytes));
         None
     }
 

@@ -12,7 +12,7 @@ use super::{
 use crate::{
     limits::turns::Payer,
     storage::{StorageError, documents::Opened},
-    sync::session::handle::Session,
+    sync::{close_reason::CloseReason, session::handle::Session},
 };
 
 impl Room {
@@ -115,9 +115,7 @@ impl Room {
                 self.handle.pending.hold_creation(charge);
                 return true;
             }
-            let reason =
-                format!("more than {} new documents (limits.new_documents)", limits.new_documents);
-            from.close(4429, &reason, "new_documents");
+            from.close(CloseReason::NewDocuments(limits.new_documents));
             self.stash.retain(|input| input.sync_sender() != Some(from.id));
         }
         false

@@ -15,7 +15,7 @@ use super::{
 use crate::{
     observe::metrics::RoomMetrics,
     storage::documents::Opened,
-    sync::{events::What, report::texts, session::handle::Session},
+    sync::{close_reason::CloseReason, events::What, report::texts, session::handle::Session},
 };
 
 /// Pause before a room starts with what a room left whose task has panicked.
@@ -124,9 +124,7 @@ impl Room {
     /// Ends the room of a document for which there is no memory. Its sessions are to come again.
     fn refuse(self) {
         for session in self.stopped("memory") {
-            let reason =
-                "the relay has no memory for a further document (sync.memory); please come again";
-            session.close(1013, reason, "memory");
+            session.close(CloseReason::Memory);
         }
     }
 

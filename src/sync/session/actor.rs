@@ -9,26 +9,27 @@ use std::{
     time::Instant,
 };
 
-use axum::extract::ws::WebSocket;
 use futures::StreamExt;
 use tracing::{info, warn};
 
 use super::{
     handle::Session,
-    handshake::{Counted, NotJoined, drain},
+    handshake::{Counted, NotJoined},
     rate_limit::{Load, RateLimit},
     route::Router,
     shared::Sessions,
 };
 use crate::{
     auth::{Access, Client},
-    base::{closing::Closing, session_id::SessionId},
+    base::session_id::SessionId,
     limits::Place,
     observe::usage::Polled,
     sync::{
         activity::Activity,
-        incoming::Incoming,
+        close_reason::CloseReason,
+        incoming::{Incoming, Received},
         socket::{self, CLOSE_GRACE, Progress, Writer},
+        truncating::Socket,
         wire,
     },
 };
@@ -38,16 +39,18 @@ impl Sessions {
     /// among the connections of its address until then.
     pub async fn run(
         self: Arc<Self>,
-        socket: WebSocket,
+        socket: Socket,
         from: Client,
         activity: Arc<Activity>,
-        admitted: Result<Access, Closing>,
+        admitted: Result<Access, CloseReason>,
         place: Option<Place>,
     ) {
         let id = self.peers.next_id();
+        let truncated = socket.get_ref().truncated();
         let (mut writer, reader) = socket.split();
         let (arriving, config) = (&self.receiving.arriving, self.config.clone());
-        let mut incoming = Incoming::new(reader, &activity, arriving, place.as_ref(), config);
+        let mut incoming =
+            Incoming::new(reader, truncated, &activity, arriving, place.as_ref(), config);
         let client =
             from.shown().map_or_else(|| "unknown".to_owned(), |address| address.to_string());
         // What happens once is in a box: a session keeps no memory for it.
@@ -55,7 +58,7 @@ impl Sessions {
         let (session, _open) = match joined {
             Ok(joined) => joined,
             Err(refused) => {
-                self.report_refused(id, &client, &refused.closing);
+                self.report_refused(id, &client, &refused.reason);
                 return Box::pin(self.refuse(id, refused, &mut writer, &mut incoming)).await;
             }
         };
@@ -70,13 +73,13 @@ impl Sessions {
         let serving = actor.serve(&mut writer, &mut incoming, &activity);
         let end =
             Polled::new(serving, self.observed.polls.clone()).charged_to(&session.usage).await;
-        self.observed.metrics.ended.with_label_values(&[end.label]).inc();
+        self.observed.metrics.ended.with_label_values(&[end.label()]).inc();
         if self.observed.is_probe {
             return;
         }
         info!(
-            peer = %session.peer_id, connection = %id, client, close_code = end.code,
-            "disconnected: {}", end.reason
+            peer = %session.peer_id, connection = %id, client, close_code = end.code(),
+            "disconnected: {end}"
         );
     }
 
@@ -88,11 +91,11 @@ impl Sessions {
         writer: &mut Writer,
         incoming: &mut Incoming<'_>,
     ) {
-        let NotJoined { peer_id, closing } = refused;
+        let NotJoined { peer_id, reason } = refused;
         if let Ok(_permit) = self.refusing.try_acquire() {
             let _counted = Counted::new(&self.observed.metrics.closing);
             let us = &self.names.peer_id;
-            socket::close(writer, incoming, us, &peer_id, id, &closing).await;
+            socket::close(writer, incoming, us, &peer_id, id, &reason).await;
         }
     }
 }
@@ -110,13 +113,13 @@ impl<'a> Actor<'a> {
         let router = Router::new(sessions, session.clone());
         let actor = Self { sessions, session: session.clone(), router };
         if let Some(older) = sessions.peers.join(&session) {
-            older.close(1000, "the same peer has connected anew", "superseded");
+            older.close(CloseReason::Superseded);
         }
         // What is in effect may have changed since the upgrade.
         sessions.revalidate(&session);
         if sessions.draining.is_cancelled() {
             // The drain may have listed the sessions before this one was among them.
-            session.outbound.close(drain());
+            session.close(CloseReason::Draining);
         }
         actor
     }
@@ -127,7 +130,7 @@ impl<'a> Actor<'a> {
         writer: &mut Writer,
         incoming: &mut Incoming<'_>,
         activity: &Activity,
-    ) -> Closing {
+    ) -> CloseReason {
         let (sessions, session) = (self.sessions, self.session.clone());
         let pings = tokio::sync::Notify::new();
         let progress = Progress::default();
@@ -142,12 +145,11 @@ impl<'a> Actor<'a> {
             () = socket::watch_liveness(&session, activity, &progress, &pings, config) => None,
             () = stuck => None,
         };
-        let end = match (session.outbound.closing(), read_end) {
-            (Some(closing), _) => closing,
-            (None, Some(closing)) => closing,
-            (None, None) => Closing::new(1006, "the connection broke".to_owned(), "broken"),
+        let end = match (session.outbound.close_reason(), read_end) {
+            (Some(reason), _) | (None, Some(reason)) => reason,
+            (None, None) => CloseReason::ConnectionBroken,
         };
-        session.outbound.close(end.clone());
+        session.close(end.clone());
         self.report_end(&end);
         let (us, peer_id) = (&sessions.names.peer_id, &session.peer_id);
         Box::pin(socket::close(writer, incoming, us, peer_id, session.id, &end)).await;
@@ -155,27 +157,27 @@ impl<'a> Actor<'a> {
     }
 
     /// Counts and logs a session that the relay closes.
-    fn report_end(&self, end: &Closing) {
-        if matches!(end.label, "peer" | "left" | "superseded" | "drain" | "broken") {
+    fn report_end(&self, end: &CloseReason) {
+        if end.is_ordinary() {
             return;
         }
         let (session, observed) = (&self.session, &self.sessions.observed);
-        observed.metrics.refused.with_label_values(&[end.label]).inc();
-        if let Some(times) = observed.repeats.pass(&session.peer_id, end.label) {
+        observed.metrics.refused.with_label_values(&[end.label()]).inc();
+        if let Some(times) = observed.repeats.pass(&session.peer_id, end.label()) {
             warn!(
-                peer = %session.peer_id, connection = %session.id, close_code = end.code, times,
-                "closed: {}", end.reason
+                peer = %session.peer_id, connection = %session.id, close_code = end.code(), times,
+                "closed: {end}"
             );
         }
     }
 
-    async fn read_all(&mut self, incoming: &mut Incoming<'_>, progress: &Progress) -> Closing {
+    async fn read_all(&mut self, incoming: &mut Incoming<'_>, progress: &Progress) -> CloseReason {
         let mut limit = RateLimit::new();
         loop {
-            let frame = match incoming.read().await {
-                Ok(ControlFlow::Break(frame)) => frame,
+            let Received { frame, truncation } = match incoming.read().await {
+                Ok(ControlFlow::Break(received)) => received,
                 Ok(ControlFlow::Continue(())) => continue,
-                Err(closing) => return closing,
+                Err(reason) => return reason,
             };
             if self.session.outbound.is_closing() {
                 // Messages are no longer accepted. The writer still says why.
@@ -183,11 +185,18 @@ impl<'a> Actor<'a> {
             }
             progress.is_busy.store(true, Ordering::Relaxed);
             let now = Instant::now();
-            let mut load = Load { messages: 1, bytes: frame.len() as u64 };
-            match Box::pin(self.router.route(frame, &mut load)).await {
-                Ok(()) => {}
-                Err(closing) => return closing,
+            let missing = truncation.map_or(0, |truncation| truncation.missing);
+            let mut load = Load { messages: 1, bytes: frame.len() as u64 + missing };
+            let routed = match truncation {
+                None => Box::pin(self.router.route(frame, &mut load)).await,
+                Some(truncation) => match wire::Truncated::decode(&frame, truncation) {
+                    Some(message) => self.router.refuse_truncated(&message),
+                    None => Err(incoming.too_large()),
+                },
             };
+            if let Err(reason) = routed {
+                return reason;
+            }
             let spent = self.session.take_spent();
             let wait = limit.take(load, spent, &self.sessions.config.borrow().limits, now);
             if let Some((wait, limit)) = wait {

@@ -19,11 +19,12 @@ use tracing::warn;
 use crate::base::principal::Principal;
 use crate::{
     auth::{Access, Client},
-    base::{closing::Closing, document_id::DocumentId, lock::lock, session_id::SessionId},
+    base::{document_id::DocumentId, lock::lock, session_id::SessionId},
     config::Config,
     limits::{Account, Bucket, turns::Payer},
     observe::{metrics::SessionMetrics, usage::Usage},
     sync::{
+        close_reason::CloseReason,
         outbound::{Outbound, Push},
         wire,
     },
@@ -194,10 +195,7 @@ impl Session {
             let is_new = refused.insert(document);
             if refused.len() > limit {
                 drop(refused);
-                let reason = format!(
-                    "changes of more than {limit} documents were refused (limits.documents_per_connection)"
-                );
-                return self.close(4429, &reason, "documents");
+                return self.close(CloseReason::RefusedDocuments(limit));
             }
             is_new
         };
@@ -266,10 +264,7 @@ impl Session {
             .get_or_insert_with(|| Bucket::new(now))
             .try_take(1, rate, now);
         if !is_allowed {
-            let reason = format!(
-                "more than {rate} requests for unknown documents (limits.unknown_documents)"
-            );
-            self.close(4429, &reason, "unknown_documents");
+            self.close(CloseReason::UnknownDocuments(rate));
             return false;
         }
         true
@@ -328,9 +323,9 @@ impl Session {
         self.is_subscribed.swap(on, Ordering::Relaxed)
     }
 
-    /// Closes the session with this close code, a reason for the peer and a label for metrics.
-    pub fn close(&self, code: u16, reason: &str, label: &'static str) {
-        self.outbound.close(Closing { code, reason: reason.to_owned(), label });
+    /// Closes the session. If it is being closed already, the first reason stays.
+    pub fn close(&self, reason: CloseReason) {
+        self.outbound.close(reason);
     }
 
     /// Marks it as asked for a document. Returns false if it was asked within `again`, or if `most`

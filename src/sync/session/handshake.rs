@@ -8,9 +8,10 @@ use tracing::{debug, warn};
 use super::{handle::Session, shared::Sessions};
 use crate::{
     auth::{Access, Client},
-    base::{closing::Closing, session_id::SessionId, text},
+    base::{session_id::SessionId, text},
     sync::{
-        incoming::Incoming,
+        close_reason::CloseReason,
+        incoming::{Incoming, Received},
         wire::{Body, Message, VERSION, WireError},
     },
 };
@@ -19,27 +20,23 @@ use crate::{
 pub(super) struct NotJoined {
     /// The peer id of its join message; empty if there was none.
     pub(super) peer_id: String,
-    pub(super) closing: Closing,
+    pub(super) reason: CloseReason,
 }
 
-impl From<Closing> for NotJoined {
-    fn from(closing: Closing) -> Self {
-        Self { peer_id: String::new(), closing }
+impl From<CloseReason> for NotJoined {
+    fn from(reason: CloseReason) -> Self {
+        Self { peer_id: String::new(), reason }
     }
 }
 
 /// How to close a session whose message cannot be decoded.
-pub(super) fn garbage(error: WireError) -> Closing {
-    let label = match error {
-        WireError::Subduction => "subduction",
-        WireError::Cbor(_) | WireError::Missing(_) => "garbage",
-    };
-    Closing::new(1007, format!("the message {error}"), label)
-}
-
-/// How to close a session while the relay stops: the client is to come again.
-pub(super) fn drain() -> Closing {
-    Closing::new(1012, "the relay restarts".to_owned(), "drain")
+pub(super) fn garbage(error: WireError) -> CloseReason {
+    match error {
+        WireError::Subduction => CloseReason::Subduction,
+        WireError::Cbor(_) | WireError::Missing(_) => {
+            CloseReason::Malformed(format!("the message {error}"))
+        }
+    }
 }
 
 /// Counts a WebSocket for as long as it lives.
@@ -66,26 +63,24 @@ impl Sessions {
     pub(super) async fn handshake(
         &self,
         id: SessionId,
-        admitted: Result<Access, Closing>,
+        admitted: Result<Access, CloseReason>,
         from: Client,
         incoming: &mut Incoming<'_>,
     ) -> Result<(Arc<Session>, Counted), NotJoined> {
         let access = admitted?;
         if self.draining.is_cancelled() {
-            return Err(drain().into());
+            return Err(CloseReason::Draining.into());
         }
         let open = Counted::new(&self.observed.metrics.open);
         let timeout = self.config.borrow().sync.handshake_timeout.0;
         let joining = self.join(id, access, from, incoming);
         let joined = tokio::select! {
             biased;
-            () = self.draining.cancelled() => return Err(drain().into()),
+            () = self.draining.cancelled() => return Err(CloseReason::Draining.into()),
             joined = tokio::time::timeout(timeout, joining) => joined,
         };
-        let session = joined.unwrap_or_else(|_| {
-            let reason = format!("no join message within {timeout:?}");
-            Err(Closing::new(1002, reason, "handshake_timeout").into())
-        })?;
+        let session =
+            joined.unwrap_or_else(|_| Err(CloseReason::HandshakeTimeout(timeout).into()))?;
         Ok((session, open))
     }
 
@@ -99,20 +94,19 @@ impl Sessions {
     ) -> Result<Arc<Session>, NotJoined> {
         let frame = loop {
             match incoming.read().await? {
-                ControlFlow::Break(frame) => break frame,
+                ControlFlow::Break(Received { frame, truncation: None }) => break frame,
+                ControlFlow::Break(_) => return Err(incoming.too_large().into()),
                 ControlFlow::Continue(()) => {}
             }
         };
         let message = Message::decode(&frame).map_err(garbage)?;
         self.count_received(&message, frame.len());
         let Body::Join { versions } = &message.body else {
-            let reason = format!("expected a join message first, got {}", message.body.name());
-            return Err(Closing::new(1002, reason, "no_join").into());
+            return Err(CloseReason::NoJoin(message.body.name()).into());
         };
         if versions.as_ref().is_some_and(|versions| !versions.iter().any(|v| v == VERSION)) {
-            let closing = Closing::new(1002, "unsupported protocol version".to_owned(), "version");
             let peer_id = message.sender.unwrap_or_default().into_owned();
-            return Err(NotJoined { peer_id, closing });
+            return Err(NotJoined { peer_id, reason: CloseReason::UnsupportedVersion });
         }
         let Some(peer_id) = message.sender.as_deref().filter(|sender| !sender.is_empty()) else {
             return Err(garbage(WireError::Missing("senderId")).into());
@@ -120,7 +114,7 @@ impl Sessions {
         // The log contains it.
         if peer_id.contains(text::is_invisible) {
             let reason = "the peer id has control or format characters".to_owned();
-            return Err(Closing::new(1007, reason, "garbage").into());
+            return Err(CloseReason::Malformed(reason).into());
         }
         if peer_id == &*self.names.peer_id
             && let Some(times) = self.observed.repeats.pass(peer_id, "own_peer_id")
@@ -136,16 +130,16 @@ impl Sessions {
     }
 
     /// Counts and logs a WebSocket that did not become a session.
-    pub(super) fn report_refused(&self, id: SessionId, client: &str, closing: &Closing) {
+    pub(super) fn report_refused(&self, id: SessionId, client: &str, reason: &CloseReason) {
         let metrics = &self.observed.metrics;
-        metrics.ended.with_label_values(&[closing.label]).inc();
-        if closing.label == "peer" {
+        metrics.ended.with_label_values(&[reason.label()]).inc();
+        if reason.label() == "peer" {
             return debug!(connection = %id, client, "gone before it joined");
         }
-        metrics.refused.with_label_values(&[closing.label]).inc();
-        if let Some(times) = self.observed.repeats.pass(client, closing.label) {
-            let reason = &closing.reason;
-            warn!(connection = %id, client, close_code = closing.code, times, "refused: {reason}");
+        metrics.refused.with_label_values(&[reason.label()]).inc();
+        if let Some(times) = self.observed.repeats.pass(client, reason.label()) {
+            let close_code = reason.code();
+            warn!(connection = %id, client, close_code, times, "refused: {reason}");
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::time::SystemTime;
 
 use super::{handle::Session, shared::Sessions};
-use crate::auth::Refusal;
+use crate::{auth::Refusal, sync::close_reason::CloseReason};
 
 impl Sessions {
     /// Closes the sessions whose sign-in has expired.
@@ -11,7 +11,7 @@ impl Sessions {
         let now = SystemTime::now();
         for session in self.peers.all() {
             if session.expires().is_some_and(|end| end <= now) {
-                session.outbound.close(Refusal::Expired.closing());
+                session.close(Refusal::Expired.into());
             }
         }
     }
@@ -33,12 +33,9 @@ impl Sessions {
     /// Closes a session that would not be admitted now with the rights that it has.
     pub(super) fn revalidate(&self, session: &Session) {
         match self.auth.admit_again(&session.access, session.client) {
-            Err(refusal) => session.outbound.close(refusal.closing()),
+            Err(refusal) => session.close(refusal.into()),
             Ok(access) if access.is_same(&session.access) => session.set_expires(access.expires),
-            Ok(_) => {
-                let reason = "what you may do here has changed; please come again";
-                session.close(4403, reason, "rights_changed");
-            }
+            Ok(_) => session.close(CloseReason::RightsChanged),
         }
     }
 }

@@ -10,11 +10,12 @@ use super::{
     subscriptions::Subscriptions,
 };
 use crate::{
-    base::{closing::Closing, document_id::DocumentId},
+    base::document_id::DocumentId,
     document::sync_message::{BadSyncMessage, SyncMessage, heads_in},
     sync::{
+        close_reason::CloseReason,
         room::mailbox::{Input, ReceivePermit},
-        wire::{Body, Message},
+        wire::{Body, Message, Truncated},
     },
 };
 
@@ -44,7 +45,7 @@ impl<'a> Router<'a> {
     ///
     /// # Errors
     /// The session is to be closed for it.
-    pub(super) async fn route(&mut self, frame: Bytes, load: &mut Load) -> Result<(), Closing> {
+    pub(super) async fn route(&mut self, frame: Bytes, load: &mut Load) -> Result<(), CloseReason> {
         let message = Message::decode(&frame).map_err(garbage)?;
         self.sessions.count_received(&message, frame.len());
         self.session.usage.message(frame.len());
@@ -85,7 +86,7 @@ impl<'a> Router<'a> {
                 self.sessions.rooms.record_lacking(document, self.session.id);
                 Ok(())
             }
-            Body::Leave => Err(Closing::new(1000, "the peer left".to_owned(), "left")),
+            Body::Leave => Err(CloseReason::Left),
             Body::Error { message } => {
                 debug!(
                     peer = %self.session.peer_id, connection = %self.session.id, %message,
@@ -156,7 +157,7 @@ impl<'a> Router<'a> {
         data: Bytes,
         frame_len: usize,
         load: &mut Load,
-    ) -> Result<(), Closing> {
+    ) -> Result<(), CloseReason> {
         let (sessions, session) = (self.sessions, &self.session);
         let Some(message) = self.read_sync(document, data).await? else {
             return Ok(());
@@ -173,9 +174,7 @@ impl<'a> Router<'a> {
             return Ok(());
         }
         if sessions.documents.unsaved() > sessions.config.borrow().storage.max_unsaved.0 {
-            let reason = "changes wait to be stored; please come again".to_owned();
-            sessions.rooms.report_refused(document, session, &reason);
-            return Err(Closing::new(1013, reason, "unsaved"));
+            return Err(self.close_for(document, CloseReason::Unsaved));
         }
         let permit = self.receive_permit(document, frame_len).await?;
         let from = self.session.clone();
@@ -190,9 +189,9 @@ impl<'a> Router<'a> {
         &self,
         document: DocumentId,
         data: Bytes,
-    ) -> Result<Option<SyncMessage>, Closing> {
+    ) -> Result<Option<SyncMessage>, CloseReason> {
         let (sessions, session) = (self.sessions, &self.session);
-        let garbage = |why: BadSyncMessage| Closing::new(1007, format!("data {why}"), "garbage");
+        let garbage = |why: BadSyncMessage| CloseReason::Malformed(format!("data {why}"));
         if !session.is_refused(document) {
             let max_inflated = sessions.config.borrow().sync.max_inflated;
             let copy = data.clone();
@@ -221,9 +220,46 @@ impl<'a> Router<'a> {
         }
     }
 
+    /// Refuses a message that is too large, for its document alone.
+    ///
+    /// # Errors
+    /// The session is to be closed for it.
+    pub(super) fn refuse_truncated(&mut self, message: &Truncated<'_>) -> Result<(), CloseReason> {
+        let (sessions, session) = (self.sessions, self.session.clone());
+        let Truncated { sender, target, kind, id, size } = message;
+        sessions.count_bytes(kind, *size);
+        session.usage.message(usize::try_from(*size).unwrap_or(usize::MAX));
+        if target.as_deref().is_some_and(|target| target != &*sessions.names.peer_id) {
+            return self.dropped("target");
+        }
+        let max_message = sessions.config.borrow().sync.max_message;
+        let why = format!("is larger than {max_message} (sync.max_message)");
+        if *kind == "ephemeral" {
+            session.send_error(&format!("document {id}: presence {why}"));
+            return self.dropped("too_large");
+        }
+        if sender.as_deref().is_some_and(|sender| sender != &*session.peer_id) {
+            return self.dropped("sender");
+        }
+        let Ok(document) = id.parse::<DocumentId>() else {
+            self.refuse_id(kind, id);
+            return Ok(());
+        };
+        if !session.may_read(document) {
+            return self.deny(document, false);
+        }
+        if !session.is_refused(document) {
+            sessions.rooms.report_refused(document, &session, &why);
+            let reason = format!("what was sent of {document} {why}");
+            session.refuse_document(document, &reason, "too_large");
+        }
+        session.refuse_changes(document);
+        Ok(())
+    }
+
     /// Treats a document that the peer may not read as one that does not exist: the peer waits for
     /// it. The answer is about its rights, and the same whether or not the document exists.
-    fn deny(&mut self, document: DocumentId, is_request: bool) -> Result<(), Closing> {
+    fn deny(&mut self, document: DocumentId, is_request: bool) -> Result<(), CloseReason> {
         self.check_may_open(document)?;
         if self.subscriptions.open_denied(document) {
             self.session.deny_document(document, "your sign-in does not let you read it");
@@ -267,7 +303,7 @@ impl<'a> Router<'a> {
         &mut self,
         document: DocumentId,
         bytes: usize,
-    ) -> Result<ReceivePermit, Closing> {
+    ) -> Result<ReceivePermit, CloseReason> {
         self.check_may_open(document)?;
         let receiving = &self.sessions.receiving;
         let permits = u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX);
@@ -281,17 +317,22 @@ impl<'a> Router<'a> {
     }
 
     /// Checks that the session may have a document open.
-    fn check_may_open(&self, document: DocumentId) -> Result<(), Closing> {
+    fn check_may_open(&self, document: DocumentId) -> Result<(), CloseReason> {
         let limit = self.sessions.config.borrow().limits.documents_per_connection;
         if self.subscriptions.may_open(document, limit) {
             return Ok(());
         }
-        let reason = format!("more than {limit} documents (limits.documents_per_connection)");
-        self.sessions.rooms.report_refused(document, &self.session, &reason);
-        Err(Closing::new(4429, reason, "documents"))
+        Err(self.close_for(document, CloseReason::Documents(limit)))
     }
 
-    fn dropped(&self, reason: &'static str) -> Result<(), Closing> {
+    /// Returns why the session is to be closed because of a document, after reporting it to those
+    /// who follow the document.
+    fn close_for(&self, document: DocumentId, reason: CloseReason) -> CloseReason {
+        self.sessions.rooms.report_refused(document, &self.session, &reason.to_string());
+        reason
+    }
+
+    fn dropped(&self, reason: &'static str) -> Result<(), CloseReason> {
         self.sessions.dropped(&self.session, reason);
         Ok(())
     }

@@ -10,7 +10,6 @@ use tracing::warn;
 use super::handle::Session;
 use crate::{
     auth::Auth,
-    base::closing::Closing,
     config::Config,
     limits::turns::Turns,
     observe::{
@@ -18,7 +17,9 @@ use crate::{
         metrics::{Metrics, SessionMetrics},
     },
     storage::documents::Documents,
-    sync::{incoming::Arriving, peers::Peers, rooms::Rooms, wire::Message},
+    sync::{
+        close_reason::CloseReason, incoming::Arriving, peers::Peers, rooms::Rooms, wire::Message,
+    },
 };
 
 /// WebSockets that are told at a time why they are refused. Further ones are cut.
@@ -121,10 +122,14 @@ impl Sessions {
 
     /// Counts a message that was received.
     pub(super) fn count_received(&self, message: &Message<'_>, bytes: usize) {
-        let labels = ["in", message.body.name()];
-        let metrics = &self.observed.metrics;
+        self.count_bytes(message.body.name(), bytes as u64);
+    }
+
+    /// Counts a message of this kind that was received.
+    pub(super) fn count_bytes(&self, kind: &str, bytes: u64) {
+        let (labels, metrics) = (["in", kind], &self.observed.metrics);
         metrics.messages.with_label_values(&labels).inc();
-        metrics.message_bytes.with_label_values(&labels).inc_by(bytes as u64);
+        metrics.message_bytes.with_label_values(&labels).inc_by(bytes);
     }
 
     /// Counts and logs a message that is dropped.
@@ -153,13 +158,12 @@ impl Sessions {
         session: &Session,
         bytes: usize,
         read: impl FnOnce() -> T + Send + 'static,
-    ) -> Result<T, Closing> {
+    ) -> Result<T, CloseReason> {
         if bytes <= READ_AT_ONCE {
             return Ok(read());
         }
         let worked = self.heavy.run(session.payer(), read).await;
-        let (done, took) = worked
-            .map_err(|_| Closing::new(1011, "the relay fails on a message".to_owned(), "panic"))?;
+        let (done, took) = worked.map_err(|_| CloseReason::MessagePanic)?;
         session.charge(took, 1);
         Ok(done)
     }

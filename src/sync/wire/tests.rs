@@ -166,3 +166,44 @@ proptest! {
         prop_assert_eq!(Message::decode(&frame).expect("a message").body, Body::Peer);
     }
 }
+
+/// What is read of a message of which only so many bytes of its beginning and its end are left.
+fn truncated(frame: &[u8], head: usize, tail: usize) -> Option<(&'static str, String)> {
+    let missing = frame.len().checked_sub(head + tail)? as u64;
+    let left = [&frame[..head], &frame[frame.len() - tail..]].concat();
+    let truncation = Truncation { message: 0, head, missing };
+    let read = Truncated::decode(&left, truncation)?;
+    assert_eq!(read.size, frame.len() as u64);
+    Some((read.kind, read.id.into_owned()))
+}
+
+#[test]
+fn a_truncated_message_tells_its_document_whether_that_is_before_or_after_the_data() {
+    let samod = cbor(|e| {
+        e.map(4)?.str("type")?.str("sync")?.str("documentId")?.str(ID)?;
+        e.str("senderId")?.str("a")?.str("data")?.bytes(&[0; 70_000])?;
+        Ok(())
+    });
+    let automerge_repo = cbor(|e| {
+        e.begin_map()?.str("type")?.str("sync")?.str("data")?.bytes(&[0; 70_000])?;
+        e.str("documentId")?.str(ID)?.str("senderId")?.str("a")?.end()?;
+        Ok(())
+    });
+    for frame in [samod, automerge_repo] {
+        for (head, tail) in [(200, 200), (4_096, 4_096), (60_000, 120), (120, 60_000)] {
+            assert_eq!(
+                truncated(&frame, head, tail),
+                Some(("sync", ID.to_owned())),
+                "{head}, {tail}"
+            );
+        }
+        // Every other way is none, and no panic.
+        for head in 0..frame.len().min(300) {
+            for tail in [0, 1, 20, 100, 300] {
+                if let Some(read) = truncated(&frame, head, tail) {
+                    assert_eq!(read, ("sync", ID.to_owned()), "{head}, {tail}");
+                }
+            }
+        }
+    }
+}

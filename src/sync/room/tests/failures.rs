@@ -21,10 +21,10 @@ async fn a_panic_affects_only_its_room() {
     data.resize(2000, 0);
     alice.send(id(1), false, data).await;
     alice.until("the close", |alice| alice.closed.is_some()).await;
-    assert_eq!(alice.closed.as_ref().map(|closing| closing.code), Some(1011));
+    assert_eq!(alice.closed, Some(CloseReason::RoomPanic));
     assert_eq!(fixture.metrics.rooms.panics.get(), 1);
     assert_eq!(fixture.rooms.count().0, 1, "the other room lives");
-    assert!(bob.session.outbound.closing().is_none());
+    assert!(bob.session.outbound.close_reason().is_none());
 }
 
 #[tokio::test]
@@ -43,7 +43,7 @@ async fn a_failed_engine_is_restarted_with_all_members() {
         .await;
     assert!(starts.load(Ordering::SeqCst) >= 2);
     assert!(fixture.metrics.rooms.panics.get() >= 1);
-    assert!(alice.session.outbound.closing().is_none());
+    assert!(alice.session.outbound.close_reason().is_none());
 }
 
 #[tokio::test]

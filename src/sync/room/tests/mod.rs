@@ -38,9 +38,7 @@ use super::{
     shared::{FREED_WITHIN, IN_GRACE, NOTHING, Needs},
 };
 use crate::{
-    base::{
-        closing::Closing, document_id::DocumentId, principal::Principal, session_id::SessionId,
-    },
+    base::{document_id::DocumentId, principal::Principal, session_id::SessionId},
     bundle::served::ServedBundle,
     config::{Config, Durability, EngineKind, MemoryLimit, Size, Time},
     document::{compare::Ancestry, sync_message::SyncMessage, unpacked::Unpacked},
@@ -54,6 +52,7 @@ use crate::{
         local::{nodefs::NodefsStore, space::Space},
     },
     sync::{
+        close_reason::CloseReason,
         events::{Following, What},
         outbound::Next,
         peers::Peers,
@@ -131,7 +130,7 @@ struct Peer {
     asked_for: Vec<DocumentId>,
     presence: Vec<Vec<u8>>,
     errors: Vec<String>,
-    closed: Option<Closing>,
+    closed: Option<CloseReason>,
 }
 
 impl Fixture {
@@ -245,8 +244,8 @@ impl Peer {
     async fn take(&mut self, next: Next) {
         let frame = match next {
             Next::Send(frame) => frame,
-            Next::Close(closing) => {
-                self.closed = Some(closing);
+            Next::Close(reason) => {
+                self.closed = Some(reason);
                 return;
             }
         };

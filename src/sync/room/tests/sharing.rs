@@ -46,7 +46,7 @@ async fn sessions_without_memory_for_their_documents_are_refused_at_the_same_tim
     }
     for peer in &mut peers {
         peer.until("refused", |peer| peer.closed.is_some()).await;
-        assert_eq!(peer.closed.as_ref().expect("closed").label, "memory");
+        assert_eq!(peer.closed, Some(CloseReason::Memory));
     }
     assert!(start.elapsed() < 2 * FREED_WITHIN, "the last one after {:?}", start.elapsed());
 }

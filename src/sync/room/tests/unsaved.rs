@@ -157,6 +157,6 @@ async fn refused_changes_are_not_charged() {
         peer.until("stored", |peer| peer.in_sync(id(4))).await;
         peer.edit(id(5), "one too many").await;
         peer.until("the limit", |peer| peer.closed.is_some()).await;
-        assert_eq!(peer.closed.as_ref().map(|closing| closing.label), Some("new_documents"));
+        assert_eq!(peer.closed.as_ref().map(CloseReason::label), Some("new_documents"));
     }
 }
