@@ -6,7 +6,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    incoming::Arriving,
+    incoming::InFlightBudget,
     peers::Peers,
     room::{native, samod},
     rooms::{Rooms, Shared},
@@ -90,7 +90,7 @@ impl Sync {
             storage_id,
             receive_queue: Arc::new(Semaphore::new(receive_places as usize)),
             receive_places,
-            arriving: Arriving::new(metrics.sessions.arriving.clone()),
+            arriving: InFlightBudget::new(metrics.sessions.arriving.clone()),
             refused: Semaphore::new(REFUSED_AT_ONCE),
             heavy,
             polls: metrics.process.poll_seconds.with_label_values(&["session"]),
@@ -121,7 +121,7 @@ impl Sync {
             storage_id: shared.storage_id.clone(),
             receive_queue: Arc::new(Semaphore::new(PROBE_PLACES as usize)),
             receive_places: PROBE_PLACES,
-            arriving: Arriving::new(metrics.sessions.arriving.clone()),
+            arriving: InFlightBudget::new(metrics.sessions.arriving.clone()),
             refused: Semaphore::new(1),
             heavy: shared.heavy.clone(),
             polls: shared.polls.clone(),

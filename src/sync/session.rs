@@ -281,7 +281,7 @@ impl Session {
         data: &[u8],
     ) {
         // Looked at first: to write a frame for a reader that has stalled costs what a flood of presence is after.
-        let push = if self.outbound.takes_presence(data.len()) {
+        let push = if self.outbound.has_room_for_presence(data.len()) {
             let frame = wire::ephemeral(author, &self.peer_id, document, count, session, data);
             self.outbound.push_presence(frame)
         } else {

@@ -6,7 +6,7 @@
 use super::{
     close_reason::CloseReason,
     flow::{Flow, Load},
-    incoming::{Arriving, Incoming, Received},
+    incoming::{InFlightBudget, Incoming, Received},
     peers::Peers,
     rooms::{Held, Input, Rooms},
     session::Session,
@@ -65,7 +65,7 @@ pub struct Sessions {
     /// How many places there are.
     pub receive_places: u32,
     /// What holds memory of messages that are on their way.
-    pub arriving: Arriving,
+    pub arriving: InFlightBudget,
     /// Places for those that are told why they are refused.
     pub refused: Semaphore,
     /// Places for what takes a processor long.
@@ -130,7 +130,7 @@ impl Sessions {
                 return;
             }
         };
-        incoming.has_joined();
+        incoming.set_joined();
         let _joined = Joined { sessions: &self, session: &session };
         if let Some(older) = self.peers.join(&session) {
             older.close(CloseReason::Superseded);

@@ -113,7 +113,7 @@ impl Port {
     /// Have the engine [resumed](Engine::resume) when there is room.
     pub fn when_room(&self) {
         self.tell(|| What::KeptBack);
-        self.session.outbound.when_room(&self.news);
+        self.session.outbound.notify_when_room(&self.news);
     }
 
     /// Who pays for what the session does.
