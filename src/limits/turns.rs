@@ -10,7 +10,7 @@ use std::{
 
 use tokio::{sync::oneshot, task::JoinError};
 
-use super::Account;
+use super::accounts::Account;
 use crate::{
     base::{document_id::DocumentId, lock::lock, session_id::SessionId},
     observe::usage::thread_time,
