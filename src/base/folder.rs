@@ -8,31 +8,27 @@
 
 #![allow(clippy::disallowed_methods, reason = "for commands, and for threads that may block")]
 
+mod walk;
+
 use std::{
-    collections::VecDeque,
     ffi::{OsStr, OsString},
     fs::File,
     io::{self, Write},
-    os::{
-        fd::OwnedFd,
-        unix::ffi::{OsStrExt, OsStringExt},
-    },
-    path::{Component, Path, PathBuf},
+    os::{fd::OwnedFd, unix::ffi::OsStrExt},
+    path::{Path, PathBuf},
 };
 
 use rustix::{
     fs::{
-        AtFlags, CWD, Dir, FileType, Gid, Mode, OFlags, Stat, Uid, fchmod, fchown, fstat, mkdirat,
-        openat, readlinkat, renameat, statat, unlinkat,
+        AtFlags, CWD, Dir, FileType, Gid, Mode, OFlags, Stat, Uid, fchmod, fchown, fstat, openat,
+        renameat, statat, unlinkat,
     },
     io::Errno,
     process::geteuid,
 };
 
+use self::walk::{Reached, walk};
 use crate::base::{document_id::DocumentId, regular_file};
-
-/// As many symbolic links as the kernel follows on the way to a file (path_resolution(7)).
-const MAX_LINKS: usize = 40;
 
 /// An open folder.
 #[derive(Debug)]
@@ -333,171 +329,5 @@ fn listable(folder: &OwnedFd) -> io::Result<File> {
     Ok(openat(folder, ".", flags, Mode::empty())?.into())
 }
 
-/// Where a way through folders leads.
-struct Reached {
-    folder: OwnedFd,
-    /// The path of the folder, without links.
-    path: PathBuf,
-    /// The name in the folder of what is not a folder itself: a file, or nothing yet.
-    file: Option<OsString>,
-}
-
-/// Goes from folder to folder without letting the kernel follow links. `creates`: makes those that are not there.
-fn walk(path: &Path, creates: bool) -> io::Result<Reached> {
-    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let root = || openat(CWD, "/", flags | OFlags::DIRECTORY, Mode::empty());
-    let (mut folder, mut so_far, mut links) = (root()?, PathBuf::from("/"), 0);
-    let mut names = names_of(path);
-    while let Some(name) = names.pop_front() {
-        let mut next = openat(&folder, &name, flags, Mode::empty());
-        if creates && next.as_ref().is_err_and(|error| *error == Errno::NOENT) {
-            match mkdirat(&folder, &name, Mode::from_raw_mode(0o777)) {
-                Ok(()) | Err(Errno::EXIST) => {}
-                Err(error) => return Err(error.into()),
-            }
-            next = openat(&folder, &name, flags, Mode::empty());
-        }
-        let next = match next {
-            Err(Errno::NOENT) if names.is_empty() => {
-                return Ok(Reached { folder, path: so_far, file: Some(name) });
-            }
-            next => next?,
-        };
-        let found = fstat(&next)?;
-        match FileType::from_raw_mode(found.st_mode) {
-            FileType::Directory => {
-                if name == ".." {
-                    so_far.pop();
-                } else {
-                    so_far.push(&name);
-                }
-                folder = next;
-            }
-            FileType::Symlink => {
-                links += 1;
-                let is_trusted = found.st_uid == 0 && fstat(&folder)?.st_uid == 0;
-                if links > MAX_LINKS {
-                    return Err(Errno::LOOP.into());
-                }
-                if geteuid().is_root() && !is_trusted {
-                    let problem = format!(
-                        "{} is a symbolic link of another user, which root does not follow",
-                        so_far.join(&name).display()
-                    );
-                    return Err(io::Error::new(io::ErrorKind::PermissionDenied, problem));
-                }
-                let target = readlinkat(&next, "", Vec::new())?.into_bytes();
-                let target = PathBuf::from(OsString::from_vec(target));
-                if target.is_absolute() {
-                    (folder, so_far) = (root()?, PathBuf::from("/"));
-                }
-                let mut all = names_of(&target);
-                all.append(&mut names);
-                names = all;
-            }
-            _ if names.is_empty() => {
-                return Ok(Reached { folder, path: so_far, file: Some(name) });
-            }
-            _ => return Err(io::ErrorKind::NotADirectory.into()),
-        }
-    }
-    Ok(Reached { folder, path: so_far, file: None })
-}
-
-fn names_of(path: &Path) -> VecDeque<OsString> {
-    let names = path.components().filter_map(|component| match component {
-        Component::Normal(name) => Some(name.to_owned()),
-        Component::ParentDir => Some("..".into()),
-        Component::RootDir | Component::CurDir | Component::Prefix(_) => None,
-    });
-    names.collect()
-}
-
 #[cfg(test)]
-mod tests {
-    use std::{fs, os::unix::fs::symlink};
-
-    use super::*;
-
-    #[test]
-    fn commands_and_storage_read_and_write_files_by_this_alone() {
-        // What follows links, waits for a FIFO, or reads without an end; and what root would do by a path.
-        let reads = ["fs::read(", "fs::read_to_string(", "File::open(", "fs::read_link("];
-        let writes = [
-            "fs::write(",
-            "File::create",
-            "fs::rename(",
-            "fs::remove_",
-            "fs::create_dir",
-            "fs::copy(",
-            "set_permissions(",
-            "chown(",
-            "tempfile",
-        ];
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-        let mut files = Vec::new();
-        let mut folders = vec![source.join("cli"), source.join("storage")];
-        while let Some(folder) = folders.pop() {
-            for entry in fs::read_dir(folder).expect("lists") {
-                let path = entry.expect("an entry").path();
-                if path.is_dir() { folders.push(path) } else { files.push(path) }
-            }
-        }
-        for file in files.iter().filter(|file| !file.ends_with("tests.rs")) {
-            let text = fs::read_to_string(file).expect("reads");
-            let code = text.split("#[cfg(test)]").next().unwrap_or_default();
-            let is_command = !file.starts_with(source.join("storage"));
-            let banned = reads.iter().chain(writes.iter().filter(|_| is_command));
-            for call in banned {
-                // As a whole word: nodefs::read( is not fs::read(.
-                let found = code.match_indices(call).any(|(at, _)| {
-                    !code[..at].ends_with(|before: char| before.is_alphanumeric() || before == '_')
-                });
-                assert!(!found, "{}: {call} belongs to crate::base::folder", file.display());
-            }
-        }
-    }
-
-    #[test]
-    fn a_folder_is_changed_where_it_was_opened() {
-        let outer = tempfile::tempdir().expect("a folder");
-        let path = outer.path().join("a/b");
-        assert_eq!(Folder::open(&path).expect_err("none").kind(), io::ErrorKind::NotFound);
-        let folder = Folder::create(&path).expect("made");
-        let elsewhere = outer.path().join("elsewhere");
-        fs::rename(&path, outer.path().join("moved")).expect("moved");
-        fs::create_dir(&elsewhere).expect("made");
-        symlink(&elsewhere, &path).expect("linked");
-        folder.write("file", b"text", 0o600, None).expect("written");
-        assert_eq!(fs::read(outer.path().join("moved/file")).expect("there"), b"text");
-        assert_eq!(folder.read("file", 4).expect("read"), b"text");
-        assert_eq!(fs::read_dir(&elsewhere).expect("lists").count(), 0);
-        symlink("file", outer.path().join("moved/link")).expect("linked");
-        folder.read("link", 4).expect_err("a link");
-        folder.remove("file").expect("removed");
-        folder.remove("file").expect("it is gone already");
-    }
-
-    #[test]
-    fn a_link_in_the_place_of_a_file_leads_to_its_folder() {
-        let outer = tempfile::tempdir().expect("a folder");
-        let folder = outer.path().canonicalize().expect("there");
-        fs::create_dir(folder.join("to")).expect("made");
-        symlink("to/../to/file", folder.join("link")).expect("linked");
-        let (found, name) = Folder::holding(&folder.join("link")).expect("found");
-        assert_eq!((found.path(), name), (&*folder.join("to"), OsString::from("file")));
-        symlink("circle", folder.join("circle")).expect("linked");
-        Folder::holding(&folder.join("circle")).expect_err("never ends");
-        Folder::holding(&folder).expect_err("a folder");
-    }
-
-    #[test]
-    fn a_file_system_that_does_not_tell_case_is_refused() {
-        let folder = tempfile::tempdir().expect("a folder");
-        check_case(folder.path()).expect("tells");
-        // Where it does not, this one is there as soon as the other is.
-        fs::write(folder.path().join("CASE-PROBE"), "").expect("written");
-        let refused = check_case(folder.path()).expect_err("refused").to_string();
-        assert!(refused.contains("differ only in case"), "{refused}");
-    }
-}
+mod tests;
