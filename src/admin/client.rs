@@ -12,6 +12,7 @@ use hyper::{Method, Request, Response, StatusCode, body::Incoming, client::conn:
 use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::error::Problem;
 
@@ -37,22 +38,29 @@ pub enum AdminError {
 
 /// The way to a relay.
 pub enum Connection {
-    /// A running one's socket. Each request has a connection of its own: an idle one would be closed.
-    Socket(PathBuf),
-    /// One that serves this connection alone.
-    Stream(http1::SendRequest<Body>),
+    /// A running one's socket, and the task of the last request's connection. Each request has a
+    /// connection of its own: an idle one would be closed.
+    Socket(PathBuf, Option<AbortOnDropHandle<()>>),
+    /// One that serves this connection alone, and the connection's task.
+    Stream(http1::SendRequest<Body>, AbortOnDropHandle<()>),
 }
 
 impl Connection {
+    /// Requests go to the relay that listens on `socket`.
+    pub fn at(socket: PathBuf) -> Self {
+        Self::Socket(socket, None)
+    }
+
     /// Speak over `stream`.
     ///
     /// # Errors
     /// Nobody is at its other end.
     pub async fn over(stream: UnixStream) -> Result<Self, AdminError> {
-        Ok(Self::Stream(open(stream).await?))
+        let (sender, task) = open(stream).await?;
+        Ok(Self::Stream(sender, task))
     }
 
-    /// Send a request; the answer may be a refusal.
+    /// Send a request; the answer may be a refusal. It has to be read before the next request.
     ///
     /// # Errors
     /// The relay is not there, may not be asked, or does not answer.
@@ -70,8 +78,12 @@ impl Connection {
             .body(Body::from(body))
             .map_err(|error| AdminError::Answer(error.to_string()))?;
         match self {
-            Self::Socket(socket) => Ok(connect(socket).await?.send_request(request).await?),
-            Self::Stream(sender) => {
+            Self::Socket(socket, last) => {
+                let (mut sender, task) = connect(socket).await?;
+                *last = Some(task);
+                Ok(sender.send_request(request).await?)
+            }
+            Self::Stream(sender, _) => {
                 sender.ready().await?;
                 Ok(sender.send_request(request).await?)
             }
@@ -139,7 +151,10 @@ pub fn parse<T: DeserializeOwned>(json: &[u8]) -> Result<T, AdminError> {
     serde_json::from_slice(json).map_err(|error| AdminError::Answer(error.to_string()))
 }
 
-async fn connect(socket: &Path) -> Result<http1::SendRequest<Body>, AdminError> {
+/// The sender of requests, and the connection's task.
+type Http = (http1::SendRequest<Body>, AbortOnDropHandle<()>);
+
+async fn connect(socket: &Path) -> Result<Http, AdminError> {
     let stream = UnixStream::connect(socket).await.map_err(|source| {
         let socket = socket.display().to_string();
         match source.kind() {
@@ -153,9 +168,9 @@ async fn connect(socket: &Path) -> Result<http1::SendRequest<Body>, AdminError> 
     open(stream).await
 }
 
-async fn open(stream: UnixStream) -> Result<http1::SendRequest<Body>, AdminError> {
+async fn open(stream: UnixStream) -> Result<Http, AdminError> {
     let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-    // It ends with the sender; what goes wrong is in the answer.
-    tokio::spawn(async move { drop(connection.await) });
-    Ok(sender)
+    // What goes wrong is in the answer.
+    let task = tokio::spawn(async move { drop(connection.await) });
+    Ok((sender, AbortOnDropHandle::new(task)))
 }

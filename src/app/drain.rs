@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     auth::Auth,
-    base::{blocking, lock::lock},
+    base::{blocking, lock::lock, run_to_completion::RunToCompletion},
     bundle::import::Importer,
     config::Config,
     observe::{
@@ -134,6 +134,8 @@ pub(super) struct Parts {
     pub(super) sync: Sync,
     /// Connections of the public port that are not sessions.
     pub(super) http_running: TaskTracker,
+    /// What requests of both ports began and what finishes without them.
+    pub(super) unfinished: RunToCompletion,
     /// Ends all tasks but the public port's.
     pub(super) stopping: CancellationToken,
     /// The admin port's Unix sockets.
@@ -178,8 +180,13 @@ impl Parts {
         // Documents first: a client that reads its download slowly, or sends nothing, holds nobody
         // up.
         self.http_running.close();
-        if timeout(HTTP_GRACE.min(limit / 3), self.http_running.wait()).await.is_err() {
-            info!(requests = self.http_running.len(), "requests that did not end are cut off");
+        let ended = async {
+            self.http_running.wait().await;
+            self.unfinished.finish().await;
+        };
+        if timeout(HTTP_GRACE.min(limit / 3), ended).await.is_err() {
+            let requests = self.http_running.len().max(self.unfinished.unfinished());
+            info!(requests, "requests that did not end are cut off");
         }
     }
 

@@ -19,7 +19,7 @@ use super::report;
 use crate::{
     admin::reload::{Reload, ReloadAnswer},
     auth::Policy,
-    base::{blocking, regular_file},
+    base::{blocking, regular_file, run_to_completion::RunToCompletion},
     bundle::watch::{BundleKeeper, PathWatch, PreparedBundle},
     config::{
         Config, check, levels,
@@ -49,6 +49,8 @@ pub struct Reloader {
     pub repeats: Arc<Repeats>,
     pub health: Arc<Health>,
     pub metrics: ProcessMetrics,
+    /// Reloads that have begun. A drain does not wait for them: they keep nothing.
+    pub unfinished: RunToCompletion,
 }
 
 /// Why a config was not taken over; what was in effect still is.
@@ -85,7 +87,7 @@ impl Reloader {
     /// The file has a fault, changes a key that needs a restart, or names a bundle that cannot be served.
     pub fn start(self: &Arc<Self>) -> JoinHandle<Result<Vec<String>, Refused>> {
         let reloader = self.clone();
-        tokio::spawn(async move { reloader.reload().await })
+        self.unfinished.spawn(async move { reloader.reload().await })
     }
 
     /// What the admin socket reloads with.

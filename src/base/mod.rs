@@ -13,5 +13,6 @@ pub mod hex;
 pub mod lock;
 pub mod principal;
 pub mod regular_file;
+pub mod run_to_completion;
 pub mod session_id;
 pub mod text;

@@ -163,7 +163,7 @@ impl RelayArguments {
 
 impl Relay {
     fn at(socket: PathBuf) -> Result<Self, CliError> {
-        Ok(Self { runtime: runtime()?, connection: Connection::Socket(socket), helper: None })
+        Ok(Self { runtime: runtime()?, connection: Connection::at(socket), helper: None })
     }
 
     /// What an error of the connection means: the process that serves us may have said why it ended.
@@ -258,7 +258,7 @@ impl Relay {
 impl Drop for Relay {
     /// The process that serves us ends with the connection; it is done when it has ended.
     fn drop(&mut self) {
-        self.connection = Connection::Socket(PathBuf::new());
+        self.connection = Connection::at(PathBuf::new());
         // The connection's task drops the socket when it is polled.
         self.runtime.block_on(async { tokio::task::yield_now().await });
         if let Some(mut helper) = self.helper.take() {

@@ -11,6 +11,7 @@ use std::{
 use hyper::server::conn::http1;
 use hyper_util::{rt::TokioIo, service::TowerToHyperService};
 use tokio::sync::watch;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::{
     error::{CliError, io_error},
@@ -18,6 +19,7 @@ use super::{
 };
 use crate::{
     admin::storage::{router, state::Stored},
+    base::run_to_completion::RunToCompletion,
     bundle::{MaxInflated, served::ServedBundle, store},
     config::{Config, Time, load},
     observe::{health::Health, metrics::Metrics},
@@ -36,19 +38,23 @@ pub(super) fn run(config_file: &Path, repairs: bool) -> Result<(), CliError> {
     stream.set_nonblocking(true).map_err(&failed)?;
     runtime()?.block_on(async {
         let stream = tokio::net::UnixStream::from_std(stream).map_err(&failed)?;
-        let stored = open(config, repairs).await?;
-        let journal = stored.journal.clone();
+        let (stored, _watching_space) = open(config, repairs).await?;
+        let (journal, unfinished) = (stored.journal.clone(), stored.unfinished.clone());
         let service = TowerToHyperService::new(router(stored));
         let ended = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
         // Who asks has gone, in the midst of it or not: what was done is left as a clean stop leaves it.
         drop(ended);
+        unfinished.finish().await;
         journal.checkpoint().await?;
         Ok(())
     })
 }
 
-/// Open all that is stored, as a relay does.
-async fn open(mut config: Config, repairs: bool) -> Result<Stored, CliError> {
+/// Open all that is stored, as a relay does, and watch the space on its disk.
+async fn open(
+    mut config: Config,
+    repairs: bool,
+) -> Result<(Stored, AbortOnDropHandle<()>), CliError> {
     let metrics = Metrics::new()?.storage;
     // Nobody else writes: there is nothing to wait for.
     config.storage.commit_interval = Time(Duration::ZERO);
@@ -74,9 +80,11 @@ async fn open(mut config: Config, repairs: bool) -> Result<Stored, CliError> {
     let config = watch::channel(Arc::new(config)).1;
     let space = Arc::new(Space::new(config.clone(), health.clone(), metrics.clone()));
     let looking = space.clone();
-    tokio::spawn(async move { looking.run().await });
+    let watching_space = AbortOnDropHandle::new(tokio::spawn(async move { looking.run().await }));
     let documents =
         Documents::new(journal.clone(), served.clone(), health, space, config.clone(), metrics);
     let documents = Arc::new(documents);
-    Ok(Stored { journal, documents, uploads, served, rooms: None, config })
+    let unfinished = RunToCompletion::default();
+    let stored = Stored { journal, documents, uploads, served, rooms: None, config, unfinished };
+    Ok((stored, watching_space))
 }

@@ -7,6 +7,7 @@ use tokio::sync::watch;
 use super::assets::Asset;
 use crate::{
     auth::Auth,
+    base::run_to_completion::RunToCompletion,
     bundle::build::Bundles,
     config::Config,
     limits::{Addresses, Counter},
@@ -30,6 +31,8 @@ pub struct App {
     /// The sessions that `limits.connections` bounds.
     pub connections: Arc<Counter>,
     pub sync: Sync,
+    /// What requests began and what finishes even if their clients disconnect.
+    pub unfinished: RunToCompletion,
     pub started: Instant,
 }
 

@@ -51,7 +51,7 @@ pub async fn upload(
     let mut body = body.into_data_stream();
     let result = receive(&app, &mut grant, &headers, &mut body).await;
     if result.is_err() {
-        tokio::spawn(linger(body));
+        app.unfinished.spawn(linger(body));
     }
     let label = match &result {
         Ok(_) => "stored",
@@ -144,8 +144,9 @@ async fn receive(
     })?;
     // All of that took a while.
     check_rights(grant, id, &documents)?;
-    // A task of its own: what is stored is charged and imported although the client is gone.
-    let storing = tokio::spawn(store(app.clone(), id, upload, place, config.bundles.keep));
+    // What is stored is charged and imported even if the client disconnects.
+    let storing =
+        app.unfinished.spawn(store(app.clone(), id, upload, place, config.bundles.keep));
     let importing = storing.await.map_err(|panic| HttpError::Internal(panic.to_string()))??;
     match timeout(patience, importing).await {
         // It goes on, and whoever fetches the bundle waits for it.
@@ -213,7 +214,7 @@ async fn store(
     info!(bundle = %id, bytes = size, "stored an uploaded bundle");
     let max_inflated = MaxInflated::of(&app.config.borrow());
     let importing = app.bundles.importer.import(place, id, etag, content, max_inflated);
-    Ok(tokio::spawn(async move {
+    Ok(app.unfinished.spawn(async move {
         let imported = importing.await;
         if let Ok(Ok(imported)) = &imported {
             charge.keep_documents(imported.new as u64);

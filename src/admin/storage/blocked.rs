@@ -34,7 +34,7 @@ async fn block(
     stored.journal.blocked().hold(document);
     info!(%document, reason, "an operator blocked a document");
     marks_changed(&stored, document);
-    // In a task: who asked may go away, and what was begun is finished.
+    // It finishes even if the client disconnects.
     let noting = tokio::task::spawn_blocking(move || {
         let blocked = stored.journal.blocked();
         let earlier = blocked.get(document).filter(|_| reason.is_none());
@@ -53,8 +53,7 @@ async fn block(
 
 async fn unblock(State(stored): State<Stored>, Path(id): Path<String>) -> Result<Response, Failed> {
     let document: DocumentId = id.parse()?;
-    // In a task, as above.
-    let unblocking = tokio::spawn(async move {
+    let unblocking = stored.unfinished.clone().spawn(async move {
         let journal = stored.journal.clone();
         if !blocking(move || Ok(journal.blocked().remove(document)?)).await? {
             return Err(Failed(StatusCode::NOT_FOUND, format!("{document} was not blocked")));

@@ -70,8 +70,7 @@ async fn delete(
     Json(Reason { reason }): Json<Reason>,
 ) -> Result<Response, Failed> {
     let document: DocumentId = id.parse()?;
-    // In a task: who asked may go away, and what was begun is finished.
-    let deleting = tokio::spawn(delete_document(stored, document, reason));
+    let deleting = stored.unfinished.clone().spawn(delete_document(stored, document, reason));
     Ok(Json(deleting.await??).into_response())
 }
 

@@ -10,6 +10,7 @@ use crate::{
         blocking::{self, DroppedAside},
         document_id::DocumentId,
         lock::lock,
+        run_to_completion::RunToCompletion,
     },
     config::{self, credentials::credential},
     observe::health::Health,
@@ -92,6 +93,8 @@ struct At {
     patience: Duration,
     /// Uploads in parts, by key and upload id, that could not be aborted.
     unended: Arc<Mutex<Vec<(String, String)>>>,
+    /// Requests that abort an upload in parts.
+    aborts: RunToCompletion,
 }
 
 /// An object, to be read.
@@ -115,6 +118,7 @@ impl S3Store {
             prefix: config.prefix.as_str().into(),
             patience: config.timeout.0,
             unended: Arc::default(),
+            aborts: RunToCompletion::default(),
         };
         Ok(Self {
             at,
@@ -606,7 +610,8 @@ impl Drop for AbortUpload<'_> {
     fn drop(&mut self) {
         if !self.is_over {
             let (at, key, upload) = (self.at.clone(), self.key.to_owned(), self.upload.to_owned());
-            tokio::spawn(async move { at.abort(&key, &upload).await });
+            let aborts = at.aborts.clone();
+            aborts.spawn(async move { at.abort(&key, &upload).await });
         }
     }
 }
