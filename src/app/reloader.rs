@@ -148,7 +148,7 @@ impl Reloader {
                 |key: &String| format!("{}: {key}: needs a restart to change", new.origins.of(key));
             return Err(refused(changes.restart.iter().map(needs)));
         }
-        if let Some(why) = reload::opens(&now.config, &new.config) {
+        if let Some(why) = reload::weakens_sign_in(&now.config, &new.config) {
             let key = if new.config.auth.mode.is_open() { "auth.mode" } else { "auth.anonymous" };
             return Err(at(key, &why));
         }

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures::FutureExt;
+use futures::{FutureExt, future::BoxFuture};
 use tokio::{sync::mpsc, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error};
@@ -31,6 +31,34 @@ pub enum OnExit {
     Restart,
     /// The relay cannot do without it: drain and exit with an error.
     Fatal,
+}
+
+/// A task to supervise.
+pub struct Task {
+    name: &'static str,
+    on_exit: OnExit,
+    /// Once this is cancelled, the task's end is expected.
+    stopping: CancellationToken,
+    /// Called at each start.
+    start: Box<dyn FnMut() -> BoxFuture<'static, ()> + Send>,
+}
+
+impl Task {
+    /// Returns the task that calls `run` with a clone of `subject` at each start.
+    pub fn new<S, F>(
+        name: &'static str,
+        on_exit: OnExit,
+        stopping: &CancellationToken,
+        subject: &S,
+        run: impl Fn(S) -> F + Send + 'static,
+    ) -> Self
+    where
+        S: Clone + Send + 'static,
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let (stopping, subject) = (stopping.clone(), subject.clone());
+        Self { name, on_exit, stopping, start: Box::new(move || run(subject.clone()).boxed()) }
+    }
 }
 
 /// A task that the relay cannot do without has ended.
@@ -56,18 +84,10 @@ impl Supervisor {
         Self { tasks: JoinSet::new(), fatal: mpsc::channel(8), metrics }
     }
 
-    /// Run the task that `start` makes, and again as `on_exit` says. Once `stopping` is cancelled its end is
-    /// expected.
-    pub fn keep<F>(
-        &mut self,
-        task: &'static str,
-        on_exit: OnExit,
-        stopping: &CancellationToken,
-        mut start: impl FnMut() -> F + Send + 'static,
-    ) where
-        F: Future<Output = ()> + Send,
-    {
-        let (stopping, fatal) = (stopping.clone(), self.fatal.0.clone());
+    /// Runs a task, and restarts it or reports its end as its [`OnExit`] says.
+    pub fn supervise(&mut self, task: Task) {
+        let Task { name: task, on_exit, stopping, mut start } = task;
+        let fatal = self.fatal.0.clone();
         let (exits, polls) = (
             self.metrics.task_exits.clone(),
             self.metrics.poll_seconds.with_label_values(&["background"]),
@@ -142,22 +162,21 @@ mod tests {
         let (mut supervisor, stopping, metrics) = supervisor();
         let starts = Arc::new(AtomicUsize::new(0));
         let third = Arc::new(tokio::sync::Notify::new());
-        supervisor.keep("flaky", OnExit::Restart, &stopping, {
-            let (starts, third) = (starts.clone(), third.clone());
-            move || {
-                let (start, third) = (starts.fetch_add(1, Ordering::SeqCst), third.clone());
-                async move {
-                    match start {
-                        0 => panic!("killed on purpose"),
-                        1 => {}
-                        _ => {
-                            third.notify_one();
-                            std::future::pending::<()>().await;
-                        }
+        let subject = (starts.clone(), third.clone());
+        let flaky = Task::new("flaky", OnExit::Restart, &stopping, &subject, |(starts, third)| {
+            let start = starts.fetch_add(1, Ordering::SeqCst);
+            async move {
+                match start {
+                    0 => panic!("killed on purpose"),
+                    1 => {}
+                    _ => {
+                        third.notify_one();
+                        std::future::pending::<()>().await;
                     }
                 }
             }
         });
+        supervisor.supervise(flaky);
         third.notified().await;
         assert_eq!(starts.load(Ordering::SeqCst), 3);
         assert_eq!(metrics.task_exits.with_label_values(&["flaky", "restart"]).get(), 2);
@@ -166,8 +185,10 @@ mod tests {
     #[tokio::test]
     async fn a_fatal_task_is_reported_with_its_panic() {
         let (mut supervisor, stopping, metrics) = supervisor();
-        supervisor
-            .keep("vital", OnExit::Fatal, &stopping, || async { panic!("killed on purpose") });
+        let vital = Task::new("vital", OnExit::Fatal, &stopping, &(), |()| async {
+            panic!("killed on purpose")
+        });
+        supervisor.supervise(vital);
         let ended = supervisor.failed().await;
         assert_eq!(ended.to_string(), "the task \"vital\" ended: a panic: killed on purpose");
         assert_eq!(metrics.task_exits.with_label_values(&["vital", "fatal"]).get(), 1);
@@ -176,10 +197,10 @@ mod tests {
     #[tokio::test]
     async fn ends_are_expected_once_the_relay_stops() {
         let (mut supervisor, stopping, metrics) = supervisor();
-        supervisor.keep("vital", OnExit::Fatal, &stopping, {
-            let stopping = stopping.clone();
-            move || stopping.clone().cancelled_owned()
+        let vital = Task::new("vital", OnExit::Fatal, &stopping, &stopping, |stopping| {
+            stopping.cancelled_owned()
         });
+        supervisor.supervise(vital);
         stopping.cancel();
         while metrics.task_exits.with_label_values(&["vital", "expected"]).get() == 0 {
             tokio::task::yield_now().await;

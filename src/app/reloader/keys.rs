@@ -36,7 +36,7 @@ impl Reloader {
                     }
                     changed = config.changed() => match changed {
                         Err(_) => return,
-                        Ok(()) if is_same(&config.borrow().auth, &auth) => {}
+                        Ok(()) if is_same_file(&config.borrow().auth, &auth) => {}
                         Ok(()) => break,
                     },
                 }
@@ -70,7 +70,21 @@ impl Reloader {
     }
 }
 
-/// Whether the same keys are followed.
-fn is_same(one: &config::Auth, other: &config::Auth) -> bool {
-    one.mode == other.mode && one.keys_file() == other.keys_file()
+/// Whether two configs take the keys from the same file.
+fn is_same_file(one: &config::Auth, other: &config::Auth) -> bool {
+    let source = |auth: &config::Auth| {
+        // `keys_file` reads `jwt_keys`. The other keys do not decide which file is followed.
+        let config::Auth {
+            mode,
+            jwt_keys: _,
+            tokens: _,
+            jwt_issuer: _,
+            jwt_audience: _,
+            query_token: _,
+            anonymous: _,
+            readonly_presence: _,
+        } = auth;
+        (*mode, auth.keys_file())
+    };
+    source(one) == source(other)
 }
