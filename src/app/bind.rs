@@ -1,4 +1,5 @@
-//! The first phases: a config that was loaded, and a relay that has opened and bound what can fail.
+//! The first phases: [`Loaded`], a config that was read, and [`Bound`], a relay that has opened and
+//! bound everything that can fail.
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -14,7 +15,11 @@ use crate::{
     bundle::{store, watch::BundleKeeper},
     config::{AdminAddress, AuthMode, Config, load::LoadedConfig},
     http::{self, tls::TlsKeeper},
-    observe::{health::Health, log::LogLevel, metrics::{Metrics, StorageMetrics}},
+    observe::{
+        health::Health,
+        log::LogLevel,
+        metrics::{Metrics, StorageMetrics},
+    },
     storage::{
         documents::Documents,
         local::{
@@ -30,7 +35,7 @@ use crate::{
 pub struct Loaded {
     /// The config.
     pub config: LoadedConfig,
-    /// The way to change the log's level.
+    /// Changes the log level.
     pub log_level: Option<LogLevel>,
 }
 
@@ -51,7 +56,7 @@ pub struct Bound {
     pub(super) listeners: Listeners,
 }
 
-/// The listeners, which are bound and do not accept connections yet.
+/// Bound listeners, which do not accept connections yet.
 pub(super) struct Listeners {
     pub(super) public: Vec<TcpListener>,
     pub(super) admin: Vec<AdminListener>,
@@ -63,10 +68,10 @@ pub(super) enum AdminListener {
 }
 
 impl Loaded {
-    /// Open storage, load the bundle and bind every listener.
+    /// Opens storage, loads the bundle and binds every listener.
     ///
     /// # Errors
-    /// The first of these that cannot be done.
+    /// The first of these that fails.
     pub async fn bind(self) -> Result<Bound, AppError> {
         let config = self.config.config.clone();
         let file = || self.config.file.clone();
@@ -125,7 +130,7 @@ impl Loaded {
 }
 
 impl Listeners {
-    /// Binds every address of the config, or takes over the sockets that systemd passes on.
+    /// Binds every address of the config. If systemd passes sockets on, they are the public ones.
     fn bind(config: &Config, file: impl Fn() -> Option<PathBuf>) -> Result<Self, AppError> {
         let mut public = http::listener::inherited().map_err(AppError::Inherited)?;
         for listener in &public {
@@ -139,7 +144,7 @@ impl Listeners {
         for address in to_bind.iter().copied() {
             match http::listener::bind(address) {
                 Ok(listener) => public.push(listener),
-                // The default names both; a machine without IPv6 has one of them.
+                // The default names both loopback addresses, and a machine may have no IPv6.
                 Err(error) if is_default && address.is_ipv6() && !is_taken(&error) => {
                     warn!(%address, "not listening there: {error}");
                 }

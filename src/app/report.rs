@@ -1,5 +1,5 @@
-//! What operators see of the config and of the relay's health: limits as metrics, and the line for
-//! `systemctl status`.
+//! Shows operators the limits of the config, as metrics, and the health of the relay, as the line
+//! for `systemctl status`.
 
 use crate::{
     config::{AuthMode, Bundles, Config, Limits, Rate, Size, Storage, Sync},
@@ -10,8 +10,8 @@ use crate::{
     sync::memory,
 };
 
-/// Shows the configured limits as metrics. Sections with limits are destructured, so that a new key
-/// has to be decided about.
+/// Exports the configured limits as metrics. Sections with limits are destructured, so that a new
+/// key does not compile until it is exported or left out.
 pub(super) fn show_limits(config: &Config, metrics: &ProcessMetrics) {
     let show = |key: &str, value: i64| metrics.limits.with_label_values(&[key]).set(value);
     show_per_client(&config.limits, show);
@@ -126,11 +126,11 @@ fn show_bundles(bundles: &Bundles, show: impl Fn(&str, i64)) {
     show("bundles.max_inflated", bytes(*max_inflated));
 }
 
-/// Reports a relay that lets anybody write as degraded.
+/// Reports a relay as degraded if everyone may write.
 pub(super) fn show_sign_in(config: &Config, health: &Health) {
-    // Unset, it is open to this machine alone.
+    // If the mode is not set, only clients of this machine may write.
     let is_open = config.auth.mode != AuthMode::Unset && config.auth.lets_all_write();
-    health.degrade("auth", is_open.then(|| "open to anybody".to_owned()));
+    health.set_degraded("auth", is_open.then(|| "open to anybody".to_owned()));
 }
 
 /// Returns the line for `systemctl status`.

@@ -41,7 +41,7 @@ use crate::{
 const OTHER_FILES: u64 = 500;
 
 impl Bound {
-    /// Starts every task, and tells systemd.
+    /// Starts every task, and reports to systemd that the relay is ready.
     ///
     /// # Errors
     /// Signals cannot be caught.
@@ -115,7 +115,7 @@ impl Bound {
         Ok(Running::new(parts, requests))
     }
 
-    /// Builds what the operator's commands work on.
+    /// Builds the state of the admin handlers for stored documents.
     fn build_stored(&self, app: &App) -> Stored {
         Stored {
             journal: self.journal.clone(),
@@ -128,7 +128,7 @@ impl Bound {
         }
     }
 
-    /// Builds what request handlers share.
+    /// Builds the state of the HTTP handlers.
     fn build_http(&self, config: &watch::Receiver<Arc<Config>>, sync: &Sync) -> App {
         let receiving = Arc::new(DiskBudget::new(
             self.documents.space().clone(),
@@ -197,7 +197,7 @@ fn connections(
     (public, admin)
 }
 
-/// Accepts connections of clients.
+/// Starts to accept connections of clients.
 fn listen(
     supervisor: &mut Supervisor,
     listeners: Vec<TcpListener>,
@@ -213,7 +213,8 @@ fn listen(
     }
 }
 
-/// Accepts connections of operators. Returns the Unix sockets, which have to be removed at the end.
+/// Starts to accept connections of operators. Returns the Unix sockets, which have to be removed at
+/// the end.
 fn listen_admin(
     supervisor: &mut Supervisor,
     listeners: Vec<AdminListener>,
@@ -238,7 +239,7 @@ fn listen_admin(
     Ok(sockets)
 }
 
-/// Says that the relay serves: to health checks, systemd and the log.
+/// Reports that the relay is ready: in its health, to systemd and in the log.
 fn announce(config: &Config, app: &App) {
     if config.auth.mode != AuthMode::Unset && config.auth.lets_all_write() {
         warn!(
@@ -246,7 +247,7 @@ fn announce(config: &Config, app: &App) {
         );
     }
     show_sign_in(config, &app.health);
-    app.health.enter(Phase::Running);
+    app.health.enter_phase(Phase::Running);
     app.metrics.process.ready.set(1);
     systemd::ready(&status_line(&app.health.report()));
     info!(version = env!("CARGO_PKG_VERSION"), peer_id = %app.sync.sessions.us, "ready");

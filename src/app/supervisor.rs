@@ -1,8 +1,8 @@
 //! The owner of every long-running task.
 //!
-//! A task that ends without being asked gets a verdict: it is started again after a pause that grows, or
-//! it takes the relay down. Connections and rooms are not here: each of those is one of many, and a panic in
-//! one is its own matter (`http`, `sync::rooms`).
+//! If a task ends although the relay is not stopping, it is restarted after a growing pause, or the
+//! relay drains and exits. Connections and rooms are not supervised here: a panic in one affects no
+//! other (`http`, `sync::rooms`).
 
 use std::{
     panic::AssertUnwindSafe,
@@ -19,17 +19,17 @@ use crate::{
     observe::{metrics::ProcessMetrics, usage::Polled},
 };
 
-/// The pause before a task is started again: the first, and the longest.
-const RESTART: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(30));
-/// A task that ran for so long begins again with the first pause.
-const RAN_WELL: Duration = Duration::from_secs(60);
+/// The first and the longest pause before a task is restarted.
+const RESTART_BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(30));
+/// A task that ran for this long is restarted after the first pause again.
+const HEALTHY_AFTER: Duration = Duration::from_secs(60);
 
-/// What a task's end without being asked means.
+/// What to do when a task ends although the relay is not stopping.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnExit {
-    /// Start it again.
+    /// Restart it.
     Restart,
-    /// The relay cannot do without it: drain and exit with an error.
+    /// Drain and exit with an error, since the relay cannot work without it.
     Fatal,
 }
 
@@ -61,17 +61,17 @@ impl Task {
     }
 }
 
-/// A task that the relay cannot do without has ended.
+/// An essential task has ended.
 #[derive(Debug, thiserror::Error)]
 #[error("the task {task:?} ended: {cause}")]
 pub struct TaskEnded {
     /// Its name.
     pub task: &'static str,
-    /// A panic's text, or that it just returned.
+    /// The text of a panic, or that the task returned.
     pub cause: String,
 }
 
-/// Owns tasks; dropping it ends them.
+/// Owns tasks, and ends them when it is dropped.
 pub struct Supervisor {
     tasks: JoinSet<()>,
     fatal: (mpsc::Sender<TaskEnded>, mpsc::Receiver<TaskEnded>),
@@ -79,7 +79,7 @@ pub struct Supervisor {
 }
 
 impl Supervisor {
-    /// No task yet.
+    /// Returns a supervisor without tasks.
     pub fn new(metrics: ProcessMetrics) -> Self {
         Self { tasks: JoinSet::new(), fatal: mpsc::channel(8), metrics }
     }
@@ -93,7 +93,7 @@ impl Supervisor {
             self.metrics.poll_seconds.with_label_values(&["background"]),
         );
         self.tasks.spawn(async move {
-            let mut backoff = Backoff::new(RESTART.0, RESTART.1);
+            let mut backoff = Backoff::new(RESTART_BACKOFF.0, RESTART_BACKOFF.1);
             loop {
                 let started = Instant::now();
                 let running = Polled::new(async { start().await }, polls.clone());
@@ -108,12 +108,12 @@ impl Supervisor {
                 };
                 if on_exit == OnExit::Fatal {
                     exits.with_label_values(&[task, "fatal"]).inc();
-                    // The first one is enough: a full channel already has it.
+                    // If the channel is full, others have already been reported.
                     let _ = fatal.try_send(TaskEnded { task, cause });
                     return;
                 }
                 exits.with_label_values(&[task, "restart"]).inc();
-                if started.elapsed() >= RAN_WELL {
+                if started.elapsed() >= HEALTHY_AFTER {
                     backoff.reset();
                 }
                 let pause = backoff.pause();
@@ -126,11 +126,11 @@ impl Supervisor {
         });
     }
 
-    /// Wait until a task has ended that the relay cannot do without.
+    /// Waits until an essential task has ended.
     pub async fn failed(&mut self) -> TaskEnded {
         match self.fatal.1.recv().await {
             Some(ended) => ended,
-            // The supervisor holds a sender itself.
+            // `self.fatal` has a sender, so this does not happen.
             None => std::future::pending().await,
         }
     }
@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_task_that_panics_or_returns_is_started_again() {
+    async fn a_task_that_panics_or_returns_is_restarted() {
         let (mut supervisor, stopping, metrics) = supervisor();
         let starts = Arc::new(AtomicUsize::new(0));
         let third = Arc::new(tokio::sync::Notify::new());
@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn ends_are_expected_once_the_relay_stops() {
+    async fn the_end_of_a_task_is_expected_once_the_relay_stops() {
         let (mut supervisor, stopping, metrics) = supervisor();
         let vital = Task::new("vital", OnExit::Fatal, &stopping, &stopping, |stopping| {
             stopping.cancelled_owned()

@@ -108,9 +108,13 @@ pub(super) fn listen(
     router: &Router,
 ) -> Task {
     let subject = (Arc::new(listener), connections.clone(), router.clone());
-    Task::new(name, Restart, &connections.stopping, &subject, |(listener, connections, router)| {
-        async move { connections.serve(&listener, router).await }
-    })
+    Task::new(
+        name,
+        Restart,
+        &connections.stopping,
+        &subject,
+        |(listener, connections, router)| async move { connections.serve(&listener, router).await },
+    )
 }
 
 /// Returns the task that accepts connections of the admin socket.
@@ -120,9 +124,13 @@ pub(super) fn listen_unix(
     router: &Router,
 ) -> Task {
     let subject = (Arc::new(listener), connections.clone(), router.clone());
-    Task::new("admin", Restart, &connections.stopping, &subject, |(listener, connections, router)| {
-        async move { connections.serve_unix(&listener, router).await }
-    })
+    Task::new(
+        "admin",
+        Restart,
+        &connections.stopping,
+        &subject,
+        |(listener, connections, router)| async move { connections.serve_unix(&listener, router).await },
+    )
 }
 
 /// Signals of this process, and where they are forwarded.
@@ -184,7 +192,7 @@ async fn review_sign_ins(sessions: Arc<Sessions>) {
     }
 }
 
-/// Counts what is stored beside documents: blocks, quarantined chunks and backups.
+/// Counts blocks, quarantined chunks and backups.
 async fn count_stored((journal, metrics): (Arc<Journal>, StorageMetrics)) {
     loop {
         journal.update_blocked_gauge();

@@ -17,7 +17,7 @@ use super::{
 use crate::{
     base::{
         document_id::DocumentId,
-        folder::{self, Folder, Item},
+        folder::{self, Entry, Folder},
         hex::hex,
     },
     bundle::{Bundle, BundleError, MaxInflated},
@@ -191,7 +191,7 @@ impl BackupIndex {
                 }
                 Some(Copied { sha256, .. }) => {
                     let opened = Folder::open(&snapshots).map_err(io_error(&snapshots))?;
-                    for Item { path, .. } in opened.entries().map_err(io_error(&snapshots))? {
+                    for Entry { path, .. } in opened.entries().map_err(io_error(&snapshots))? {
                         if path.file_name().is_some_and(|name| name != sha256.as_str()) {
                             remove(&path)?;
                         }
@@ -232,7 +232,7 @@ pub(super) fn tombstones_of(folder: &Path) -> Result<Vec<Tombstone>, CliError> {
         opened => opened.map_err(io_error(&folder))?,
     };
     let mut tombstones = Vec::new();
-    for Item { path, .. } in opened.entries().map_err(io_error(&folder))? {
+    for Entry { path, .. } in opened.entries().map_err(io_error(&folder))? {
         let name = path.file_name().and_then(|name| name.to_str());
         if name.is_none_or(|name| name.parse::<DocumentId>().is_err()) {
             // What a backup that was interrupted was writing.

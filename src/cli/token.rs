@@ -93,13 +93,13 @@ pub(super) fn run(arguments: TokenArguments) -> Result<(), CliError> {
                     "a name has 1 to 200 bytes, and no control or format characters".to_owned(),
                 ));
             }
-            if expires.is_some_and(|lives| lives > tokens::LONGEST) {
+            if expires.is_some_and(|lives| lives > tokens::MAX_LIFETIME) {
                 return Err(CliError::Problem(
                     "--expires: a token lives a century at most; without --expires it does not end"
                         .to_owned(),
                 ));
             }
-            let (secret, token) = tokens::make(&name, scopes, expires);
+            let (secret, token) = tokens::generate(&name, scopes, expires);
             let mut all = stored;
             all.push(token);
             tokens::write(file, all, documents)?;
@@ -121,7 +121,7 @@ pub(super) fn run(arguments: TokenArguments) -> Result<(), CliError> {
                     scopes: &token.scopes,
                     created: time(token.created),
                     expires: token.expires.map(time),
-                    is_expired: token.is_over(now),
+                    is_expired: token.is_expired(now),
                     last_used: used.get(&token.sha256).copied().map(time),
                 })
                 .collect();
@@ -149,7 +149,7 @@ pub(super) fn run(arguments: TokenArguments) -> Result<(), CliError> {
 /// Keep other commands from the file for as long as what this returns is kept: the file itself is replaced, so it is the
 /// folder that is locked.
 fn lock(file: &Path) -> Result<Folder, CliError> {
-    let (folder, _) = Folder::holding(file).map_err(io_error(file))?;
+    let (folder, _) = Folder::open_parent(file).map_err(io_error(file))?;
     rustix::fs::flock(folder.file(), rustix::fs::FlockOperation::LockExclusive)
         .map_err(|error| io_error(file)(error.into()))?;
     Ok(folder)

@@ -1,10 +1,10 @@
-//! Addresses of the admin listener.
+//! Addresses of the admin port.
 
 use std::{fmt, net::SocketAddr, path::PathBuf};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-/// Where the admin listener listens: `unix:/path/of/socket`, or an address with a port.
+/// Where the admin port listens: `unix:/path/of/socket`, or an address with a port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the names say it")]
 pub enum AdminAddress {

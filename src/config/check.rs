@@ -154,8 +154,10 @@ fn check_limits(faults: &mut Faults<'_>) {
 fn check_paths(faults: &mut Faults<'_>) {
     for (key, path) in named_paths(faults.config()) {
         if path.is_relative() {
-            faults
-                .add(key, format!("{} is a relative path; expected an absolute one", path.display()));
+            faults.add(
+                key,
+                format!("{} is a relative path; expected an absolute one", path.display()),
+            );
         }
     }
 }

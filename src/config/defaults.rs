@@ -1,5 +1,5 @@
-//! The defaults of every key. The shipped file shows them, which a test in [`load`](super::load)
-//! checks.
+//! The default of every key. A test in [`load`](super::load) checks that the shipped file shows
+//! them.
 
 use std::{
     net::{IpAddr, Ipv6Addr, SocketAddr},
@@ -52,7 +52,7 @@ impl Default for Http {
     }
 }
 
-/// The addresses of this machine itself.
+/// Returns the networks of this machine itself.
 fn loopback() -> Vec<Network> {
     let networks: [(IpAddr, u8); 2] =
         [([127, 0, 0, 0].into(), 8), (Ipv6Addr::LOCALHOST.into(), 128)];
@@ -152,13 +152,13 @@ impl Default for Limits {
         Self {
             connections: 15_000,
             connections_per_address: 500,
-            handshakes_per_address: Rate::a_minute(600),
-            messages_per_connection: Rate::a_second(500),
-            bytes_per_connection: Rate::bytes_in(Size::mib(20), Duration::from_secs(1)),
+            handshakes_per_address: Rate::per_minute(600),
+            messages_per_connection: Rate::per_second(500),
+            bytes_per_connection: Rate::bytes_per(Size::mib(20), Duration::from_secs(1)),
             processor_per_connection: Share::percent(25),
             documents_per_connection: 2_000,
-            unknown_documents: Rate::a_minute(600),
-            new_documents: Rate::an_hour(1_000),
+            unknown_documents: Rate::per_minute(600),
+            new_documents: Rate::per_hour(1_000),
             stored_bytes: Size::mib(10 << 10),
         }
     }

@@ -1,10 +1,16 @@
 //! The config file: its keys, defaults and units.
 //!
-//! [`Config`] is the whole of `/etc/tonk-relay.toml`; what its keys mean to an operator is said in
-//! the shipped file, `etc/tonk-relay.toml`, and nowhere else. [`load`] reads a file and names every
-//! fault in it, [`check`] finds the faults that show in the values alone, and [`reload`] tells what
-//! a running relay can take over. Values with a syntax of their own are in [`levels`], [`scopes`]
-//! and `units`; [`credentials`] are files that systemd passes on.
+//! [`Config`] is the whole of `/etc/tonk-relay.toml`. The shipped file, `etc/tonk-relay.toml`, is
+//! the only description of the keys.
+//!
+//! | to find | look in |
+//! |---|---|
+//! | the defaults | `defaults` |
+//! | reading a file, and its faults | [`load`] |
+//! | faults of the values together | [`check`] |
+//! | which keys a reload can change | [`reload`] |
+//! | values with a syntax of their own | `units`, `admin_address`, [`levels`], [`scopes`] |
+//! | files that systemd passes on | [`credentials`] |
 
 mod admin_address;
 pub mod check;
@@ -18,14 +24,14 @@ mod units;
 
 use std::{net::SocketAddr, path::PathBuf};
 
-use serde::{Deserialize, Serialize};
+use self::scopes::Scope;
 pub use self::{
     admin_address::AdminAddress,
     units::{MemoryLimit, Network, Rate, Share, Size, Time},
 };
-use self::scopes::Scope;
+use serde::{Deserialize, Serialize};
 
-/// Everything that can be configured.
+/// The whole config.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[expect(missing_docs, reason = "each section's struct says what it is")]
@@ -61,7 +67,7 @@ pub struct Http {
     pub response_idle_timeout: Time,
 }
 
-/// `[tls]`: the public port's certificate; both empty for plain HTTP.
+/// `[tls]`: the certificate of the public port. Both are empty for plain HTTP.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[expect(missing_docs, reason = "etc/tonk-relay.toml describes the keys")]
@@ -70,7 +76,7 @@ pub struct Tls {
     pub key: PathBuf,
 }
 
-/// `[admin]`: metrics, health and the live commands.
+/// `[admin]`: the port for metrics, health and commands.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[expect(missing_docs, reason = "etc/tonk-relay.toml describes the keys")]
@@ -113,12 +119,12 @@ pub struct Bundles {
 pub enum StoreKind {
     /// A local folder.
     Folder,
-    /// Amazon S3, or what speaks it.
+    /// Amazon S3, or a compatible store.
     S3,
 }
 
 impl StoreKind {
-    /// Its name in the config.
+    /// Returns its name in the config.
     pub fn name(self) -> &'static str {
         match self {
             Self::Folder => "folder",
@@ -144,13 +150,13 @@ pub struct Storage {
     pub max_changes: u64,
 }
 
-/// What a change that was told as saved survives.
+/// What a change survives once the relay has reported it as saved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Durability {
     /// A power loss.
     Fsync,
-    /// The end of the process, however it comes.
+    /// Any end of the process, such as a crash.
     Relaxed,
 }
 
@@ -182,11 +188,11 @@ pub struct Sync {
 pub enum EngineKind {
     /// automerge itself.
     Native,
-    /// A samod repository for each document: the reference that the native one is compared with.
+    /// A samod repository for each document, which is the reference for tests of the native engine.
     Samod,
 }
 
-/// When requests for unknown documents are passed on to other peers.
+/// When the relay forwards requests for unknown documents to other peers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Forward {
@@ -194,7 +200,7 @@ pub enum Forward {
     Open,
     /// In every mode.
     Always,
-    /// In none.
+    /// In no mode.
     Never,
 }
 
@@ -216,30 +222,30 @@ pub struct Auth {
 /// How a peer proves who it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum AuthMode {
-    /// Nothing was chosen: open to clients of this machine, and to nobody else.
+    /// Not set: open to clients of this machine only.
     #[default]
     #[serde(rename = "")]
     Unset,
-    /// Anybody who reaches the port may read and write every document whose id they know.
+    /// Everyone who reaches the port may read and write every document whose id they know.
     #[serde(rename = "open")]
     Open,
-    /// By a token of the relay's own.
+    /// By a token that the relay has issued.
     #[serde(rename = "token")]
     Token,
-    /// By a JWT that somebody else has signed.
+    /// By a JWT that an identity provider has signed.
     #[serde(rename = "jwt")]
     Jwt,
 }
 
 impl Auth {
-    /// Whether anybody who reaches the relay may change every document.
+    /// Whether everyone who reaches the relay may change every document.
     pub fn lets_all_write(&self) -> bool {
         self.mode.is_open() || self.anonymous.contains(&Scope::Write(None))
     }
 }
 
 impl AuthMode {
-    /// Whether somebody without a token is let in.
+    /// Whether clients are admitted without a token.
     pub fn is_open(self) -> bool {
         matches!(self, Self::Unset | Self::Open)
     }
@@ -262,7 +268,7 @@ pub struct Limits {
     pub stored_bytes: Size,
 }
 
-/// `[reload]`: what happens without being asked.
+/// `[reload]`: reloads without a request.
 #[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[expect(missing_docs, reason = "etc/tonk-relay.toml describes the keys")]
@@ -270,7 +276,7 @@ pub struct Reload {
     pub watch_config: bool,
 }
 
-/// `[log]`: what is logged, and how.
+/// `[log]`: the log.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[expect(missing_docs, reason = "etc/tonk-relay.toml describes the keys")]
@@ -284,32 +290,30 @@ pub struct Log {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
-    /// The journal when systemd started the relay, else text.
+    /// The journal if systemd has started the relay, otherwise text.
     Auto,
-    /// journald's own protocol, with fields.
+    /// journald's protocol, with fields.
     Journal,
     /// A line on stderr for a person to read.
     Text,
-    /// A JSON object a line on stderr.
+    /// One JSON object per line on stderr.
     Json,
 }
 
 impl Http {
-    /// Whether an address is a trusted proxy's.
+    /// Whether an address belongs to a trusted proxy.
     pub fn trusts(&self, address: std::net::IpAddr) -> bool {
-        self.trusted_proxies.iter().any(|network| network.has(address))
+        self.trusted_proxies.iter().any(|network| network.contains(address))
     }
 }
 
 impl Sync {
-    /// `receive_queue` in KiB, as places of a semaphore.
-    pub fn receive_places(&self) -> u32 {
+    /// Returns `receive_queue` in KiB, as permits of a semaphore.
+    pub fn receive_permits(&self) -> u32 {
         u32::try_from(self.receive_queue.0 / 1024).unwrap_or(u32::MAX).clamp(1, 1 << 28)
     }
-}
 
-impl Sync {
-    /// The peer id that clients see: the configured one, or `tonk-relay-<hostname>`.
+    /// Returns the peer id that clients see: the configured one, or `tonk-relay-<hostname>`.
     pub fn peer_id(&self) -> String {
         if self.peer_id.is_empty() {
             let host = rustix::system::uname();
@@ -321,7 +325,7 @@ impl Sync {
 }
 
 impl Config {
-    /// Whether requests for unknown documents are passed on to other peers.
+    /// Whether the relay forwards requests for unknown documents to other peers.
     pub fn forwards_requests(&self) -> bool {
         match self.sync.forward_requests {
             Forward::Open => self.auth.mode.is_open(),

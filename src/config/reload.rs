@@ -2,8 +2,8 @@
 
 use super::{Config, load};
 
-/// Says of every key whether a running relay can change it. A key that is in neither list, or a
-/// section without lists, does not compile.
+/// Lists for every key whether a running relay can change it. A key that is in neither list does
+/// not compile.
 macro_rules! effects {
     ($($section:ident: $kind:ident { live: [$($live:ident),*], restart: [$($restart:ident),*] })*) => {
         /// Keys that a running relay cannot change, as `section.key`, in the order of the shipped
@@ -70,9 +70,9 @@ effects! {
 /// The keys whose values differ, as `section.key`.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Changes {
-    /// Those that take effect at once.
+    /// Keys that take effect at once.
     pub live: Vec<String>,
-    /// Those that need a restart.
+    /// Keys that need a restart.
     pub restart: Vec<String>,
 }
 
@@ -100,7 +100,7 @@ pub fn compare(now: &Config, new: &Config) -> Changes {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Time, load::leaves};
+    use crate::config::{Time, load::keys};
 
     #[test]
     fn changed_keys_are_listed_by_whether_they_need_a_restart() {
@@ -120,8 +120,8 @@ mod tests {
 
     #[test]
     fn the_shipped_file_marks_the_keys_that_need_a_restart() {
-        let table = load::settings(&Config::default());
-        let keys: Vec<String> = leaves(&table).into_iter().map(|(key, _)| key).collect();
+        let table = load::to_table(&Config::default());
+        let keys: Vec<String> = keys(&table).into_iter().map(|(key, _)| key).collect();
         let shipped = include_str!("../../etc/tonk-relay.toml");
         let mut section = String::new();
         let mut marked = Vec::new();

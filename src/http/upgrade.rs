@@ -1,4 +1,4 @@
-//! From a WebSocket upgrade on any path to a sync session.
+//! WebSocket upgrades, on any path, to sync sessions.
 
 use std::sync::Arc;
 
@@ -18,17 +18,17 @@ use crate::{
     auth::{Access, Client},
     base::closing::Closing,
     config::Config,
-    limits::{AddressLimit, Kind, Place},
+    limits::{AddressLimit, ConnectionSlot, SlotKind},
     sync::activity::Activity,
 };
 
-/// The WebSocket read buffer of a connection: axum's default of 128 KiB is memory for each idle
-/// socket.
+/// The read buffer of a WebSocket, in bytes. An idle socket keeps it, so axum's 128 KiB are too
+/// many.
 const READ_BUFFER: usize = 2 << 10;
-/// Frames up to this size together are written at once.
+/// The write buffer of a WebSocket, in bytes: frames up to this size together are written at once.
 const WRITE_BUFFER: usize = 8 << 10;
 
-/// Whether a browser at `origin` may use this relay.
+/// Whether pages of `origin` may use this relay.
 pub(super) fn is_allowed(origin: &HeaderValue, config: &Config) -> bool {
     let allowed = &config.http.allowed_origins;
     allowed.iter().any(|allowed| allowed == "*" || allowed.as_bytes() == origin.as_bytes())
@@ -41,7 +41,7 @@ pub(super) fn is_websocket(headers: &HeaderMap) -> bool {
         .is_some_and(|upgrade| upgrade.as_bytes().eq_ignore_ascii_case(b"websocket"))
 }
 
-/// Takes a WebSocket upgrade on any path.
+/// The middleware that upgrades WebSockets on any path.
 pub(super) async fn upgrade(State(app): State<App>, request: Request, next: Next) -> Response {
     if !is_websocket(request.headers()) {
         return next.run(request).await;
@@ -57,9 +57,9 @@ pub(super) async fn upgrade(State(app): State<App>, request: Request, next: Next
         Extension::<Arc<Activity>>::from_request_parts(&mut parts, &()).await.unwrap_or_default();
     let config = app.config.borrow().clone();
     activity.set_upgraded();
-    let permit = app.connections.enter(config.limits.connections);
-    let (admitted, place) = admit(&app, &config, client, &parts, permit.is_some());
-    // Those that are being refused have places of their own.
+    let permit = app.connections.try_acquire(config.limits.connections);
+    let (admitted, slot) = admit(&app, &config, client, &parts, permit.is_some());
+    // `sync::sessions` limits sessions that are being refused.
     let permit = permit.filter(|_| admitted.is_ok());
     let max_message = config.sync.max_message.bytes();
     let (sessions, running) = (app.sync.sessions, app.sync.running);
@@ -70,8 +70,8 @@ pub(super) async fn upgrade(State(app): State<App>, request: Request, next: Next
         .max_frame_size(max_message)
         .on_upgrade(move |socket| {
             let panics = sessions.metrics.panics.clone();
-            // In a box: the future around it would have room for it twice.
-            let session = sessions.run(socket, client, activity, admitted, place);
+            // Boxed, because the future around it would otherwise have space for it twice.
+            let session = sessions.run(socket, client, activity, admitted, slot);
             let session = Box::pin(running.track_future(session));
             async move {
                 let _permit = permit;
@@ -83,14 +83,15 @@ pub(super) async fn upgrade(State(app): State<App>, request: Request, next: Next
         })
 }
 
-/// Let a WebSocket in, or say why it may not live; with its place among those of its address.
+/// Admits a WebSocket, or returns how it is closed. Also returns its slot among those of its
+/// address.
 fn admit(
     app: &App,
     config: &Config,
     client: Client,
     parts: &Parts,
     has_room: bool,
-) -> (Result<Access, Closing>, Option<Place>) {
+) -> (Result<Access, Closing>, Option<ConnectionSlot>) {
     let refused = |code, reason: String, label| (Err(Closing { code, reason, label }), None);
     let origin = parts.headers.get(header::ORIGIN);
     if origin.is_some_and(|origin| !is_allowed(origin, config)) {
@@ -102,9 +103,9 @@ fn admit(
     }
     let limits = &config.limits;
     let (most, rate) = (limits.connections_per_address, limits.handshakes_per_address);
-    let enter = |address| app.addresses.enter(address, Kind::Session, most, Some(rate));
-    let place = match client.address.map(enter).transpose() {
-        Ok(place) => place,
+    let acquire = |address| app.addresses.acquire(address, SlotKind::Session, most, Some(rate));
+    let slot = match client.address.map(acquire).transpose() {
+        Ok(slot) => slot,
         Err(AddressLimit::Connections) => {
             let reason = format!(
                 "more than {most} connections of one address (limits.connections_per_address)"
@@ -126,5 +127,5 @@ fn admit(
         }),
         admitted => admitted.map_err(|refusal| refusal.closing()),
     };
-    (access, place)
+    (access, slot)
 }

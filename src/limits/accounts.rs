@@ -1,4 +1,4 @@
-//! Who pays for what is stored, and what each has had stored.
+//! Quotas of what each account may store: new documents and bytes.
 
 use std::{
     collections::HashMap,
@@ -7,40 +7,40 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{addresses::counted_as, bucket::Bucket};
+use super::{addresses::limit_key, bucket::Bucket};
 use crate::{
     base::lock::lock,
     config::{Limits, Rate},
 };
 
-/// Principals that are counted; for a further one that of which least is known is forgotten.
-const COUNTED: usize = 50_000;
-/// `limits.stored_bytes` is for so long.
-const STORED_WITHIN: Duration = Duration::from_secs(30 * 24 * 3600);
+/// Accounts to remember. Beyond this, the one whose quota of bytes is fullest is forgotten.
+const MAX_ACCOUNTS: usize = 50_000;
+/// The period of `limits.stored_bytes`.
+const STORED_BYTES_PERIOD: Duration = Duration::from_secs(30 * 24 * 3600);
 
-/// Who pays for what is stored: a principal that has signed in, or an address. None for what comes through a proxy that
-/// does not tell from where.
+/// Whose quota something is charged to: a principal that has signed in, or an address. Has no owner
+/// if a proxy does not report the address of the client; such an account has no limits.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Account(Option<Arc<str>>);
 
 impl Account {
-    /// Of a principal that has signed in.
+    /// Returns the account of a principal that has signed in.
     pub fn named(name: &Arc<str>) -> Self {
         Self(Some(name.clone()))
     }
 
-    /// Whether it is known whose it is.
+    /// Whether the owner is known.
     pub fn is_known(&self) -> bool {
         self.0.is_some()
     }
 
-    /// Of an address.
+    /// Returns the account of an address, if it is known.
     pub fn at(address: Option<IpAddr>) -> Self {
-        Self(address.map(|address| counted_as(address).to_string().into()))
+        Self(address.map(|address| limit_key(address).to_string().into()))
     }
 }
 
-/// What each principal has had stored.
+/// What each account has stored.
 #[derive(Debug, Default)]
 pub struct Principals(Mutex<HashMap<Account, Stored>>);
 
@@ -59,7 +59,7 @@ impl Principals {
         account.0.as_ref()?;
         let now = Instant::now();
         let mut table = lock(&self.0);
-        if table.len() >= COUNTED && !table.contains_key(account) {
+        if table.len() >= MAX_ACCOUNTS && !table.contains_key(account) {
             let fullest =
                 table.iter().max_by(|(_, a), (_, b)| a.bytes.left.total_cmp(&b.bytes.left));
             if let Some(forgotten) = fullest.map(|(account, _)| account.clone()) {
@@ -72,8 +72,8 @@ impl Principals {
         Some(take(stored, now))
     }
 
-    /// Count new documents, or none. False if there were too many of late.
-    pub fn may_create(&self, account: &Account, documents: u64, limits: &Limits) -> bool {
+    /// Charges new documents. False, and nothing is charged, if the quota is used up.
+    fn take_documents(&self, account: &Account, documents: u64, limits: &Limits) -> bool {
         let take = |stored: &mut Stored, now| {
             stored.new_documents.try_take(documents, limits.new_documents, now)
         };
@@ -85,15 +85,15 @@ impl Principals {
         Charge { principals: self.clone(), account, documents: 0, bytes: 0 }
     }
 
-    /// Count bytes that are to be stored. False if there were too many of late.
-    pub fn may_store(&self, account: &Account, bytes: u64, limits: &Limits) -> bool {
+    /// Charges bytes to be stored. False, and nothing is charged, if the quota is used up.
+    fn take_bytes(&self, account: &Account, bytes: u64, limits: &Limits) -> bool {
         let take =
             |stored: &mut Stored, now| stored.bytes.try_take(bytes, stored_bytes(limits), now);
         self.with(account, take).unwrap_or(true)
     }
 }
 
-/// What something that may still fail is charged to its account. Dropping it refunds all that was not kept.
+/// A charge for something that may still fail. Dropping it refunds all that was not kept.
 #[derive(Debug)]
 pub struct Charge {
     principals: Arc<Principals>,
@@ -105,14 +105,14 @@ pub struct Charge {
 impl Charge {
     /// Charges bytes that are to be stored. False if `limits.stored_bytes` is used up.
     pub fn bytes(&mut self, bytes: u64, limits: &Limits) -> bool {
-        let is_charged = self.principals.may_store(&self.account, bytes, limits);
+        let is_charged = self.principals.take_bytes(&self.account, bytes, limits);
         self.bytes += if is_charged { bytes } else { 0 };
         is_charged
     }
 
     /// Charges new documents. False if `limits.new_documents` is used up.
     pub fn documents(&mut self, documents: u64, limits: &Limits) -> bool {
-        let is_charged = self.principals.may_create(&self.account, documents, limits);
+        let is_charged = self.principals.take_documents(&self.account, documents, limits);
         self.documents += if is_charged { documents } else { 0 };
         is_charged
     }
@@ -122,7 +122,7 @@ impl Charge {
         self.bytes = 0;
     }
 
-    /// Keeps the charge for this many documents, those that were new.
+    /// Keeps the charge for this many documents, which were new.
     pub fn keep_documents(&mut self, new: u64) {
         self.documents = self.documents.saturating_sub(new);
     }
@@ -133,15 +133,15 @@ impl Drop for Charge {
         let (documents, bytes) = (self.documents, self.bytes);
         if documents > 0 || bytes > 0 {
             self.principals.with(&self.account, |stored, _| {
-                stored.new_documents.give_back(documents);
-                stored.bytes.give_back(bytes);
+                stored.new_documents.refund(documents);
+                stored.bytes.refund(bytes);
             });
         }
     }
 }
 
 fn stored_bytes(limits: &Limits) -> Rate {
-    Rate::bytes_in(limits.stored_bytes, STORED_WITHIN)
+    Rate::bytes_per(limits.stored_bytes, STORED_BYTES_PERIOD)
 }
 
 #[cfg(test)]
@@ -150,30 +150,31 @@ mod tests {
     use crate::config::Size;
 
     #[test]
-    fn principals_are_counted_apart() {
+    fn each_account_has_its_own_quota() {
         let principals = Principals::default();
         let limits = Limits {
-            new_documents: Rate::an_hour(2),
+            new_documents: Rate::per_hour(2),
             stored_bytes: Size(100),
             ..Limits::default()
         };
         let ann = Account::named(&"token:ann".into());
         assert!(
-            principals.may_create(&ann, 2, &limits) && !principals.may_create(&ann, 1, &limits)
+            principals.take_documents(&ann, 2, &limits)
+                && !principals.take_documents(&ann, 1, &limits)
         );
-        assert!(principals.may_create(&Account::named(&"token:bob".into()), 1, &limits));
+        assert!(principals.take_documents(&Account::named(&"token:bob".into()), 1, &limits));
         assert!(
-            principals.may_store(&ann, 100, &limits) && !principals.may_store(&ann, 1, &limits)
+            principals.take_bytes(&ann, 100, &limits) && !principals.take_bytes(&ann, 1, &limits)
         );
         let unknown = Account::at(None);
-        assert!((0..9).all(|_| principals.may_create(&unknown, 1, &limits)));
+        assert!((0..9).all(|_| principals.take_documents(&unknown, 1, &limits)));
     }
 
     #[test]
     fn a_charge_that_is_not_kept_is_refunded() {
         let principals = Arc::new(Principals::default());
         let limits = Limits {
-            new_documents: Rate::an_hour(4),
+            new_documents: Rate::per_hour(4),
             stored_bytes: Size(100),
             ..Limits::default()
         };
@@ -181,7 +182,7 @@ mod tests {
         for _ in 0..5 {
             let mut failed = principals.charge(ann.clone());
             assert!(failed.bytes(60, &limits) && failed.bytes(40, &limits));
-            assert!(!failed.bytes(1, &limits), "all is used, and this is not charged");
+            assert!(!failed.bytes(1, &limits), "the quota is used up, and this is not charged");
             assert!(failed.documents(4, &limits) && !failed.documents(1, &limits));
         }
         let mut stored = principals.charge(ann.clone());
@@ -190,7 +191,7 @@ mod tests {
         stored.keep_documents(3);
         drop(stored);
         let mut next = principals.charge(ann);
-        assert!(!next.bytes(1, &limits), "what is stored stays charged");
+        assert!(!next.bytes(1, &limits), "stored bytes stay charged");
         assert!(next.documents(1, &limits) && !next.documents(1, &limits), "one was not new");
     }
 }

@@ -1,4 +1,4 @@
-//! Connections by the address that they come from.
+//! Limits by the address of clients: connections, handshakes, and memory for unfinished messages.
 
 use std::{
     collections::HashMap,
@@ -10,11 +10,12 @@ use std::{
 use super::bucket::Bucket;
 use crate::{base::lock::lock, config::Rate};
 
-/// Addresses that are counted; for a further one that of which least is known is forgotten.
-const COUNTED: usize = 50_000;
+/// Addresses to remember. Beyond this, an idle one whose bucket is fullest is forgotten.
+const MAX_ADDRESSES: usize = 50_000;
 
-/// What an address is counted as: an IPv6 one by its /64, which is what one site has.
-pub fn counted_as(address: IpAddr) -> IpAddr {
+/// Returns the address under which a client is limited. An IPv6 client is limited by its /64, since
+/// one site usually has a whole /64.
+pub fn limit_key(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V4(address) => address.into(),
         IpAddr::V6(address) => {
@@ -24,7 +25,7 @@ pub fn counted_as(address: IpAddr) -> IpAddr {
     }
 }
 
-/// Which limit of an address is reached.
+/// A limit by address that is exceeded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the names say it")]
 pub enum AddressLimit {
@@ -32,50 +33,52 @@ pub enum AddressLimit {
     Handshakes,
 }
 
-/// Connections by the address that they come from.
+/// What each address uses.
 #[derive(Debug, Default)]
 pub struct Addresses(Mutex<HashMap<IpAddr, Address>>);
 
 #[derive(Debug)]
 struct Address {
+    /// Open connections and sessions.
     open: [usize; 2],
-    /// Bytes of messages that are on their way.
+    /// Bytes of messages that are partially received.
     arriving: u64,
     handshakes: Bucket,
 }
 
-/// What is counted at an address. A session has been a connection until its upgrade.
+/// What is counted. A connection becomes a session with its upgrade.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the names say it")]
-pub enum Kind {
+pub enum SlotKind {
     Connection,
     Session,
 }
 
-/// A connection that is counted at its address for as long as this lives.
+/// A connection or session, which counts for its address until this is dropped.
 #[derive(Debug)]
-pub struct Place {
+pub struct ConnectionSlot {
     addresses: Arc<Addresses>,
     address: IpAddr,
-    kind: Kind,
+    kind: SlotKind,
 }
 
-impl Place {
-    /// Count bytes of a message that is on its way, if those of its address are `most` then.
-    pub fn hold(&self, bytes: u64, most: u64) -> bool {
+impl ConnectionSlot {
+    /// Reserves memory for a partially received message. False if its address would then exceed
+    /// `most` bytes.
+    pub fn reserve(&self, bytes: u64, most: u64) -> bool {
         self.with(|found| {
             let sum = found.arriving.saturating_add(bytes);
-            let is_held = sum <= most;
-            if is_held {
+            let fits = sum <= most;
+            if fits {
                 found.arriving = sum;
             }
-            is_held
+            fits
         })
         .unwrap_or(true)
     }
 
-    /// They are not held any more.
-    pub fn give_back(&self, bytes: u64) {
+    /// Releases memory that was reserved.
+    pub fn release(&self, bytes: u64) {
         self.with(|found| found.arriving = found.arriving.saturating_sub(bytes));
     }
 
@@ -84,7 +87,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for ConnectionSlot {
     fn drop(&mut self) {
         let kind = self.kind;
         self.with(|found| {
@@ -95,31 +98,32 @@ impl Drop for Place {
 }
 
 impl Address {
-    fn of(&mut self, kind: Kind) -> &mut usize {
+    fn of(&mut self, kind: SlotKind) -> &mut usize {
         match (kind, &mut self.open) {
-            (Kind::Connection, [connections, _]) => connections,
-            (Kind::Session, [_, sessions]) => sessions,
+            (SlotKind::Connection, [connections, _]) => connections,
+            (SlotKind::Session, [_, sessions]) => sessions,
         }
     }
 }
 
 impl Addresses {
-    /// Count a connection or session from `address`: at most `most` of them, and `handshakes` new ones if that is limited.
+    /// Counts a connection or session from `address`, of which `most` may be open. `handshakes`
+    /// limits the rate of new ones.
     ///
     /// # Errors
-    /// The limit that it is over.
-    pub fn enter(
+    /// The limit that is exceeded.
+    pub fn acquire(
         self: &Arc<Self>,
         address: IpAddr,
-        kind: Kind,
+        kind: SlotKind,
         most: usize,
         handshakes: Option<Rate>,
-    ) -> Result<Place, AddressLimit> {
+    ) -> Result<ConnectionSlot, AddressLimit> {
         let now = Instant::now();
         let mut table = lock(&self.0);
-        let address = counted_as(address);
-        if table.len() >= COUNTED && !table.contains_key(&address) {
-            // There are fewer connections than places: one of them is nobody's now.
+        let address = limit_key(address);
+        if table.len() >= MAX_ADDRESSES && !table.contains_key(&address) {
+            // Fewer connections than addresses are allowed, so some address is idle.
             let idle = table.iter().filter(|(_, found)| found.open == [0, 0]);
             let fullest =
                 idle.max_by(|(_, a), (_, b)| a.handshakes.left.total_cmp(&b.handshakes.left));
@@ -140,15 +144,15 @@ impl Addresses {
             return Err(AddressLimit::Connections);
         }
         *open += 1;
-        Ok(Place { addresses: self.clone(), address, kind })
+        Ok(ConnectionSlot { addresses: self.clone(), address, kind })
     }
 
-    /// How many addresses are counted.
+    /// Returns how many addresses are remembered.
     pub fn len(&self) -> usize {
         lock(&self.0).len()
     }
 
-    /// Whether none is.
+    /// Whether no address is remembered.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -159,26 +163,30 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_address_has_so_many_connections_and_handshakes() {
+    fn connections_handshakes_and_memory_of_an_address_are_limited() {
         let addresses = Arc::new(Addresses::default());
-        let enter = |address: &str| {
+        let acquire = |address: &str| {
             let address = address.parse().expect("an address");
-            addresses.enter(address, Kind::Session, 2, Some(Rate::a_second(3)))
+            addresses.acquire(address, SlotKind::Session, 2, Some(Rate::per_second(3)))
         };
-        let first = enter("2001:db8::1").expect("a place");
-        let _second = enter("2001:db8::2").expect("a place");
-        assert_eq!(enter("2001:db8::3").expect_err("one /64"), AddressLimit::Connections);
+        let first = acquire("2001:db8::1").expect("a slot");
+        let _second = acquire("2001:db8::2").expect("a slot");
+        assert_eq!(acquire("2001:db8::3").expect_err("one /64"), AddressLimit::Connections);
         drop(first);
-        let _third = enter("2001:db8::4").expect("a place");
-        let _other = enter("2001:db8:0:1::1").expect("another /64");
-        let quick = |_| enter("198.51.100.1").map(drop);
-        assert_eq!((0..8).map(quick).filter(Result::is_ok).count(), 6, "twice the rate at once");
-        assert_eq!(enter("198.51.100.1").expect_err("too quick"), AddressLimit::Handshakes);
+        let _third = acquire("2001:db8::4").expect("a slot");
+        let _other = acquire("2001:db8:0:1::1").expect("another /64");
+        let quick = |_| acquire("198.51.100.1").map(drop);
+        assert_eq!(
+            (0..8).map(quick).filter(Result::is_ok).count(),
+            6,
+            "the burst is twice the rate"
+        );
+        assert_eq!(acquire("198.51.100.1").expect_err("too quick"), AddressLimit::Handshakes);
         let connection = addresses
-            .enter([198, 51, 100, 1].into(), Kind::Connection, 1, None)
-            .expect("none of its sessions");
-        assert!(connection.hold(60, 100) && !connection.hold(60, 100));
-        connection.give_back(60);
-        assert!(connection.hold(100, 100));
+            .acquire([198, 51, 100, 1].into(), SlotKind::Connection, 1, None)
+            .expect("connections are counted apart from sessions");
+        assert!(connection.reserve(60, 100) && !connection.reserve(60, 100));
+        connection.release(60);
+        assert!(connection.reserve(100, 100));
     }
 }

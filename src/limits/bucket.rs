@@ -1,10 +1,14 @@
 //! Token buckets.
+//!
+//! governor, the usual crate for such limits, fixes the quota of a limiter when it is created, so a
+//! reload could not change it. It also refuses amounts above the burst size, which a message may
+//! have. A bucket here is two numbers, and each call passes the rate.
 
 use std::time::{Duration, Instant};
 
 use crate::config::Rate;
 
-/// What is left of a rate. It may go into debt, which has to be waited for.
+/// A token bucket. It may go into debt, for which the caller has to wait.
 #[derive(Clone, Copy, Debug)]
 pub struct Bucket {
     pub(super) left: f64,
@@ -12,7 +16,7 @@ pub struct Bucket {
 }
 
 impl Bucket {
-    /// A full one.
+    /// Returns a full bucket.
     pub fn new(now: Instant) -> Self {
         Self { left: f64::INFINITY, at: now }
     }
@@ -20,20 +24,21 @@ impl Bucket {
     fn refill(&mut self, rate: Rate, now: Instant) {
         let elapsed = now.saturating_duration_since(self.at).as_secs_f64();
         self.at = now;
-        self.left = (self.left + elapsed * a_second(rate)).min(burst(rate));
+        self.left = (self.left + elapsed * per_second(rate)).min(burst(rate));
     }
 
-    /// Take `amount`, whether or not it is there. Returns how long to wait until it is.
+    /// Takes `amount`, even if the bucket holds less. Returns how long to wait until the debt is
+    /// paid.
     pub fn take(&mut self, amount: u64, rate: Rate, now: Instant) -> Duration {
         self.refill(rate, now);
         self.left -= as_f64(amount);
         if self.left >= 0.0 {
             return Duration::ZERO;
         }
-        Duration::try_from_secs_f64(-self.left / a_second(rate)).unwrap_or(Duration::MAX)
+        Duration::try_from_secs_f64(-self.left / per_second(rate)).unwrap_or(Duration::MAX)
     }
 
-    /// Take `amount` if something is left. A part of it is enough, so that nothing is too large for ever.
+    /// Takes `amount` if anything is left. A part is enough, so that no amount is refused forever.
     pub fn try_take(&mut self, amount: u64, rate: Rate, now: Instant) -> bool {
         self.refill(rate, now);
         let is_left = self.left >= 1.0;
@@ -43,8 +48,8 @@ impl Bucket {
         is_left
     }
 
-    /// Put back what was taken for nothing.
-    pub fn give_back(&mut self, amount: u64) {
+    /// Returns what was taken and not used.
+    pub fn refund(&mut self, amount: u64) {
         self.left += as_f64(amount);
     }
 }
@@ -54,11 +59,12 @@ fn as_f64(amount: u64) -> f64 {
     amount as f64
 }
 
-fn a_second(rate: Rate) -> f64 {
+fn per_second(rate: Rate) -> f64 {
     as_f64(rate.count) / rate.per.as_secs_f64()
 }
 
-/// What may come at once: of a rate a second twice as much, of longer ones all.
+/// The burst size: the amount of two seconds for a rate per second, and the whole amount for one
+/// per minute or hour.
 fn burst(rate: Rate) -> f64 {
     as_f64(rate.count) * (2.0 / rate.per.as_secs_f64()).max(1.0)
 }
@@ -70,38 +76,42 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_over_the_rate_has_to_be_waited_for() {
+    fn a_rate_above_the_limit_has_to_wait() {
         let now = Instant::now();
         let mut bucket = Bucket::new(now);
-        let rate = Rate::a_second(10);
-        assert_eq!(bucket.take(20, rate, now), Duration::ZERO, "twice a second's at once");
+        let rate = Rate::per_second(10);
+        assert_eq!(
+            bucket.take(20, rate, now),
+            Duration::ZERO,
+            "the burst of a rate per second is twice the rate"
+        );
         assert_eq!(bucket.take(5, rate, now), Duration::from_millis(500));
         let later = now + Duration::from_millis(500);
         assert!(!bucket.try_take(1, rate, later), "the debt is paid, and nothing is left");
         assert!(bucket.try_take(1, rate, later + Duration::from_millis(101)));
-        let doubled = Rate::a_second(20);
+        let doubled = Rate::per_second(20);
         assert!(
             bucket.try_take(1, doubled, later + Duration::from_millis(200)),
-            "a reload holds at once"
+            "a new rate applies at once"
         );
         let mut hourly = Bucket::new(now);
-        assert!((0..3).all(|_| hourly.try_take(1, Rate::an_hour(3), now)));
-        assert!(!hourly.try_take(1, Rate::an_hour(3), now));
+        assert!((0..3).all(|_| hourly.try_take(1, Rate::per_hour(3), now)));
+        assert!(!hourly.try_take(1, Rate::per_hour(3), now));
         let mut large = Bucket::new(now);
-        assert!(large.try_take(1_000_000, rate, now), "nothing is too large for a full one");
+        assert!(large.try_take(1_000_000, rate, now), "no amount is too large for a full bucket");
         assert!(!large.try_take(1, rate, now + Duration::from_secs(60)));
     }
 
     proptest! {
         #[test]
-        fn no_more_passes_than_the_rate_and_its_burst(
+        fn no_more_than_the_rate_and_its_burst_passes(
             steps in proptest::collection::vec((0u64..200, 1u64..50), 1..100), count in 1u64..100,
         ) {
             let start = Instant::now();
             let (mut now, mut bucket, mut passed, mut last) = (start, Bucket::new(start), 0, 0);
             for (pause, amount) in steps {
                 now += Duration::from_millis(pause);
-                if bucket.try_take(amount, Rate::a_second(count), now) {
+                if bucket.try_take(amount, Rate::per_second(count), now) {
                     passed += amount;
                     last = amount;
                 }

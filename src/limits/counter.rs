@@ -1,24 +1,26 @@
-//! How many of something are open.
+//! Counts what is open, up to a limit.
 
 use std::sync::{
     Arc,
     atomic::{AtomicUsize, Ordering},
 };
 
-/// How many of something are open. They are counted before they are let in, so that no burst gets past the limit.
+/// The number of open connections or sessions. Each takes a permit before it is admitted, so that
+/// no burst exceeds the limit.
 #[derive(Debug, Default)]
 pub struct Counter(AtomicUsize);
 
 impl Counter {
-    /// Counts one more for as long as what this returns lives; none if there are `most` already.
-    pub fn enter(self: &Arc<Self>, most: usize) -> Option<Permit> {
+    /// Returns a permit, or `None` if `most` are taken. The limit is a parameter, so that a reload
+    /// can change it.
+    pub fn try_acquire(self: &Arc<Self>, most: usize) -> Option<Permit> {
         let more = |open: usize| (open < most).then_some(open + 1);
         self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok()?;
         Some(Permit(self.clone()))
     }
 }
 
-/// One of what a [`Counter`] counts, for as long as this lives.
+/// Counts as one in a [`Counter`] until it is dropped.
 #[derive(Debug)]
 pub struct Permit(Arc<Counter>);
 
@@ -33,12 +35,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_open_is_counted_before_it_is_let_in() {
+    fn no_more_permits_are_given_than_the_limit() {
         let counter = Arc::new(Counter::default());
-        let (first, _second) = (counter.enter(2), counter.enter(2));
-        assert!(first.is_some() && counter.enter(2).is_none());
-        let _third = counter.enter(3).expect("a reload holds at once");
+        let (first, _second) = (counter.try_acquire(2), counter.try_acquire(2));
+        assert!(first.is_some() && counter.try_acquire(2).is_none());
+        let _third = counter.try_acquire(3).expect("a higher limit applies at once");
         drop(first);
-        assert!(counter.enter(2).is_none() && counter.enter(3).is_some());
+        assert!(counter.try_acquire(2).is_none() && counter.try_acquire(3).is_some());
     }
 }

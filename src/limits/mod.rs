@@ -1,8 +1,12 @@
-//! What one connection, one address and one principal may use: rates as token buckets, and who is counted.
+//! What one connection, one address and one principal may use.
 //!
-//! governor, the crate for such limits, fixes its quota when a limiter is made, so that a reload could not change it, and
-//! takes nothing that is larger than its burst, as a message may be. A bucket here is two numbers, and is told the rate.
-//! [`turns`] are permits for long work, which principals take in turn.
+//! | to find | look in |
+//! |---|---|
+//! | token buckets for rates | `bucket` |
+//! | permits for a number of open things | `counter` |
+//! | limits by address | `addresses` |
+//! | quotas of what is stored, and their refunds | `accounts` |
+//! | permits for long work, which principals take in turn | [`turns`] |
 
 mod accounts;
 mod addresses;
@@ -12,7 +16,7 @@ pub mod turns;
 
 pub use self::{
     accounts::{Account, Charge, Principals},
-    addresses::{AddressLimit, Addresses, Kind, Place, counted_as},
+    addresses::{AddressLimit, Addresses, ConnectionSlot, SlotKind, limit_key},
     bucket::Bucket,
     counter::{Counter, Permit},
 };

@@ -27,7 +27,7 @@ use tokio::{
 use crate::{
     base::closing::Closing,
     config::{self, Config},
-    limits::Place,
+    limits::ConnectionSlot,
     observe::usage::thread_time,
     sync::activity::Activity,
 };
@@ -98,7 +98,7 @@ impl<'a> Incoming<'a> {
         reader: Reader,
         activity: &'a Activity,
         all: &'a Arriving,
-        place: Option<&'a Place>,
+        place: Option<&'a ConnectionSlot>,
         config: watch::Receiver<Arc<Config>>,
     ) -> Self {
         let began = Some(activity.received());
@@ -163,7 +163,7 @@ impl<'a> Incoming<'a> {
 struct Arrival<'a> {
     activity: &'a Activity,
     all: &'a Arriving,
-    place: Option<&'a Place>,
+    place: Option<&'a ConnectionSlot>,
     /// How many bytes had come before it; none while a message that has come is being taken in.
     began: Option<u64>,
     /// What is counted of it.
@@ -206,7 +206,7 @@ impl Arrival<'_> {
         let most = config.arriving.0;
         let share = (most / SHARE).max(config.max_message.0);
         if let Some(place) = self.place
-            && !place.hold(more, share)
+            && !place.reserve(more, share)
         {
             let reason =
                 "messages of this address that are on their way hold its share of sync.arriving";
@@ -214,7 +214,7 @@ impl Arrival<'_> {
         }
         if !self.all.take(more, most) {
             if let Some(place) = self.place {
-                place.give_back(more);
+                place.release(more);
             }
             let reason =
                 format!("messages that are on their way hold {} (sync.arriving)", config.arriving);
@@ -229,7 +229,7 @@ impl Arrival<'_> {
         if held > 0 {
             self.all.give_back(held);
             if let Some(place) = self.place {
-                place.give_back(held);
+                place.release(held);
             }
         }
     }

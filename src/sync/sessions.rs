@@ -16,7 +16,7 @@ use crate::{
     auth::{Access, Auth, Client},
     base::{closing::Closing, document_id::DocumentId, session_id::SessionId, text},
     config::Config,
-    limits::{Place, turns::Turns},
+    limits::{ConnectionSlot, turns::Turns},
     observe::{log::Repeats, metrics::SessionMetrics, usage::Polled},
     storage::documents::Documents,
     sync::activity::Activity,
@@ -85,7 +85,7 @@ impl Sessions {
         from: Client,
         activity: Arc<Activity>,
         admitted: Result<Access, Closing>,
-        place: Option<Place>,
+        place: Option<ConnectionSlot>,
     ) {
         let id = self.peers.next_id();
         let (mut writer, reader) = socket.split();

@@ -27,6 +27,6 @@ pub struct Stored {
     pub rooms: Option<Arc<Rooms>>,
     /// The config.
     pub config: watch::Receiver<Arc<Config>>,
-    /// What requests began and what finishes even if their clients disconnect.
+    /// Work that requests have begun and that finishes even if their clients disconnect.
     pub unfinished: RunToCompletion,
 }

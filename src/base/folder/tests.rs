@@ -3,8 +3,9 @@ use std::{fs, os::unix::fs::symlink};
 use super::*;
 
 #[test]
-fn commands_and_storage_read_and_write_files_by_this_alone() {
-    // What follows links, waits for a FIFO, or reads without an end; and what root would do by a path.
+fn commands_and_storage_open_files_only_through_this_module() {
+    // Calls that follow links, wait for a FIFO or read without an end, and calls by which root
+    // would change files by path.
     let reads = ["fs::read(", "fs::read_to_string(", "File::open(", "fs::read_link("];
     let writes = [
         "fs::write(",
@@ -32,7 +33,7 @@ fn commands_and_storage_read_and_write_files_by_this_alone() {
         let is_command = !file.starts_with(source.join("storage"));
         let banned = reads.iter().chain(writes.iter().filter(|_| is_command));
         for call in banned {
-            // As a whole word: nodefs::read( is not fs::read(.
+            // Match whole words: nodefs::read( is not fs::read(.
             let found = code.match_indices(call).any(|(at, _)| {
                 !code[..at].ends_with(|before: char| before.is_alphanumeric() || before == '_')
             });
@@ -42,7 +43,7 @@ fn commands_and_storage_read_and_write_files_by_this_alone() {
 }
 
 #[test]
-fn a_folder_is_changed_where_it_was_opened() {
+fn an_open_folder_is_changed_even_after_it_is_moved() {
     let outer = tempfile::tempdir().expect("a folder");
     let path = outer.path().join("a/b");
     assert_eq!(Folder::open(&path).expect_err("none").kind(), io::ErrorKind::NotFound);
@@ -62,24 +63,24 @@ fn a_folder_is_changed_where_it_was_opened() {
 }
 
 #[test]
-fn a_link_in_the_place_of_a_file_leads_to_its_folder() {
+fn open_parent_follows_a_link_to_a_file() {
     let outer = tempfile::tempdir().expect("a folder");
     let folder = outer.path().canonicalize().expect("there");
     fs::create_dir(folder.join("to")).expect("made");
     symlink("to/../to/file", folder.join("link")).expect("linked");
-    let (found, name) = Folder::holding(&folder.join("link")).expect("found");
+    let (found, name) = Folder::open_parent(&folder.join("link")).expect("found");
     assert_eq!((found.path(), name), (&*folder.join("to"), OsString::from("file")));
     symlink("circle", folder.join("circle")).expect("linked");
-    Folder::holding(&folder.join("circle")).expect_err("never ends");
-    Folder::holding(&folder).expect_err("a folder");
+    Folder::open_parent(&folder.join("circle")).expect_err("never ends");
+    Folder::open_parent(&folder).expect_err("a folder");
 }
 
 #[test]
-fn a_file_system_that_does_not_tell_case_is_refused() {
+fn a_case_insensitive_file_system_is_refused() {
     let folder = tempfile::tempdir().expect("a folder");
-    check_case(folder.path()).expect("tells");
-    // Where it does not, this one is there as soon as the other is.
+    check_case_sensitive(folder.path()).expect("case-sensitive");
+    // On a case-insensitive file system, this name exists as soon as the other one does.
     fs::write(folder.path().join("CASE-PROBE"), "").expect("written");
-    let refused = check_case(folder.path()).expect_err("refused").to_string();
+    let refused = check_case_sensitive(folder.path()).expect_err("refused").to_string();
     assert!(refused.contains("differ only in case"), "{refused}");
 }

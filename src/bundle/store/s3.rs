@@ -7,7 +7,7 @@
 use super::{BundleStore, Content, Incoming, Received, Source, StoredBundle, sha256_of};
 use crate::{
     base::{
-        blocking::{self, DroppedAside},
+        blocking::{self, DropOnBlockingThread},
         document_id::DocumentId,
         lock::lock,
         run_to_completion::RunToCompletion,
@@ -182,14 +182,14 @@ impl S3Store {
         match &result {
             Ok(_) => {
                 if self.is_away.swap(false, Ordering::Relaxed) {
-                    self.health.degrade("bundles", None);
+                    self.health.set_degraded("bundles", None);
                 }
             }
             // An answer that we do not like comes from a store that is there.
             Err(error) if error.kind() == io::ErrorKind::InvalidData => {}
             Err(error) => {
                 self.is_away.store(true, Ordering::Relaxed);
-                self.health.degrade("bundles", Some(format!("the store is away: {error}")));
+                self.health.set_degraded("bundles", Some(format!("the store is away: {error}")));
             }
         }
         result
@@ -680,7 +680,7 @@ impl Object {
         });
         let (copy, file) = made.await?;
         // It outlives `out`, so that a download that fails is not closed here.
-        let _copy = DroppedAside::new(copy);
+        let _copy = DropOnBlockingThread::new(copy);
         // Large writes: each goes to a thread that may block.
         let mut out = BufWriter::with_capacity(WRITE, tokio::fs::File::from_std(file));
         let mut chunks = self.read(None, size).await?;

@@ -85,7 +85,8 @@ pub struct Journal {
     shared: Arc<Shared>,
     /// One checkpoint at a time.
     checkpoint: Arc<tokio::sync::Mutex<()>>,
-    /// The writer, which ends after the last request, and checkpoints and deletions that have begun.
+    /// The writer, which ends after the last request, and checkpoints and deletions that have
+    /// begun.
     unfinished: RunToCompletion,
     /// The checkpoint loop and delayed deletions, which end when the journal is dropped.
     loops: JoinSet<()>,

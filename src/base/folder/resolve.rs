@@ -1,4 +1,4 @@
-//! The way through folders to a file.
+//! Resolves a path without letting the kernel follow links.
 
 use std::{
     collections::VecDeque,
@@ -14,23 +14,27 @@ use rustix::{
     process::geteuid,
 };
 
-/// As many symbolic links as the kernel follows on the way to a file (path_resolution(7)).
+/// The most symbolic links in one path, as in the kernel (path_resolution(7)).
 const MAX_LINKS: usize = 40;
 
-/// Where a way through folders leads.
-pub(super) struct Reached {
+/// What a path resolves to.
+pub(super) struct Resolved {
     pub(super) folder: OwnedFd,
-    /// The path of the folder, without links.
+    /// The path of the folder, with links resolved.
     pub(super) path: PathBuf,
-    /// The name in the folder of what is not a folder itself: a file, or nothing yet.
+    /// The name in `folder` of a file, or of something that does not exist. `None` if the path is
+    /// the folder itself.
     pub(super) file: Option<OsString>,
 }
 
-/// Goes from folder to folder without letting the kernel follow links. `creates`: makes those that are not there.
-pub(super) fn walk(path: &Path, creates: bool) -> io::Result<Reached> {
+/// Resolves `path` one component at a time. Creates missing folders if `creates` is set.
+///
+/// # Errors
+/// A component cannot be opened, or root would have to follow a link of another user.
+pub(super) fn resolve(path: &Path, creates: bool) -> io::Result<Resolved> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let root = || openat(CWD, "/", flags | OFlags::DIRECTORY, Mode::empty());
-    let (mut folder, mut so_far, mut links) = (root()?, PathBuf::from("/"), 0);
+    let (mut folder, mut reached, mut links) = (root()?, PathBuf::from("/"), 0);
     let mut names = names_of(path);
     while let Some(name) = names.pop_front() {
         let mut next = openat(&folder, &name, flags, Mode::empty());
@@ -43,7 +47,7 @@ pub(super) fn walk(path: &Path, creates: bool) -> io::Result<Reached> {
         }
         let next = match next {
             Err(Errno::NOENT) if names.is_empty() => {
-                return Ok(Reached { folder, path: so_far, file: Some(name) });
+                return Ok(Resolved { folder, path: reached, file: Some(name) });
             }
             next => next?,
         };
@@ -51,9 +55,9 @@ pub(super) fn walk(path: &Path, creates: bool) -> io::Result<Reached> {
         match FileType::from_raw_mode(found.st_mode) {
             FileType::Directory => {
                 if name == ".." {
-                    so_far.pop();
+                    reached.pop();
                 } else {
-                    so_far.push(&name);
+                    reached.push(&name);
                 }
                 folder = next;
             }
@@ -66,26 +70,26 @@ pub(super) fn walk(path: &Path, creates: bool) -> io::Result<Reached> {
                 if geteuid().is_root() && !is_trusted {
                     let problem = format!(
                         "{} is a symbolic link of another user, which root does not follow",
-                        so_far.join(&name).display()
+                        reached.join(&name).display()
                     );
                     return Err(io::Error::new(io::ErrorKind::PermissionDenied, problem));
                 }
                 let target = readlinkat(&next, "", Vec::new())?.into_bytes();
                 let target = PathBuf::from(OsString::from_vec(target));
                 if target.is_absolute() {
-                    (folder, so_far) = (root()?, PathBuf::from("/"));
+                    (folder, reached) = (root()?, PathBuf::from("/"));
                 }
                 let mut all = names_of(&target);
                 all.append(&mut names);
                 names = all;
             }
             _ if names.is_empty() => {
-                return Ok(Reached { folder, path: so_far, file: Some(name) });
+                return Ok(Resolved { folder, path: reached, file: Some(name) });
             }
             _ => return Err(io::ErrorKind::NotADirectory.into()),
         }
     }
-    Ok(Reached { folder, path: so_far, file: None })
+    Ok(Resolved { folder, path: reached, file: None })
 }
 
 fn names_of(path: &Path) -> VecDeque<OsString> {
