@@ -77,7 +77,7 @@ impl Sync {
             metrics: metrics.clone(),
         });
         let draining = CancellationToken::new();
-        let receive_places = now.sync.receive_places();
+        let receive_places = now.sync.receive_permits();
         let sessions = Arc::new(Sessions {
             config,
             rooms: rooms.clone(),

@@ -31,7 +31,7 @@ use super::{
 };
 use crate::{
     config::{self, Config},
-    limits::Place,
+    limits::ConnectionSlot,
     observe::usage::thread_time,
     sync::activity::Activity,
 };
@@ -115,7 +115,7 @@ impl<'a> Incoming<'a> {
         truncated: Arc<Truncated>,
         activity: &'a Activity,
         budget: &'a InFlightBudget,
-        slot: Option<&'a Place>,
+        slot: Option<&'a ConnectionSlot>,
         config: watch::Receiver<Arc<Config>>,
     ) -> Self {
         let in_flight = InFlightMessage {
@@ -201,7 +201,7 @@ struct InFlightMessage<'a> {
     activity: &'a Activity,
     truncated: Arc<Truncated>,
     budget: &'a InFlightBudget,
-    slot: Option<&'a Place>,
+    slot: Option<&'a ConnectionSlot>,
     /// Bytes that had been received before it; none while the last message is being handled.
     start: Option<u64>,
     /// Bytes that had been discarded before it.
@@ -257,13 +257,13 @@ impl InFlightMessage<'_> {
         let most = config.arriving.0;
         let share = (most / ADDRESS_SHARE).max(config.max_message.0);
         if let Some(slot) = self.slot
-            && !slot.hold(more, share)
+            && !slot.reserve(more, share)
         {
             return Err(CloseReason::InFlightOfAddress);
         }
         if !self.budget.reserve(more, most) {
             if let Some(slot) = self.slot {
-                slot.give_back(more);
+                slot.release(more);
             }
             return Err(CloseReason::InFlight(config.arriving));
         }
@@ -276,7 +276,7 @@ impl InFlightMessage<'_> {
         if reserved > 0 {
             self.budget.release(reserved);
             if let Some(slot) = self.slot {
-                slot.give_back(reserved);
+                slot.release(reserved);
             }
         }
     }

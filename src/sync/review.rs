@@ -23,7 +23,7 @@ impl Sessions {
     /// Note that the tokens of all who are here are in use.
     pub fn note_use(&self) {
         for session in self.peers.all() {
-            self.auth.is_here(&session.access);
+            self.auth.record_use(&session.access);
         }
     }
 

@@ -292,7 +292,7 @@ pub(super) struct Handle {
 impl Rooms {
     /// No room yet.
     pub fn new(shared: Shared) -> Arc<Self> {
-        let share = (shared.config.borrow().sync.receive_places() / ROOM_SHARE).max(1);
+        let share = (shared.config.borrow().sync.receive_permits() / ROOM_SHARE).max(1);
         Arc::new(Self {
             shared,
             directory: Mutex::default(),

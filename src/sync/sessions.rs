@@ -18,7 +18,7 @@ use crate::{
     auth::{Access, Auth, Client},
     base::{document_id::DocumentId, session_id::SessionId, text},
     config::Config,
-    limits::{Place, turns::Turns},
+    limits::{ConnectionSlot, turns::Turns},
     observe::{log::Repeats, metrics::SessionMetrics, usage::Polled},
     storage::documents::Documents,
     sync::activity::Activity,
@@ -86,7 +86,7 @@ impl Sessions {
         from: Client,
         activity: Arc<Activity>,
         admitted: Result<Access, CloseReason>,
-        place: Option<Place>,
+        place: Option<ConnectionSlot>,
     ) {
         let id = self.peers.next_id();
         let truncated = socket.get_ref().truncated();

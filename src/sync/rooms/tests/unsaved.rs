@@ -132,7 +132,7 @@ async fn what_a_peer_left_behind_survives_a_panic_in_its_room() {
 #[tokio::test]
 async fn changes_that_are_refused_are_not_charged() {
     let mut config = config();
-    config.limits.new_documents = Rate::an_hour(1);
+    config.limits.new_documents = Rate::per_hour(1);
     config.limits.stored_bytes = Size(5_000);
     for fixture in both(&config) {
         let ann = Account::named(&"token:ann".into());
