@@ -84,6 +84,8 @@ const RSA_PUBLIC: &str = include_str!("testdata/rsa.pub.pem");
 const SECRET: &[u8] = b"0123456789abcdef0123456789abcdef";
 
 fn jwt(algorithm: Algorithm, key: &EncodingKey, claims: &serde_json::Value) -> String {
+    // Loading keys registers the tests' signer.
+    jwt_policy(ED_PUBLIC, "", "").expect("keys");
     encode(&Header::new(algorithm), claims, key).expect("signed")
 }
 
