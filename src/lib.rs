@@ -4,10 +4,10 @@
 //!
 //! | folder | what it holds |
 //! |---|---|
-//! | [`base`] | identifiers, close reasons, locks, files that others may plant, calls that may block |
-//! | [`config`] | the config file: keys, defaults, units, checks of values, what a reload may change |
+//! | [`base`] | identifiers, close reasons, locks, files that others may plant, calls that may block, tasks that must finish |
+//! | [`config`] | the config file: keys, defaults, units, checks of values, which keys a reload can change |
 //! | [`observe`] | metrics, health, the log, what rooms and sessions cost, systemd, signals |
-//! | [`limits`] | what connections, addresses and principals may use; turns at long work |
+//! | [`limits`] | rates, limits by address, quotas of accounts, turns at long work |
 //! | [`auth`] | tokens and JWTs, and the rights that they give |
 //! | [`document`] | what may become part of a document, how large it may be, and how it is synchronized: no tokio, no I/O |
 //! | [`storage`] | documents on disk, and the snapshots under them |

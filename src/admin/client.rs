@@ -12,6 +12,7 @@ use hyper::{Method, Request, Response, StatusCode, body::Incoming, client::conn:
 use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::error::Problem;
 
@@ -37,23 +38,30 @@ pub enum AdminError {
 
 /// A connection to a relay.
 pub enum Connection {
-    /// The socket of a running relay. Each request opens a connection, because the relay closes
-    /// idle ones.
-    Socket(PathBuf),
-    /// A connection to a process that only serves this client.
-    Stream(http1::SendRequest<Body>),
+    /// The socket of a running relay, and the task of the last request's connection. Each request
+    /// opens a connection, because the relay closes idle ones.
+    Socket(PathBuf, Option<AbortOnDropHandle<()>>),
+    /// A connection to a process that only serves this client, and the connection's task.
+    Stream(http1::SendRequest<Body>, AbortOnDropHandle<()>),
 }
 
 impl Connection {
+    /// Requests go to the relay that listens on `socket`.
+    pub fn at(socket: PathBuf) -> Self {
+        Self::Socket(socket, None)
+    }
+
     /// Uses an open stream.
     ///
     /// # Errors
     /// The other end is closed.
     pub async fn over(stream: UnixStream) -> Result<Self, AdminError> {
-        Ok(Self::Stream(open(stream).await?))
+        let (sender, task) = open(stream).await?;
+        Ok(Self::Stream(sender, task))
     }
 
-    /// Sends a request, and returns the answer whatever its status is.
+    /// Sends a request, and returns the answer whatever its status is. The answer has to be read
+    /// before the next request.
     ///
     /// # Errors
     /// The relay does not run, permission is denied, or the connection fails.
@@ -71,8 +79,12 @@ impl Connection {
             .body(Body::from(body))
             .map_err(|error| AdminError::Answer(error.to_string()))?;
         match self {
-            Self::Socket(socket) => Ok(connect(socket).await?.send_request(request).await?),
-            Self::Stream(sender) => {
+            Self::Socket(socket, last) => {
+                let (mut sender, task) = connect(socket).await?;
+                *last = Some(task);
+                Ok(sender.send_request(request).await?)
+            }
+            Self::Stream(sender, _) => {
                 sender.ready().await?;
                 Ok(sender.send_request(request).await?)
             }
@@ -141,7 +153,10 @@ pub fn parse<T: DeserializeOwned>(json: &[u8]) -> Result<T, AdminError> {
     serde_json::from_slice(json).map_err(|error| AdminError::Answer(error.to_string()))
 }
 
-async fn connect(socket: &Path) -> Result<http1::SendRequest<Body>, AdminError> {
+/// The sender of requests, and the connection's task.
+type Http = (http1::SendRequest<Body>, AbortOnDropHandle<()>);
+
+async fn connect(socket: &Path) -> Result<Http, AdminError> {
     let stream = UnixStream::connect(socket).await.map_err(|source| {
         let socket = socket.display().to_string();
         match source.kind() {
@@ -155,9 +170,9 @@ async fn connect(socket: &Path) -> Result<http1::SendRequest<Body>, AdminError> 
     open(stream).await
 }
 
-async fn open(stream: UnixStream) -> Result<http1::SendRequest<Body>, AdminError> {
+async fn open(stream: UnixStream) -> Result<Http, AdminError> {
     let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-    // The connection ends when the sender is dropped. Its errors are also errors of the requests.
-    tokio::spawn(async move { drop(connection.await) });
-    Ok(sender)
+    // Errors of the connection are also errors of the requests.
+    let task = tokio::spawn(async move { drop(connection.await) });
+    Ok((sender, AbortOnDropHandle::new(task)))
 }

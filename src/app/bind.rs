@@ -1,4 +1,5 @@
-//! The first phases: a config that was loaded, and a relay that has opened and bound what can fail.
+//! The first phases: [`Loaded`], a config that was read, and [`Bound`], a relay that has opened and
+//! bound everything that can fail.
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -14,7 +15,11 @@ use crate::{
     bundle::{store, watch::BundleKeeper},
     config::{AdminAddress, AuthMode, Config, load::LoadedConfig},
     http::{self, tls::TlsKeeper},
-    observe::{health::Health, log::LogLevel, metrics::Metrics},
+    observe::{
+        health::Health,
+        log::LogLevel,
+        metrics::{Metrics, StorageMetrics},
+    },
     storage::{
         documents::Documents,
         local::{
@@ -30,7 +35,7 @@ use crate::{
 pub struct Loaded {
     /// The config.
     pub config: LoadedConfig,
-    /// The way to change the log's level.
+    /// Changes the log level.
     pub log_level: Option<LogLevel>,
 }
 
@@ -48,6 +53,11 @@ pub struct Bound {
     pub(super) documents: Arc<Documents>,
     pub(super) storage_id: String,
     pub(super) store: store::Opened,
+    pub(super) listeners: Listeners,
+}
+
+/// Bound listeners, which do not accept connections yet.
+pub(super) struct Listeners {
     pub(super) public: Vec<TcpListener>,
     pub(super) admin: Vec<AdminListener>,
 }
@@ -58,10 +68,10 @@ pub(super) enum AdminListener {
 }
 
 impl Loaded {
-    /// Open storage, load the bundle and bind every listener.
+    /// Opens storage, loads the bundle and binds every listener.
     ///
     /// # Errors
-    /// The first of these that cannot be done.
+    /// The first of these that fails.
     pub async fn bind(self) -> Result<Bound, AppError> {
         let config = self.config.config.clone();
         let file = || self.config.file.clone();
@@ -71,51 +81,8 @@ impl Loaded {
 
         // Listeners first: of two relays started by mistake, the second must not touch the first's
         // files.
-        let is_default = config.http.listen == Config::default().http.listen;
-        let mut public = http::listener::inherited().map_err(AppError::Inherited)?;
-        for listener in &public {
-            let address = listener.local_addr().map_err(AppError::Inherited)?;
-            if config.auth.mode == AuthMode::Unset && !address.ip().is_loopback() {
-                return Err(AppError::OpenSocket { file: file(), address });
-            }
-        }
-        let to_bind = if public.is_empty() { config.http.listen.as_slice() } else { &[] };
-        for address in to_bind.iter().copied() {
-            match http::listener::bind(address) {
-                Ok(listener) => public.push(listener),
-                // The default names both; a machine without IPv6 has one of them.
-                Err(error) if is_default && address.is_ipv6() && !is_taken(&error) => {
-                    warn!(%address, "not listening there: {error}");
-                }
-                Err(source) => return Err(AppError::Listen { file: file(), address, source }),
-            }
-        }
-        let mut admin = Vec::new();
-        for address in &config.admin.listen {
-            let bound = match address {
-                AdminAddress::Tcp(address) => {
-                    http::listener::bind(*address).map(AdminListener::Tcp)
-                }
-                AdminAddress::Unix(path) => http::listener::bind_unix(path)
-                    .map(|listener| AdminListener::Unix(listener, path.clone())),
-            };
-            admin.push(bound.map_err(|source| AppError::AdminListen {
-                file: file(),
-                address: address.clone(),
-                source,
-            })?);
-        }
-
-        let journal = Journal::open(&config.storage, metrics.storage.clone())
-            .map_err(|source| AppError::Storage { file: file(), source })?;
-        let unfinished = replacing::unfinished(&config.storage.path)
-            .map_err(|source| AppError::Storage { file: file(), source })?;
-        if let Some(Replacing { backup, folders, .. }) = unfinished {
-            let path = config.storage.path.clone();
-            let name = folders.into_iter().next().unwrap_or_default();
-            return Err(AppError::Replacing { file: file(), path, backup: backup.folder, name });
-        }
-        let journal = Arc::new(journal);
+        let listeners = Listeners::bind(&config, file)?;
+        let journal = open_journal(&config, file, metrics.storage.clone())?;
         let uploads = store::open(&config.bundles, health.clone()).await.map_err(|source| {
             AppError::Bundles { file: file(), path: config.bundles.path.clone(), source }
         })?;
@@ -157,10 +124,68 @@ impl Loaded {
             documents: Arc::new(documents),
             storage_id,
             store: uploads,
-            public,
-            admin,
+            listeners,
         })
     }
+}
+
+impl Listeners {
+    /// Binds every address of the config. If systemd passes sockets on, they are the public ones.
+    fn bind(config: &Config, file: impl Fn() -> Option<PathBuf>) -> Result<Self, AppError> {
+        let mut public = http::listener::inherited().map_err(AppError::Inherited)?;
+        for listener in &public {
+            let address = listener.local_addr().map_err(AppError::Inherited)?;
+            if config.auth.mode == AuthMode::Unset && !address.ip().is_loopback() {
+                return Err(AppError::OpenSocket { file: file(), address });
+            }
+        }
+        let is_default = config.http.listen == Config::default().http.listen;
+        let to_bind = if public.is_empty() { config.http.listen.as_slice() } else { &[] };
+        for address in to_bind.iter().copied() {
+            match http::listener::bind(address) {
+                Ok(listener) => public.push(listener),
+                // The default names both loopback addresses, and a machine may have no IPv6.
+                Err(error) if is_default && address.is_ipv6() && !is_taken(&error) => {
+                    warn!(%address, "not listening there: {error}");
+                }
+                Err(source) => return Err(AppError::Listen { file: file(), address, source }),
+            }
+        }
+        let mut admin = Vec::new();
+        for address in &config.admin.listen {
+            let bound = match address {
+                AdminAddress::Tcp(address) => {
+                    http::listener::bind(*address).map(AdminListener::Tcp)
+                }
+                AdminAddress::Unix(path) => http::listener::bind_unix(path)
+                    .map(|listener| AdminListener::Unix(listener, path.clone())),
+            };
+            admin.push(bound.map_err(|source| AppError::AdminListen {
+                file: file(),
+                address: address.clone(),
+                source,
+            })?);
+        }
+        Ok(Self { public, admin })
+    }
+}
+
+/// Opens the journal and its folders, unless a restore into them was not finished.
+fn open_journal(
+    config: &Config,
+    file: impl Fn() -> Option<PathBuf>,
+    metrics: StorageMetrics,
+) -> Result<Arc<Journal>, AppError> {
+    let journal = Journal::open(&config.storage, metrics)
+        .map_err(|source| AppError::Storage { file: file(), source })?;
+    let unfinished = replacing::unfinished(&config.storage.path)
+        .map_err(|source| AppError::Storage { file: file(), source })?;
+    if let Some(Replacing { backup, folders, .. }) = unfinished {
+        let path = config.storage.path.clone();
+        let name = folders.into_iter().next().unwrap_or_default();
+        return Err(AppError::Replacing { file: file(), path, backup: backup.folder, name });
+    }
+    Ok(Arc::new(journal))
 }
 
 fn is_taken(error: &std::io::Error) -> bool {

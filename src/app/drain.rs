@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     auth::Auth,
-    base::{blocking, lock::lock},
+    base::{blocking, lock::lock, run_to_completion::RunToCompletion},
     bundle::import::Importer,
     config::Config,
     observe::{
@@ -37,18 +37,18 @@ use crate::{
 /// A drain spreads the closing of sockets, because clients reconnect after a fixed interval: the
 /// time for each socket, and the most for all of them.
 const STAGGER: (Duration, Duration) = (Duration::from_millis(2), Duration::from_secs(5));
-/// Terminals, GNU `timeout` and npm send a signal twice within milliseconds. Only a signal that
-/// comes this long after the first ends the relay at once.
+/// Terminals, GNU `timeout` and npm send a signal twice within milliseconds. A second signal only ends
+/// the relay at once if it arrives at least this long after the first.
 const SECOND_SIGNAL_AFTER: Duration = Duration::from_secs(1);
 
-/// Requests that were begun may take so long to end, once all documents are durable.
+/// How long requests may take to finish once all documents are durable.
 const HTTP_GRACE: Duration = Duration::from_secs(5);
 /// How long the last files may take to be written and removed.
 const CLEANUP: Duration = Duration::from_secs(2);
-/// systemd waits a little longer than we do, so that what was late is still named.
+/// How much longer systemd waits than the relay, so that the relay still logs what was late.
 const SYSTEMD_WAITS_LONGER: Duration = Duration::from_secs(5);
 
-/// Serving. Ends by a signal, or because a task ended that it cannot do without.
+/// A relay that serves.
 pub struct Running {
     parts: Parts,
     requests: mpsc::Receiver<Request>,
@@ -59,7 +59,7 @@ impl Running {
         Self { parts, requests }
     }
 
-    /// Serve until a signal says to stop, or a task ends that the relay cannot do without.
+    /// Serves until a signal requests a stop, or an essential task ends.
     pub async fn serve(mut self) -> Draining {
         let cause = loop {
             tokio::select! {
@@ -79,7 +79,7 @@ impl Running {
     }
 }
 
-/// Finishing what was begun.
+/// A relay that finishes what has begun.
 pub struct Draining {
     parts: Parts,
     requests: mpsc::Receiver<Request>,
@@ -87,10 +87,11 @@ pub struct Draining {
 }
 
 impl Draining {
-    /// Tell every peer, make every document durable, and end.
+    /// Closes every session, makes every document durable, and ends.
     ///
     /// # Errors
-    /// A task's end was the cause, or not all was finished in time, or a second signal came.
+    /// The drain was caused by the end of a task, did not finish in time, or was ended by a second
+    /// signal.
     pub async fn finish(mut self) -> Result<(), AppError> {
         let parts = &self.parts;
         let limit = parts.config.borrow().drain_timeout;
@@ -100,7 +101,7 @@ impl Draining {
             connections,
             "draining: {connections} connections; a second signal ends the relay at once"
         );
-        parts.health.enter(Phase::Draining);
+        parts.health.enter_phase(Phase::Draining);
         parts.metrics.ready.set(0);
         systemd::stopping(limit.0 + SYSTEMD_WAITS_LONGER, "Draining");
 
@@ -111,7 +112,7 @@ impl Draining {
         };
         parts.stopping.cancel();
         let (auth, sockets) = (parts.sync.sessions.auth.clone(), parts.sockets.clone());
-        // A disk that hangs does not keep the process.
+        // A disk that hangs must not keep the process alive.
         if timeout(CLEANUP, blocking::run(move || clean_up(&auth, &sockets))).await.is_err() {
             warn!("the last use of tokens was not written within {CLEANUP:?}");
         }
@@ -123,7 +124,7 @@ impl Draining {
     }
 }
 
-/// What runs.
+/// The parts of a running relay.
 pub(super) struct Parts {
     pub(super) metrics: ProcessMetrics,
     pub(super) health: Arc<Health>,
@@ -133,13 +134,15 @@ pub(super) struct Parts {
     pub(super) journal: Arc<Journal>,
     pub(super) importer: Arc<Importer>,
     pub(super) sync: Sync,
-    /// Connections of the public port that are not sessions.
+    /// Tracks connections of the public port that are not sessions.
     pub(super) http_running: TaskTracker,
+    /// Work that requests of both ports have begun and that finishes without them.
+    pub(super) unfinished: RunToCompletion,
     /// Ends all tasks but the public port's.
     pub(super) stopping: CancellationToken,
     /// The admin port's Unix sockets.
     pub(super) sockets: Vec<PathBuf>,
-    /// What the drain is doing.
+    /// The current step of the drain.
     pub(super) step: Mutex<Step>,
 }
 
@@ -153,7 +156,7 @@ impl Parts {
             self.sync.running.close();
             self.sync.running.wait().await;
         };
-        // A socket that is late has not been told that its last edits are saved, and its client
+        // The client of a socket that is late has not been told that its last edits are saved, and
         // sends them again.
         if timeout_at(start + limit / 2, end_sessions).await.is_err() {
             let connections = self.sync.running.len();
@@ -164,7 +167,7 @@ impl Parts {
         self.enter(Step::Import);
         self.importer.stop().await;
         self.enter(Step::Checkpoint);
-        // All is durable by now: on a slow disk what is left in the journal waits for the next
+        // Everything is durable. On a slow disk the rest of the journal is moved after the next
         // start.
         match timeout_at(start + limit * 2 / 3, self.journal.checkpoint()).await {
             Ok(Ok(chunks)) => info!(chunks, "the journal is empty: the folders hold everything"),
@@ -176,11 +179,16 @@ impl Parts {
             ),
         }
         self.enter(Step::Requests);
-        // Documents first: a client that reads its download slowly, or sends nothing, holds nobody
-        // up.
+        // Requests end last, so that a client that reads its download slowly or sends nothing does
+        // not delay the documents.
         self.http_running.close();
-        if timeout(HTTP_GRACE.min(limit / 3), self.http_running.wait()).await.is_err() {
-            info!(requests = self.http_running.len(), "requests that did not end are cut off");
+        let ended = async {
+            self.http_running.wait().await;
+            self.unfinished.finish().await;
+        };
+        if timeout(HTTP_GRACE.min(limit / 3), ended).await.is_err() {
+            let requests = self.http_running.len().max(self.unfinished.unfinished());
+            info!(requests, "requests that did not end are cut off");
         }
     }
 
@@ -190,7 +198,7 @@ impl Parts {
         let count = u32::try_from(sessions.len()).unwrap_or(u32::MAX).max(1);
         let all = STAGGER.0.saturating_mul(count).min(STAGGER.1).min(longest);
         for (n, session) in (0u32..).zip(sessions) {
-            // By the clock: a sleep for each would be rounded up to the timer's millisecond.
+            // A sleep of the same length for each would be rounded up to a millisecond.
             let due = start + all.mul_f64(f64::from(n) / f64::from(count));
             if due > tokio::time::Instant::now() {
                 tokio::time::sleep_until(due).await;
@@ -203,7 +211,7 @@ impl Parts {
         *lock(&self.step) = step;
     }
 
-    /// What the drain has not finished.
+    /// Describes what the drain has not finished.
     fn late(&self) -> String {
         let step = *lock(&self.step);
         let connections = self.sync.running.len();
@@ -223,7 +231,7 @@ impl Parts {
     }
 }
 
-/// What a drain does, in this order.
+/// The steps of a drain, in their order.
 #[derive(Clone, Copy)]
 pub(super) enum Step {
     Connections,
@@ -247,7 +255,7 @@ impl Step {
     }
 }
 
-/// Show how long the drain has taken, for as long as it takes.
+/// Updates the metric of the drain's duration. Runs forever.
 async fn show_drain(start: Instant, metrics: &ProcessMetrics) {
     loop {
         metrics.drain_seconds.set(start.elapsed().as_secs_f64());
@@ -255,7 +263,7 @@ async fn show_drain(start: Instant, metrics: &ProcessMetrics) {
     }
 }
 
-/// Waits for a signal that asks once more for the drain that began at `start` to end.
+/// Waits for a second signal to stop, after which the drain that began at `start` ends at once.
 async fn second_stop(start: Instant, requests: &mut mpsc::Receiver<Request>) {
     while let Some(request) = requests.recv().await {
         if request == Request::Stop && start.elapsed() >= SECOND_SIGNAL_AFTER {
@@ -265,7 +273,7 @@ async fn second_stop(start: Instant, requests: &mut mpsc::Receiver<Request>) {
     std::future::pending().await
 }
 
-/// Remove the admin sockets and save when tokens were last used.
+/// Removes the admin sockets and saves when tokens were last used.
 #[expect(clippy::disallowed_methods, reason = "runs on a thread that may block")]
 fn clean_up(auth: &Auth, sockets: &[PathBuf]) {
     for socket in sockets {

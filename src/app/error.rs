@@ -11,32 +11,32 @@ use crate::{
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the texts say it")]
 pub enum AppError {
-    #[error("{}: http.listen: cannot listen on {address}: {source}", place(file))]
+    #[error("{}: http.listen: cannot listen on {address}: {source}", location(file))]
     Listen { file: Option<PathBuf>, address: SocketAddr, source: std::io::Error },
     #[error("the sockets that systemd passes on: {0}")]
     Inherited(std::io::Error),
     #[error(
         "tonk-relay.socket: {address} is not loopback: set auth.mode in {}, \"open\" to let anybody in",
-        place(file)
+        location(file)
     )]
     OpenSocket { file: Option<PathBuf>, address: SocketAddr },
-    #[error("{}: admin.listen: cannot listen on {address}: {source}", place(file))]
+    #[error("{}: admin.listen: cannot listen on {address}: {source}", location(file))]
     AdminListen { file: Option<PathBuf>, address: AdminAddress, source: std::io::Error },
-    #[error("{}: storage.path: {source}", place(file))]
+    #[error("{}: storage.path: {source}", location(file))]
     Storage { file: Option<PathBuf>, source: StorageError },
     #[error(
         "{}: storage.path: {}: `tonk-relay restore --replace {}` was not finished: run it again; or, to go back, put \
          what is in {name} there in the place of what is beside it, and delete .replacing",
-        place(file), path.display(), backup.display()
+        location(file), path.display(), backup.display()
     )]
     Replacing { file: Option<PathBuf>, path: PathBuf, backup: PathBuf, name: String },
-    #[error("{}: bundles.path: {}: {source}", place(file), path.display())]
+    #[error("{}: bundles.path: {}: {source}", location(file), path.display())]
     Bundles { file: Option<PathBuf>, path: PathBuf, source: std::io::Error },
-    #[error("{}: bundle.path: {source}", place(file))]
+    #[error("{}: bundle.path: {source}", location(file))]
     Bundle { file: Option<PathBuf>, source: ServeError },
-    #[error("{}: {}: {source}", place(file), source.key())]
+    #[error("{}: {}: {source}", location(file), source.key())]
     Tls { file: Option<PathBuf>, source: TlsError },
-    #[error("{}: {}: {source}", place(file), source.key())]
+    #[error("{}: {}: {source}", location(file), source.key())]
     Auth { file: Option<PathBuf>, source: AuthError },
     #[error("signals cannot be caught: {0}")]
     Signals(std::io::Error),
@@ -50,6 +50,6 @@ pub enum AppError {
     Quit(String),
 }
 
-fn place(file: &Option<PathBuf>) -> String {
+fn location(file: &Option<PathBuf>) -> String {
     file.as_ref().map_or_else(|| "tonk-relay".to_owned(), |file| file.display().to_string())
 }

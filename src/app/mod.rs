@@ -1,17 +1,18 @@
-//! The phases of the process, as types: [`Loaded`] -> [`Bound`] -> [`Running`] -> [`Draining`]. Each step consumes the last
-//! one.
+//! The phases of the process, as types: [`Loaded`] -> [`Bound`] -> [`Running`] -> [`Draining`].
+//! Each phase consumes the one before.
 //!
 //! | to find | look in |
 //! |---|---|
 //! | opening storage and the bundle, binding listeners | `bind` |
-//! | building the parts and starting every task | `start`, `tasks` |
-//! | the drain: its order, its deadline, what names what is late | `drain` |
+//! | building the parts and starting them | `start` |
+//! | every supervised task | `tasks` |
+//! | the drain: its order, its deadline, the report of what is late | `drain` |
 //! | why the relay did not start or end well | `error` |
-//! | restarting tasks, and what their end means | [`supervisor`] |
-//! | a changed config | [`reloader`] |
-//! | whether what a config names can be used | [`preflight`], [`service`] |
+//! | restarting tasks, and tasks whose end is fatal | [`supervisor`] |
+//! | applying a changed config | [`reloader`] |
+//! | whether the files that a config names can be used | [`preflight`], [`service`] |
 //! | limits as metrics, the line for `systemctl status` | `report` |
-//! | the relay's own test that it answers | [`watchdog`] |
+//! | the relay's test of itself | [`watchdog`] |
 
 mod bind;
 mod drain;

@@ -1,5 +1,5 @@
-//! Whether what a config names can be used: as the user of this process, or as the service would
-//! see it.
+//! Checks whether the files and folders that a config names can be used, by the user of this
+//! process or by the service.
 
 use std::{fs, io, path::Path};
 
@@ -13,18 +13,18 @@ use crate::{
 };
 
 /// Opens everything that the config names and returns the faults. With a service, files are opened
-/// as its user and its sandbox is heeded; without one, as the user of this process. [`check`](crate::config::check::check)
-/// covers relative paths.
+/// as its user, and its sandbox is checked; without one, as the user of this process.
+/// [`check`](crate::config::check::check) reports relative paths.
 pub fn open(loaded: &LoadedConfig, service: Option<&Service>) -> Vec<Fault> {
     let Some(service) = service else { return open_here(loaded, |_| false) };
-    let mut faults = kept_from(loaded, service);
+    let mut faults = sandbox_faults(loaded, service);
     let look = || {
         let file = loaded.file.as_deref().map_or(Ok(()), can_read);
         (file, open_here(loaded, |path| service.will_make(path)))
     };
     match service.run(look) {
         Ok((file, mut found)) => {
-            // Root has read it.
+            // Root has already read the config file.
             found.extend(file.err().map(|problem| loaded.fault("", problem)));
             let is_new = |fault: &Fault| faults.iter().all(|known| known.key != fault.key);
             found.retain(is_new);
@@ -40,8 +40,8 @@ pub fn open(loaded: &LoadedConfig, service: Option<&Service>) -> Vec<Fault> {
     faults
 }
 
-/// What the sandbox of the service keeps from it.
-fn kept_from(loaded: &LoadedConfig, service: &Service) -> Vec<Fault> {
+/// Returns a fault for each path that the sandbox of the service hides or makes read-only.
+fn sandbox_faults(loaded: &LoadedConfig, service: &Service) -> Vec<Fault> {
     let config = &loaded.config;
     let sockets = config.admin.listen.iter().filter_map(|address| match address {
         AdminAddress::Unix(path) => Some(("admin.listen", path.parent()?)),
@@ -59,7 +59,7 @@ fn kept_from(loaded: &LoadedConfig, service: &Service) -> Vec<Fault> {
 }
 
 /// Opens everything that the config names, as the user of this thread, and returns the faults. A
-/// missing folder is no fault if `will_be_made` accepts its path.
+/// missing folder is not a fault if `will_be_made` accepts its path.
 #[expect(clippy::disallowed_methods, reason = "runs in a command")]
 fn open_here(loaded: &LoadedConfig, will_be_made: impl Fn(&Path) -> bool) -> Vec<Fault> {
     let config = &loaded.config;
@@ -103,10 +103,10 @@ fn open_here(loaded: &LoadedConfig, will_be_made: impl Fn(&Path) -> bool) -> Vec
         if let AdminAddress::Unix(path) = address
             && let Some(folder) = path.parent()
         {
-            // systemd makes it when the unit starts (RuntimeDirectory), and takes it away when it
-            // stops.
-            let comes_with_the_unit = folder.parent() == Some(Path::new("/run"));
-            if !folder.exists() && (comes_with_the_unit || will_be_made(folder)) {
+            // systemd creates it when the unit starts (RuntimeDirectory), and removes it when the
+            // unit stops.
+            let is_runtime_directory = folder.parent() == Some(Path::new("/run"));
+            if !folder.exists() && (is_runtime_directory || will_be_made(folder)) {
                 continue;
             }
             if !folder.is_dir() {
@@ -125,7 +125,7 @@ fn can_read(path: &Path) -> Result<(), String> {
     regular_file::open(path).map(drop).map_err(|error| reason(&error))
 }
 
-/// Whether a folder can be written, or made in the nearest folder above it that there is.
+/// Checks that a folder can be written, or created in its nearest existing parent.
 #[expect(clippy::disallowed_methods, reason = "runs in a command")]
 fn can_write(folder: &Path) -> Result<(), String> {
     let mut there = folder;
@@ -142,7 +142,7 @@ fn can_write(folder: &Path) -> Result<(), String> {
             Err(error) => return Err(reason(&error)),
         }
     }
-    // What the mode says is not all: a read-only mount or the unit's sandbox shows only by trying.
+    // The mode is not enough: only a write shows a read-only mount or the sandbox of the unit.
     match tempfile::NamedTempFile::new_in(there) {
         Ok(_) => Ok(()),
         Err(error) => Err(format!("{} cannot be written: {}", there.display(), reason(&error))),
@@ -168,7 +168,7 @@ mod tests {
     use crate::config::load;
 
     #[test]
-    fn what_is_named_is_opened() {
+    fn files_and_folders_of_the_config_are_opened() {
         let folder = tempfile::tempdir().expect("a folder");
         let at = |name: &str| folder.path().join(name);
         fs::write(at("file"), "no ZIP").expect("written");
@@ -197,6 +197,6 @@ mod tests {
             "{faults:?}"
         );
         assert!(faults[2].contains("x.toml:5: storage.path: "), "{faults:?}");
-        assert!(!at("new").exists(), "a check makes nothing");
+        assert!(!at("new").exists(), "a check creates nothing");
     }
 }

@@ -1,4 +1,4 @@
-//! Taking over a changed config while running: all of it, or nothing and the reason.
+//! Applies a changed config to the running relay: all of it, or none of it.
 
 mod keys;
 
@@ -19,7 +19,7 @@ use super::report;
 use crate::{
     admin::reload::{Reload, ReloadAnswer},
     auth::Policy,
-    base::{blocking, regular_file},
+    base::{blocking, regular_file, run_to_completion::RunToCompletion},
     bundle::watch::{BundleKeeper, PathWatch, PreparedBundle},
     config::{
         Config, check, levels,
@@ -36,10 +36,10 @@ use crate::{
     sync::session::shared::Sessions,
 };
 
-/// Reads the config file again when asked.
+/// Reloads the config.
 #[expect(missing_docs, reason = "the types say it")]
 pub struct Reloader {
-    /// What is in effect now.
+    /// The config in effect.
     pub loaded: Mutex<LoadedConfig>,
     pub config: watch::Sender<Arc<Config>>,
     pub keeper: Arc<BundleKeeper>,
@@ -49,12 +49,14 @@ pub struct Reloader {
     pub repeats: Arc<Repeats>,
     pub health: Arc<Health>,
     pub metrics: ProcessMetrics,
+    /// Reloads that have begun. A drain does not wait for them, since they store nothing.
+    pub unfinished: RunToCompletion,
 }
 
-/// Why a config was not taken over; what was in effect still is.
+/// Why a reload was refused. The former config stays in effect.
 #[derive(Debug)]
 pub struct Refused {
-    /// What is wrong, a line each.
+    /// The reasons, one line each.
     pub problems: Vec<String>,
 }
 
@@ -64,31 +66,32 @@ impl fmt::Display for Refused {
     }
 }
 
-/// All of a new config that could fail, read and ready to take effect.
+/// A new config, with everything that it names loaded.
 struct Prepared<'a> {
     new: LoadedConfig,
     /// The keys whose values differ.
     changed: Vec<String>,
     log_filter: Targets,
     policy: Policy,
-    /// None where the one in use stays.
+    /// `None` if the current one stays in use.
     certificate: Option<PreparedCertificate<'a>>,
-    /// None where the one that is served stays.
+    /// `None` if the current one is still served.
     bundle: Option<PreparedBundle<'a>>,
 }
 
 impl Reloader {
-    /// Begin to take over the config file as it is now. It goes on to its end whether or not somebody waits
-    /// for the keys that changed.
+    /// Begins a reload, which continues even if the returned handle is dropped. Its result is the
+    /// keys that changed.
     ///
     /// # Errors
-    /// The file has a fault, changes a key that needs a restart, or names a bundle that cannot be served.
+    /// The config file has a fault, changes a key that needs a restart, or names a file that cannot
+    /// be used.
     pub fn start(self: &Arc<Self>) -> JoinHandle<Result<Vec<String>, Refused>> {
         let reloader = self.clone();
-        tokio::spawn(async move { reloader.reload().await })
+        self.unfinished.spawn(async move { reloader.reload().await })
     }
 
-    /// What the admin socket reloads with.
+    /// Returns what the admin socket reloads with.
     pub fn admin_handle(self: &Arc<Self>) -> Reload {
         let reloader = self.clone();
         Arc::new(move || {
@@ -105,7 +108,7 @@ impl Reloader {
     }
 
     async fn reload(&self) -> Result<Vec<String>, Refused> {
-        // Held throughout: reloads come one after the other.
+        // Held to the end, so that only one reload runs at a time.
         let mut loaded = self.loaded.lock().await;
         if self.health.report().phase != Phase::Running {
             return Err(refused(["the relay is not running yet, or not any more".to_owned()]));
@@ -116,12 +119,12 @@ impl Reloader {
         match &result {
             Ok(changed) => {
                 info!(changed = changed.join(" "), "config reloaded");
-                self.health.degrade("reload", None);
+                self.health.set_degraded("reload", None);
                 self.metrics.reloads.with_label_values(&["applied"]).inc();
             }
             Err(refused) => {
                 error!(reason = %refused, "config not reloaded; the former one stays in effect");
-                self.health.degrade("reload", Some(refused.to_string()));
+                self.health.set_degraded("reload", Some(refused.to_string()));
                 self.metrics.reloads.with_label_values(&["refused"]).inc();
             }
         }
@@ -129,7 +132,7 @@ impl Reloader {
         result
     }
 
-    /// Reads the config file and everything that it names. Nothing is in effect yet, so a fault leaves no trace.
+    /// Reads the config file and everything that it names, and changes nothing.
     async fn prepare(&self, now: &LoadedConfig) -> Result<Prepared<'_>, Refused> {
         let file = now.file.clone().ok_or_else(|| {
             refused(["the relay was started without a config file: there is nothing to reload"
@@ -146,13 +149,13 @@ impl Reloader {
                 |key: &String| format!("{}: {key}: needs a restart to change", new.origins.of(key));
             return Err(refused(changes.restart.iter().map(needs)));
         }
-        if let Some(why) = reload::opens(&now.config, &new.config) {
+        if let Some(why) = reload::weakens_sign_in(&now.config, &new.config) {
             let key = if new.config.auth.mode.is_open() { "auth.mode" } else { "auth.anonymous" };
             return Err(at(key, &why));
         }
         let log_filter = levels::filter(&new.config.log.level);
         let log_filter = log_filter.map_err(|error| refused([error.to_string()]))?;
-        // Read anew with every reload: the files change without the config.
+        // Read with every reload, since the file may change without the config.
         let auth = new.config.auth.clone();
         #[expect(clippy::disallowed_methods, reason = "runs on a thread that may block")]
         let policy = blocking::run(move || Policy::load(&auth)).await;
@@ -163,11 +166,11 @@ impl Reloader {
             let prepared = self.tls.prepare(&new.config.tls).await;
             certificate = Some(prepared.map_err(|error| at(error.key(), &error))?);
         }
-        let decides =
+        let bundle_keys =
             ["bundle.path", "bundles.max_inflated", "sync.max_inflated", "http.public_url"];
         let mut bundle = None;
         if degraded.contains_key("bundle")
-            || changes.live.iter().any(|key| decides.contains(&key.as_str()))
+            || changes.live.iter().any(|key| bundle_keys.contains(&key.as_str()))
         {
             let prepared = self.keeper.prepare(&new.config).await;
             bundle = Some(prepared.map_err(|error| at("bundle.path", &error))?);
@@ -175,7 +178,7 @@ impl Reloader {
         Ok(Prepared { new, changed: changes.live, log_filter, policy, certificate, bundle })
     }
 
-    /// Puts a prepared config into effect. Nothing here can fail. Returns the keys that changed.
+    /// Puts a prepared config into effect, which cannot fail. Returns the keys that changed.
     fn commit(&self, now: &mut LoadedConfig, prepared: Prepared<'_>) -> Vec<String> {
         let Prepared { new, changed, log_filter, policy, certificate, bundle } = prepared;
         if let Some(log_level) = &self.log_level {
@@ -197,7 +200,7 @@ impl Reloader {
         changed
     }
 
-    /// Watch the config file: apply it, or report that it has changed. Runs for ever.
+    /// Watches the config file. Applies a change, or logs that there is one. Runs forever.
     pub async fn watch(self: &Arc<Self>) {
         let file: Option<PathBuf> = self.loaded.lock().await.file.clone();
         let Some(file) = file else {
@@ -227,7 +230,7 @@ impl Reloader {
     }
 }
 
-/// The config that a file holds now.
+/// Reads and checks a config file.
 #[expect(clippy::disallowed_methods, reason = "runs on a thread that may block")]
 fn read(file: &Path) -> Result<LoadedConfig, Vec<load::Fault>> {
     let loaded = load::read_file(file)?;

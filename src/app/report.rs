@@ -1,5 +1,5 @@
-//! What operators see of the config and of the relay's health: limits as metrics, and the line for
-//! `systemctl status`.
+//! Shows operators the limits of the config, as metrics, and the health of the relay, as the line
+//! for `systemctl status`.
 
 use crate::{
     config::{AuthMode, Bundles, Config, Limits, Rate, Size, Storage, Sync},
@@ -10,15 +10,30 @@ use crate::{
     sync::memory,
 };
 
-/// Shows the configured limits as metrics. Sections with limits are destructured, so that a new key
-/// has to be decided about.
+/// Exports the configured limits as metrics. Sections with limits are destructured, so that a new
+/// key does not compile until it is exported or left out.
 pub(super) fn show_limits(config: &Config, metrics: &ProcessMetrics) {
     let show = |key: &str, value: i64| metrics.limits.with_label_values(&[key]).set(value);
-    let bytes = |size: Size| i64::try_from(size.0).unwrap_or(i64::MAX);
-    let count = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
-    // As it is written: per second, minute or hour.
-    let rate = |rate: Rate| i64::try_from(rate.count).unwrap_or(i64::MAX);
+    show_per_client(&config.limits, show);
+    show_sync(&config.sync, show);
+    show_storage(&config.storage, show);
+    show_bundles(&config.bundles, show);
+}
 
+fn bytes(size: Size) -> i64 {
+    i64::try_from(size.0).unwrap_or(i64::MAX)
+}
+
+fn count(count: usize) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}
+
+/// A rate as it is written: per second, minute or hour.
+fn rate(rate: Rate) -> i64 {
+    i64::try_from(rate.count).unwrap_or(i64::MAX)
+}
+
+fn show_per_client(limits: &Limits, show: impl Fn(&str, i64)) {
     let Limits {
         connections,
         connections_per_address,
@@ -30,7 +45,7 @@ pub(super) fn show_limits(config: &Config, metrics: &ProcessMetrics) {
         unknown_documents,
         new_documents,
         stored_bytes,
-    } = &config.limits;
+    } = limits;
     show("limits.connections", count(*connections));
     show("limits.connections_per_address", count(*connections_per_address));
     show("limits.handshakes_per_address", rate(*handshakes_per_address));
@@ -41,7 +56,9 @@ pub(super) fn show_limits(config: &Config, metrics: &ProcessMetrics) {
     show("limits.unknown_documents", rate(*unknown_documents));
     show("limits.new_documents", rate(*new_documents));
     show("limits.stored_bytes", bytes(*stored_bytes));
+}
 
+fn show_sync(sync: &Sync, show: impl Fn(&str, i64)) {
     let Sync {
         engine: _,
         peer_id: _,
@@ -58,7 +75,7 @@ pub(super) fn show_limits(config: &Config, metrics: &ProcessMetrics) {
         forward_requests: _,
         forward_peers,
         forward_timeout: _,
-    } = &config.sync;
+    } = sync;
     show("sync.memory", memory::limit(*memory).map_or(0, |limit| bytes(Size(limit))));
     show("sync.max_message", bytes(*max_message));
     show("sync.arriving", bytes(*arriving));
@@ -67,7 +84,9 @@ pub(super) fn show_limits(config: &Config, metrics: &ProcessMetrics) {
     show("sync.send_queue", bytes(*send_queue));
     show("sync.receive_queue", bytes(*receive_queue));
     show("sync.forward_peers", count(*forward_peers));
+}
 
+fn show_storage(storage: &Storage, show: impl Fn(&str, i64)) {
     let Storage {
         path: _,
         durability: _,
@@ -79,24 +98,39 @@ pub(super) fn show_limits(config: &Config, metrics: &ProcessMetrics) {
         max_unsaved,
         max_document,
         max_changes,
-    } = &config.storage;
+    } = storage;
     show("storage.journal_size", bytes(*journal_size));
     show("storage.min_free", bytes(*min_free));
     show("storage.max_unsaved", bytes(*max_unsaved));
     show("storage.max_document", bytes(*max_document));
     show("storage.max_changes", i64::try_from(*max_changes).unwrap_or(i64::MAX));
+}
 
-    let Bundles { max_upload, receiving, max_inflated, .. } = &config.bundles;
+fn show_bundles(bundles: &Bundles, show: impl Fn(&str, i64)) {
+    let Bundles {
+        store: _,
+        path: _,
+        max_upload,
+        receiving,
+        max_inflated,
+        keep: _,
+        bucket: _,
+        region: _,
+        prefix: _,
+        endpoint_url: _,
+        path_style: _,
+        timeout: _,
+    } = bundles;
     show("bundles.max_upload", bytes(*max_upload));
     show("bundles.receiving", bytes(*receiving));
     show("bundles.max_inflated", bytes(*max_inflated));
 }
 
-/// Reports a relay that lets anybody write as degraded.
+/// Reports a relay as degraded if everyone may write.
 pub(super) fn show_sign_in(config: &Config, health: &Health) {
-    // Unset, it is open to this machine alone.
+    // If the mode is not set, only clients of this machine may write.
     let is_open = config.auth.mode != AuthMode::Unset && config.auth.lets_all_write();
-    health.degrade("auth", is_open.then(|| "open to anybody".to_owned()));
+    health.set_degraded("auth", is_open.then(|| "open to anybody".to_owned()));
 }
 
 /// Returns the line for `systemctl status`.

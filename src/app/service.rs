@@ -1,5 +1,5 @@
-//! The service that runs the relay: its user, and what the sandbox of its unit keeps from it. For a check by root, which
-//! may read and write everything.
+//! The service that runs the relay: its user, and the sandbox of its unit. A check of the config by
+//! root needs both, since root itself may read and write everything.
 
 use std::{
     io,
@@ -16,23 +16,23 @@ use rustix::{
 
 use crate::config::load::Fault;
 
-/// The unit of the packages.
+/// The unit in the packages.
 const UNIT: &str = "tonk-relay.service";
-/// What is asked of systemd about it (systemd.exec(5)), drop-ins included.
+/// Its properties that matter here (systemd.exec(5)). They include drop-ins.
 const PROPERTIES: &str = "LoadState,User,Group,SupplementaryGroups,ProtectHome,ProtectSystem,PrivateTmp,ReadWritePaths,\
                           ReadOnlyPaths,InaccessiblePaths,BindPaths,BindReadOnlyPaths,StateDirectory,RuntimeDirectory";
 
-/// The service.
+/// The user, groups and sandbox of the service.
 #[derive(Debug)]
 pub struct Service {
     user: String,
     uid: Uid,
-    /// The user's own first.
+    /// The user's own group first.
     groups: Vec<Gid>,
     sandbox: Sandbox,
 }
 
-/// What a unit says of the file system. Paths in it may be below those of the same list.
+/// What a unit allows of the file system.
 #[derive(Debug, Default)]
 struct Sandbox {
     protect_home: String,
@@ -42,7 +42,7 @@ struct Sandbox {
     read_only: Vec<PathBuf>,
     inaccessible: Vec<PathBuf>,
     bound: Vec<PathBuf>,
-    /// Folders that systemd makes when the unit starts, and gives to its user.
+    /// Folders that systemd creates for the user when the unit starts.
     made: Vec<PathBuf>,
 }
 
@@ -57,7 +57,7 @@ impl Service {
             return Ok(None);
         }
         let Some(shown) =
-            said(Command::new("systemctl").args(["show", "--property", PROPERTIES, UNIT]))
+            output_of(Command::new("systemctl").args(["show", "--property", PROPERTIES, UNIT]))
         else {
             return Ok(None);
         };
@@ -70,11 +70,11 @@ impl Service {
             return Ok(None);
         }
         let missing = |what: &str| Fault {
-            place: UNIT.to_owned(),
+            location: UNIT.to_owned(),
             key: String::new(),
             problem: format!("runs as the {what}, which does not exist here"),
         };
-        let id = |option: &str| said(Command::new("id").args([option, &user]));
+        let id = |option: &str| output_of(Command::new("id").args([option, &user]));
         let (uid, groups) =
             id("-u").zip(id("-G")).ok_or_else(|| missing(&format!("user {user}")))?;
         let mut groups: Vec<Gid> = numbers(&groups).map(Gid::from_raw).collect();
@@ -90,7 +90,7 @@ impl Service {
         Ok(Some(Self { user, uid, groups, sandbox: Sandbox::read(value) }))
     }
 
-    /// Who it is, for a text.
+    /// Returns a description of the user for messages.
     pub fn describe(&self) -> String {
         format!("the user {} of {UNIT}", self.user)
     }
@@ -101,7 +101,7 @@ impl Service {
     /// The thread cannot be started, or cannot take these rights.
     pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> io::Result<T> {
         let as_user = || -> io::Result<T> {
-            // Of this thread alone: the C library would change those of the whole process.
+            // The system calls change this thread only. The C library would change the process.
             let group = self.groups.first().copied();
             set_thread_groups(&self.groups)?;
             set_thread_res_gid(group, group, group)?;
@@ -114,9 +114,9 @@ impl Service {
         })
     }
 
-    /// Why the service does not see a path, and what to do; nothing if it does.
+    /// Returns why the sandbox hides a path, and what to do. `None` if it is visible.
     pub fn hidden(&self, path: &Path) -> Option<String> {
-        let setting = self.sandbox.hides(&real(path))?;
+        let setting = self.sandbox.hides(&resolve_links(path))?;
         Some(format!(
             "{}: {UNIT} hides it from the user {} ({setting}): move it, to /srv or /var/lib/tonk-relay for example, and \
              name the new place",
@@ -125,9 +125,9 @@ impl Service {
         ))
     }
 
-    /// Why the service may not write below a path, and what to do; nothing if its sandbox lets it.
+    /// Returns why the sandbox makes a path read-only, and what to do. `None` if it is writable.
     pub fn read_only(&self, path: &Path) -> Option<String> {
-        let real = real(path);
+        let real = resolve_links(path);
         let setting = self.sandbox.denies(&real)?;
         Some(format!(
             "{}: {UNIT} has it read-only for the user {} ({setting}): `systemctl edit tonk-relay`, and add the lines \
@@ -138,7 +138,8 @@ impl Service {
         ))
     }
 
-    /// Whether systemd makes the folder that a path is in when the unit starts, and has not done so yet.
+    /// Whether a path is in a folder that does not exist yet and that systemd creates when the unit
+    /// starts.
     #[expect(clippy::disallowed_methods, reason = "runs in a command")]
     pub fn will_make(&self, path: &Path) -> bool {
         self.sandbox.made.iter().any(|made| path.starts_with(made) && !made.exists())
@@ -148,13 +149,13 @@ impl Service {
 impl Sandbox {
     fn read<'a>(value: impl Fn(&str) -> &'a str) -> Self {
         let paths = |key: &str| -> Vec<PathBuf> {
-            // With prefixes that say more (systemd.exec(5)), and of a bind mount its target.
+            // Strip the prefixes of systemd.exec(5), and take the target of a bind mount.
             let words =
                 value(key).split_whitespace().map(|word| word.trim_start_matches(['-', '+']));
             words.map(|word| word.split(':').nth(1).unwrap_or(word).into()).collect()
         };
         let below = |folder: &str, key: &str| -> Vec<PathBuf> {
-            // Perhaps with a symbolic link's name.
+            // A name may be followed by that of a symbolic link.
             let names = value(key).split_whitespace().filter_map(|word| word.split(':').next());
             names.map(|name| Path::new(folder).join(name)).collect()
         };
@@ -177,7 +178,7 @@ impl Sandbox {
         }
     }
 
-    /// The setting by which a path is not seen.
+    /// Returns the setting that hides a path.
     fn hides(&self, path: &Path) -> Option<String> {
         let Self { protect_home, private_tmp, .. } = self;
         if is_in(path, &self.bound) {
@@ -194,7 +195,7 @@ impl Sandbox {
         }
     }
 
-    /// The setting by which a path that is seen cannot be written.
+    /// Returns the setting that makes a visible path read-only.
     fn denies(&self, path: &Path) -> Option<String> {
         let Self { protect_home, protect_system, .. } = self;
         let system: &[&str] = match protect_system.as_str() {
@@ -223,9 +224,9 @@ fn is_in(path: &Path, folders: &[impl AsRef<Path>]) -> bool {
     folders.iter().any(|folder| path.starts_with(folder))
 }
 
-/// The path without links, as far as it is there.
+/// Resolves the links in the part of a path that exists.
 #[expect(clippy::disallowed_methods, reason = "runs in a command")]
-fn real(path: &Path) -> PathBuf {
+fn resolve_links(path: &Path) -> PathBuf {
     for there in path.ancestors() {
         if let (Ok(found), Ok(rest)) = (there.canonicalize(), path.strip_prefix(there)) {
             return if rest.as_os_str().is_empty() { found } else { found.join(rest) };
@@ -234,8 +235,8 @@ fn real(path: &Path) -> PathBuf {
     path.to_owned()
 }
 
-/// What a program prints; nothing if it is not there or fails.
-fn said(command: &mut Command) -> Option<String> {
+/// Returns the output of a program, or `None` if it does not exist or fails.
+fn output_of(command: &mut Command) -> Option<String> {
     let output = command.output().ok()?;
     let text = String::from_utf8(output.stdout).ok()?;
     output.status.success().then_some(text)
@@ -246,7 +247,7 @@ fn numbers(text: &str) -> impl Iterator<Item = u32> {
 }
 
 fn gid(group: &str) -> Option<Gid> {
-    let entry = said(Command::new("getent").args(["group", group]))?;
+    let entry = output_of(Command::new("getent").args(["group", group]))?;
     Some(Gid::from_raw(entry.split(':').nth(2)?.trim().parse().ok()?))
 }
 
@@ -261,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn the_packaged_sandbox_shows_and_lets_write_what_it_names() {
+    fn the_packaged_sandbox_hides_homes_and_makes_other_folders_read_only() {
         let packaged = [
             ("ProtectHome", "yes"),
             ("ProtectSystem", "strict"),
@@ -281,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn drop_ins_are_heeded() {
+    fn settings_of_drop_ins_are_applied() {
         let unit = sandbox(&[
             ("ProtectHome", "read-only"),
             ("ProtectSystem", "strict"),

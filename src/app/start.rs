@@ -7,7 +7,7 @@ use std::{
 };
 
 use axum::Router;
-use tokio::sync::watch;
+use tokio::{net::TcpListener, sync::watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
 
@@ -18,15 +18,16 @@ use super::{
     reloader::Reloader,
     report::{show_sign_in, status_line},
     supervisor::Supervisor,
-    tasks,
+    tasks::{self, Signals, Subjects},
     watchdog::{self, Watchdog},
 };
 use crate::{
     admin::{self, storage::state::StorageState},
     auth::Auth,
+    base::run_to_completion::RunToCompletion,
     bundle::{build::Bundles, disk_budget::DiskBudget, import::Importer},
     config::{AuthMode, Config},
-    http::{self, listener::Connections, state::App},
+    http::{self, listener::Connections, state::App, tls::Acceptor},
     observe::{
         health::Phase,
         log::Repeats,
@@ -40,12 +41,12 @@ use crate::{
 const OTHER_FILES: u64 = 500;
 
 impl Bound {
-    /// Starts every task, and tells systemd.
+    /// Starts every task, and reports to systemd that the relay is ready.
     ///
     /// # Errors
     /// Signals cannot be caught.
     pub fn run(self) -> Result<Running, AppError> {
-        let signals = signals::requests().map_err(AppError::Signals)?;
+        let (signals, requests) = Signals::new(signals::requests().map_err(AppError::Signals)?);
         let config = self.config.subscribe();
         let now = config.borrow().clone();
         warn_of_few_files(&now);
@@ -60,35 +61,10 @@ impl Bound {
         });
         let app = self.build_http(&config, &sync);
         let (http_running, stopping) = (TaskTracker::new(), CancellationToken::new());
-        let public = Connections {
-            config,
-            tls: Some((self.tls.acceptor(), self.metrics.http.handshakes.clone())),
-            open: self.metrics.http.sockets.with_label_values(&["public"]),
-            addresses: Some(app.addresses.clone()),
-            refused: self.metrics.sessions.refused.clone(),
-            sockets: Arc::default(),
-            polls: self.metrics.process.poll_seconds.with_label_values(&["http"]),
-            tasks: http_running.clone(),
-            stopping: sync.draining.clone(),
-        };
-        let admin = Connections {
-            tls: None,
-            open: self.metrics.http.sockets.with_label_values(&["admin"]),
-            addresses: None,
-            sockets: Arc::default(),
-            tasks: TaskTracker::new(),
-            stopping: stopping.clone(),
-            ..public.clone()
-        };
+        let (public, admin) =
+            connections(&app, self.tls.acceptor(), http_running.clone(), stopping.clone());
         let watchdog = watchdog(&app, self.metrics.process.clone())?;
-        let stored = StorageState {
-            journal: self.journal.clone(),
-            documents: self.documents.clone(),
-            uploads: app.bundles.store.clone(),
-            served: self.keeper.served(),
-            rooms: Some(sync.rooms.clone()),
-            config: sync.sessions.config.clone(),
-        };
+        let stored = self.build_stored(&app);
         let reloader = Arc::new(Reloader {
             loaded: self.loaded.config.into(),
             config: self.config,
@@ -99,27 +75,27 @@ impl Bound {
             repeats: repeats.clone(),
             health: self.health.clone(),
             metrics: self.metrics.process.clone(),
+            unfinished: RunToCompletion::default(),
         });
 
         let mut supervisor = Supervisor::new(self.metrics.process.clone());
-        tasks::listen(&mut supervisor, self.public, &public, &http::router(app.clone()));
+        listen(&mut supervisor, self.listeners.public, &public, &http::router(app.clone()));
         let unix =
             admin::unix_router(app.clone(), sync.rooms.clone(), reloader.admin_handle(), stored);
-        let sockets = listen_admin(&mut supervisor, self.admin, &admin, &app, &unix)?;
-        let requests = tasks::catch_signals(&mut supervisor, &stopping, signals);
-        tasks::watch(&mut supervisor, &sync.draining, watchdog);
-        tasks::follow_bundle(&mut supervisor, &stopping, &self.keeper, &sync.rooms);
-        tasks::follow_certificate(&mut supervisor, &stopping, &self.tls);
-        tasks::follow_config(&mut supervisor, &stopping, &reloader);
-        tasks::follow_keys(&mut supervisor, &stopping, &reloader);
-        tasks::flush_log(&mut supervisor, &stopping, &repeats);
-        if let Some(s3) = &self.store.s3 {
-            tasks::keep_asking(&mut supervisor, &stopping, s3);
+        let sockets = listen_admin(&mut supervisor, self.listeners.admin, &admin, &app, &unix)?;
+        let subjects = Subjects {
+            app: &app,
+            keeper: &self.keeper,
+            tls: &self.tls,
+            journal: &self.journal,
+            s3: self.store.s3.as_ref(),
+            reloader: &reloader,
+            repeats: &repeats,
+            watchdog: &watchdog,
+        };
+        for task in tasks::table(&subjects, &stopping, &signals) {
+            supervisor.supervise(task);
         }
-        tasks::watch_space(&mut supervisor, &stopping, &self.documents);
-        tasks::count_stored(&mut supervisor, &stopping, &self.journal, &self.metrics.storage);
-        tasks::show_status(&mut supervisor, &stopping, &self.health, &self.metrics, &sync.rooms);
-        tasks::review_sessions(&mut supervisor, &stopping, &sync.sessions);
         announce(&now, &app);
         let parts = Parts {
             metrics: self.metrics.process,
@@ -131,6 +107,7 @@ impl Bound {
             importer: app.bundles.importer,
             sync,
             http_running,
+            unfinished: app.unfinished,
             stopping,
             sockets,
             step: Mutex::new(Step::Connections),
@@ -138,7 +115,20 @@ impl Bound {
         Ok(Running::new(parts, requests))
     }
 
-    /// Builds what request handlers share.
+    /// Builds the state of the admin handlers for stored documents.
+    fn build_stored(&self, app: &App) -> StorageState {
+        StorageState {
+            journal: self.journal.clone(),
+            documents: self.documents.clone(),
+            uploads: self.store.store.clone(),
+            served: self.keeper.served(),
+            rooms: Some(app.sync.rooms.clone()),
+            config: app.config.clone(),
+            unfinished: app.unfinished.clone(),
+        }
+    }
+
+    /// Builds the state of the HTTP handlers.
     fn build_http(&self, config: &watch::Receiver<Arc<Config>>, sync: &Sync) -> App {
         let receiving = Arc::new(DiskBudget::new(
             self.documents.space().clone(),
@@ -170,12 +160,61 @@ impl Bound {
             addresses: Arc::default(),
             connections: Arc::default(),
             sync: sync.clone(),
+            unfinished: RunToCompletion::default(),
             started: Instant::now(),
         }
     }
 }
 
-/// Accepts connections of operators. Returns the Unix sockets, which have to be removed at the end.
+/// Returns how connections of the public port are served, and those of the admin port: without TLS
+/// and limits by address, and until the process ends.
+fn connections(
+    app: &App,
+    tls: Acceptor,
+    http_running: TaskTracker,
+    stopping: CancellationToken,
+) -> (Connections, Connections) {
+    let public = Connections {
+        config: app.config.clone(),
+        tls: Some((tls, app.metrics.http.handshakes.clone())),
+        open: app.metrics.http.sockets.with_label_values(&["public"]),
+        addresses: Some(app.addresses.clone()),
+        refused: app.metrics.sessions.refused.clone(),
+        sockets: Arc::default(),
+        polls: app.metrics.process.poll_seconds.with_label_values(&["http"]),
+        tasks: http_running,
+        stopping: app.sync.draining.clone(),
+    };
+    let admin = Connections {
+        tls: None,
+        open: app.metrics.http.sockets.with_label_values(&["admin"]),
+        addresses: None,
+        sockets: Arc::default(),
+        tasks: TaskTracker::new(),
+        stopping,
+        ..public.clone()
+    };
+    (public, admin)
+}
+
+/// Starts to accept connections of clients.
+fn listen(
+    supervisor: &mut Supervisor,
+    listeners: Vec<TcpListener>,
+    connections: &Connections,
+    router: &Router,
+) {
+    for listener in listeners {
+        if let Ok(address) = listener.local_addr() {
+            let is_tls = connections.tls.as_ref().is_some_and(|(tls, _)| tls.borrow().is_some());
+            info!("listening on {}://{address}", if is_tls { "https" } else { "http" });
+        }
+        supervisor.supervise(tasks::listen("http", listener, connections, router));
+    }
+}
+
+/// Starts to accept connections of operators. Returns the Unix sockets, which have to be removed at
+/// the end.
 fn listen_admin(
     supervisor: &mut Supervisor,
     listeners: Vec<AdminListener>,
@@ -189,10 +228,10 @@ fn listen_admin(
             AdminListener::Tcp(listener) => {
                 let address = listener.local_addr().map_err(AppError::Inherited)?;
                 let router = admin::tcp_router(app.clone(), address);
-                tasks::listen_admin(supervisor, listener, connections, &router);
+                supervisor.supervise(tasks::listen("admin", listener, connections, &router));
             }
             AdminListener::Unix(listener, path) => {
-                tasks::listen_unix(supervisor, listener, connections, unix);
+                supervisor.supervise(tasks::listen_unix(listener, connections, unix));
                 sockets.push(path);
             }
         }
@@ -200,7 +239,7 @@ fn listen_admin(
     Ok(sockets)
 }
 
-/// Says that the relay serves: to health checks, systemd and the log.
+/// Reports that the relay is ready: in its health, to systemd and in the log.
 fn announce(config: &Config, app: &App) {
     if config.auth.mode != AuthMode::Unset && config.auth.lets_all_write() {
         warn!(
@@ -208,7 +247,7 @@ fn announce(config: &Config, app: &App) {
         );
     }
     show_sign_in(config, &app.health);
-    app.health.enter(Phase::Running);
+    app.health.enter_phase(Phase::Running);
     app.metrics.process.ready.set(1);
     systemd::ready(&status_line(&app.health.report()));
     info!(version = env!("CARGO_PKG_VERSION"), peer_id = %app.sync.sessions.names.peer_id, "ready");

@@ -1,4 +1,4 @@
-//! The supervised tasks: what each one runs, and what its end means.
+//! The supervised tasks: one table of their names, what their ends mean, and what they run.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -10,17 +10,20 @@ use tokio::{
     sync::{Mutex, mpsc},
 };
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::warn;
 
-use super::report::status_line;
-use crate::{
-    app::{
-        reloader::Reloader,
-        supervisor::{OnExit, Supervisor},
-        watchdog::Watchdog,
+use super::{
+    reloader::Reloader,
+    report::status_line,
+    supervisor::{
+        OnExit::{Fatal, Restart},
+        Task,
     },
-    bundle::{store::s3::S3Store, watch::BundleKeeper},
-    http::{listener::Connections, tls::TlsKeeper},
+    watchdog::Watchdog,
+};
+use crate::{
+    bundle::{served::Served, store::s3::S3Store, watch::BundleKeeper},
+    http::{listener::Connections, state::App, tls::TlsKeeper},
     observe::{
         health::Health,
         log::Repeats,
@@ -28,308 +31,204 @@ use crate::{
         signals::Request,
         systemd,
     },
-    storage::{
-        documents::Documents,
-        local::{backups, journal::Journal, quarantine},
-    },
+    storage::local::{backups, journal::Journal, quarantine},
     sync::{rooms::Rooms, session::shared::Sessions},
 };
 
-/// How often systemd's status line is renewed.
+/// How often the status line of systemd and the counts of stored things are updated.
 const STATUS_EVERY: Duration = Duration::from_secs(5);
-
-/// Pass signals on. A relay that hears none could not be stopped in order: its end is fatal.
-pub(super) fn catch_signals(
-    supervisor: &mut Supervisor,
-    stopping: &CancellationToken,
-    signals: impl Stream<Item = Request> + Unpin + Send + 'static,
-) -> mpsc::Receiver<Request> {
-    let (sender, receiver) = mpsc::channel(4);
-    let signals = Arc::new(Mutex::new(signals));
-    supervisor.keep("signals", OnExit::Fatal, stopping, move || {
-        let (sender, signals) = (sender.clone(), signals.clone());
-        async move {
-            let mut signals = signals.lock().await;
-            while let Some(request) = signals.next().await {
-                // Nobody listens any more only when the relay ends.
-                let _ = sender.send(request).await;
-            }
-        }
-    });
-    receiver
-}
-
-/// How often sign-ins are looked at whose time may be over, and how often their last use is written.
+/// How often sign-ins are checked for their expiry.
 const REVIEW_EVERY: Duration = Duration::from_secs(1);
+/// The last use of tokens is saved once in this many reviews.
 const SAVE_LAST_USE_EVERY: u32 = 30;
 
-/// End sessions whose sign-in has ended, and note when tokens were last used.
-pub(super) fn review_sessions(
-    supervisor: &mut Supervisor,
+/// What the tasks of the table run.
+pub(super) struct Subjects<'a> {
+    pub(super) app: &'a App,
+    pub(super) keeper: &'a Arc<BundleKeeper>,
+    pub(super) tls: &'a Arc<TlsKeeper>,
+    pub(super) journal: &'a Arc<Journal>,
+    pub(super) s3: Option<&'a Arc<S3Store>>,
+    pub(super) reloader: &'a Arc<Reloader>,
+    pub(super) repeats: &'a Arc<Repeats>,
+    pub(super) watchdog: &'a Arc<Watchdog>,
+}
+
+/// Returns every task but the listeners. Most end with the process, at `stopping`; the watchdog
+/// ends when a drain begins.
+pub(super) fn table(
+    subjects: &Subjects<'_>,
     stopping: &CancellationToken,
-    sessions: &Arc<Sessions>,
-) {
-    let sessions = sessions.clone();
-    supervisor.keep("sign-ins", OnExit::Restart, stopping, move || {
-        let sessions = sessions.clone();
-        async move {
-            for round in 0u32.. {
-                tokio::time::sleep(REVIEW_EVERY).await;
-                sessions.close_expired();
-                if round % SAVE_LAST_USE_EVERY == 0 {
-                    sessions.record_use();
-                    let auth = sessions.auth.clone();
-                    let saved = tokio::task::spawn_blocking(move || auth.last_use().save()).await;
-                    if let Ok(Err(error)) = saved {
-                        warn!("the last use of tokens cannot be written: {error}");
-                    }
-                }
-            }
-        }
-    });
-}
+    signals: &Signals<impl Stream<Item = Request> + Unpin + Send + 'static>,
+) -> Vec<Task> {
+    let Subjects { app, keeper, tls, journal, s3, reloader, repeats, watchdog } = subjects;
+    let (rooms, sessions) = (app.sync.rooms.clone(), app.sync.sessions.clone());
+    let draining = &app.sync.draining;
+    let told = (keeper.served(), rooms.clone());
+    let counted = ((*journal).clone(), app.metrics.storage.clone());
+    let shown = (app.health.clone(), app.metrics.clone(), rooms);
+    let watched = ((*watchdog).clone(), draining.clone());
 
-/// Serve the public addresses.
-pub(super) fn listen(
-    supervisor: &mut Supervisor,
-    listeners: Vec<TcpListener>,
-    connections: &Connections,
-    router: &Router,
-) {
-    for listener in listeners {
-        if let Ok(address) = listener.local_addr() {
-            let is_tls = connections.tls.as_ref().is_some_and(|(tls, _)| tls.borrow().is_some());
-            info!("listening on {}://{address}", if is_tls { "https" } else { "http" });
-        }
-        keep_listening(supervisor, "http", listener, connections, router);
+    let mut tasks = vec![
+        // A relay that hears no signal could not be stopped gracefully.
+        Task::new("signals", Fatal, stopping, signals, forward_signals),
+        Task::new("watchdog", Restart, draining, &watched, run_watchdog),
+        Task::new("bundle", Restart, stopping, *keeper, |keeper| async move { keeper.run().await }),
+        Task::new("bundle-rooms", Restart, stopping, &told, tell_rooms),
+        Task::new("tls", Restart, stopping, *tls, |tls| async move { tls.run().await }),
+        Task::new("config", Restart, stopping, *reloader, |reloader| async move {
+            reloader.watch().await;
+        }),
+        Task::new("keys", Restart, stopping, *reloader, |reloader| async move {
+            reloader.follow_keys().await;
+        }),
+        Task::new("log", Restart, stopping, *repeats, |repeats| async move { repeats.run().await }),
+    ];
+    if let Some(s3) = s3 {
+        tasks.push(Task::new("bundle-store", Restart, stopping, *s3, |s3| async move {
+            s3.run().await;
+        }));
     }
+    tasks.extend([
+        Task::new("space", Restart, stopping, &app.documents, |documents| async move {
+            documents.space().run().await;
+        }),
+        Task::new("counts", Restart, stopping, &counted, count_stored),
+        Task::new("status", Restart, stopping, &shown, show_status),
+        Task::new("sign-ins", Restart, stopping, &sessions, review_sign_ins),
+    ]);
+    tasks
 }
 
-/// Serve an admin address.
-pub(super) fn listen_admin(
-    supervisor: &mut Supervisor,
+/// Returns the task that accepts connections of a TCP listener.
+pub(super) fn listen(
+    name: &'static str,
     listener: TcpListener,
     connections: &Connections,
     router: &Router,
-) {
-    keep_listening(supervisor, "admin", listener, connections, router);
+) -> Task {
+    let subject = (Arc::new(listener), connections.clone(), router.clone());
+    Task::new(
+        name,
+        Restart,
+        &connections.stopping,
+        &subject,
+        |(listener, connections, router)| async move { connections.serve(&listener, router).await },
+    )
 }
 
-fn keep_listening(
-    supervisor: &mut Supervisor,
-    task: &'static str,
-    listener: TcpListener,
-    connections: &Connections,
-    router: &Router,
-) {
-    let stopping = connections.stopping.clone();
-    let (connections, router) = (connections.clone(), router.clone());
-    let listener = Arc::new(listener);
-    supervisor.keep(task, OnExit::Restart, &stopping, move || {
-        let (connections, router) = (connections.clone(), router.clone());
-        let listener = listener.clone();
-        async move { connections.serve(&listener, router).await }
-    });
-}
-
-/// Serve the admin socket.
+/// Returns the task that accepts connections of the admin socket.
 pub(super) fn listen_unix(
-    supervisor: &mut Supervisor,
     listener: UnixListener,
     connections: &Connections,
     router: &Router,
-) {
-    let stopping = connections.stopping.clone();
-    let (connections, router) = (connections.clone(), router.clone());
-    let listener = Arc::new(listener);
-    supervisor.keep("admin", OnExit::Restart, &stopping, move || {
-        let (connections, router) = (connections.clone(), router.clone());
-        let listener = listener.clone();
-        async move { connections.serve_unix(&listener, router).await }
-    });
+) -> Task {
+    let subject = (Arc::new(listener), connections.clone(), router.clone());
+    Task::new(
+        "admin",
+        Restart,
+        &connections.stopping,
+        &subject,
+        |(listener, connections, router)| async move { connections.serve_unix(&listener, router).await },
+    )
 }
 
-/// See that the relay answers, and tell systemd.
-pub(super) fn watch(
-    supervisor: &mut Supervisor,
-    stopping: &CancellationToken,
-    watchdog: Arc<Watchdog>,
-) {
-    let until = stopping.clone();
-    supervisor.keep("watchdog", OnExit::Restart, stopping, move || {
-        let (watchdog, until) = (watchdog.clone(), until.clone());
-        async move {
-            tokio::select! {
-                () = watchdog.run() => {}
-                () = until.cancelled() => {}
+/// Signals of this process, and where they are forwarded.
+pub(super) struct Signals<S> {
+    source: Arc<Mutex<S>>,
+    sender: mpsc::Sender<Request>,
+}
+
+impl<S> Signals<S> {
+    /// Returns them with the receiver of what is forwarded.
+    pub(super) fn new(source: S) -> (Self, mpsc::Receiver<Request>) {
+        let (sender, receiver) = mpsc::channel(4);
+        (Self { source: Arc::new(Mutex::new(source)), sender }, receiver)
+    }
+}
+
+impl<S> Clone for Signals<S> {
+    fn clone(&self) -> Self {
+        Self { source: self.source.clone(), sender: self.sender.clone() }
+    }
+}
+
+async fn forward_signals(signals: Signals<impl Stream<Item = Request> + Unpin>) {
+    let mut source = signals.source.lock().await;
+    while let Some(request) = source.next().await {
+        // The receiver is gone only when the relay ends.
+        let _ = signals.sender.send(request).await;
+    }
+}
+
+async fn run_watchdog((watchdog, draining): (Arc<Watchdog>, CancellationToken)) {
+    tokio::select! {
+        () = watchdog.run() => {}
+        () = draining.cancelled() => {}
+    }
+}
+
+/// Tells the rooms of each swap of the served bundle. After a restart of the task `served` has
+/// every swap since the relay's start, so none is missed.
+async fn tell_rooms((mut served, rooms): (Served, Arc<Rooms>)) {
+    while served.changed().await.is_ok() {
+        rooms.bundle_changed();
+    }
+}
+
+/// Ends sessions whose sign-in has expired, and records when tokens were last used.
+async fn review_sign_ins(sessions: Arc<Sessions>) {
+    for round in 0u32.. {
+        tokio::time::sleep(REVIEW_EVERY).await;
+        sessions.close_expired();
+        if round % SAVE_LAST_USE_EVERY == 0 {
+            sessions.record_use();
+            let auth = sessions.auth.clone();
+            let saved = tokio::task::spawn_blocking(move || auth.last_use().save()).await;
+            if let Ok(Err(error)) = saved {
+                warn!("the last use of tokens cannot be written: {error}");
             }
         }
-    });
+    }
 }
 
-/// Swap the served bundle when its file changes, and tell the rooms.
-pub(super) fn follow_bundle(
-    supervisor: &mut Supervisor,
-    stopping: &CancellationToken,
-    keeper: &Arc<BundleKeeper>,
-    rooms: &Arc<Rooms>,
-) {
-    let served = keeper.served();
-    let keeper = keeper.clone();
-    supervisor.keep("bundle", OnExit::Restart, stopping, move || {
-        let keeper = keeper.clone();
-        async move { keeper.run().await }
-    });
-    let rooms = rooms.clone();
-    supervisor.keep("bundle-rooms", OnExit::Restart, stopping, move || {
-        // Started again it hears of every swap since the relay's start, and so misses none.
-        let (rooms, mut served) = (rooms.clone(), served.clone());
-        async move {
-            while served.changed().await.is_ok() {
-                rooms.bundle_changed();
+/// Counts blocks, quarantined chunks and backups.
+async fn count_stored((journal, metrics): (Arc<Journal>, StorageMetrics)) {
+    loop {
+        journal.update_blocked_gauge();
+        let (root, metrics) = (journal.root().to_owned(), metrics.clone());
+        let counting = tokio::task::spawn_blocking(move || {
+            // If the folder cannot be listed, the last count stays.
+            if let Ok(entries) = quarantine::list(&root) {
+                metrics.quarantined.set(i64::try_from(entries.len()).unwrap_or(i64::MAX));
             }
-        }
-    });
+            metrics.backed_up_at.set(backups::last_whole(&root).unwrap_or(0.0));
+        });
+        // A panic in it is logged by the panic hook.
+        let _ = counting.await;
+        tokio::time::sleep(STATUS_EVERY).await;
+    }
 }
 
-/// Swap the certificate when its files change.
-pub(super) fn follow_certificate(
-    supervisor: &mut Supervisor,
-    stopping: &CancellationToken,
-    tls: &Arc<TlsKeeper>,
-) {
-    let tls = tls.clone();
-    supervisor.keep("tls", OnExit::Restart, stopping, move || {
-        let tls = tls.clone();
-        async move { tls.run().await }
-    });
-}
-
-/// Notice that the config file has changed.
-pub(super) fn follow_config(
-    supervisor: &mut Supervisor,
-    stopping: &CancellationToken,
-    reloader: &Arc<Reloader>,
-) {
-    let reloader = reloader.clone();
-    supervisor.keep("config", OnExit::Restart, stopping, move || {
-        let reloader = reloader.clone();
-        async move { reloader.watch().await }
-    });
-}
-
-/// Swap the keys for JWTs when their file changes.
-pub(super) fn follow_keys(
-    supervisor: &mut Supervisor,
-    stopping: &CancellationToken,
-    reloader: &Arc<Reloader>,
-) {
-    let reloader = reloader.clone();
-    supervisor.keep("keys", OnExit::Restart, stopping, move || {
-        let reloader = reloader.clone();
-        async move { reloader.follow_keys().await }
-    });
-}
-
-/// Write the log lines that were held back.
-pub(super) fn flush_log(
-    supervisor: &mut Supervisor,
-    stopping: &CancellationToken,
-    repeats: &Arc<Repeats>,
-) {
-    let repeats = repeats.clone();
-    supervisor.keep("log", OnExit::Restart, stopping, move || {
-        let repeats = repeats.clone();
-        async move { repeats.run().await }
-    });
-}
-
-/// Find out what the object store can do, and whether it is there.
-pub(super) fn keep_asking(
-    supervisor: &mut Supervisor,
-    stopping: &CancellationToken,
-    store: &Arc<S3Store>,
-) {
-    let store = store.clone();
-    supervisor.keep("bundle-store", OnExit::Restart, stopping, move || {
-        let store = store.clone();
-        async move { store.run().await }
-    });
-}
-
-/// Look how much room the disks have.
-pub(super) fn watch_space(
-    supervisor: &mut Supervisor,
-    stopping: &CancellationToken,
-    documents: &Arc<Documents>,
-) {
-    let documents = documents.clone();
-    supervisor.keep("space", OnExit::Restart, stopping, move || {
-        let documents = documents.clone();
-        async move { documents.space().run().await }
-    });
+/// Updates the metrics of readiness and systemd's status line.
+async fn show_status((health, metrics, rooms): (Arc<Health>, Metrics, Arc<Rooms>)) {
+    loop {
+        let report = health.report();
+        metrics.process.ready.set(report.ready.into());
+        show_checks(&metrics.process.failed, &report.failed);
+        show_checks(&metrics.process.degraded, &report.degraded);
+        let (live, _) = rooms.count();
+        systemd::status(&format!(
+            "{} ({} connections, {live} documents)",
+            status_line(&report),
+            metrics.sessions.open.get()
+        ));
+        tokio::time::sleep(STATUS_EVERY).await;
+    }
 }
 
 fn show_checks(gauges: &IntGaugeVec, checks: &BTreeMap<&'static str, String>) {
     for check in Health::CHECKS {
         gauges.with_label_values(&[check]).set(checks.contains_key(check).into());
     }
-}
-
-/// Count what lies beside the documents.
-pub(super) fn count_stored(
-    supervisor: &mut Supervisor,
-    stopping: &CancellationToken,
-    journal: &Arc<Journal>,
-    metrics: &StorageMetrics,
-) {
-    let (journal, metrics) = (journal.clone(), metrics.clone());
-    supervisor.keep("counts", OnExit::Restart, stopping, move || {
-        let (journal, metrics) = (journal.clone(), metrics.clone());
-        async move {
-            loop {
-                journal.update_blocked_gauge();
-                let (root, metrics) = (journal.root().to_owned(), metrics.clone());
-                let counting = tokio::task::spawn_blocking(move || {
-                    // What cannot be listed stays as it was.
-                    if let Ok(entries) = quarantine::list(&root) {
-                        metrics.quarantined.set(i64::try_from(entries.len()).unwrap_or(i64::MAX));
-                    }
-                    metrics.backed_up_at.set(backups::last_whole(&root).unwrap_or(0.0));
-                });
-                // A panic there is in the log.
-                let _ = counting.await;
-                tokio::time::sleep(STATUS_EVERY).await;
-            }
-        }
-    });
-}
-
-/// Keep systemd's status line and the readiness metric as they are.
-pub(super) fn show_status(
-    supervisor: &mut Supervisor,
-    stopping: &CancellationToken,
-    health: &Arc<Health>,
-    metrics: &Metrics,
-    rooms: &Arc<Rooms>,
-) {
-    let (health, metrics, rooms) = (health.clone(), metrics.clone(), rooms.clone());
-    supervisor.keep("status", OnExit::Restart, stopping, move || {
-        let (health, metrics, rooms) = (health.clone(), metrics.clone(), rooms.clone());
-        async move {
-            loop {
-                let report = health.report();
-                metrics.process.ready.set(report.ready.into());
-                show_checks(&metrics.process.failed, &report.failed);
-                show_checks(&metrics.process.degraded, &report.degraded);
-                let (live, _) = rooms.count();
-                systemd::status(&format!(
-                    "{} ({} connections, {live} documents)",
-                    status_line(&report),
-                    metrics.sessions.open.get()
-                ));
-                tokio::time::sleep(STATUS_EVERY).await;
-            }
-        }
-    });
 }

@@ -1,8 +1,10 @@
-//! Whether the relay still answers: it asks itself, over a connection of its own, for a document that is nobody's.
+//! The relay's test of itself: it requests a document that does not exist over a connection of its
+//! own.
 //!
-//! The question takes the way of every client's: an HTTP upgrade, a session, a room and back. It meets no limit, and no
-//! disk, store or network, whose faults are the readiness's matter: a relay that waits for its disk is not to be killed.
-//! systemd's watchdog is fed by each answer.
+//! The request takes the same path as a client's: an HTTP upgrade, a session, a room and back. It
+//! is subject to no limit, and uses no disk, store or network. Faults of these make the relay
+//! unready, but a relay that waits for its disk must not be killed. Each answer feeds systemd's
+//! watchdog.
 
 use std::{
     sync::Arc,
@@ -13,7 +15,7 @@ use axum::Router;
 use bytes::Bytes;
 use futures::{SinkExt, StreamExt};
 use tokio::io::DuplexStream;
-// tokio-tungstenite: what axum itself speaks WebSocket with.
+// tokio-tungstenite: the WebSocket crate that axum uses.
 use tokio_tungstenite::{
     WebSocketStream,
     tungstenite::{self, Message as Frame},
@@ -31,20 +33,20 @@ use crate::{
     },
 };
 
-/// How often it asks where systemd does not say.
-const EVERY: Duration = Duration::from_secs(15);
-/// Bytes on their way between the two ends of the connection.
+/// How often the relay tests itself if systemd's watchdog is not enabled.
+const DEFAULT_INTERVAL: Duration = Duration::from_secs(15);
+/// The buffer of the connection, in bytes.
 const BUFFER: usize = 16 << 10;
 
-/// Asks the relay whether it answers.
+/// Tests whether the relay answers.
 pub struct Watchdog {
     /// How connections are served.
     pub connections: Connections,
-    /// What serves them: the public router, without limits.
+    /// The public router, without limits.
     pub router: Router,
-    /// The document that it asks for.
+    /// The document that it requests.
     pub document: DocumentId,
-    /// Where the answers are noted.
+    /// Where results are recorded.
     pub metrics: ProcessMetrics,
 }
 
@@ -62,7 +64,7 @@ pub enum ProbeError {
     Late(Duration),
 }
 
-/// The config under which the relay asks itself: no limit holds, and no sign-in.
+/// Returns `config` without limits and sign-in, for the test.
 pub fn unlimited(config: &Config) -> Config {
     let mut config = config.clone();
     config.auth.mode = AuthMode::Open;
@@ -73,14 +75,14 @@ pub fn unlimited(config: &Config) -> Config {
 }
 
 impl Watchdog {
-    /// Ask again and again.
+    /// Tests the relay again and again. Runs forever.
     pub async fn run(self: Arc<Self>) {
         let wanted = systemd::watchdog();
-        // Two questions may fail, and the third is still in time.
-        let every = wanted.map_or(EVERY, |wanted| wanted / 4);
+        // If two tests fail, the third can still feed the watchdog in time.
+        let every = wanted.map_or(DEFAULT_INTERVAL, |wanted| wanted / 4);
         loop {
             let start = Instant::now();
-            match self.ask(every).await {
+            match self.test(every).await {
                 Ok(()) => {
                     self.metrics.probe_seconds.set(start.elapsed().as_secs_f64());
                     if wanted.is_some() {
@@ -96,20 +98,20 @@ impl Watchdog {
         }
     }
 
-    /// Ask once.
+    /// Tests the relay once.
     ///
     /// # Errors
-    /// There is no answer within `limit`.
-    pub async fn ask(&self, limit: Duration) -> Result<(), ProbeError> {
+    /// The answer is wrong, or does not arrive within `limit`.
+    pub async fn test(&self, limit: Duration) -> Result<(), ProbeError> {
         let (ours, theirs) = tokio::io::duplex(BUFFER);
         self.connections.spawn(theirs, self.router.clone(), None);
-        let asking = tokio::time::timeout(limit, self.talk(ours));
-        asking.await.unwrap_or(Err(ProbeError::Late(limit)))
+        let testing = tokio::time::timeout(limit, self.request(ours));
+        testing.await.unwrap_or(Err(ProbeError::Late(limit)))
     }
 
-    async fn talk(&self, stream: DuplexStream) -> Result<(), ProbeError> {
+    async fn request(&self, stream: DuplexStream) -> Result<(), ProbeError> {
         let (mut socket, _) = tokio_tungstenite::client_async("ws://probe/", stream).await?;
-        // A name that nobody can guess, and so nobody can take over.
+        // A peer id that no client can guess and take over.
         let us = &format!("probe-{}", DocumentId::random());
         socket.send(Frame::Binary(wire::join(us))).await?;
         let relay = loop {

@@ -1,4 +1,4 @@
-//! JSON Web Tokens (RFC 7519): the keys that may sign them, and what is read of one.
+//! JSON Web Tokens (RFC 7519): the keys that may sign them, and their verification.
 
 mod signatures;
 
@@ -9,7 +9,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-// jsonwebtoken: the one that most Rust services verify with.
+// jsonwebtoken: the crate that most services in Rust use.
 use jsonwebtoken::{
     Algorithm, AlgorithmFamily, DecodingKey, Validation, decode, decode_header,
     errors::ErrorKind,
@@ -24,17 +24,17 @@ use crate::{
     config::{self, scopes::Scope},
 };
 
-/// What two machines' clocks may differ by.
+/// The tolerated difference between the clocks of two machines.
 const CLOCK_SKEW: Duration = Duration::from_secs(10);
-/// The largest file of keys.
+/// The largest file of keys, in bytes.
 const MAX_FILE: u64 = 1 << 20;
-/// The longest token that is looked at; header lines end at about twice that.
+/// The longest token, in bytes. The limit of request headers is about twice that.
 const MAX_TOKEN: usize = 16 << 10;
-/// The least bytes of an HS256 secret (RFC 7518, 3.2) and bits of an RSA modulus (RFC 7518, 3.3).
+/// The shortest HS256 secret, in bytes (RFC 7518, 3.2), and RSA modulus, in bits (RFC 7518, 3.3).
 const MIN_SECRET: usize = 32;
 const MIN_MODULUS: usize = 2048;
 
-/// Keys, and what a token must say beside being signed with one of them.
+/// The keys, and the issuer and audience that a token must have. An empty one is not checked.
 #[derive(Clone, Debug)]
 pub struct Keys {
     keys: Vec<(KeyId, Key)>,
@@ -49,7 +49,7 @@ struct Key {
     key: DecodingKey,
 }
 
-/// What tells a key, and what tokens have to say beside being signed with it, from others.
+/// Identifies a key with the issuer and audience that its tokens must have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KeyId([u8; 32]);
 
@@ -66,20 +66,20 @@ impl KeyId {
     }
 }
 
-/// What a token says that was signed with one of the keys.
+/// The claims of a verified token.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Claims {
-    /// Whose it is.
+    /// Its subject.
     pub subject: String,
-    /// What it is for; scopes of other services are left out.
+    /// Its scopes, without those of other services.
     pub scopes: Vec<Scope>,
-    /// When it ends.
+    /// When it expires.
     pub expires: SystemTime,
-    /// The key that it is signed with.
+    /// The key that has signed it.
     pub key: KeyId,
 }
 
-/// What is wrong with a file of keys.
+/// Why a file of keys cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the texts say it")]
 pub enum KeysError {
@@ -89,7 +89,7 @@ pub enum KeysError {
     Content { path: PathBuf, problem: String },
 }
 
-/// Why a token is not taken.
+/// Why a token is refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the names say it")]
 pub enum BadJwt {
@@ -108,7 +108,7 @@ struct Fields {
     scopes: Option<Scopes>,
 }
 
-/// Scopes as RFC 8693 (4.2) has them, a text with spaces, or as a list.
+/// Scopes as a text with spaces (RFC 8693, 4.2), or as a list.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Scopes {
@@ -127,10 +127,10 @@ impl Scopes {
 }
 
 impl Keys {
-    /// Read the keys that a config names: PEM public keys, one after the other, or a JWKS (RFC 7517).
+    /// Reads a file of keys: PEM public keys, one after the other, or a JWKS (RFC 7517).
     ///
     /// # Errors
-    /// The file cannot be read, or something in it is no key for EdDSA, ES256, RS256 or HS256.
+    /// The file cannot be read, or has no usable key for EdDSA, ES256, RS256 or HS256.
     #[expect(clippy::disallowed_methods, reason = "itself called where it may block")]
     pub fn load(path: &Path, auth: &config::Auth) -> Result<Self, KeysError> {
         let io = |source| KeysError::Io { path: path.to_owned(), source };
@@ -143,23 +143,23 @@ impl Keys {
         Ok(Self { keys, issuer, audience })
     }
 
-    /// Whether a key is among these, and tokens that it signs have to say the same.
-    pub fn has(&self, key: KeyId) -> bool {
+    /// Whether a key is among these, with the same issuer and audience.
+    pub fn contains(&self, key: KeyId) -> bool {
         self.keys.iter().any(|(known, _)| *known == key)
     }
 
-    /// Read a token.
+    /// Verifies a token.
     ///
     /// # Errors
-    /// It was not signed with one of the keys, has ended, or is not for this relay.
+    /// No key has signed the token, it has expired, or it is not for this relay.
     pub fn verify(&self, token: &str) -> Result<Claims, BadJwt> {
         let invalid = |why: &str| BadJwt::Invalid(why.to_owned());
         if token.len() > MAX_TOKEN {
             return Err(invalid("it is too long"));
         }
         let header = decode_header(token).map_err(|_| invalid("it is no JWT"))?;
-        // None of the extensions that a token may name as critical is known here (RFC 7515, 4.1.11). One of them is `b64`, which
-        // says what the signature is of (RFC 7797).
+        // No critical extension is supported (RFC 7515, 4.1.11). `b64` is one, which changes what
+        // is signed (RFC 7797).
         let is_plain = header.extras.get("b64").is_ok_and(|b64: Option<bool>| b64 != Some(false));
         if header.crit.is_some() || !is_plain {
             return Err(invalid(
@@ -167,7 +167,7 @@ impl Keys {
             ));
         }
         let is_meant = |key: &Key| {
-            // A key's own algorithm counts, not the token's word for it.
+            // The algorithm of the key decides, not what the token claims.
             key.algorithm == header.alg
                 && (key.id.is_none() || header.kid.is_none() || key.id == header.kid)
         };
@@ -202,7 +202,7 @@ impl Keys {
         validation.leeway = CLOCK_SKEW.as_secs();
         validation.validate_nbf = true;
         let mut required = HashSet::from(["exp".to_owned(), "sub".to_owned()]);
-        // Without these in the list a token that lacks them would pass.
+        // A token without a claim passes unless the claim is required.
         validation.validate_aud = !self.audience.is_empty();
         if !self.audience.is_empty() {
             validation.set_audience(&[&self.audience]);
@@ -240,7 +240,7 @@ fn read(text: &str) -> Result<Vec<Key>, String> {
 }
 
 fn read_jwks(text: &str) -> Result<Vec<Key>, String> {
-    // Without what stands there, which may be a secret.
+    // The text itself is left out, since it may hold a secret.
     let set: JwkSet = serde_json::from_str(text).map_err(|error| {
         format!("is no JWKS: see line {}, column {}", error.line(), error.column())
     })?;
@@ -266,7 +266,7 @@ fn read_jwks(text: &str) -> Result<Vec<Key>, String> {
         let named = names.keys.get(index).and_then(|key| key.alg.as_deref());
         let Some(algorithm) = algorithm_of(jwk, named) else { continue };
         let key = DecodingKey::from_jwk(jwk).map_err(|error| problem(&error.to_string()))?;
-        // The set is somebody else's: one that is no good does not keep the others from use.
+        // An identity provider owns the set, so a weak key must not disable the others.
         match check_strength(&key) {
             Ok(()) => keys.push(Key { id: jwk.common.key_id.clone(), algorithm, key }),
             Err(why) => {
@@ -284,7 +284,7 @@ fn read_jwks(text: &str) -> Result<Vec<Key>, String> {
     Ok(keys)
 }
 
-/// The names of the algorithms in a JWKS as they are written: jsonwebtoken does not know all of them.
+/// The algorithm names in a JWKS as they are written. jsonwebtoken does not know all of them.
 #[derive(Default, Deserialize)]
 struct NamedSet {
     keys: Vec<Named>,
@@ -295,7 +295,8 @@ struct Named {
     alg: Option<String>,
 }
 
-/// The algorithm that a key is for, which its set may name; none if it is none of those that are taken here.
+/// Returns the algorithm of a key, whose name in the set is `named`. Returns `None` if it is not
+/// supported or does not fit the key.
 fn algorithm_of(jwk: &Jwk, named: Option<&str>) -> Option<Algorithm> {
     let algorithm = match &jwk.algorithm {
         AlgorithmParameters::OctetKeyPair(pair) if pair.curve == EllipticCurve::Ed25519 => {
@@ -370,19 +371,20 @@ fn check_strength(key: &DecodingKey) -> Result<(), String> {
     }
 }
 
-/// The bits of a number, its highest byte first.
+/// Returns the length of a big-endian number in bits.
 fn bits(number: &[u8]) -> usize {
     let zeros = number.iter().take_while(|byte| **byte == 0).count();
     let first = number.get(zeros).map_or(0, |byte| byte.leading_zeros() as usize);
     (number.len() - zeros) * 8 - first
 }
 
-/// The modulus of an RSA public key in DER (RFC 8017, A.1.1: a sequence of two integers); empty where there is none.
+/// Returns the modulus of an RSA public key in DER (RFC 8017, A.1.1: a sequence of two integers).
+/// Empty if there is none.
 fn modulus(der: &[u8]) -> &[u8] {
     content(der).and_then(content).unwrap_or_default()
 }
 
-/// What is in the first element of a DER text.
+/// Returns the content of the first element in DER.
 fn content(der: &[u8]) -> Option<&[u8]> {
     match der {
         [_, length, rest @ ..] if length & 0x80 == 0 => rest.get(..usize::from(*length)),

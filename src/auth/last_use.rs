@@ -1,5 +1,5 @@
-//! When each token was last used, for whoever wonders whether it can go: by the token's hash, in a file beside the
-//! documents.
+//! When each token was last used, so that an operator can remove unused ones. Recorded by the
+//! token's hash, in a file in the folder of documents.
 
 use std::{
     collections::BTreeMap,
@@ -16,10 +16,10 @@ use crate::base::{folder, lock::lock};
 
 /// The file's name in the folder of documents.
 pub const FILE: &str = ".token-use.json";
-/// The largest file that is read.
+/// The largest such file, in bytes.
 const MAX_FILE: u64 = 64 << 20;
-/// Tokens that are remembered: more than a file of tokens holds.
-const MOST: usize = 200_000;
+/// Tokens to remember: more than a file of tokens holds.
+const MAX_TOKENS: usize = 200_000;
 
 /// When each token was last used.
 pub struct LastUse {
@@ -29,18 +29,18 @@ pub struct LastUse {
     is_changed: AtomicBool,
 }
 
-/// What a relay has noted in a folder of documents; nothing where it has not.
+/// Returns what is recorded in a folder of documents. Empty if nothing is.
 pub fn read(documents: &Path) -> BTreeMap<String, SystemTime> {
     let at = |seconds| UNIX_EPOCH.checked_add(Duration::from_secs(seconds));
-    noted(&documents.join(FILE))
+    read_file(&documents.join(FILE))
         .into_iter()
         .filter_map(|(hash, seconds)| Some((hash, at(seconds)?)))
         .collect()
 }
 
-/// What stands in a file, in seconds since 1970; nothing where there is none.
+/// Reads a file, whose times are in seconds since 1970. Empty if there is none.
 #[expect(clippy::disallowed_methods, reason = "read before anything is served, or by a command")]
-fn noted(file: &Path) -> BTreeMap<String, u64> {
+fn read_file(file: &Path) -> BTreeMap<String, u64> {
     let text = folder::read(file, MAX_FILE).unwrap_or_default();
     serde_json::from_slice(&text).unwrap_or_default()
 }
@@ -50,15 +50,15 @@ impl LastUse {
     /// `temporary` of the same file system, and then moved.
     pub fn new(documents: &Path, temporary: PathBuf) -> Self {
         let file = documents.join(FILE);
-        let seconds = Mutex::new(noted(&file));
+        let seconds = Mutex::new(read_file(&file));
         Self { file, temporary, seconds, is_changed: AtomicBool::new(false) }
     }
 
-    /// A token is used now.
-    pub fn note(&self, hash: &str) {
+    /// Records that a token is used now.
+    pub fn record(&self, hash: &str) {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let mut seconds = lock(&self.seconds);
-        let is_full = seconds.len() >= MOST;
+        let is_full = seconds.len() >= MAX_TOKENS;
         match seconds.get_mut(hash) {
             Some(at) if *at == now => return,
             Some(at) => *at = now,
@@ -68,7 +68,7 @@ impl LastUse {
         self.is_changed.store(true, Ordering::Relaxed);
     }
 
-    /// Write what has changed. Blocks.
+    /// Saves the records, if any has changed. Blocks.
     ///
     /// # Errors
     /// The file cannot be written.
@@ -98,20 +98,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_used_is_known_after_a_restart() {
+    fn the_last_use_is_kept_over_a_restart() {
         let folder = tempfile::tempdir().expect("a folder");
         let temporary = folder.path().join("temporary");
         fs::create_dir(&temporary).expect("made");
         let used = LastUse::new(folder.path(), temporary.clone());
         used.save().expect("nothing to save");
         assert!(!folder.path().join(FILE).exists());
-        used.note("aa");
+        used.record("aa");
         used.save().expect("saved");
         let again = LastUse::new(folder.path(), temporary);
-        again.note("bb");
+        again.record("bb");
         again.save().expect("saved");
-        let noted = read(folder.path());
-        assert_eq!(noted.keys().collect::<Vec<_>>(), ["aa", "bb"]);
-        assert!(noted["aa"].elapsed().expect("past") < Duration::from_secs(60));
+        let recorded = read(folder.path());
+        assert_eq!(recorded.keys().collect::<Vec<_>>(), ["aa", "bb"]);
+        assert!(recorded["aa"].elapsed().expect("past") < Duration::from_secs(60));
     }
 }

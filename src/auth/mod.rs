@@ -1,12 +1,19 @@
 //! Who may do what: sign-in by tokens or JWTs, the rights that it gives, and their end.
 //!
-//! [`rights`] are what scopes give, [`tokens`] is the file of the relay's own tokens,
-//! [`jwt`] tokens that somebody else signs, [`last_use`] when each token was last used. [`Auth`] holds what is in effect:
-//! a reload swaps it, and `sync::session` then revalidates every open session.
+//! [`Auth`] decides with the [`Policy`] in effect. A reload swaps the policy, and `sync::session`
+//! then checks every open session again.
+//!
+//! | to find | look in |
+//! |---|---|
+//! | which rights a scope gives, such as to write a document | [`rights`] |
+//! | the file of tokens that the relay has issued | [`tokens`] |
+//! | tokens that an identity provider signs | [`jwt`] |
+//! | when each token was last used | [`last_use`] |
 
 pub mod jwt;
 pub mod last_use;
 pub mod rights;
+mod timestamp;
 pub mod tokens;
 
 use std::{
@@ -29,37 +36,37 @@ use crate::{
     limits::Account,
 };
 
-/// Where a request comes from, as `http::client` makes it out.
+/// The client of a request, as `http::client` determines it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Client {
-    /// The address of the client itself; none if it is not known, such as behind a proxy that does not tell it.
+    /// The address of the client, unless a proxy does not report it.
     pub address: Option<IpAddr>,
-    /// The other end of the connection: the client, or the proxy before it.
+    /// The other end of the connection: the client, or the proxy in front of it.
     pub peer: Option<IpAddr>,
-    /// Client and proxies are all on this machine.
+    /// Whether the client and all proxies are on this machine.
     pub is_local: bool,
 }
 
 impl Client {
-    /// What the log calls it: its address, or that of the proxy that does not tell it.
+    /// Returns the address to log: the client's, or that of the proxy if the client's is unknown.
     pub fn shown(&self) -> Option<IpAddr> {
         self.address.or(self.peer)
     }
 }
 
-/// What somebody who was let in may do, and until when.
+/// What an admitted client may do, and until when.
 #[derive(Clone, Debug)]
 pub struct Access {
-    /// Who it is.
+    /// Its principal.
     pub principal: Principal,
-    /// What they may do.
+    /// Its rights.
     pub rights: Arc<Rights>,
-    /// When that ends.
+    /// When its sign-in expires.
     pub expires: Option<SystemTime>,
     credential: Credential,
 }
 
-/// One for all sessions: they share what is in it.
+/// The access of every client that has not signed in: all sessions share one.
 static OPEN: LazyLock<Access> = LazyLock::new(|| Access {
     principal: Principal::anybody(),
     rights: Arc::new(Rights::all()),
@@ -72,12 +79,12 @@ enum Credential {
     None,
     /// A token's hash.
     Token(Box<str>),
-    /// The token, and which key has signed it.
+    /// The token, and the key that has signed it.
     Jwt(Box<str>, jwt::KeyId),
 }
 
 impl fmt::Debug for Credential {
-    /// Without the token: what is printed may end in a log.
+    /// Leaves the token out, since the text may be logged.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::None => "none",
@@ -88,7 +95,7 @@ impl fmt::Debug for Credential {
 }
 
 impl Access {
-    /// Of whoever comes, in open mode, and of the relay itself.
+    /// Returns the access of every client in open mode, and of the relay itself.
     pub fn open() -> Self {
         OPEN.clone()
     }
@@ -98,7 +105,7 @@ impl Access {
         Self { principal, ..Self::open() }
     }
 
-    /// Who pays for what it has stored: who signed in, or an address.
+    /// Returns whose quota it uses: that of the principal that has signed in, or of `address`.
     pub fn account(&self, address: Option<IpAddr>) -> Account {
         match self.credential {
             Credential::None => Account::at(address),
@@ -106,13 +113,13 @@ impl Access {
         }
     }
 
-    /// Whether it is of the same principal, with the same rights.
+    /// Whether it has the same principal and rights.
     pub fn is_same(&self, other: &Self) -> bool {
         self.principal == other.principal && self.rights == other.rights
     }
 }
 
-/// Why somebody is not let in.
+/// Why a client is not admitted.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[expect(missing_docs, reason = "the texts say it")]
 pub enum Refusal {
@@ -129,7 +136,7 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    /// Its name in metrics.
+    /// Returns its label in metrics.
     pub fn label(&self) -> &'static str {
         match self {
             Self::NoToken => "no_token",
@@ -141,7 +148,7 @@ impl Refusal {
     }
 }
 
-/// Why what the config names for sign-in cannot be used.
+/// Why the tokens or keys that the config names cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the texts say it")]
 pub enum AuthError {
@@ -152,7 +159,7 @@ pub enum AuthError {
 }
 
 impl AuthError {
-    /// The config's key that it is about.
+    /// Returns the key of the config that names them.
     pub fn key(&self) -> &'static str {
         match self {
             Self::Tokens(_) => "auth.tokens",
@@ -161,7 +168,7 @@ impl AuthError {
     }
 }
 
-/// What is in effect.
+/// Decides who is admitted, by one config and its file of tokens or keys.
 #[derive(Debug)]
 pub struct Policy {
     mode: Mode,
@@ -177,7 +184,7 @@ enum Mode {
 }
 
 impl Policy {
-    /// Read what the config names.
+    /// Reads the tokens or keys that the config names.
     ///
     /// # Errors
     /// The file of tokens or of keys cannot be used.
@@ -212,13 +219,13 @@ impl Policy {
         }
     }
 
-    /// Ask again for one who was let in before.
+    /// Checks again a client that was admitted before.
     fn admit_again(&self, access: &Access, client: Client) -> Result<Access, Refusal> {
         match (&self.mode, &access.credential) {
             (Mode::Token(tokens), Credential::Token(hash)) => access_of(tokens, hash),
             (Mode::Jwt(_), Credential::Token(_)) => Err(Refusal::Unknown),
-            // A signature was seen to be good, and is while its key is here.
-            (Mode::Jwt(keys), Credential::Jwt(_, key)) if keys.has(*key) => {
+            // The signature was verified before, and stays valid while the key is in use.
+            (Mode::Jwt(keys), Credential::Jwt(_, key)) if keys.contains(*key) => {
                 match access.expires.is_some_and(|end| end <= SystemTime::now()) {
                     true => Err(Refusal::Expired),
                     false => Ok(access.clone()),
@@ -241,7 +248,7 @@ impl Policy {
 
 fn access_of(tokens: &Tokens, hash: &str) -> Result<Access, Refusal> {
     let token = tokens.by_hash(hash).ok_or(Refusal::Unknown)?;
-    if token.is_over(SystemTime::now()) {
+    if token.is_expired(SystemTime::now()) {
         return Err(Refusal::Expired);
     }
     Ok(Access {
@@ -252,19 +259,19 @@ fn access_of(tokens: &Tokens, hash: &str) -> Result<Access, Refusal> {
     })
 }
 
-/// Lets in, or not.
+/// The policy in effect.
 pub struct Auth {
     policy: RwLock<Arc<Policy>>,
     last_use: LastUse,
 }
 
 impl Auth {
-    /// A policy, and where the last use of each token is recorded.
+    /// Returns one that begins with `policy` and records uses of tokens in `last_use`.
     pub fn new(policy: Policy, last_use: LastUse) -> Self {
         Self { policy: RwLock::new(Arc::new(policy)), last_use }
     }
 
-    /// One that lets everybody in: for the relay itself.
+    /// Returns one that admits everyone, for connections of the relay itself.
     pub fn open() -> Self {
         Self::new(
             Policy { mode: Mode::Open, anonymous: Arc::default() },
@@ -276,42 +283,42 @@ impl Auth {
         self.policy.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Put another policy into effect. Sessions that are open have to be asked for again.
+    /// Puts another policy into effect. The caller has to check open sessions again.
     pub fn set(&self, policy: Policy) {
         *self.policy.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(policy);
     }
 
-    /// Let somebody in who shows `token`.
+    /// Admits a client that shows `token`.
     ///
     /// # Errors
-    /// Why not.
+    /// The client is refused.
     pub fn admit(&self, token: Option<&str>, client: Client) -> Result<Access, Refusal> {
         let access = self.policy().admit(token, client)?;
-        self.is_here(&access);
+        self.record_use(&access);
         Ok(access)
     }
 
-    /// Whether one who was let in would be again, and what they may do now.
+    /// Checks again a client that was admitted before. Returns what it may do now.
     ///
     /// # Errors
-    /// Why not.
+    /// The client is not admitted any longer.
     pub fn admit_again(&self, access: &Access, client: Client) -> Result<Access, Refusal> {
         self.policy().admit_again(access, client)
     }
 
-    /// Note that one who was let in is still here.
-    pub fn is_here(&self, access: &Access) {
+    /// Records that the token of an admitted client is in use.
+    pub fn record_use(&self, access: &Access) {
         if let Credential::Token(hash) = &access.credential {
-            self.last_use.note(hash);
+            self.last_use.record(hash);
         }
     }
 
-    /// Whether a token is asked for at all.
-    pub fn asks(&self) -> bool {
+    /// Whether clients sign in with tokens or JWTs.
+    pub fn requires_sign_in(&self) -> bool {
         matches!(self.policy().mode, Mode::Token(_) | Mode::Jwt(_))
     }
 
-    /// When each token was last used.
+    /// Returns the record of when each token was last used.
     pub fn last_use(&self) -> &LastUse {
         &self.last_use
     }

@@ -4,16 +4,16 @@ use std::collections::BTreeSet;
 
 use crate::{base::document_id::DocumentId, config::scopes::Scope};
 
-/// What somebody may do: all their scopes together.
+/// What a client may do: all its scopes together.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Rights {
     read: Documents,
     write: Documents,
-    /// Bring bundles.
+    /// Whether it may upload bundles.
     pub upload: bool,
-    /// Fetch bundles.
+    /// Whether it may download bundles.
     pub download: bool,
-    /// Read the metrics.
+    /// Whether it may read the metrics of the public port.
     pub admin: bool,
 }
 
@@ -38,7 +38,7 @@ impl Documents {
         }
     }
 
-    fn has(&self, document: DocumentId) -> bool {
+    fn contains(&self, document: DocumentId) -> bool {
         match self {
             Self::All => true,
             Self::These(documents) => documents.contains(&document),
@@ -51,22 +51,22 @@ impl Documents {
 }
 
 impl Rights {
-    /// The right to everything.
+    /// Returns the right to everything.
     pub fn all() -> Self {
         [Scope::Write(None), Scope::Upload, Scope::Download, Scope::Admin].into_iter().collect()
     }
 
-    /// Whether a document may be received. Who may change one may receive it.
+    /// Whether the client may receive a document. The right to change it includes this.
     pub fn may_read(&self, document: DocumentId) -> bool {
-        self.read.has(document) || self.write.has(document)
+        self.read.contains(document) || self.write.contains(document)
     }
 
-    /// Whether a document may be changed.
+    /// Whether the client may change a document.
     pub fn may_write(&self, document: DocumentId) -> bool {
-        self.write.has(document)
+        self.write.contains(document)
     }
 
-    /// Whether there is any document that may be synchronised.
+    /// Whether the client may sync any document.
     pub fn may_sync(&self) -> bool {
         !(self.read.is_empty() && self.write.is_empty())
     }
@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn scopes_give_what_they_say_and_nothing_else() {
+    fn each_scope_gives_its_own_right_only() {
         let (one, other) = (DocumentId::random(), DocumentId::random());
         let reader = rights(&[&format!("sync:read:{one}")]);
         assert!(reader.may_read(one) && !reader.may_write(one) && !reader.may_read(other));
@@ -108,6 +108,6 @@ mod tests {
         assert!(!rights(&["upload", "download", "admin"]).may_sync());
         assert!(Rights::all().may_write(one) && Rights::all().admin);
         let widened = rights(&["sync:write", &format!("sync:write:{one}")]);
-        assert!(widened.may_write(other), "a scope for one document takes nothing away");
+        assert!(widened.may_write(other), "a scope for one document does not narrow a wider one");
     }
 }

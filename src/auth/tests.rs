@@ -19,7 +19,7 @@ fn policy(auth: &config::Auth) -> Policy {
 }
 
 #[test]
-fn without_a_mode_only_this_machine_is_served() {
+fn without_a_mode_only_clients_of_this_machine_are_admitted() {
     let unset = policy(&config::Auth::default());
     assert_eq!(unset.admit(None, client()).expect_err("remote"), Refusal::Remote);
     let local =
@@ -30,12 +30,12 @@ fn without_a_mode_only_this_machine_is_served() {
 }
 
 #[test]
-fn a_token_gives_its_scopes_until_it_ends_or_goes() {
+fn a_token_gives_its_scopes_until_it_expires_or_is_removed() {
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("tokens");
     let document = DocumentId::random();
-    let (secret, token) = tokens::make("phone", vec![Scope::Read(Some(document))], None);
-    let (over, mut old) = tokens::make("phone", vec![Scope::Write(None)], None);
+    let (secret, token) = tokens::generate("phone", vec![Scope::Read(Some(document))], None);
+    let (over, mut old) = tokens::generate("phone", vec![Scope::Write(None)], None);
     old.expires = Some(SystemTime::now() - Duration::from_secs(1));
     tokens::write(&file, vec![token.clone(), old], folder.path()).expect("written");
     let auth = config::Auth { mode: AuthMode::Token, tokens: file.clone(), ..Default::default() };
@@ -43,7 +43,7 @@ fn a_token_gives_its_scopes_until_it_ends_or_goes() {
     assert_eq!(auth.admit(None, client()).expect_err("none"), Refusal::NoToken);
     assert_eq!(auth.admit(Some("tonk_x"), client()).expect_err("other"), Refusal::Unknown);
     assert_eq!(auth.admit(Some(&over), client()).expect_err("over"), Refusal::Expired);
-    let access = auth.admit(Some(&secret), client()).expect("let in");
+    let access = auth.admit(Some(&secret), client()).expect("admitted");
     assert_eq!(&*access.principal.0, "token:phone");
     assert!(access.rights.may_read(document) && !access.rights.may_write(document));
 
@@ -59,7 +59,7 @@ fn a_token_gives_its_scopes_until_it_ends_or_goes() {
 }
 
 #[test]
-fn whoever_shows_no_token_has_the_anonymous_scopes_alone() {
+fn a_client_without_a_token_has_the_anonymous_scopes_only() {
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("tokens");
     tokens::write(&file, Vec::new(), folder.path()).expect("written");
@@ -69,12 +69,12 @@ fn whoever_shows_no_token_has_the_anonymous_scopes_alone() {
         anonymous: vec![Scope::Download],
         ..Default::default()
     };
-    let access = policy(&auth).admit(None, client()).expect("let in");
+    let access = policy(&auth).admit(None, client()).expect("admitted");
     assert!(access.rights.download && !access.rights.may_sync() && !access.rights.upload);
     assert_eq!(policy(&auth).admit(Some("wrong"), client()).expect_err("wrong"), Refusal::Unknown);
 }
 
-// Made for these tests with openssl; nothing else knows them.
+// Generated with openssl for these tests only.
 const ED_PRIVATE: &str = include_str!("testdata/ed25519.pem");
 const ED_PUBLIC: &str = include_str!("testdata/ed25519.pub.pem");
 const EC_PRIVATE: &str = include_str!("testdata/p256.pem");
@@ -84,6 +84,8 @@ const RSA_PUBLIC: &str = include_str!("testdata/rsa.pub.pem");
 const SECRET: &[u8] = b"0123456789abcdef0123456789abcdef";
 
 fn jwt(algorithm: Algorithm, key: &EncodingKey, claims: &serde_json::Value) -> String {
+    // Loading keys registers the tests' signer.
+    jwt_policy(ED_PUBLIC, "", "").expect("keys");
     encode(&Header::new(algorithm), claims, key).expect("signed")
 }
 
@@ -119,7 +121,7 @@ fn jwks() -> String {
 }
 
 #[test]
-fn a_jwks_may_name_the_algorithm_of_an_ed25519_key_in_both_ways() {
+fn a_jwks_may_name_the_algorithm_of_an_ed25519_key_eddsa_or_ed25519() {
     let claims = json!({ "sub": "ann", "exp": now() + 60, "scope": "sync:read" });
     let (_, key) = signers().swap_remove(0);
     let token = jwt(Algorithm::EdDSA, &key, &claims);
@@ -136,7 +138,7 @@ fn a_jwks_may_name_the_algorithm_of_an_ed25519_key_in_both_ways() {
 }
 
 #[test]
-fn every_kind_of_key_lets_its_tokens_in_and_no_other_kind() {
+fn every_kind_of_key_verifies_its_own_tokens_only() {
     let keys = format!("{ED_PUBLIC}{EC_PUBLIC}{RSA_PUBLIC}");
     let pem = jwt_policy(&keys, "", "").expect("keys");
     let jwks = jwt_policy(&jwks(), "", "").expect("keys");
@@ -144,7 +146,7 @@ fn every_kind_of_key_lets_its_tokens_in_and_no_other_kind() {
     for (algorithm, key) in signers() {
         let token = jwt(algorithm, &key, &claims);
         let policy = if algorithm == Algorithm::HS256 { &jwks } else { &pem };
-        let access = policy.admit(Some(&token), client()).expect("let in");
+        let access = policy.admit(Some(&token), client()).expect("admitted");
         assert_eq!(&*access.principal.0, "jwt:ann", "{algorithm:?}");
         assert!(access.rights.upload && access.rights.may_sync() && !access.rights.admin);
         let other = if algorithm == Algorithm::HS256 { &pem } else { &jwks };
@@ -153,7 +155,7 @@ fn every_kind_of_key_lets_its_tokens_in_and_no_other_kind() {
 }
 
 #[test]
-fn a_token_that_asks_for_unknown_extensions_is_refused() {
+fn a_token_with_critical_extensions_is_refused() {
     let policy = jwt_policy(&jwks(), "", "").expect("keys");
     let claims = json!({ "sub": "ann", "exp": now() + 60 });
     let admit = |change: &dyn Fn(&mut Header)| {
@@ -162,7 +164,7 @@ fn a_token_that_asks_for_unknown_extensions_is_refused() {
         let token = encode(&header, &claims, &EncodingKey::from_secret(SECRET)).expect("signed");
         policy.admit(Some(&token), client())
     };
-    admit(&|_| {}).expect("let in");
+    admit(&|_| {}).expect("admitted");
     admit(&|header| header.extras.insert("theirs", 1)).expect("extensions may be ignored");
     let changes: [&dyn Fn(&mut Header); 3] = [
         &|header| header.crit = Some(vec!["theirs".to_owned()]),
@@ -176,8 +178,9 @@ fn a_token_that_asks_for_unknown_extensions_is_refused() {
 }
 
 #[test]
-fn a_public_key_is_no_secret() {
-    // The well-known confusion: an attacker signs by HS256 with the public key's text.
+fn a_public_key_is_not_accepted_as_an_hmac_secret() {
+    // Algorithm confusion: an attacker signs with HS256 and the text of the public key as the
+    // secret.
     let policy = jwt_policy(RSA_PUBLIC, "", "").expect("keys");
     let claims = json!({ "sub": "ann", "exp": now() + 60, "scope": "sync:write" });
     let forged = jwt(Algorithm::HS256, &EncodingKey::from_secret(RSA_PUBLIC.as_bytes()), &claims);
@@ -187,7 +190,7 @@ fn a_public_key_is_no_secret() {
 }
 
 #[test]
-fn what_a_jwt_must_say_is_asked_for() {
+fn a_jwt_without_a_required_claim_is_refused() {
     let policy = jwt_policy(ED_PUBLIC, "https://id.example.org", "relay").expect("keys");
     let key = EncodingKey::from_ed_pem(ED_PRIVATE.as_bytes()).expect("a key");
     let good = json!({ "sub": "ann", "exp": now() + 60, "iss": "https://id.example.org", "aud": ["x", "relay"],
@@ -195,7 +198,7 @@ fn what_a_jwt_must_say_is_asked_for() {
     let admit = |claims: &serde_json::Value| {
         policy.admit(Some(&jwt(Algorithm::EdDSA, &key, claims)), client())
     };
-    let access = admit(&good).expect("let in");
+    let access = admit(&good).expect("admitted");
     assert!(access.rights.may_sync());
     assert!(access.expires.expect("ends") > SystemTime::now());
     let without = |name: &str| {
@@ -222,11 +225,11 @@ fn what_a_jwt_must_say_is_asked_for() {
     for odd in [json!(1e300), json!(-1), json!("soon"), json!(u64::MAX)] {
         let _ = with("exp", odd);
     }
-    assert!(!with("scopes", json!([])).expect("let in").rights.may_sync());
+    assert!(!with("scopes", json!([])).expect("admitted").rights.may_sync());
 }
 
 #[test]
-fn a_file_of_keys_that_will_not_do_is_said_by_what_is_wrong() {
+fn an_unusable_file_of_keys_is_refused_with_the_reason() {
     let problem = |keys: &str| jwt_policy(keys, "", "").expect_err(keys).to_string();
     assert!(problem("").contains("no key"));
     assert!(problem(ED_PRIVATE).contains("PRIVATE KEY: expected public keys"));
@@ -241,7 +244,7 @@ fn a_file_of_keys_that_will_not_do_is_said_by_what_is_wrong() {
 }
 
 #[test]
-fn no_text_of_a_token_brings_it_down() {
+fn no_token_makes_verification_panic() {
     let policy = jwt_policy(ED_PUBLIC, "", "").expect("keys");
     for token in ["", ".", "..", "a.b.c", "eyJhbGciOiJFZERTQSJ9..", &"x".repeat(1 << 20), "é.é.é"]
     {

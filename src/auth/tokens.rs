@@ -1,7 +1,7 @@
-//! The file of tokens: hashed, with names, scopes and expiries.
+//! The file of tokens: their hashes, names, scopes and expiry times.
 //!
-//! A token is 32 random bytes, so that a plain SHA-256 of it tells nothing: there is nothing to guess. The file
-//! is TOML, for an operator to read and to edit.
+//! A token is 32 random bytes, which cannot be guessed, so a plain SHA-256 protects it. The file is
+//! TOML, so that an operator can read and edit it.
 
 use std::{
     collections::HashMap,
@@ -18,52 +18,58 @@ use crate::{
     config::{load::line_of, scopes::Scope},
 };
 
-/// What every token begins with, so that scanners for leaked secrets know one.
+/// The prefix of every token, by which scanners for leaked secrets recognise one.
 const PREFIX: &str = "tonk_";
 const HEADER: &str = "# Tokens of tonk-relay, hashed. `tonk-relay token add` and `remove` write this file;\n\
                       # `tonk-relay reload` puts it into effect.\n";
-/// The largest file that is read.
+/// The largest file of tokens, in bytes.
 const MAX_FILE: u64 = 16 << 20;
-/// The longest life of a token that ends: a century.
-pub const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+/// The longest lifetime of a token that expires: 100 years.
+pub const MAX_LIFETIME: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
 /// A token as it is stored.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Token {
-    /// Who has it. Several tokens may have one name: they are one principal's.
+    /// The name of its holder. Tokens of the same name have the same principal.
     pub name: String,
     /// The SHA-256 of the token, in hexadecimal.
     pub sha256: String,
-    /// What it is for.
+    /// Its scopes.
     pub scopes: Vec<Scope>,
-    /// When it was made.
-    #[serde(with = "instant")]
+    /// When it was created.
+    #[serde(with = "super::timestamp")]
     pub created: SystemTime,
-    /// When it ends; none for one that does not.
-    #[serde(with = "optional_instant", default, skip_serializing_if = "Option::is_none")]
+    /// When it expires, if it does.
+    #[serde(
+        serialize_with = "super::timestamp::serialize_optional",
+        deserialize_with = "super::timestamp::deserialize_optional",
+        default,
+        skip_serializing_if = "Option::is_none"
+    )]
     pub expires: Option<SystemTime>,
 }
 
 impl Token {
-    /// What tells it from others of its name: the beginning of its hash.
+    /// Returns an id that distinguishes it from others of its name: the beginning of its hash.
     pub fn id(&self) -> &str {
         self.sha256.get(..8).unwrap_or(&self.sha256)
     }
 
-    /// Whether it has ended.
-    pub fn is_over(&self, now: SystemTime) -> bool {
+    /// Whether it has expired.
+    pub fn is_expired(&self, now: SystemTime) -> bool {
         self.expires.is_some_and(|end| end <= now)
     }
 }
 
-/// A new token, and how it is stored. It lives at most [`LONGEST`].
-pub fn make(name: &str, scopes: Vec<Scope>, lives: Option<Duration>) -> (String, Token) {
+/// Generates a token. Returns its secret, and the form that is stored. A lifetime is cut to
+/// [`MAX_LIFETIME`].
+pub fn generate(name: &str, scopes: Vec<Scope>, lifetime: Option<Duration>) -> (String, Token) {
     let random = [DocumentId::random(), DocumentId::random()];
     let bytes: Vec<u8> = random.iter().flat_map(DocumentId::as_bytes).copied().collect();
     let secret = format!("{PREFIX}{}", bs58::encode(bytes).with_check().into_string());
     let created = whole_seconds(SystemTime::now());
-    let expires = lives.map(|lives| created + lives.min(LONGEST));
+    let expires = lifetime.map(|lifetime| created + lifetime.min(MAX_LIFETIME));
     let token = Token { name: name.to_owned(), sha256: hash(&secret), scopes, created, expires };
     (secret, token)
 }
@@ -73,7 +79,7 @@ fn whole_seconds(at: SystemTime) -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_secs(since.as_secs())
 }
 
-/// The hash under which a token is stored.
+/// Returns the hash under which a token is stored.
 pub fn hash(secret: &str) -> String {
     hex(&Sha256::digest(secret))
 }
@@ -83,18 +89,18 @@ pub fn hash(secret: &str) -> String {
 pub struct Tokens(HashMap<String, Token>);
 
 impl Tokens {
-    /// The token of that text.
+    /// Returns the token with this secret.
     pub fn find(&self, secret: &str) -> Option<&Token> {
         self.by_hash(&hash(secret))
     }
 
-    /// The token of that hash.
+    /// Returns the token with this hash.
     pub fn by_hash(&self, hash: &str) -> Option<&Token> {
         self.0.get(hash)
     }
 }
 
-/// What is wrong with a file of tokens.
+/// Why a file of tokens cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the texts say it")]
 pub enum TokensError {
@@ -121,17 +127,17 @@ struct File {
     token: Vec<Token>,
 }
 
-/// Read a file of tokens, in its order.
+/// Reads a file of tokens, in its order.
 ///
 /// # Errors
-/// It cannot be read, is no TOML of tokens, or has one of them twice.
+/// The file cannot be read, is not valid, or has a token twice.
 #[expect(clippy::disallowed_methods, reason = "runs on a thread that may block, or in a command")]
 pub fn read(path: &Path) -> Result<Vec<Token>, TokensError> {
     let io = |source| TokensError::Io { path: path.to_owned(), source };
     let content = |problem| TokensError::Content { path: path.to_owned(), problem };
     let text = regular_file::read_text(path, MAX_FILE).map_err(io)?;
     let file: File = toml::from_str(&text).map_err(|error: toml::de::Error| {
-        // Without the line itself, which may hold what nobody else is to see.
+        // The line itself is left out, since it may hold a secret.
         let line = line_of(&text, error.span().map_or(0, |span| span.start));
         content(format!("line {line}: {}", error.message()))
     })?;
@@ -157,7 +163,7 @@ pub fn read(path: &Path) -> Result<Vec<Token>, TokensError> {
     Ok(file.token)
 }
 
-/// Read a file of tokens, by their hashes.
+/// Reads a file of tokens, by their hashes.
 ///
 /// # Errors
 /// As [`read`].
@@ -166,10 +172,10 @@ pub fn load(path: &Path) -> Result<Tokens, TokensError> {
     Ok(Tokens(tokens.into_iter().map(|token| (token.sha256.clone(), token)).collect()))
 }
 
-/// Write a file of tokens in one step. A new one may be read by the group that `like` belongs to.
+/// Writes a file of tokens atomically. A new file is readable by the group of the file `like`.
 ///
 /// # Errors
-/// It cannot be written.
+/// The file cannot be written.
 #[expect(clippy::disallowed_methods, reason = "for a command")]
 pub fn write(path: &Path, tokens: Vec<Token>, like: &Path) -> Result<(), TokensError> {
     let io = |source| TokensError::Io { path: path.to_owned(), source };
@@ -177,8 +183,8 @@ pub fn write(path: &Path, tokens: Vec<Token>, like: &Path) -> Result<(), TokensE
         path: path.to_owned(),
         problem: error.to_string(),
     })?;
-    // It may be a link; what it leads to is what is replaced.
-    let (folder, name) = Folder::holding(path).map_err(io)?;
+    // If it is a link, its target is replaced.
+    let (folder, name) = Folder::open_parent(path).map_err(io)?;
     let like = match folder.stat(&name).map_err(io)? {
         Some(found) => Some(found),
         None => rustix::fs::stat(like).ok().map(|mut like| {
@@ -190,48 +196,6 @@ pub fn write(path: &Path, tokens: Vec<Token>, like: &Path) -> Result<(), TokensE
     folder.write(&name, text.as_bytes(), 0o640, like.as_ref()).map_err(io)
 }
 
-/// Times as RFC 3339 texts.
-mod instant {
-    use std::time::SystemTime;
-
-    use serde::{Deserialize, Deserializer, Serializer, de::Error};
-
-    pub(super) fn serialize<S: Serializer>(at: &SystemTime, s: S) -> Result<S::Ok, S::Error> {
-        s.collect_str(&humantime::format_rfc3339_seconds(*at))
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<SystemTime, D::Error> {
-        let text = String::deserialize(d)?;
-        humantime::parse_rfc3339_weak(&text).map_err(|_| {
-            D::Error::custom(format!(
-                "{text:?} is no time: expected one such as \"2027-01-31T12:00:00Z\""
-            ))
-        })
-    }
-}
-
-mod optional_instant {
-    use std::time::SystemTime;
-
-    use serde::{Deserializer, Serializer};
-
-    pub(super) fn serialize<S: Serializer>(
-        at: &Option<SystemTime>,
-        s: S,
-    ) -> Result<S::Ok, S::Error> {
-        match at {
-            Some(at) => super::instant::serialize(at, s),
-            None => s.serialize_none(),
-        }
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
-        d: D,
-    ) -> Result<Option<SystemTime>, D::Error> {
-        super::instant::deserialize(d).map(Some)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::{fs, os::unix::fs::MetadataExt};
@@ -239,12 +203,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_written_is_read_and_no_secret_is_in_it() {
+    fn tokens_are_read_back_and_their_secrets_are_not_stored() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("tokens");
-        let lives = Some(Duration::from_secs(3600));
-        let (secret, first) = make("phone", vec![Scope::Write(None), Scope::Upload], lives);
-        let (_, second) = make("phone", vec![Scope::Read(Some(DocumentId::random()))], None);
+        let lifetime = Some(Duration::from_secs(3600));
+        let (secret, first) = generate("phone", vec![Scope::Write(None), Scope::Upload], lifetime);
+        let (_, second) = generate("phone", vec![Scope::Read(Some(DocumentId::random()))], None);
         let both = vec![first.clone(), second];
         write(&path, both.clone(), folder.path()).expect("written");
         assert_eq!(read(&path).expect("read"), both);
@@ -253,12 +217,12 @@ mod tests {
         let tokens = load(&path).expect("loaded");
         assert_eq!(tokens.find(&secret), Some(&first));
         assert_eq!(tokens.find("tonk_other"), None);
-        assert!(!first.is_over(SystemTime::now()));
-        assert!(first.is_over(SystemTime::now() + Duration::from_secs(3601)));
+        assert!(!first.is_expired(SystemTime::now()));
+        assert!(first.is_expired(SystemTime::now() + Duration::from_secs(3601)));
     }
 
     #[test]
-    fn a_wrong_file_is_said_by_what_is_wrong() {
+    fn an_invalid_file_is_refused_with_the_reason() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("tokens");
         let problem = |text: &str| {

@@ -1,8 +1,8 @@
-//! Growing pauses between attempts.
+//! Exponential backoff.
 
 use std::time::Duration;
 
-/// Pauses that double from a first to a longest one.
+/// Pauses between attempts, each twice as long as the one before, up to a maximum.
 #[derive(Clone, Debug)]
 pub struct Backoff {
     first: Duration,
@@ -11,19 +11,19 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// Pauses from `first` to `longest`.
+    /// Returns a backoff whose pauses grow from `first` to `longest`.
     pub fn new(first: Duration, longest: Duration) -> Self {
         Self { first, next: first, longest }
     }
 
-    /// The next pause.
+    /// Returns the next pause.
     pub fn pause(&mut self) -> Duration {
         let pause = self.next;
         self.next = pause.saturating_mul(2).min(self.longest);
         pause
     }
 
-    /// Begin again with the first pause.
+    /// Restarts with the first pause.
     pub fn reset(&mut self) {
         self.next = self.first;
     }

@@ -14,7 +14,7 @@ const MAX_TEXT: usize = 28;
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct DocumentId([u8; 16]);
 
-/// Why a text is no document id.
+/// A text that is not a document id.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "{text:?} is no document id: expected base58check of 16 bytes, such as 2XehcERzGALTcjP7C7VxwFJdWoEW"
@@ -24,30 +24,31 @@ pub struct BadDocumentId {
 }
 
 impl DocumentId {
-    /// An id from its 16 bytes.
+    /// Returns the id with these bytes.
     pub const fn from_bytes(bytes: [u8; 16]) -> Self {
         Self(bytes)
     }
 
-    /// An id that nobody has.
+    /// Returns a random id, which no other document has.
     pub fn random() -> Self {
         let mut bytes = [0u8; 16];
-        // automerge draws an actor id from the operating system's randomness: 16 bytes, as needed here.
+        // An actor id of automerge is 16 bytes from the operating system's random generator.
         for (to, from) in bytes.iter_mut().zip(automerge::ActorId::random().to_bytes()) {
             *to = *from;
         }
         Self(bytes)
     }
 
-    /// Where its chunks are, in automerge-repo's folders and in bundles alike: its text, split after two characters.
+    /// Returns the folder of its chunks, in automerge-repo's layout and in bundles: its text form,
+    /// split after two characters.
     pub fn folder(&self) -> String {
         let mut text = self.to_string();
-        // Base58 is ASCII, and of 20 bytes it makes no less than 20 characters.
+        // Base58 is ASCII, and 20 bytes are at least 20 characters.
         text.insert(2, '/');
         text
     }
 
-    /// The 16 bytes.
+    /// Returns the 16 bytes.
     pub fn as_bytes(&self) -> &[u8; 16] {
         &self.0
     }
@@ -101,13 +102,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn text_and_back(bytes: [u8; 16]) {
+        fn an_id_is_parsed_from_its_text_form(bytes: [u8; 16]) {
             let id = DocumentId::from_bytes(bytes);
             prop_assert_eq!(id.to_string().parse::<DocumentId>(), Ok(id));
         }
 
         #[test]
-        fn any_text_is_an_id_or_an_error(text in ".{0,60}") {
+        fn a_text_is_accepted_only_in_canonical_form(text in ".{0,60}") {
             if let Ok(id) = text.parse::<DocumentId>() {
                 prop_assert_eq!(id.to_string(), text);
             }
@@ -115,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn its_folder_is_its_text_split_after_two_characters() {
+    fn the_folder_is_the_text_form_split_after_two_characters() {
         for bytes in [[0; 16], [1; 16], [255; 16]] {
             let id = DocumentId::from_bytes(bytes);
             assert_eq!(id.folder().replacen('/', "", 1), id.to_string());

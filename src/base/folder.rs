@@ -1,38 +1,34 @@
 //! Reads and changes files in folders that another user may own.
 //!
-//! A command that root runs must not use root's rights for what the owner of such a folder plants there: symbolic
-//! links, hard links to files of others, names that change while the command runs. So a [`Folder`] is an open
-//! descriptor, and everything happens relative to it. Root reaches it component by component, and follows only
-//! symbolic links of its own in folders of its own. Other users have no rights that a link could borrow: for them
-//! links on the way to a folder work as usual.
+//! The owner of such a folder can plant symbolic links, hard links to other users' files, and names
+//! that change while a command runs. A command that root runs must not apply root's rights to
+//! these. A [`Folder`] is therefore an open descriptor, and all operations are relative to it. Root
+//! opens it component by component, and follows only symbolic links that root owns in folders that
+//! root owns. For other users, links in the path of a folder work as usual.
 
 #![allow(clippy::disallowed_methods, reason = "for commands, and for threads that may block")]
 
+mod resolve;
+
 use std::{
-    collections::VecDeque,
     ffi::{OsStr, OsString},
     fs::File,
     io::{self, Write},
-    os::{
-        fd::OwnedFd,
-        unix::ffi::{OsStrExt, OsStringExt},
-    },
-    path::{Component, Path, PathBuf},
+    os::{fd::OwnedFd, unix::ffi::OsStrExt},
+    path::{Path, PathBuf},
 };
 
 use rustix::{
     fs::{
-        AtFlags, CWD, Dir, FileType, Gid, Mode, OFlags, Stat, Uid, fchmod, fchown, fstat, mkdirat,
-        openat, readlinkat, renameat, statat, unlinkat,
+        AtFlags, CWD, Dir, FileType, Gid, Mode, OFlags, Stat, Uid, fchmod, fchown, fstat, openat,
+        renameat, statat, unlinkat,
     },
     io::Errno,
     process::geteuid,
 };
 
+use self::resolve::{Resolved, resolve};
 use crate::base::{document_id::DocumentId, regular_file};
-
-/// As many symbolic links as the kernel follows on the way to a file (path_resolution(7)).
-const MAX_LINKS: usize = 40;
 
 /// An open folder.
 #[derive(Debug)]
@@ -41,14 +37,14 @@ pub struct Folder {
     path: PathBuf,
 }
 
-/// What is in a folder.
+/// An entry of a folder.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Item {
-    /// Its path, by the path of the folder.
+pub struct Entry {
+    /// Its path, which begins with the path of the folder.
     pub path: PathBuf,
-    /// Whether it is a folder. A link that [`Folder::open`] follows to one counts.
+    /// Whether it is a folder, or a link to one that [`Folder::open`] follows.
     pub is_folder: bool,
-    /// Whether it is a regular file. A link is none.
+    /// Whether it is a regular file. False for a link to one.
     pub is_file: bool,
 }
 
@@ -56,26 +52,26 @@ impl Folder {
     /// Opens a folder.
     ///
     /// # Errors
-    /// It cannot be opened, or root would have to follow a link of another user.
+    /// The folder cannot be opened, or root would have to follow a link of another user.
     pub fn open(path: &Path) -> io::Result<Self> {
-        Self::find(path, false)
+        Self::open_or_create(path, false)
     }
 
-    /// Opens a folder, which is made if it is not there, with those above it.
+    /// Opens a folder. Creates it and its parents if they do not exist.
     ///
     /// # Errors
-    /// As [`Self::open`], or it cannot be made.
+    /// As [`Self::open`], or the folder cannot be created.
     pub fn create(path: &Path) -> io::Result<Self> {
-        Self::find(path, true)
+        Self::open_or_create(path, true)
     }
 
-    fn find(path: &Path, creates: bool) -> io::Result<Self> {
+    fn open_or_create(path: &Path, creates: bool) -> io::Result<Self> {
         let path = std::path::absolute(path)?;
         let file = if geteuid().is_root() {
-            match walk(&path, creates)? {
-                Reached { folder, file: None, .. } => folder,
+            match resolve(&path, creates)? {
+                Resolved { folder, file: None, .. } => folder,
                 // The folder does not exist; opening it gives the exact error.
-                Reached { folder, file: Some(name), .. } => {
+                Resolved { folder, file: Some(name), .. } => {
                     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW;
                     openat(&folder, name, flags | OFlags::CLOEXEC, Mode::empty())?
                 }
@@ -89,34 +85,34 @@ impl Folder {
         Ok(Self { file: listable(&file)?, path })
     }
 
-    /// Opens the folder that holds the file `path`, or would hold it, and returns it with the file's name. A link in
-    /// the place of the file is followed, as one on the way to it.
+    /// Opens the parent folder of the file `path`, which need not exist, and returns it with the
+    /// file's name. If `path` is a link, its target is the file.
     ///
     /// # Errors
     /// As [`Self::open`], or `path` is a folder.
-    pub fn holding(path: &Path) -> io::Result<(Self, OsString)> {
+    pub fn open_parent(path: &Path) -> io::Result<(Self, OsString)> {
         let path = std::path::absolute(path)?;
-        // Another user follows links by rights of its own: the result is the same as by path.
-        let Reached { folder, file, path } = walk(&path, false)?;
+        // For other users the result is the same as if the kernel resolved the path.
+        let Resolved { folder, file, path } = resolve(&path, false)?;
         let name = file.ok_or(io::ErrorKind::IsADirectory)?;
         Ok((Self { file: listable(&folder)?, path }, name))
     }
 
-    /// The open folder.
+    /// Returns the descriptor, for example to synchronise the folder.
     pub fn file(&self) -> &File {
         &self.file
     }
 
-    /// Its path when it was opened.
+    /// Returns its path when it was opened.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Opens a regular file in the folder for reading. Links are not followed, and root does not open another user's
-    /// file that the folder's owner may have linked there.
+    /// Opens a regular file in the folder for reading. Does not follow links. Root does not open
+    /// another user's file that the folder's owner may have linked there.
     ///
     /// # Errors
-    /// The file cannot be opened, is not a regular file, or is one that is refused.
+    /// The file cannot be opened, is not a regular file, or is refused.
     pub fn open_file(&self, name: impl AsRef<OsStr>) -> io::Result<File> {
         let flags =
             OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
@@ -136,15 +132,15 @@ impl Folder {
     /// Reads a file in the folder of at most `limit` bytes.
     ///
     /// # Errors
-    /// As [`Self::open_file`], or it is larger.
+    /// As [`Self::open_file`], or the file is larger.
     pub fn read(&self, name: impl AsRef<OsStr>, limit: u64) -> io::Result<Vec<u8>> {
         regular_file::read_open(self.open_file(name)?, limit)
     }
 
-    /// What is known of a file in the folder; nothing if there is none.
+    /// Returns the metadata of a file in the folder, or `None` if it does not exist.
     ///
     /// # Errors
-    /// It cannot be told, or is not a regular file.
+    /// The metadata cannot be read, or it is not a regular file.
     pub fn stat(&self, name: impl AsRef<OsStr>) -> io::Result<Option<Stat>> {
         match statat(&self.file, name.as_ref(), AtFlags::SYMLINK_NOFOLLOW) {
             Err(Errno::NOENT) => Ok(None),
@@ -155,12 +151,12 @@ impl Folder {
         }
     }
 
-    /// Writes a file in the folder as a whole or not at all. Its content is synchronised, its name is not: that takes
-    /// [`Self::file`]. It has the given mode less the umask, or is `like` another: it has that one's mode, and if root
-    /// writes it, its owner and group too.
+    /// Writes a file in the folder atomically. Synchronises its content, but not the folder, which
+    /// the caller can do with [`Self::file`]. The file gets `mode` less the umask, or the mode of
+    /// `like`, and if root writes it, also the owner and group of `like`.
     ///
     /// # Errors
-    /// It cannot be written.
+    /// The file cannot be written.
     pub fn write(
         &self,
         name: impl AsRef<OsStr>,
@@ -195,7 +191,7 @@ impl Folder {
     /// Deletes a file in the folder, if it exists.
     ///
     /// # Errors
-    /// It cannot be deleted.
+    /// The file cannot be deleted.
     pub fn remove(&self, name: impl AsRef<OsStr>) -> io::Result<()> {
         match unlinkat(&self.file, name.as_ref(), AtFlags::empty()) {
             Err(Errno::NOENT) => Ok(()),
@@ -203,10 +199,10 @@ impl Folder {
         }
     }
 
-    /// Deletes a folder in this one, with all that is in it. Links in it are deleted and not followed.
+    /// Deletes a folder in this one with its contents. Links in it are deleted, not followed.
     ///
     /// # Errors
-    /// Something in it cannot be deleted.
+    /// The folder or an entry in it cannot be deleted.
     pub fn remove_folder(&self, name: impl AsRef<OsStr>) -> io::Result<()> {
         let name = name.as_ref();
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -221,20 +217,20 @@ impl Folder {
         Ok(unlinkat(&self.file, name, AtFlags::REMOVEDIR)?)
     }
 
-    /// What is in the folder, in the order of the names.
+    /// Returns the entries, sorted by name.
     ///
     /// # Errors
-    /// It cannot be listed.
-    pub fn entries(&self) -> io::Result<Vec<Item>> {
+    /// The folder cannot be listed.
+    pub fn entries(&self) -> io::Result<Vec<Entry>> {
         let entry = |(name, kind): (OsString, FileType)| {
             let path = self.path.join(name);
             let is_folder = match kind {
                 FileType::Symlink => Self::open(&path).is_ok(),
                 kind => kind == FileType::Directory,
             };
-            Item { path, is_folder, is_file: kind == FileType::RegularFile }
+            Entry { path, is_folder, is_file: kind == FileType::RegularFile }
         };
-        let mut entries: Vec<Item> = self.names()?.into_iter().map(entry).collect();
+        let mut entries: Vec<Entry> = self.names()?.into_iter().map(entry).collect();
         entries.sort_unstable();
         Ok(entries)
     }
@@ -248,7 +244,7 @@ impl Folder {
                 continue;
             }
             let kind = match entry.file_type() {
-                // Not every file system tells.
+                // Some file systems do not report the type.
                 FileType::Unknown => match statat(&self.file, &name, AtFlags::SYMLINK_NOFOLLOW) {
                     Err(Errno::NOENT) => continue,
                     found => FileType::from_raw_mode(found?.st_mode),
@@ -261,15 +257,15 @@ impl Folder {
     }
 }
 
-/// Reads a regular file of at most `limit` bytes that was found in a folder which another user may own.
+/// Reads a regular file of at most `limit` bytes in a folder that another user may own.
 ///
 /// # Errors
-/// As [`Folder::open_file`], or it is larger.
+/// As [`Folder::open_file`], or the file is larger.
 pub fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     regular_file::read_open(open_file(path)?, limit)
 }
 
-/// Opens a regular file that was found in a folder which another user may own.
+/// Opens a regular file in a folder that another user may own.
 ///
 /// # Errors
 /// As [`Folder::open_file`].
@@ -280,11 +276,12 @@ pub fn open_file(path: &Path) -> io::Result<File> {
     }
 }
 
-/// The user and group by whose rights files below a folder are to be changed: the owner of the innermost folder on the
-/// way to it that is not root's, because that user could exchange what is further in; root if all of them are.
+/// Returns the user and group whose rights to use for changes below `path`: the owner of the
+/// innermost folder in the path that root does not own, since that user could replace everything
+/// below it. Returns root if root owns all of them.
 ///
 /// # Errors
-/// The way leads over another user's link.
+/// The path has a link of another user in it.
 pub fn owner(path: &Path) -> io::Result<(u32, u32)> {
     let mut owner = (0, 0);
     let mut folders: Vec<&Path> = path.ancestors().collect();
@@ -303,12 +300,12 @@ pub fn owner(path: &Path) -> io::Result<(u32, u32)> {
     Ok(owner)
 }
 
-/// Checks that the file system of a folder that can be written tells upper case from lower case: ids of documents may
-/// differ in case alone.
+/// Checks that the file system of a writable folder is case-sensitive: document ids may differ only
+/// in case.
 ///
 /// # Errors
-/// It does not, or the folder cannot be written.
-pub fn check_case(folder: &Path) -> io::Result<()> {
+/// The file system is not case-sensitive, or the folder cannot be written.
+pub fn check_case_sensitive(folder: &Path) -> io::Result<()> {
     const NAMES: (&str, &str) = ("case-probe", "CASE-PROBE");
     let folder = Folder::open(folder)?;
     folder.write(NAMES.0, b"", 0o600, None)?;
@@ -327,177 +324,11 @@ fn refused_link() -> io::Error {
     io::Error::new(io::ErrorKind::PermissionDenied, problem)
 }
 
-/// The same folder, opened so that it can be listed and synchronised.
+/// Opens the same folder so that it can be listed and synchronised.
 fn listable(folder: &OwnedFd) -> io::Result<File> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     Ok(openat(folder, ".", flags, Mode::empty())?.into())
 }
 
-/// Where a way through folders leads.
-struct Reached {
-    folder: OwnedFd,
-    /// The path of the folder, without links.
-    path: PathBuf,
-    /// The name in the folder of what is not a folder itself: a file, or nothing yet.
-    file: Option<OsString>,
-}
-
-/// Goes from folder to folder without letting the kernel follow links. `creates`: makes those that are not there.
-fn walk(path: &Path, creates: bool) -> io::Result<Reached> {
-    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let root = || openat(CWD, "/", flags | OFlags::DIRECTORY, Mode::empty());
-    let (mut folder, mut so_far, mut links) = (root()?, PathBuf::from("/"), 0);
-    let mut names = names_of(path);
-    while let Some(name) = names.pop_front() {
-        let mut next = openat(&folder, &name, flags, Mode::empty());
-        if creates && next.as_ref().is_err_and(|error| *error == Errno::NOENT) {
-            match mkdirat(&folder, &name, Mode::from_raw_mode(0o777)) {
-                Ok(()) | Err(Errno::EXIST) => {}
-                Err(error) => return Err(error.into()),
-            }
-            next = openat(&folder, &name, flags, Mode::empty());
-        }
-        let next = match next {
-            Err(Errno::NOENT) if names.is_empty() => {
-                return Ok(Reached { folder, path: so_far, file: Some(name) });
-            }
-            next => next?,
-        };
-        let found = fstat(&next)?;
-        match FileType::from_raw_mode(found.st_mode) {
-            FileType::Directory => {
-                if name == ".." {
-                    so_far.pop();
-                } else {
-                    so_far.push(&name);
-                }
-                folder = next;
-            }
-            FileType::Symlink => {
-                links += 1;
-                let is_trusted = found.st_uid == 0 && fstat(&folder)?.st_uid == 0;
-                if links > MAX_LINKS {
-                    return Err(Errno::LOOP.into());
-                }
-                if geteuid().is_root() && !is_trusted {
-                    let problem = format!(
-                        "{} is a symbolic link of another user, which root does not follow",
-                        so_far.join(&name).display()
-                    );
-                    return Err(io::Error::new(io::ErrorKind::PermissionDenied, problem));
-                }
-                let target = readlinkat(&next, "", Vec::new())?.into_bytes();
-                let target = PathBuf::from(OsString::from_vec(target));
-                if target.is_absolute() {
-                    (folder, so_far) = (root()?, PathBuf::from("/"));
-                }
-                let mut all = names_of(&target);
-                all.append(&mut names);
-                names = all;
-            }
-            _ if names.is_empty() => {
-                return Ok(Reached { folder, path: so_far, file: Some(name) });
-            }
-            _ => return Err(io::ErrorKind::NotADirectory.into()),
-        }
-    }
-    Ok(Reached { folder, path: so_far, file: None })
-}
-
-fn names_of(path: &Path) -> VecDeque<OsString> {
-    let names = path.components().filter_map(|component| match component {
-        Component::Normal(name) => Some(name.to_owned()),
-        Component::ParentDir => Some("..".into()),
-        Component::RootDir | Component::CurDir | Component::Prefix(_) => None,
-    });
-    names.collect()
-}
-
 #[cfg(test)]
-mod tests {
-    use std::{fs, os::unix::fs::symlink};
-
-    use super::*;
-
-    #[test]
-    fn commands_and_storage_read_and_write_files_by_this_alone() {
-        // What follows links, waits for a FIFO, or reads without an end; and what root would do by a path.
-        let reads = ["fs::read(", "fs::read_to_string(", "File::open(", "fs::read_link("];
-        let writes = [
-            "fs::write(",
-            "File::create",
-            "fs::rename(",
-            "fs::remove_",
-            "fs::create_dir",
-            "fs::copy(",
-            "set_permissions(",
-            "chown(",
-            "tempfile",
-        ];
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-        let mut files = Vec::new();
-        let mut folders = vec![source.join("cli"), source.join("storage")];
-        while let Some(folder) = folders.pop() {
-            for entry in fs::read_dir(folder).expect("lists") {
-                let path = entry.expect("an entry").path();
-                if path.is_dir() { folders.push(path) } else { files.push(path) }
-            }
-        }
-        for file in files.iter().filter(|file| !file.ends_with("tests.rs")) {
-            let text = fs::read_to_string(file).expect("reads");
-            let code = text.split("#[cfg(test)]").next().unwrap_or_default();
-            let is_command = !file.starts_with(source.join("storage"));
-            let banned = reads.iter().chain(writes.iter().filter(|_| is_command));
-            for call in banned {
-                // As a whole word: nodefs::read( is not fs::read(.
-                let found = code.match_indices(call).any(|(at, _)| {
-                    !code[..at].ends_with(|before: char| before.is_alphanumeric() || before == '_')
-                });
-                assert!(!found, "{}: {call} belongs to crate::base::folder", file.display());
-            }
-        }
-    }
-
-    #[test]
-    fn a_folder_is_changed_where_it_was_opened() {
-        let outer = tempfile::tempdir().expect("a folder");
-        let path = outer.path().join("a/b");
-        assert_eq!(Folder::open(&path).expect_err("none").kind(), io::ErrorKind::NotFound);
-        let folder = Folder::create(&path).expect("made");
-        let elsewhere = outer.path().join("elsewhere");
-        fs::rename(&path, outer.path().join("moved")).expect("moved");
-        fs::create_dir(&elsewhere).expect("made");
-        symlink(&elsewhere, &path).expect("linked");
-        folder.write("file", b"text", 0o600, None).expect("written");
-        assert_eq!(fs::read(outer.path().join("moved/file")).expect("there"), b"text");
-        assert_eq!(folder.read("file", 4).expect("read"), b"text");
-        assert_eq!(fs::read_dir(&elsewhere).expect("lists").count(), 0);
-        symlink("file", outer.path().join("moved/link")).expect("linked");
-        folder.read("link", 4).expect_err("a link");
-        folder.remove("file").expect("removed");
-        folder.remove("file").expect("it is gone already");
-    }
-
-    #[test]
-    fn a_link_in_the_place_of_a_file_leads_to_its_folder() {
-        let outer = tempfile::tempdir().expect("a folder");
-        let folder = outer.path().canonicalize().expect("there");
-        fs::create_dir(folder.join("to")).expect("made");
-        symlink("to/../to/file", folder.join("link")).expect("linked");
-        let (found, name) = Folder::holding(&folder.join("link")).expect("found");
-        assert_eq!((found.path(), name), (&*folder.join("to"), OsString::from("file")));
-        symlink("circle", folder.join("circle")).expect("linked");
-        Folder::holding(&folder.join("circle")).expect_err("never ends");
-        Folder::holding(&folder).expect_err("a folder");
-    }
-
-    #[test]
-    fn a_file_system_that_does_not_tell_case_is_refused() {
-        let folder = tempfile::tempdir().expect("a folder");
-        check_case(folder.path()).expect("tells");
-        // Where it does not, this one is there as soon as the other is.
-        fs::write(folder.path().join("CASE-PROBE"), "").expect("written");
-        let refused = check_case(folder.path()).expect_err("refused").to_string();
-        assert!(refused.contains("differ only in case"), "{refused}");
-    }
-}
+mod tests;

@@ -1,13 +1,13 @@
-//! Bytes and hashes as hexadecimal digits.
+//! Hexadecimal digits.
 
 use sha2::{Digest, Sha256};
 
-/// Bytes as lower-case hexadecimal digits.
+/// Returns bytes as lower-case hexadecimal digits.
 pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// The SHA-256 of `data` as lower-case hexadecimal digits.
+/// Returns the SHA-256 of `data` as lower-case hexadecimal digits.
 pub fn sha256(data: &[u8]) -> String {
     hex(&Sha256::digest(data))
 }

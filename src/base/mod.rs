@@ -1,8 +1,9 @@
-//! What every other part builds on and what knows nothing of the relay: identifiers, file access,
-//! locks, text.
+//! What every other part builds on and what does not depend on the rest of the relay: identifiers,
+//! file access, locks, tasks, text.
 //!
-//! [`folder`] and [`regular_file`] open files that others may plant: links, FIFOs, endless files.
-//! [`blocking`] moves file calls off the async threads.
+//! [`folder`] and [`regular_file`] open files safely that others may have planted: links, FIFOs,
+//! endless files. [`blocking`] moves file calls off the async threads, and [`run_to_completion`]
+//! owns tasks that must finish even if their callers are cancelled.
 
 pub mod backoff;
 pub mod blocking;
@@ -12,5 +13,6 @@ pub mod hex;
 pub mod lock;
 pub mod principal;
 pub mod regular_file;
+pub mod run_to_completion;
 pub mod session_id;
 pub mod text;

@@ -1,13 +1,13 @@
-//! Who stands behind a session.
+//! Who uses a session.
 
 use std::sync::Arc;
 
-/// Who stands behind a session. In open mode all sessions have the same.
+/// Who uses a session: a token or a JWT subject. Without sign-in, all sessions have the same one.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Principal(pub Arc<str>);
 
 impl Principal {
-    /// The one of open mode.
+    /// Returns the principal of everyone who has not signed in.
     pub fn anybody() -> Self {
         Self("anybody".into())
     }

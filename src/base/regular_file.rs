@@ -1,4 +1,5 @@
-//! Reads regular files of bounded size: nothing here waits for a FIFO's writer or reads an endless device.
+//! Reads regular files of bounded size. Nothing here waits for the writer of a FIFO or reads an
+//! endless device.
 
 #![allow(
     clippy::disallowed_methods,
@@ -14,11 +15,11 @@ use std::{
 
 use rustix::fs::OFlags;
 
-/// Opens a regular file for reading. Symbolic links are followed: this is for files that the config or an argument
-/// names. For files that are found in a folder, see [`crate::base::folder`].
+/// Opens a regular file for reading. Follows symbolic links: this is for files that the config or
+/// an argument names. For files that are found in a folder, see [`crate::base::folder`].
 ///
 /// # Errors
-/// It cannot be opened, or is not a regular file.
+/// The file cannot be opened, or is not a regular file.
 pub fn open(path: &Path) -> io::Result<File> {
     // Without O_NONBLOCK, opening a FIFO waits for a writer.
     let flags = (OFlags::NONBLOCK | OFlags::NOCTTY).bits().cast_signed();
@@ -26,7 +27,8 @@ pub fn open(path: &Path) -> io::Result<File> {
     check(file)
 }
 
-/// Returns an opened file if it is a regular one. Only the open descriptor tells: a path may name another file by now.
+/// Returns an open file if it is a regular one. The descriptor is checked, since the path may name
+/// another file now.
 pub(crate) fn check(file: File) -> io::Result<File> {
     if file.metadata()?.is_file() {
         Ok(file)
@@ -38,7 +40,7 @@ pub(crate) fn check(file: File) -> io::Result<File> {
 /// Reads a regular file of at most `limit` bytes.
 ///
 /// # Errors
-/// As [`open`], or it is larger.
+/// As [`open`], or the file is larger.
 pub fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     read_open(open(path)?, limit)
 }
@@ -51,7 +53,7 @@ pub(crate) fn read_open(file: File, limit: u64) -> io::Result<Vec<u8>> {
         return Err(too_large());
     }
     let mut data = Vec::with_capacity(usize::try_from(size).unwrap_or(0));
-    // It may grow while it is read.
+    // The file may grow while it is read.
     file.take(limit.saturating_add(1)).read_to_end(&mut data)?;
     if data.len() as u64 > limit { Err(too_large()) } else { Ok(data) }
 }
@@ -59,7 +61,7 @@ pub(crate) fn read_open(file: File, limit: u64) -> io::Result<Vec<u8>> {
 /// Reads a regular file as text.
 ///
 /// # Errors
-/// As [`read`], or it is not UTF-8.
+/// As [`read`], or the file is not UTF-8.
 pub fn read_text(path: &Path, limit: u64) -> io::Result<String> {
     String::from_utf8(read(path, limit)?).map_err(|_| io::Error::other("is not UTF-8"))
 }

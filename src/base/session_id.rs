@@ -1,9 +1,9 @@
-//! Ids of sessions.
+//! Session ids.
 
 use std::fmt;
 
-/// The id of a connection, for the life of the process: the key everywhere, for peer ids are
-/// claims.
+/// The id of a session, unique in the life of the process. Sessions are identified by it
+/// everywhere, since clients choose their peer ids.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SessionId(pub u64);
 

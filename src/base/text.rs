@@ -1,7 +1,9 @@
-//! What names that others choose may hold: they end up in lines of the log and in terminals.
+//! Characters that names chosen by clients must not have: the names are shown in the log and in
+//! terminals.
 
-/// Whether a character shows nothing of its own: control and format characters, which can reorder or hide what is around
-/// them, and line and paragraph separators. These are Unicode's categories Cc, Cf, Zl and Zp, version 17.
+/// Whether a character is invisible: control and format characters, which can reorder or hide the
+/// text around them, and line and paragraph separators. These are Unicode's categories Cc, Cf, Zl
+/// and Zp, version 17.
 pub fn is_invisible(c: char) -> bool {
     c.is_control()
         || matches!(c,
@@ -17,7 +19,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_reorders_or_hides_text_is_found() {
+    fn characters_that_reorder_or_hide_text_are_invisible() {
         for c in [
             '\n', '\u{7f}', '\u{85}', '\u{200b}', '\u{2028}', '\u{2029}', '\u{202e}', '\u{2066}',
             '\u{feff}',

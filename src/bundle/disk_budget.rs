@@ -4,11 +4,11 @@
 use super::store::StoredBundle;
 use crate::{
     base::{
-        blocking::{self, DroppedAside},
+        blocking::{self, DropOnBlockingThread},
         lock::lock,
     },
     config::{Config, Size},
-    limits::counted_as,
+    limits::limit_key,
     storage::local::space::Space,
 };
 use prometheus::IntGauge;
@@ -69,7 +69,7 @@ impl DiskBudget {
 
     /// Begins a reservation, of no space yet, for a client at that address.
     pub fn begin(self: &Arc<Self>, client: Option<IpAddr>) -> Reservation {
-        let client = client.map(counted_as);
+        let client = client.map(limit_key);
         Reservation { budget: self.clone(), client, bytes: 0, unwritten: 0 }
     }
 
@@ -171,12 +171,12 @@ impl Drop for Reservation {
 
 /// A file to read on reserved space, which is released when the last reader of the file is gone.
 #[derive(Debug)]
-pub struct ReservedFile(DroppedAside<(File, Arc<Reservation>)>);
+pub struct ReservedFile(DropOnBlockingThread<(File, Arc<Reservation>)>);
 
 impl ReservedFile {
     /// A file that is written on reserved space.
     pub fn new(file: File, reservation: &Arc<Reservation>) -> Self {
-        Self(DroppedAside::new((file, reservation.clone())))
+        Self(DropOnBlockingThread::new((file, reservation.clone())))
     }
 }
 

@@ -11,7 +11,7 @@ use super::{
     store::BundleStore,
 };
 use crate::{
-    base::{document_id::DocumentId, lock::lock},
+    base::{document_id::DocumentId, lock::lock, run_to_completion::RunToCompletion},
     document::compare::Merged,
     limits::turns::Payer,
     observe::metrics::BundleMetrics,
@@ -123,6 +123,7 @@ pub struct Importer {
     root: PathBuf,
     places: Arc<Semaphore>,
     one: Mutex<()>,
+    unfinished: RunToCompletion,
     reads: Semaphore,
     failed: std::sync::Mutex<HashMap<DocumentId, Failed>>,
     metrics: BundleMetrics,
@@ -187,6 +188,7 @@ impl Importer {
             root,
             places,
             one,
+            unfinished: RunToCompletion::default(),
             reads,
             failed,
             metrics,
@@ -196,7 +198,7 @@ impl Importer {
     /// Import nothing more; returns when what was going on has ended.
     pub async fn stop(&self) {
         self.places.close();
-        drop(self.one.lock().await);
+        self.unfinished.finish().await;
     }
 
     /// Wait for a place for an import that `payer` has caused.
@@ -218,7 +220,7 @@ impl Importer {
         max_inflated: MaxInflated,
     ) -> JoinHandle<Result<Imported, ImportError>> {
         let importer = self.clone();
-        tokio::spawn(async move {
+        self.unfinished.spawn(async move {
             let _one = importer.one.lock().await;
             importer.import_file(&place, id, etag, file, max_inflated).await
         })
@@ -233,7 +235,7 @@ impl Importer {
         max_inflated: MaxInflated,
     ) -> JoinHandle<io::Result<()>> {
         let importer = self.clone();
-        tokio::spawn(async move {
+        self.unfinished.spawn(async move {
             let _one = importer.one.lock().await;
             let Some(stored) = importer.store.get(id).await? else { return Ok(()) };
             let etag = stored.etag.clone();

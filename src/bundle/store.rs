@@ -97,7 +97,7 @@ impl Incoming {
         for left in fs::read_dir(&folder)?.flatten() {
             fs::remove_file(left.path())?;
         }
-        crate::base::folder::check_case(&folder)?;
+        crate::base::folder::check_case_sensitive(&folder)?;
         Ok(Self(folder))
     }
 

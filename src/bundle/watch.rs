@@ -234,7 +234,7 @@ impl BundleKeeper {
     pub fn serve(&self, prepared: PreparedBundle<'_>) {
         let PreparedBundle { read, path, public_url, _turn } = prepared;
         self.metrics.info.reset();
-        self.health.degrade("bundle", None);
+        self.health.set_degraded("bundle", None);
         let Some((bundle, identity)) = read else {
             self.served.send_replace(None);
             return;
@@ -288,7 +288,7 @@ impl BundleKeeper {
             Ok(prepared) => self.serve(prepared),
             Err(error) => {
                 error!("the changed bundle is not served; the last good one still is: {error}");
-                self.health.degrade("bundle", Some(error.to_string()));
+                self.health.set_degraded("bundle", Some(error.to_string()));
             }
         }
     }

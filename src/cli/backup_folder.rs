@@ -18,7 +18,7 @@ use super::{
 use crate::{
     base::{
         document_id::DocumentId,
-        folder::{self, Folder, Item},
+        folder::{self, Entry, Folder},
         hex::hex,
     },
     bundle::{Bundle, BundleError, MaxInflated},
@@ -194,7 +194,7 @@ impl BackupIndex {
                 }
                 Some(CopiedDocument { sha256, .. }) => {
                     let opened = Folder::open(&snapshots).map_err(io_error(&snapshots))?;
-                    for Item { path, .. } in opened.entries().map_err(io_error(&snapshots))? {
+                    for Entry { path, .. } in opened.entries().map_err(io_error(&snapshots))? {
                         if path.file_name().is_some_and(|name| name != sha256.as_str()) {
                             remove(&path)?;
                         }
@@ -236,7 +236,7 @@ pub(super) fn read_tombstones(folder: &Path) -> Result<Vec<Tombstone>, CliError>
         opened => opened.map_err(io_error(&folder))?,
     };
     let mut tombstones = Vec::new();
-    for Item { path, .. } in opened.entries().map_err(io_error(&folder))? {
+    for Entry { path, .. } in opened.entries().map_err(io_error(&folder))? {
         let name = path.file_name().and_then(|name| name.to_str());
         if name.is_none_or(|name| name.parse::<DocumentId>().is_err()) {
             // A temporary file of an interrupted backup.

@@ -71,7 +71,7 @@ pub(super) fn run(arguments: &ExportArguments) -> Result<(), CliError> {
     }
     let data = bundle::pack(&manifest, &documents).map_err(|error| path_error(file, error))?;
     // A symbolic link is followed, and a file that exists keeps its permissions and owner.
-    let (folder, name) = Folder::holding(file).map_err(io_error(file))?;
+    let (folder, name) = Folder::open_parent(file).map_err(io_error(file))?;
     let earlier = folder.stat(&name).map_err(io_error(file))?;
     folder.write(&name, &data, 0o666, earlier.as_ref()).map_err(io_error(file))?;
     let (documents, bytes) = (documents.len(), data.len() as u64);

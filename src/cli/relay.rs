@@ -167,7 +167,7 @@ impl RelayArguments {
 
 impl Relay {
     fn at(socket: PathBuf) -> Result<Self, CliError> {
-        Ok(Self { runtime: runtime()?, connection: Connection::Socket(socket), helper: None })
+        Ok(Self { runtime: runtime()?, connection: Connection::at(socket), helper: None })
     }
 
     /// Converts an error of the connection. If the helper process failed, it has printed why.
@@ -262,7 +262,7 @@ impl Relay {
 impl Drop for Relay {
     /// Closes the connection, which ends the helper process, and waits until its work is durable.
     fn drop(&mut self) {
-        self.connection = Connection::Socket(PathBuf::new());
+        self.connection = Connection::at(PathBuf::new());
         // The task of the connection closes the socket when it is polled.
         self.runtime.block_on(async { tokio::task::yield_now().await });
         if let Some(mut helper) = self.helper.take() {

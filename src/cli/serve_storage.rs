@@ -11,6 +11,7 @@ use std::{
 use hyper::server::conn::http1;
 use hyper_util::{rt::TokioIo, service::TowerToHyperService};
 use tokio::sync::watch;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::{
     error::{CliError, io_error},
@@ -18,6 +19,7 @@ use super::{
 };
 use crate::{
     admin::storage::{router, state::StorageState},
+    base::run_to_completion::RunToCompletion,
     bundle::{MaxInflated, served::ServedBundle, store},
     config::{Config, Time, load},
     observe::{health::Health, metrics::Metrics},
@@ -37,20 +39,24 @@ pub(super) fn run(config_file: &Path, repairs: bool) -> Result<(), CliError> {
     stream.set_nonblocking(true).map_err(&stdin_error)?;
     runtime()?.block_on(async {
         let stream = tokio::net::UnixStream::from_std(stream).map_err(&stdin_error)?;
-        let stored = open_storage(config, repairs).await?;
-        let journal = stored.journal.clone();
+        let (stored, _watching_space) = open_storage(config, repairs).await?;
+        let (journal, unfinished) = (stored.journal.clone(), stored.unfinished.clone());
         let service = TowerToHyperService::new(router(stored));
         let ended = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
         // The client has closed the connection, perhaps during a request. Leave the storage as a
         // clean stop leaves it.
         drop(ended);
+        unfinished.finish().await;
         journal.checkpoint().await?;
         Ok(())
     })
 }
 
-/// Opens what is stored, as a relay does.
-async fn open_storage(mut config: Config, repairs: bool) -> Result<StorageState, CliError> {
+/// Opens what is stored, as a relay does, and watches the space on its disk.
+async fn open_storage(
+    mut config: Config,
+    repairs: bool,
+) -> Result<(StorageState, AbortOnDropHandle<()>), CliError> {
     let metrics = Metrics::new()?.storage;
     // There are no other writers to batch a commit with.
     config.storage.commit_interval = Time(Duration::ZERO);
@@ -76,9 +82,12 @@ async fn open_storage(mut config: Config, repairs: bool) -> Result<StorageState,
     let config = watch::channel(Arc::new(config)).1;
     let space = Arc::new(Space::new(config.clone(), health.clone(), metrics.clone()));
     let watched = space.clone();
-    tokio::spawn(async move { watched.run().await });
+    let watching_space = AbortOnDropHandle::new(tokio::spawn(async move { watched.run().await }));
     let documents =
         Documents::new(journal.clone(), served.clone(), health, space, config.clone(), metrics);
     let documents = Arc::new(documents);
-    Ok(StorageState { journal, documents, uploads, served, rooms: None, config })
+    let unfinished = RunToCompletion::default();
+    let stored =
+        StorageState { journal, documents, uploads, served, rooms: None, config, unfinished };
+    Ok((stored, watching_space))
 }

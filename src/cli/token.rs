@@ -98,13 +98,13 @@ pub(super) fn run(arguments: TokenArguments) -> Result<(), CliError> {
                     "a name has 1 to 200 bytes, and no control or format characters".to_owned(),
                 ));
             }
-            if expires.is_some_and(|lives| lives > tokens::LONGEST) {
+            if expires.is_some_and(|lives| lives > tokens::MAX_LIFETIME) {
                 return Err(CliError::Problem(
                     "--expires: a token lives a century at most; without --expires it does not end"
                         .to_owned(),
                 ));
             }
-            let (secret, token) = tokens::make(&name, scopes, expires);
+            let (secret, token) = tokens::generate(&name, scopes, expires);
             let mut all = stored;
             all.push(token);
             tokens::write(file, all, documents)?;
@@ -126,7 +126,7 @@ pub(super) fn run(arguments: TokenArguments) -> Result<(), CliError> {
                     scopes: &token.scopes,
                     created: time(token.created),
                     expires: token.expires.map(time),
-                    is_expired: token.is_over(now),
+                    is_expired: token.is_expired(now),
                     last_used: used.get(&token.sha256).copied().map(time),
                 })
                 .collect();
@@ -154,7 +154,7 @@ pub(super) fn run(arguments: TokenArguments) -> Result<(), CliError> {
 /// Locks the file against other commands until what this returns is dropped. The folder is locked,
 /// because the file itself is replaced.
 fn lock(file: &Path) -> Result<Folder, CliError> {
-    let (folder, _) = Folder::holding(file).map_err(io_error(file))?;
+    let (folder, _) = Folder::open_parent(file).map_err(io_error(file))?;
     rustix::fs::flock(folder.file(), rustix::fs::FlockOperation::LockExclusive)
         .map_err(|error| io_error(file)(error.into()))?;
     Ok(folder)

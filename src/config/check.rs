@@ -1,25 +1,54 @@
-//! What the values of a config mean together.
+//! Checks what the values of a config mean together.
 
 use std::path::Path;
 
-use super::{AuthMode, Config, StoreKind, levels, load::Fault, load::LoadedConfig};
+use super::{
+    AuthMode, Bundle, Config, StoreKind, Tls, levels,
+    load::{Fault, LoadedConfig},
+};
 
-/// Every fault that shows in the values alone.
+/// Returns every fault that shows in the values alone.
 pub fn check(loaded: &LoadedConfig) -> Vec<Fault> {
-    let config = &loaded.config;
-    let mut faults = Vec::new();
-    let mut fault = |key: &str, problem: String| faults.push(loaded.fault(key, problem));
+    let mut faults = Faults { loaded, found: Vec::new() };
+    check_access(&mut faults);
+    check_tls(&mut faults);
+    check_urls(&mut faults);
+    check_message_memory(&mut faults);
+    check_bundle_store(&mut faults);
+    check_limits(&mut faults);
+    check_paths(&mut faults);
+    faults.found
+}
 
+/// Faults of a config.
+struct Faults<'a> {
+    loaded: &'a LoadedConfig,
+    found: Vec<Fault>,
+}
+
+impl<'a> Faults<'a> {
+    fn config(&self) -> &'a Config {
+        &self.loaded.config
+    }
+
+    fn add(&mut self, key: &str, problem: impl Into<String>) {
+        self.found.push(self.loaded.fault(key, problem));
+    }
+}
+
+/// Checks where the relay listens, and who may use it.
+fn check_access(faults: &mut Faults<'_>) {
+    let config = faults.config();
     if config.http.listen.is_empty() {
-        fault(
+        faults.add(
             "http.listen",
-            r#"expected at least one address with a port, such as "127.0.0.1:8081""#.into(),
+            r#"expected at least one address with a port, such as "127.0.0.1:8081""#,
         );
     }
     if config.auth.mode == AuthMode::Unset
         && let Some(address) = config.http.listen.iter().find(|address| !address.ip().is_loopback())
     {
-        fault(
+        faults.add(
             "auth.mode",
             format!(
                 r#"is not set, and http.listen has {address}, which others can reach; write mode = "open" under [auth] to let anybody read and write every document whose id they know, or listen on 127.0.0.1 and [::1] alone"#
@@ -27,23 +56,32 @@ pub fn check(loaded: &LoadedConfig) -> Vec<Fault> {
         );
     }
     if config.auth.mode == AuthMode::Jwt && config.auth.keys_file().as_os_str().is_empty() {
-        fault("auth.jwt_keys", r#"is not set, and auth.mode is "jwt""#.into());
+        faults.add("auth.jwt_keys", r#"is not set, and auth.mode is "jwt""#);
     }
     if config.http.proxy_protocol && config.http.trusted_proxies.is_empty() {
-        fault(
+        faults.add(
             "http.trusted_proxies",
-            "is empty, and http.proxy_protocol lets nobody else connect".into(),
+            "is empty, and http.proxy_protocol lets nobody else connect",
         );
     }
-    match (config.tls.cert.as_os_str().is_empty(), config.tls.key.as_os_str().is_empty()) {
-        (true, false) => fault("tls.cert", "is not set, and tls.key is".to_owned()),
-        (false, true) => fault("tls.key", "is not set, and tls.cert is".to_owned()),
+}
+
+fn check_tls(faults: &mut Faults<'_>) {
+    let Tls { cert, key } = &faults.config().tls;
+    match (cert.as_os_str().is_empty(), key.as_os_str().is_empty()) {
+        (true, false) => faults.add("tls.cert", "is not set, and tls.key is"),
+        (false, true) => faults.add("tls.key", "is not set, and tls.cert is"),
         _ => {}
     }
-    for origin in &config.http.allowed_origins {
+}
+
+/// Checks the origins that may use the relay, and its own URL.
+fn check_urls(faults: &mut Faults<'_>) {
+    let http = &faults.config().http;
+    for origin in &http.allowed_origins {
         let host = origin.split_once("://").map(|(_, host)| host);
         if origin != "*" && !host.is_some_and(|host| !host.is_empty() && !host.contains('/')) {
-            fault(
+            faults.add(
                 "http.allowed_origins",
                 format!(
                     r#"{origin:?} is no origin; expected "*" or one such as "https://app.example.org""#
@@ -51,30 +89,37 @@ pub fn check(loaded: &LoadedConfig) -> Vec<Fault> {
             );
         }
     }
-    let url = &config.http.public_url;
+    let url = &http.public_url;
     if !url.is_empty()
         && !["ws://", "wss://", "http://", "https://"].iter().any(|s| url.starts_with(s))
     {
-        fault(
+        faults.add(
             "http.public_url",
             format!(
                 r#"{url:?} is no URL of a relay; expected one such as "wss://sync.example.org""#
             ),
         );
     }
-    if config.sync.arriving < config.sync.max_message {
-        fault(
+}
+
+fn check_message_memory(faults: &mut Faults<'_>) {
+    let sync = &faults.config().sync;
+    if sync.arriving < sync.max_message {
+        faults.add(
             "sync.arriving",
-            format!("is less than one message of sync.max_message, {}", config.sync.max_message),
+            format!("is less than one message of sync.max_message, {}", sync.max_message),
         );
     }
-    let bundles = &config.bundles;
+}
+
+fn check_bundle_store(faults: &mut Faults<'_>) {
+    let bundles = &faults.config().bundles;
     if bundles.store == StoreKind::S3 && bundles.bucket.is_empty() {
-        fault("bundles.bucket", r#"is not set, and bundles.store is "s3""#.into());
+        faults.add("bundles.bucket", r#"is not set, and bundles.store is "s3""#);
     }
     let endpoint = &bundles.endpoint_url;
     if !endpoint.is_empty() && !["http://", "https://"].iter().any(|s| endpoint.starts_with(s)) {
-        fault(
+        faults.add(
             "bundles.endpoint_url",
             format!(
                 r#"{endpoint:?} is no URL of a store; expected one such as "https://s3.example.org""#
@@ -82,39 +127,52 @@ pub fn check(loaded: &LoadedConfig) -> Vec<Fault> {
         );
     }
     if endpoint.contains('@') {
-        fault(
+        faults.add(
             "bundles.endpoint_url",
-            "names credentials; they come from the usual AWS places, or the systemd credential aws-credentials".into(),
+            "names credentials; they come from the usual AWS places, or the systemd credential aws-credentials",
         );
     }
-    if let Err(error) = levels::filter(&config.log.level) {
-        fault("log.level", error.to_string().replacen("log.level: ", "", 1));
-    }
-    for (key, limit) in [
-        ("limits.connections", config.limits.connections),
-        ("limits.documents_per_connection", config.limits.documents_per_connection),
-        ("limits.connections_per_address", config.limits.connections_per_address),
-    ] {
-        if limit == 0 {
-            fault(key, "is 0; expected at least 1".into());
-        }
-    }
-    for (key, path) in named_paths(config) {
-        if path.is_relative() {
-            fault(key, format!("{} is a relative path; expected an absolute one", path.display()));
-        }
-    }
-    faults
 }
 
-/// The keys that name a file or folder, with those.
+/// Checks the log level, and limits that must not be 0.
+fn check_limits(faults: &mut Faults<'_>) {
+    let Config { log, limits, .. } = faults.config();
+    if let Err(error) = levels::filter(&log.level) {
+        faults.add("log.level", error.to_string().replacen("log.level: ", "", 1));
+    }
+    for (key, limit) in [
+        ("limits.connections", limits.connections),
+        ("limits.documents_per_connection", limits.documents_per_connection),
+        ("limits.connections_per_address", limits.connections_per_address),
+    ] {
+        if limit == 0 {
+            faults.add(key, "is 0; expected at least 1");
+        }
+    }
+}
+
+fn check_paths(faults: &mut Faults<'_>) {
+    for (key, path) in named_paths(faults.config()) {
+        if path.is_relative() {
+            faults.add(
+                key,
+                format!("{} is a relative path; expected an absolute one", path.display()),
+            );
+        }
+    }
+}
+
+/// Returns the keys that name a file or folder, with their values. A key that is not set is left
+/// out.
 pub fn named_paths(config: &Config) -> Vec<(&'static str, &Path)> {
+    let Bundle { path, wasm, blank } = &config.bundle;
+    let Tls { cert, key } = &config.tls;
     let mut paths: Vec<(&'static str, &Path)> = vec![
-        ("bundle.path", &config.bundle.path),
-        ("bundle.wasm", &config.bundle.wasm),
-        ("bundle.blank", &config.bundle.blank),
-        ("tls.cert", &config.tls.cert),
-        ("tls.key", &config.tls.key),
+        ("bundle.path", path),
+        ("bundle.wasm", wasm),
+        ("bundle.blank", blank),
+        ("tls.cert", cert),
+        ("tls.key", key),
         ("auth.tokens", &config.auth.tokens),
         ("auth.jwt_keys", &config.auth.jwt_keys),
     ];
@@ -124,17 +182,18 @@ pub fn named_paths(config: &Config) -> Vec<(&'static str, &Path)> {
     paths
 }
 
-/// What is set and changes nothing, because of what else is set.
+/// Returns the keys that are set without effect because of other keys, each as a fault that says
+/// why.
 pub fn without_effect(loaded: &LoadedConfig) -> Vec<Fault> {
     let config = &loaded.config;
     let (auth, bundles) = (config.auth.mode, config.bundles.store);
     let mut found = Vec::new();
-    let mut look = |is_used: bool, keys: &[&str], because: &str| {
+    let mut unless = |is_used: bool, keys: &[&str], because: &str| {
         for key in keys.iter().filter(|key| !is_used && loaded.origins.of(key) != "default") {
             found.push(loaded.fault(key, format!("has no effect: {because}")));
         }
     };
-    look(
+    unless(
         bundles == StoreKind::S3,
         &[
             "bundles.bucket",
@@ -146,13 +205,13 @@ pub fn without_effect(loaded: &LoadedConfig) -> Vec<Fault> {
         ],
         r#"bundles.store is not "s3""#,
     );
-    look(auth == AuthMode::Token, &["auth.tokens"], r#"auth.mode is not "token""#);
-    look(
+    unless(auth == AuthMode::Token, &["auth.tokens"], r#"auth.mode is not "token""#);
+    unless(
         auth == AuthMode::Jwt,
         &["auth.jwt_keys", "auth.jwt_issuer", "auth.jwt_audience"],
         r#"auth.mode is not "jwt""#,
     );
-    look(
+    unless(
         matches!(auth, AuthMode::Token | AuthMode::Jwt),
         &["auth.query_token", "auth.anonymous", "auth.readonly_presence"],
         r#"auth.mode is neither "token" nor "jwt""#,
@@ -180,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn beyond_loopback_the_mode_must_be_chosen() {
+    fn a_relay_that_others_can_reach_needs_auth_mode() {
         let faults =
             texts(&check(&loaded("[http]\nlisten = [\"127.0.0.1:1\", \"0.0.0.0:8081\"]\n")));
         assert_eq!(faults.len(), 1);
@@ -196,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn every_fault_of_the_values_is_named() {
+    fn every_fault_of_the_values_is_reported() {
         let text = "[http]\nlisten = []\npublic_url = \"example.org\"\nallowed_origins = [\"example.org\"]\n\
                     [bundle]\npath = \"app.tonk\"\n[limits]\nconnections = 0\n[log]\nlevel = \"x=loud\"\n";
         let faults = texts(&check(&loaded(text)));

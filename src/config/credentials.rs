@@ -1,4 +1,4 @@
-//! systemd credentials, which take the place of files that the config names.
+//! systemd credentials, which replace files that the config names.
 
 use std::path::PathBuf;
 
@@ -7,7 +7,7 @@ use super::Auth;
 const TOKENS: &str = "tokens";
 const JWT_KEYS: &str = "jwt-keys";
 
-/// The file of a credential that the unit passes on (`LoadCredential=`), if it does.
+/// Returns the file of a credential, if the unit passes it on (`LoadCredential=`).
 #[expect(clippy::disallowed_methods, reason = "called at the start, or on a thread that may block")]
 pub fn credential(name: &str) -> Option<PathBuf> {
     let folder = std::env::var_os("CREDENTIALS_DIRECTORY")?;
@@ -15,12 +15,13 @@ pub fn credential(name: &str) -> Option<PathBuf> {
 }
 
 impl Auth {
-    /// The file of tokens: the systemd credential, or the file that the config names.
+    /// Returns the file of tokens: the systemd credential, or the file that the config names.
     pub fn tokens_file(&self) -> PathBuf {
         credential(TOKENS).unwrap_or_else(|| self.tokens.clone())
     }
 
-    /// The keys for JWTs: the systemd credential, or what the config names.
+    /// Returns the file of keys for JWTs: the systemd credential, or the file that the config
+    /// names.
     pub fn keys_file(&self) -> PathBuf {
         credential(JWT_KEYS).unwrap_or_else(|| self.jwt_keys.clone())
     }

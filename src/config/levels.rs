@@ -1,4 +1,4 @@
-//! Log levels: the text of `log.level`, and the filter that it stands for.
+//! Log levels: parses `log.level` into a filter.
 
 use tracing_subscriber::filter::{LevelFilter, Targets};
 
@@ -10,11 +10,11 @@ use tracing_subscriber::filter::{LevelFilter, Targets};
 )]
 pub struct BadLevel(String);
 
-/// The filter that a level says: one level for everything, and others for modules, separated by
-/// commas. Modules that are not named log at "info" where there is no level for everything.
+/// Parses a filter: one level for everything, and levels of modules, separated by commas. Without a
+/// level for everything, modules that are not named log at "info".
 ///
 /// # Errors
-/// A part of it is neither a level nor a module with a level.
+/// A part is neither a level nor a module with a level.
 pub fn filter(level: &str) -> Result<Targets, BadLevel> {
     let mut default = None;
     let mut modules = Vec::new();
@@ -44,7 +44,7 @@ pub fn filter(level: &str) -> Result<Targets, BadLevel> {
 
 fn named(level: &str) -> Option<LevelFilter> {
     let levels = ["off", "error", "warn", "info", "debug", "trace"];
-    // A number would be taken, too.
+    // `LevelFilter` parses numbers as well.
     let is_one = levels.iter().any(|name| name.eq_ignore_ascii_case(level));
     if is_one { level.parse().ok() } else { None }
 }
@@ -56,13 +56,14 @@ fn is_module(text: &str) -> bool {
     text.split("::").all(is_name)
 }
 
-/// This level, and less for libraries unless they are asked for by name.
+/// Returns a filter of this level that shows less of some libraries. A level for the library by
+/// name overrides that.
 pub fn quiet(level: LevelFilter) -> Targets {
-    // samod's own lines at info and below are about single messages. automerge 0.12 writes the
-    // whole history of a document for the span around each load (`storage::load`, 500 ms at 60,000
-    // changes), and what it warns of is what a peer has sent, a line for each odd column: that peer
-    // could fill the disk. notify warns of every watched folder that is removed, as it is with each
-    // swap of a Kubernetes secret.
+    // samod logs single messages at info and below. automerge 0.12 formats the whole history of a
+    // document for the span around each load (`storage::load`, 500 ms at 60,000 changes). It also
+    // warns of every unusual column in a peer's changes, so a peer could fill the disk. notify
+    // warns of every watched folder that is removed, which happens with each swap of a Kubernetes
+    // secret.
     Targets::new()
         .with_default(level)
         .with_target("samod", level.min(LevelFilter::WARN))
@@ -78,7 +79,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_libraries_are_heard_when_they_are_asked_for_by_name() {
+    fn libraries_log_less_unless_they_are_named() {
         let is_on = |level: &str, target: &str, at: Level| {
             filter(level).expect("a level").would_enable(target, &at)
         };
@@ -93,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn a_level_that_is_none_is_refused_and_silences_nothing() {
+    fn an_invalid_level_is_refused() {
         for level in
             ["inof", "debug info", "", "3", "debug,info", "tonk_relay", "tonk_relay=loud", "=info"]
         {

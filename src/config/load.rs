@@ -1,4 +1,4 @@
-//! Reading a config file: every fault in it, each with its line, key and what was expected.
+//! Reads a config file, and reports every fault with its line, its key and what was expected.
 
 use std::{
     collections::BTreeMap,
@@ -12,15 +12,15 @@ use toml::{Table, Value, de::DeTable};
 use super::{AdminAddress, Config};
 use crate::base::regular_file;
 
-/// The largest config file.
+/// The largest config file, in bytes.
 pub const MAX_FILE: u64 = 1 << 20;
 
-/// One thing that is wrong with a config file.
+/// A fault in a config file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fault {
-    /// The file, and the line where there is one.
-    pub place: String,
-    /// The key, as `section.key`; empty where the fault is no key's.
+    /// The file, and the line if it is known.
+    pub location: String,
+    /// The key, as `section.key`. Empty if the fault is not about a key.
     pub key: String,
     /// What is wrong and what was expected.
     pub problem: String,
@@ -29,59 +29,61 @@ pub struct Fault {
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.key.is_empty() {
-            write!(f, "{}: {}", self.place, self.problem)
+            write!(f, "{}: {}", self.location, self.problem)
         } else {
-            write!(f, "{}: {}: {}", self.place, self.key, self.problem)
+            write!(f, "{}: {}: {}", self.location, self.key, self.problem)
         }
     }
 }
 
-/// Where each value that is not the default comes from, by `section.key`: `file:line` or a word.
+/// The origin of each value that is not the default, by `section.key`: `file:line`, or a word such
+/// as `command line`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Origins(BTreeMap<String, String>);
 
 impl Origins {
-    /// Note that `key` was set by `origin`.
+    /// Records that `origin` has set `key`.
     pub fn set(&mut self, key: &str, origin: impl Into<String>) {
         self.0.insert(key.to_owned(), origin.into());
     }
 
-    /// Where `key` comes from; `default` if nothing set it.
+    /// Returns the origin of `key`, or `default` if nothing has set it.
     pub fn of(&self, key: &str) -> &str {
         self.0.get(key).map_or("default", String::as_str)
     }
 }
 
-/// A config and where its values come from.
+/// A config with the origins of its values.
 #[derive(Debug, Clone)]
 pub struct LoadedConfig {
-    /// The file it was read from; a relay started without one has none to reload.
+    /// The file it was read from. `None` if the relay was started without one; it cannot reload
+    /// then.
     pub file: Option<PathBuf>,
     /// The file's text.
     pub text: String,
-    /// What is in effect.
+    /// The values.
     pub config: Config,
-    /// Where each value comes from.
+    /// The origin of each value.
     pub origins: Origins,
 }
 
 impl LoadedConfig {
-    /// The place to name in a fault of `key`.
+    /// Returns a fault of `key`, with the origin of its value.
     pub fn fault(&self, key: &str, problem: impl Into<String>) -> Fault {
         let file = || self.file.as_ref().map(|file| file.display().to_string());
-        let place = match self.origins.of(key) {
+        let location = match self.origins.of(key) {
             "default" => file().unwrap_or_else(|| "built-in".to_owned()),
             origin => origin.to_owned(),
         };
-        Fault { place, key: key.to_owned(), problem: problem.into() }
+        Fault { location, key: key.to_owned(), problem: problem.into() }
     }
 }
 
-/// Read the config file `file`.
+/// Reads the config file `file`.
 ///
 /// # Errors
-/// Every fault of the file's syntax, keys and single values. What the values mean together is
-/// [`check`](super::check)'s matter.
+/// Every fault of the file's syntax, keys and single values. [`check`](super::check) finds those of
+/// the values together.
 #[expect(clippy::disallowed_methods, reason = "itself disallowed in async code")]
 pub fn read_file(file: &Path) -> Result<LoadedConfig, Vec<Fault>> {
     let text = regular_file::read_text(file, MAX_FILE).map_err(|error| {
@@ -94,14 +96,15 @@ pub fn read_file(file: &Path) -> Result<LoadedConfig, Vec<Fault>> {
             }
             _ => format!("cannot be read: {error}"),
         };
-        vec![Fault { place: file.display().to_string(), key: String::new(), problem }]
+        vec![Fault { location: file.display().to_string(), key: String::new(), problem }]
     })?;
     let (config, origins) = parse(&file.display().to_string(), &text)?;
     Ok(LoadedConfig { file: Some(file.to_owned()), text, config, origins })
 }
 
-/// The admin socket that a config names, whatever else is wrong with it; the usual one where it names none. Nothing if
-/// it is no TOML, or what it says of the socket is wrong: another relay's would be spoken to.
+/// Returns the admin socket that a config names, even if the config has faults elsewhere, or the
+/// default one if it names none. Returns `None` if the text is not TOML or `admin.listen` has a
+/// fault: the default socket may belong to another relay.
 pub fn admin_socket(text: &str) -> Option<PathBuf> {
     let table: toml::Table = toml::from_str(text).ok()?;
     let listen = table.get("admin").and_then(|admin| admin.get("listen"));
@@ -115,17 +118,17 @@ pub fn admin_socket(text: &str) -> Option<PathBuf> {
     })
 }
 
-/// Parse a config's text; `name` is what faults call it.
+/// Parses the text of a config. Faults call it `name`.
 ///
 /// # Errors
 /// As [`read_file`].
 pub fn parse(name: &str, text: &str) -> Result<(Config, Origins), Vec<Fault>> {
     let whole =
-        |problem: String| vec![Fault { place: name.to_owned(), key: String::new(), problem }];
+        |problem: String| vec![Fault { location: name.to_owned(), key: String::new(), problem }];
     let spans = DeTable::parse(text).map_err(|error| {
         let line = error.span().map_or(1, |span| line_of(text, span.start));
         vec![Fault {
-            place: format!("{name}:{line}"),
+            location: format!("{name}:{line}"),
             key: String::new(),
             problem: format!("is no TOML: {}", error.message().replace('\n', ", ")),
         }]
@@ -134,21 +137,21 @@ pub fn parse(name: &str, text: &str) -> Result<(Config, Origins), Vec<Fault>> {
 
     let mut faults = Vec::new();
     let mut origins = Origins::default();
-    let known = settings(&Config::default());
-    // A table where a plain value belongs is that key's fault, not a section.
+    let known = to_table(&Config::default());
+    // A table in the place of a plain value is a fault of that key, not a section.
     let misplaced = table.iter().filter(|(name, value)| {
         value.is_table() && known.get(*name).is_some_and(|v| !v.is_table())
     });
     let misplaced: Vec<(String, &Value)> = misplaced.map(|(n, v)| (n.clone(), v)).collect();
-    let found = leaves(&table).into_iter();
+    let found = keys(&table).into_iter();
     let found = found
         .filter(|(key, _)| !misplaced.iter().any(|(name, _)| key.starts_with(&format!("{name}."))));
     for (key, value) in found.chain(misplaced.iter().cloned()) {
-        let place = format!("{name}:{}", line_of(text, key_start(spans.get_ref(), &key)));
-        // Each key is read by itself, beside defaults: so one fault does not hide the next.
+        let location = format!("{name}:{}", line_of(text, key_start(spans.get_ref(), &key)));
+        // Each key is parsed alone, so that one fault does not hide another.
         match read_key(&known, &key, value) {
-            Ok(()) => origins.set(&key, place),
-            Err(problem) => faults.push(Fault { place, key, problem }),
+            Ok(()) => origins.set(&key, location),
+            Err(problem) => faults.push(Fault { location, key, problem }),
         }
     }
     if !faults.is_empty() {
@@ -158,8 +161,8 @@ pub fn parse(name: &str, text: &str) -> Result<(Config, Origins), Vec<Fault>> {
     Ok((config, origins))
 }
 
-/// The keys of a config with their values, as `section.key`.
-pub(super) fn leaves(table: &Table) -> Vec<(String, &Value)> {
+/// Returns the keys of a config, as `section.key`, with their values.
+pub(super) fn keys(table: &Table) -> Vec<(String, &Value)> {
     table
         .iter()
         .flat_map(|(name, value)| match value {
@@ -171,17 +174,17 @@ pub(super) fn leaves(table: &Table) -> Vec<(String, &Value)> {
         .collect()
 }
 
-/// The keys of `config` with their values, in the order of the shipped file.
-pub(super) fn settings(config: &Config) -> Table {
-    // A `Config` holds nothing that TOML cannot say: an error here would be a type added without
-    // a `Serialize` that fits, which the test of the shipped file shows.
+/// Returns the sections and keys of `config`, in the order of the shipped file.
+pub(super) fn to_table(config: &Config) -> Table {
+    // Every value of a `Config` can be written as TOML. If a new type cannot, the test of the
+    // shipped file fails.
     Table::try_from(config).unwrap_or_default()
 }
 
-/// The keys whose values differ.
+/// Returns the keys whose values differ.
 pub fn changed_keys(one: &Config, other: &Config) -> Vec<String> {
-    let (one, other) = (settings(one), settings(other));
-    let pairs = leaves(&one).into_iter().zip(leaves(&other));
+    let (one, other) = (to_table(one), to_table(other));
+    let pairs = keys(&one).into_iter().zip(keys(&other));
     pairs.filter(|((_, a), (_, b))| a != b).map(|((key, _), _)| key).collect()
 }
 
@@ -243,20 +246,20 @@ fn key_start(table: &DeTable<'_>, key: &str) -> usize {
     }
 }
 
-/// The line of a text in which a byte of it stands, from 1.
+/// Returns the line of the byte at `offset`, from 1.
 pub(crate) fn line_of(text: &str, offset: usize) -> usize {
     1 + text.bytes().take(offset).filter(|b| *b == b'\n').count()
 }
 
-/// What is in effect, as a config file that could be read back, each key with where it comes from.
-/// No key of today holds a secret; one that does must be hidden here.
+/// Returns the config as a file that can be parsed again, each key with its origin. No key holds a
+/// secret today; one that does must be hidden here.
 pub fn print(loaded: &LoadedConfig) -> String {
     let line = |key: &str, name: &str, value: &Value| {
         let setting = format!("{name} = {value}");
         format!("{setting:<50} # {}\n", loaded.origins.of(key))
     };
     let mut out = String::new();
-    let table = settings(&loaded.config);
+    let table = to_table(&loaded.config);
     for (name, value) in table.iter().filter(|(_, value)| !value.is_table()) {
         out.push_str(&line(name, name, value));
     }
@@ -291,15 +294,15 @@ mod tests {
             .collect();
         let (config, origins) = parse("etc/tonk-relay.toml", &uncommented).expect("no faults");
         assert_eq!(config, Config::default());
-        let table = settings(&config);
-        for (key, _) in leaves(&table) {
+        let table = to_table(&config);
+        for (key, _) in keys(&table) {
             assert_ne!(origins.of(&key), "default", "{key} is not in the shipped file");
         }
         assert_eq!(parse("shipped", shipped).expect("no faults").0, Config::default());
     }
 
     #[test]
-    fn every_fault_is_named_with_its_line_and_key() {
+    fn every_fault_is_reported_with_its_line_and_key() {
         assert_eq!(
             faults(
                 "drain_timeout = 5\n[http]\nlisen = 1\nmetrics = \"yes\"\n[sync]\nmax_message = \"big\"\n[bundle]\npath = 7\n[nope]\na = 1\n"
@@ -316,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_toml_is_said_with_its_line() {
+    fn invalid_toml_is_reported_with_its_line() {
         let faults = faults("[http]\nlisten = [\n");
         assert_eq!(faults.len(), 1);
         assert!(faults[0].starts_with("x.toml:"), "{faults:?}");
@@ -324,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_printed_reads_back_the_same() {
+    fn a_printed_config_parses_to_the_same_values() {
         let (config, origins) =
             parse("x.toml", "drain_timeout = \"7s\"\n[sync]\nsend_queue = \"3MiB\"\n")
                 .expect("fine");
@@ -341,16 +344,16 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_text_is_a_config_or_faults(text in "(\\PC|\n|\\[|\\]|=|\"|http|sync|listen){0,80}") {
+        fn no_text_makes_the_parser_panic(text in "(\\PC|\n|\\[|\\]|=|\"|http|sync|listen){0,80}") {
             let _ = parse("x.toml", &text);
         }
 
         #[test]
-        fn any_value_of_any_key_is_taken_or_refused_by_name(
+        fn a_refused_value_is_reported_with_its_key(
             index in 0usize..64, value in prop_oneof!["[0-9]{1,5}", "\"[a-z0-9]{0,5}\"", "true", "\\[\\]", "\\{\\}"],
         ) {
-            let table = settings(&Config::default());
-            let keys = leaves(&table);
+            let table = to_table(&Config::default());
+            let keys = keys(&table);
             let key = &keys[index % keys.len()].0;
             match parse("x.toml", &format!("{key} = {value}\n")) {
                 Ok(_) => {}

@@ -1,27 +1,37 @@
 //! The config file: its keys, defaults and units.
 //!
-//! [`Config`] is the whole of `/etc/tonk-relay.toml`; what its keys mean to an operator is said in
-//! the shipped file, `etc/tonk-relay.toml`, and nowhere else. [`load`] reads a file and names every
-//! fault in it, [`check`] finds the faults that show in the values alone, and [`reload`] tells what
-//! a running relay can take over. Values with a syntax of their own are in [`levels`], [`scopes`]
-//! and `units`; [`credentials`] are files that systemd passes on.
+//! [`Config`] is the whole of `/etc/tonk-relay.toml`. The shipped file, `etc/tonk-relay.toml`, is
+//! the only description of the keys.
+//!
+//! | to find | look in |
+//! |---|---|
+//! | the defaults | `defaults` |
+//! | reading a file, and its faults | [`load`] |
+//! | faults of the values together | [`check`] |
+//! | which keys a reload can change | [`reload`] |
+//! | values with a syntax of their own | `units`, `admin_address`, [`levels`], [`scopes`] |
+//! | files that systemd passes on | [`credentials`] |
 
+mod admin_address;
 pub mod check;
 pub mod credentials;
+mod defaults;
 pub mod levels;
 pub mod load;
 pub mod reload;
 pub mod scopes;
 mod units;
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
-
-use serde::{Deserialize, Serialize};
-pub use units::{MemoryLimit, Network, Rate, Share, Size, Time};
+use std::{net::SocketAddr, path::PathBuf};
 
 use self::scopes::Scope;
+pub use self::{
+    admin_address::AdminAddress,
+    units::{MemoryLimit, Network, Rate, Share, Size, Time},
+};
+use serde::{Deserialize, Serialize};
 
-/// Everything that can be configured.
+/// The whole config.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[expect(missing_docs, reason = "each section's struct says what it is")]
@@ -57,7 +67,7 @@ pub struct Http {
     pub response_idle_timeout: Time,
 }
 
-/// `[tls]`: the public port's certificate; both empty for plain HTTP.
+/// `[tls]`: the certificate of the public port. Both are empty for plain HTTP.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[expect(missing_docs, reason = "etc/tonk-relay.toml describes the keys")]
@@ -66,20 +76,12 @@ pub struct Tls {
     pub key: PathBuf,
 }
 
-/// `[admin]`: metrics, health and the live commands.
+/// `[admin]`: the port for metrics, health and commands.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[expect(missing_docs, reason = "etc/tonk-relay.toml describes the keys")]
 pub struct Admin {
     pub listen: Vec<AdminAddress>,
-}
-
-/// Where the admin listener listens: `unix:/path/of/socket`, or an address with a port.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[expect(missing_docs, reason = "the names say it")]
-pub enum AdminAddress {
-    Unix(PathBuf),
-    Tcp(SocketAddr),
 }
 
 /// `[bundle]`: the bundle that is served at `/.manifest.tonk`.
@@ -117,12 +119,12 @@ pub struct Bundles {
 pub enum StoreKind {
     /// A local folder.
     Folder,
-    /// Amazon S3, or what speaks it.
+    /// Amazon S3, or a compatible store.
     S3,
 }
 
 impl StoreKind {
-    /// Its name in the config.
+    /// Returns its name in the config.
     pub fn name(self) -> &'static str {
         match self {
             Self::Folder => "folder",
@@ -148,13 +150,13 @@ pub struct Storage {
     pub max_changes: u64,
 }
 
-/// What a change that was told as saved survives.
+/// What a change survives once the relay has reported it as saved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Durability {
     /// A power loss.
     Fsync,
-    /// The end of the process, however it comes.
+    /// Any end of the process, such as a crash.
     Relaxed,
 }
 
@@ -186,11 +188,11 @@ pub struct Sync {
 pub enum EngineKind {
     /// automerge itself.
     Native,
-    /// A samod repository for each document: the reference that the native one is compared with.
+    /// A samod repository for each document, which is the reference for tests of the native engine.
     Samod,
 }
 
-/// When requests for unknown documents are passed on to other peers.
+/// When the relay forwards requests for unknown documents to other peers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Forward {
@@ -198,7 +200,7 @@ pub enum Forward {
     Open,
     /// In every mode.
     Always,
-    /// In none.
+    /// In no mode.
     Never,
 }
 
@@ -220,30 +222,30 @@ pub struct Auth {
 /// How a peer proves who it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum AuthMode {
-    /// Nothing was chosen: open to clients of this machine, and to nobody else.
+    /// Not set: open to clients of this machine only.
     #[default]
     #[serde(rename = "")]
     Unset,
-    /// Anybody who reaches the port may read and write every document whose id they know.
+    /// Everyone who reaches the port may read and write every document whose id they know.
     #[serde(rename = "open")]
     Open,
-    /// By a token of the relay's own.
+    /// By a token that the relay has issued.
     #[serde(rename = "token")]
     Token,
-    /// By a JWT that somebody else has signed.
+    /// By a JWT that an identity provider has signed.
     #[serde(rename = "jwt")]
     Jwt,
 }
 
 impl Auth {
-    /// Whether anybody who reaches the relay may change every document.
+    /// Whether everyone who reaches the relay may change every document.
     pub fn lets_all_write(&self) -> bool {
         self.mode.is_open() || self.anonymous.contains(&Scope::Write(None))
     }
 }
 
 impl AuthMode {
-    /// Whether somebody without a token is let in.
+    /// Whether clients are admitted without a token.
     pub fn is_open(self) -> bool {
         matches!(self, Self::Unset | Self::Open)
     }
@@ -266,7 +268,7 @@ pub struct Limits {
     pub stored_bytes: Size,
 }
 
-/// `[reload]`: what happens without being asked.
+/// `[reload]`: reloads without a request.
 #[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[expect(missing_docs, reason = "etc/tonk-relay.toml describes the keys")]
@@ -274,7 +276,7 @@ pub struct Reload {
     pub watch_config: bool,
 }
 
-/// `[log]`: what is logged, and how.
+/// `[log]`: the log.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[expect(missing_docs, reason = "etc/tonk-relay.toml describes the keys")]
@@ -288,189 +290,30 @@ pub struct Log {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
-    /// The journal when systemd started the relay, else text.
+    /// The journal if systemd has started the relay, otherwise text.
     Auto,
-    /// journald's own protocol, with fields.
+    /// journald's protocol, with fields.
     Journal,
     /// A line on stderr for a person to read.
     Text,
-    /// A JSON object a line on stderr.
+    /// One JSON object per line on stderr.
     Json,
 }
 
-impl Default for Config {
-    fn default() -> Self {
-        Self {
-            drain_timeout: Time::secs(30),
-            http: Http::default(),
-            tls: Tls::default(),
-            admin: Admin::default(),
-            bundle: Bundle::default(),
-            bundles: Bundles::default(),
-            storage: Storage::default(),
-            sync: Sync::default(),
-            auth: Auth::default(),
-            limits: Limits::default(),
-            reload: Reload::default(),
-            log: Log::default(),
-        }
-    }
-}
-
 impl Http {
-    /// Whether an address is a trusted proxy's.
+    /// Whether an address belongs to a trusted proxy.
     pub fn trusts(&self, address: std::net::IpAddr) -> bool {
-        self.trusted_proxies.iter().any(|network| network.has(address))
-    }
-}
-
-impl Default for Http {
-    fn default() -> Self {
-        Self {
-            listen: vec![
-                SocketAddr::from(([127, 0, 0, 1], 8081)),
-                SocketAddr::from((std::net::Ipv6Addr::LOCALHOST, 8081)),
-            ],
-            public_url: String::new(),
-            trusted_proxies: loopback(),
-            proxy_protocol: false,
-            allowed_origins: vec!["*".to_owned()],
-            metrics: true,
-            header_timeout: Time::secs(10),
-            body_idle_timeout: Time::secs(30),
-            body_min_rate: Size(1 << 10),
-            response_idle_timeout: Time::secs(60),
-        }
-    }
-}
-
-/// The addresses of this machine itself.
-fn loopback() -> Vec<Network> {
-    let networks: [(std::net::IpAddr, u8); 2] =
-        [([127, 0, 0, 0].into(), 8), (std::net::Ipv6Addr::LOCALHOST.into(), 128)];
-    networks
-        .into_iter()
-        .filter_map(|(at, bits)| ipnet::IpNet::new(at, bits).ok())
-        .map(Network::from)
-        .collect()
-}
-
-impl Default for Auth {
-    fn default() -> Self {
-        Self {
-            mode: AuthMode::Unset,
-            tokens: "/etc/tonk-relay.tokens".into(),
-            jwt_keys: PathBuf::new(),
-            jwt_issuer: String::new(),
-            jwt_audience: String::new(),
-            query_token: true,
-            anonymous: Vec::new(),
-            readonly_presence: true,
-        }
-    }
-}
-
-impl Default for Admin {
-    fn default() -> Self {
-        Self {
-            listen: vec![
-                AdminAddress::Unix("/run/tonk-relay/admin.sock".into()),
-                AdminAddress::Tcp(SocketAddr::from(([127, 0, 0, 1], 9464))),
-            ],
-        }
-    }
-}
-
-impl Default for Bundles {
-    fn default() -> Self {
-        Self {
-            store: StoreKind::Folder,
-            path: "/var/lib/tonk-relay/bundles".into(),
-            max_upload: Size(100_000_000),
-            receiving: Size::mib(1024),
-            max_inflated: Size::mib(1024),
-            keep: 3,
-            bucket: String::new(),
-            region: String::new(),
-            prefix: String::new(),
-            endpoint_url: String::new(),
-            path_style: false,
-            timeout: Time::secs(30),
-        }
-    }
-}
-
-impl Default for Storage {
-    fn default() -> Self {
-        Self {
-            path: "/var/lib/tonk-relay/documents".into(),
-            durability: Durability::Fsync,
-            commit_interval: Time(Duration::from_millis(20)),
-            journal_size: Size::mib(64),
-            quiet: Time::secs(60),
-            grace: Time::secs(60),
-            min_free: Size::mib(1024),
-            max_unsaved: Size::mib(256),
-            max_document: Size::mib(256),
-            max_changes: 5_000_000,
-        }
+        self.trusted_proxies.iter().any(|network| network.contains(address))
     }
 }
 
 impl Sync {
-    /// `receive_queue` in KiB, as places of a semaphore.
-    pub fn receive_places(&self) -> u32 {
+    /// Returns `receive_queue` in KiB, as permits of a semaphore.
+    pub fn receive_permits(&self) -> u32 {
         u32::try_from(self.receive_queue.0 / 1024).unwrap_or(u32::MAX).clamp(1, 1 << 28)
     }
-}
 
-impl Default for Sync {
-    fn default() -> Self {
-        Self {
-            engine: EngineKind::Native,
-            peer_id: String::new(),
-            handshake_timeout: Time::secs(10),
-            ping_interval: Time::secs(5),
-            idle_unload: Time::secs(60),
-            memory: MemoryLimit::Percent(70),
-            max_message: Size::mib(100),
-            arriving: Size::mib(400),
-            message_min_rate: Size(4 << 10),
-            max_inflated: Size::mib(256),
-            send_queue: Size::mib(8),
-            receive_queue: Size::mib(256),
-            forward_requests: Forward::Open,
-            forward_peers: 32,
-            forward_timeout: Time::secs(5),
-        }
-    }
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            connections: 15_000,
-            connections_per_address: 500,
-            handshakes_per_address: Rate::a_minute(600),
-            messages_per_connection: Rate::a_second(500),
-            bytes_per_connection: Rate::bytes_in(Size::mib(20), Duration::from_secs(1)),
-            processor_per_connection: Share::percent(25),
-            documents_per_connection: 2_000,
-            unknown_documents: Rate::a_minute(600),
-            new_documents: Rate::an_hour(1_000),
-            stored_bytes: Size::mib(10 << 10),
-        }
-    }
-}
-
-impl Default for Log {
-    fn default() -> Self {
-        Self { level: "info".to_owned(), format: LogFormat::Auto, repeat: Time::secs(10) }
-    }
-}
-
-impl Sync {
-    /// The peer id that clients see: the configured one, or `tonk-relay-<hostname>`.
+    /// Returns the peer id that clients see: the configured one, or `tonk-relay-<hostname>`.
     pub fn peer_id(&self) -> String {
         if self.peer_id.is_empty() {
             let host = rustix::system::uname();
@@ -482,41 +325,12 @@ impl Sync {
 }
 
 impl Config {
-    /// Whether requests for unknown documents are passed on to other peers.
+    /// Whether the relay forwards requests for unknown documents to other peers.
     pub fn forwards_requests(&self) -> bool {
         match self.sync.forward_requests {
             Forward::Open => self.auth.mode.is_open(),
             Forward::Always => true,
             Forward::Never => false,
         }
-    }
-}
-
-impl std::fmt::Display for AdminAddress {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Unix(path) => write!(f, "unix:{}", path.display()),
-            Self::Tcp(address) => address.fmt(f),
-        }
-    }
-}
-
-impl Serialize for AdminAddress {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-impl<'de> Deserialize<'de> for AdminAddress {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        if let Some(path) = text.strip_prefix("unix:/") {
-            return Ok(Self::Unix(format!("/{path}").into()));
-        }
-        text.parse().map(Self::Tcp).map_err(|_| {
-            serde::de::Error::custom(format!(
-                r#"{text:?} is no listener: expected "unix:/absolute/path" or an address with a port, such as "127.0.0.1:9464""#
-            ))
-        })
     }
 }

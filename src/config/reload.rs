@@ -1,44 +1,84 @@
-//! What a running relay takes over from a changed config, and what it refuses, by key.
+//! Which changes of a config a running relay applies, and which it refuses, by key.
 
 use super::{Config, load};
 
-/// Keys that a running relay cannot change, as `section.key`; they are marked (R) in the shipped file.
-pub const NEED_A_RESTART: [&str; 21] = [
-    "http.listen",
-    "http.proxy_protocol",
-    "admin.listen",
-    "bundles.store",
-    "bundles.path",
-    "bundles.bucket",
-    "bundles.region",
-    "bundles.prefix",
-    "bundles.endpoint_url",
-    "bundles.path_style",
-    "bundles.timeout",
-    "storage.path",
-    "storage.durability",
-    "storage.commit_interval",
-    "storage.journal_size",
-    "storage.quiet",
-    "storage.grace",
-    "sync.engine",
-    "sync.peer_id",
-    "sync.receive_queue",
-    "log.format",
-];
+/// Lists for every key whether a running relay can change it. A key that is in neither list does
+/// not compile.
+macro_rules! effects {
+    ($($section:ident: $kind:ident { live: [$($live:ident),*], restart: [$($restart:ident),*] })*) => {
+        /// Keys that a running relay cannot change, as `section.key`, in the order of the shipped
+        /// file, which marks them with (R).
+        pub const NEEDS_RESTART: &[&str] = &[
+            $($(concat!(stringify!($section), ".", stringify!($restart)),)*)*
+        ];
+
+        const _: fn(&Config) = |config| {
+            let Config {
+                drain_timeout: _,
+                $($section: super::$kind { $($live: _,)* $($restart: _,)* },)*
+            } = config;
+        };
+    };
+}
+
+effects! {
+    http: Http {
+        live: [
+            public_url, trusted_proxies, allowed_origins, metrics, header_timeout,
+            body_idle_timeout, body_min_rate, response_idle_timeout
+        ],
+        restart: [listen, proxy_protocol]
+    }
+    tls: Tls { live: [cert, key], restart: [] }
+    admin: Admin { live: [], restart: [listen] }
+    bundle: Bundle { live: [path, wasm, blank], restart: [] }
+    bundles: Bundles {
+        live: [max_upload, receiving, max_inflated, keep],
+        restart: [store, path, bucket, region, prefix, endpoint_url, path_style, timeout]
+    }
+    storage: Storage {
+        live: [min_free, max_unsaved, max_document, max_changes],
+        restart: [path, durability, commit_interval, journal_size, quiet, grace]
+    }
+    sync: Sync {
+        live: [
+            handshake_timeout, ping_interval, idle_unload, memory, max_message, arriving,
+            message_min_rate, max_inflated, send_queue, forward_requests, forward_peers,
+            forward_timeout
+        ],
+        restart: [engine, peer_id, receive_queue]
+    }
+    auth: Auth {
+        live: [
+            mode, tokens, jwt_keys, jwt_issuer, jwt_audience, query_token, anonymous,
+            readonly_presence
+        ],
+        restart: []
+    }
+    limits: Limits {
+        live: [
+            connections, connections_per_address, handshakes_per_address, messages_per_connection,
+            bytes_per_connection, processor_per_connection, documents_per_connection,
+            unknown_documents, new_documents, stored_bytes
+        ],
+        restart: []
+    }
+    reload: Reload { live: [watch_config], restart: [] }
+    log: Log { live: [level, repeat], restart: [format] }
+}
 
 /// The keys whose values differ, as `section.key`.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Changes {
-    /// Those that take effect at once.
+    /// Keys that take effect at once.
     pub live: Vec<String>,
-    /// Those that need a restart.
+    /// Keys that need a restart.
     pub restart: Vec<String>,
 }
 
-/// Why a running relay does not take over a change of sign-in, if it does not: a reload never opens a relay that asks for
-/// tokens, nor a part of it.
-pub fn opens(now: &Config, new: &Config) -> Option<&'static str> {
+/// Returns why a running relay refuses a change of sign-in, if it does: a reload never turns
+/// sign-in off and never gives anonymous clients more scopes.
+pub fn weakens_sign_in(now: &Config, new: &Config) -> Option<&'static str> {
     if now.auth.mode.is_open() {
         return None;
     }
@@ -49,21 +89,21 @@ pub fn opens(now: &Config, new: &Config) -> Option<&'static str> {
     adds.then_some("a reload never adds to auth.anonymous; a restart does")
 }
 
-/// Compare the config in effect with a new one.
+/// Compares the config in effect with a new one.
 pub fn compare(now: &Config, new: &Config) -> Changes {
     let (restart, live) = load::changed_keys(now, new)
         .into_iter()
-        .partition(|key| NEED_A_RESTART.contains(&key.as_str()));
+        .partition(|key| NEEDS_RESTART.contains(&key.as_str()));
     Changes { live, restart }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Time, load::leaves};
+    use crate::config::{Time, load::keys};
 
     #[test]
-    fn changed_keys_are_named_by_what_they_need() {
+    fn changed_keys_are_listed_by_whether_they_need_a_restart() {
         let now = Config::default();
         let mut new = now.clone();
         assert_eq!(compare(&now, &new), Changes::default());
@@ -79,9 +119,9 @@ mod tests {
     }
 
     #[test]
-    fn the_list_names_real_keys_and_the_shipped_file_marks_them() {
-        let table = load::settings(&Config::default());
-        let keys: Vec<String> = leaves(&table).into_iter().map(|(key, _)| key).collect();
+    fn the_shipped_file_marks_the_keys_that_need_a_restart() {
+        let table = load::to_table(&Config::default());
+        let keys: Vec<String> = keys(&table).into_iter().map(|(key, _)| key).collect();
         let shipped = include_str!("../../etc/tonk-relay.toml");
         let mut section = String::new();
         let mut marked = Vec::new();
@@ -93,9 +133,9 @@ mod tests {
                 marked.push(format!("{section}.{key}"));
             }
         }
-        for key in NEED_A_RESTART {
-            assert!(keys.iter().any(|k| k == key), "{key} is no key");
+        for key in NEEDS_RESTART {
+            assert!(keys.iter().any(|k| k == key), "{key} is not a key");
         }
-        assert_eq!(marked, NEED_A_RESTART);
+        assert_eq!(marked, NEEDS_RESTART);
     }
 }

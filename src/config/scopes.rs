@@ -1,4 +1,4 @@
-//! Scopes, as tokens and `auth.anonymous` name them.
+//! Scopes, as they are written in tokens and `auth.anonymous`.
 
 use std::{fmt, str::FromStr};
 
@@ -6,22 +6,23 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::base::document_id::{BadDocumentId, DocumentId};
 
-/// One thing that its holder may do.
+/// Something that a client may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Scope {
-    /// `sync:read`, or `sync:read:<document>`: receive a document, or all of which the id is known.
+    /// `sync:read`, or `sync:read:<document>`: receive one document, or every document whose id the
+    /// client knows.
     Read(Option<DocumentId>),
-    /// `sync:write`, or `sync:write:<document>`: change it as well.
+    /// `sync:write`, or `sync:write:<document>`: receive and change them.
     Write(Option<DocumentId>),
-    /// `upload`: bring bundles, of documents that the holder may write.
+    /// `upload`: upload bundles of documents that the client may write.
     Upload,
-    /// `download`: fetch the served and the uploaded bundles.
+    /// `download`: download the served bundle and uploaded ones.
     Download,
     /// `admin`: read the public port's metrics.
     Admin,
 }
 
-/// Why a text is no scope.
+/// A text that is not a scope.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[expect(missing_docs, reason = "the texts say it")]
 pub enum BadScope {
@@ -88,7 +89,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_no_scope_is_refused_by_name() {
+    fn an_invalid_scope_is_refused() {
         for bad in
             ["", "sync", "sync:", "sync:read:", "sync:read:nonsense", "SYNC:READ", "uploads", "*"]
         {
@@ -102,7 +103,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_scope_is_read_as_it_is_written(bytes in any::<[u8; 16]>(), kind in 0..7) {
+        fn a_scope_is_parsed_from_its_text_form(bytes in any::<[u8; 16]>(), kind in 0..7) {
             let document = DocumentId::from_bytes(bytes);
             let scope = match kind {
                 0 => Scope::Read(None),

@@ -1,18 +1,18 @@
-//! Durations, sizes, rates and networks as the config file writes them.
+//! Durations, sizes, rates and networks, as they are written in the config file.
 
 use std::{fmt, net::IpAddr, time::Duration};
 
-// ipnet: the crate that most of Rust's network code reads networks with.
+// ipnet: the crate that most network code in Rust uses.
 use ipnet::IpNet;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-/// A length of time: `"20ms"`, `"5s"`, `"10m"`, `"30d"`, or several together, `"1h 30m"`.
+/// A duration: `"20ms"`, `"5s"`, `"10m"`, `"30d"`, or a sum, `"1h 30m"`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Time(pub Duration);
 
 impl Time {
-    /// So many seconds.
+    /// Returns a duration in seconds.
     pub const fn secs(secs: u64) -> Self {
         Self(Duration::from_secs(secs))
     }
@@ -21,7 +21,7 @@ impl Time {
 impl<'de> Deserialize<'de> for Time {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = text(deserializer, r#"a duration in quotes, such as "20ms", "5s" or "10m""#)?;
-        // humantime: the crate that most Rust daemons read durations with.
+        // humantime: the crate that most daemons in Rust use.
         match humantime::parse_duration(&text) {
             Ok(duration) if !duration.is_zero() => Ok(Self(duration)),
             _ => Err(de::Error::custom(format!(
@@ -48,12 +48,12 @@ impl fmt::Display for Time {
 pub struct Size(pub u64);
 
 impl Size {
-    /// So many MiB.
+    /// Returns a size in MiB.
     pub const fn mib(mib: u64) -> Self {
         Self(mib << 20)
     }
 
-    /// As a length of something in memory.
+    /// Returns the size as the length of a buffer.
     pub fn bytes(self) -> usize {
         usize::try_from(self.0).unwrap_or(usize::MAX)
     }
@@ -78,7 +78,7 @@ impl Serialize for Size {
 }
 
 impl fmt::Display for Size {
-    /// The largest unit that divides it, so that nothing is rounded.
+    /// Uses the largest unit that divides the size, so that nothing is rounded.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         const UNITS: [(u64, &str); 6] = [
             (1 << 30, "GiB"),
@@ -132,27 +132,27 @@ impl Serialize for MemoryLimit {
     }
 }
 
-/// A share of one processor core, `"25%"`; of several, `"200%"`.
+/// A share of one processor core, `"25%"`, or of several, `"200%"`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Share(u32);
 
 impl Share {
-    /// The time over which it is averaged.
+    /// The period over which usage is averaged.
     pub const OVER: Duration = Duration::from_secs(10);
-    const MOST: u32 = 100_000;
+    const MAX: u32 = 100_000;
 
-    /// A share in percent.
+    /// Returns a share in percent.
     pub const fn percent(percent: u32) -> Self {
         Self(percent)
     }
 
-    /// The share in percent.
+    /// Returns the percentage.
     pub fn as_percent(self) -> u32 {
         self.0
     }
 
-    /// The same in nanoseconds of processor time.
-    pub fn of_a_core(self) -> Rate {
+    /// Returns the share as a rate of nanoseconds of processor time.
+    pub fn as_rate(self) -> Rate {
         let nanos = u64::try_from(Self::OVER.as_nanos()).unwrap_or(u64::MAX) / 100;
         Rate { count: nanos.saturating_mul(u64::from(self.0)), per: Self::OVER, is_bytes: false }
     }
@@ -162,7 +162,7 @@ impl<'de> Deserialize<'de> for Share {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = text(deserializer, r#"a share of a processor core in quotes, such as "25%""#)?;
         let share = text.strip_suffix('%').and_then(|share| share.trim().parse().ok());
-        share.filter(|share| (1..=Self::MOST).contains(share)).map(Self).ok_or_else(|| {
+        share.filter(|share| (1..=Self::MAX).contains(share)).map(Self).ok_or_else(|| {
             de::Error::custom(format!(
                 r#"{text:?} is no share of a processor core: expected one above zero, such as "25%""#
             ))
@@ -182,12 +182,12 @@ impl fmt::Display for Share {
     }
 }
 
-/// So many in a time: `"20/s"`, `"600/m"`, `"1000/h"`, or a size in place of the number, `"20MiB/s"`.
+/// A rate: `"20/s"`, `"600/m"`, `"1000/h"`, or with a size instead of a number, `"20MiB/s"`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rate {
-    /// How many.
+    /// The amount.
     pub count: u64,
-    /// In which time.
+    /// The period.
     pub per: Duration,
     is_bytes: bool,
 }
@@ -199,27 +199,27 @@ const TIMES: [(&str, Duration); 3] = [
 ];
 
 impl Rate {
-    /// So many a second.
-    pub const fn a_second(count: u64) -> Self {
+    /// Returns a rate per second.
+    pub const fn per_second(count: u64) -> Self {
         Self { count, per: Duration::from_secs(1), is_bytes: false }
     }
 
-    /// So many a minute.
-    pub const fn a_minute(count: u64) -> Self {
+    /// Returns a rate per minute.
+    pub const fn per_minute(count: u64) -> Self {
         Self { count, per: Duration::from_secs(60), is_bytes: false }
     }
 
-    /// So many an hour.
-    pub const fn an_hour(count: u64) -> Self {
+    /// Returns a rate per hour.
+    pub const fn per_hour(count: u64) -> Self {
         Self { count, per: Duration::from_secs(3600), is_bytes: false }
     }
 
-    /// So many bytes in a time.
-    pub const fn bytes_in(size: Size, per: Duration) -> Self {
+    /// Returns a rate of bytes.
+    pub const fn bytes_per(size: Size, per: Duration) -> Self {
         Self { count: size.0, per, is_bytes: true }
     }
 
-    fn read(text: &str) -> Option<Self> {
+    fn parse(text: &str) -> Option<Self> {
         let (amount, time) = text.split_once('/')?;
         let (_, per) = TIMES.into_iter().find(|(name, _)| *name == time.trim())?;
         let amount = amount.trim();
@@ -234,7 +234,7 @@ impl Rate {
 impl<'de> Deserialize<'de> for Rate {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = text(deserializer, r#"a rate in quotes, such as "20/s" or "1000/h""#)?;
-        Self::read(&text).ok_or_else(|| {
+        Self::parse(&text).ok_or_else(|| {
             de::Error::custom(format!(
                 r#"{text:?} is no rate above zero: expected one such as "20/s", "600/m", "1000/h" or "20MiB/s""#
             ))
@@ -264,8 +264,9 @@ impl fmt::Display for Rate {
 pub struct Network(IpNet);
 
 impl Network {
-    /// Whether an address is in it. An IPv4 address counts as such also where it comes as an IPv6 one.
-    pub fn has(&self, address: IpAddr) -> bool {
+    /// Whether an address is in the network. An IPv4-mapped IPv6 address counts as the IPv4
+    /// address.
+    pub fn contains(&self, address: IpAddr) -> bool {
         self.0.contains(&address.to_canonical())
     }
 }
@@ -327,25 +328,25 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_size_is_read_as_it_is_written(bytes in 1..=u64::MAX >> 12) {
+        fn a_size_is_parsed_from_its_text_form(bytes in 1..=u64::MAX >> 12) {
             prop_assert_eq!(read::<Size>(&Size(bytes).to_string()), Ok(Size(bytes)));
         }
 
         #[test]
-        fn a_duration_is_read_as_it_is_written(ms in 1..=u64::MAX >> 24) {
+        fn a_duration_is_parsed_from_its_text_form(ms in 1..=u64::MAX >> 24) {
             let time = Time(Duration::from_millis(ms));
             prop_assert_eq!(read::<Time>(&time.to_string()), Ok(time));
         }
     }
 
     #[test]
-    fn rates_and_networks_are_read_as_they_are_written() {
+    fn rates_shares_and_networks_are_parsed_from_their_text_forms() {
         for text in ["20/s", "600/m", "1000/h", "20MiB/s", "1500B/s"] {
             assert_eq!(read::<Rate>(text).expect(text).to_string(), text);
         }
         assert_eq!(read::<Share>("25%").map(Share::as_percent), Ok(25));
         assert!(["0%", "25", "-1%", "%"].iter().all(|text| read::<Share>(text).is_err()));
-        assert_eq!(read("10_000/h"), Ok(Rate::an_hour(10_000)));
+        assert_eq!(read("10_000/h"), Ok(Rate::per_hour(10_000)));
         for bad in ["", "20", "0/s", "20/d", "/s", "-1/s", "x/s", "20/s/s"] {
             assert!(read::<Rate>(bad).is_err(), "{bad}");
         }
@@ -354,13 +355,15 @@ mod tests {
             assert_eq!(toml::Value::try_from(network).expect("writes").as_str(), Some(text));
         }
         let loopback = read::<Network>("127.0.0.0/8").expect("a network");
-        assert!(loopback.has([127, 9, 9, 9].into()) && !loopback.has([10, 0, 0, 1].into()));
-        assert!(loopback.has("::ffff:127.0.0.1".parse().expect("an address")));
+        assert!(
+            loopback.contains([127, 9, 9, 9].into()) && !loopback.contains([10, 0, 0, 1].into())
+        );
+        assert!(loopback.contains("::ffff:127.0.0.1".parse().expect("an address")));
         assert!(read::<Network>("10.0.0.0/33").is_err());
     }
 
     #[test]
-    fn units_of_the_shipped_file() {
+    fn values_of_the_shipped_file_are_parsed() {
         assert_eq!(read("8MiB"), Ok(Size::mib(8)));
         assert_eq!(read("100MB"), Ok(Size(100_000_000)));
         assert_eq!(read("20ms"), Ok(Time(Duration::from_millis(20))));

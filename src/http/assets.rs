@@ -1,4 +1,5 @@
-//! The files of `[bundle]` that are served as they are: kept in memory, and read again when they change.
+//! The files of `[bundle]` that are served unchanged. They are kept in memory, and read again when
+//! they change.
 
 use std::{
     fs,
@@ -24,19 +25,19 @@ pub struct Asset {
     loading: tokio::sync::Mutex<()>,
 }
 
-/// What a file held when it was last read.
+/// The content of a file when it was last read.
 #[derive(Debug)]
 pub struct Loaded {
     version: Version,
-    /// The file as it is.
+    /// The file.
     pub data: Bytes,
-    /// The same as gzip, where that was asked for and is smaller.
+    /// The file as gzip, if that was requested and is smaller.
     pub gzip: Option<Bytes>,
     /// SHA-256 of the file, in hexadecimal digits.
     pub sha256: String,
 }
 
-/// What tells the contents of a file from others of the same or another path.
+/// Identifies the content of a file by its path and metadata.
 #[derive(Debug, PartialEq, Eq)]
 struct Version {
     path: PathBuf,
@@ -55,8 +56,8 @@ impl Version {
 }
 
 impl Asset {
-    /// The file at `path`, of at most `limit` bytes, with its gzip form if `compresses`. None, with a line in the log, if it
-    /// cannot be read.
+    /// Returns the file at `path`, of at most `limit` bytes, with its gzip form if `compresses`.
+    /// Returns `None` and logs the reason if it cannot be read.
     pub async fn get(&self, path: &Path, limit: u64, compresses: bool) -> Option<Arc<Loaded>> {
         self.read(path, limit, compresses)
             .await
@@ -71,7 +72,7 @@ impl Asset {
         if let Some(kept) = self.kept(&version) {
             return Ok(kept);
         }
-        // Read and compressed once, whoever asks meanwhile.
+        // Concurrent requests wait here, so that the file is read and compressed once.
         let _one = self.loading.lock().await;
         if let Some(kept) = self.kept(&version) {
             return Ok(kept);
@@ -98,7 +99,7 @@ impl Loaded {
 
 fn gzip(data: &[u8]) -> Bytes {
     let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
-    // Memory takes all that is written.
+    // Writing to memory does not fail.
     let _ = encoder.write_all(data);
     encoder.finish().unwrap_or_default().into()
 }

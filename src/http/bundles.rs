@@ -26,13 +26,13 @@ use bytes::Bytes;
 use std::io;
 use tokio::time::timeout;
 
-/// What caches may do with uploaded bundles, as with the TypeScript relay.
-const AN_HOUR: &str = "public, max-age=3600";
+/// The `Cache-Control` of uploaded bundles, as in the TypeScript relay.
+const CACHE_CONTROL: &str = "public, max-age=3600";
 
 /// `GET /api/bundles/{id}`
 ///
 /// # Errors
-/// There is no such bundle, or it cannot be read.
+/// The bundle does not exist, or cannot be read.
 pub async fn download(
     State(app): State<App>,
     Extension(grant): Extension<Grant>,
@@ -53,11 +53,11 @@ fn counted(app: &App, result: Result<Response, HttpError>) -> Result<Response, H
     result
 }
 
-/// Waits until it is the turn of `payer`, and unpacks a bundle on a thread that may block; few at a
-/// time, so that storage keeps its threads.
+/// Waits for a turn of `payer`, and unpacks a bundle on a thread that may block. Only a few run at
+/// a time, so that storage has threads left.
 ///
 /// # Errors
-/// Its turn does not come within `http.body_idle_timeout`.
+/// There is no turn within `http.body_idle_timeout`.
 pub(super) async fn unpack<T: Send + 'static>(
     app: &App,
     payer: Payer,
@@ -71,7 +71,8 @@ pub(super) async fn unpack<T: Send + 'static>(
     Ok(unpacked)
 }
 
-/// A stored bundle whose documents are imported, so that who fetches it finds them by sync; or why they are not.
+/// Finds a stored bundle. Imports its documents first, so that the client finds them by sync, or
+/// returns why they are not imported.
 async fn find(
     app: &App,
     id: &str,
@@ -86,7 +87,7 @@ async fn find(
         match app.bundles.importer.standing(id, &stored.etag).await? {
             Standing::Imported => return Ok((id, stored, None)),
             Standing::Failed(problem) => return Ok((id, stored, Some(problem))),
-            // What is here is served.
+            // The documents that are stored can be synced.
             Standing::New if app.documents.space().is_low() => return Ok((id, stored, None)),
             Standing::New => {}
         }
@@ -96,7 +97,7 @@ async fn find(
             let place = app.bundles.importer.place(payer.clone()).await?;
             app.bundles.importer.import_stored(place, id, max_inflated).await?
         };
-        // It goes on meanwhile.
+        // After the timeout the import continues.
         timeout(bundles.timeout.0, importing).await.map_err(|_| HttpError::Busy)??;
     }
 }
@@ -112,7 +113,7 @@ async fn send(
         etag: stored.etag.clone(),
         kind: "application/octet-stream",
         file_name: Some(format!("{id}.tonk")),
-        cache_control: AN_HOUR,
+        cache_control: CACHE_CONTROL,
         encoding: None,
         size: stored.size,
     };
@@ -127,7 +128,7 @@ async fn send(
 /// `GET /api/bundles/{id}/manifest`: the slim form of an uploaded bundle.
 ///
 /// # Errors
-/// There is no such bundle, or it cannot be read.
+/// The bundle does not exist, or cannot be read.
 pub async fn slim(
     State(app): State<App>,
     Extension(grant): Extension<Grant>,
@@ -147,7 +148,7 @@ async fn send_slim(
     match problem {
         None | Some(Problem::Partly) => {}
         Some(Problem::Broken(reason)) => return Err(HttpError::BrokenBundle(reason)),
-        // Its files would not be found.
+        // The client could not find its files by sync.
         Some(Problem::Failed(reason)) => return Err(HttpError::Store(io::Error::other(reason))),
     }
     let etag = stored.etag.replacen('"', "\"slim-", 1);
@@ -155,7 +156,7 @@ async fn send_slim(
         etag: etag.clone(),
         kind: "application/zip",
         file_name: Some(format!("{id}.manifest.tonk")),
-        cache_control: AN_HOUR,
+        cache_control: CACHE_CONTROL,
         encoding: None,
         size: 0,
     };
@@ -168,7 +169,7 @@ async fn send_slim(
             let max_inflated = MaxInflated::of(&app.config.borrow());
             let file = app.bundles.receiving.open(stored).await?;
             let make = move || Bundle::open(io::BufReader::new(file), max_inflated)?.slim();
-            // It was whole when it was stored.
+            // It was verified when it was stored, so the store is to blame.
             let broken = |error| HttpError::Store(io::Error::other(format!("{id}: {error}")));
             let slim = unpack(app, payer, make).await?.map_err(broken)?;
             app.bundles.slims.keep(etag, slim.clone());

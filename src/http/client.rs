@@ -1,4 +1,4 @@
-//! Where a request comes from: the address of its client, as far as proxies that are trusted tell it.
+//! Determines the client of a request: its address, as far as trusted proxies report it.
 
 use std::net::IpAddr;
 
@@ -8,7 +8,7 @@ use super::proxied;
 use crate::{auth::Client, config::Network};
 
 const FORWARDED_FOR: &str = "x-forwarded-for";
-/// Headers by which proxies say that a request is somebody else's.
+/// Headers that show that a proxy has forwarded a request.
 const FORWARDING: [&str; 8] = [
     FORWARDED_FOR,
     "forwarded",
@@ -20,18 +20,18 @@ const FORWARDING: [&str; 8] = [
     "true-client-ip",
 ];
 
-/// Make out the client of a request that came over a connection from `peer`; none for the relay's own.
+/// Determines the client of a request over a connection from `peer`. `None` is the relay itself.
 ///
-/// `X-Forwarded-For` is read from its end, where the nearest proxy writes: up to the first address that is no trusted
-/// proxy's, for what stands before it is what that one claims.
+/// `X-Forwarded-For` is read from its end, where the nearest proxy writes. The client is the first
+/// address from there that is not a trusted proxy's; earlier entries are claims of that client.
 pub fn client(peer: Option<IpAddr>, headers: &HeaderMap, trusted: &[Network]) -> Client {
     let Some(peer) = peer.map(|peer| peer.to_canonical()) else {
         return Client { address: None, peer: None, is_local: true };
     };
-    if peer == proxied::NOWHERE.ip() {
+    if peer == proxied::UNKNOWN_CLIENT.ip() {
         return Client { address: None, peer: None, is_local: false };
     }
-    let is_trusted = |address: IpAddr| trusted.iter().any(|network| network.has(address));
+    let is_trusted = |address: IpAddr| trusted.iter().any(|network| network.contains(address));
     let forwarded: Vec<Option<IpAddr>> = headers
         .get_all(FORWARDED_FOR)
         .iter()
@@ -40,14 +40,14 @@ pub fn client(peer: Option<IpAddr>, headers: &HeaderMap, trusted: &[Network]) ->
         .collect();
     let is_forwarded = FORWARDING.iter().any(|name| headers.contains_key(*name));
     let all_local = forwarded.iter().all(|at| at.is_some_and(|at| at.is_loopback()));
-    // What does not say where it comes from may come from anywhere.
+    // A forwarded request without an address may come from anywhere.
     let is_local = peer.is_loopback()
         && (!is_forwarded || (!forwarded.is_empty() && all_local))
         && is_asked_locally(headers);
     if !is_trusted(peer) {
         return Client { address: Some(peer), peer: Some(peer), is_local };
     }
-    // A proxy's own address limits nobody: all its clients have it.
+    // The address of a proxy is not used for limits, since all its clients share it.
     let client = forwarded.iter().rev().find(|at| at.is_none_or(|at| !is_trusted(at)));
     let address = match client {
         Some(found) => *found,
@@ -56,8 +56,9 @@ pub fn client(peer: Option<IpAddr>, headers: &HeaderMap, trusted: &[Network]) ->
     Client { address, peer: Some(peer), is_local }
 }
 
-/// Whether a request is about this machine, and not from a page of somebody else's that a browser here shows: the page's
-/// origin tells, or, where its name was made to lead here, the host that is asked.
+/// Whether a request is for this machine, and not from another site's page in a browser here.
+/// `Origin` names the page's site. If its name was made to resolve to this machine, `Host` has that
+/// name.
 fn is_asked_locally(headers: &HeaderMap) -> bool {
     let origin = headers.get(header::ORIGIN).map(|origin| origin.to_str().unwrap_or_default());
     let origin_host = origin.map(|origin| {
@@ -65,24 +66,24 @@ fn is_asked_locally(headers: &HeaderMap) -> bool {
         uri.authority().map(|authority| authority.host().to_owned()).unwrap_or_default()
     });
     asked_host(headers).is_none_or(is_this_machine)
-        && origin_host.is_none_or(|host| is_this_machine(bare(&host)))
+        && origin_host.is_none_or(|host| is_this_machine(without_brackets(&host)))
 }
 
-/// The host that a request asks, without its port and brackets; empty if it cannot be read.
+/// Returns the host of a request, without its port and brackets. Empty if it is invalid.
 pub fn asked_host(headers: &HeaderMap) -> Option<&str> {
     let host = headers.get(header::HOST)?.to_str().unwrap_or_default();
     let name = match host.rsplit_once(':') {
         Some((name, port)) if port.bytes().all(|digit| digit.is_ascii_digit()) => name,
         _ => host,
     };
-    Some(bare(name))
+    Some(without_brackets(name))
 }
 
-fn bare(host: &str) -> &str {
+fn without_brackets(host: &str) -> &str {
     host.trim_start_matches('[').trim_end_matches(']')
 }
 
-/// Whether a host's name means this machine, wherever it is asked (RFC 6761, 6.3).
+/// Whether a host name always means the machine on which it is resolved (RFC 6761, 6.3).
 fn is_this_machine(host: &str) -> bool {
     let host = host.to_ascii_lowercase();
     host == "localhost"
@@ -90,7 +91,7 @@ fn is_this_machine(host: &str) -> bool {
         || host.parse::<IpAddr>().is_ok_and(|at| at.is_loopback())
 }
 
-/// An address as proxies write it: bare, in brackets, or with a port.
+/// Parses an address as proxies write it: plain, in brackets, or with a port.
 fn address(text: &str) -> Option<IpAddr> {
     let text = text.trim();
     let bare = match text.strip_prefix('[') {
@@ -121,13 +122,13 @@ mod tests {
     }
 
     #[test]
-    fn only_what_trusted_proxies_add_is_believed() {
+    fn only_trusted_proxies_determine_the_address() {
         let address = |peer, forwarded: &[&str]| from(peer, forwarded).address;
         assert_eq!(address("203.0.113.9", &[]), Some(ip("203.0.113.9")));
         assert_eq!(
             address("203.0.113.9", &["198.51.100.1"]),
             Some(ip("203.0.113.9")),
-            "a stranger's word"
+            "an untrusted client's claim"
         );
         assert_eq!(address("127.0.0.1", &["198.51.100.1"]), Some(ip("198.51.100.1")));
         assert_eq!(address("127.0.0.1", &["10.9.9.9, 198.51.100.1"]), Some(ip("198.51.100.1")));
@@ -141,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_local_is_so_at_every_step() {
+    fn a_client_is_local_if_every_hop_is() {
         let is_local = |peer, forwarded: &[&str]| from(peer, forwarded).is_local;
         assert!(
             is_local("127.0.0.1", &[]) && is_local("::1", &[]) && is_local("127.0.0.1", &["::1"])
@@ -159,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn pages_of_others_are_not_local() {
+    fn requests_of_other_sites_pages_are_not_local() {
         let is_local = |host: &str, origin: Option<&str>| {
             let mut headers = HeaderMap::new();
             headers.insert(header::HOST, host.parse().expect("a host"));
@@ -180,13 +181,17 @@ mod tests {
         for host in ["evil.example:8081", "127.0.0.1.evil.example", "", "203.0.113.9"] {
             assert!(!is_local(host, None), "{host}");
         }
-        let nowhere = client(Some(proxied::NOWHERE.ip()), &HeaderMap::new(), &[]);
-        assert_eq!(nowhere, Client::default(), "who is not told of is counted nowhere");
+        let unknown = client(Some(proxied::UNKNOWN_CLIENT.ip()), &HeaderMap::new(), &[]);
+        assert_eq!(
+            unknown,
+            Client::default(),
+            "a client that the proxy does not report has no address"
+        );
     }
 
     proptest! {
         #[test]
-        fn no_header_brings_it_down(value in "[ -~]{0,60}") {
+        fn no_header_makes_it_panic(value in "[ -~]{0,60}") {
             let mut headers = HeaderMap::new();
             headers.insert(FORWARDED_FOR, value.parse().expect("a value"));
             let _ = client(Some(ip("127.0.0.1")), &headers, &Config::default().http.trusted_proxies);

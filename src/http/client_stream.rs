@@ -1,4 +1,4 @@
-//! The socket of a client: counted for as long as it is open, and given up when its client stops reading.
+//! The socket of a client. It is counted while it is open, and reset when the client stops reading.
 
 use std::{
     io,
@@ -19,24 +19,25 @@ use tracing::debug;
 
 use crate::{limits::Permit, sync::activity::Activity};
 
-/// A TCP connection of a listener.
+/// An accepted TCP connection.
 ///
-/// A write that waits for the client longer than `http.response_idle_timeout` fails, and the connection ends. A WebSocket
-/// has limits of its own, and is exempt. This is below TLS, where every byte that the client takes is seen.
+/// A write that waits for the client longer than `http.response_idle_timeout` fails, which ends the
+/// connection. WebSockets are exempt, since they have their own limits. This is below TLS, where
+/// every byte that the client takes is seen.
 #[derive(Debug)]
 pub struct ClientStream {
     socket: TcpStream,
     client: SocketAddr,
     activity: Arc<Activity>,
     patience: Duration,
-    /// Runs while the client takes nothing.
+    /// The timeout, while the client takes nothing.
     stalled: Option<Pin<Box<Sleep>>>,
     refused: IntCounterVec,
     _permit: Permit,
 }
 
 impl ClientStream {
-    /// The socket of an accepted connection, which has `permit`.
+    /// Returns the stream of an accepted connection, which keeps `permit`.
     pub fn new(
         socket: TcpStream,
         client: SocketAddr,
@@ -48,18 +49,18 @@ impl ClientStream {
         Self { socket, client, activity, patience, stalled: None, refused, _permit: permit }
     }
 
-    /// What is noted of the connection.
+    /// Returns the record of its reads and writes.
     pub fn activity(&self) -> &Arc<Activity> {
         &self.activity
     }
 
-    /// Has the kernel reset the connection when it is closed, and counts why.
-    pub fn cut(&self, reason: &'static str) {
-        cut(&self.socket, self.client, reason, &self.refused);
+    /// Makes the kernel reset the connection when it is closed, and counts the reason.
+    pub fn reset(&self, reason: &'static str) {
+        reset(&self.socket, self.client, reason, &self.refused);
     }
 
-    /// Bounds how long a write may wait.
-    fn written(
+    /// Fails a write that has waited too long.
+    fn limit_wait(
         &mut self,
         cx: &mut Context<'_>,
         result: Poll<io::Result<usize>>,
@@ -71,14 +72,19 @@ impl ClientStream {
         let patience = self.patience;
         let stalled = self.stalled.get_or_insert_with(|| Box::pin(sleep(patience)));
         ready!(stalled.as_mut().poll(cx));
-        // What it has not taken does not stay in the kernel either.
-        self.cut("response_idle");
+        // The kernel drops what the client has not taken.
+        self.reset("response_idle");
         Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
 }
 
-/// Has the kernel reset a connection when it is closed: a flood is not worth an answer.
-pub fn cut(socket: &TcpStream, client: SocketAddr, reason: &'static str, refused: &IntCounterVec) {
+/// Makes the kernel reset a connection when it is closed, which costs less than an answer.
+pub fn reset(
+    socket: &TcpStream,
+    client: SocketAddr,
+    reason: &'static str,
+    refused: &IntCounterVec,
+) {
     let _ = socket2::SockRef::from(socket).set_linger(Some(Duration::ZERO));
     refused.with_label_values(&[reason]).inc();
     debug!(%client, reason, "a connection is cut");
@@ -101,7 +107,7 @@ impl AsyncWrite for ClientStream {
         data: &[u8],
     ) -> Poll<io::Result<usize>> {
         let result = Pin::new(&mut self.socket).poll_write(cx, data);
-        self.written(cx, result)
+        self.limit_wait(cx, result)
     }
 
     fn poll_write_vectored(
@@ -110,7 +116,7 @@ impl AsyncWrite for ClientStream {
         data: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let result = Pin::new(&mut self.socket).poll_write_vectored(cx, data);
-        self.written(cx, result)
+        self.limit_wait(cx, result)
     }
 
     fn is_write_vectored(&self) -> bool {

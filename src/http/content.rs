@@ -1,4 +1,4 @@
-//! Content that a client may have already, or ask for in part (RFC 9110, 13 and 14).
+//! Conditional requests and ranges (RFC 9110, 13 and 14).
 
 use std::ops::RangeInclusive;
 
@@ -12,7 +12,7 @@ use http_range_header::StartPosition;
 
 use super::error::HttpError;
 
-/// What an answer says of its content.
+/// The properties of a response's content.
 pub(super) struct Content {
     pub(super) etag: String,
     pub(super) kind: &'static str,
@@ -24,19 +24,19 @@ pub(super) struct Content {
     pub(super) size: u64,
 }
 
-/// How a request is answered.
+/// The answer to a request.
 pub(super) enum Answer {
-    /// Without the content, which the client has.
+    /// A response without content, which the client already has.
     Known(Response),
-    /// With this head and the content, or a part of it.
+    /// The status and headers of a response with the content, or with a range of it.
     Send(StatusCode, HeaderMap, Option<RangeInclusive<u64>>),
 }
 
 impl Content {
-    /// The answer to a request with these headers.
+    /// Returns the answer to a request with these headers.
     ///
     /// # Errors
-    /// The part that is asked for lies beyond the end.
+    /// The requested range is beyond the end.
     pub(super) fn answer(&self, request: &HeaderMap) -> Result<Answer, HttpError> {
         let mut head = HeaderMap::new();
         let mut set = |name: HeaderName, value: &str| {
@@ -71,10 +71,10 @@ impl Content {
         Ok(Answer::Send(status, head, part))
     }
 
-    /// Answers with content that is in memory.
+    /// Returns a response with content that is in memory.
     ///
     /// # Errors
-    /// The part that is asked for lies beyond the end.
+    /// The requested range is beyond the end.
     pub(super) fn send(&self, request: &HeaderMap, data: &Bytes) -> Result<Response, HttpError> {
         let (status, head, part) = match self.answer(request)? {
             Answer::Known(answer) => return Ok(answer),
@@ -91,7 +91,7 @@ impl Content {
     }
 }
 
-/// Whether the client has the content of that ETag already (RFC 9110, 13.1.2).
+/// Whether the client already has the content with this ETag (RFC 9110, 13.1.2).
 pub(super) fn is_known(headers: &HeaderMap, etag: &str) -> bool {
     headers
         .get_all(header::IF_NONE_MATCH)
@@ -102,7 +102,7 @@ pub(super) fn is_known(headers: &HeaderMap, etag: &str) -> bool {
         .any(|tag| tag == "*" || tag.strip_prefix("W/").unwrap_or(tag) == etag)
 }
 
-/// Whether an answer to a request may be gzip (RFC 9110, 12.5.3). Parts are always of the content as it is.
+/// Whether the response to a request may be gzip (RFC 9110, 12.5.3). Ranges are never compressed.
 pub(super) fn accepts_gzip(headers: &HeaderMap) -> bool {
     let mut gzip = None;
     let mut others = None;
@@ -122,8 +122,8 @@ pub(super) fn accepts_gzip(headers: &HeaderMap) -> bool {
     gzip.or(others).unwrap_or(false) && !headers.contains_key(header::RANGE)
 }
 
-/// The part that is asked for; none for the whole. Several parts at once are answered with the whole,
-/// as RFC 9110 (14.2) lets a server do.
+/// Returns the requested range, or `None` for the whole content. A request for several ranges gets
+/// the whole content, which RFC 9110 (14.2) permits.
 fn range(
     headers: &HeaderMap,
     etag: &str,
@@ -136,7 +136,7 @@ fn range(
         return Ok(None);
     }
     if range.contains(',') {
-        // The crate's check whether they overlap takes the square of their number.
+        // The crate checks in quadratic time whether ranges overlap.
         return Ok(None);
     }
     let Ok(parsed) = http_range_header::parse_range_header(range) else {
@@ -158,7 +158,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn gzip_is_sent_to_those_who_accept_it() {
+    fn gzip_is_sent_to_clients_that_accept_it() {
         let accepts = |value: &'static str| {
             accepts_gzip(&HeaderMap::from_iter([(
                 header::ACCEPT_ENCODING,

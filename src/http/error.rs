@@ -1,4 +1,4 @@
-//! Errors as HTTP answers: always `{"error": "..."}`.
+//! Errors as HTTP responses, whose body is always `{"error": "..."}`.
 
 use std::io;
 
@@ -17,7 +17,7 @@ use crate::{
     config::Size,
 };
 
-/// What an HTTP request may end in besides its answer.
+/// Why an HTTP request fails.
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the texts say it")]
 pub enum HttpError {
@@ -138,7 +138,7 @@ impl IntoResponse for HttpError {
                     headers.insert(header::CONTENT_RANGE, value);
                 }
             }
-            // What is left of the body is not read: the connection cannot go on.
+            // The rest of the body is not read, so the connection cannot be reused.
             Self::TooLarge(_) | Self::Slow(_) | Self::Trickle(_) | Self::NoRoom(_) => {
                 headers.insert(header::CONNECTION, header::HeaderValue::from_static("close"));
                 if matches!(self, Self::NoRoom(NoRoom::Budget(_) | NoRoom::Share)) {
@@ -151,7 +151,7 @@ impl IntoResponse for HttpError {
     }
 }
 
-/// An answer of that status with an error text.
+/// Returns a response with an error text.
 pub fn json_error(status: StatusCode, text: &str) -> Response {
     (status, Json(json!({ "error": text }))).into_response()
 }

@@ -1,5 +1,5 @@
-//! The right that a request was let in with. What takes long asks again: an upload before it is stored, a response body
-//! while it is sent.
+//! The right with which a request was admitted. Long requests check it again: an upload before it
+//! is stored, a response body while it is sent.
 
 use super::{error::HttpError, state::App};
 use crate::{
@@ -18,13 +18,13 @@ use std::{
 };
 use tracing::debug;
 
-/// How often a right is asked for again while bytes move. A revoked right ends within this and what is already in the
-/// socket's buffers.
-const ASK_AGAIN: Duration = Duration::from_secs(1);
-/// The largest part of a body that is handed on at a time.
-const PART: usize = 64 << 10;
+/// How often a right is checked again while bytes are transferred. After a right is revoked, no
+/// more is sent than in this time and what is in the buffers of the socket.
+const RECHECK_EVERY: Duration = Duration::from_secs(1);
+/// The largest part of a body between two checks, in bytes.
+const MAX_FRAME: usize = 64 << 10;
 
-/// What a route asks for.
+/// What a route requires.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the names are those of the scopes")]
 pub enum Need {
@@ -34,10 +34,10 @@ pub enum Need {
 }
 
 impl Need {
-    /// Checks that `rights` have what the route asks for.
+    /// Checks that `rights` include what the route requires.
     ///
     /// # Errors
-    /// They do not; it names the scope.
+    /// They do not. The error names the missing scope.
     pub fn check(self, rights: &Rights) -> Result<(), HttpError> {
         let (is_given, scope) = match self {
             Self::Upload => (rights.upload, "upload"),
@@ -56,42 +56,42 @@ pub struct Grant {
     client: Client,
     need: Need,
     access: Access,
-    asked: Instant,
+    checked_at: Instant,
 }
 
 impl Grant {
-    /// Lets a request in that has what its route needs.
+    /// Admits a request that has what its route requires.
     ///
     /// # Errors
-    /// It does not.
+    /// The request does not have it.
     pub fn new(app: &App, client: Client, need: Need, access: Access) -> Result<Self, HttpError> {
         need.check(&access.rights)?;
         let (auth, sign_ins) = (app.auth.clone(), app.metrics.sessions.sign_ins.clone());
-        Ok(Self { auth, sign_ins, client, need, access, asked: Instant::now() })
+        Ok(Self { auth, sign_ins, client, need, access, checked_at: Instant::now() })
     }
 
-    /// What the request may do, as was last asked.
+    /// Returns what the request could do when it was last checked.
     pub fn access(&self) -> &Access {
         &self.access
     }
 
-    /// Who takes places for what the request costs. All for whom neither a sign-in nor an address
-    /// is known are one.
+    /// Returns the payer for the work of the request. All requests without a sign-in or a known
+    /// address have one payer.
     pub fn payer(&self) -> Payer {
         Payer::Account(self.access.account(self.client.address))
     }
 
-    /// Where the request comes from.
+    /// Returns the client of the request.
     pub fn client(&self) -> Client {
         self.client
     }
 
-    /// Asks what the request may do now.
+    /// Checks the sign-in and the right again. Returns what the request may do now.
     ///
     /// # Errors
     /// Its sign-in or its right has ended.
     pub fn renew(&mut self) -> Result<&Access, HttpError> {
-        self.asked = Instant::now();
+        self.checked_at = Instant::now();
         let renewed = self.auth.admit_again(&self.access, self.client);
         self.access = renewed.map_err(|refusal| {
             self.sign_ins.with_label_values(&[refusal.label()]).inc();
@@ -101,18 +101,18 @@ impl Grant {
         Ok(&self.access)
     }
 
-    /// [`Self::renew`], at most once a second.
+    /// Calls [`Self::renew`], at most once a second.
     ///
     /// # Errors
     /// As [`Self::renew`].
     pub fn check(&mut self) -> Result<(), HttpError> {
-        match self.asked.elapsed() >= ASK_AGAIN {
+        match self.checked_at.elapsed() >= RECHECK_EVERY {
             true => self.renew().map(drop),
             false => Ok(()),
         }
     }
 
-    /// A response body that is cut off when the right ends.
+    /// Wraps a response body, which is cut off when the right ends.
     pub fn guard(self, body: Body) -> Body {
         Body::new(Guarded { body, grant: self, rest: Bytes::new() })
     }
@@ -121,7 +121,7 @@ impl Grant {
 struct Guarded {
     body: Body,
     grant: Grant,
-    /// What is left of a large frame.
+    /// The rest of a large frame.
     rest: Bytes,
 }
 
@@ -146,7 +146,7 @@ impl HttpBody for Guarded {
                 end => return Poll::Ready(end),
             }
         }
-        let most = self.rest.len().min(PART);
+        let most = self.rest.len().min(MAX_FRAME);
         Poll::Ready(Some(Ok(Frame::data(self.rest.split_to(most)))))
     }
 

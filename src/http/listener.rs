@@ -1,7 +1,7 @@
-//! Sockets that listen, and the connections they accept.
+//! Listening sockets, and the connections that they accept.
 //!
-//! Behind a proxy that speaks the PROXY protocol a connection begins with its header, which [`proxied`] reads; then comes
-//! TLS, where the relay speaks it itself; then HTTP.
+//! A connection begins with the header of the PROXY protocol, if that is configured, which
+//! [`proxied`] reads. Then follow TLS, if a certificate is configured, and HTTP.
 
 use std::{
     io,
@@ -26,47 +26,49 @@ use tokio::{
     sync::{Notify, watch},
     time::timeout,
 };
-// tokio-rustls: rustls' own project keeps it up.
+// tokio-rustls: maintained by the rustls project.
 use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt;
 use tracing::{debug, warn};
 
 use super::{
-    client_stream::{ClientStream, cut},
+    client_stream::{ClientStream, reset},
     proxied,
     tls::Acceptor,
 };
 use crate::{
     config::Config,
-    limits::{Addresses, Counter, Kind, Place},
+    limits::{Addresses, ConnectionSlot, Counter, SlotKind},
     observe::usage::Polled,
     sync::activity::{Activity, Metered},
 };
 
-/// Connections that wait to be accepted.
+/// The backlog: connections that wait to be accepted.
 const BACKLOG: i32 = 4096;
-/// Connections beyond `limits.connections`, for plain HTTP; further ones are cut at once. As many file
-/// descriptors as the shipped config asks for beyond the connections, less some for files.
-const HTTP_BESIDE: usize = 400;
-/// Bytes that the kernel takes beyond what it can send: little, so that a write goes on only as the peer
-/// takes what was written before, which is how a slow peer is told from a dead one.
+/// Connections beyond `limits.connections`, for plain HTTP. Further ones are reset at once. The
+/// shipped unit allows about this many file descriptors beyond the connections, and some for files.
+const EXTRA_HTTP_CONNECTIONS: usize = 400;
+/// Unsent bytes that the kernel accepts per connection. Few, so that a write only makes progress
+/// while the peer reads, which distinguishes a slow peer from a dead one.
 const UNSENT_IN_KERNEL: u32 = 128 << 10;
-/// How long a connection that has not asked for anything yet is left open when the relay stops.
-const LAST_REQUEST: Duration = Duration::from_millis(500);
-/// Bytes that the headers of a request may have; more are answered with 431. nginx and Node.js take 32 and 16 KiB.
+/// How long a connection without a request stays open when the relay stops.
+const FIRST_REQUEST_GRACE: Duration = Duration::from_millis(500);
+/// The largest request headers, in bytes. Larger ones get status 431. nginx and Node.js accept 32
+/// and 16 KiB.
 const MAX_HEADERS: usize = 32 << 10;
-/// The pause after an accept that failed for want of file descriptors or memory.
-const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
+/// The pause after an accept that failed, such as for lack of file descriptors or memory.
+const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
-/// The address a request came from.
+/// The address of a connection.
 #[derive(Clone, Copy, Debug)]
 pub struct ClientAddress(pub SocketAddr);
 
-/// Bind a TCP address. An IPv6 one is for IPv6 alone, so that `0.0.0.0` and `[::]` can stand together.
+/// Binds a TCP address. An IPv6 address accepts IPv6 only, so that `0.0.0.0` and `[::]` can be
+/// bound together.
 ///
 /// # Errors
-/// The address is in use, or not one of this machine's.
+/// The address is in use, or does not belong to this machine.
 pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     if address.is_ipv6() {
@@ -79,12 +81,12 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     TcpListener::from_std(socket.into())
 }
 
-/// The sockets that systemd passes on (`tonk-relay.socket`), which listen already.
+/// Returns the listening sockets that systemd passes on (`tonk-relay.socket`).
 ///
 /// # Errors
-/// One of them is no TCP socket that listens.
+/// One of them is not a listening TCP socket.
 pub fn inherited() -> io::Result<Vec<TcpListener>> {
-    // listenfd: finds and checks them without unsafe code of ours.
+    // listenfd: finds and checks them without unsafe code here.
     let mut passed = listenfd::ListenFd::from_env();
     let mut listeners = Vec::new();
     for index in 0..passed.len() {
@@ -96,10 +98,10 @@ pub fn inherited() -> io::Result<Vec<TcpListener>> {
     Ok(listeners)
 }
 
-/// Bind a Unix socket that its owner and group may use; one left by a process that is gone is replaced.
+/// Binds a Unix socket that its owner and group may use. Replaces one that an earlier process left.
 ///
 /// # Errors
-/// The folder is not there or not writable, or another process answers at the socket.
+/// The folder does not exist or is not writable, or another process answers at the socket.
 #[expect(clippy::disallowed_methods, reason = "sockets are bound before anything is served")]
 pub fn bind_unix(path: &Path) -> io::Result<UnixListener> {
     match std::os::unix::net::UnixStream::connect(path) {
@@ -107,7 +109,7 @@ pub fn bind_unix(path: &Path) -> io::Result<UnixListener> {
             return Err(io::Error::new(io::ErrorKind::AddrInUse, "another process answers there"));
         }
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            // A regular file refuses connections as well: it is not ours to remove.
+            // A regular file refuses connections as well, and must not be removed.
             if !std::fs::symlink_metadata(path)?.file_type().is_socket() {
                 return Err(io::Error::new(io::ErrorKind::AlreadyExists, "is there and no socket"));
             }
@@ -120,30 +122,31 @@ pub fn bind_unix(path: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-/// What every listener's connections need.
+/// How the connections of a listener are served.
 #[derive(Clone)]
 #[expect(missing_docs, reason = "the names say it")]
 pub struct Connections {
     pub config: watch::Receiver<Arc<Config>>,
-    /// What TLS is spoken with; none where it never is.
+    /// The certificate, and the metric of handshakes. `None` for a listener without TLS.
     pub tls: Option<(Acceptor, IntCounterVec)>,
     pub open: IntGauge,
-    /// Of the public port, connections by address; others are not limited, and no proxy stands before them.
+    /// The limits by address. `None` for other than the public port: these connections have no
+    /// limits by address and no proxy.
     pub addresses: Option<Arc<Addresses>>,
-    /// Connections that are cut, by reason.
+    /// Counts connections that are reset, by reason.
     pub refused: IntCounterVec,
-    /// All connections, also those that were upgraded.
+    /// Counts all connections, including upgraded ones.
     pub sockets: Arc<Counter>,
-    /// Where it is noted how long their tasks hold a thread.
+    /// Records how long their tasks hold a thread.
     pub polls: Histogram,
-    /// Where connections are counted until they end.
+    /// Owns the tasks of connections.
     pub tasks: TaskTracker,
-    /// No request is taken any more.
+    /// Cancelled when no more requests are accepted.
     pub stopping: CancellationToken,
 }
 
 impl Connections {
-    /// Serve `router` on a TCP listener until the relay stops.
+    /// Serves `router` on a TCP listener until the relay stops.
     pub async fn serve(&self, listener: &TcpListener, router: Router) {
         loop {
             let (stream, address) = tokio::select! {
@@ -157,9 +160,9 @@ impl Connections {
                 () = self.stopping.cancelled() => return,
             };
             let config = self.config.borrow().clone();
-            let most = config.limits.connections.saturating_add(HTTP_BESIDE);
-            let Some(permit) = self.sockets.enter(most) else {
-                cut(&stream, address, "flood", &self.refused);
+            let most = config.limits.connections.saturating_add(EXTRA_HTTP_CONNECTIONS);
+            let Some(permit) = self.sockets.try_acquire(most) else {
+                reset(&stream, address, "flood", &self.refused);
                 continue;
             };
             let _ = stream.set_nodelay(true);
@@ -174,13 +177,13 @@ impl Connections {
         }
     }
 
-    /// Serve a connection of which the proxy says first whose it is.
+    /// Serves a connection on which the proxy sends the client's address first.
     fn spawn_proxied(&self, mut stream: ClientStream, router: Router, proxy: SocketAddr) {
         let this = self.clone();
         self.tasks.spawn(async move {
             let http = this.config.borrow().http.clone();
             if !http.trusts(proxy.ip()) {
-                return stream.cut("no_trusted_proxy");
+                return stream.reset("no_trusted_proxy");
             }
             let reading = timeout(http.header_timeout.0, proxied::read(&mut stream));
             let read = tokio::select! {
@@ -191,41 +194,41 @@ impl Connections {
                 Ok(Ok(client)) => this.spawn_tcp(stream, router, client.unwrap_or(proxy)),
                 Ok(Err(error)) => {
                     warn!(client = %proxy, "no PROXY protocol header (http.proxy_protocol): {error}");
-                    stream.cut("no_proxy_header");
+                    stream.reset("no_proxy_header");
                 }
-                Err(_) => stream.cut("no_proxy_header"),
+                Err(_) => stream.reset("no_proxy_header"),
             }
         });
     }
 
-    /// Serve a connection from `address`, if there are not too many of them that are no sessions.
+    /// Serves a connection from `address`, unless the address has too many.
     fn spawn_tcp(&self, stream: ClientStream, router: Router, address: SocketAddr) {
         let config = self.config.borrow().clone();
         let is_proxy = config.http.trusts(address.ip());
-        // Sessions among them are refused before that, and told so.
+        // Sessions are refused at half of this, with a reason that the client can read.
         let most = config.limits.connections_per_address.saturating_mul(2);
-        let place = match &self.addresses {
-            Some(addresses) if !is_proxy && address.ip() != proxied::NOWHERE.ip() => {
-                addresses.enter(address.ip(), Kind::Connection, most, None).map(Some)
+        let slot = match &self.addresses {
+            Some(addresses) if !is_proxy && address.ip() != proxied::UNKNOWN_CLIENT.ip() => {
+                addresses.acquire(address.ip(), SlotKind::Connection, most, None).map(Some)
             }
             _ => Ok(None),
         };
-        let Ok(place) = place else {
-            return stream.cut("flood_of_address");
+        let Ok(slot) = slot else {
+            return stream.reset("flood_of_address");
         };
-        let counted = Counted::new(&self.open, place);
+        let counted = OpenConnection::new(&self.open, slot);
         let tls = self.tls.as_ref().and_then(|(tls, _)| tls.borrow().clone());
         match tls {
             Some(tls) => self.spawn_tls(stream, tls, router, ClientAddress(address), counted),
             None => {
                 let (address, activity) = (Some(ClientAddress(address)), stream.activity().clone());
-                let talk = self.clone().talk(stream, activity, router, address, counted);
-                self.tasks.spawn(Polled::new(talk, self.polls.clone()));
+                let serving = self.clone().serve_stream(stream, activity, router, address, counted);
+                self.tasks.spawn(Polled::new(serving, self.polls.clone()));
             }
         }
     }
 
-    /// Serve `router` on a Unix socket until the relay stops.
+    /// Serves `router` on a Unix socket until the relay stops.
     pub async fn serve_unix(&self, listener: &UnixListener, router: Router) {
         loop {
             tokio::select! {
@@ -238,27 +241,27 @@ impl Connections {
         }
     }
 
-    /// Serve `router` on one connection.
+    /// Serves `router` on one connection.
     pub fn spawn<S>(&self, stream: S, router: Router, address: Option<ClientAddress>)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let (activity, counted) = (Arc::default(), Counted::new(&self.open, None));
-        let talk = self.clone().talk(stream, activity, router, address, counted);
-        self.tasks.spawn(Polled::new(talk, self.polls.clone()));
+        let (activity, counted) = (Arc::default(), OpenConnection::new(&self.open, None));
+        let serving = self.clone().serve_stream(stream, activity, router, address, counted);
+        self.tasks.spawn(Polled::new(serving, self.polls.clone()));
     }
 
-    /// Serve `router` on a connection that begins with a TLS handshake.
+    /// Serves `router` on a connection that begins with a TLS handshake.
     fn spawn_tls(
         &self,
         stream: ClientStream,
         tls: Arc<rustls::ServerConfig>,
         router: Router,
         address: ClientAddress,
-        counted: Counted,
+        counted: OpenConnection,
     ) {
         let (this, activity) = (self.clone(), stream.activity().clone());
-        let talk = async move {
+        let serving = async move {
             let limit = this.config.borrow().http.header_timeout.0;
             let accepting = timeout(limit, TlsAcceptor::from(tls).accept(stream));
             let accepted = tokio::select! {
@@ -275,30 +278,30 @@ impl Connections {
             }
             match accepted {
                 Ok(Ok(stream)) => {
-                    this.talk(stream, activity, router, Some(address), counted).await;
+                    this.serve_stream(stream, activity, router, Some(address), counted).await;
                 }
                 Ok(Err(error)) => debug!(client = %address.0, "no TLS handshake: {error}"),
                 Err(_) => debug!(client = %address.0, "no TLS handshake in time"),
             }
         };
-        self.tasks.spawn(Polled::new(talk, self.polls.clone()));
+        self.tasks.spawn(Polled::new(serving, self.polls.clone()));
     }
 
-    async fn talk<S>(
+    async fn serve_stream<S>(
         self,
         stream: S,
         activity: Arc<Activity>,
         router: Router,
         address: Option<ClientAddress>,
-        counted: Counted,
+        counted: OpenConnection,
     ) where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let io = TokioIo::new(Metered::new(stream, activity.clone()));
-        let asked = Arc::new(Notify::new());
-        let asks = asked.clone();
+        let has_request = Arc::new(Notify::new());
+        let notifier = has_request.clone();
         let service = router.map_request(move |mut request: Request<Incoming>| {
-            asks.notify_one();
+            notifier.notify_one();
             request.extensions_mut().insert(activity.clone());
             if let Some(address) = address {
                 request.extensions_mut().insert(address);
@@ -317,11 +320,12 @@ impl Connections {
         let ended = tokio::select! {
             ended = &mut connection => ended,
             () = stopping.cancelled() => {
-                // Whoever has just connected is about to ask, and would be closed without an answer.
+                // A client that has just connected is about to send a request, which would get no
+                // answer.
                 tokio::select! {
                     _ = &mut connection => return,
-                    () = asked.notified() => {}
-                    () = tokio::time::sleep(LAST_REQUEST) => {}
+                    () = has_request.notified() => {}
+                    () = tokio::time::sleep(FIRST_REQUEST_GRACE) => {}
                 }
                 connection.as_mut().graceful_shutdown();
                 connection.await
@@ -336,20 +340,23 @@ impl Connections {
 
 async fn accept_failed(error: &io::Error) {
     warn!("a connection could not be accepted: {error}");
-    tokio::time::sleep(ACCEPT_AGAIN).await;
+    tokio::time::sleep(ACCEPT_RETRY).await;
 }
 
-/// Counts a connection for as long as it lives.
-struct Counted(IntGauge, #[expect(dead_code, reason = "counts until it is dropped")] Option<Place>);
+/// Counts a connection in the metric and for its address until this is dropped.
+struct OpenConnection(
+    IntGauge,
+    #[expect(dead_code, reason = "counts until it is dropped")] Option<ConnectionSlot>,
+);
 
-impl Counted {
-    fn new(open: &IntGauge, place: Option<Place>) -> Self {
+impl OpenConnection {
+    fn new(open: &IntGauge, slot: Option<ConnectionSlot>) -> Self {
         open.inc();
-        Self(open.clone(), place)
+        Self(open.clone(), slot)
     }
 }
 
-impl Drop for Counted {
+impl Drop for OpenConnection {
     fn drop(&mut self) {
         self.0.dec();
     }

@@ -1,13 +1,13 @@
-//! The public port: HTTP pages, bundles, and the way into sync.
+//! The public port: HTTP pages, bundles, and WebSockets.
 //!
 //! | to find | look in |
 //! |---|---|
-//! | binding and accepting, one connection | [`listener`], [`client_stream`], [`tls`], [`proxied`] |
-//! | what answers requests | [`pages`], [`bundles`], [`uploads`], [`assets`], `content` |
-//! | a WebSocket upgrade, and who is refused there | `upgrade` |
-//! | the client of a request, and its rights | [`client`], [`sign_in`], [`grant`] |
+//! | accepting and serving connections | [`listener`], [`client_stream`], [`tls`], [`proxied`] |
+//! | the handlers of requests | [`pages`], [`bundles`], [`uploads`], [`assets`], `content` |
+//! | WebSocket upgrades, and why one is refused | `upgrade` |
+//! | the client of a request, its sign-in and its rights | [`client`], [`sign_in`], [`grant`] |
 //! | how a request fails | [`error`] |
-//! | what handlers share | [`state`] |
+//! | the state that handlers share | [`state`] |
 
 pub mod assets;
 pub mod bundles;
@@ -28,7 +28,7 @@ pub mod uploads;
 use self::{
     error::json_error,
     grant::Need,
-    sign_in::{note_client, require},
+    sign_in::{record_client, require},
     state::App,
     upgrade::{is_allowed, is_websocket, upgrade},
 };
@@ -49,12 +49,11 @@ use std::{
     time::{Duration, Instant},
 };
 use tokio::sync::watch;
+// tower-http: from the project on which axum builds.
 use tower_http::{
     catch_panic::CatchPanicLayer,
     cors::{AllowOrigin, CorsLayer},
 };
-
-// tower-http: the project that axum itself builds on.
 
 /// Headers that pages of other origins may send.
 const ALLOWED_HEADERS: [HeaderName; 4] =
@@ -62,10 +61,10 @@ const ALLOWED_HEADERS: [HeaderName; 4] =
 /// Headers of answers that pages of other origins may read.
 const EXPOSED_HEADERS: [HeaderName; 4] =
     [header::ETAG, header::CONTENT_RANGE, header::CONTENT_DISPOSITION, header::RETRY_AFTER];
-/// How long a browser need not ask again what it may send: the longest that Chromium remembers it.
-const PREFLIGHT_LASTS: Duration = Duration::from_secs(2 * 3600);
+/// How long a browser may cache the answer to a preflight request. Chromium caps it at this.
+const PREFLIGHT_MAX_AGE: Duration = Duration::from_secs(2 * 3600);
 
-/// The public router.
+/// Returns the router of the public port.
 pub fn router(app: App) -> Router {
     let needs = |need, routes: Router<App>| {
         let check = move |state, client, request, next| require(need, state, client, request, next);
@@ -87,7 +86,7 @@ pub fn router(app: App) -> Router {
     router
         .fallback(|| async { StatusCode::NOT_FOUND })
         .layer(middleware::from_fn_with_state(app.clone(), upgrade))
-        .layer(middleware::from_fn_with_state(app.clone(), note_client))
+        .layer(middleware::from_fn_with_state(app.clone(), record_client))
         .layer(cors(app.config.clone()))
         .layer(CatchPanicLayer::custom(|_: Box<dyn std::any::Any + Send>| {
             json_error(StatusCode::INTERNAL_SERVER_ERROR, "Internal error")
@@ -106,11 +105,12 @@ fn cors(config: watch::Receiver<Arc<Config>>) -> CorsLayer {
         .allow_methods([Method::GET, Method::POST, Method::PUT, Method::DELETE, Method::OPTIONS])
         .allow_headers(ALLOWED_HEADERS)
         .expose_headers(EXPOSED_HEADERS)
-        .max_age(PREFLIGHT_LASTS)
+        .max_age(PREFLIGHT_MAX_AGE)
         .vary([header::ORIGIN])
 }
 
-/// Refuses a request that does not name one host (RFC 9112, 3.2): proxies before the relay may believe another one than it does.
+/// Refuses a request that does not name exactly one host (RFC 9112, 3.2), since a proxy may choose
+/// another one than the relay.
 pub async fn require_host(request: Request, next: Next) -> Response {
     match names_one_host(request.version(), request.headers()) {
         true => next.run(request).await,
@@ -122,7 +122,7 @@ fn names_one_host(version: Version, headers: &HeaderMap) -> bool {
     let mut hosts = headers.get_all(header::HOST).iter();
     match (hosts.next(), hosts.next()) {
         (None, _) => version < Version::HTTP_11,
-        // It is empty where the URL has no authority.
+        // The header is empty if the URL has no authority.
         (Some(host), None) => {
             let is_authority = |host| Authority::try_from(host).is_ok();
             host.is_empty() || (is_authority(host.as_bytes()) && !host.as_bytes().contains(&b'@'))
@@ -131,7 +131,7 @@ fn names_one_host(version: Version, headers: &HeaderMap) -> bool {
     }
 }
 
-/// Count the request, and give every error and preflight its form.
+/// Counts the request, and gives errors and preflight responses their form.
 async fn finish(State(metrics): State<Metrics>, request: Request, next: Next) -> Response {
     let start = Instant::now();
     let route = request.extensions().get::<MatchedPath>().cloned();
@@ -139,7 +139,8 @@ async fn finish(State(metrics): State<Metrics>, request: Request, next: Next) ->
     let is_upgrade = is_websocket(request.headers());
     let mut response = next.run(request).await;
 
-    // The spelling of the TypeScript relay, which tower-http writes in lower case and answers with 200.
+    // The spelling and status of the TypeScript relay. tower-http writes lower case and answers
+    // with 200.
     let headers = response.headers_mut();
     let is_negotiated = headers.get_all(header::VARY).iter().any(|by| by == "Accept-Encoding");
     let vary = if is_negotiated { "Origin, Accept-Encoding" } else { "Origin" };

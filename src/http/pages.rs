@@ -1,4 +1,4 @@
-//! Pages without a body to read: the served bundle, health and metrics.
+//! Pages: the served bundle, health and metrics.
 
 use super::{
     content::{Content, accepts_gzip},
@@ -15,16 +15,17 @@ use axum::{
 use serde_json::json;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// For what changes under its URL: a cache asks whether it still is the same. A hot swap reaches everybody.
-const ASK_AGAIN: &str = "public, no-cache";
-/// For what another version has another URL.
-const FOR_EVER: &str = "public, max-age=31536000, immutable";
+/// For content that may change: caches have to revalidate, so that every client gets a swapped
+/// bundle.
+const REVALIDATE: &str = "public, no-cache";
+/// For content whose URL has a version.
+const IMMUTABLE: &str = "public, max-age=31536000, immutable";
 
-/// What caches may do with a file: its URL may carry a version, as `?v=`.
+/// Returns the `Cache-Control` of a file whose URL may have a version, as `?v=`.
 fn cache_control(query: Option<&str>) -> &'static str {
     let mut pairs = query.unwrap_or_default().split('&');
     let has_version = pairs.any(|pair| pair.strip_prefix("v=").is_some_and(|v| !v.is_empty()));
-    if has_version { FOR_EVER } else { ASK_AGAIN }
+    if has_version { IMMUTABLE } else { REVALIDATE }
 }
 
 /// `GET /`
@@ -42,7 +43,7 @@ pub async fn manifest(State(app): State<App>, headers: HeaderMap) -> Result<Resp
         etag: bundle.slim_etag.clone(),
         kind: "application/zip",
         file_name: Some("manifest.tonk".to_owned()),
-        cache_control: ASK_AGAIN,
+        cache_control: REVALIDATE,
         encoding: None,
         size: bundle.slim.len() as u64,
     };
@@ -52,7 +53,7 @@ pub async fn manifest(State(app): State<App>, headers: HeaderMap) -> Result<Resp
 /// `GET /tonk_core_bg.wasm`
 ///
 /// # Errors
-/// There is no such file.
+/// No such file is configured, or it cannot be read.
 pub async fn wasm(
     State(app): State<App>,
     RawQuery(query): RawQuery,
@@ -87,7 +88,7 @@ pub async fn wasm(
 /// `GET /api/blank-tonk`
 ///
 /// # Errors
-/// There is no such file, and no bundle is served.
+/// The file cannot be read, or none is configured and no bundle is served.
 pub async fn blank(
     State(app): State<App>,
     RawQuery(query): RawQuery,
@@ -119,10 +120,10 @@ pub async fn livez() -> &'static str {
     "ok\n"
 }
 
-/// `GET /readyz`: whether sync can be promised. Which checks are not met is named, not why.
+/// `GET /readyz`: whether the relay is ready. Names the failed checks without their reasons.
 ///
 /// # Errors
-/// It cannot.
+/// The relay is not ready.
 pub async fn readyz(State(app): State<App>) -> Result<String, HttpError> {
     let report = app.health.report();
     let names = |checks: std::collections::BTreeMap<&'static str, String>| {
@@ -151,10 +152,10 @@ pub async fn admin_readyz(state: State<App>, RawQuery(query): RawQuery) -> Respo
     (status, Json(json!(report))).into_response()
 }
 
-/// `GET /metrics` on the public port, where the config leaves it there.
+/// `GET /metrics` on the public port, unless `http.metrics` is false.
 ///
 /// # Errors
-/// The figures cannot be collected.
+/// The metrics cannot be collected.
 pub async fn public_metrics(state: State<App>, headers: HeaderMap) -> Result<Response, HttpError> {
     if !state.config.borrow().http.metrics {
         return Ok(StatusCode::NOT_FOUND.into_response());
@@ -162,10 +163,11 @@ pub async fn public_metrics(state: State<App>, headers: HeaderMap) -> Result<Res
     metrics(state, headers).await
 }
 
-/// `GET /metrics`: Prometheus' text form, or with `Accept: application/json` what the TypeScript relay says.
+/// `GET /metrics`: the text format of Prometheus, or with `Accept: application/json` the answer of
+/// the TypeScript relay.
 ///
 /// # Errors
-/// The figures cannot be collected.
+/// The metrics cannot be collected.
 pub async fn metrics(State(app): State<App>, headers: HeaderMap) -> Result<Response, HttpError> {
     let accept = headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok());
     if accept.is_some_and(|accept| accept.contains("application/json")) {
@@ -179,13 +181,13 @@ pub async fn metrics(State(app): State<App>, headers: HeaderMap) -> Result<Respo
         });
         return Ok(Json(object).into_response());
     }
-    // It takes milliseconds, and reads a directory of as many entries as files are open.
+    // This takes milliseconds, and reads a directory with an entry for each open file.
     let text = blocking::run(move || app.metrics.text()).await;
     let text = text.map_err(|error| HttpError::Internal(error.to_string()))?;
     Ok(([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response())
 }
 
-/// Resident memory of this process (`proc_pid_statm(5)`); 0 where there is no /proc.
+/// Returns the resident memory of this process (`proc_pid_statm(5)`), or 0 without /proc.
 #[expect(clippy::disallowed_methods, reason = "/proc is in memory")]
 pub fn resident_bytes() -> u64 {
     let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();

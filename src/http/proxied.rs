@@ -1,33 +1,35 @@
-//! The PROXY protocol: what a proxy says of a connection before its first byte.
+//! The PROXY protocol, by which a proxy sends the client's address before the first byte of a
+//! connection.
 //!
-//! Source: <https://www.haproxy.org/download/3.0/doc/proxy-protocol.txt>, versions 1 and 2. No byte beyond the header is
-//! read: what follows is the client's.
+//! Source: <https://www.haproxy.org/download/3.0/doc/proxy-protocol.txt>, versions 1 and 2. Bytes
+//! after the header are not read: they are the client's.
 
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, SocketAddr},
 };
 
-// ppp: the most used parser of it.
+// ppp: the most widely used parser.
 use ppp::{v1, v2};
 use tokio::io::{AsyncRead, AsyncReadExt};
 
-/// Of both versions, the shortest header is longer.
-const FIRST: usize = 12;
-/// A line of version 1, with its end.
+/// Bytes to read first. Every header of both versions is longer.
+const PREFIX_LENGTH: usize = 12;
+/// The longest line of version 1, in bytes.
 const MAX_LINE: usize = 107;
-/// What follows a header of version 2: addresses, and what proxies like to add.
+/// The most bytes after the prefix of version 2: addresses, and extensions.
 const MAX_REST: u16 = 4096;
 
-/// What stands for a client of whom the proxy does not say where it is: not this machine, whatever else.
-pub const NOWHERE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
+/// The address for a client that the proxy does not report. It is not an address of this machine.
+pub const UNKNOWN_CLIENT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
 
-/// Read a header; none where the connection is the proxy's own, such as to see whether the relay is there.
+/// Reads a header. Returns the client, or `None` if the connection is the proxy's own, such as for
+/// a health check.
 ///
 /// # Errors
-/// There is no header, or it is not of that form.
+/// The header is missing or invalid.
 pub async fn read(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<SocketAddr>> {
-    let mut header = vec![0; FIRST];
+    let mut header = vec![0; PREFIX_LENGTH];
     stream.read_exact(&mut header).await?;
     if header == v2::PROTOCOL_PREFIX {
         let mut rest = [0; 4];
@@ -49,7 +51,7 @@ pub async fn read(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<So
             (v2::Command::Proxy, v2::Addresses::IPv6(at)) => {
                 Some((at.source_address, at.source_port).into())
             }
-            (v2::Command::Proxy, _) => Some(NOWHERE),
+            (v2::Command::Proxy, _) => Some(UNKNOWN_CLIENT),
             (v2::Command::Local, _) => None,
         });
     }
@@ -66,7 +68,7 @@ pub async fn read(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<So
     Ok(match parsed.addresses {
         v1::Addresses::Tcp4(at) => Some((at.source_address, at.source_port).into()),
         v1::Addresses::Tcp6(at) => Some((at.source_address, at.source_port).into()),
-        v1::Addresses::Unknown => Some(NOWHERE),
+        v1::Addresses::Unknown => Some(UNKNOWN_CLIENT),
     })
 }
 
@@ -80,7 +82,7 @@ mod tests {
 
     use super::*;
 
-    /// What is read of some bytes, and what is left of them.
+    /// Reads a header from `bytes`. Returns it, and how many bytes are left.
     async fn of(bytes: &[u8]) -> (io::Result<Option<SocketAddr>>, usize) {
         let mut rest = bytes;
         (read(&mut rest).await, rest.len())
@@ -91,13 +93,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn both_versions_are_read_and_nothing_beyond() {
+    async fn headers_of_both_versions_are_read_and_nothing_beyond() {
         let (found, left) =
             of(b"PROXY TCP4 203.0.113.9 198.51.100.1 4000 443\r\nGET / HTTP/1.1").await;
         assert_eq!((found.expect("read"), left), (at("203.0.113.9:4000"), 14));
         let (found, _) = of(b"PROXY TCP6 2001:db8::9 ::1 4000 443\r\n").await;
         assert_eq!(found.expect("read"), at("[2001:db8::9]:4000"));
-        assert_eq!(of(b"PROXY UNKNOWN\r\nx").await.0.expect("read"), Some(NOWHERE));
+        assert_eq!(of(b"PROXY UNKNOWN\r\nx").await.0.expect("read"), Some(UNKNOWN_CLIENT));
 
         let mut header = v2::PROTOCOL_PREFIX.to_vec();
         header.extend([0x21, 0x11, 0, 12, 203, 0, 113, 9, 198, 51, 100, 1, 0x0f, 0xa0, 1, 0xbb]);
@@ -108,7 +110,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_no_header_is_refused() {
+    async fn an_invalid_header_is_refused() {
         let long = format!("PROXY TCP4 {}", "1".repeat(200));
         for bad in
             [b"GET / HTTP/1.1\r\n".as_slice(), b"PROXY TCP4 x y 1 2\r\n", long.as_bytes(), b"PROX"]
@@ -121,7 +123,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_bytes_bring_it_down(bytes in proptest::collection::vec(any::<u8>(), 0..64), kind in 0..3) {
+        fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..64), kind in 0..3) {
             let start: &[u8] = match kind { 0 => b"", 1 => b"PROXY TCP4 ", _ => v2::PROTOCOL_PREFIX };
             let all = [start, &bytes].concat();
             let _ = futures::executor::block_on(of(&all));

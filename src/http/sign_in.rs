@@ -1,4 +1,4 @@
-//! Sign-in of requests: where a token may be, and what each route asks for.
+//! Sign-in of requests: where a token may be, and the middleware that checks rights.
 
 use std::borrow::Cow;
 
@@ -20,12 +20,13 @@ use super::{
 };
 use crate::auth::{Access, Client, Refusal};
 
-/// A WebSocket subprotocol that carries a token, for browsers, which can set no header.
+/// The prefix of a WebSocket subprotocol with a token. Browsers cannot set headers of a WebSocket.
 const BEARER_PROTOCOL: &str = "bearer.";
-/// The subprotocol that is answered to whoever offers it beside the one with the token.
+/// The subprotocol that the relay selects. Clients offer it together with the one that has the
+/// token.
 pub const PROTOCOL: &str = "tonk-relay";
 
-/// Who sent a request: found once, for limits and sign-in.
+/// The client of a request, which is determined once, for limits and sign-in.
 #[derive(Clone, Copy, Debug)]
 pub struct RequestClient(pub Client);
 
@@ -34,7 +35,8 @@ struct Query {
     token: Option<String>,
 }
 
-/// The token of a request: its `Authorization`, a subprotocol of its WebSocket, or `?token=` where that is taken.
+/// Returns the token of a request: from `Authorization`, a WebSocket subprotocol, or `?token=` if
+/// `query_token` is set.
 pub fn token<'a>(headers: &'a HeaderMap, uri: &Uri, query_token: bool) -> Option<Cow<'a, str>> {
     let authorization = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
     let bearer = authorization.and_then(|value| {
@@ -58,7 +60,7 @@ pub fn token<'a>(headers: &'a HeaderMap, uri: &Uri, query_token: bool) -> Option
         .map(Cow::Owned)
 }
 
-/// The WebSocket subprotocols that a request offers.
+/// Returns the WebSocket subprotocols that a request offers.
 pub(super) fn protocols(headers: &HeaderMap) -> impl Iterator<Item = &str> {
     let offered = headers.get_all(header::SEC_WEBSOCKET_PROTOCOL).iter();
     offered
@@ -67,8 +69,8 @@ pub(super) fn protocols(headers: &HeaderMap) -> impl Iterator<Item = &str> {
         .map(str::trim)
 }
 
-/// Note who sends a request.
-pub async fn note_client(State(app): State<App>, mut request: Request, next: Next) -> Response {
+/// Records the client of a request in its extensions.
+pub async fn record_client(State(app): State<App>, mut request: Request, next: Next) -> Response {
     let peer = request.extensions().get::<ClientAddress>().map(|address| address.0.ip());
     let config = app.config.borrow().clone();
     let client = client::client(peer, request.headers(), &config.http.trusted_proxies);
@@ -76,10 +78,10 @@ pub async fn note_client(State(app): State<App>, mut request: Request, next: Nex
     next.run(request).await
 }
 
-/// Let a request in, or say why not.
+/// Admits a request.
 ///
 /// # Errors
-/// It shows no token, or one that is not good.
+/// The request has no token, or an invalid one.
 pub fn admit(app: &App, client: Client, headers: &HeaderMap, uri: &Uri) -> Result<Access, Refusal> {
     let query_token = app.config.borrow().auth.query_token;
     let token = token(headers, uri, query_token);
@@ -89,7 +91,7 @@ pub fn admit(app: &App, client: Client, headers: &HeaderMap, uri: &Uri) -> Resul
     admitted
 }
 
-/// Let requests of a route in that may do what it needs.
+/// Admits requests that have the right that a route requires.
 pub async fn require(
     need: Need,
     State(app): State<App>,
@@ -107,17 +109,17 @@ pub async fn require(
     };
     request.extensions_mut().insert(grant.clone());
     let mut response = next.run(request).await;
-    // The answer to an upload, and an error, have nothing that the right protects, and the client is to read them.
+    // The response to an upload, or an error, needs no protection, and the client has to read it.
     if need != Need::Upload && response.status().is_success() {
         response = response.map(|body| grant.guard(body));
     }
-    if app.auth.asks() {
+    if app.auth.requires_sign_in() {
         keep_private(response.headers_mut());
     }
     response
 }
 
-/// Under sign-in no shared cache may keep what a token was asked for.
+/// Forbids shared caches to store a response that needs a token.
 fn keep_private(headers: &mut HeaderMap) {
     let cache = headers.get(header::CACHE_CONTROL).and_then(|value| value.to_str().ok());
     let value = cache.unwrap_or("public, no-cache").replace("public", "private");
@@ -140,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_found_where_clients_put_it() {
+    fn a_token_is_found_in_every_place_that_clients_use() {
         let found = Some("abc".to_owned());
         assert_eq!(of(&[("authorization", "Bearer abc")], "/", true), found);
         assert_eq!(of(&[("authorization", "bearer  abc ")], "/", true), found);
@@ -153,7 +155,7 @@ mod tests {
         assert_eq!(
             of(&[("authorization", "Bearer abc")], "/?token=other", true),
             found,
-            "the header counts"
+            "the header has precedence"
         );
     }
 }

@@ -1,4 +1,4 @@
-//! What handlers need of the rest of the relay.
+//! The state that handlers share.
 
 use std::{sync::Arc, time::Instant};
 
@@ -7,6 +7,7 @@ use tokio::sync::watch;
 use super::assets::Asset;
 use crate::{
     auth::Auth,
+    base::run_to_completion::RunToCompletion,
     bundle::build::Bundles,
     config::Config,
     limits::{Addresses, Counter},
@@ -15,7 +16,7 @@ use crate::{
     sync::build::Sync,
 };
 
-/// What handlers need of the rest of the relay.
+/// The state that handlers share.
 #[derive(Clone)]
 #[expect(missing_docs, reason = "the types say it")]
 pub struct App {
@@ -27,13 +28,15 @@ pub struct App {
     pub assets: Arc<Assets>,
     pub auth: Arc<Auth>,
     pub addresses: Arc<Addresses>,
-    /// The sessions that `limits.connections` bounds.
+    /// Counts sessions up to `limits.connections`.
     pub connections: Arc<Counter>,
     pub sync: Sync,
+    /// Work that requests have begun and that finishes even if their clients disconnect.
+    pub unfinished: RunToCompletion,
     pub started: Instant,
 }
 
-/// The files of `[bundle]` that are served as they are.
+/// The files of `[bundle]` that are served unchanged.
 #[derive(Debug, Default)]
 #[expect(missing_docs, reason = "named as their keys are")]
 pub struct Assets {

@@ -1,5 +1,5 @@
-//! TLS on the public port, by rustls: TLS 1.2 and 1.3. The files are watched: a renewed certificate holds for the next
-//! connection, and those that are open stay.
+//! TLS 1.2 and 1.3 on the public port, with rustls. The files are watched: a renewed certificate is
+//! used for new connections, and open ones stay open.
 
 use std::{
     io,
@@ -23,17 +23,17 @@ use crate::{
     observe::{health::Health, metrics::HttpMetrics},
 };
 
-/// The largest file of certificates or keys.
+/// The largest file of certificates or keys, in bytes.
 const MAX_FILE: u64 = 1 << 20;
-/// How long the files must not change before they are read: both are replaced one after the other.
-const REST: Duration = Duration::from_millis(500);
+/// The pause after a change before the files are read, since they are replaced one after the other.
+const QUIET_FOR: Duration = Duration::from_millis(500);
 
-/// How long a start waits for files that do not go together: certbot switches two links one after the other. It reads them again
-/// every [`AGAIN`].
-const SETTLES: Duration = Duration::from_secs(1);
-const AGAIN: Duration = Duration::from_millis(100);
+/// How long the start waits for a certificate and key that do not match: certbot switches two links
+/// one after the other. The files are read again every [`SETTLE_RETRY`].
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(1);
+const SETTLE_RETRY: Duration = Duration::from_millis(100);
 
-/// What connections are accepted with; none for plain HTTP.
+/// The certificate with which connections are accepted, or `None` for plain HTTP.
 pub type Acceptor = watch::Receiver<Option<Arc<ServerConfig>>>;
 
 /// Why a certificate cannot be used.
@@ -51,7 +51,7 @@ pub enum TlsError {
 }
 
 impl TlsError {
-    /// The key of the config that it is about.
+    /// Returns the key of the config that names the file.
     pub fn key(&self) -> &'static str {
         match self {
             Self::NoKey(_) => "tls.key",
@@ -60,11 +60,11 @@ impl TlsError {
     }
 }
 
-/// A certificate with its key, ready to be used.
+/// A certificate with its key.
 #[derive(Debug)]
 pub struct Loaded {
     config: Arc<ServerConfig>,
-    /// Until when the certificate holds.
+    /// When the certificate expires.
     until: Option<SystemTime>,
 }
 
@@ -74,18 +74,18 @@ fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
         .map_err(|source| TlsError::Read { path: path.to_owned(), source })
 }
 
-/// Until when a certificate holds; none if it does not parse.
+/// Returns when a certificate expires, or `None` if it does not parse.
 pub fn holds_until(certificate: &CertificateDer<'_>) -> Option<SystemTime> {
-    // x509-parser: rustls checks certificates and does not say until when they hold.
+    // x509-parser: rustls does not return the expiry date of a certificate.
     let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
     let until = u64::try_from(certificate.validity().not_after.timestamp()).ok()?;
     Some(UNIX_EPOCH + Duration::from_secs(until))
 }
 
-/// Read a certificate and its key; none if none is configured. Blocks.
+/// Reads the certificate and its key, or returns `None` if none is configured. Blocks.
 ///
 /// # Errors
-/// They cannot be read, or do not go together.
+/// The files cannot be read, or do not match.
 pub fn load(config: &config::Tls) -> Result<Option<Loaded>, TlsError> {
     let config::Tls { cert, key } = config;
     if cert.as_os_str().is_empty() {
@@ -110,7 +110,8 @@ pub fn load(config: &config::Tls) -> Result<Option<Loaded>, TlsError> {
     Ok(Some(Loaded { config: Arc::new(built), until }))
 }
 
-/// A certificate that can be used, or none if none is configured. No other one is loaded while this lives.
+/// A loaded certificate, or `None` if none is configured. No other one is loaded until this is
+/// dropped.
 pub struct PreparedCertificate<'a> {
     loaded: Option<Loaded>,
     _turn: MutexGuard<'a, ()>,
@@ -120,14 +121,14 @@ pub struct PreparedCertificate<'a> {
 pub struct TlsKeeper {
     config: watch::Receiver<Arc<Config>>,
     current: watch::Sender<Option<Arc<ServerConfig>>>,
-    /// Held while a certificate is loaded: one load after the other.
+    /// Held while a certificate is loaded, so that loads do not overlap.
     loading: Mutex<()>,
     health: Arc<Health>,
     metrics: HttpMetrics,
 }
 
 impl TlsKeeper {
-    /// No certificate yet.
+    /// Returns a keeper without a certificate.
     pub fn new(
         config: watch::Receiver<Arc<Config>>,
         health: Arc<Health>,
@@ -136,24 +137,24 @@ impl TlsKeeper {
         Self { config, current: watch::channel(None).0, loading: Mutex::default(), health, metrics }
     }
 
-    /// What connections are accepted with.
+    /// Returns the certificate in use, now and after changes.
     pub fn acceptor(&self) -> Acceptor {
         self.current.subscribe()
     }
 
-    /// Reads the certificate that `config` names, if it names one, and changes nothing that is in use.
+    /// Loads the certificate that `config` names, if any, without using it yet.
     ///
     /// # Errors
-    /// It cannot be used.
+    /// The certificate cannot be used.
     pub async fn prepare(&self, config: &config::Tls) -> Result<PreparedCertificate<'_>, TlsError> {
         let turn = self.loading.lock().await;
         Self::read(config.clone(), turn).await
     }
 
-    /// The same at a start, when files that are being replaced are waited for.
+    /// As [`Self::prepare`], but retries for a second, since the files may be about to change.
     ///
     /// # Errors
-    /// The certificate cannot be used, and still cannot a second later.
+    /// The certificate cannot be used.
     pub async fn prepare_settled(
         &self,
         config: &config::Tls,
@@ -161,11 +162,11 @@ impl TlsKeeper {
         let prepared = self.prepare(config).await;
         let Err(error) = &prepared else { return prepared };
         info!(
-            "tls.cert and tls.key may be about to change; reading them again for {SETTLES:?}: {error}"
+            "tls.cert and tls.key may be about to change; reading them again for {SETTLE_TIMEOUT:?}: {error}"
         );
-        let until = Instant::now() + SETTLES;
+        let until = Instant::now() + SETTLE_TIMEOUT;
         loop {
-            tokio::time::sleep(AGAIN).await;
+            tokio::time::sleep(SETTLE_RETRY).await;
             match self.prepare(config).await {
                 Err(_) if Instant::now() < until => {}
                 prepared => return prepared,
@@ -184,7 +185,7 @@ impl TlsKeeper {
         loaded.map(|loaded| PreparedCertificate { loaded, _turn: turn })
     }
 
-    /// Accepts connections with a prepared certificate from now on.
+    /// Uses a prepared certificate for new connections.
     pub fn install(&self, prepared: PreparedCertificate<'_>) {
         let PreparedCertificate { loaded, _turn } = prepared;
         let until = loaded.as_ref().and_then(|loaded| loaded.until);
@@ -195,23 +196,23 @@ impl TlsKeeper {
             info!(until, "the certificate holds until {until}");
         }
         self.current.send_replace(loaded.map(|loaded| loaded.config));
-        self.health.degrade("tls", None);
+        self.health.set_degraded("tls", None);
     }
 
     async fn reload(&self) {
         let turn = self.loading.lock().await;
-        // Read after the wait: a config reload may have named other files meanwhile.
+        // Read after the wait, since a config reload may have named other files.
         let config = self.config.borrow().tls.clone();
         match Self::read(config, turn).await {
             Ok(prepared) => self.install(prepared),
             Err(error) => {
                 error!("the changed certificate is not used; the former one still is: {error}");
-                self.health.degrade("tls", Some(error.to_string()));
+                self.health.set_degraded("tls", Some(error.to_string()));
             }
         }
     }
 
-    /// Follow the files, and the config that names them. Runs for ever.
+    /// Follows the files, and the config that names them. Runs forever.
     pub async fn run(&self) {
         let mut config = self.config.clone();
         loop {
@@ -233,7 +234,7 @@ impl TlsKeeper {
                         Err(_) => return,
                     }
                 }
-                tokio::time::sleep(REST).await;
+                tokio::time::sleep(QUIET_FOR).await;
                 self.reload().await;
             }
         }

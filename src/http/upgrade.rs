@@ -1,4 +1,4 @@
-//! From a WebSocket upgrade on any path to a sync session.
+//! WebSocket upgrades, on any path, to sync sessions.
 
 use std::sync::Arc;
 
@@ -21,11 +21,11 @@ use super::{
 use crate::{
     auth::{Access, Client},
     config::Config,
-    limits::{AddressLimit, Kind, Place},
+    limits::{AddressLimit, ConnectionSlot, SlotKind},
     sync::{activity::Activity, close_reason::CloseReason, truncating},
 };
 
-/// Whether a browser at `origin` may use this relay.
+/// Whether pages of `origin` may use this relay.
 pub(super) fn is_allowed(origin: &HeaderValue, config: &Config) -> bool {
     let allowed = &config.http.allowed_origins;
     allowed.iter().any(|allowed| allowed == "*" || allowed.as_bytes() == origin.as_bytes())
@@ -38,7 +38,7 @@ pub(super) fn is_websocket(headers: &HeaderMap) -> bool {
         .is_some_and(|upgrade| upgrade.as_bytes().eq_ignore_ascii_case(b"websocket"))
 }
 
-/// Takes a WebSocket upgrade on any path.
+/// The middleware that upgrades WebSockets on any path.
 pub(super) async fn upgrade(State(app): State<App>, request: Request, next: Next) -> Response {
     if !is_websocket(request.headers()) {
         return next.run(request).await;
@@ -60,21 +60,21 @@ pub(super) async fn upgrade(State(app): State<App>, request: Request, next: Next
         Extension::<Arc<Activity>>::from_request_parts(&mut parts, &()).await.unwrap_or_default();
     let config = app.config.borrow().clone();
     activity.set_upgraded();
-    let permit = app.connections.enter(config.limits.connections);
-    let (admitted, place) = admit(&app, &config, client, &parts, permit.is_some());
-    // Those that are being refused have places of their own.
+    let permit = app.connections.try_acquire(config.limits.connections);
+    let (admitted, slot) = admit(&app, &config, client, &parts, permit.is_some());
+    // `sync::session` limits sessions that are being refused.
     let permit = permit.filter(|_| admitted.is_ok());
     let max_message = config.sync.max_message.bytes();
     let (sessions, running) = (app.sync.sessions, app.sync.running);
-    tokio::spawn(async move {
+    running.spawn(async move {
         let _permit = permit;
-        // The client went away before it had the response.
+        // The client disconnected before it had the response.
         let Ok(upgraded) = on_upgrade.await else { return };
         let socket = truncating::accept(upgraded, max_message).await;
         let panics = sessions.observed.metrics.panics.clone();
-        // In a box: the future around it would have room for it twice.
-        let session = sessions.run(socket, client, activity, admitted, place);
-        let session = std::panic::AssertUnwindSafe(Box::pin(running.track_future(session)));
+        // Boxed, because the future around it would otherwise have space for it twice.
+        let session = sessions.run(socket, client, activity, admitted, slot);
+        let session = std::panic::AssertUnwindSafe(Box::pin(session));
         if futures::FutureExt::catch_unwind(session).await.is_err() {
             panics.inc();
         }
@@ -82,7 +82,7 @@ pub(super) async fn upgrade(State(app): State<App>, request: Request, next: Next
     response
 }
 
-/// Says why a request does not become a WebSocket.
+/// Answers a request that cannot become a WebSocket.
 fn not_upgraded(error: &tungstenite::Error) -> Response {
     let status = match error {
         tungstenite::Error::Protocol(ProtocolError::WrongHttpMethod) => {
@@ -93,14 +93,15 @@ fn not_upgraded(error: &tungstenite::Error) -> Response {
     json_error(status, &error.to_string())
 }
 
-/// Let a WebSocket in, or say why it may not live; with its place among those of its address.
+/// Admits a WebSocket, or returns how it is closed. Also returns its slot among those of its
+/// address.
 fn admit(
     app: &App,
     config: &Config,
     client: Client,
     parts: &Parts,
     has_room: bool,
-) -> (Result<Access, CloseReason>, Option<Place>) {
+) -> (Result<Access, CloseReason>, Option<ConnectionSlot>) {
     let origin = parts.headers.get(header::ORIGIN);
     if origin.is_some_and(|origin| !is_allowed(origin, config)) {
         return (Err(CloseReason::Origin), None);
@@ -110,9 +111,9 @@ fn admit(
     }
     let limits = &config.limits;
     let (most, rate) = (limits.connections_per_address, limits.handshakes_per_address);
-    let enter = |address| app.addresses.enter(address, Kind::Session, most, Some(rate));
-    let place = match client.address.map(enter).transpose() {
-        Ok(place) => place,
+    let acquire = |address| app.addresses.acquire(address, SlotKind::Session, most, Some(rate));
+    let slot = match client.address.map(acquire).transpose() {
+        Ok(slot) => slot,
         Err(AddressLimit::Connections) => {
             return (Err(CloseReason::ConnectionsPerAddress(most)), None);
         }
@@ -124,5 +125,5 @@ fn admit(
         Ok(access) if !access.rights.may_sync() => Err(CloseReason::NoSyncScope),
         admitted => admitted.map_err(CloseReason::from),
     };
-    (access, place)
+    (access, slot)
 }

@@ -1,7 +1,7 @@
-//! Uploads of bundles: received in a file aside, verified as a whole, and only then stored.
+//! Uploads of bundles. They are received in a temporary file, verified, and only then stored.
 //!
-//! What an upload uses is reserved as it is used and released when it fails, whatever ends it: disk space by
-//! [`Reservation`], quota by [`Charge`], places by permits. [`body`] receives it.
+//! What an upload uses is reserved as it grows, and released if it fails for any reason: disk space
+//! by [`Reservation`], quota by [`Charge`], turns and imports by permits. [`body`] receives it.
 
 mod body;
 
@@ -33,15 +33,15 @@ use tokio::{
 };
 use tracing::info;
 
-/// How long a bundle is unpacked before others have their turn.
-const A_TURN: Duration = Duration::from_millis(50);
-/// How long the rest of a refused upload is read.
-const LINGER: Duration = Duration::from_secs(10);
+/// How long one turn of unpacking takes before others have theirs.
+const VERIFY_SLICE: Duration = Duration::from_millis(50);
+/// How long the rest of a refused upload is read and dropped.
+const LINGER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// `POST /api/bundles`
 ///
 /// # Errors
-/// It is no bundle, too large, too slow, or cannot be stored.
+/// The body is not a bundle, is too large or too slow, or cannot be stored.
 pub async fn upload(
     State(app): State<App>,
     Extension(mut grant): Extension<Grant>,
@@ -51,7 +51,7 @@ pub async fn upload(
     let mut body = body.into_data_stream();
     let result = receive(&app, &mut grant, &headers, &mut body).await;
     if result.is_err() {
-        tokio::spawn(linger(body));
+        app.unfinished.spawn(linger(body));
     }
     let label = match &result {
         Ok(_) => "stored",
@@ -67,13 +67,13 @@ pub async fn upload(
     let answer = json!({
         "id": id.to_string(),
         "message": "Bundle uploaded successfully",
-        // None while it goes on.
+        // `None` while the import continues.
         "imported": imported,
     });
     Ok(Json(answer).into_response())
 }
 
-/// A bundle that was received as a whole, with all that is reserved for it.
+/// A received bundle, with what is reserved for it.
 struct Upload {
     file: Received,
     size: u64,
@@ -113,8 +113,8 @@ async fn receive(
     let address = grant.client().address;
     let reservation = app.bundles.receiving.begin(address);
     let charge = app.sync.principals.charge(grant.access().account(address));
-    let places = (app.bundles.unpacking.clone(), grant.payer());
-    let spool = Spool::create(&file, coding, places, reservation, charge, &config).await?;
+    let turns = (app.bundles.unpacking.clone(), grant.payer());
+    let spool = Spool::create(&file, coding, turns, reservation, charge, &config).await?;
     let spooled = body::receive(body, spool, grant, &config).await?;
     let (size, charge) = (spooled.size, spooled.charge);
     if size == 0 {
@@ -129,7 +129,7 @@ async fn receive(
     if app.documents.is_deleted(id) {
         return Err(HttpError::Deleted);
     }
-    // All of them, until it is known which were here before.
+    // All of them are charged until it is known which are new.
     if !upload.charge.documents(documents.len() as u64, &config.limits) {
         return Err(HttpError::NewDocuments);
     }
@@ -142,20 +142,20 @@ async fn receive(
         ImportError::Broken(error) => error.into(),
         ImportError::Io(error) => HttpError::from(error),
     })?;
-    // All of that took a while.
+    // Time has passed since the first check.
     check_rights(grant, id, &documents)?;
-    // A task of its own: what is stored is charged and imported although the client is gone.
-    let storing = tokio::spawn(store(app.clone(), id, upload, place, config.bundles.keep));
+    // What is stored is charged and imported even if the client disconnects.
+    let storing = app.unfinished.spawn(store(app.clone(), id, upload, place, config.bundles.keep));
     let importing = storing.await.map_err(|panic| HttpError::Internal(panic.to_string()))??;
     match timeout(patience, importing).await {
-        // It goes on, and whoever fetches the bundle waits for it.
+        // The import continues, and a download of the bundle waits for it.
         Err(_) => Ok((id, None)),
         Ok(imported) => import_ended(imported).map(|imported| (id, Some(imported))),
     }
 }
 
-/// Reads all documents of a bundle. Others have their turns meanwhile. Returns its id and its
-/// documents' ids.
+/// Reads all documents of a bundle, in several turns. Returns the bundle's id and those of its
+/// documents.
 async fn verify(
     app: &App,
     payer: &Payer,
@@ -168,7 +168,7 @@ async fn verify(
     let mut left = documents.clone().into_iter();
     while !left.as_slice().is_empty() {
         let verify = move || -> Result<_, BundleError> {
-            bundle.verify_some(&mut left, A_TURN)?;
+            bundle.verify_some(&mut left, VERIFY_SLICE)?;
             Ok((bundle, left))
         };
         (bundle, left) = unpack(app, payer.clone(), verify).await??;
@@ -176,7 +176,8 @@ async fn verify(
     Ok((root, documents))
 }
 
-/// Asks whether the client may still upload a bundle of these documents. The root names the bundle, whether or not it is in it.
+/// Checks that the client may still upload a bundle of these documents, and of its root, which may
+/// be missing in it.
 fn check_rights(
     grant: &mut Grant,
     root: DocumentId,
@@ -190,7 +191,7 @@ fn check_rights(
     }
 }
 
-/// The import of a stored bundle.
+/// The task that imports a stored bundle.
 type Importing = JoinHandle<Result<Result<Imported, ImportError>, JoinError>>;
 
 /// Stores a verified bundle and begins its import.
@@ -213,7 +214,7 @@ async fn store(
     info!(bundle = %id, bytes = size, "stored an uploaded bundle");
     let max_inflated = MaxInflated::of(&app.config.borrow());
     let importing = app.bundles.importer.import(place, id, etag, content, max_inflated);
-    Ok(tokio::spawn(async move {
+    Ok(app.unfinished.spawn(async move {
         let imported = importing.await;
         if let Ok(Ok(imported)) = &imported {
             charge.keep_documents(imported.new as u64);
@@ -222,7 +223,7 @@ async fn store(
     }))
 }
 
-/// How an import ended.
+/// Returns the result of an import.
 fn import_ended(
     ended: Result<Result<Result<Imported, ImportError>, JoinError>, JoinError>,
 ) -> Result<Imported, HttpError> {
@@ -234,10 +235,10 @@ fn import_ended(
     }
 }
 
-/// Read the rest of an upload that is refused, for a while: a socket that is closed with unread bytes is reset, and its
-/// client, or the proxy before it, may then never read why.
+/// Reads the rest of a refused upload for some time. A socket that is closed with unread bytes is
+/// reset, and the client, or the proxy in front of it, might never read the reason.
 async fn linger(mut rest: BodyDataStream) {
     let reading = async { while let Some(Ok(_)) = rest.next().await {} };
-    // Who sends for longer than that is cut off.
-    let _ = timeout(LINGER, reading).await;
+    // A client that sends for longer is cut off.
+    let _ = timeout(LINGER_TIMEOUT, reading).await;
 }

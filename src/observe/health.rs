@@ -1,4 +1,4 @@
-//! What the relay can promise right now, for `/livez`, `/readyz`, `status` and systemd's status line.
+//! The health of the relay, for `/readyz`, `status`, metrics and the status line of systemd.
 
 use std::{
     collections::BTreeMap,
@@ -18,17 +18,17 @@ pub struct Health {
 #[derive(Debug, Default)]
 struct State {
     phase: Phase,
-    /// Writes that have failed and are being tried again.
+    /// Writes that have failed and are retried.
     failing_writes: usize,
     storage_fault: String,
-    /// Documents that cannot be read and are tried again.
+    /// Documents that cannot be read and are retried.
     unreadable: usize,
     read_fault: String,
-    /// Checks that are not met although sync can be promised.
+    /// Failed checks that do not make the relay unready, with their reasons.
     degraded: BTreeMap<&'static str, String>,
 }
 
-/// Where the process is between its start and its end.
+/// A phase of the process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Phase {
@@ -37,12 +37,12 @@ pub enum Phase {
     Starting,
     /// Serving.
     Running,
-    /// Finishing what was begun.
+    /// Finishing what has begun.
     Draining,
 }
 
 impl Phase {
-    /// Its name.
+    /// Returns its name.
     pub fn name(self) -> &'static str {
         match self {
             Self::Starting => "starting",
@@ -52,34 +52,34 @@ impl Phase {
     }
 }
 
-/// One look at the health.
+/// The health at one moment.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
-    /// Whether sync can be promised.
+    /// Whether the relay syncs and can make changes durable.
     pub ready: bool,
     /// The phase.
     pub phase: Phase,
-    /// Why not, where it cannot be promised.
+    /// Failed checks that make it unready, with their reasons.
     pub failed: BTreeMap<&'static str, String>,
-    /// What is amiss besides.
+    /// Other failed checks, with their reasons.
     pub degraded: BTreeMap<&'static str, String>,
 }
 
-/// A line for each check, with its reason.
+/// Returns a line for each check, with its reason.
 pub fn lines(checks: &BTreeMap<&'static str, String>) -> Vec<String> {
     checks.iter().map(|(check, reason)| format!("{check}: {reason}")).collect()
 }
 
-/// A write that is failing, for as long as this lives.
+/// A failing write. The relay is unready until this is dropped.
 #[derive(Debug)]
 pub struct FailingWrite(Arc<Health>);
 
-/// A document that cannot be read, for as long as this lives.
+/// A document that cannot be read. The relay is degraded until this is dropped.
 #[derive(Debug)]
 pub struct Unreadable(Arc<Health>);
 
 impl Health {
-    /// The names of all checks, so that each has a metric from the start.
+    /// The names of all checks. Each has a metric from the start.
     pub const CHECKS: [&str; 10] = [
         "auth",
         "bundle",
@@ -97,29 +97,30 @@ impl Health {
         lock(&self.state)
     }
 
-    /// The process has come to `phase`.
-    pub fn enter(&self, phase: Phase) {
+    /// Records that the process has entered `phase`.
+    pub fn enter_phase(&self, phase: Phase) {
         self.state().phase = phase;
     }
 
-    /// A write fails, for as long as what this returns is kept.
-    pub fn storage_fails(self: &Arc<Self>, fault: &str) -> FailingWrite {
+    /// Reports a failing write until the result is dropped.
+    pub fn failing_write(self: &Arc<Self>, fault: &str) -> FailingWrite {
         let mut state = self.state();
         state.failing_writes += 1;
         state.storage_fault = fault.to_owned();
         FailingWrite(self.clone())
     }
 
-    /// A document cannot be read, for as long as what this returns is kept. The others can be served.
-    pub fn document_unreadable(self: &Arc<Self>, fault: &str) -> Unreadable {
+    /// Reports a document that cannot be read until the result is dropped. Other documents are
+    /// served.
+    pub fn unreadable_document(self: &Arc<Self>, fault: &str) -> Unreadable {
         let mut state = self.state();
         state.unreadable += 1;
         state.read_fault = fault.to_owned();
         Unreadable(self.clone())
     }
 
-    /// Note that `check` is not met, or with `None` that it is met again.
-    pub fn degrade(&self, check: &'static str, reason: Option<String>) {
+    /// Records why `check` fails, or with `None` that it passes again.
+    pub fn set_degraded(&self, check: &'static str, reason: Option<String>) {
         let mut state = self.state();
         match reason {
             Some(reason) => state.degraded.insert(check, reason),
@@ -127,7 +128,7 @@ impl Health {
         };
     }
 
-    /// How it stands.
+    /// Returns the current health.
     pub fn report(&self) -> Report {
         let state = self.state();
         debug_assert!(state.degraded.keys().all(|check| Self::CHECKS.contains(check)));
@@ -166,29 +167,29 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ready_means_running_and_durable() {
+    fn the_relay_is_ready_while_it_runs_and_no_write_fails() {
         let health = Arc::new(Health::default());
         assert!(!health.report().ready);
-        health.enter(Phase::Running);
+        health.enter_phase(Phase::Running);
         assert!(health.report().ready);
 
-        let (one, two) = (health.storage_fails("no space"), health.storage_fails("no space"));
+        let (one, two) = (health.failing_write("no space"), health.failing_write("no space"));
         assert_eq!(health.report().failed["storage"], "no space");
         drop(one);
         assert!(!health.report().ready, "another write still fails");
         drop(two);
         assert!(health.report().ready);
 
-        health.degrade("bundle", Some("broken".into()));
+        health.set_degraded("bundle", Some("broken".into()));
         let report = health.report();
         assert!(report.ready && report.degraded["bundle"] == "broken");
-        health.degrade("bundle", None);
-        let unreadable = health.document_unreadable("an I/O error");
+        health.set_degraded("bundle", None);
+        let unreadable = health.unreadable_document("an I/O error");
         let report = health.report();
         assert!(report.ready && report.degraded["documents"] == "1 cannot be read: an I/O error");
         drop(unreadable);
         assert!(health.report().degraded.is_empty());
-        health.enter(Phase::Draining);
+        health.enter_phase(Phase::Draining);
         assert_eq!(health.report().failed["phase"], "draining");
     }
 }

@@ -1,4 +1,4 @@
-//! Where log lines go, and lines that repeat.
+//! The log of the process: where lines go, recent warnings, and limits for repeated lines.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -25,39 +25,39 @@ use crate::{
     },
 };
 
-/// Lines remembered at a time.
+/// Lines that [`Repeats`] remembers; further ones are written without a limit.
 const REMEMBERED: usize = 1024;
 
-/// Warnings and errors that [`recent`] knows.
+/// Warnings and errors that [`recent`] returns.
 const RECENT: usize = 50;
 static LAST: Mutex<VecDeque<RecentLine>> = Mutex::new(VecDeque::new());
 
-/// A warning or an error of the log.
+/// A warning or an error in the log.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct RecentLine {
-    /// When, in RFC 3339.
+    /// The time, in RFC 3339.
     pub at: String,
     /// "WARN" or "ERROR".
     pub level: String,
-    /// What it says.
+    /// The message with its fields.
     pub text: String,
 }
 
-/// The last warnings and errors of this process, the newest last.
+/// Returns the last warnings and errors of this process, the newest last.
 pub fn recent() -> Vec<RecentLine> {
     lock(&LAST).iter().cloned().collect()
 }
 
-/// Keeps the last warnings and errors.
-struct Keep;
+/// The layer that keeps the last warnings and errors.
+struct RecentLines;
 
-impl<S: tracing::Subscriber> Layer<S> for Keep {
+impl<S: tracing::Subscriber> Layer<S> for RecentLines {
     fn on_event(&self, event: &Event<'_>, _: layer::Context<'_, S>) {
         if *event.metadata().level() > Level::WARN {
             return;
         }
         let mut text = String::new();
-        // The fields follow the text, as in the log.
+        // The fields follow the message, as in the log.
         event.record(&mut |field: &Field, value: &dyn std::fmt::Debug| match field.name() {
             "message" => text.insert_str(0, &format!("{value:?}")),
             name => text.push_str(&format!(" {name}={value:?}")),
@@ -71,7 +71,7 @@ impl<S: tracing::Subscriber> Layer<S> for Keep {
     }
 }
 
-/// Changes the level of the running log.
+/// The handle that changes the log level at run time.
 pub struct LogLevel(reload::Handle<Targets, Registry>);
 
 /// Why logging cannot be set up.
@@ -86,10 +86,10 @@ pub enum LogError {
     Twice(#[from] tracing_subscriber::util::TryInitError),
 }
 
-/// Set up the log of this process.
+/// Sets up the log of this process.
 ///
 /// # Errors
-/// The level is none, or the journal was asked for and cannot be reached.
+/// The level is invalid, or `log.format` is "journal" and the journal cannot be reached.
 pub fn init(config: &Log) -> Result<LogLevel, LogError> {
     let (filter, handle) = reload::Layer::new(filter(&config.level)?);
     let journal = match config.format {
@@ -107,21 +107,20 @@ pub fn init(config: &Log) -> Result<LogLevel, LogError> {
             Box::new(tracing_subscriber::fmt::layer().with_writer(io::stderr).with_ansi(ansi))
         }
     };
-    // Amazon's crates write access keys into their lines, at any level. The hint keeps the other
-    // filters' hints in effect (`And`). Without any, trace lines of all libraries reach the
-    // filters.
+    // Amazon's crates log access keys, at any level. `And` combines the hints of both filters. If
+    // one had none, the trace lines of all libraries would reach the filters.
     let ours = filter_fn(|metadata| !metadata.target().starts_with("aws_"))
         .with_max_level_hint(LevelFilter::TRACE);
     tracing_subscriber::registry()
         .with(output.with_filter(filter.and(ours.clone())))
-        // Whatever the log leaves out.
-        .with(Keep.with_filter(quiet(LevelFilter::WARN).and(ours)))
+        // Independent of the level of the log.
+        .with(RecentLines.with_filter(quiet(LevelFilter::WARN).and(ours)))
         .try_init()?;
     Ok(LogLevel(handle))
 }
 
-/// Whether stderr leads to the journal: systemd says which file does in JOURNAL_STREAM, which every process
-/// below inherits, whatever its own stderr is (systemd.exec(5)).
+/// Whether stderr is connected to the journal. systemd names the file that is in JOURNAL_STREAM,
+/// which child processes inherit even if their stderr is another file (systemd.exec(5)).
 fn is_stderr_the_journal() -> bool {
     let stream = env::var("JOURNAL_STREAM").unwrap_or_default();
     rustix::fs::fstat(io::stderr())
@@ -131,14 +130,14 @@ fn is_stderr_the_journal() -> bool {
 impl LogLevel {
     /// Puts a filter into effect.
     pub fn set(&self, filter: Targets) {
-        // It fails only without the subscriber, which lives as long as the process.
+        // It only fails without the subscriber, which lives as long as the process.
         if let Err(error) = self.0.reload(filter) {
             warn!("the log level stays as it was: {error}");
         }
     }
 }
 
-/// Lines that would repeat for one client: each comes once in a while, with a count.
+/// Limits repeated lines: each is written once per window and client, with a count.
 #[derive(Default)]
 pub struct Repeats {
     lines: Mutex<HashMap<(String, &'static str), Line>>,
@@ -151,12 +150,12 @@ struct Line {
 }
 
 impl Repeats {
-    /// Each line once in `window`.
+    /// Returns a limiter that writes each line once per `window`.
     pub fn new(window: Duration) -> Self {
         Self { lines: Mutex::default(), window: Mutex::new(window) }
     }
 
-    /// Take over a new window.
+    /// Sets a new window.
     pub fn set_window(&self, window: Duration) {
         *lock(&self.window) = window;
     }
@@ -169,7 +168,8 @@ impl Repeats {
         lock(&self.lines)
     }
 
-    /// Whether `line` is to be written now for `client`; if so, how many times it stands for.
+    /// Returns how often `line` has occurred for `client` if it is to be written now, or `None` if
+    /// it is held back.
     pub fn pass(&self, client: &str, line: &'static str) -> Option<u64> {
         let window = self.window();
         let mut lines = self.lines();
@@ -189,7 +189,7 @@ impl Repeats {
         Some(1)
     }
 
-    /// Write what was held back and is over; call it once a window.
+    /// Writes the lines that were held back and whose window is over. To be called once per window.
     pub fn flush(&self) {
         let window = self.window();
         self.lines().retain(|(client, line), known| {
@@ -201,7 +201,7 @@ impl Repeats {
         });
     }
 
-    /// Flush for ever.
+    /// Flushes once per window. Runs forever.
     pub async fn run(&self) {
         loop {
             tokio::time::sleep(self.window()).await;
@@ -215,7 +215,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_that_repeats_for_one_client_comes_once_with_a_count() {
+    fn a_repeated_line_is_written_once_per_window_with_a_count() {
         let repeats = Repeats::new(Duration::from_millis(40));
         assert_eq!(repeats.pass("a", "garbage"), Some(1));
         assert_eq!(repeats.pass("a", "garbage"), None);

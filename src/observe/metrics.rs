@@ -1,7 +1,8 @@
-//! Every metric of the relay: the only place where their names live.
+//! Every metric of the relay, with its name.
 //!
-//! One struct a subsystem; a field's doc comment is the metric's HELP text. No label takes values that a
-//! client chooses: document ids and peer ids are in the log and in `status`, never here.
+//! Each subsystem has one struct. The doc comment of a field is the HELP text of the metric. No
+//! label has values that a client chooses: document ids and peer ids are only in the log and in
+//! `status`.
 
 use prometheus::{
     Encoder, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
@@ -12,15 +13,15 @@ use prometheus::{
 const SECONDS: [f64; 12] =
     [0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 20.0, 60.0];
 
-/// A metric that can be made from its name, HELP text and labels.
+/// A metric that can be created from its name, HELP text and labels.
 trait Metric: Collector + Clone + Sized + 'static {
-    fn make(name: &str, help: &str, labels: &[&str]) -> prometheus::Result<Self>;
+    fn create(name: &str, help: &str, labels: &[&str]) -> prometheus::Result<Self>;
 }
 
 macro_rules! plain {
     ($($kind:ty),*) => {$(
         impl Metric for $kind {
-            fn make(name: &str, help: &str, _: &[&str]) -> prometheus::Result<Self> {
+            fn create(name: &str, help: &str, _: &[&str]) -> prometheus::Result<Self> {
                 Self::with_opts(Opts::new(name, help))
             }
         }
@@ -29,25 +30,25 @@ macro_rules! plain {
 plain!(IntCounter, IntGauge, Gauge);
 
 impl Metric for IntCounterVec {
-    fn make(name: &str, help: &str, labels: &[&str]) -> prometheus::Result<Self> {
+    fn create(name: &str, help: &str, labels: &[&str]) -> prometheus::Result<Self> {
         Self::new(Opts::new(name, help), labels)
     }
 }
 
 impl Metric for IntGaugeVec {
-    fn make(name: &str, help: &str, labels: &[&str]) -> prometheus::Result<Self> {
+    fn create(name: &str, help: &str, labels: &[&str]) -> prometheus::Result<Self> {
         Self::new(Opts::new(name, help), labels)
     }
 }
 
 impl Metric for Histogram {
-    fn make(name: &str, help: &str, _: &[&str]) -> prometheus::Result<Self> {
+    fn create(name: &str, help: &str, _: &[&str]) -> prometheus::Result<Self> {
         Self::with_opts(HistogramOpts::new(name, help).buckets(SECONDS.to_vec()))
     }
 }
 
 impl Metric for HistogramVec {
-    fn make(name: &str, help: &str, labels: &[&str]) -> prometheus::Result<Self> {
+    fn create(name: &str, help: &str, labels: &[&str]) -> prometheus::Result<Self> {
         Self::new(HistogramOpts::new(name, help).buckets(SECONDS.to_vec()), labels)
     }
 }
@@ -58,7 +59,7 @@ fn register<M: Metric>(
     help: &str,
     labels: &[&str],
 ) -> prometheus::Result<M> {
-    let metric = M::make(name, help.trim(), labels)?;
+    let metric = M::create(name, help.trim(), labels)?;
     registry.register(Box::new(metric.clone()))?;
     Ok(metric)
 }
@@ -85,7 +86,7 @@ macro_rules! metrics {
         }
     )*
 
-        /// All metrics of the relay's own, for the manual: those of the process itself are beside them.
+        /// Returns the relay's metrics for the manual. Those of the process are not included.
         pub fn described() -> Vec<Described> {
             vec![$($( Described {
                 name: $name,
@@ -96,7 +97,7 @@ macro_rules! metrics {
     };
 }
 
-/// What a metric is.
+/// The description of a metric.
 #[derive(Clone, Copy, Debug)]
 pub struct Described {
     /// Its name.
@@ -276,10 +277,10 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Register all of them, once a process (tests make one registry each).
+    /// Creates and registers all metrics.
     ///
     /// # Errors
-    /// A name stands here twice, or is no name.
+    /// A name is invalid or used twice.
     pub fn new() -> prometheus::Result<Self> {
         let registry = Registry::new();
         registry.register(Box::new(ProcessCollector::for_self()))?;
@@ -294,7 +295,7 @@ impl Metrics {
         };
         metrics.process.build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         metrics.process.started_at.set(now());
-        // What alerts count is there before it happens: the first time is missed otherwise.
+        // Counters that alerts use exist from the start, otherwise an alert misses the first event.
         for result in ["loaded", "failed"] {
             metrics.bundles.loads.with_label_values(&[result]);
         }
@@ -307,10 +308,10 @@ impl Metrics {
         Ok(metrics)
     }
 
-    /// The text form that Prometheus reads.
+    /// Returns the metrics in the text format of Prometheus.
     ///
     /// # Errors
-    /// A collector's figures do not fit together.
+    /// The metrics of a collector are inconsistent.
     pub fn text(&self) -> prometheus::Result<Vec<u8>> {
         let mut out = Vec::new();
         TextEncoder::new().encode(&self.registry.gather(), &mut out)?;
@@ -318,7 +319,7 @@ impl Metrics {
     }
 }
 
-/// Seconds since 1970.
+/// Returns the seconds since 1970.
 pub fn now() -> f64 {
     std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)
@@ -330,7 +331,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_metric_has_help_and_can_be_read() {
+    fn metrics_are_exported_with_help_and_labels() {
         let metrics = Metrics::new().expect("names are good and stand once");
         metrics.http.requests.with_label_values(&["/", "200"]).inc();
         let text = String::from_utf8(metrics.text().expect("encodes")).expect("UTF-8");

@@ -1,4 +1,4 @@
-//! Signals: TERM and INT drain, HUP reloads.
+//! Signals: SIGTERM and SIGINT drain, SIGHUP reloads.
 
 use std::io;
 
@@ -6,16 +6,16 @@ use futures::{Stream, StreamExt};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook_tokio::Signals;
 
-/// What a signal asks for.
+/// What a signal requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Request {
-    /// Finish what was begun, and exit; the second time, a second or more later, exit at once.
+    /// Drain and exit. The second time, a second or more later, exit at once.
     Stop,
-    /// Read the config again.
+    /// Reload the config.
     Reload,
 }
 
-/// The requests that reach this process from now on.
+/// Returns the requests that this process receives from now on.
 ///
 /// # Errors
 /// The handlers cannot be set.

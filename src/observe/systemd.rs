@@ -1,4 +1,4 @@
-//! What the service manager is told (`sd_notify(3)`). Outside systemd each of these does nothing.
+//! Notifications to the service manager (`sd_notify(3)`). Outside of systemd they do nothing.
 
 use std::time::Duration;
 
@@ -11,27 +11,27 @@ fn notify(states: &[NotifyState<'_>]) {
     }
 }
 
-/// Ready, with a line for `systemctl status`.
+/// Reports that the relay is ready, with a line for `systemctl status`.
 pub fn ready(status: &str) {
     notify(&[NotifyState::Ready, NotifyState::Status(status)]);
 }
 
-/// How often systemd wants to hear that all goes on (`WatchdogSec=`), if it does.
+/// Returns the interval of the watchdog (`WatchdogSec=`), if it is enabled.
 pub fn watchdog() -> Option<Duration> {
     sd_notify::watchdog_enabled()
 }
 
-/// All goes on.
+/// Feeds the watchdog.
 pub fn alive() {
     notify(&[NotifyState::Watchdog]);
 }
 
-/// A new line for `systemctl status`.
+/// Sets the line for `systemctl status`.
 pub fn status(status: &str) {
     notify(&[NotifyState::Status(status)]);
 }
 
-/// A reload has begun; [`ready`] says that it is over.
+/// Reports that a reload has begun. [`ready`] reports its end.
 pub fn reloading() {
     match NotifyState::monotonic_usec_now() {
         Ok(now) => notify(&[NotifyState::Reloading, now]),
@@ -39,7 +39,7 @@ pub fn reloading() {
     }
 }
 
-/// Stopping, which may take up to `timeout`.
+/// Reports that the relay is stopping, which may take up to `timeout`.
 pub fn stopping(timeout: Duration, status: &str) {
     let timeout = u32::try_from(timeout.as_micros()).unwrap_or(u32::MAX);
     notify(&[

@@ -1,7 +1,8 @@
-//! What a room or a session costs: the time its tasks run, its messages and its bytes, in the last minute.
+//! What a room or a session costs: the time its tasks run, its messages and its bytes, in the last
+//! minute.
 //!
-//! Bounded: two windows of a minute each, of which the older counts for what of it is left in the last 60
-//! seconds, as if it had come evenly.
+//! Memory is bounded: a sum for the current minute and one for the minute before. The older sum
+//! counts in proportion to its overlap with the last 60 seconds.
 
 use std::{
     pin::Pin,
@@ -19,15 +20,15 @@ use crate::base::lock::lock;
 const WINDOW: Duration = Duration::from_secs(60);
 static START: LazyLock<Instant> = LazyLock::new(Instant::now);
 
-/// What something took.
+/// What something cost.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Cost {
-    /// Seconds in which its tasks ran: a processor's time, and what they waited for one meanwhile. Read from the
-    /// clock and not from the scheduler, whose answer costs ten times as much.
+    /// Seconds in which its tasks ran, including the time in which they waited for a processor.
+    /// Measured by the clock, because the scheduler's figure takes ten times as long to read.
     pub seconds: f64,
     /// Messages, in and out.
     pub messages: f64,
-    /// Bytes of these.
+    /// Bytes of these messages.
     pub bytes: f64,
 }
 
@@ -41,14 +42,14 @@ impl Cost {
 
 #[derive(Debug, Default)]
 struct Windows {
-    /// Which minute since the start the current window is.
+    /// The number of the current minute since the start.
     minute: u64,
     current: Cost,
     last: Cost,
 }
 
 impl Windows {
-    fn turn(&mut self, now: Duration) {
+    fn advance(&mut self, now: Duration) {
         let minute = now.as_secs() / WINDOW.as_secs();
         if minute != self.minute {
             let current = std::mem::take(&mut self.current);
@@ -58,12 +59,12 @@ impl Windows {
     }
 
     fn add(&mut self, now: Duration, cost: Cost) {
-        self.turn(now);
+        self.advance(now);
         self.current.add(cost, 1.0);
     }
 
     fn last_minute(&mut self, now: Duration) -> Cost {
-        self.turn(now);
+        self.advance(now);
         let begun = (now.as_secs_f64() / WINDOW.as_secs_f64()).fract();
         let mut cost = self.current;
         cost.add(self.last, 1.0 - begun);
@@ -71,17 +72,17 @@ impl Windows {
     }
 }
 
-/// Adds up what something costs. A clone adds to the same sum.
+/// The sum of what something costs. A clone adds to the same sum.
 #[derive(Clone, Debug, Default)]
 pub struct Usage(Arc<Mutex<Windows>>);
 
 impl Usage {
-    /// A message of so many bytes came or went.
+    /// Adds a sent or received message of this many bytes.
     pub fn message(&self, bytes: usize) {
         self.add(Cost { messages: 1.0, bytes: bytes as f64, ..Cost::default() });
     }
 
-    /// Its tasks ran for so long.
+    /// Adds the time that a task ran.
     pub fn ran(&self, time: Duration) {
         self.add(Cost { seconds: time.as_secs_f64(), ..Cost::default() });
     }
@@ -90,12 +91,12 @@ impl Usage {
         lock(&self.0).add(START.elapsed(), cost);
     }
 
-    /// What it cost in the last minute.
+    /// Returns the cost in the last minute.
     pub fn last_minute(&self) -> Cost {
         lock(&self.0).last_minute(START.elapsed())
     }
 
-    /// Add the time that `work` takes to run.
+    /// Runs `work` and adds the time that it took.
     pub fn charge<T>(&self, work: impl FnOnce() -> T) -> T {
         let start = Instant::now();
         let result = work();
@@ -104,15 +105,15 @@ impl Usage {
     }
 }
 
-/// Processor time that this thread has had.
+/// Returns the processor time that this thread has used.
 pub fn thread_time() -> Duration {
     let time = clock_gettime(ClockId::ThreadCPUTime);
     let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
     Duration::new(seconds, u32::try_from(time.tv_nsec).unwrap_or(0))
 }
 
-/// A future of which it is noted how long each poll holds the thread, which serves others meanwhile not. tokio's own histogram of
-/// this needs a build with unstable parts of it.
+/// A future whose polls are timed. During a poll the thread serves nothing else. tokio's own
+/// histogram of this needs a build with its unstable features.
 pub struct Polled<F> {
     future: Pin<Box<F>>,
     polls: Histogram,
@@ -120,12 +121,12 @@ pub struct Polled<F> {
 }
 
 impl<F: Future> Polled<F> {
-    /// Note polls of `future` in `polls`, in seconds.
+    /// Records the polls of `future` in `polls`, in seconds.
     pub fn new(future: F, polls: Histogram) -> Self {
         Self { future: Box::pin(future), polls, usage: None }
     }
 
-    /// Add their time to what something costs.
+    /// Also adds their time to `usage`.
     pub fn charged_to(self, usage: &Usage) -> Self {
         Self { usage: Some(usage.clone()), ..self }
     }
@@ -151,7 +152,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_last_minute_slides_and_ends() {
+    fn costs_fade_out_of_the_last_minute() {
         let mut windows = Windows::default();
         let second = Duration::from_secs;
         let one = Cost { seconds: 0.5, messages: 1.0, bytes: 100.0 };

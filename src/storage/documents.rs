@@ -144,7 +144,7 @@ impl Documents {
 
     /// A document cannot be read, for as long as what this returns is kept.
     pub fn unreadable(&self, error: &StorageError) -> Unreadable {
-        self.health.document_unreadable(&error.to_string())
+        self.health.unreadable_document(&error.to_string())
     }
 
     /// How large a document may be.
@@ -355,7 +355,7 @@ impl Documents {
             if failing.is_none() {
                 error!(%key, "a change cannot be stored; it is kept in memory and tried again: {error}");
             }
-            failing = Some(self.health.storage_fails(&error.to_string()));
+            failing = Some(self.health.failing_write(&error.to_string()));
             tokio::time::sleep(pause).await;
         }
         if failing.is_some() {

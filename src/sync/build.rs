@@ -82,7 +82,7 @@ impl Sync {
             documents,
             auth,
             names,
-            receiving: Receiving::new(now.sync.receive_places(), &metrics.sessions),
+            receiving: Receiving::new(now.sync.receive_permits(), &metrics.sessions),
             observed: Observed {
                 metrics: metrics.sessions.clone(),
                 repeats,

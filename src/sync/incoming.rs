@@ -1,7 +1,7 @@
-//! Reading the WebSocket of a session: one message after the other, and what those may cost that do not come to an end.
+//! Reads the messages of a WebSocket, one after the other, and bounds what unfinished ones may cost.
 //!
-//! What the WebSocket keeps of a message that is still on its way is in no queue. So it is counted as it comes, for
-//! all connections and for one address, until the message is taken in.
+//! A partially received message is in no queue: the WebSocket holds it. Its bytes are therefore
+//! counted as they arrive, for all connections and for its address, until the message was handled.
 
 use std::{
     future::{Future, poll_fn},
@@ -31,29 +31,31 @@ use super::{
 };
 use crate::{
     config::{self, Config},
-    limits::Place,
+    limits::ConnectionSlot,
     observe::usage::thread_time,
     sync::activity::Activity,
 };
 
-/// Processor time in which a message may come; a message of 100 MiB takes about three times that.
-const READS_FREELY: Duration = Duration::from_millis(20);
-/// The same of the join message.
-const JOINS_FREELY: Duration = Duration::from_micros(500);
-/// After that a socket is left alone so many times as long as it has taken, and one that has not joined longer: there may be
-/// many of those.
-const READS_SLOWER: u32 = 19;
-const JOINS_SLOWER: u32 = 199;
-/// What it has taken is put together up to this, so that there are no more pauses than need be.
-const TAKEN_TOGETHER: Duration = Duration::from_millis(1);
-/// Bytes of a message that are not counted: most are smaller.
+/// CPU time for receiving one message without pauses. A message of 100 MiB takes about three times
+/// as much.
+const FREE_TIME: Duration = Duration::from_millis(20);
+/// The same for the join message.
+const FREE_TIME_TO_JOIN: Duration = Duration::from_micros(500);
+/// Beyond this, reads pause for this multiple of the CPU time used; longer before the handshake, when
+/// there may be many such sockets.
+const PAUSE_FACTOR: u32 = 19;
+const PAUSE_FACTOR_TO_JOIN: u32 = 199;
+/// CPU time for which there is one pause together, so that there are few timers.
+const PAUSE_AFTER: Duration = Duration::from_millis(1);
+/// Bytes of a message that are not counted: most messages are smaller.
 const UNCOUNTED: u64 = 16 << 10;
-/// The others are counted in steps.
+/// Further bytes are counted in steps of this size.
 const STEP: u64 = 64 << 10;
-/// One address has so large a part of `sync.arriving`, or one message of the largest size if that is more.
-const SHARE: u64 = 4;
-/// A control frame's head, with its mask (RFC 6455, 5.2).
-const CONTROL_HEAD: u64 = 6;
+/// One address may use this part of `sync.arriving`, or one message of the largest size if that is
+/// more.
+const ADDRESS_SHARE: u64 = 4;
+/// Bytes of a control frame's header with its mask (RFC 6455, section 5.2).
+const CONTROL_HEADER: u64 = 6;
 
 type Reader = SplitStream<Socket>;
 type Read = Result<Frame, tungstenite::Error>;
@@ -65,71 +67,80 @@ pub(super) struct Received {
     pub(super) truncation: Option<Truncation>,
 }
 
-/// What messages that are still on their way hold, all connections together.
+/// Memory of partially received messages, across all connections.
 #[derive(Debug)]
-pub struct Arriving {
-    held: AtomicU64,
-    shown: IntGauge,
+pub struct InFlightBudget {
+    reserved: AtomicU64,
+    gauge: IntGauge,
 }
 
-impl Arriving {
-    /// Nothing yet; `shown` follows.
-    pub fn new(shown: IntGauge) -> Self {
-        Self { held: AtomicU64::new(0), shown }
+impl InFlightBudget {
+    /// An unused budget, whose use `gauge` shows in bytes.
+    pub fn new(gauge: IntGauge) -> Self {
+        Self { reserved: AtomicU64::new(0), gauge }
     }
 
-    fn take(&self, bytes: u64, most: u64) -> bool {
-        let more = |held: u64| held.checked_add(bytes).filter(|sum| *sum <= most);
-        let is_taken = self.held.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok();
-        if is_taken {
-            self.shown.add(bytes.cast_signed());
+    /// Reserves bytes unless that would make more than `limit`. Returns whether it did.
+    fn reserve(&self, bytes: u64, limit: u64) -> bool {
+        let more = |reserved: u64| reserved.checked_add(bytes).filter(|sum| *sum <= limit);
+        let has_room =
+            self.reserved.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok();
+        if has_room {
+            self.gauge.add(bytes.cast_signed());
         }
-        is_taken
+        has_room
     }
 
-    fn give_back(&self, bytes: u64) {
-        self.held.fetch_sub(bytes, Ordering::Relaxed);
-        self.shown.sub(bytes.cast_signed());
+    fn release(&self, bytes: u64) {
+        self.reserved.fetch_sub(bytes, Ordering::Relaxed);
+        self.gauge.sub(bytes.cast_signed());
     }
 }
 
-/// What comes in over one WebSocket.
+/// The messages that arrive over one WebSocket.
 pub(super) struct Incoming<'a> {
     reader: Reader,
-    pace: Pace,
-    arrival: Arrival<'a>,
+    throttle: CpuThrottle,
+    in_flight: InFlightMessage<'a>,
     truncated: Arc<Truncated>,
-    /// Text and binary messages that were read.
+    /// Number of text and binary messages that were read.
     messages: u64,
     config: watch::Receiver<Arc<Config>>,
 }
 
 impl<'a> Incoming<'a> {
-    /// Of a socket that has not joined, with its place among those of its address.
+    /// The messages of a socket that has not joined.
     pub(super) fn new(
         reader: Reader,
         truncated: Arc<Truncated>,
         activity: &'a Activity,
-        all: &'a Arriving,
-        place: Option<&'a Place>,
+        budget: &'a InFlightBudget,
+        slot: Option<&'a ConnectionSlot>,
         config: watch::Receiver<Arc<Config>>,
     ) -> Self {
-        let began = Some(activity.received());
-        let kept_by = truncated.clone();
-        let arrival =
-            Arrival { activity, truncated: kept_by, all, place, began, discarded: 0, held: 0 };
-        Self { reader, pace: Pace::of_stranger(), arrival, truncated, messages: 0, config }
+        let in_flight = InFlightMessage {
+            activity,
+            truncated: truncated.clone(),
+            budget,
+            slot,
+            start: Some(activity.received()),
+            discarded: 0,
+            reserved: 0,
+        };
+        let throttle = CpuThrottle::before_join();
+        Self { reader, throttle, in_flight, truncated, messages: 0, config }
     }
 
-    /// It has joined.
-    pub(super) fn has_joined(&mut self) {
-        self.pace = Pace::of_session();
+    /// The peer has joined: its messages may be larger from now on.
+    pub(super) fn set_joined(&mut self) {
+        self.throttle = CpuThrottle::of_session();
     }
 
-    /// Read one binary frame; `Continue` for pings and the like. The one before it has been taken in.
+    /// Reads one binary message, or returns `Continue` for pings and pongs. The message before it
+    /// counts as handled.
     ///
     /// # Errors
-    /// The socket has ended, or is to be closed for what came.
+    /// The socket has ended, or is to be closed because of what arrived.
     pub(super) async fn read(&mut self) -> Result<ControlFlow<Received>, CloseReason> {
         let read = poll_fn(|cx| self.poll(cx)).await?;
         match read {
@@ -138,7 +149,7 @@ impl<'a> Incoming<'a> {
                 self.messages += 1;
                 Ok(ControlFlow::Break(Received { frame, truncation }))
             }
-            // tungstenite reads whole messages: a frame by itself never comes.
+            // tungstenite only returns whole messages, never a single frame.
             Some(Ok(Frame::Ping(_) | Frame::Pong(_) | Frame::Frame(_))) => {
                 Ok(ControlFlow::Continue(()))
             }
@@ -147,13 +158,13 @@ impl<'a> Incoming<'a> {
                 let code = frame.map_or(1005, |frame| frame.code.into());
                 Err(CloseReason::ClosedByPeer { code })
             }
-            Some(Err(error)) => Err(self.failed(&error)),
+            Some(Err(error)) => Err(self.read_failed(&error)),
             None => Err(CloseReason::ConnectionLost("the connection ended".to_owned())),
         }
     }
 
-    /// How a socket is closed whose reading failed.
-    fn failed(&self, error: &tungstenite::Error) -> CloseReason {
+    /// Returns why a session ends whose socket could not be read.
+    fn read_failed(&self, error: &tungstenite::Error) -> CloseReason {
         use tungstenite::Error;
         match error {
             Error::Capacity(_) => self.too_large(),
@@ -166,154 +177,154 @@ impl<'a> Incoming<'a> {
         }
     }
 
-    /// How a socket is closed whose message is too large, and about no document.
+    /// Returns why a session ends after a message over the limit that names no document.
     pub(super) fn too_large(&self) -> CloseReason {
         CloseReason::TooLarge(self.config.borrow().sync.max_message)
     }
 
-    /// Read on until the peer has closed too; nothing of it counts any more.
-    pub(super) async fn read_out(&mut self) {
-        self.pace = Pace::of_closing();
+    /// Reads and discards everything until the peer has closed its side as well.
+    pub(super) async fn drain(&mut self) {
+        self.throttle = CpuThrottle::of_closing();
         while let Ok(Some(Ok(_))) = poll_fn(|cx| self.poll(cx)).await {}
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Read>, CloseReason>> {
-        self.arrival.next_one();
-        let polled = self.pace.poll(&mut self.reader, cx);
-        self.arrival.note(&polled, &self.config.borrow().sync)?;
+        self.in_flight.begin_next();
+        let polled = self.throttle.poll(&mut self.reader, cx);
+        self.in_flight.count(&polled, &self.config.borrow().sync)?;
         polled.map(Ok)
     }
 }
 
-/// The message that is on its way over one WebSocket.
-struct Arrival<'a> {
+/// The partially received message of one WebSocket.
+struct InFlightMessage<'a> {
     activity: &'a Activity,
     truncated: Arc<Truncated>,
-    all: &'a Arriving,
-    place: Option<&'a Place>,
-    /// How many bytes had come before it; none while a message that has come is being taken in.
-    began: Option<u64>,
-    /// How many of those were discarded.
+    budget: &'a InFlightBudget,
+    slot: Option<&'a ConnectionSlot>,
+    /// Bytes that had been received before it; none while the last message is being handled.
+    start: Option<u64>,
+    /// Bytes that had been discarded before it.
     discarded: u64,
-    /// What is counted of it.
-    held: u64,
+    /// Bytes reserved for it.
+    reserved: u64,
 }
 
-impl Arrival<'_> {
-    /// The message that had come has been taken in.
-    fn next_one(&mut self) {
-        if self.began.is_none() {
-            self.give_back();
-            self.began = Some(self.activity.received());
+impl InFlightMessage<'_> {
+    /// Releases what the last message had reserved, once it was handled.
+    fn begin_next(&mut self) {
+        if self.start.is_none() {
+            self.release();
+            self.start = Some(self.activity.received());
             self.discarded = self.truncated.discarded();
         }
     }
 
-    /// Count what has come.
+    /// Reserves memory for the bytes that arrived.
     ///
     /// # Errors
-    /// There is no memory for it.
-    fn note(
+    /// The budget of all connections, or of the address, is used up.
+    fn count(
         &mut self,
         polled: &Poll<Option<Read>>,
         config: &config::Sync,
     ) -> Result<(), CloseReason> {
         match polled {
             Poll::Ready(Some(Ok(Frame::Binary(_)))) => {
-                self.began = None;
+                self.start = None;
                 self.activity.set_unfinished(None);
                 return Ok(());
             }
             Poll::Ready(Some(Ok(Frame::Ping(data) | Frame::Pong(data)))) => {
-                let control = CONTROL_HEAD + data.len() as u64;
-                self.began = self.began.map(|began| began + control);
+                let control = CONTROL_HEADER + data.len() as u64;
+                self.start = self.start.map(|start| start + control);
             }
             _ => {}
         }
-        let began = self.began.unwrap_or_default();
-        let came = self.activity.received().saturating_sub(began);
-        if came <= UNCOUNTED {
+        let start = self.start.unwrap_or_default();
+        let received = self.activity.received().saturating_sub(start);
+        if received <= UNCOUNTED {
             return Ok(());
         }
-        self.activity.set_unfinished(Some(began));
-        // What is discarded takes no memory.
-        let kept = came.saturating_sub(self.truncated.discarded() - self.discarded);
+        self.activity.set_unfinished(Some(start));
+        // Discarded bytes take no memory.
+        let kept = received.saturating_sub(self.truncated.discarded() - self.discarded);
         let counted = kept.saturating_sub(UNCOUNTED);
-        if counted <= self.held {
+        if counted <= self.reserved {
             return Ok(());
         }
-        let more = (counted - self.held).next_multiple_of(STEP);
+        let more = (counted - self.reserved).next_multiple_of(STEP);
         let most = config.arriving.0;
-        let share = (most / SHARE).max(config.max_message.0);
-        if let Some(place) = self.place
-            && !place.hold(more, share)
+        let share = (most / ADDRESS_SHARE).max(config.max_message.0);
+        if let Some(slot) = self.slot
+            && !slot.reserve(more, share)
         {
             return Err(CloseReason::InFlightOfAddress);
         }
-        if !self.all.take(more, most) {
-            if let Some(place) = self.place {
-                place.give_back(more);
+        if !self.budget.reserve(more, most) {
+            if let Some(slot) = self.slot {
+                slot.release(more);
             }
             return Err(CloseReason::InFlight(config.arriving));
         }
-        self.held += more;
+        self.reserved += more;
         Ok(())
     }
 
-    fn give_back(&mut self) {
-        let held = std::mem::take(&mut self.held);
-        if held > 0 {
-            self.all.give_back(held);
-            if let Some(place) = self.place {
-                place.give_back(held);
+    fn release(&mut self) {
+        let reserved = std::mem::take(&mut self.reserved);
+        if reserved > 0 {
+            self.budget.release(reserved);
+            if let Some(slot) = self.slot {
+                slot.release(reserved);
             }
         }
     }
 }
 
-impl Drop for Arrival<'_> {
+impl Drop for InFlightMessage<'_> {
     fn drop(&mut self) {
-        self.give_back();
+        self.release();
     }
 }
 
-/// How fast a socket is read of which no message comes. Pings, and fragments of a message that never ends, cost their
-/// sender less than the relay.
-struct Pace {
-    /// Processor time in which the next message may come.
-    freely: Duration,
-    /// Messages are awaited; they are not any more of a socket that is being closed.
-    awaits: bool,
-    /// How many times that much it is left alone after more.
-    slower: u32,
-    /// Processor time since the last message.
+/// Slows down reading from a socket that sends no complete message: pings, and the fragments of a
+/// message that never ends, cost the sender less than the relay.
+struct CpuThrottle {
+    /// CPU time that the next message may take without pauses.
+    free: Duration,
+    /// Whether a message earns new free time. Not for a socket that is being closed.
+    expects_messages: bool,
+    /// Length of a pause, as a multiple of the CPU time that it follows.
+    pause_factor: u32,
+    /// CPU time since the last message.
     spent: Duration,
-    /// What of it has not been paused for.
+    /// CPU time beyond the free time that no pause has followed yet.
     owed: Duration,
     pause: Option<Pin<Box<Sleep>>>,
 }
 
-impl Pace {
-    /// Of a socket that has not joined: all that it has to send is short.
-    fn of_stranger() -> Self {
+impl CpuThrottle {
+    /// For a socket that has not joined: a join message is short.
+    fn before_join() -> Self {
         Self {
-            freely: JOINS_FREELY,
-            awaits: true,
-            slower: JOINS_SLOWER,
+            free: FREE_TIME_TO_JOIN,
+            expects_messages: true,
+            pause_factor: PAUSE_FACTOR_TO_JOIN,
             spent: Duration::ZERO,
             owed: Duration::ZERO,
             pause: None,
         }
     }
 
-    /// Of one that is being closed.
+    /// For a socket that is being closed.
     fn of_closing() -> Self {
-        Self { awaits: false, ..Self::of_stranger() }
+        Self { expects_messages: false, ..Self::before_join() }
     }
 
-    /// Of a session.
+    /// For a session.
     fn of_session() -> Self {
-        Self { freely: READS_FREELY, slower: READS_SLOWER, ..Self::of_stranger() }
+        Self { free: FREE_TIME, pause_factor: PAUSE_FACTOR, ..Self::before_join() }
     }
 
     fn poll(&mut self, reader: &mut Reader, cx: &mut Context<'_>) -> Poll<Option<Read>> {
@@ -321,20 +332,21 @@ impl Pace {
             ready!(pause.as_mut().poll(cx));
             self.pause = None;
         }
-        // Thread time, so that nobody pays for what else the machine does. Reading that clock is a
-        // system call, so half of what is free is measured by the wall clock, which shows no less.
+        // The CPU clock of the thread, so that a busy machine does not slow the innocent down. Reading
+        // it is a system call, so the first half of the free time is measured by the wall clock, which
+        // shows no less.
         let start = Instant::now();
-        let thread_start = (self.spent >= self.freely / 2).then(thread_time);
+        let thread_start = (self.spent >= self.free / 2).then(thread_time);
         let polled = reader.poll_next_unpin(cx);
         let took = thread_start
             .map_or_else(|| start.elapsed(), |start| thread_time().saturating_sub(start));
         self.spent += took;
-        if self.awaits && matches!(polled, Poll::Ready(Some(Ok(Frame::Binary(_))))) {
+        if self.expects_messages && matches!(polled, Poll::Ready(Some(Ok(Frame::Binary(_))))) {
             (self.spent, self.owed) = (Duration::ZERO, Duration::ZERO);
-        } else if self.spent > self.freely {
+        } else if self.spent > self.free {
             self.owed += took;
-            if self.owed >= TAKEN_TOGETHER {
-                let rest = std::mem::take(&mut self.owed) * self.slower;
+            if self.owed >= PAUSE_AFTER {
+                let rest = std::mem::take(&mut self.owed) * self.pause_factor;
                 let pause = self.pause.insert(Box::pin(sleep(rest)));
                 if polled.is_pending() && pause.as_mut().poll(cx).is_ready() {
                     self.pause = None;

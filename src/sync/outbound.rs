@@ -1,8 +1,9 @@
 //! The outbound queue of a session, bounded in bytes.
 //!
-//! Rooms put frames in without waiting; the session's writer takes them out. While the queue is full, rooms
-//! keep what they have for the session: it is told later, at once, what it missed ([`Outbound::when_room`]).
-//! What cannot wait costs presence first, and then the session; a frame of any size fits into an empty queue.
+//! Rooms append frames without waiting; the session's writer sends them. While the queue is full, rooms
+//! send nothing to the session, and afterwards everything that it missed in one message
+//! ([`Outbound::notify_when_room`]). Frames that cannot wait replace queued presence, and if that is not
+//! enough the session is closed. A frame of any size fits into an empty queue.
 
 use std::{
     collections::VecDeque,
@@ -34,10 +35,10 @@ pub struct Outbound {
 struct Queue {
     frames: VecDeque<Frame>,
     bytes: usize,
-    /// Those of them that were neither granted nor may be dropped.
+    /// Bytes of the urgent frames among them.
     urgent: usize,
     close_reason: Option<CloseReason>,
-    /// Who is told when there is room again.
+    /// The rooms to notify when there is room again.
     waiting: Vec<Arc<Notify>>,
 }
 
@@ -49,15 +50,15 @@ struct Frame {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
-    /// There was room when it was made.
+    /// The queue had room when the room began to make it.
     Granted,
-    /// May be dropped: the next one says it anew.
+    /// May be dropped: the next message of its author replaces it.
     Presence,
-    /// Cannot wait.
+    /// Can neither wait nor be dropped.
     Urgent,
 }
 
-/// What the writer is to do next.
+/// What the writer does next.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Next {
     /// Send this frame.
@@ -66,21 +67,21 @@ pub enum Next {
     Close(CloseReason),
 }
 
-/// What became of a frame.
+/// What happened to a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Push {
-    /// It waits to be sent.
+    /// It is in the queue.
     Queued,
-    /// It was presence, and there was no room for it.
+    /// It was presence, and the queue was full.
     Dropped,
-    /// There was no room for it: the session is being closed.
+    /// The queue was full, so the session is now being closed.
     Overflow,
     /// The session was being closed already.
     Closed,
 }
 
 impl Outbound {
-    /// A queue of at most `limit` bytes; `unsent` counts the bytes of all queues.
+    /// A queue of at most `limit` bytes. `unsent` shows the bytes of all queues.
     pub fn new(limit: usize, unsent: IntGauge) -> Self {
         Self {
             limit,
@@ -96,23 +97,23 @@ impl Outbound {
         lock(&self.queue)
     }
 
-    /// Put a frame in that cannot wait. What was granted takes none of its room.
+    /// Appends a frame that cannot wait. Granted frames do not count against its limit.
     pub fn push(&self, data: Bytes) -> Push {
         self.push_frame(Frame { data, kind: Kind::Urgent })
     }
 
-    /// Put a frame in that may be dropped.
+    /// Appends a frame that may be dropped.
     pub fn push_presence(&self, data: Bytes) -> Push {
         self.push_frame(Frame { data, kind: Kind::Presence })
     }
 
     /// Whether there is room for presence of that size.
-    pub fn takes_presence(&self, size: usize) -> bool {
+    pub fn has_room_for_presence(&self, size: usize) -> bool {
         let queue = self.queue();
         queue.close_reason.is_none() && (queue.bytes == 0 || queue.bytes + size <= self.limit)
     }
 
-    /// Put a frame in that is too late to be kept back; whether the queue is full was asked before it was made.
+    /// Appends a frame whose sender has checked [`Self::full`] before it made the frame.
     pub fn push_granted(&self, data: Bytes) -> Push {
         let mut queue = self.queue();
         if queue.close_reason.is_some() {
@@ -124,13 +125,13 @@ impl Outbound {
         Push::Queued
     }
 
-    /// Whether what can wait is to be kept back for now.
+    /// Whether the queue is full, so that rooms must wait.
     pub fn full(&self) -> &Arc<AtomicBool> {
         &self.full
     }
 
-    /// Notify `room` once there is room again, which may be now.
-    pub fn when_room(&self, room: &Arc<Notify>) {
+    /// Notifies `room` once the queue has room again, which may be now.
+    pub fn notify_when_room(&self, room: &Arc<Notify>) {
         let mut queue = self.queue();
         if !self.full.load(Ordering::Relaxed) {
             room.notify_one();
@@ -150,11 +151,12 @@ impl Outbound {
         queue.urgent += if frame.kind == Kind::Urgent { size } else { 0 };
         self.unsent.add(size as i64);
         queue.frames.push_back(frame);
-        self.note_room(queue);
+        self.update_full(queue);
     }
 
-    /// Full is the whole limit; room is half of it, so that those who wait are not woken for each frame.
-    fn note_room(&self, queue: &mut Queue) {
+    /// The queue is full at its limit and has room again at half of it, so that waiting rooms are not
+    /// woken for each frame.
+    fn update_full(&self, queue: &mut Queue) {
         if queue.bytes >= self.limit {
             self.full.store(true, Ordering::Relaxed);
         } else if queue.bytes <= self.limit / 2 && self.full.swap(false, Ordering::Relaxed) {
@@ -192,19 +194,20 @@ impl Outbound {
         queue.frames.retain(|frame| frame.kind != Kind::Presence);
         queue.bytes = queue.frames.iter().map(|frame| frame.data.len()).sum();
         self.unsent.sub((before - queue.bytes) as i64);
-        self.note_room(queue);
+        self.update_full(queue);
     }
 
     fn close_queue(&self, queue: &mut Queue, reason: CloseReason) {
         self.unsent.sub(queue.bytes as i64);
         queue.frames = VecDeque::new();
         (queue.bytes, queue.urgent) = (0, 0);
-        self.note_room(queue);
+        self.update_full(queue);
         queue.close_reason = Some(reason);
         self.closed.cancel();
     }
 
-    /// Close the session: what waits is dropped, and the first reason stays.
+    /// Closes the session and drops its queued frames. If it is being closed already, the first reason
+    /// stays.
     pub fn close(&self, reason: CloseReason) {
         let mut queue = self.queue();
         if queue.close_reason.is_none() {
@@ -214,7 +217,7 @@ impl Outbound {
         self.ready.notify_one();
     }
 
-    /// Wait for what the writer is to do next.
+    /// Waits for what the writer does next.
     pub async fn next(&self) -> Next {
         loop {
             if let Some(next) = self.try_next() {
@@ -224,7 +227,7 @@ impl Outbound {
         }
     }
 
-    /// What the writer is to do next, if there is anything.
+    /// Returns what the writer does next, if there is anything to do.
     pub fn try_next(&self) -> Option<Next> {
         let mut queue = self.queue();
         if let Some(reason) = &queue.close_reason {
@@ -234,11 +237,11 @@ impl Outbound {
         queue.bytes -= frame.data.len();
         queue.urgent -= if frame.kind == Kind::Urgent { frame.data.len() } else { 0 };
         self.unsent.sub(frame.data.len() as i64);
-        self.note_room(&mut queue);
+        self.update_full(&mut queue);
         Some(Next::Send(frame.data))
     }
 
-    /// Wait until the session is to be closed, whether or not its writer is stuck.
+    /// Waits until the session is to be closed, whether or not its writer is stuck.
     pub async fn closed(&self) {
         self.closed.cancelled().await;
     }
@@ -286,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn presence_goes_before_the_session_does() {
+    fn queued_presence_is_dropped_before_the_session_is_closed() {
         let (outbound, unsent) = outbound(10);
         assert_eq!(outbound.push(frame(4)), Push::Queued);
         assert_eq!(outbound.push_presence(frame(6)), Push::Queued);
@@ -300,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn a_large_document_on_its_way_leaves_room_for_what_cannot_wait() {
+    fn a_queued_large_document_leaves_room_for_urgent_frames() {
         let (outbound, unsent) = outbound(10);
         assert_eq!(outbound.push_granted(frame(1000)), Push::Queued);
         assert_eq!(outbound.push_presence(frame(1)), Push::Dropped);
@@ -310,13 +313,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn whoever_waits_is_told_when_there_is_room() {
+    async fn a_waiting_room_is_notified_when_half_of_the_queue_is_free() {
         let (outbound, _) = outbound(10);
         let room = Arc::new(Notify::new());
         assert_eq!(outbound.push_granted(frame(6)), Push::Queued);
         assert_eq!(outbound.push_granted(frame(100)), Push::Queued);
         assert!(outbound.full().load(Ordering::Relaxed));
-        outbound.when_room(&room);
+        outbound.notify_when_room(&room);
         let told = room.notified();
         tokio::pin!(told);
         assert!(outbound.try_next().is_some());
@@ -327,7 +330,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_first_reason_to_close_stays() {
+    async fn the_first_close_reason_stays() {
         let (outbound, _) = outbound(10);
         outbound.close(CloseReason::Draining);
         outbound.close(CloseReason::Memory);

@@ -19,31 +19,33 @@ use super::{
 };
 use crate::{base::session_id::SessionId, config::Config, sync::activity::Activity};
 
-/// How long a close may take: to get the close frame out, and then to hear the peer's.
+/// Time limit for a close: to send the close frame, and to receive the peer's.
 pub(super) const CLOSE_GRACE: Duration = Duration::from_secs(2);
-/// Silence between the last message and the close frame: automerge-repo's adapter handles messages a little
-/// after it has received them, and its handles break when the answer finds the socket closing.
+/// Silence between the last message and the close frame: automerge-repo's adapter handles messages a
+/// little after it has received them, and throws if its answer finds the socket closing.
 const QUIET: Duration = Duration::from_millis(100);
-/// Ping intervals for which a peer may be silent, or slow, in the middle of a message; with the default 30 s.
+/// Number of ping intervals for which a peer may be silent, or too slow, in the middle of a message.
 const MIDWAY: u32 = 5;
-/// The longest reason of a close frame (RFC 6455, 5.5: 125 bytes with the code).
+/// Longest reason of a close frame in bytes (RFC 6455, section 5.5: 125 bytes with the code).
 const MAX_REASON: usize = 123;
 
 pub(super) type Writer = SplitSink<Socket, Frame>;
 
-/// What a session's reader and writer are in the middle of.
+/// What the reader and the writer of a session are doing.
 #[derive(Debug, Default)]
 pub(super) struct Progress {
-    /// A received message waits for its document: the relay reads nothing meanwhile.
+    /// A received message waits for its document, and the relay does not read from the socket.
     pub(super) is_busy: AtomicBool,
-    /// Bytes are being written that the socket has not accepted yet.
+    /// The socket has not accepted all bytes that are being written.
     is_sending: AtomicBool,
 }
 
-/// End the session when nothing moves: silence is pinged, and unanswered until the next ping the peer is dead. In the middle of a
-/// message it may be silent for longer: a Node.js client that computes for a while neither reads nor writes. A peer that sends, but
-/// takes nothing of a full queue, is closed as well, and one that hardly goes on with a large message: they cost memory for
-/// nothing.
+/// Closes the session when its peer is no longer there.
+///
+/// A silent peer is pinged; one that has not answered until the next ping is dead. In the middle of a
+/// message it may be silent for longer, because a Node.js client that computes neither reads nor
+/// writes. A peer that does not read while its send queue is full, and one that sends a large message
+/// too slowly, are closed as well: they only cost memory.
 pub(super) async fn watch_liveness(
     session: &Session,
     activity: &Activity,
@@ -56,27 +58,27 @@ pub(super) async fn watch_liveness(
     let (mut received, mut unfinished) = (activity.received(), None);
     loop {
         let interval = config.borrow().sync.ping_interval.0;
-        // Spread by a tenth, so that thousands of sessions do not ping in one beat.
+        // Spread over a tenth of the interval, so that thousands of sessions do not ping at once.
         let spread =
             interval.mul_f64((session.id.0.wrapping_mul(0x9e37_79b9) % 1000) as f64 / 10_000.0);
         tokio::time::sleep(interval + spread).await;
         let moved = activity.moved();
-        let takes = std::mem::replace(&mut taken, activity.taken()) != taken;
+        let reads = std::mem::replace(&mut taken, activity.taken()) != taken;
         let was_stuck = stuck;
-        stuck = !takes && session.outbound.full().load(Ordering::Relaxed);
+        stuck = !reads && session.outbound.full().load(Ordering::Relaxed);
         if was_stuck && stuck {
             let unsent = session.outbound.unsent();
             return session.close(CloseReason::SendQueueStalled(unsent));
         }
-        // Nothing is read while a message waits for its document: that silence is ours.
+        // While a message waits for its document the relay does not read, so the peer seems silent.
         let is_busy = progress.is_busy.load(Ordering::Relaxed);
         let was_unfinished = std::mem::replace(&mut unfinished, activity.unfinished());
         let received_now = activity.received();
-        let came = received_now - std::mem::replace(&mut received, received_now);
+        let newly_received = received_now - std::mem::replace(&mut received, received_now);
         let min_rate = config.borrow().sync.message_min_rate;
         if unfinished.is_none() || unfinished != was_unfinished {
             slow = 0;
-        } else if is_busy || came as f64 >= min_rate.0 as f64 * interval.as_secs_f64() {
+        } else if is_busy || newly_received as f64 >= min_rate.0 as f64 * interval.as_secs_f64() {
             slow = u32::saturating_sub(slow, 1);
         } else {
             slow += 1;
@@ -99,7 +101,8 @@ pub(super) async fn watch_liveness(
     }
 }
 
-/// Send what is queued, many frames to a flush, until the session is closed or its socket fails.
+/// Sends the queued frames, many of them in one flush, until the session is closed or its socket
+/// fails.
 pub(super) async fn write_all(
     session: &Session,
     writer: &mut Writer,
@@ -131,8 +134,8 @@ pub(super) async fn write_all(
     }
 }
 
-/// Say why, close, and hear the peer's close out: a socket dropped with unread bytes is reset, and the
-/// peer may then never read the reason.
+/// Sends the reason and a close frame, and waits for the peer's close frame: dropping a socket with
+/// unread bytes resets it, and the peer might never read the reason.
 pub(super) async fn close(
     writer: &mut Writer,
     incoming: &mut Incoming<'_>,
@@ -143,32 +146,32 @@ pub(super) async fn close(
 ) {
     let suffix = format!(" (connection {id})");
     let text = reason.to_string();
-    let logged = format!("{}{suffix}", shortened(&text, MAX_REASON - suffix.len()));
+    let with_connection = format!("{}{suffix}", shortened(&text, MAX_REASON - suffix.len()));
     let is_here = !reason.is_peer_gone();
     let say = async {
         if is_here {
             if !matches!(reason, CloseReason::Superseded | CloseReason::Left) {
                 // automerge-repo's own tests compare this text as a whole.
                 let is_whole = *reason == CloseReason::UnsupportedVersion;
-                let text = if is_whole { &text } else { &logged };
+                let text = if is_whole { &text } else { &with_connection };
                 let _ = writer.feed(Frame::Binary(wire::error(us, peer_id, text))).await;
             }
             if !peer_id.is_empty() {
                 let _ = writer.flush().await;
                 tokio::time::sleep(QUIET).await;
             }
-            let (code, reason) = (reason.code().into(), logged.as_str().into());
+            let (code, reason) = (reason.code().into(), with_connection.as_str().into());
             let _ = writer.send(Frame::Close(Some(CloseFrame { code, reason }))).await;
         }
         let _ = writer.close().await;
         if is_here {
-            incoming.read_out().await;
+            incoming.drain().await;
         }
     };
     let _ = tokio::time::timeout(CLOSE_GRACE, say).await;
 }
 
-/// The beginning of a text, at most so many bytes of it.
+/// Returns the beginning of a text, of at most `bytes` bytes.
 fn shortened(text: &str, bytes: usize) -> &str {
     let mut end = text.len().min(bytes);
     while !text.is_char_boundary(end) {

@@ -1,8 +1,9 @@
-//! Truncates messages over `sync.max_message` as they arrive, so that the WebSocket outlives them.
+//! Truncates messages over `sync.max_message` as they arrive, so that the WebSocket survives them.
 //!
-//! tungstenite cannot read on after a message over its limit. [`Truncating`] sits below it, follows the frames of the client
-//! (RFC 6455, section 5.2), and passes on only the beginning and the end of such a message, which name its document:
-//! automerge-repo writes the document id after the data, samod before. The rest is discarded as it is read.
+//! tungstenite cannot continue after a message over its limit. [`Truncating`] sits below it, parses the
+//! frames of the client (RFC 6455, section 5.2), and passes on only the beginning and the end of such a
+//! message, which name its document: automerge-repo writes the document id after the data, samod before
+//! it. The rest is discarded as it is read.
 
 use std::{
     collections::VecDeque,
@@ -19,7 +20,7 @@ use std::{
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-// tokio-tungstenite: what axum itself speaks WebSocket with. axum's own type hides the stream below it.
+// tokio-tungstenite is the library below axum's WebSockets, whose type hides the stream.
 use tokio_tungstenite::{
     WebSocketStream,
     tungstenite::protocol::{Role, WebSocketConfig},
@@ -27,45 +28,46 @@ use tokio_tungstenite::{
 
 use crate::base::lock::lock;
 
-/// Bytes kept of the beginning of a truncated message, and of its end: the ids in it have at most 1 KiB each.
+/// Bytes kept of the beginning and of the end of a truncated message, in which ids take at most 1 KiB
+/// each.
 const KEPT: usize = 4 << 10;
-/// Messages over this multiple of the limit are not truncated: they end the WebSocket.
-const MOST: u64 = 4;
-/// Bytes that are read from the stream at once.
-const READ: usize = 2 << 10;
-/// The read buffer of a WebSocket: tungstenite's default of 128 KiB is memory for each idle socket.
+/// Messages over this multiple of the limit are not truncated but end the WebSocket.
+const MAX_TRUNCATED: u64 = 4;
+/// Bytes that are read from the stream at a time.
+const READ_SIZE: usize = 2 << 10;
+/// Read buffer of a WebSocket. tungstenite's default of 128 KiB would be memory of each idle socket.
 const READ_BUFFER: usize = 2 << 10;
-/// Frames up to this size together are written at once.
+/// Bytes of small frames that are written together.
 const WRITE_BUFFER: usize = 8 << 10;
 
 /// The server's end of a WebSocket.
 pub type Socket = WebSocketStream<Truncating<TokioIo<Upgraded>>>;
 
-/// Returns the WebSocket over an upgraded connection; its messages over `max_message` bytes are truncated.
+/// Returns the WebSocket over an upgraded connection. Messages over `max_message` bytes are truncated.
 pub async fn accept(upgraded: Upgraded, max_message: usize) -> Socket {
     let stream = Truncating::new(TokioIo::new(upgraded), max_message as u64);
-    // What is passed on of a fragmented message may have the limit's size already, before its end is.
-    let most = max_message.saturating_add(2 * KEPT);
+    // The fragments that were passed on may reach the limit before the end of the message is kept.
+    let limit = max_message.saturating_add(2 * KEPT);
     let config = WebSocketConfig::default()
         .read_buffer_size(READ_BUFFER)
         .write_buffer_size(WRITE_BUFFER)
-        .max_message_size(Some(most))
-        .max_frame_size(Some(most));
+        .max_message_size(Some(limit))
+        .max_frame_size(Some(limit));
     WebSocketStream::from_raw_socket(stream, Role::Server, Some(config)).await
 }
 
 /// How a message was truncated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Truncation {
-    /// How many text and binary messages came before it.
+    /// Number of text and binary messages before it.
     pub(super) message: u64,
-    /// Bytes of its beginning that are left. The others that are left are its end.
+    /// Bytes kept of its beginning. The other bytes that were kept are its end.
     pub(super) head: usize,
     /// Bytes missing between the beginning and the end.
     pub(super) missing: u64,
 }
 
-/// What was truncated of one WebSocket, for whoever reads its messages.
+/// The truncated messages of one WebSocket, for the reader of its messages.
 #[derive(Debug, Default)]
 pub(super) struct Truncated {
     discarded: AtomicU64,
@@ -78,7 +80,8 @@ impl Truncated {
         self.discarded.load(Ordering::Relaxed)
     }
 
-    /// Takes how the message was truncated that came after so many text and binary messages, if it was.
+    /// Returns how the message after the first `message` text and binary messages was truncated, or
+    /// nothing if it is whole.
     pub(super) fn take(&self, message: u64) -> Option<Truncation> {
         lock(&self.messages).pop_front_if(|first| first.message == message)
     }
@@ -88,21 +91,21 @@ impl Truncated {
 #[derive(Default)]
 struct Message {
     is_text: bool,
-    /// Bytes that its frames declare so far.
+    /// Bytes that its frames have declared so far.
     declared: u64,
-    /// Bytes of its beginning that are passed on.
+    /// Bytes of its beginning that were passed on.
     head: u64,
-    /// Once it is being truncated: the end of what came of it, unmasked.
+    /// If it is being truncated: the last bytes received, unmasked.
     tail: Option<VecDeque<u8>>,
 }
 
-/// What is left of a frame's payload.
+/// The part of a frame's payload that has not arrived.
 #[derive(Clone, Copy)]
 struct Payload {
     pass: u64,
     discard: u64,
-    /// The next byte that is discarded, counted from the first of the payload.
-    at: u64,
+    /// Position of the next discarded byte in the payload.
+    position: u64,
     key: [u8; 4],
     ends_message: bool,
 }
@@ -111,19 +114,19 @@ enum State {
     /// Within a header.
     Header,
     Payload(Payload),
-    /// The client breaks the protocol: what comes is for tungstenite to refuse.
+    /// The client breaks the protocol. Everything is passed on, and tungstenite refuses it.
     Broken,
-    /// A message is too large even for truncating it.
+    /// A message is too large even to be truncated.
     TooLarge,
 }
 
-/// Follows the frames of a client. No I/O.
+/// Parses the frames of a client. No I/O.
 struct Truncator {
     max_message: u64,
     state: State,
     header: Vec<u8>,
     message: Option<Message>,
-    /// Text and binary messages that have ended.
+    /// Number of text and binary messages that have ended.
     ended: u64,
     truncated: Arc<Truncated>,
 }
@@ -140,8 +143,8 @@ impl Truncator {
         }
     }
 
-    /// Takes what was received, and calls `out` with what is to be passed on.
-    fn take(&mut self, mut input: &[u8], out: &mut impl FnMut(&[u8])) {
+    /// Parses received bytes, and calls `out` with those to pass on.
+    fn parse(&mut self, mut input: &[u8], out: &mut impl FnMut(&[u8])) {
         while !input.is_empty() {
             let taken = match &mut self.state {
                 State::Header => {
@@ -179,15 +182,15 @@ impl Truncator {
         }
     }
 
-    /// How many of the next bytes are passed on unseen.
-    fn passes(&self) -> u64 {
+    /// Number of next bytes that can be passed on without parsing them.
+    fn unparsed(&self) -> u64 {
         match &self.state {
             State::Payload(payload) => payload.pass,
             _ => 0,
         }
     }
 
-    /// So many of them were.
+    /// Records that so many of these bytes were passed on.
     fn passed(&mut self, bytes: usize, out: &mut impl FnMut(&[u8])) {
         if let State::Payload(payload) = &mut self.state {
             payload.pass = payload.pass.saturating_sub(bytes as u64);
@@ -195,7 +198,7 @@ impl Truncator {
         self.end_frame(out);
     }
 
-    /// Goes on to the next header where nothing is left of a payload.
+    /// Expects the next header if the payload is complete.
     fn end_frame(&mut self, out: &mut impl FnMut(&[u8])) {
         if let State::Payload(Payload { pass: 0, discard: 0, ends_message, .. }) = self.state {
             self.state = State::Header;
@@ -205,7 +208,7 @@ impl Truncator {
         }
     }
 
-    /// Returns what comes after a complete header.
+    /// Returns the state after a complete header.
     fn begin_frame(&mut self, header: &[u8], out: &mut impl FnMut(&[u8])) -> State {
         let is_in_order = |frame: &Frame| match frame.opcode {
             CONTINUATION => self.message.is_some(),
@@ -220,13 +223,19 @@ impl Truncator {
         if frame.opcode >= CLOSE {
             out(header);
             let ends_message = false;
-            return State::Payload(Payload { pass: length, discard: 0, at: 0, key, ends_message });
+            return State::Payload(Payload {
+                pass: length,
+                discard: 0,
+                position: 0,
+                key,
+                ends_message,
+            });
         }
         let is_text = frame.opcode == TEXT;
         let message = self.message.get_or_insert_with(|| Message { is_text, ..Message::default() });
         message.declared = message.declared.saturating_add(length);
         let is_large = message.declared > self.max_message;
-        let most = self.max_message.saturating_mul(MOST);
+        let most = self.max_message.saturating_mul(MAX_TRUNCATED);
         if message.declared > most || (is_large && message.is_text) {
             return State::TooLarge;
         }
@@ -243,7 +252,7 @@ impl Truncator {
         };
         message.head += pass;
         let (discard, ends_message) = (length - pass, frame.is_final);
-        State::Payload(Payload { pass, discard, at: pass, key, ends_message })
+        State::Payload(Payload { pass, discard, position: pass, key, ends_message })
     }
 
     fn end_message(&mut self, out: &mut impl FnMut(&[u8])) {
@@ -266,16 +275,16 @@ impl Truncator {
 }
 
 impl Payload {
-    /// Moves past bytes that are discarded, and notes in `tail` which of them may be the end of the message.
+    /// Skips discarded bytes, and keeps in `tail` those that may be the end of the message.
     fn skip(&mut self, bytes: &[u8], tail: Option<&mut VecDeque<u8>>) {
         let skipped = at_most(self.discard.saturating_sub(KEPT as u64), bytes);
         if let Some(tail) = tail {
-            let key = self.key.iter().cycle().skip((self.at % 4) as usize);
+            let key = self.key.iter().cycle().skip((self.position % 4) as usize);
             let unmasked = bytes.iter().zip(key).map(|(byte, key)| byte ^ key);
             tail.extend(unmasked.skip(skipped));
             tail.drain(..tail.len().saturating_sub(KEPT));
         }
-        self.at += bytes.len() as u64;
+        self.position += bytes.len() as u64;
         self.discard -= bytes.len() as u64;
     }
 }
@@ -301,7 +310,7 @@ struct Frame {
 }
 
 impl Frame {
-    /// Reads a complete header; none where no client may send it.
+    /// Parses a complete header. Returns nothing for one that no client may send.
     fn parse(header: &[u8]) -> Option<Self> {
         let (&[first, second], rest) = header.split_first_chunk()?;
         let (extended, key) = rest.split_last_chunk()?;
@@ -321,7 +330,7 @@ impl Frame {
     }
 }
 
-/// How long a header is that begins so.
+/// Returns the length of a header, from its first two bytes if they are there.
 fn header_length(begin: &[u8]) -> usize {
     let Some(second) = begin.get(1) else { return 2 };
     let extended = match second & !MASKED {
@@ -344,25 +353,25 @@ fn write_header(first: u8, length: u64, key: [u8; 4], out: &mut impl FnMut(&[u8]
     out(&key);
 }
 
-/// How many of these bytes are among the next `most`.
+/// Returns the length of `bytes`, or `most` if that is less.
 fn at_most(most: u64, bytes: &[u8]) -> usize {
     usize::try_from(most).unwrap_or(usize::MAX).min(bytes.len())
 }
 
-/// A stream whose client's messages are truncated.
+/// A stream that truncates the client's messages.
 pub struct Truncating<S> {
     stream: S,
     truncator: Truncator,
-    /// What did not fit into the reader's buffer.
-    ahead: VecDeque<u8>,
+    /// Bytes to pass on that did not fit into the reader's buffer.
+    overflow: VecDeque<u8>,
 }
 
 impl<S> Truncating<S> {
     fn new(stream: S, max_message: u64) -> Self {
-        Self { stream, truncator: Truncator::new(max_message), ahead: VecDeque::new() }
+        Self { stream, truncator: Truncator::new(max_message), overflow: VecDeque::new() }
     }
 
-    /// What is truncated of it.
+    /// The messages that were truncated.
     pub(super) fn truncated(&self) -> Arc<Truncated> {
         self.truncator.truncated.clone()
     }
@@ -377,36 +386,36 @@ impl<S: AsyncRead + Unpin> AsyncRead for Truncating<S> {
         let this = &mut *self;
         let before = buffer.filled().len();
         while buffer.filled().len() == before {
-            if !this.ahead.is_empty() {
-                let (first, _) = this.ahead.as_slices();
+            if !this.overflow.is_empty() {
+                let (first, _) = this.overflow.as_slices();
                 let (fits, _) = first.split_at(first.len().min(buffer.remaining()));
                 buffer.put_slice(fits);
-                this.ahead.drain(..fits.len());
+                this.overflow.drain(..fits.len());
                 break;
             }
             if matches!(this.truncator.state, State::TooLarge) {
                 return Poll::Ready(Err(io::ErrorKind::FileTooLarge.into()));
             }
-            let passes = this.truncator.passes().min(buffer.remaining() as u64) as usize;
+            let passes = this.truncator.unparsed().min(buffer.remaining() as u64) as usize;
             if passes > 0 {
                 let mut read = ReadBuf::new(buffer.initialize_unfilled_to(passes));
                 ready!(Pin::new(&mut this.stream).poll_read(cx, &mut read))?;
                 let bytes = read.filled().len();
                 buffer.advance(bytes);
-                this.truncator.passed(bytes, &mut |bytes| this.ahead.extend(bytes));
+                this.truncator.passed(bytes, &mut |bytes| this.overflow.extend(bytes));
                 break;
             }
-            let mut space = [MaybeUninit::uninit(); READ];
+            let mut space = [MaybeUninit::uninit(); READ_SIZE];
             let mut read = ReadBuf::uninit(&mut space);
             let mut read = read.take(buffer.remaining());
             ready!(Pin::new(&mut this.stream).poll_read(cx, &mut read))?;
             if read.filled().is_empty() {
                 break;
             }
-            this.truncator.take(read.filled(), &mut |bytes| {
+            this.truncator.parse(read.filled(), &mut |bytes| {
                 let (fits, rest) = bytes.split_at(bytes.len().min(buffer.remaining()));
                 buffer.put_slice(fits);
-                this.ahead.extend(rest);
+                this.overflow.extend(rest);
             });
         }
         Poll::Ready(Ok(()))

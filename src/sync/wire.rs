@@ -1,4 +1,4 @@
-//! Messages of the automerge-repo network protocol, version 1: CBOR maps. Pure, no I/O.
+//! Messages of the automerge-repo network protocol, version 1, which are CBOR maps. No I/O.
 //!
 //! Source: automerge-repo 2.5, `packages/automerge-repo/src/network/messages.ts` and
 //! `packages/automerge-repo-network-websocket/src/messages.ts`. JavaScript peers encode with cbor-x, so
@@ -22,16 +22,16 @@ pub use crate::document::sync_message::{BadSyncMessage, SyncMessage, heads_in};
 
 /// The protocol version that this relay speaks.
 pub const VERSION: &str = "1";
-/// The longest peer id, session id or version name that is read.
+/// Longest accepted peer id, session id or version name, in bytes.
 const MAX_NAME: usize = 1024;
-/// How many names of a list are read, such as the protocol versions of a join.
+/// Most names in a list, such as the protocol versions of a join.
 const MAX_NAMES: usize = 1024;
 
-/// How frames of Subduction begin, the coming protocol of automerge-repo: "SUM" and a zero byte, or another letter. No CBOR map
-/// begins so.
+/// First bytes of frames of Subduction, a future protocol of automerge-repo: "SUM", or "SU" and another
+/// letter. No CBOR map begins with them.
 const SUBDUCTION: &[u8] = b"SU";
 
-/// Why bytes are no message.
+/// Why bytes are not a message.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[expect(missing_docs, reason = "the texts say it")]
 pub enum WireError {
@@ -43,23 +43,23 @@ pub enum WireError {
     Subduction,
 }
 
-/// A received message. Texts and bytes are borrowed from the frame where its encoding lets them be.
+/// A received message. Texts and bytes are borrowed from the frame where its encoding allows it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Message<'a> {
-    /// Who sent it, as it claims; not every type has one.
+    /// Who sent it, according to the sender. Not every type has it.
     pub sender: Option<Cow<'a, str>>,
-    /// Whom it is for.
+    /// The recipient.
     pub target: Option<Cow<'a, str>>,
-    /// What it says.
+    /// The fields of its type.
     pub body: Body<'a>,
 }
 
-/// What a message says.
+/// The fields of a message's type.
 #[derive(Debug, Clone, PartialEq)]
 #[expect(missing_docs, reason = "the protocol's own names")]
 pub enum Body<'a> {
     Join {
-        /// None where the field is absent, which is taken for version 1.
+        /// None if the field is absent, which means version 1.
         versions: Option<Vec<Cow<'a, str>>>,
     },
     Peer,
@@ -83,7 +83,7 @@ pub enum Body<'a> {
         message: Cow<'a, str>,
     },
     RemoteSubscriptionChange {
-        /// Storage ids whose heads the peer wants to hear of.
+        /// Storage ids to whose heads the peer subscribes.
         add: Vec<Cow<'a, str>>,
         remove: Vec<Cow<'a, str>>,
     },
@@ -119,8 +119,10 @@ impl Body<'_> {
     }
 }
 
-/// Where each field's value begins in the frame. What a field may hold depends on the message's type, so values are read only
-/// when the type is known: a type that this relay does not know may use the same names for something else.
+/// Where the value of each field begins in the frame.
+///
+/// What a field may contain depends on the message's type, so values are read once the type is known: a
+/// type that this relay does not know may use the same names for something else.
 #[derive(Default)]
 struct Fields<'a> {
     kind: Option<Decoder<'a>>,
@@ -137,10 +139,10 @@ struct Fields<'a> {
 }
 
 impl<'a> Message<'a> {
-    /// Read a frame.
+    /// Parses a frame.
     ///
     /// # Errors
-    /// It is no CBOR map, or lacks a field that its type needs.
+    /// It is not a CBOR map, or lacks a field that its type needs.
     pub fn decode(frame: &'a [u8]) -> Result<Self, WireError> {
         if frame.starts_with(SUBDUCTION) {
             return Err(WireError::Subduction);
@@ -155,7 +157,7 @@ impl<'a> Message<'a> {
             "sync" => fields.about_document("sync")?,
             "doc-unavailable" => fields.about_document("doc-unavailable")?,
             "ephemeral" => fields.about_document("ephemeral")?,
-            // A text for the log: one that cannot be read is no reason to end a session.
+            // The text is only logged, so an unreadable one does not end the session.
             "error" => {
                 let message = optional(fields.message.as_ref(), name).ok().flatten();
                 Body::Error { message: message.unwrap_or_default() }
@@ -173,21 +175,21 @@ impl<'a> Message<'a> {
     }
 }
 
-/// What is known of a message that was larger than `sync.max_message`.
+/// What a truncated message, which was larger than `sync.max_message`, still says.
 #[derive(Debug, PartialEq)]
 pub(super) struct Truncated<'a> {
     pub(super) sender: Option<Cow<'a, str>>,
     pub(super) target: Option<Cow<'a, str>>,
-    /// `sync`, `request` or `ephemeral`: messages of other types are never so large.
+    /// `sync`, `request` or `ephemeral`: other messages are never this large.
     pub(super) kind: &'static str,
     /// The document's id as it was received.
     pub(super) id: Cow<'a, str>,
-    /// Bytes that it had.
+    /// Its size in bytes before it was truncated.
     pub(super) size: u64,
 }
 
 impl<'a> Truncated<'a> {
-    /// Reads what is left of a message; none where that does not tell its document.
+    /// Parses what is left of a message. Returns nothing if that does not name the document.
     pub(super) fn decode(frame: &'a [u8], truncation: Truncation) -> Option<Self> {
         let fields = Fields::find_around(frame, truncation)?;
         let text = |value: Option<&Decoder<'a>>| optional(value, name).ok();
@@ -208,7 +210,7 @@ impl<'a> Truncated<'a> {
 }
 
 impl<'a> Fields<'a> {
-    /// Finds the fields of a frame; `null` and `undefined` count as absent.
+    /// Finds the fields of a frame. `null` and `undefined` count as absent.
     fn find(frame: &'a [u8]) -> Result<Self, WireError> {
         let mut d = Decoder::new(frame);
         let mut fields = Self::default();
@@ -217,7 +219,7 @@ impl<'a> Fields<'a> {
         Ok(fields)
     }
 
-    /// Finds the fields of a frame whose middle is missing, inside of one byte string.
+    /// Finds the fields of a frame whose middle, within one byte string, is missing.
     fn find_around(frame: &'a [u8], truncation: Truncation) -> Option<Self> {
         let (head, tail) = frame.split_at_checked(truncation.head)?;
         let mut d = Decoder::new(head);
@@ -232,7 +234,8 @@ impl<'a> Fields<'a> {
         Some(fields)
     }
 
-    /// Reads the fields of a map of which so many are left. Where a value ends too early, the decoder stays before it.
+    /// Reads the remaining fields of a map; `left` is their number. If a value is incomplete, the decoder
+    /// stays before it.
     fn read(&mut self, d: &mut Decoder<'a>, left: &mut Option<u64>) -> Result<(), DecodeError> {
         loop {
             match left {
@@ -359,7 +362,7 @@ fn byte_string<'a>(d: &mut Decoder<'a>) -> Result<Cow<'a, [u8]>, DecodeError> {
     d.bytes().map(Cow::Borrowed)
 }
 
-/// Where a byte string ends that the decoder is before, from what precedes its bytes in `frame`.
+/// Returns where the next byte string ends, according to its header in `frame`.
 fn end_of_byte_string(d: &mut Decoder<'_>, frame: &[u8]) -> Option<u64> {
     while d.datatype().ok()? == Type::Tag {
         d.tag().ok()?;

@@ -56,8 +56,7 @@ async fn unblock(
     Path(id): Path<String>,
 ) -> Result<Response, HandlerError> {
     let document: DocumentId = id.parse()?;
-    // Spawned, as above.
-    let unblocking = tokio::spawn(async move {
+    let unblocking = state.unfinished.clone().spawn(async move {
         let journal = state.journal.clone();
         if !run_blocking(move || Ok(journal.blocked().remove(document)?)).await? {
             return Err(HandlerError(StatusCode::NOT_FOUND, format!("{document} was not blocked")));

@@ -73,8 +73,7 @@ async fn delete(
     Json(Reason { reason }): Json<Reason>,
 ) -> Result<Response, HandlerError> {
     let document: DocumentId = id.parse()?;
-    // Spawned, so that the work finishes even if the client closes the connection.
-    let deleting = tokio::spawn(delete_document(state, document, reason));
+    let deleting = state.unfinished.clone().spawn(delete_document(state, document, reason));
     Ok(Json(deleting.await??).into_response())
 }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 use crate::{
+    base::run_to_completion::RunToCompletion,
     bundle::{served::Served, store::BundleStore},
     config::Config,
     storage::{documents::Documents, local::journal::Journal},
@@ -26,4 +27,6 @@ pub struct StorageState {
     pub rooms: Option<Arc<Rooms>>,
     /// The config.
     pub config: watch::Receiver<Arc<Config>>,
+    /// Work that requests have begun and that finishes even if their clients disconnect.
+    pub unfinished: RunToCompletion,
 }

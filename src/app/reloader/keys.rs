@@ -1,4 +1,4 @@
-//! Following the file of keys for JWTs: changed keys hold at once, without a reload of the config.
+//! Follows the file of keys for JWTs. Changed keys apply at once, without a reload of the config.
 
 use tracing::{error, info};
 
@@ -11,13 +11,13 @@ use crate::{
 };
 
 impl Reloader {
-    /// Put the keys into effect whenever their file changes. Runs for ever.
+    /// Puts the keys into effect whenever their file changes. Runs forever.
     pub async fn follow_keys(&self) {
         let mut config = self.config.subscribe();
         loop {
             let auth = config.borrow_and_update().auth.clone();
             if auth.mode != AuthMode::Jwt {
-                self.health.degrade("keys", None);
+                self.health.set_degraded("keys", None);
                 if config.changed().await.is_err() {
                     return;
                 }
@@ -25,7 +25,7 @@ impl Reloader {
             }
             let file = auth.keys_file();
             let mut keys = PathWatch::new(&file).await;
-            // They may have changed between the last reading and the first watch.
+            // They may have changed after they were last read and before the watch began.
             self.load_keys().await;
             loop {
                 tokio::select! {
@@ -36,7 +36,7 @@ impl Reloader {
                     }
                     changed = config.changed() => match changed {
                         Err(_) => return,
-                        Ok(()) if is_same(&config.borrow().auth, &auth) => {}
+                        Ok(()) if is_same_file(&config.borrow().auth, &auth) => {}
                         Ok(()) => break,
                     },
                 }
@@ -44,9 +44,10 @@ impl Reloader {
         }
     }
 
-    /// Read the keys that the config in effect names. If they cannot be used, the former ones stay. Returns whether they can.
+    /// Reads the keys that the config in effect names, and puts them into effect. Returns false,
+    /// and leaves the former ones in effect, if they cannot be used.
     async fn load_keys(&self) -> bool {
-        // Held, so that no reload comes between: a policy of the former config would undo it.
+        // Held to the end. Otherwise a policy of the former config could replace that of a reload.
         let loaded = self.loaded.lock().await;
         let auth = loaded.config.auth.clone();
         if auth.mode != AuthMode::Jwt {
@@ -58,19 +59,33 @@ impl Reloader {
             Ok(policy) => {
                 self.sessions.auth.set(policy);
                 self.sessions.revalidate_all();
-                self.health.degrade("keys", None);
+                self.health.set_degraded("keys", None);
                 true
             }
             Err(error) => {
                 error!("auth.jwt_keys cannot be used; the former keys stay in effect: {error}");
-                self.health.degrade("keys", Some(format!("auth.jwt_keys: {error}")));
+                self.health.set_degraded("keys", Some(format!("auth.jwt_keys: {error}")));
                 false
             }
         }
     }
 }
 
-/// Whether the same keys are followed.
-fn is_same(one: &config::Auth, other: &config::Auth) -> bool {
-    one.mode == other.mode && one.keys_file() == other.keys_file()
+/// Whether two configs take the keys from the same file.
+fn is_same_file(one: &config::Auth, other: &config::Auth) -> bool {
+    let source = |auth: &config::Auth| {
+        // `keys_file` reads `jwt_keys`. The other keys do not decide which file is followed.
+        let config::Auth {
+            mode,
+            jwt_keys: _,
+            tokens: _,
+            jwt_issuer: _,
+            jwt_audience: _,
+            query_token: _,
+            anonymous: _,
+            readonly_presence: _,
+        } = auth;
+        (*mode, auth.keys_file())
+    };
+    source(one) == source(other)
 }

@@ -1,5 +1,5 @@
-//! Signatures of tokens, verified by ring, which TLS uses too. What jsonwebtoken brings for this itself carries code for
-//! private keys along, and its advisories.
+//! Verifies signatures of tokens with ring, which TLS uses as well. jsonwebtoken's own backends
+//! would add code for private keys, with its security advisories.
 
 use jsonwebtoken::{
     Algorithm, DecodingKey,
@@ -23,11 +23,11 @@ static PROVIDER: CryptoProvider = CryptoProvider {
     #[cfg(test)]
     signer_factory: signer::new,
     verifier_factory: verifier,
-    // Only for making JWKs.
+    // Needed only to create JWKs.
     key_utils: KeyUtils::new_unimplemented(),
 };
 
-/// Let ring verify the signatures. Calling it again changes nothing.
+/// Registers ring as the verifier of jsonwebtoken. Further calls do nothing.
 pub(super) fn install() {
     let _ = PROVIDER.install_default();
 }

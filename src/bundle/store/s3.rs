@@ -7,9 +7,10 @@
 use super::{BundleStore, Content, Incoming, Received, Source, StoredBundle, sha256_of};
 use crate::{
     base::{
-        blocking::{self, DroppedAside},
+        blocking::{self, DropOnBlockingThread},
         document_id::DocumentId,
         lock::lock,
+        run_to_completion::RunToCompletion,
     },
     config::{self, credentials::credential},
     observe::health::Health,
@@ -92,6 +93,8 @@ struct At {
     patience: Duration,
     /// Uploads in parts, by key and upload id, that could not be aborted.
     unended: Arc<Mutex<Vec<(String, String)>>>,
+    /// Requests that abort an upload in parts.
+    aborts: RunToCompletion,
 }
 
 /// An object, to be read.
@@ -115,6 +118,7 @@ impl S3Store {
             prefix: config.prefix.as_str().into(),
             patience: config.timeout.0,
             unended: Arc::default(),
+            aborts: RunToCompletion::default(),
         };
         Ok(Self {
             at,
@@ -178,14 +182,14 @@ impl S3Store {
         match &result {
             Ok(_) => {
                 if self.is_away.swap(false, Ordering::Relaxed) {
-                    self.health.degrade("bundles", None);
+                    self.health.set_degraded("bundles", None);
                 }
             }
             // An answer that we do not like comes from a store that is there.
             Err(error) if error.kind() == io::ErrorKind::InvalidData => {}
             Err(error) => {
                 self.is_away.store(true, Ordering::Relaxed);
-                self.health.degrade("bundles", Some(format!("the store is away: {error}")));
+                self.health.set_degraded("bundles", Some(format!("the store is away: {error}")));
             }
         }
         result
@@ -606,7 +610,8 @@ impl Drop for AbortUpload<'_> {
     fn drop(&mut self) {
         if !self.is_over {
             let (at, key, upload) = (self.at.clone(), self.key.to_owned(), self.upload.to_owned());
-            tokio::spawn(async move { at.abort(&key, &upload).await });
+            let aborts = at.aborts.clone();
+            aborts.spawn(async move { at.abort(&key, &upload).await });
         }
     }
 }
@@ -675,7 +680,7 @@ impl Object {
         });
         let (copy, file) = made.await?;
         // It outlives `out`, so that a download that fails is not closed here.
-        let _copy = DroppedAside::new(copy);
+        let _copy = DropOnBlockingThread::new(copy);
         // Large writes: each goes to a thread that may block.
         let mut out = BufWriter::with_capacity(WRITE, tokio::fs::File::from_std(file));
         let mut chunks = self.read(None, size).await?;

@@ -1,4 +1,4 @@
-//! The body of an upload: decoded and written to its file on threads that may block.
+//! Receives the body of an upload: decodes it, and writes it to a file on threads that may block.
 
 use std::{
     fs::{File, OpenOptions},
@@ -12,7 +12,7 @@ use axum::{
     http::{HeaderMap, header},
 };
 use bytes::Bytes;
-// flate2: the gzip of the crate that automerge itself inflates with.
+// flate2: the crate that automerge uses as well.
 use flate2::write::MultiGzDecoder;
 use futures::StreamExt;
 use tokio::time::timeout;
@@ -39,7 +39,7 @@ impl Coding {
     /// Reads `Content-Encoding`, whose values are case-insensitive (RFC 9110, 8.4.1).
     ///
     /// # Errors
-    /// The body is encoded in another way, or more than once.
+    /// Another encoding, or more than one.
     pub(super) fn of(headers: &HeaderMap) -> Result<Self, HttpError> {
         let mut codings = headers.get_all(header::CONTENT_ENCODING).iter();
         let coding = codings.next().map_or(b"identity".as_slice(), |coding| coding.as_bytes());
@@ -51,8 +51,8 @@ impl Coding {
         }
     }
 
-    /// The most bytes that a body may have as it is sent. gzip may make a body larger by a thousandth, and empty blocks of it
-    /// are endless.
+    /// Returns the largest size of the encoded body. gzip can enlarge a body by a thousandth, and
+    /// could add empty blocks without an end.
     fn max_encoded(self, max_upload: u64) -> u64 {
         match self {
             Self::Identity => max_upload,
@@ -61,7 +61,7 @@ impl Coding {
     }
 }
 
-/// A body that was received as a whole: its size as it was written, and what is reserved for it.
+/// A received body: its decoded size, and what is reserved for it.
 pub(super) struct Spooled {
     file: File,
     pub(super) size: u64,
@@ -72,7 +72,7 @@ pub(super) struct Spooled {
 }
 
 impl Spooled {
-    /// Writes decoded bytes for which space and quota are reserved first.
+    /// Reserves space and quota for decoded bytes, and writes them.
     fn append(&mut self, data: &[u8]) -> Result<(), HttpError> {
         let bytes = data.len() as u64;
         self.size += bytes;
@@ -105,21 +105,21 @@ enum Decoder {
     Gzip(Box<MultiGzDecoder<Spooled>>),
 }
 
-/// Receives a body: decodes it and writes it to its file.
+/// Decodes a body and writes it to its file.
 pub(super) struct Spool {
-    /// None while it is on a thread that may block.
+    /// `None` while it is in use on a thread that may block.
     decoder: Option<Decoder>,
     coding: Coding,
-    /// Places for decoding, and who takes them.
-    places: (Arc<Turns>, Payer),
+    /// Turns for decoding, and who takes them.
+    turns: (Arc<Turns>, Payer),
 }
 
 impl Spool {
-    /// A spool for a body that is encoded like that.
+    /// Returns a spool for a body with this encoding.
     pub(super) async fn create(
         file: &Received,
         coding: Coding,
-        places: (Arc<Turns>, Payer),
+        turns: (Arc<Turns>, Payer),
         reservation: Reservation,
         charge: Charge,
         config: &Config,
@@ -133,14 +133,14 @@ impl Spool {
             Coding::Identity => Decoder::Identity(Box::new(spooled)),
             Coding::Gzip => Decoder::Gzip(Box::new(MultiGzDecoder::new(spooled))),
         };
-        Ok(Self { decoder: Some(decoder), coding, places })
+        Ok(Self { decoder: Some(decoder), coding, turns })
     }
 
     async fn write(&mut self, data: Bytes) -> Result<(), HttpError> {
-        // A few bytes may decode to a thousand times as many.
+        // A few bytes may decode to a thousand times as many, which takes long.
         let turn = match self.coding {
             Coding::Identity => None,
-            Coding::Gzip => Some(self.places.0.take(self.places.1.clone()).await),
+            Coding::Gzip => Some(self.turns.0.take(self.turns.1.clone()).await),
         };
         let Some(mut decoder) = self.decoder.take() else { return Ok(()) };
         let writing = blocking::run(move || -> Result<Decoder, HttpError> {
@@ -168,22 +168,24 @@ impl Spool {
 
 impl Drop for Spool {
     fn drop(&mut self) {
-        // A decoder that is dropped writes what it has left.
+        // Dropping a decoder writes its remaining output, which blocks.
         if let Some(decoder) = self.decoder.take() {
             blocking::detach(move || drop(decoder));
         }
     }
 }
 
-/// An error of a decoder: that of [`Spooled::append`], or the body is not valid gzip.
+/// Returns the error of [`Spooled::append`] in an error of a decoder, or that the body is not valid
+/// gzip.
 fn decoding_failed(error: io::Error) -> HttpError {
     error.downcast().unwrap_or_else(|error| HttpError::Body(format!("not valid gzip: {error}")))
 }
 
-/// Receives a body as a whole.
+/// Receives a body.
 ///
 /// # Errors
-/// It is too large or too slow, cannot be decoded, its client may not upload any more, or there is no room or quota for it.
+/// The body is too large or too slow, or cannot be decoded; the client may no longer upload; or
+/// space or quota is used up.
 pub(super) async fn receive(
     chunks: &mut BodyDataStream,
     mut spool: Spool,
@@ -222,7 +224,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_coding_is_read_whatever_its_case() {
+    fn the_encoding_is_case_insensitive() {
         let of = |values: &[&'static str]| {
             let mut headers = HeaderMap::new();
             for value in values {

@@ -20,7 +20,7 @@ fn fixture() -> Fixture {
     let folder = tempfile::tempdir().expect("a folder");
     let (served, receiver) = watch::channel(None);
     let health = Arc::new(Health::default());
-    health.enter(crate::observe::health::Phase::Running);
+    health.enter_phase(crate::observe::health::Phase::Running);
     let store = Arc::new(NodefsStore::open(folder.path(), Durability::Fsync).expect("opens"));
     let metrics = Metrics::new().expect("metrics").storage;
     let config = watch::channel(Arc::default()).1;

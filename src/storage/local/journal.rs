@@ -40,7 +40,10 @@ use bytes::Bytes;
 use futures::{FutureExt, future::BoxFuture};
 // rusqlite: the binding to SQLite with the most users, and it brings SQLite's source along.
 use rusqlite::{Connection, OpenFlags};
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::{
+    sync::{Notify, mpsc, watch},
+    task::JoinSet,
+};
 use tracing::info;
 
 pub use self::{file::count_rows, mover::Deleted};
@@ -61,7 +64,7 @@ use super::{
     walk::{self, Found, Listed},
 };
 use crate::{
-    base::document_id::DocumentId,
+    base::{document_id::DocumentId, run_to_completion::RunToCompletion},
     config,
     document::chunk::{Key, StoredChunk},
     observe::metrics::StorageMetrics,
@@ -82,6 +85,11 @@ pub struct Journal {
     shared: Arc<Shared>,
     /// One checkpoint at a time.
     checkpoint: Arc<tokio::sync::Mutex<()>>,
+    /// The writer, which ends after the last request, and checkpoints and deletions that have
+    /// begun.
+    unfinished: RunToCompletion,
+    /// The checkpoint loop and delayed deletions, which end when the journal is dropped.
+    loops: JoinSet<()>,
 }
 
 impl Journal {
@@ -160,11 +168,18 @@ impl Journal {
             grace: config.grace.0,
             pending_deletes,
         };
-        tokio::spawn(writer.run(receiver));
-        let journal = Self { folders, requests, shared, checkpoint: Arc::default() };
-        tokio::spawn(journal.mover().checkpoint_loop(config.quiet.0));
-        let grace = config.grace.0;
-        tokio::spawn(delete_after_grace(journal.mover(), grace, again, pending));
+        let mut journal = Self {
+            folders,
+            requests,
+            shared,
+            checkpoint: Arc::default(),
+            unfinished: RunToCompletion::default(),
+            loops: JoinSet::new(),
+        };
+        journal.unfinished.spawn(writer.run(receiver));
+        let (mover, deleting) = (journal.mover(), journal.mover());
+        journal.loops.spawn(mover.checkpoint_loop(config.quiet.0));
+        journal.loops.spawn(delete_after_grace(deleting, config.grace.0, again, pending));
         Ok(journal)
     }
 
@@ -185,8 +200,7 @@ impl Journal {
     /// A chunk cannot be read or written: it and all later ones stay in the journal.
     pub async fn checkpoint(&self) -> Result<usize, StorageError> {
         let mover = self.mover();
-        // In a task: whoever asked may go away, and what was begun must be finished.
-        let moving = tokio::spawn(async move {
+        let moving = self.unfinished.spawn(async move {
             let moved = mover.checkpoint(0).await?;
             mover.truncate_wal().await?;
             Ok(moved)
@@ -263,7 +277,7 @@ impl Journal {
     /// Something of it cannot be deleted.
     pub async fn delete_again(&self, document: DocumentId) -> Result<bool, StorageError> {
         let mover = self.mover();
-        let deleting = tokio::spawn(async move { mover.delete_again(document).await });
+        let deleting = self.unfinished.spawn(async move { mover.delete_again(document).await });
         deleting.await.map_err(self.shared.panicked("delete"))?
     }
 
@@ -273,7 +287,7 @@ impl Journal {
     /// What is left of it cannot be deleted, or its tombstone.
     pub async fn undelete(&self, document: DocumentId) -> Result<bool, StorageError> {
         let mover = self.mover();
-        let lifting = tokio::spawn(async move { mover.undelete(document).await });
+        let lifting = self.unfinished.spawn(async move { mover.undelete(document).await });
         lifting.await.map_err(self.shared.panicked("delete"))?
     }
 
@@ -344,7 +358,7 @@ impl Journal {
     ) -> Result<Deleted, StorageError> {
         let mover = self.mover();
         let deleting =
-            tokio::spawn(async move { mover.delete_document(document, tombstone).await });
+            self.unfinished.spawn(async move { mover.delete_document(document, tombstone).await });
         deleting.await.map_err(self.shared.panicked("delete"))?
     }
 

@@ -71,7 +71,7 @@ impl NodefsStore {
         let probe = root.join(TMP).join("probe-renamed");
         write_atomically(root, &[(probe.clone(), Bytes::from_static(b"probe"))], true)?;
         fs::remove_file(&probe).map_err(failed("delete", &probe))?;
-        folder::check_case(&tmp).map_err(failed("use", root))?;
+        folder::check_case_sensitive(&tmp).map_err(failed("use", root))?;
         Ok(Self {
             root: root.into(),
             places: Arc::new(Semaphore::new(PARALLEL)),

@@ -86,7 +86,7 @@ impl Space {
             None if has_changed => info!("there is room for new documents again"),
             _ => {}
         }
-        self.health.degrade("space", fault);
+        self.health.set_degraded("space", fault);
     }
 }
 

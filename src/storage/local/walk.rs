@@ -18,7 +18,7 @@ use super::{
 use crate::{
     base::{
         document_id::DocumentId,
-        folder::{Folder, Item},
+        folder::{Entry, Folder},
         hex::hex,
     },
     document::chunk::{ChunkKind, Key, StoredChunk},
@@ -68,7 +68,7 @@ impl Listed {
 /// # Errors
 /// A folder cannot be listed.
 pub fn walk(root: &Path, mut found: impl FnMut(Found) -> bool) -> Result<(), StorageError> {
-    for Item { path: first, is_folder, .. } in list(root)? {
+    for Entry { path: first, is_folder, .. } in list(root)? {
         let Some(prefix) = first.file_name().and_then(|name| name.to_str()) else {
             if !found(Found::Foreign(first)) {
                 return Ok(());
@@ -84,7 +84,7 @@ pub fn walk(root: &Path, mut found: impl FnMut(Found) -> bool) -> Result<(), Sto
             }
             continue;
         }
-        for Item { path: rest, is_folder, .. } in list(&first)? {
+        for Entry { path: rest, is_folder, .. } in list(&first)? {
             let name = rest.file_name().and_then(|name| name.to_str()).unwrap_or_default();
             let text = format!("{prefix}{name}");
             let goes_on = match text.parse() {
@@ -101,7 +101,7 @@ pub fn walk(root: &Path, mut found: impl FnMut(Found) -> bool) -> Result<(), Sto
 }
 
 /// The entries of a folder, in the order of their names.
-fn list(folder: &Path) -> Result<Vec<Item>, StorageError> {
+fn list(folder: &Path) -> Result<Vec<Entry>, StorageError> {
     Folder::open(folder).and_then(|folder| folder.entries()).map_err(failed("list", folder))
 }
 
@@ -134,7 +134,7 @@ fn read_chunks(
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             opened => opened.map_err(failed("list", &folder))?,
         };
-        for Item { path, is_file, .. } in opened.entries().map_err(failed("list", &folder))? {
+        for Entry { path, is_file, .. } in opened.entries().map_err(failed("list", &folder))? {
             // A name that is not UTF-8, or a folder, is no chunk of automerge-repo's.
             let (Some(name), true) = (path.file_name().and_then(OsStr::to_str), is_file) else {
                 continue;
@@ -164,7 +164,7 @@ pub fn sizes(root: &Path, document: DocumentId) -> Result<Vec<(Key, u64)>, Stora
             Err(error) if is_no_folder(&error) => continue,
             entries => entries.map_err(failed("list", &folder))?,
         };
-        for Item { path, is_file, .. } in entries {
+        for Entry { path, is_file, .. } in entries {
             let name = path.file_name().and_then(|name| name.to_str());
             if let (Some(name), true, Ok(found)) = (name, is_file, fs::symlink_metadata(&path)) {
                 sizes.push((Key::Chunk { document, kind, name: name.to_owned() }, found.len()));

@@ -102,7 +102,7 @@ impl Port {
     /// Has the room resume its engine when the queue is no longer full.
     pub fn when_room(&self) {
         self.report(|| What::KeptBack);
-        self.session.outbound.when_room(&self.news);
+        self.session.outbound.notify_when_room(&self.news);
     }
 
     /// The payer of long work for the session.

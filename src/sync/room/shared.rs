@@ -132,7 +132,7 @@ impl Shared {
 
     /// One room's share of the receive queue, in KiB.
     pub(crate) fn receive_share(&self) -> u32 {
-        (self.needs.config.borrow().sync.receive_places() / ROOM_SHARE).max(1)
+        (self.needs.config.borrow().sync.receive_permits() / ROOM_SHARE).max(1)
     }
 
     /// Waits for a permit to load a document, once there is memory for one more. No permit is held

@@ -22,7 +22,7 @@ use super::{
 use crate::{
     auth::{Access, Client},
     base::session_id::SessionId,
-    limits::Place,
+    limits::ConnectionSlot,
     observe::usage::Polled,
     sync::{
         activity::Activity,
@@ -43,7 +43,7 @@ impl Sessions {
         from: Client,
         activity: Arc<Activity>,
         admitted: Result<Access, CloseReason>,
-        place: Option<Place>,
+        place: Option<ConnectionSlot>,
     ) {
         let id = self.peers.next_id();
         let truncated = socket.get_ref().truncated();
@@ -62,7 +62,7 @@ impl Sessions {
                 return Box::pin(self.refuse(id, refused, &mut writer, &mut incoming)).await;
             }
         };
-        incoming.has_joined();
+        incoming.set_joined();
         let mut actor = Actor::join(&self, session.clone());
         if !self.observed.is_probe {
             info!(peer = %session.peer_id, connection = %id, client, "connected");

@@ -285,7 +285,7 @@ impl Session {
         data: &[u8],
     ) {
         // Checked before the frame is encoded: a flood of presence to a stalled reader must be cheap.
-        let push = if self.outbound.takes_presence(data.len()) {
+        let push = if self.outbound.has_room_for_presence(data.len()) {
             let frame = wire::ephemeral(author, &self.peer_id, document, count, session, data);
             self.outbound.push_presence(frame)
         } else {

@@ -37,7 +37,7 @@ impl RateLimit {
         let messages = self.messages.take(load.messages, limits.messages_per_connection, now);
         let bytes = self.bytes.take(load.bytes, limits.bytes_per_connection, now);
         let took = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
-        let rate = limits.processor_per_connection.of_a_core();
+        let rate = limits.processor_per_connection.as_rate();
         let processor = self.processor.take(took, rate, now);
         let longest = [
             (messages, "messages_per_connection"),

@@ -26,7 +26,7 @@ impl Sessions {
     /// Records that the tokens of all sessions are in use.
     pub fn record_use(&self) {
         for session in self.peers.all() {
-            self.auth.is_here(&session.access);
+            self.auth.record_use(&session.access);
         }
     }
 

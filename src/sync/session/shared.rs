@@ -18,7 +18,8 @@ use crate::{
     },
     storage::documents::Documents,
     sync::{
-        close_reason::CloseReason, incoming::Arriving, peers::Peers, rooms::Rooms, wire::Message,
+        close_reason::CloseReason, incoming::InFlightBudget, peers::Peers, rooms::Rooms,
+        wire::Message,
     },
 };
 
@@ -65,7 +66,7 @@ pub struct Receiving {
     /// How many permits there are.
     pub places: u32,
     /// Memory of messages that are received in part.
-    pub arriving: Arriving,
+    pub arriving: InFlightBudget,
 }
 
 impl Receiving {
@@ -74,7 +75,7 @@ impl Receiving {
         Self {
             queue: Arc::new(Semaphore::new(places as usize)),
             places,
-            arriving: Arriving::new(metrics.arriving.clone()),
+            arriving: InFlightBudget::new(metrics.arriving.clone()),
         }
     }
 }

@@ -79,7 +79,7 @@ fn passed_on(input: &[u8], split: usize, max: u64) -> (Vec<u8>, Vec<Truncation>)
     let mut passed = Vec::new();
     let (first, second) = input.split_at(split);
     for piece in [first, second] {
-        truncator.take(piece, &mut |bytes| passed.extend_from_slice(bytes));
+        truncator.parse(piece, &mut |bytes| passed.extend_from_slice(bytes));
     }
     let truncations = lock(&truncator.truncated.messages).iter().copied().collect();
     (passed, truncations)

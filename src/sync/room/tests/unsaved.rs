@@ -132,7 +132,7 @@ async fn changes_of_a_session_that_left_survive_a_panic_in_the_room() {
 #[tokio::test]
 async fn refused_changes_are_not_charged() {
     let mut config = config();
-    config.limits.new_documents = Rate::an_hour(1);
+    config.limits.new_documents = Rate::per_hour(1);
     config.limits.stored_bytes = Size(5_000);
     for fixture in both(&config) {
         let ann = Account::named(&"token:ann".into());
