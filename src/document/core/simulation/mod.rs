@@ -16,9 +16,9 @@ use proptest::prelude::*;
 use self::world::{Action, PEERS, Peer, World, load};
 use super::exchange;
 
-/// How often a test is repeated whose faults only show when a Bloom filter hides a change: one in a
-/// hundred does.
-const ROUNDS: u64 = 6;
+/// Edits with which a test is repeated whose faults only show when a Bloom filter hides a change. One
+/// filter in a hundred does; in rounds 9 and 19 one does with automerge 0.12.
+const ROUNDS: [u64; 3] = [0, 9, 19];
 
 fn action() -> impl Strategy<Value = Action> {
     let peer = 0..PEERS;
@@ -100,6 +100,47 @@ fn a_whole_document_is_announced_to_its_author_when_durable() {
     assert_eq!(load(&world.disk).get_heads(), world.peers[0].doc.get_heads());
 }
 
+/// A peer may send changes and name no heads. These must not be announced to it as stored, either.
+#[test]
+fn a_change_is_announced_to_a_sender_that_named_no_heads_when_durable() {
+    let mut world = World::new();
+    world.connect(0, false);
+    world.settle_unwritten();
+    world.act(&Action::Edit(0));
+    world.clear_heads(0);
+    // The world checks that nothing is announced to it too early.
+    world.settle_unwritten();
+    assert!(world.writing.is_some(), "the change arrived");
+    world.settle();
+    assert_eq!(load(&world.disk).get_heads(), world.peers[0].doc.get_heads());
+}
+
+/// Heads are withheld from a peer only for its own changes, not for those that it was sent meanwhile.
+#[test]
+fn a_peer_is_told_all_heads_once_its_own_changes_are_durable() {
+    let (writer, other) = (0, 1);
+    let mut world = World::new();
+    for n in [writer, other] {
+        world.connect(n, false);
+    }
+    world.act(&Action::Edit(writer));
+    world.settle_unwritten();
+    world.act(&Action::Written);
+    world.settle_unwritten();
+    world.act(&Action::Edit(other));
+    world.settle_unwritten();
+    // Not part of the write under way.
+    world.act(&Action::Edit(writer));
+    world.settle_unwritten();
+    let heads = world.peers[writer].doc.get_heads();
+    assert_eq!(world.peers[other].doc.get_heads(), heads);
+    assert_ne!(world.peers[other].state.their_heads.as_ref(), Some(&heads));
+    world.act(&Action::Written);
+    world.settle_unwritten();
+    assert!(!world.core.is_durable());
+    assert_eq!(world.peers[other].state.their_heads.as_ref(), Some(&heads));
+}
+
 /// automerge may send a document without changes. The invariants are checked after each step.
 #[test]
 fn an_empty_document_leaves_nothing_to_save() {
@@ -112,12 +153,12 @@ fn an_empty_document_leaves_nothing_to_save() {
 }
 
 /// Writes that keep failing are an ordinary state: all peers get all edits before anything is
-/// durable, whoever edits, and however late a reader acknowledges. In some rounds a Bloom filter
-/// hides a change.
+/// durable, whoever edits, and however late a reader acknowledges. Heads are not withheld from a peer
+/// that only reads.
 #[test]
 fn edits_reach_everybody_while_writes_fail_for_thirty_edits() {
     let (writer, other, reader) = (0, 1, 2);
-    for round in 0..ROUNDS {
+    for round in ROUNDS {
         let mut world = World::new();
         world.edits = round * 1_000;
         for n in [writer, other, reader] {

@@ -233,6 +233,16 @@ impl World {
         self.act(&Action::ToRelay(n));
     }
 
+    /// Removes the heads from the last message of a peer. automerge does so where it resumes taking
+    /// changes from a peer that does not support resets.
+    pub(super) fn clear_heads(&mut self, n: usize) {
+        let link = self.peers[n].link.as_mut().expect("a link");
+        let last = link.to_relay.back_mut().expect("a message");
+        let mut message = Message::decode(last).expect("a message");
+        message.heads.clear();
+        *last = message.encode();
+    }
+
     fn step(&mut self) {
         let arrived = std::mem::take(&mut self.arrived);
         for effect in self.core.step(arrived) {
