@@ -1,4 +1,4 @@
-//! The folders of `src` import downwards only.
+//! The folders of `src` import downwards only, and no files import each other in a circle.
 
 #![expect(clippy::expect_used, reason = "a failed expectation is a failed test")]
 
@@ -16,6 +16,9 @@ const LAYERS: [&str; 13] = [
     "base", "config", "observe", "limits", "auth", "document", "storage", "bundle", "sync", "http",
     "admin", "app", "cli",
 ];
+
+/// Modules that are compiled for tests alone.
+const TESTS: [&str; 3] = ["tests", "simulation", "conformance"];
 
 /// A module by its path from the crate's root, such as `["sync", "wire"]`.
 type Module = Vec<String>;
@@ -89,6 +92,9 @@ impl<'ast> Visit<'ast> for Paths {
         }
     }
 
+    /// `pub(super)` imports nothing.
+    fn visit_visibility(&mut self, _: &'ast syn::Visibility) {}
+
     fn visit_path(&mut self, path: &'ast syn::Path) {
         self.add(&path.segments.iter().map(|part| part.ident.to_string()).collect::<Vec<_>>());
         syn::visit::visit_path(self, path);
@@ -103,7 +109,7 @@ fn files(folder: &Path, module: &Module, found: &mut BTreeMap<Module, PathBuf>) 
         let inner = [module.as_slice(), std::slice::from_ref(&name)].concat();
         match (path.is_dir(), name.as_str()) {
             (true, _) => files(&path, &inner, found),
-            (false, "lib" | "main" | "tests" | "simulation" | "conformance") => {}
+            (false, "lib" | "main") => {}
             (false, "mod") => _ = found.insert(module.clone(), path),
             (false, _) if path.extension().is_some_and(|extension| extension == "rs") => {
                 found.insert(inner, path);
@@ -117,7 +123,7 @@ fn imports() -> Imports {
     let mut modules = BTreeMap::new();
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     files(&source, &Vec::new(), &mut modules);
-    modules.retain(|module, _| !module.iter().any(|part| part == "tests"));
+    modules.retain(|module, _| !module.iter().any(|part| TESTS.contains(&part.as_str())));
     let of = |(module, path): (&Module, &PathBuf)| {
         let text = fs::read_to_string(path).expect("reads");
         let mut paths = Paths { file: module.clone(), found: Vec::new() };
@@ -164,4 +170,32 @@ fn folders_import_downwards_only() {
             );
         }
     }
+}
+
+#[test]
+fn no_files_import_each_other_in_a_circle() {
+    let mut left = imports();
+    // A file whose imports are all removed already is in no circle.
+    loop {
+        let before = left.len();
+        let free: Vec<Module> =
+            left.iter().filter(|(_, to)| to.is_empty()).map(|(module, _)| module.clone()).collect();
+        left.retain(|module, _| !free.contains(module));
+        left.values_mut().for_each(|to| to.retain(|module| !free.contains(module)));
+        if left.len() == before {
+            break;
+        }
+    }
+    let lines: Vec<String> = left
+        .iter()
+        .map(|(module, to)| {
+            let to: Vec<String> = to.iter().map(|module| module.join("::")).collect();
+            format!("{} -> {}", module.join("::"), to.join(", "))
+        })
+        .collect();
+    assert!(
+        lines.is_empty(),
+        "these files are in circles, or import files that are:\n{}",
+        lines.join("\n")
+    );
 }

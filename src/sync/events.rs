@@ -1,5 +1,5 @@
-//! What happens to a document, for an operator who follows it: who sent what, and whether it was applied or refused and
-//! why. Events contain no content.
+//! What happens to a document, for an operator who follows it: who sent what, and whether it was
+//! applied or refused and why. Events contain no content.
 
 use std::{
     collections::HashMap,
@@ -56,7 +56,8 @@ pub enum What {
     Applied { new_changes: u64 },
     /// A message was refused, or its session closed for it.
     Refused { reason: String },
-    /// A message was sent: "sync", "request", "ephemeral", "doc-unavailable" or "remote-heads-changed".
+    /// A message was sent: "sync", "request", "ephemeral", "doc-unavailable" or
+    /// "remote-heads-changed".
     Sent { kind: String, bytes: usize },
     /// The session reads too slowly: what there is to send is kept back.
     KeptBack,

@@ -1,4 +1,5 @@
-//! The memory limit of live documents. Above it idle rooms unload, and if that is not enough no document is opened.
+//! The memory limit of live documents. Above it idle rooms unload, and if that is not enough no
+//! document is opened.
 
 #![allow(clippy::disallowed_methods, reason = "/proc and /sys are in memory")]
 
@@ -57,8 +58,8 @@ fn cgroup_limit() -> Option<u64> {
     groups.lines().filter_map(group_limit).min()
 }
 
-/// The limit of one line of `/proc/self/cgroup`: `0::/system.slice/x.service`, or `9:memory:/...` in
-/// the old hierarchy.
+/// The limit of one line of `/proc/self/cgroup`: `0::/system.slice/x.service`, or `9:memory:/...`
+/// in the old hierarchy.
 fn group_limit(line: &str) -> Option<u64> {
     let (mount, file, path) = match line.splitn(3, ':').collect::<Vec<_>>().as_slice() {
         ["0", "", path] => ("/sys/fs/cgroup", "memory.max", *path),

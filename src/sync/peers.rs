@@ -87,9 +87,9 @@ impl Peers {
         self.table().sessions.get(&id)?.upgrade()
     }
 
-    /// Claims the peer id `author` for messages of a session: its own id, or that of a peer behind it,
-    /// such as a tab behind a shared worker. Returns false if the id belongs to another principal, or
-    /// if a peer with this id has joined itself.
+    /// Claims the peer id `author` for messages of a session: its own id, or that of a peer behind
+    /// it, such as a tab behind a shared worker. Returns false if the id belongs to another
+    /// principal, or if a peer with this id has joined itself.
     pub fn claim_author(&self, session: &Session, author: &str) -> bool {
         let mut table = self.table();
         let (id, principal) = (session.id, &session.access.principal);

@@ -1,4 +1,5 @@
-//! What an operator sees of live documents and sessions: one document in detail, and those that cost most.
+//! What an operator sees of live documents and sessions: one document in detail, and those that
+//! cost most.
 
 use serde::{Deserialize, Serialize};
 
@@ -8,7 +9,8 @@ use crate::{base::session_id::SessionId, observe::usage::Cost};
 /// A live document, as its room sees it.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct LiveDocument {
-    /// "live", "opening", "unknown" (nobody has brought it) or "busy" (the room does not answer in time).
+    /// "live", "opening", "unknown" (nobody has brought it) or "busy" (the room does not answer in
+    /// time).
     pub state: String,
     /// Its heads, as hexadecimal hashes. None if the engine does not report them.
     pub heads: Option<Vec<String>>,
@@ -31,8 +33,8 @@ pub struct LiveSession {
     pub peer: String,
     /// Its address.
     pub client: Option<String>,
-    /// Its heads of the document, as it last sent them. None if it has not, or if the engine does not
-    /// report them.
+    /// Its heads of the document, as it last sent them. None if it has not, or if the engine does
+    /// not report them.
     pub heads: Option<Vec<String>>,
     /// It has requested the document and was not answered.
     pub waits: bool,

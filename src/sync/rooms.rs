@@ -1,7 +1,8 @@
 //! The live documents.
 //!
-//! A document has a room from a session's first mention of it until some time after the last session left. A
-//! document that nobody has is only an entry of the directory, with the sessions that wait for it.
+//! A document has a room from a session's first mention of it until some time after the last
+//! session left. A document that nobody has is only an entry of the directory, with the sessions
+//! that wait for it.
 
 use std::{
     panic::AssertUnwindSafe,

@@ -1,5 +1,5 @@
-//! What members of a room with an engine are told besides sync messages: that the document is unavailable after all,
-//! and which of its heads are durable.
+//! What members of a room with an engine are told besides sync messages: that the document is
+//! unavailable after all, and which of its heads are durable.
 
 use tokio::time::Instant as Deadline;
 

@@ -1,7 +1,7 @@
 //! What a room needs of an engine, the part that synchronizes one document.
 //!
-//! The room ([`super::task`]) knows who is in it, passes on presence, looks for documents that nobody has brought
-//! yet, and unloads. The engine holds the document and a sync state for each session.
+//! The room (`super::task`) knows who is in it, passes on presence, looks for documents that nobody
+//! has brought yet, and unloads. The engine holds the document and a sync state for each session.
 
 use std::sync::Arc;
 
@@ -30,9 +30,9 @@ pub trait Engine: Send {
     /// Refuses changes of a session from now on.
     fn reads_only(&mut self, session: SessionId) -> BoxFuture<'_, ()>;
 
-    /// Handles a sync message of a session that has joined. `charge` is for its changes, and is kept
-    /// when they are stored; none if the message has no changes that may be stored. Waits while too
-    /// much is in progress.
+    /// Handles a sync message of a session that has joined. `charge` is for its changes, and is
+    /// kept when they are stored; none if the message has no changes that may be stored. Waits
+    /// while too much is in progress.
     fn receive(
         &mut self,
         from: SessionId,

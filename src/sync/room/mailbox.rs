@@ -226,7 +226,8 @@ impl WeakMailbox {
         self.0.upgrade().map(Mailbox)
     }
 
-    /// Whether the room has passed on an ephemeral message of this author, author session and count.
+    /// Whether the room has passed on an ephemeral message of this author, author session and
+    /// count.
     pub fn has_passed_on(&self, author: &str, session: &str, count: u64) -> bool {
         let shared = self.0.upgrade();
         shared.is_some_and(|shared| lock(&shared.seen).has_passed_on(author, session, count))

@@ -1,7 +1,7 @@
 //! Who is in a room, and what each member is waiting for.
 //!
-//! A session enters through the directory, before it sends anything; it leaves by a message in the mailbox, after
-//! everything that it sent. Only the room's task removes members.
+//! A session enters through the directory, before it sends anything; it leaves by a message in the
+//! mailbox, after everything that it sent. Only the room's task removes members.
 
 use std::{
     collections::{HashMap, hash_map::Entry},

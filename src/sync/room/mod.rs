@@ -1,11 +1,22 @@
 //! One room: who is in it, what it is sent, its document, and the task that runs it.
 //!
-//! `task` runs a room through its states: `opening`, `live` with an engine, `unknown` while nobody has brought
-//! the document, `refused` while nobody may have it; [`state`] is what they have in common. Everything that a room is sent arrives in its [`mailbox`], in
-//! order; [`members`] is who is in it, and [`directory`] which rooms there are. [`engine`] is what a room needs of the
-//! part that synchronizes: [`native`] does it on automerge itself, [`samod`] through a `samod::Repo`. [`port`] is the
-//! engine's way to a member, [`pending`] what was received and is not durable, [`presence`] what passes through, and
-//! [`shared`] what all rooms share.
+//! | to find | look in |
+//! |---|---|
+//! | which rooms there are, and which sessions are in them | [`directory`] |
+//! | who is in one room, and what each member waits for | [`members`] |
+//! | what a room is sent | [`mailbox`] |
+//! | when a room opens, reopens and unloads | `task` |
+//! | what a room does while its document is loaded | `opening` |
+//! | what it does with an engine | `live`, `answers` |
+//! | what it does while nobody has brought the document | `unknown`, `grace` |
+//! | what it does while nobody may have the document | `refused` |
+//! | what these states have in common | [`state`] |
+//! | what all rooms share, such as permits to load a document | [`shared`] |
+//! | what a room needs of the part that synchronizes | [`engine`] |
+//! | that part on automerge itself, and on a `samod::Repo` | [`native`], [`samod`] |
+//! | the engine's way to a member | [`port`] |
+//! | changes that were received and are not durable | [`pending`] |
+//! | presence that has passed through | [`presence`] |
 
 mod answers;
 pub mod directory;

@@ -102,8 +102,8 @@ impl Room {
     }
 
     /// Charges the creation of the document, which is new, to the first session that brings it and
-    /// may create one more. Returns whether there is one. The charge is refunded unless something of
-    /// the document is stored. Sessions that may not are closed.
+    /// may create one more. Returns whether there is one. The charge is refunded unless something
+    /// of the document is stored. Sessions that may not are closed.
     pub(super) fn charge_creation(&mut self) -> bool {
         if self.handle.pending.holds_creation() {
             return self.is_brought();

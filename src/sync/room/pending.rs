@@ -1,8 +1,8 @@
 //! Changes that a room has received and that are not durable yet.
 //!
-//! They belong to the room and outlive its engine: whatever the reason that an engine ends, the next
-//! one applies what it left. Each message holds the quota that its sender was charged; the charge is
-//! refunded unless the changes are stored.
+//! They belong to the room and outlive its engine: whatever the reason that an engine ends, the
+//! next one applies what it left. Each message holds the quota that its sender was charged; the
+//! charge is refunded unless the changes are stored.
 
 use std::{collections::VecDeque, sync::Mutex};
 

@@ -110,7 +110,8 @@ impl Port {
         self.session.payer()
     }
 
-    /// Charges the session for processor time that its messages took, or refunds it if `sign` is -1.
+    /// Charges the session for processor time that its messages took, or refunds it if `sign` is
+    /// -1.
     pub fn charge(&self, time: Duration, sign: i64) {
         self.session.charge(time, sign);
     }

@@ -51,8 +51,8 @@ impl Seen {
         true
     }
 
-    /// Whether a message of this author, author session and count was passed on, or is older than one
-    /// that was.
+    /// Whether a message of this author, author session and count was passed on, or is older than
+    /// one that was.
     pub fn has_passed_on(&self, author: &str, session: &str, count: u64) -> bool {
         let key = (author.to_owned(), session.to_owned());
         self.counts.get(&key).into_iter().flatten().any(|brought| count <= brought.highest)

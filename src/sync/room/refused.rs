@@ -1,5 +1,5 @@
-//! A room whose document is not served: it was deleted, an operator has blocked it, it is too large, or it is new while
-//! the disk is full.
+//! A room whose document is not served: it was deleted, an operator has blocked it, it is too
+//! large, or it is new while the disk is full.
 
 use tracing::error;
 

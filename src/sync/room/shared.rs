@@ -188,8 +188,8 @@ impl Shared {
     }
 
     /// Chooses sessions to ask for `document`, at most `most`: they share a document with
-    /// `requester`, may write this one, are not excluded by `is_excluded`, and were not asked for it
-    /// recently. Marks them as asked.
+    /// `requester`, may write this one, are not excluded by `is_excluded`, and were not asked for
+    /// it recently. Marks them as asked.
     pub(crate) fn choose_to_ask(
         &self,
         document: DocumentId,

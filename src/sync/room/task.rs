@@ -1,4 +1,5 @@
-//! The task of one room: opens the document, serves it, looks for it if nobody has it, and unloads it.
+//! The task of one room: opens the document, serves it, looks for it if nobody has it, and unloads
+//! it.
 
 use std::{
     sync::{Arc, atomic::Ordering},

@@ -1,4 +1,5 @@
-//! A room whose document nobody has brought: asks peers that may have it, and answers those who wait.
+//! A room whose document nobody has brought: asks peers that may have it, and answers those who
+//! wait.
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -80,8 +81,8 @@ impl Room {
         }
     }
 
-    /// Answers the members whose time is over, or all if everybody who was asked lacks the document.
-    /// Returns when the next one is to be answered.
+    /// Answers the members whose time is over, or all if everybody who was asked lacks the
+    /// document. Returns when the next one is to be answered.
     fn answer_due(&mut self, now: Deadline, all_lack_it: bool) -> Option<Deadline> {
         let document = self.document();
         let earliest = self.grace.as_mut().map_or(now, |grace| grace.earliest_answer(now));

@@ -1,7 +1,8 @@
 //! The task of one session, from its upgrade to its end.
 //!
-//! A refusal never happens at the upgrade, where an HTTP status throws inside automerge-repo's adapter and ends a Node
-//! client: the upgrade is accepted, then the peer gets an `error` message and a close frame.
+//! A refusal never happens at the upgrade, where an HTTP status throws inside automerge-repo's
+//! adapter and ends a Node client: the upgrade is accepted, then the peer gets an `error` message
+//! and a close frame.
 
 use std::{
     ops::ControlFlow,

@@ -1,4 +1,5 @@
-//! One session, as the rest of the relay sees it: who it is, what it may do, and its outbound queue.
+//! One session, as the rest of the relay sees it: who it is, what it may do, and its outbound
+//! queue.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -133,7 +134,8 @@ impl Session {
         self.relay.metrics.message_bytes.with_label_values(&["out", kind]).inc_by(size as u64);
     }
 
-    /// Queues an automerge sync message that was made for this session while its queue was not full.
+    /// Queues an automerge sync message that was made for this session while its queue was not
+    /// full.
     pub fn send_granted(&self, document: DocumentId, data: &[u8]) {
         let frame = wire::sync(false, &self.relay.peer_id, &self.peer_id, document, data);
         let size = frame.len();
@@ -185,8 +187,8 @@ impl Session {
         lock(&self.record.refused).contains(&document)
     }
 
-    /// Refuses changes of a document. The peer is told so, and that the document is unavailable; from
-    /// now on it may only read it. Its other documents are not affected.
+    /// Refuses changes of a document. The peer is told so, and that the document is unavailable;
+    /// from now on it may only read it. Its other documents are not affected.
     pub fn refuse_document(&self, document: DocumentId, reason: &str, label: &'static str) {
         self.relay.metrics.refused_documents.with_label_values(&[label]).inc();
         let limit = self.relay.config.borrow().limits.documents_per_connection;
@@ -241,8 +243,8 @@ impl Session {
         }
     }
 
-    /// Tells the peer why it is not served a document, and that the document is unavailable. Counts as
-    /// a request for an unknown document.
+    /// Tells the peer why it is not served a document, and that the document is unavailable. Counts
+    /// as a request for an unknown document.
     pub fn deny_document(&self, document: impl fmt::Display, reason: &str) {
         if self.count_unknown() {
             self.send_error(&format!("document {document}: {reason}"));
@@ -284,7 +286,8 @@ impl Session {
         session: &str,
         data: &[u8],
     ) {
-        // Checked before the frame is encoded: a flood of presence to a stalled reader must be cheap.
+        // Checked before the frame is encoded: a flood of presence to a stalled reader must be
+        // cheap.
         let push = if self.outbound.has_room_for_presence(data.len()) {
             let frame = wire::ephemeral(author, &self.peer_id, document, count, session, data);
             self.outbound.push_presence(frame)

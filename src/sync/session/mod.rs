@@ -1,9 +1,15 @@
 //! Sessions: peers that have joined over one WebSocket each.
 //!
-//! [`handle`] is what the rest of the relay holds of a session. Its task is the `actor`: after the `handshake` it
-//! reads messages and passes each to `route`, which sends it to the room of its document; `subscriptions` are the
-//! documents that it has open. `rate_limit` is how fast it may send, `revalidate` checks the rights of open
-//! sessions again, and [`shared`] is what all sessions share.
+//! | to find | look in |
+//! |---|---|
+//! | what the rest of the relay holds of a session | [`handle`] |
+//! | the session's own task: reading, closing, leaving | `actor` |
+//! | the join message, and why a socket is refused | `handshake` |
+//! | where each message goes | `route` |
+//! | the documents that the session has open | `subscriptions` |
+//! | how fast it may send | `rate_limit` |
+//! | sign-ins that expire, and rights that change | `revalidate` |
+//! | what all sessions share | [`shared`] |
 
 mod actor;
 pub mod handle;

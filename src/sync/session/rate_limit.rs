@@ -24,9 +24,9 @@ impl RateLimit {
         Self { messages: Bucket::new(now), bytes: Bucket::new(now), processor: Bucket::new(now) }
     }
 
-    /// Counts a message, and the processor time that messages `took` since the last one. Returns how
-    /// long to wait before reading the next message and which limit requires it, or none if it may
-    /// be read at once.
+    /// Counts a message, and the processor time that messages `took` since the last one. Returns
+    /// how long to wait before reading the next message and which limit requires it, or none if it
+    /// may be read at once.
     pub(super) fn take(
         &mut self,
         load: Load,

@@ -1,4 +1,5 @@
-//! The documents that a session has open, and the way into their rooms. Only the session's own task knows this.
+//! The documents that a session has open, and the way into their rooms. Only the session's own task
+//! knows this.
 
 use std::{collections::HashMap, sync::Arc};
 

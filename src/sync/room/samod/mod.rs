@@ -1,13 +1,13 @@
 //! The engine on samod: the room is a `samod::Repo` of its own.
 //!
-//! Each session is a connection of that repo, under the session's id rather than the peer id that it claims. The repo's
-//! tasks run in [`runtime`]: they are counted, a panic in one ends only the engine, and they are aborted when the room
-//! closes (`Repo::stop` leaves four). Its clock does not advance: a room dials nobody, and samod's 100 ms tick would
-//! cost thousands of rooms a core. [`storage`] is the store that it sees, [`streams`] what passes between it and the
-//! sessions.
+//! Each session is a connection of that repo, under the session's id rather than the peer id that
+//! it claims. The repo's tasks run in `runtime`: they are counted, a panic in one ends only the
+//! engine, and they are aborted when the room closes (`Repo::stop` leaves four). Its clock does not
+//! advance: a room dials nobody, and samod's 100 ms tick would cost thousands of rooms a core.
+//! `storage` is the store that it sees, `streams` what passes between it and the sessions.
 //!
-//! samod applies everything that it is sent. So the engine has a second copy of the document that decides what is
-//! admitted, and sends the repo only what was admitted.
+//! samod applies everything that it is sent. So the engine has a second copy of the document that
+//! decides what is admitted, and sends the repo only what was admitted.
 
 mod runtime;
 mod storage;
@@ -186,7 +186,8 @@ impl SamodEngine {
         let mut doc = std::mem::take(&mut self.admitted);
         let admitting = move || {
             let admitted = doc.admit(&changes, Rules::Admission);
-            // The repo drops what it has not handled when a session ends: what is here may not be there.
+            // The repo drops what it has not handled when a session ends: what is here may not be
+            // there.
             let admitted = admitted.and_then(|admitted| doc.changes_to_forward(&changes, admitted));
             (doc, admitted)
         };
@@ -304,7 +305,8 @@ impl Engine for SamodEngine {
             if ancestry? != Ancestry::Newer {
                 return ancestry;
             }
-            // A repo that is still loading the document finds it later: the next load merges it then.
+            // A repo that is still loading the document finds it later: the next load merges it
+            // then.
             let found = tokio::time::timeout(PATIENCE, self.repo.find(id)).await.ok()?;
             let handle = found.ok().flatten()?;
             let merging =
@@ -334,7 +336,8 @@ impl Engine for SamodEngine {
         None
     }
 
-    /// samod returns only the document, and only after a search for it, which an operator is not worth.
+    /// samod returns only the document, and only after a search for it, which an operator is not
+    /// worth.
     fn report(&mut self) -> BoxFuture<'_, EngineReport> {
         std::future::ready(EngineReport::default()).boxed()
     }
@@ -346,8 +349,8 @@ impl Engine for SamodEngine {
 
     fn close(mut self: Box<Self>) -> BoxFuture<'static, ()> {
         async move {
-            // The repo reads the streams to their ends and applies what is in them before it is told to
-            // stop. Then it ends when everything is durable.
+            // The repo reads the streams to their ends and applies what is in them before it is
+            // told to stop. Then it ends when everything is durable.
             self.sessions.clear();
             self.under_way.wait_for(|streams, bytes| streams == 0 && bytes == 0).await;
             self.repo.stop().await;
@@ -362,8 +365,8 @@ impl Engine for SamodEngine {
 impl Drop for SamodEngine {
     fn drop(&mut self) {
         self.runtime.abort();
-        // The repo and its acceptor refer to each other, so neither would be freed. After a panic in one
-        // of its tasks samod's locks are poisoned, and it panics on those.
+        // The repo and its acceptor refer to each other, so neither would be freed. After a panic
+        // in one of its tasks samod's locks are poisoned, and it panics on those.
         if let Some(acceptor) = self.acceptor.take() {
             let _ = std::panic::catch_unwind(AssertUnwindSafe(|| acceptor.close()));
         }

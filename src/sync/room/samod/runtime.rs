@@ -31,8 +31,8 @@ pub(super) struct Work {
 }
 
 impl Work {
-    /// Runs `work`, which waits for a permit of `payer` if it takes long. Returns its result and the
-    /// processor time that it took.
+    /// Runs `work`, which waits for a permit of `payer` if it takes long. Returns its result and
+    /// the processor time that it took.
     ///
     /// # Errors
     /// A panic in `work`, or the runtime is shutting down.

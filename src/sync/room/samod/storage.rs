@@ -67,7 +67,8 @@ impl RoomStorage {
                     || name.parse().is_ok_and(|hash| self.changes.contains(&hash))
             }
             // After samod has written a snapshot it deletes every other chunk, including those with
-            // changes that the document lacks dependencies for. Written again, it has those as well.
+            // changes that the document lacks dependencies for. Written again, it has those as
+            // well.
             _ => self.known.len() == 1 && self.known.contains(key),
         }
     }
@@ -92,7 +93,8 @@ impl Storage for RoomStorage {
         taken.into_iter().map(|(samod, _, data)| (samod, data)).collect()
     }
 
-    /// Returns when the bytes are durable, however long that takes: samod then deletes what they replace.
+    /// Returns when the bytes are durable, however long that takes: samod then deletes what they
+    /// replace.
     async fn put(&self, samod: StorageKey, data: Vec<u8>) {
         let key = key(&samod);
         if !key.as_ref().is_some_and(|key| self.is_stored(key)) {

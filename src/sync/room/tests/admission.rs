@@ -1,7 +1,9 @@
-//! Altered changes through both engines: no change that the gate refuses reaches anybody, every change that it admits
-//! reaches everybody and is stored, and so is an honest edit of the same document.
+//! Altered changes through both engines: no change that the gate refuses reaches anybody. Every
+//! change that it admits reaches everybody and is stored, and so is an honest edit of the same
+//! document.
 //!
-//! `TONK_RELAY_SEED=7 TONK_RELAY_CASES=1000000 cargo test --release altered_changes` runs other cases, and more of them.
+//! `TONK_RELAY_SEED=7 TONK_RELAY_CASES=1000000 cargo test --release altered_changes` runs other
+//! cases, and more of them.
 
 use std::panic;
 
@@ -26,8 +28,8 @@ use changes::Case;
 const CASES: usize = 20_000;
 /// Cases at a time through the native engine, each on a document of its own.
 const TOGETHER: usize = 500;
-/// The same through samod, which does not report what it refuses: a room waits seconds for that, and all rooms wait at
-/// the same time.
+/// Cases at a time through samod. It does not report what it refuses: each room waits seconds for
+/// that, and all rooms wait at the same time.
 const TOGETHER_IN_SAMOD: usize = 2_000;
 
 /// A sync message that brings these bytes, under a head that nobody has.
@@ -57,7 +59,7 @@ fn judge(case: &Case) -> u64 {
 /// Sends a case. Returns the document as its honest owner has it in the end.
 async fn send(fixture: &Fixture, case: &Case, document: DocumentId) -> Result<Automerge, String> {
     let mut owner = fixture.peer("owner");
-    // Under a name that nobody else writes under.
+    // An actor id that no other case uses.
     let base = case.base.clone().with_actor(ActorId::from([0x77; 16]));
     owner.documents.insert(document, (base, State::new()));
     owner.push(document, false).await;
@@ -74,8 +76,8 @@ async fn send(fixture: &Fixture, case: &Case, document: DocumentId) -> Result<Au
     Ok(doc)
 }
 
-/// samod reads each session's messages when it gets to them, so that those of the one who alters changes may come after the
-/// owner has left, or not at all once their sender has.
+/// Runs cases and compares what is stored with what the gate admits. samod may read the altered
+/// changes after the owner has left, or not at all once their sender has left.
 async fn check(fixture: &Fixture, cases: &[Case], is_samod: bool) -> Result<(), String> {
     let documents: Vec<DocumentId> = cases.iter().map(|_| DocumentId::random()).collect();
     let sending = cases.iter().zip(&documents).map(|(case, id)| async {

@@ -1,5 +1,6 @@
-//! The same traffic through both engines, with sessions that leave, come back, are slow, and with evictions: every
-//! peer ends with the same document, and so does storage. Outcomes are compared, not messages.
+//! The same traffic through both engines, with sessions that leave, come back, are slow, and with
+//! evictions: every peer ends with the same document, and so does storage. Outcomes are compared,
+//! not messages.
 //!
 //! `TONK_RELAY_CASES=10000 cargo test --release differential` runs it long.
 

@@ -27,7 +27,7 @@ async fn the_grace_before_the_first_answer_is_bounded_and_does_not_apply_to_the_
     assert!(began.elapsed() >= Duration::from_millis(100), "{:?}", began.elapsed());
     until("its place is free", || in_grace.available_permits() == IN_GRACE).await;
 
-    // Without a place left, and for the relay's own question, there is none: nothing gives the places back.
+    // There is no grace without a permit, nor for the relay's own request.
     let _all = in_grace.clone().acquire_many_owned(IN_GRACE as u32).await.expect("places");
     bob.push(id(2), true).await;
     bob.until("the answer", |bob| bob.unavailable.contains(&id(2))).await;

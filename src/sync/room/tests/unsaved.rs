@@ -1,4 +1,5 @@
-//! Changes of sessions that have left are stored, whatever ends the engine or the room that received them.
+//! Changes of sessions that have left are stored, whatever ends the engine or the room that
+//! received them.
 
 use super::{fragile::Fragile, *};
 use crate::config::Rate;
