@@ -4,7 +4,7 @@
 //!
 //! | folder | what it holds |
 //! |---|---|
-//! | [`base`] | identifiers, close reasons, locks, files that others may plant, calls that may block, tasks that must finish |
+//! | [`base`] | identifiers, locks, files that others may plant, calls that may block, tasks that must finish |
 //! | [`config`] | the config file: keys, defaults, units, checks of values, which keys a reload can change |
 //! | [`observe`] | metrics, health, the log, what rooms and sessions cost, systemd, signals |
 //! | [`limits`] | rates, limits by address, quotas of accounts, turns at long work |
@@ -12,7 +12,7 @@
 //! | [`document`] | what may become part of a document, how large it may be, and how it is synchronized: no tokio, no I/O |
 //! | [`storage`] | documents on disk, and the snapshots under them |
 //! | [`bundle`] | `.tonk` bundles: parse, serve, watch, import, store |
-//! | [`sync`] | protocol messages, sessions, rooms and their engines |
+//! | [`sync`] | protocol messages, close reasons, sessions, rooms and their engines |
 //! | [`http`] | the public port: pages, bundles, errors, connections |
 //! | [`admin`] | the admin socket and its commands |
 //! | [`app`] | start, run, reload and drain; the supervised tasks; the watchdog |

@@ -30,15 +30,14 @@ use crate::{
         systemd,
     },
     storage::local::journal::Journal,
-    sync::build::Sync,
-    sync::close_reason::CloseReason,
+    sync::{build::Sync, close_reason::CloseReason},
 };
 
 /// A drain spreads the closing of sockets, because clients reconnect after a fixed interval: the
 /// time for each socket, and the most for all of them.
 const STAGGER: (Duration, Duration) = (Duration::from_millis(2), Duration::from_secs(5));
-/// Terminals, GNU `timeout` and npm send a signal twice within milliseconds. A second signal only ends
-/// the relay at once if it arrives at least this long after the first.
+/// Terminals, GNU `timeout` and npm send a signal twice within milliseconds. A second signal only
+/// ends the relay at once if it arrives at least this long after the first.
 const SECOND_SIGNAL_AFTER: Duration = Duration::from_secs(1);
 
 /// How long requests may take to finish once all documents are durable.

@@ -38,8 +38,8 @@ use crate::{
 /// How often the status line of systemd and the counts of stored things are updated.
 const STATUS_EVERY: Duration = Duration::from_secs(5);
 /// How often sign-ins are checked for their expiry.
-const REVIEW_EVERY: Duration = Duration::from_secs(1);
-/// The last use of tokens is saved once in this many reviews.
+const REVALIDATE_EVERY: Duration = Duration::from_secs(1);
+/// The last use of tokens is saved once in this many rounds.
 const SAVE_LAST_USE_EVERY: u32 = 30;
 
 /// What the tasks of the table run.
@@ -95,7 +95,7 @@ pub(super) fn table(
         }),
         Task::new("counts", Restart, stopping, &counted, count_stored),
         Task::new("status", Restart, stopping, &shown, show_status),
-        Task::new("sign-ins", Restart, stopping, &sessions, review_sign_ins),
+        Task::new("sign-ins", Restart, stopping, &sessions, revalidate_sign_ins),
     ]);
     tasks
 }
@@ -177,9 +177,9 @@ async fn tell_rooms((mut served, rooms): (Served, Arc<Rooms>)) {
 }
 
 /// Ends sessions whose sign-in has expired, and records when tokens were last used.
-async fn review_sign_ins(sessions: Arc<Sessions>) {
+async fn revalidate_sign_ins(sessions: Arc<Sessions>) {
     for round in 0u32.. {
-        tokio::time::sleep(REVIEW_EVERY).await;
+        tokio::time::sleep(REVALIDATE_EVERY).await;
         sessions.close_expired();
         if round % SAVE_LAST_USE_EVERY == 0 {
             sessions.record_use();

@@ -113,9 +113,11 @@ metrics! {
     SessionMetrics {
         /// Open WebSocket connections.
         open: IntGauge = "tonk_relay_connections" [];
-        /// WebSocket connections that ended, by outcome: why the relay closed them, or "peer" where the peer did.
+        /// WebSocket connections that ended, by outcome: why the relay closed them, or "peer" where
+        /// the peer did.
         ended: IntCounterVec = "tonk_relay_connections_ended_total" ["outcome"];
-        /// WebSocket connections that the relay refused, or closed for something the peer did, by reason.
+        /// WebSocket connections that the relay refused, or closed for something the peer did, by
+        /// reason.
         refused: IntCounterVec = "tonk_relay_refused_total" ["reason"];
         /// Messages after which a connection was read more slowly, by the limit that it was over.
         throttled: IntCounterVec = "tonk_relay_throttled_total" ["reason"];
@@ -133,7 +135,8 @@ metrics! {
         ephemera: IntCounter = "tonk_relay_ephemera_forwarded_total" [];
         /// Bytes that wait to be sent, all sessions together.
         unsent: IntGauge = "tonk_relay_unsent_bytes" [];
-        /// Bytes of messages that are on their way or being taken in, all connections together; of messages above 16 KiB.
+        /// Bytes of messages that are on their way or being taken in, all connections together; of
+        /// messages above 16 KiB.
         arriving: IntGauge = "tonk_relay_arriving_bytes" [];
         /// Refused WebSockets whose close is not finished.
         closing: IntGauge = "tonk_relay_connections_refused" [];
@@ -157,13 +160,16 @@ metrics! {
         panics: IntCounter = "tonk_relay_room_panics_total" [];
         /// Seconds from a session's first mention of a document until the room has taken it in.
         join_seconds: Histogram = "tonk_relay_room_join_seconds" [];
-        /// Seconds from a session's first mention of a document until it was sent what the relay has of it.
+        /// Seconds from a session's first mention of a document until it was sent what the relay
+        /// has of it.
         sync_seconds: Histogram = "tonk_relay_room_first_sync_seconds" [];
-        /// Seconds from a sync message's arrival until its document has taken it in and the answers are queued.
+        /// Seconds from a sync message's arrival until its document has taken it in and the answers
+        /// are queued.
         message_seconds: Histogram = "tonk_relay_message_seconds" [];
         /// New changes that documents took in.
         changes: IntCounter = "tonk_relay_changes_applied_total" [];
-        /// Requests for unknown documents, by outcome: passed on, unavailable, or found; "probe" are the relay's own.
+        /// Requests for unknown documents, by outcome: passed on, unavailable, or found; "probe"
+        /// are the relay's own.
         requests: IntCounterVec = "tonk_relay_unknown_requests_total" ["outcome"];
     }
 
@@ -197,7 +203,8 @@ metrics! {
         blocked: IntGauge = "tonk_relay_blocked_documents" [];
         /// When the last backup was made that is whole, in seconds since 1970; 0 if none is known.
         backed_up_at: Gauge = "tonk_relay_backup_timestamp_seconds" [];
-        /// Snapshots of the served bundle that share no change with the stored document of their id.
+        /// Snapshots of the served bundle that share no change with the stored document of their
+        /// id.
         unrelated_snapshots: IntCounter = "tonk_relay_storage_unrelated_snapshots_total" [];
     }
 
@@ -221,7 +228,8 @@ metrics! {
 
     /// HTTP.
     HttpMetrics {
-        /// Open HTTP connections, by listener; one that was upgraded to a WebSocket is counted there.
+        /// Open HTTP connections, by listener; one that was upgraded to a WebSocket is counted
+        /// there.
         sockets: IntGaugeVec = "tonk_relay_http_connections" ["listener"];
         /// TLS handshakes, by result: done, failed, or late.
         handshakes: IntCounterVec = "tonk_relay_tls_handshakes_total" ["result"];
@@ -239,7 +247,8 @@ metrics! {
         task_exits: IntCounterVec = "tonk_relay_task_exits_total" ["task", "verdict"];
         /// Config reloads, by result.
         reloads: IntCounterVec = "tonk_relay_config_reloads_total" ["result"];
-        /// Seconds that a task of the relay held a thread that serves everybody, each time that it ran, by task: what takes long holds up
+        /// Seconds that a task of the relay held a thread that serves everybody, each time that it
+        /// ran, by task: what takes long holds up
         /// whatever else waits for that thread.
         poll_seconds: HistogramVec = "tonk_relay_poll_seconds" ["task"];
         /// Seconds that the drain has taken so far; 0 while serving.
@@ -250,7 +259,8 @@ metrics! {
         failed: IntGaugeVec = "tonk_relay_not_ready" ["check"];
         /// Checks that are not met although sync can be promised: 1 for each.
         degraded: IntGaugeVec = "tonk_relay_degraded" ["check"];
-        /// Seconds that the last probe took: a session and a document of the relay's own, through the whole path.
+        /// Seconds that the last probe took: a session and a document of the relay's own, through
+        /// the whole path.
         probe_seconds: Gauge = "tonk_relay_probe_seconds" [];
         /// Probes that had no answer in time; systemd's watchdog is not fed by these.
         probe_failures: IntCounter = "tonk_relay_probe_failures_total" [];
