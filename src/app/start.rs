@@ -24,7 +24,7 @@ use super::{
 use crate::{
     admin::{self, storage::state::Stored},
     auth::Auth,
-    bundle::{build::Bundles, disk_budget::DiskBudget, import::Importer},
+    bundle::{disk_budget::DiskBudget, import::Importer, services::Bundles},
     config::{AuthMode, Config},
     http::{self, listener::Connections, state::App},
     observe::{

@@ -295,7 +295,7 @@ pub(super) fn count_stored(
                     if let Ok(entries) = quarantine::list(&root) {
                         metrics.quarantined.set(i64::try_from(entries.len()).unwrap_or(i64::MAX));
                     }
-                    metrics.backed_up_at.set(backups::last_whole(&root).unwrap_or(0.0));
+                    metrics.backed_up_at.set(backups::last_complete(&root).unwrap_or(0.0));
                 });
                 // A panic there is in the log.
                 let _ = counting.await;

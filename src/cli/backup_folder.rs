@@ -152,7 +152,12 @@ impl BackupIndex {
         }
         let damages = faults.len();
         for (place, fault) in faults {
-            tell(Line::Finding(Finding { kind: Kind::Broken, place, fault, repaired: false }));
+            tell(Line::Finding(Finding {
+                kind: Kind::Broken,
+                location: place,
+                fault,
+                repaired: false,
+            }));
         }
         // Others may be there, of a later one that was interrupted.
         let copies = self.documents.iter().map(|(document, copied)| fsck::Copy {
@@ -214,7 +219,7 @@ impl BackupIndex {
 /// Check a bundle of a backup.
 pub(super) fn verify_bundle(file: &Path) -> Result<(), BundleError> {
     let file = folder::open_file(file)?;
-    Bundle::open(io::BufReader::new(file), MaxInflated::ANY)?.verify()
+    Bundle::open(io::BufReader::new(file), MaxInflated::UNLIMITED)?.verify()
 }
 
 /// Whether the backup in `folder` holds a document; none if there is no backup to be read.

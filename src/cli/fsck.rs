@@ -113,7 +113,7 @@ fn describe(finding: &Finding) -> String {
     let kind = serde_json::to_value(finding.kind).unwrap_or_default();
     let kind = kind.as_str().unwrap_or_default();
     let repaired = if finding.repaired { " (repaired)" } else { "" };
-    format!("{kind}: {}: {}{repaired}\n", finding.place, finding.fault)
+    format!("{kind}: {}: {}{repaired}\n", finding.location, finding.fault)
 }
 
 fn check_folder(folder: &Path, mut take: impl FnMut(Line)) -> Result<(), CliError> {

@@ -106,13 +106,13 @@ pub(super) fn run(arguments: &ImportArguments) -> Result<(), CliError> {
                 continue;
             }
         };
-        let mut checked = documents::check(document, chunks, None);
-        for (key, reason) in checked.broken {
+        let mut assembled = documents::assemble(document, chunks, None);
+        for (key, reason) in assembled.broken {
             answer.refuse(key, reason);
         }
-        let waits = checked.opened.doc.has_orphans();
-        if !checked.opened.heads.is_empty() || waits {
-            answer.merge(&mut relay, document, checked.opened.doc.automerge().save())?;
+        let waits = assembled.opened.doc.has_orphans();
+        if !assembled.opened.heads.is_empty() || waits {
+            answer.merge(&mut relay, document, assembled.opened.doc.automerge().save())?;
         }
     }
     answer.merge_rest(&mut relay)?;

@@ -22,7 +22,7 @@ use crate::{
     base::{folder, hex::hex},
     storage::{
         fsck::Line,
-        local::{MAX_FILE, replacing::Source, tombstones::Tombstone},
+        local::{MAX_FILE, restore_marker::BackupSource, tombstones::Tombstone},
     },
 };
 
@@ -61,7 +61,7 @@ pub(super) fn run(arguments: &RestoreArguments) -> Result<(), CliError> {
     let mut relay = arguments.storage.relay.stored_or_new()?;
     let mut answer = MergeAnswer::new(false);
     if arguments.replace {
-        let source = Source { folder: folder.clone(), sha256 };
+        let source = BackupSource { folder: folder.clone(), sha256 };
         let Replaced { documents, bundles, is_resumed, interrupted } =
             relay.tell(Method::POST, "/set-aside", &source)?;
         if is_resumed {

@@ -7,7 +7,7 @@ use tokio::sync::watch;
 use super::assets::Asset;
 use crate::{
     auth::Auth,
-    bundle::build::Bundles,
+    bundle::services::Bundles,
     config::Config,
     limits::{Addresses, Counter},
     observe::{health::Health, metrics::Metrics},

@@ -25,7 +25,7 @@ async fn note_backup(
     let is_whole = made.whole_at.is_some();
     info!(folder = made.folder, is_whole, "an operator's backup");
     blocking(move || {
-        backups::note(stored.journal.root(), made)?;
+        backups::record(stored.journal.root(), made)?;
         Ok(Json(()).into_response())
     })
     .await

@@ -31,7 +31,7 @@ async fn block(
 ) -> Result<Response, Failed> {
     let document: DocumentId = id.parse()?;
     // At once, also on a disk that is full or hangs.
-    stored.journal.blocked().hold(document);
+    stored.journal.blocked().add_in_memory(document);
     info!(%document, reason, "an operator blocked a document");
     marks_changed(&stored, document);
     // In a task: who asked may go away, and what was begun is finished.

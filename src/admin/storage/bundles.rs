@@ -17,7 +17,7 @@ use super::state::Stored;
 use crate::{
     admin::{error::Failed, handler::blocking},
     base::document_id::DocumentId,
-    bundle::{Bundle, MaxInflated, store::Received},
+    bundle::{Bundle, MaxInflated, store::ReceivedFile},
 };
 
 /// An uploaded bundle.
@@ -71,11 +71,11 @@ async fn put_bundle(
 /// Write a bundle to the file that receives it, if it is the one of that id.
 #[expect(clippy::disallowed_methods, reason = "runs on a thread that may block")]
 fn write_verified(
-    file: Received,
+    file: ReceivedFile,
     id: DocumentId,
     data: Bytes,
     max_inflated: MaxInflated,
-) -> Result<Received, Failed> {
+) -> Result<ReceivedFile, Failed> {
     std::fs::write(file.path(), &data)?;
     let mut bundle = Bundle::open(io::Cursor::new(data), max_inflated)?;
     bundle.verify()?;

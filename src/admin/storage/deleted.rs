@@ -19,7 +19,7 @@ use crate::{
     bundle::{Bundle, BundleError, MaxInflated},
     storage::local::{
         backups::{self, Backup},
-        imported, quarantine, replacing,
+        imported, quarantine, restore_marker,
         tombstones::Tombstone,
     },
 };
@@ -113,7 +113,7 @@ async fn delete_document(
 /// Folders of the relay's own that hold a document still, or may.
 #[expect(clippy::disallowed_methods, reason = "runs on a thread that may block")]
 fn kept(root: &std::path::Path, document: DocumentId) -> Result<Vec<PathBuf>, Failed> {
-    let mut kept = replacing::replaced(root);
+    let mut kept = restore_marker::replaced_folders(root);
     kept.retain(|replaced| replaced.join(document.folder()).exists());
     let broken = quarantine::broken_journals(root)?;
     kept.extend(broken);
@@ -166,7 +166,7 @@ async fn undelete(
     }
     // What a bundle has of it comes back when that is fetched.
     let root = stored.journal.root().to_owned();
-    blocking(move || Ok(imported::forget(&root)?)).await?;
+    blocking(move || Ok(imported::clear(&root)?)).await?;
     info!(%document, "an operator lets a deleted document be brought again");
     Ok(Json(()).into_response())
 }

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::state::Stored;
 use crate::{
     admin::{error::Failed, handler::blocking},
-    storage::local::replacing::{self, Source},
+    storage::local::restore_marker::{self, BackupSource},
 };
 
 /// What a restore that replaces all moved away.
@@ -37,7 +37,7 @@ pub(super) fn routes() -> Router<Stored> {
 /// Make room for a backup that replaces all: what is here is moved aside.
 async fn set_aside(
     State(stored): State<Stored>,
-    Json(backup): Json<Source>,
+    Json(backup): Json<BackupSource>,
 ) -> Result<Response, Failed> {
     if stored.rooms.is_some() {
         let text = "the relay runs: stop it, to replace what it stores".to_owned();
@@ -45,14 +45,14 @@ async fn set_aside(
     }
     let root = stored.journal.root().to_owned();
     let at = root.clone();
-    let mut replacing = blocking(move || Ok(replacing::begin(&at, backup)?)).await?;
+    let mut replacing = blocking(move || Ok(restore_marker::begin(&at, backup)?)).await?;
     let is_resumed = replacing.is_moved;
     if !is_resumed {
         stored.journal.move_aside(replacing.folder()).await?;
-        stored.uploads.set_aside(replacing.folder()).await?;
+        stored.uploads.move_aside(replacing.folder()).await?;
         let at = root.clone();
         replacing = blocking(move || {
-            replacing::moved(&at, &mut replacing)?;
+            restore_marker::record_moved(&at, &mut replacing)?;
             Ok(replacing)
         })
         .await?;
@@ -74,7 +74,7 @@ async fn set_aside(
 /// All of a backup that replaces what was stored is there.
 async fn restored(State(stored): State<Stored>) -> Result<Response, Failed> {
     blocking(move || {
-        replacing::end(stored.journal.root())?;
+        restore_marker::end(stored.journal.root())?;
         Ok(Json(()).into_response())
     })
     .await

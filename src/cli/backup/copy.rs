@@ -150,7 +150,7 @@ pub(super) fn copy_bundles(
             Err(CliError::Admin(AdminError::Missing(_))) => continue,
             Err(error) => return Err(error),
         };
-        let verified = Bundle::open(io::Cursor::new(data.clone()), MaxInflated::ANY)
+        let verified = Bundle::open(io::Cursor::new(data.clone()), MaxInflated::UNLIMITED)
             .and_then(|mut bundle| bundle.verify());
         if let Err(error) = verified {
             answer.fail(format!("bundle {id}"), error);

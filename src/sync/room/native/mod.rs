@@ -125,7 +125,7 @@ impl NativeEngine {
             events: Vec::new(),
             ports: HashMap::new(),
             write: None,
-            seed: opened.base,
+            seed: opened.unsaved_seed,
             removal: None,
             pending,
             usage,

@@ -46,7 +46,7 @@ impl Room {
         loop {
             self.refuse_stash();
             tokio::select! {
-                () = rooms.shared.documents.space().is_back() => return End::Reopen,
+                () = rooms.shared.documents.space().wait_until_not_low() => return End::Reopen,
                 () = rooms.stopping.cancelled() => return End::Stop,
                 () = handle.news.notified() => {
                     for id in self.gone() {
