@@ -1,8 +1,8 @@
-//! What the gate admits is a document that everybody can read and edit: altered changes are sent to it, and automerge's
-//! JavaScript is asked about what it made of them.
+//! Every document with changes that the gate admits can be read and edited by every client. Altered changes are sent
+//! to it, and automerge's JavaScript reads the result.
 //!
-//! 20,000 cases go to the gate itself, and 200 through every way into the real relay. `TONK_RELAY_SEED=7
-//! TONK_RELAY_CASES=1000000 cargo test --release --test admission whatever` runs other cases of the first, and more of them. Needs Node.js, and the packages of tests/js.
+//! 20,000 cases are sent to the gate itself, and 200 by every way into the real relay. Run other and more cases with
+//! `TONK_RELAY_SEED=7 TONK_RELAY_CASES=1000000 cargo test --release --test admission admitted`. Needs Node.js and the packages of tests/js.
 #![expect(
     clippy::expect_used,
     clippy::indexing_slicing,
@@ -52,7 +52,7 @@ use common::Relay;
 
 const CASES: u32 = 20_000;
 
-/// The same cases every time, unless another seed is asked for.
+/// Gives the same cases every time, unless another seed is set.
 fn random() -> TestRng {
     let seed = std::env::var("TONK_RELAY_SEED").ok().and_then(|seed| seed.parse().ok());
     let seed: u64 = seed.unwrap_or(1);
@@ -61,7 +61,7 @@ fn random() -> TestRng {
     TestRng::from_seed(RngAlgorithm::ChaCha, &bytes)
 }
 
-/// automerge's JavaScript, in a process of its own.
+/// automerge's JavaScript in a process of its own.
 struct Oracle {
     child: Child,
     documents: ChildStdin,
@@ -86,7 +86,7 @@ impl Oracle {
         Self { child, documents, answers }
     }
 
-    /// The heads of a saved document, or why it cannot be read and edited.
+    /// Returns the heads of a saved document, or the reason why it cannot be read and edited.
     fn judge(&mut self, saved: &[u8]) -> Result<Vec<String>, String> {
         let length = u32::try_from(saved.len()).expect("less than 4 GiB").to_le_bytes();
         let sent = self.documents.write_all(&length);
@@ -120,7 +120,7 @@ fn admit(case: &Case, oracle: &Mutex<Oracle>) -> Result<usize, TestCaseError> {
         let before = (doc.heads().to_vec(), doc.automerge().save());
         if doc.admit(message, Rules::Admission).is_err() {
             if doc.is_damaged() {
-                // As the engines do it: it is read from storage again.
+                // Like the engines, read it from storage again.
                 doc = Document::read(&before.1, Rules::Stored)
                     .map_err(|why| TestCaseError::fail(format!("what is stored {why}")))?;
             }
@@ -141,7 +141,7 @@ fn admit(case: &Case, oracle: &Mutex<Oracle>) -> Result<usize, TestCaseError> {
 }
 
 #[test]
-fn whatever_is_admitted_can_be_read_and_edited_by_everybody() {
+fn admitted_documents_can_be_read_and_edited_by_all_clients() {
     let cases = std::env::var("TONK_RELAY_CASES").ok().and_then(|cases| cases.parse().ok());
     let config = ProptestConfig {
         cases: cases.unwrap_or(CASES),
@@ -149,7 +149,7 @@ fn whatever_is_admitted_can_be_read_and_edited_by_everybody() {
         ..ProptestConfig::default()
     };
     let oracle = Mutex::new(Oracle::start());
-    // automerge panics over many of these; the gate catches that.
+    // automerge panics on many of these; the gate catches that.
     let hook = panic::take_hook();
     panic::set_hook(Box::new(|panic| {
         if std::env::var_os("TONK_RELAY_PANICS").is_some() {
@@ -162,7 +162,7 @@ fn whatever_is_admitted_can_be_read_and_edited_by_everybody() {
     let result = TestRunner::new_with_rng(config, random()).run(&bytes, |bytes| {
         let case = Case::draw(&bytes);
         let all = admit(&case, &oracle)
-            .map_err(|error| TestCaseError::fail(format!("{error}\n{}", case.tell())))?;
+            .map_err(|error| TestCaseError::fail(format!("{error}\n{}", case.describe())))?;
         let mut counts = counts.lock().unwrap_or_else(PoisonError::into_inner);
         *(if all == case.messages.len() { &mut *counts.0 } else { &mut *counts.1 }) += 1;
         Ok(())
@@ -175,7 +175,7 @@ fn whatever_is_admitted_can_be_read_and_edited_by_everybody() {
     assert!(admitted > 100 && refused > 100, "the cases are of both kinds");
 }
 
-/// How altered changes can come to the relay.
+/// The ways by which changes reach the relay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Way {
     Sync,
@@ -187,10 +187,10 @@ enum Way {
 }
 
 const WAYS: [Way; 6] = [Way::Sync, Way::Upload, Way::Served, Way::Import, Way::Restore, Way::Disk];
-/// Cases that go through each way.
+/// The number of cases for each way.
 const DRAWN: usize = 200;
 
-/// A relay's folder, with its config.
+/// The folder of a relay, with its config.
 struct Place {
     folder: tempfile::TempDir,
 }
@@ -211,7 +211,7 @@ impl Place {
         place
     }
 
-    /// Have a bundle without documents served.
+    /// Has the relay serve a bundle without documents.
     fn serve_nothing(&self) {
         let empty = bundle::pack(&bundle::minimal_manifest(id(0)), &BTreeMap::new());
         fs::write(self.at("served.tonk"), empty.expect("a bundle")).expect("written");
@@ -225,7 +225,7 @@ impl Place {
         Relay::start_with(&self.at("relay.toml"))
     }
 
-    /// A command of the operator's; what it refuses is named, and no fault here.
+    /// Runs a command of the operator. A case that it refuses is not a failure.
     fn command(&self, words: &[&str]) {
         let mut command = Command::new(env!("CARGO_BIN_EXE_tonk-relay"));
         command.args(words).arg("--config").arg(self.at("relay.toml"));
@@ -235,7 +235,7 @@ impl Place {
     }
 }
 
-/// End a relay as systemd does.
+/// Stops a relay as systemd does.
 fn stop(mut relay: Relay) {
     let pid = relay.child.id().to_string();
     let told = Command::new("kill").args(["-TERM", &pid]).status().expect("kill runs");
@@ -249,7 +249,7 @@ fn id(n: usize) -> DocumentId {
     DocumentId::from_bytes(bytes)
 }
 
-/// Everything that is sent of a case, behind the document: what a bundle or a file would hold.
+/// All changes of a case, after its document, as in a bundle or a file.
 fn together(case: &Case) -> Vec<u8> {
     [case.base.save(), case.messages.concat()].concat()
 }
@@ -259,7 +259,7 @@ fn write(path: &Path, data: &[u8]) {
     fs::write(path, data).expect("written");
 }
 
-/// Files as automerge-repo has them: the honest document, and what is wrong beside it.
+/// Writes files in the layout of automerge-repo: the honest documents, and the altered changes.
 fn write_folder(folder: &Path, cases: &[Case]) {
     for (n, case) in cases.iter().enumerate() {
         let document = folder.join(id(n).folder());
@@ -287,7 +287,7 @@ fn write_backup(folder: &Path, cases: &[Case]) {
     write(&folder.join("backup.json"), index.to_string().as_bytes());
 }
 
-/// How often the served bundle was loaded, or could not be.
+/// How often the served bundle was loaded, or failed to load.
 fn loads(port: u16) -> u64 {
     let mut answer = ureq::get(format!("http://127.0.0.1:{port}/metrics")).call().expect("metrics");
     let text = answer.body_mut().read_to_string().expect("a text");
@@ -295,7 +295,7 @@ fn loads(port: u16) -> u64 {
     lines.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum()
 }
 
-/// Bring the cases to a relay that has their honest documents, but for the disk's.
+/// Sends the cases to a relay that has their honest documents, except for the disk's.
 async fn bring(place: &Place, relay: &Relay, way: Way, cases: &[Case]) {
     let port = relay.port;
     match way {
@@ -303,9 +303,9 @@ async fn bring(place: &Place, relay: &Relay, way: Way, cases: &[Case]) {
             for (n, case) in cases.iter().enumerate() {
                 let mut client = Client::connect(&format!("ws://127.0.0.1:{port}")).await;
                 for message in &case.messages {
-                    client.bring(id(n), message.clone()).await;
+                    client.send_chunks(id(n), message.clone()).await;
                 }
-                // It is heard in its order, and its session goes on.
+                // The message is processed in its order, and the session continues.
                 client.push(id(cases.len()), true).await;
                 while !matches!(client.step().await, client::Event::Unavailable(at) if at == id(cases.len()))
                 {
@@ -323,7 +323,7 @@ async fn bring(place: &Place, relay: &Relay, way: Way, cases: &[Case]) {
                     .header("content-type", "application/octet-stream")
                     .send(&bundle.expect("a bundle")[..]);
                 let status = answer.expect("an answer").status();
-                assert!(status == 200 || status == 400, "{status}\n{}", case.tell());
+                assert!(status == 200 || status == 400, "{status}\n{}", case.describe());
             }
         }
         Way::Served => {
@@ -336,7 +336,7 @@ async fn bring(place: &Place, relay: &Relay, way: Way, cases: &[Case]) {
                 fs::rename(&aside, place.at("served.tonk")).expect("in place");
                 let end = Instant::now() + Duration::from_secs(20);
                 while loads(port) == before {
-                    assert!(Instant::now() < end, "it is not looked at\n{}", case.tell());
+                    assert!(Instant::now() < end, "it is not looked at\n{}", case.describe());
                     tokio::time::sleep(Duration::from_millis(10)).await;
                 }
             }
@@ -353,7 +353,7 @@ async fn bring(place: &Place, relay: &Relay, way: Way, cases: &[Case]) {
     }
 }
 
-/// All documents as a new client gets them; each has what its honest author wrote, loads again, and is good in JavaScript.
+/// Checks all documents as a new client receives them: each has its honest changes, loads again, and is valid in JavaScript.
 async fn check(
     relay: &Relay,
     way: Way,
@@ -367,15 +367,23 @@ async fn check(
     for (n, case) in cases.iter().enumerate() {
         let doc = client.document(id(n));
         for head in case.base.get_heads() {
-            assert!(doc.get_change_meta_by_hash(&head).is_some(), "{way:?}: lost\n{}", case.tell());
+            assert!(
+                doc.get_change_meta_by_hash(&head).is_some(),
+                "{way:?}: lost\n{}",
+                case.describe()
+            );
         }
         let (saved, heads) = (doc.save(), doc.get_heads());
-        assert!(gate::loads(&saved, &heads), "{way:?}: it does not load again\n{}", case.tell());
-        // What is stored already is served, if only some readers can read it.
+        assert!(
+            gate::loads(&saved, &heads),
+            "{way:?}: it does not load again\n{}",
+            case.describe()
+        );
+        // Stored documents are served even if only some readers can read them.
         let read = Document::read(&saved, Rules::Admission);
         if way != Way::Disk || read.is_ok() {
             let found = oracle.lock().unwrap_or_else(PoisonError::into_inner).judge(&saved);
-            assert!(found.is_ok(), "{way:?}: in JavaScript: {found:?}\n{}", case.tell());
+            assert!(found.is_ok(), "{way:?}: in JavaScript: {found:?}\n{}", case.describe());
         }
         all.push(heads);
     }
@@ -383,7 +391,7 @@ async fn check(
 }
 
 #[tokio::test]
-async fn no_way_into_the_relay_leads_around_the_gate() {
+async fn every_way_into_the_relay_passes_the_gate() {
     let mut random = random();
     let mut cases = Vec::new();
     while cases.len() < DRAWN {
@@ -411,13 +419,13 @@ async fn no_way_into_the_relay_leads_around_the_gate() {
         }
         bring(&place, &relay, way, &cases).await;
         check(&relay, way, &cases, &oracle).await;
-        // Honest work goes on, until the documents are stored anew as a whole.
+        // Honest edits continue until the documents are stored again as a whole.
         let mut ids: Vec<DocumentId> = (0..cases.len()).map(id).collect();
         let mut editor = Client::connect(&url).await;
         editor.fetch(&ids).await;
         if way == Way::Disk {
-            // What is stored and can be loaded is served, even where nobody can tell how an edited form of it will be read:
-            // edits of those may be refused.
+            // Stored documents that can be loaded are served, even if nobody knows how an edited form will be read.
+            // Edits of those may be refused.
             ids.retain(|id| {
                 let saved = editor.document(*id).save();
                 Document::read(&saved, Rules::Admission).is_ok()
@@ -440,7 +448,7 @@ async fn no_way_into_the_relay_leads_around_the_gate() {
         drop((owner, editor));
         let before = check(&relay, way, &cases, &oracle).await;
         stop(relay);
-        // A relay does not start with a bundle that is bad.
+        // A relay does not start with an invalid bundle.
         place.serve_nothing();
         let relay = place.start();
         let after = check(&relay, way, &cases, &oracle).await;

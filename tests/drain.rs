@@ -1,8 +1,8 @@
-//! A graceful shutdown under thousands of connections: it ends within `drain_timeout`, and what the
-//! relay told as saved is there afterwards.
+//! A graceful shutdown with thousands of connections: it ends within `drain_timeout`, and everything
+//! that was reported as saved is kept.
 //!
 //! `TONK_RELAY_IDLE=15000 TONK_RELAY_EDITING=200 TONK_RELAY_DRAIN_SECONDS=30 cargo test --release
-//! --test drain` has as many as one relay serves by default.
+//! --test drain` uses as many connections as one relay accepts by default.
 #![expect(
     clippy::expect_used,
     clippy::panic,
@@ -31,8 +31,8 @@ use client::Client;
 use common::Relay;
 
 /// Clients that never answer a close frame.
-const DEAF: usize = 20;
-/// Open files of a process beside its connections.
+const UNRESPONSIVE: usize = 20;
+/// Open files of a process other than its connections.
 const OTHER_FILES: usize = 100;
 
 fn variable(name: &str, default: usize) -> usize {
@@ -62,13 +62,13 @@ fn configure(folder: &Path, seconds: usize) -> PathBuf {
     config
 }
 
-/// Follows nothing, and answers pings and the close frame.
+/// Opens no document, and answers pings and the close frame.
 async fn idle(mut client: Client) {
     while client.try_step().await.is_some() {}
 }
 
-/// Numbers a document until the connection is lost, each time when the last number was told as
-/// saved. Reports the first one that was, and returns the last.
+/// Counts up in a document until the connection is lost, whenever the last number was reported as
+/// saved. Signals the first one that was, and returns the last.
 async fn edit(mut client: Client, id: DocumentId, first_saved: mpsc::Sender<()>) -> u64 {
     for number in 1.. {
         client::put(client.document(id), number);
@@ -94,9 +94,9 @@ async fn connect<T>(url: &str, count: usize, go_on: impl Fn(Client) -> T) -> Vec
 #[tokio::test(flavor = "multi_thread")]
 async fn a_drain_ends_in_time_and_loses_nothing() {
     let editors = variable("TONK_RELAY_EDITING", 50);
-    let most = raise_open_files().saturating_sub(editors + DEAF);
+    let most = raise_open_files().saturating_sub(editors + UNRESPONSIVE);
     let idlers = variable("TONK_RELAY_IDLE", 2_000).min(most);
-    // A pause of a timer's shortest, 1 to 2 ms, after each connection would take longer.
+    // A shortest timer pause, 1 to 2 ms, after each connection would take longer.
     let seconds = variable("TONK_RELAY_DRAIN_SECONDS", 3);
     let folder = tempfile::tempdir().expect("a folder");
     let config = configure(folder.path(), seconds);
@@ -110,7 +110,7 @@ async fn a_drain_ends_in_time_and_loses_nothing() {
         (id, tokio::spawn(edit(client, id, first_saved.clone())))
     });
     let editing = editing.await;
-    let deaf = connect(&url, DEAF, |client| client).await;
+    let unresponsive = connect(&url, UNRESPONSIVE, |client| client).await;
     drop(first_saved);
     for _ in 0..editors {
         saving.recv().await.expect("an edit of each is told as saved");
@@ -124,10 +124,10 @@ async fn a_drain_ends_in_time_and_loses_nothing() {
     assert_eq!(status.code(), Some(0), "after {took:?}: {log:#?}");
     assert!(took < Duration::from_secs(seconds as u64), "after {took:?}: {log:#?}");
     let has = |text: &str| log.iter().any(|line| line.contains(text));
-    assert!(has(&format!("draining: {} connections", idlers + editors + DEAF)), "{log:#?}");
+    assert!(has(&format!("draining: {} connections", idlers + editors + UNRESPONSIVE)), "{log:#?}");
     assert!(has("all is durable"), "{log:#?}");
     assert!(!has("may not be durable") && !has("still being loaded"), "{log:#?}");
-    drop(deaf);
+    drop(unresponsive);
 
     let relay = Relay::start_with(&config);
     let mut reader = Client::connect(&format!("ws://127.0.0.1:{}", relay.port)).await;

@@ -23,7 +23,7 @@ fn compare(path: &str, made: &[u8]) {
     );
 }
 
-/// The command without what is hidden.
+/// The command without hidden arguments.
 fn command() -> Command {
     let command = cli::command();
     let hidden: Vec<String> = command
@@ -53,7 +53,7 @@ fn title(roff: &mut Roff, name: &str, section: &str, manual: &str) {
     roff.control("TH", [name, section, DATE, source, manual]);
 }
 
-/// Bold where there are backquotes.
+/// Text between backquotes is bold.
 fn inline(text: &str) -> Vec<Inline> {
     let parts = text.split('`').enumerate();
     parts.map(|(n, part)| if n % 2 == 0 { roman(part) } else { bold(part) }).collect()
@@ -107,7 +107,7 @@ fn describe_argument(roff: &mut Roff, argument: &Arg) {
     roff.text(inline(&format!("{help}.{default}")));
 }
 
-/// A command's arguments, and then those of the commands in it.
+/// A command's arguments, followed by those of its sub-commands.
 fn describe(roff: &mut Roff, command: &Command, path: &str) {
     for sub in command.get_subcommands().filter(|sub| !sub.is_hide_set()) {
         let mut sub = sub.clone().disable_help_subcommand(true);
@@ -182,7 +182,7 @@ fn manual_of_the_program() {
     compare("man/tonk-relay.8", roff.to_roff().as_bytes());
 }
 
-/// Dates of manual pages change with what is in them, not with the day of a build.
+/// The date of the manual pages changes with their content, not with the day of a build.
 const DATE: &str = "2026-11-27";
 
 const DESCRIPTION: &[(&str, &str)] = &[
@@ -327,7 +327,7 @@ fn manual_of_the_config() {
     title(&mut roff, "tonk-relay.toml", "5", "File Formats");
     section(&mut roff, "NAME", &[("", "tonk-relay.toml - configuration of tonk-relay")]);
     section(&mut roff, "DESCRIPTION", CONFIG);
-    // Comments gather until the key that they are about.
+    // Comments are collected until the key that they describe.
     let (mut about, mut keys) = (Vec::<&str>::new(), 0);
     for line in text.lines().skip_while(|line| !line.trim().is_empty()) {
         if let Some(name) = line.strip_prefix('[') {

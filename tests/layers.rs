@@ -23,7 +23,7 @@ const TESTS: [&str; 3] = ["tests", "simulation", "conformance"];
 /// A module by its path from the crate's root, such as `["sync", "wire"]`.
 type Module = Vec<String>;
 
-/// The modules that each module imports, tests aside.
+/// The modules that each module imports, except for tests.
 type Imports = BTreeMap<Module, BTreeSet<Module>>;
 
 /// Collects the paths in one file that begin with `crate`, `super` or `self`.
@@ -101,7 +101,7 @@ impl<'ast> Visit<'ast> for Paths {
     }
 }
 
-/// The files of a folder and of those below it, by the modules that they are.
+/// The files of a folder and its subfolders, by their modules.
 fn files(folder: &Path, module: &Module, found: &mut BTreeMap<Module, PathBuf>) {
     for entry in fs::read_dir(folder).expect("src is read") {
         let path = entry.expect("an entry").path();

@@ -1,4 +1,4 @@
-//! A samod client over the network: the other implementation of the protocol, against the real relay.
+//! A samod client over the network: the other implementation of the protocol with the real relay.
 #![expect(clippy::expect_used, reason = "a failed expectation is a failed test")]
 
 #[allow(dead_code, reason = "other tests use more of it")]

@@ -1,4 +1,4 @@
-//! What the service manager hears: the datagrams of `sd_notify(3)`, in their order.
+//! The notifications to the service manager: the datagrams of `sd_notify(3)` in their order.
 #![expect(clippy::expect_used, reason = "a failed expectation is a failed test")]
 
 #[allow(dead_code, reason = "other tests use more of it")]
@@ -8,7 +8,7 @@ use std::{net::TcpStream, os::unix::net::UnixDatagram, process::Command, time::D
 
 use common::Relay;
 
-/// Datagrams up to the first one with `wanted`, which is returned.
+/// Reads datagrams until one contains `wanted`, which is returned.
 fn wait_for(manager: &UnixDatagram, wanted: &str) -> String {
     let mut buffer = [0; 4096];
     loop {
@@ -27,7 +27,7 @@ fn signal(relay: &Relay, name: &str) {
 }
 
 #[test]
-fn ready_reload_and_stop_are_told_in_order() {
+fn ready_reload_and_stop_are_notified_in_order() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("notify");
     let manager = UnixDatagram::bind(&path).expect("binds");

@@ -25,7 +25,7 @@ use crate::{
         local::{
             TMP,
             journal::Journal,
-            replacing::{self, Replacing},
+            restore_marker::{self, RestoreMarker},
             space::Space,
         },
     },
@@ -52,7 +52,7 @@ pub struct Bound {
     pub(super) journal: Arc<Journal>,
     pub(super) documents: Arc<Documents>,
     pub(super) storage_id: String,
-    pub(super) store: store::Opened,
+    pub(super) store: store::OpenedStore,
     pub(super) listeners: Listeners,
 }
 
@@ -178,9 +178,9 @@ fn open_journal(
 ) -> Result<Arc<Journal>, AppError> {
     let journal = Journal::open(&config.storage, metrics)
         .map_err(|source| AppError::Storage { file: file(), source })?;
-    let unfinished = replacing::unfinished(&config.storage.path)
+    let unfinished = restore_marker::unfinished(&config.storage.path)
         .map_err(|source| AppError::Storage { file: file(), source })?;
-    if let Some(Replacing { backup, folders, .. }) = unfinished {
+    if let Some(RestoreMarker { backup, folders, .. }) = unfinished {
         let path = config.storage.path.clone();
         let name = folders.into_iter().next().unwrap_or_default();
         return Err(AppError::Replacing { file: file(), path, backup: backup.folder, name });

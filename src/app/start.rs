@@ -25,7 +25,7 @@ use crate::{
     admin::{self, storage::state::StorageState},
     auth::Auth,
     base::run_to_completion::RunToCompletion,
-    bundle::{build::Bundles, disk_budget::DiskBudget, import::Importer},
+    bundle::{disk_budget::DiskBudget, import::Importer, services::Bundles},
     config::{AuthMode, Config},
     http::{self, listener::Connections, state::App, tls::Acceptor},
     observe::{

@@ -202,7 +202,7 @@ async fn count_stored((journal, metrics): (Arc<Journal>, StorageMetrics)) {
             if let Ok(entries) = quarantine::list(&root) {
                 metrics.quarantined.set(i64::try_from(entries.len()).unwrap_or(i64::MAX));
             }
-            metrics.backed_up_at.set(backups::last_whole(&root).unwrap_or(0.0));
+            metrics.backed_up_at.set(backups::last_complete(&root).unwrap_or(0.0));
         });
         // A panic in it is logged by the panic hook.
         let _ = counting.await;

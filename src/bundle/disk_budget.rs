@@ -1,5 +1,5 @@
-//! The disk space of bundles that are being received: reserved before it is written, in total and by client address, and
-//! released when the file is gone.
+//! The disk space of bundles that are being received. It is reserved before it is written, in total
+//! and by client address, and released when the file is deleted.
 
 use super::store::StoredBundle;
 use crate::{
@@ -21,10 +21,12 @@ use std::{
 };
 use tokio::sync::watch;
 
-/// Space is reserved in steps of this size: each asks the disk how much is free.
+/// Space is reserved in steps of this many bytes, because each step asks the file system how much is
+/// free.
 const STEP: u64 = 1 << 20;
-/// The share of one address is this part of the budget, or one upload of the largest size if that is more.
-const SHARE: u64 = 4;
+/// One address may use this fraction of the budget, or the space of one maximum-size upload if that
+/// is larger.
+const ADDRESS_FRACTION: u64 = 4;
 
 /// Why disk space cannot be reserved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -44,42 +46,43 @@ impl From<NoRoom> for io::Error {
     }
 }
 
-/// The disk space that `bundles.receiving` allows.
+/// The budget `bundles.receiving` of disk space.
 #[derive(Debug)]
 pub struct DiskBudget {
     space: Arc<Space>,
     config: watch::Receiver<Arc<Config>>,
     reserved: Mutex<Reserved>,
-    shown: IntGauge,
+    /// Shows the reserved bytes.
+    gauge: IntGauge,
 }
 
 #[derive(Debug, Default)]
 struct Reserved {
     total: u64,
-    /// The part of it that is not on the disk yet, so that the disk still shows it as free.
+    /// The part of `total` that is not written yet. The file system still counts it as free.
     unwritten: u64,
     by_address: HashMap<IpAddr, u64>,
 }
 
 impl DiskBudget {
-    /// A budget of which nothing is reserved; `shown` follows.
-    pub fn new(space: Arc<Space>, config: watch::Receiver<Arc<Config>>, shown: IntGauge) -> Self {
-        Self { space, config, reserved: Mutex::default(), shown }
+    /// Creates a budget of which nothing is reserved.
+    pub fn new(space: Arc<Space>, config: watch::Receiver<Arc<Config>>, gauge: IntGauge) -> Self {
+        Self { space, config, reserved: Mutex::default(), gauge }
     }
 
-    /// Begins a reservation, of no space yet, for a client at that address.
+    /// Begins a reservation of no space yet, for a client at that address.
     pub fn begin(self: &Arc<Self>, client: Option<IpAddr>) -> Reservation {
         let client = client.map(limit_key);
         Reservation { budget: self.clone(), client, bytes: 0, unwritten: 0 }
     }
 
-    /// Adds to what is reserved. Returns how much of that is unwritten.
+    /// Adds to the reserved space. Returns how much of all reserved space is unwritten.
     fn add(&self, bytes: u64, client: Option<IpAddr>) -> Result<u64, NoRoom> {
         let (receiving, one_upload) = {
             let bundles = &self.config.borrow().bundles;
             (bundles.receiving, bundles.max_upload.0.saturating_add(STEP))
         };
-        let share = (receiving.0 / SHARE).max(one_upload);
+        let share = (receiving.0 / ADDRESS_FRACTION).max(one_upload);
         let mut reserved = lock(&self.reserved);
         if reserved.total.saturating_add(bytes) > receiving.0.max(one_upload) {
             return Err(NoRoom::Budget(receiving));
@@ -93,14 +96,15 @@ impl DiskBudget {
         }
         reserved.total += bytes;
         reserved.unwritten += bytes;
-        self.show(&reserved);
+        self.update_gauge(&reserved);
         Ok(reserved.unwritten)
     }
 
-    /// Opens a stored bundle as a file. If it is in an object store this takes a local copy of it, on reserved space.
+    /// Opens a stored bundle as a file. A bundle in an object store is copied to the local disk, on
+    /// reserved space.
     ///
     /// # Errors
-    /// The bundle cannot be read, or the disk has no room for the copy.
+    /// The bundle cannot be read, or there is no space for the copy.
     pub async fn open(self: &Arc<Self>, stored: StoredBundle) -> io::Result<ReservedFile> {
         let (mut reservation, copied) = (self.begin(None), stored.copied_bytes());
         let reservation =
@@ -109,12 +113,13 @@ impl DiskBudget {
         Ok(ReservedFile::new(file, &Arc::new(reservation)))
     }
 
-    fn show(&self, reserved: &Reserved) {
-        self.shown.set(i64::try_from(reserved.total).unwrap_or(i64::MAX));
+    fn update_gauge(&self, reserved: &Reserved) {
+        self.gauge.set(i64::try_from(reserved.total).unwrap_or(i64::MAX));
     }
 }
 
-/// Reserved disk space. Dropping it releases the space: it is kept until the file is gone.
+/// Reserved disk space, which is released when this is dropped. It must be kept until the file is
+/// deleted.
 #[derive(Debug)]
 pub struct Reservation {
     budget: Arc<DiskBudget>,
@@ -124,17 +129,17 @@ pub struct Reservation {
 }
 
 impl Reservation {
-    /// Makes sure that `bytes` more can be written. Blocks.
+    /// Reserves space until `bytes` more can be written. Blocks.
     ///
     /// # Errors
-    /// The disk or the budget has no room for them.
+    /// The disk or the budget has no space for them.
     pub fn reserve(&mut self, bytes: u64) -> Result<(), NoRoom> {
         let Some(missing) = bytes.checked_sub(self.unwritten).filter(|missing| *missing > 0) else {
             return Ok(());
         };
         let more = missing.next_multiple_of(STEP);
         let unwritten = self.budget.add(more, self.client)?;
-        // Released with the rest if the disk has no room.
+        // Released on drop, also if the disk turns out to be full.
         self.bytes += more;
         self.unwritten += more;
         match self.budget.space.has_room_for_upload(unwritten) {
@@ -143,8 +148,8 @@ impl Reservation {
         }
     }
 
-    /// Notes that reserved bytes are on the disk now.
-    pub fn wrote(&mut self, bytes: u64) {
+    /// Records that reserved bytes were written.
+    pub fn record_written(&mut self, bytes: u64) {
         let bytes = bytes.min(self.unwritten);
         self.unwritten -= bytes;
         let mut reserved = lock(&self.budget.reserved);
@@ -165,16 +170,16 @@ impl Drop for Reservation {
                 reserved.by_address.remove(&client);
             }
         }
-        self.budget.show(&reserved);
+        self.budget.update_gauge(&reserved);
     }
 }
 
-/// A file to read on reserved space, which is released when the last reader of the file is gone.
+/// A file on reserved space. The space is released when the last reader of the file is dropped.
 #[derive(Debug)]
 pub struct ReservedFile(DropOnBlockingThread<(File, Arc<Reservation>)>);
 
 impl ReservedFile {
-    /// A file that is written on reserved space.
+    /// Wraps a file that was written on reserved space.
     pub fn new(file: File, reservation: &Arc<Reservation>) -> Self {
         Self(DropOnBlockingThread::new((file, reservation.clone())))
     }
@@ -213,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn space_is_bounded_by_address_and_in_total_and_all_comes_back() {
+    fn space_is_limited_by_address_and_in_total_and_released_on_drop() {
         let folder = tempfile::tempdir().expect("a folder");
         let budget = budget(folder.path(), 1);
         let begin = |last: u8| budget.begin(Some([203, 0, 113, last].into()));
@@ -228,17 +233,17 @@ mod tests {
         assert_eq!(second.reserve(1), Err(NoRoom::Share));
         let mut other = begin(9);
         other.reserve(1).expect("another address");
-        assert_eq!(budget.shown.get().cast_unsigned(), 13 * MIB);
+        assert_eq!(budget.gauge.get().cast_unsigned(), 13 * MIB);
         drop((all, second, other));
         let reserved = lock(&budget.reserved);
         assert_eq!((reserved.total, reserved.unwritten, reserved.by_address.len()), (0, 0, 0));
     }
 
     #[test]
-    fn what_others_will_write_is_not_free() {
+    fn space_that_others_have_reserved_does_not_count_as_free() {
         let folder = tempfile::tempdir().expect("a folder");
         let space = rustix::fs::statvfs(folder.path()).expect("statvfs");
-        // Other programs write to this disk too: half of it is far from what they change.
+        // Other programs write to this disk too, so the threshold must be far from the limit.
         let free = space.f_bavail.saturating_mul(space.f_frsize);
         let budget = budget(folder.path(), free / 2);
         assert!(budget.space.has_room_for_upload(MIB));

@@ -1,4 +1,4 @@
-//! Checks uploaded bundles, as `tonk-relay fsck` does after the documents.
+//! Checks uploaded bundles for `tonk-relay fsck`.
 
 use std::{io, path::Path};
 
@@ -7,16 +7,16 @@ use tokio::runtime::Handle;
 use super::{Bundle, MaxInflated, store::BundleStore};
 use crate::storage::{
     StorageError,
-    fsck::{Check, Kind, Tell},
+    fsck::{Check, Kind, Listener},
 };
 
-/// Reads every uploaded bundle and reports those that are broken. Blocks; to be called on a thread
-/// of `runtime` that may.
+/// Reads every uploaded bundle and reports those that are broken. Blocks, so it must be called on a
+/// blocking thread of `runtime`.
 ///
 /// # Errors
 /// The store cannot list them.
 pub fn check_uploads(
-    check: &mut Check<impl Tell>,
+    check: &mut Check<impl Listener>,
     uploads: &dyn BundleStore,
     max_inflated: MaxInflated,
     runtime: &Handle,
@@ -29,18 +29,18 @@ pub fn check_uploads(
                 None => None,
             })
         };
-        let place = format!("bundle {id}");
+        let location = format!("bundle {id}");
         match runtime.block_on::<_>(read) {
             Err(error) => {
                 let error: io::Error = error;
-                check.find(Kind::Unreadable, place, error, false);
+                check.report(Kind::Unreadable, location, error, false);
             }
             Ok(None) => continue,
             Ok(Some(file)) => {
                 let verified = Bundle::open(io::BufReader::new(file), max_inflated)
                     .and_then(|mut bundle| bundle.verify());
                 if let Err(error) = verified {
-                    check.find(Kind::Broken, place, error, false);
+                    check.report(Kind::Broken, location, error, false);
                 }
             }
         }

@@ -1,9 +1,10 @@
-//! Uploaded bundles become documents: what a bundle holds is merged with what is stored, so that a client which boots
-//! from its slim form finds every file by sync.
+//! Merging the documents of uploaded bundles into storage, so that a client that boots from a slim
+//! form finds every file by sync.
 //!
-//! A bundle is imported when it is uploaded, or when it is first fetched if it was in the store before. Which one was,
-//! by its ETag, is noted in a small file of `.imported` beside the documents: an import that was cut off is made again,
-//! and so is one whose documents were replaced by another storage.
+//! A bundle is imported when it is uploaded, or when it is first fetched if it was already in the
+//! store. The ETags of imported bundles are recorded in the storage folder
+//! ([`imported`]). An import that was interrupted is therefore repeated, and so is every import after
+//! a restore replaced the documents.
 
 use super::{
     Bundle, BundleError, MaxInflated,
@@ -36,56 +37,58 @@ use tokio::{
 };
 use tracing::{info, warn};
 
-/// Bundles that are imported or wait for it; each is a file on the local disk meanwhile.
-const WAITING: usize = 32;
-/// Documents that are read at a time, or fewer of this size together; they become durable together.
-const TOGETHER: usize = 64;
-const TOGETHER_BYTES: usize = 8 << 20;
-/// An import that failed is not made again for so long, and so many are remembered; it is served without meanwhile.
-const AGAIN: Duration = Duration::from_secs(60);
-const REMEMBERED: usize = 1000;
-/// Reads of notes at a time.
-const READS: usize = 8;
-/// Refusals that an answer names.
-const NAMED: usize = 100;
+/// Bundles that are being imported or wait for it. Each is a file on the local disk.
+const MAX_WAITING: usize = 32;
+/// Documents that are read and stored at a time: at most this many, and until they have this many
+/// bytes.
+const BATCH: usize = 64;
+const BATCH_BYTES: usize = 8 << 20;
+/// How long an import that failed is not repeated. The bundle is served meanwhile.
+const RETRY_AFTER: Duration = Duration::from_secs(60);
+/// Failed imports that are remembered.
+const MAX_FAILURES: usize = 1000;
+/// Records of imported bundles that are read at the same time.
+const MAX_READS: usize = 8;
+/// Refused documents that a response lists.
+const MAX_LISTED: usize = 100;
 
-/// What became of the documents of a bundle.
+/// The result of importing a bundle.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Imported {
-    /// How many the bundle has.
+    /// How many documents the bundle has.
     pub documents: usize,
-    /// Those that were not stored before.
+    /// How many of them were not stored before.
     pub new: usize,
-    /// Those that had changes which the stored ones lacked.
+    /// How many had changes that the stored document lacked.
     pub newer: usize,
-    /// Those that were stored already.
+    /// How many were stored already.
     pub contained: usize,
-    /// Those that were not taken, and why; the first of them.
+    /// The first documents that were refused, with the reasons.
     pub refused: Vec<Refused>,
-    /// All of the bundle was looked at, and nothing of it is left for later.
+    /// Whether no document is left to be merged later.
     #[serde(skip)]
-    is_whole: bool,
-    /// Its documents.
+    is_complete: bool,
+    /// The documents of the bundle.
     #[serde(skip)]
     ids: Vec<DocumentId>,
 }
 
-/// A document that was not taken.
+/// A document that was refused.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Refused {
-    /// Its id.
+    /// The document.
     pub document: DocumentId,
-    /// Why.
+    /// Why it was refused.
     pub reason: &'static str,
 }
 
 /// Why a bundle was not imported.
 #[derive(Debug, thiserror::Error)]
 pub enum ImportError {
-    /// The bundle in the store is none. It stays there.
+    /// The file in the store is not a bundle. It is kept there.
     #[error(transparent)]
     Broken(#[from] BundleError),
-    /// It cannot be read, or its documents cannot be stored, for now.
+    /// The bundle cannot be read, or its documents cannot be stored, at the moment.
     #[error(transparent)]
     Io(#[from] io::Error),
 }
@@ -104,13 +107,14 @@ impl Imported {
             Merged::Refused(_) => "its changes may not become part of the document",
             Merged::Failed(_) => "what is stored of it cannot be read or written",
         };
-        self.is_whole &= !matches!(merged, Merged::NoSpace | Merged::Failed(_));
-        if self.refused.len() < NAMED {
+        self.is_complete &= !matches!(merged, Merged::NoSpace | Merged::Failed(_));
+        if self.refused.len() < MAX_LISTED {
             self.refused.push(Refused { document, reason });
         }
     }
 }
 
+/// Called for each document that an import changes in storage.
 type OnChange = Box<dyn Fn(DocumentId) + Send + Sync>;
 
 /// Imports bundles, one at a time.
@@ -119,17 +123,19 @@ pub struct Importer {
     on_change: OnChange,
     store: Arc<dyn BundleStore>,
     receiving: Arc<DiskBudget>,
-    /// The folder of documents.
+    /// The storage folder.
     root: PathBuf,
-    places: Arc<Semaphore>,
-    one: Mutex<()>,
+    permits: Arc<Semaphore>,
+    /// Held by the import that is running.
+    running: Mutex<()>,
+    /// Imports that run or wait for their turn.
     unfinished: RunToCompletion,
     reads: Semaphore,
     failed: std::sync::Mutex<HashMap<DocumentId, Failed>>,
     metrics: BundleMetrics,
 }
 
-/// An import that failed of late.
+/// An import that failed recently.
 #[derive(Clone, Debug)]
 struct Failed {
     etag: String,
@@ -137,37 +143,37 @@ struct Failed {
     problem: Problem,
 }
 
-/// Why a bundle's documents are not all here.
+/// Why documents of a bundle are not in storage.
 #[derive(Clone, Debug)]
 pub enum Problem {
-    /// It is no bundle, for that reason. What is in the store stays.
+    /// It is not a valid bundle, for this reason.
     Broken(String),
-    /// Its documents cannot be stored for now, for that reason.
+    /// Its documents cannot be stored at the moment, for this reason.
     Failed(String),
-    /// Some of them cannot.
+    /// Some of its documents cannot be stored at the moment.
     Partly,
 }
 
-/// How a bundle in the store stands.
+/// Whether a bundle was imported.
 #[derive(Clone, Debug)]
-pub enum Standing {
-    /// Its documents are merged with what is stored.
+pub enum ImportState {
+    /// Its documents were merged into storage.
     Imported,
-    /// It is to be imported.
+    /// It has not been imported yet.
     New,
-    /// That failed of late.
+    /// Its import failed recently.
     Failed(Problem),
 }
 
-/// A place among the bundles that wait to be imported.
-pub struct Place {
+/// A permit for one import.
+pub struct ImportPermit {
     _permit: OwnedSemaphorePermit,
-    /// Who takes places for the import.
+    /// The principal whose turn is used.
     payer: Payer,
 }
 
 impl Importer {
-    /// An importer of what is in `store` into `documents`, which are in the folder `root`. It calls
+    /// Creates an importer from `store` into `documents`, whose storage folder is `root`. It calls
     /// `on_change` for each document that it changes in storage.
     pub fn new(
         documents: Arc<Documents>,
@@ -177,8 +183,8 @@ impl Importer {
         root: PathBuf,
         metrics: BundleMetrics,
     ) -> Self {
-        let places = Arc::new(Semaphore::new(WAITING));
-        let (one, reads) = (Mutex::new(()), Semaphore::new(READS));
+        let permits = Arc::new(Semaphore::new(MAX_WAITING));
+        let (running, reads) = (Mutex::new(()), Semaphore::new(MAX_READS));
         let failed = std::sync::Mutex::default();
         Self {
             documents,
@@ -186,8 +192,8 @@ impl Importer {
             store,
             receiving,
             root,
-            places,
-            one,
+            permits,
+            running,
             unfinished: RunToCompletion::default(),
             reads,
             failed,
@@ -195,25 +201,26 @@ impl Importer {
         }
     }
 
-    /// Import nothing more; returns when what was going on has ended.
+    /// Stops importing. Returns when the imports that have begun have ended.
     pub async fn stop(&self) {
-        self.places.close();
+        self.permits.close();
         self.unfinished.finish().await;
     }
 
-    /// Wait for a place for an import that `payer` has caused.
+    /// Waits for a permit for an import that `payer` has caused.
     ///
     /// # Errors
     /// The relay is stopping.
-    pub async fn place(&self, payer: Payer) -> io::Result<Place> {
-        let permit = self.places.clone().acquire_owned().await.map_err(io::Error::other)?;
-        Ok(Place { _permit: permit, payer })
+    pub async fn permit(&self, payer: Payer) -> io::Result<ImportPermit> {
+        let permit = self.permits.clone().acquire_owned().await.map_err(io::Error::other)?;
+        Ok(ImportPermit { _permit: permit, payer })
     }
 
-    /// Import `file`, an upload that is in the store with that ETag. It goes on when nobody waits for it any more.
+    /// Imports `file`, an upload that was stored with this ETag. The import continues even if the
+    /// returned handle is dropped.
     pub fn import(
         self: &Arc<Self>,
-        place: Place,
+        permit: ImportPermit,
         id: DocumentId,
         etag: String,
         file: ReservedFile,
@@ -221,51 +228,52 @@ impl Importer {
     ) -> JoinHandle<Result<Imported, ImportError>> {
         let importer = self.clone();
         self.unfinished.spawn(async move {
-            let _one = importer.one.lock().await;
-            importer.import_file(&place, id, etag, file, max_inflated).await
+            let _running = importer.running.lock().await;
+            importer.import_file(&permit, id, etag, file, max_inflated).await
         })
     }
 
-    /// Import what is in the store with that id, unless it is imported by then. It goes on when nobody waits for it
-    /// any more. Only what the store does wrong is an error; [`Self::standing`] says how it ended.
+    /// Imports the stored bundle of this id, unless it was imported meanwhile. The import continues
+    /// even if the returned handle is dropped. The result is an error only if the store fails;
+    /// [`Self::state`] returns how the import ended.
     pub fn import_stored(
         self: &Arc<Self>,
-        place: Place,
+        permit: ImportPermit,
         id: DocumentId,
         max_inflated: MaxInflated,
     ) -> JoinHandle<io::Result<()>> {
         let importer = self.clone();
         self.unfinished.spawn(async move {
-            let _one = importer.one.lock().await;
+            let _running = importer.running.lock().await;
             let Some(stored) = importer.store.get(id).await? else { return Ok(()) };
             let etag = stored.etag.clone();
-            if !matches!(importer.standing(id, &etag).await?, Standing::New) {
+            if !matches!(importer.state(id, &etag).await?, ImportState::New) {
                 return Ok(());
             }
             let file = importer.receiving.open(stored).await?;
-            // What goes wrong is remembered.
-            let _ = importer.import_file(&place, id, etag, file, max_inflated).await;
+            // A failure is remembered in `failed`.
+            let _ = importer.import_file(&permit, id, etag, file, max_inflated).await;
             Ok(())
         })
     }
 
-    /// How the bundle of that id and ETag stands.
+    /// Returns whether the bundle of this id and ETag was imported.
     ///
     /// # Errors
-    /// That cannot be read.
-    pub async fn standing(&self, id: DocumentId, etag: &str) -> io::Result<Standing> {
+    /// The record cannot be read.
+    pub async fn state(&self, id: DocumentId, etag: &str) -> io::Result<ImportState> {
         if let Some(failed) = self.failed().get(&id)
             && failed.etag == etag
-            && failed.at.elapsed() < AGAIN
+            && failed.at.elapsed() < RETRY_AFTER
         {
-            return Ok(Standing::Failed(failed.problem.clone()));
+            return Ok(ImportState::Failed(failed.problem.clone()));
         }
         let _read = self.reads.acquire().await;
         let (root, etag) = (self.root.clone(), etag.to_owned());
         let reading = tokio::task::spawn_blocking(move || imported::contains(&root, id, &etag));
         match reading.await?.map_err(io::Error::other)? {
-            true => Ok(Standing::Imported),
-            false => Ok(Standing::New),
+            true => Ok(ImportState::Imported),
+            false => Ok(ImportState::New),
         }
     }
 
@@ -275,15 +283,15 @@ impl Importer {
 
     async fn import_file(
         &self,
-        place: &Place,
+        permit: &ImportPermit,
         id: DocumentId,
         etag: String,
         file: ReservedFile,
         max_inflated: MaxInflated,
     ) -> Result<Imported, ImportError> {
-        let result = self.merge_all(place, file, max_inflated, false).await;
+        let result = self.merge_all(permit, file, max_inflated, false).await;
         let (label, problem) = match &result {
-            Ok(imported) if imported.is_whole => ("imported", None),
+            Ok(imported) if imported.is_complete => ("imported", None),
             Ok(_) => ("partly", Some(Problem::Partly)),
             Err(ImportError::Io(error)) => ("failed", Some(Problem::Failed(error.to_string()))),
             Err(ImportError::Broken(error)) => ("broken", Some(Problem::Broken(error.to_string()))),
@@ -299,8 +307,8 @@ impl Importer {
         let ids = result.as_ref().map_or_else(|_| Vec::new(), |imported| imported.ids.clone());
         if let Some(problem) = problem {
             let mut failed = self.failed();
-            failed.retain(|_, failed| failed.at.elapsed() < AGAIN);
-            if failed.len() < REMEMBERED {
+            failed.retain(|_, failed| failed.at.elapsed() < RETRY_AFTER);
+            if failed.len() < MAX_FAILURES {
                 failed.insert(id, Failed { etag, at: Instant::now(), problem });
             }
         } else {
@@ -313,23 +321,23 @@ impl Importer {
         result
     }
 
-    /// Whether all documents of an upload may become part of what is stored, which stays as it is. Of a bundle that is
-    /// refused nothing is stored, not even the bundle.
+    /// Checks that all documents of an upload may be merged into storage, without storing anything.
+    /// If one may not, neither the bundle nor any of its documents is stored.
     ///
     /// # Errors
-    /// One of them may not, or cannot be read.
+    /// A document may not be merged, or cannot be read.
     pub async fn check(
         &self,
-        place: &Place,
+        permit: &ImportPermit,
         file: ReservedFile,
         max_inflated: MaxInflated,
     ) -> Result<(), ImportError> {
-        self.merge_all(place, file, max_inflated, true).await.map(drop)
+        self.merge_all(permit, file, max_inflated, true).await.map(drop)
     }
 
     async fn merge_all(
         &self,
-        place: &Place,
+        permit: &ImportPermit,
         file: ReservedFile,
         max_inflated: MaxInflated,
         dry_run: bool,
@@ -340,10 +348,10 @@ impl Importer {
         let ids = bundle.documents();
         let mut left = ids.clone().into_iter();
         let mut imported =
-            Imported { documents: ids.len(), is_whole: true, ids, ..Imported::default() };
+            Imported { documents: ids.len(), is_complete: true, ids, ..Imported::default() };
         loop {
             let reading = tokio::task::spawn_blocking(move || {
-                let read = read_some(&mut bundle, &mut left);
+                let read = read_batch(&mut bundle, &mut left);
                 (bundle, left, read)
             });
             let read;
@@ -352,19 +360,20 @@ impl Importer {
             if read.is_empty() {
                 return Ok(imported);
             }
-            if self.places.is_closed() {
+            if self.permits.is_closed() {
                 return Err(io::Error::other("the relay is stopping").into());
             }
             let (all, mut failures) = (read.len(), 0);
             let merging = read.into_iter().map(|(document, data)| async move {
-                let (source, payer) = (MergeSource::Upload, place.payer.clone());
+                let (source, payer) = (MergeSource::Upload, permit.payer.clone());
                 (document, self.documents.merge(document, data, source, payer, dry_run).await)
             });
-            let mut merging = futures::stream::iter(merging).buffer_unordered(TOGETHER);
+            let mut merging = futures::stream::iter(merging).buffer_unordered(BATCH);
             while let Some((document, merged)) = merging.next().await {
                 let merged = match merged {
                     Ok(merged) => merged,
-                    // One that cannot be read keeps none of the others away; when it is all of them, it is the disk.
+                    // One document that cannot be read does not stop the import. If all of a batch
+                    // fail, the disk has failed.
                     Err(error) => {
                         failures += 1;
                         if failures == all {
@@ -387,13 +396,13 @@ impl Importer {
     }
 }
 
-/// The next documents of a bundle, as many as fit together.
-fn read_some(
+/// Reads the next batch of documents.
+fn read_batch(
     bundle: &mut Bundle<BufReader<ReservedFile>>,
     left: &mut impl Iterator<Item = DocumentId>,
 ) -> Result<Vec<(DocumentId, Bytes)>, BundleError> {
     let (mut read, mut bytes) = (Vec::new(), 0);
-    while read.len() < TOGETHER && bytes < TOGETHER_BYTES {
+    while read.len() < BATCH && bytes < BATCH_BYTES {
         let Some(document) = left.next() else { break };
         let data = bundle.document(document)?;
         bytes += data.len();

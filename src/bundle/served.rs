@@ -1,4 +1,4 @@
-//! The bundle at `/.manifest.tonk`, with all that is made from it once a load.
+//! The bundle at `/.manifest.tonk`, and what is computed from it once per load.
 
 use std::{
     collections::HashMap,
@@ -16,7 +16,7 @@ use crate::{
     storage::underlay::Underlay,
 };
 
-/// The bundle served now; none if none is configured.
+/// The bundle that is served now; `None` if none is configured.
 pub type Served = watch::Receiver<Option<Arc<ServedBundle>>>;
 
 impl Underlay for Served {
@@ -28,7 +28,7 @@ impl Underlay for Served {
 /// A loaded bundle.
 #[derive(Debug, Default)]
 pub struct ServedBundle {
-    /// The file as it is.
+    /// The bytes of the file.
     pub file: Bytes,
     /// SHA-256 of the file, in hexadecimal digits.
     pub sha256: String,
@@ -38,7 +38,7 @@ pub struct ServedBundle {
     pub slim_etag: String,
     /// Every document as an automerge save.
     pub documents: HashMap<DocumentId, Bytes>,
-    /// Where the bundle tells clients to synchronise.
+    /// The servers with which the bundle tells clients to synchronise.
     pub network_uris: Vec<String>,
 }
 
@@ -57,10 +57,10 @@ pub enum ServeError {
 }
 
 impl ServedBundle {
-    /// Read, verify and prepare the bundle at `path`. Blocks.
+    /// Reads, verifies and prepares the bundle at `path`. Blocks.
     ///
     /// # Errors
-    /// The file cannot be read, or is no bundle.
+    /// The file cannot be read, or is not a bundle.
     pub fn load(path: &Path, max_inflated: MaxInflated) -> Result<Self, ServeError> {
         let file = read_file(path, max_inflated.bundle)?;
         Self::parse(file, max_inflated)
@@ -85,17 +85,17 @@ impl ServedBundle {
         })
     }
 
-    /// A bundle of these documents and nothing else.
+    /// A bundle that has only documents.
     #[cfg(test)]
     pub(crate) fn of_documents(documents: impl IntoIterator<Item = (DocumentId, Bytes)>) -> Self {
         Self { documents: documents.into_iter().collect(), ..Self::default() }
     }
 }
 
-/// Read a whole file that is a regular one and no larger than `limit`.
+/// Reads a whole regular file of at most `limit` bytes.
 ///
 /// # Errors
-/// As [`ServeError`] has them; never for the file's contents.
+/// The file cannot be read or is too large. Its content is not checked.
 #[expect(clippy::disallowed_methods, reason = "runs on a thread that may block, or in a command")]
 pub fn read_file(path: &Path, limit: u64) -> Result<Bytes, ServeError> {
     let failed = |source: io::Error| match source.kind() {

@@ -1,7 +1,11 @@
+use std::io::{Cursor, Read, Write};
+
 use automerge::{Automerge, ROOT, transaction::Transactable};
 use proptest::prelude::*;
+use zip::{CompressionMethod, ZipArchive, ZipWriter, write::SimpleFileOptions};
 
-use super::*;
+use super::{manifest::MANIFEST, *};
+use crate::{base::document_id::DocumentId, config::Size};
 
 const ROOT_ID: &str = "2XehcERzGALTcjP7C7VxwFJdWoEW";
 
@@ -40,15 +44,15 @@ fn open(bytes: &[u8]) -> Result<Bundle<Cursor<&[u8]>>, BundleError> {
     Bundle::open(Cursor::new(bytes), max_inflated)
 }
 
-fn error(entries: &[(&str, &[u8])]) -> String {
+fn error_of(entries: &[(&str, &[u8])]) -> String {
     match open(&zip(entries)).and_then(|mut bundle| bundle.verify()) {
-        Ok(()) => panic!("was taken"),
+        Ok(()) => panic!("was accepted"),
         Err(error) => error.to_string(),
     }
 }
 
-/// Two ids whose texts share their first two characters.
-fn namesakes() -> (DocumentId, DocumentId) {
+/// Two ids whose texts share their first two characters, and so their folder.
+fn two_ids_in_one_folder() -> (DocumentId, DocumentId) {
     let root = id(ROOT_ID);
     let other = (0u32..)
         .map(|n| {
@@ -57,13 +61,13 @@ fn namesakes() -> (DocumentId, DocumentId) {
             DocumentId::from_bytes(bytes)
         })
         .find(|other| *other != root && other.to_string()[..2] == ROOT_ID[..2])
-        .expect("one of them");
+        .expect("there is one");
     (root, other)
 }
 
 #[test]
-fn the_slim_form_is_the_manifest_and_the_root_document_alone() {
-    let (root, other) = namesakes();
+fn the_slim_form_holds_only_the_manifest_and_the_root_document() {
+    let (root, other) = two_ids_in_one_folder();
     let (root_save, other_save) = (save("root"), save("other"));
     let full =
         zip(&[(&entry(other), &other_save), (&entry(root), &root_save), (MANIFEST, &manifest())]);
@@ -90,41 +94,46 @@ fn the_slim_form_is_the_manifest_and_the_root_document_alone() {
 }
 
 #[test]
-fn bad_bundles_are_refused_with_the_reason() {
+fn invalid_bundles_are_rejected_with_a_reason() {
     let whole = save("x");
     let path = entry(id(ROOT_ID));
     let m = manifest();
-    assert_eq!(error(&[(&path, &whole)]), "manifest.json not found");
-    assert_eq!(error(&[(MANIFEST, b"{}")]), "rootId not found in manifest");
-    assert_eq!(error(&[(MANIFEST, br#"{"rootId":7}"#)]), "rootId not found in manifest");
-    assert!(error(&[(MANIFEST, br#"{"rootId":"../x"}"#)]).contains("is no document id"));
+    assert_eq!(error_of(&[(&path, &whole)]), "manifest.json not found");
+    assert_eq!(error_of(&[(MANIFEST, b"{}")]), "rootId not found in manifest");
+    assert_eq!(error_of(&[(MANIFEST, br#"{"rootId":7}"#)]), "rootId not found in manifest");
+    assert!(error_of(&[(MANIFEST, br#"{"rootId":"../x"}"#)]).contains("is no document id"));
     assert_eq!(
-        error(&[(MANIFEST, format!(r#"{{"manifestVersion":2,"rootId":"{ROOT_ID}"}}"#).as_bytes())]),
+        error_of(&[(
+            MANIFEST,
+            format!(r#"{{"manifestVersion":2,"rootId":"{ROOT_ID}"}}"#).as_bytes()
+        )]),
         "manifestVersion 2 is not supported, expected 1"
     );
-    assert!(error(&[(MANIFEST, b"[")]).starts_with("manifest.json is not valid: "));
-    assert!(error(&[(MANIFEST, &m), ("storage/../../etc/passwd", b"")]).contains("\"..\""));
-    assert!(error(&[(MANIFEST, &m), ("/etc/passwd", b"")]).contains("absolute"));
-    assert!(error(&[(MANIFEST, &m), ("storage/aa/bb/snapshot/x", b"")]).contains("no document id"));
-    assert!(error(&[(MANIFEST, &m), (&path, b"garbage")]).contains("is no automerge document"));
+    assert!(error_of(&[(MANIFEST, b"[")]).starts_with("manifest.json is not valid: "));
+    assert!(error_of(&[(MANIFEST, &m), ("storage/../../etc/passwd", b"")]).contains("\"..\""));
+    assert!(error_of(&[(MANIFEST, &m), ("/etc/passwd", b"")]).contains("absolute"));
+    assert!(
+        error_of(&[(MANIFEST, &m), ("storage/aa/bb/snapshot/x", b"")]).contains("no document id")
+    );
+    assert!(error_of(&[(MANIFEST, &m), (&path, b"garbage")]).contains("is no automerge document"));
     assert!(matches!(open(b"PK garbage"), Err(BundleError::NotZip(_))));
 }
 
 #[test]
-fn an_entry_that_stands_twice_is_refused() {
-    // ZipWriter refuses to write one: write two names of one length and make them equal.
+fn two_entries_of_one_name_are_rejected() {
+    // ZipWriter does not write such an archive, so two names of one length are made equal.
     let mut bytes = zip(&[(MANIFEST, &manifest()), ("storage-aaaa", b"1"), ("storage-bbbb", b"2")]);
     while let Some(at) = bytes.windows(12).position(|w| w == b"storage-bbbb") {
         bytes[at..at + 12].copy_from_slice(b"storage-aaaa");
     }
     match open(&bytes) {
         Err(error) => assert!(error.to_string().contains("twice"), "{error}"),
-        Ok(_) => panic!("was taken"),
+        Ok(_) => panic!("was accepted"),
     }
 }
 
 #[test]
-fn what_unpacks_to_more_than_the_limit_is_refused_whatever_it_declares() {
+fn a_bundle_that_unpacks_to_more_than_the_limit_is_rejected_even_if_it_declares_less() {
     let zeros = vec![0u8; 4 << 20];
     let path = entry(id(ROOT_ID));
     let options = SimpleFileOptions::default().compression_method(CompressionMethod::Deflated);
@@ -136,7 +145,7 @@ fn what_unpacks_to_more_than_the_limit_is_refused_whatever_it_declares() {
     let mut bytes = out.finish().expect("an archive").into_inner();
     assert!(matches!(open(&bytes), Err(BundleError::TooLarge { .. })));
 
-    // The same with the size understated in both headers.
+    // The same archive, with smaller sizes in both headers.
     let size = (4u32 << 20).to_le_bytes();
     while let Some(at) = bytes.windows(4).position(|w| w == size) {
         bytes[at..at + 4].copy_from_slice(&100u32.to_le_bytes());
@@ -162,12 +171,12 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
-    fn any_bytes_are_a_bundle_or_an_error(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+    fn any_bytes_give_a_bundle_or_an_error(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
         let _ = open(&bytes).and_then(|mut bundle| bundle.verify());
     }
 
     #[test]
-    fn a_bundle_with_bytes_changed_is_a_bundle_or_an_error(
+    fn a_corrupted_bundle_gives_a_bundle_or_an_error(
         changes in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
     ) {
         let mut bytes = zip(&[(MANIFEST, &manifest()), (&entry(id(ROOT_ID)), &save("x"))]);

@@ -1,9 +1,9 @@
-//! Swapping the served bundle when its file changes: rewritten in place, replaced by a rename, or reached
-//! through a symlink that is switched anywhere on its path.
+//! Reloading the served bundle when its file changes: when it is rewritten in place or replaced by a
+//! rename, or when a symlink on its path is switched.
 //!
-//! Every folder that the path leads through is watched, symlinks' targets included. After a change
-//! the file must stay the same for a short time; then it is read as a whole. It is also checked
-//! every `folders::LOOK`, for file systems that report no changes (NFS, some overlays).
+//! Every folder that the path leads through is watched, also behind symlinks. After a change the file
+//! must stay the same for a short time; then it is read as a whole. It is also checked every
+//! `folders::POLL_INTERVAL`, for file systems that report no changes (NFS, some overlays).
 
 mod folders;
 
@@ -33,9 +33,9 @@ use crate::{
 };
 
 /// How long the file must not change before it is read.
-const REST: Duration = Duration::from_millis(150);
+const SETTLE_TIME: Duration = Duration::from_millis(150);
 
-/// Watches one path, and tells when what it leads to may have changed.
+/// Watches the file that one path leads to.
 pub struct PathWatch {
     path: PathBuf,
     /// Locked only on threads that may block.
@@ -44,14 +44,14 @@ pub struct PathWatch {
     seen: Option<Identity>,
 }
 
-/// What tells one state of a file from another.
+/// Metadata that differs between two states of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Identity {
     device: u64,
     inode: u64,
     size: u64,
     modified: (i64, i64),
-    /// The times of the inode too: a file that may be read now is not what it was.
+    /// The time of the inode, which a change of permissions changes.
     changed: (i64, i64),
 }
 
@@ -69,7 +69,7 @@ impl Identity {
 }
 
 impl PathWatch {
-    /// Watch `path` from its present state on.
+    /// Watches `path` for changes from now on.
     pub async fn new(path: &Path) -> Self {
         let path = path.to_owned();
         blocking::run(move || {
@@ -79,7 +79,7 @@ impl PathWatch {
         .await
     }
 
-    /// Watch `path` from a state on that it was seen in.
+    /// Watches `path` for changes since the state `seen`.
     async fn since(path: &Path, seen: Option<Identity>) -> Self {
         let path = path.to_owned();
         blocking::run(move || Self::start(path, seen)).await
@@ -93,19 +93,20 @@ impl PathWatch {
         Self { path, folders: Arc::new(Mutex::new(folders)), events, seen }
     }
 
-    /// Wait until the path leads to another file, or to one with another content, that has come to rest.
+    /// Waits until the path leads to another file, or to one with another content, that no longer
+    /// changes.
     pub async fn changed(&mut self) {
         // It may have changed before it was watched.
-        let mut look_at_once = self.identity().await != self.seen;
+        let mut check_now = self.identity().await != self.seen;
         loop {
             tokio::select! {
-                () = std::future::ready(()), if std::mem::take(&mut look_at_once) => {}
+                () = std::future::ready(()), if std::mem::take(&mut check_now) => {}
                 Some(()) = self.events.recv() => {}
-                () = tokio::time::sleep(folders::LOOK) => {}
+                () = tokio::time::sleep(folders::POLL_INTERVAL) => {}
             }
-            let Some(mut now) = self.look().await else { continue };
+            let Some(mut now) = self.check().await else { continue };
             loop {
-                tokio::time::sleep(REST).await;
+                tokio::time::sleep(SETTLE_TIME).await;
                 let later = self.identity().await;
                 if later == now {
                     break;
@@ -124,8 +125,8 @@ impl PathWatch {
         blocking::run(move || Identity::of(&path)).await
     }
 
-    /// What the path leads to now, if that has changed. If it has not, the watches are renewed.
-    async fn look(&self) -> Option<Option<Identity>> {
+    /// Returns the state of the file if it has changed. Otherwise renews the watches.
+    async fn check(&self) -> Option<Option<Identity>> {
         let (path, folders, seen) = (self.path.clone(), self.folders.clone(), self.seen.clone());
         blocking::run(move || {
             let now = Identity::of(&path);
@@ -147,15 +148,16 @@ impl PathWatch {
     }
 }
 
-/// A bundle that can be served, or none if none is configured. No other bundle is loaded while this lives.
+/// A bundle that is ready to be served, or none if none is configured. No other bundle is loaded
+/// while this exists.
 pub struct PreparedBundle<'a> {
     read: Option<(Arc<ServedBundle>, Option<Identity>)>,
     path: PathBuf,
     public_url: String,
-    _turn: MutexGuard<'a, ()>,
+    _loading: MutexGuard<'a, ()>,
 }
 
-/// Keeps the served bundle in step with its file.
+/// Serves a bundle, and reloads it when its file changes.
 pub struct BundleKeeper {
     config: watch::Receiver<Arc<Config>>,
     served: watch::Sender<Option<Arc<ServedBundle>>>,
@@ -163,12 +165,12 @@ pub struct BundleKeeper {
     metrics: BundleMetrics,
     /// The file as it was when the served bundle was read.
     seen: Mutex<Option<Identity>>,
-    /// Held while a bundle is loaded: one load after the other.
+    /// Held while a bundle is loaded.
     loading: tokio::sync::Mutex<()>,
 }
 
 impl BundleKeeper {
-    /// A keeper that serves nothing yet.
+    /// Creates a keeper that does not serve a bundle yet.
     pub fn new(
         config: watch::Receiver<Arc<Config>>,
         health: Arc<Health>,
@@ -185,29 +187,29 @@ impl BundleKeeper {
         }
     }
 
-    /// What is served, and every swap of it.
+    /// The served bundle, as a channel that reports every change of it.
     pub fn served(&self) -> Served {
         self.served.subscribe()
     }
 
-    /// Reads the bundle that `config` names, if it names one, and changes nothing that is served.
+    /// Reads the bundle that `config` names, if it names one, without serving it.
     ///
     /// # Errors
     /// The file cannot be read or is not a bundle.
     pub async fn prepare(&self, config: &Config) -> Result<PreparedBundle<'_>, ServeError> {
-        let turn = self.loading.lock().await;
-        self.read(config, turn).await
+        let loading = self.loading.lock().await;
+        self.read(config, loading).await
     }
 
     async fn read<'a>(
         &'a self,
         config: &Config,
-        turn: MutexGuard<'a, ()>,
+        loading: MutexGuard<'a, ()>,
     ) -> Result<PreparedBundle<'a>, ServeError> {
         let path = config.bundle.path.clone();
         let public_url = config.http.public_url.clone();
         if path.as_os_str().is_empty() {
-            return Ok(PreparedBundle { read: None, path, public_url, _turn: turn });
+            return Ok(PreparedBundle { read: None, path, public_url, _loading: loading });
         }
         let max_inflated = MaxInflated::of(config);
         let reading = tokio::task::spawn_blocking({
@@ -222,7 +224,9 @@ impl BundleKeeper {
             Err(ServeError::Unreadable { path: path.clone(), source })
         });
         match read {
-            Ok(read) => Ok(PreparedBundle { read: Some(read), path, public_url, _turn: turn }),
+            Ok(read) => {
+                Ok(PreparedBundle { read: Some(read), path, public_url, _loading: loading })
+            }
             Err(error) => {
                 self.metrics.loads.with_label_values(&["failed"]).inc();
                 Err(error)
@@ -230,9 +234,9 @@ impl BundleKeeper {
         }
     }
 
-    /// Serves a prepared bundle from now on.
+    /// Serves a prepared bundle.
     pub fn serve(&self, prepared: PreparedBundle<'_>) {
-        let PreparedBundle { read, path, public_url, _turn } = prepared;
+        let PreparedBundle { read, path, public_url, _loading } = prepared;
         self.metrics.info.reset();
         self.health.set_degraded("bundle", None);
         let Some((bundle, identity)) = read else {
@@ -254,7 +258,7 @@ impl BundleKeeper {
         self.served.send_replace(Some(bundle));
     }
 
-    /// Follow the file, for ever.
+    /// Reloads the bundle whenever its file changes, forever.
     pub async fn run(&self) {
         let mut config = self.config.clone();
         loop {
@@ -281,10 +285,10 @@ impl BundleKeeper {
     }
 
     async fn reload(&self) {
-        let turn = self.loading.lock().await;
-        // Read after the wait: a config reload may have named another file meanwhile.
+        let loading = self.loading.lock().await;
+        // Read after the lock was acquired: a config reload may have named another file meanwhile.
         let config = self.config.borrow().clone();
-        match self.read(&config, turn).await {
+        match self.read(&config, loading).await {
             Ok(prepared) => self.serve(prepared),
             Err(error) => {
                 error!("the changed bundle is not served; the last good one still is: {error}");
@@ -294,15 +298,15 @@ impl BundleKeeper {
     }
 }
 
-/// Warn when a bundle sends clients somewhere else than here.
+/// Warns if a bundle sends clients to other servers only.
 fn warn_of_other_servers(network_uris: &[String], public_url: &str) {
-    let place = |url: &str| {
+    let host = |url: &str| {
         let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
         rest.split(['/', '?']).next().unwrap_or(rest).to_ascii_lowercase()
     };
     if !public_url.is_empty()
         && !network_uris.is_empty()
-        && !network_uris.iter().any(|uri| place(uri) == place(public_url))
+        && !network_uris.iter().any(|uri| host(uri) == host(public_url))
     {
         warn!(
             network_uris = network_uris.join(" "),
@@ -356,7 +360,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn of_two_paths_in_a_folder_each_change_is_noticed() {
+    async fn two_watches_in_one_folder_are_independent() {
         let folder = tempfile::tempdir().expect("a folder");
         let at = |name: &str| folder.path().join(name);
         fs::write(at("a"), "1").expect("written");

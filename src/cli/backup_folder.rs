@@ -156,7 +156,12 @@ impl BackupIndex {
         }
         let damages = faults.len();
         for (place, fault) in faults {
-            tell(Line::Finding(Finding { kind: Kind::Broken, place, fault, repaired: false }));
+            tell(Line::Finding(Finding {
+                kind: Kind::Broken,
+                location: place,
+                fault,
+                repaired: false,
+            }));
         }
         // Only the listed copies: an interrupted later backup may have left others.
         let copies = self.documents.iter().map(|(document, copied)| fsck::Copy {
@@ -217,7 +222,7 @@ impl BackupIndex {
 /// Checks a bundle of a backup.
 pub(super) fn verify_bundle(file: &Path) -> Result<(), BundleError> {
     let file = folder::open_file(file)?;
-    Bundle::open(io::BufReader::new(file), MaxInflated::ANY)?.verify()
+    Bundle::open(io::BufReader::new(file), MaxInflated::UNLIMITED)?.verify()
 }
 
 /// Whether the backup in `folder` has a document; none if it cannot be read.

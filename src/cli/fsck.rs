@@ -125,7 +125,7 @@ fn describe(finding: &Finding) -> String {
     let kind = serde_json::to_value(finding.kind).unwrap_or_default();
     let kind = kind.as_str().unwrap_or_default();
     let repaired = if finding.repaired { " (repaired)" } else { "" };
-    format!("{kind}: {}: {}{repaired}\n", finding.place, finding.fault)
+    format!("{kind}: {}: {}{repaired}\n", finding.location, finding.fault)
 }
 
 /// Checks a backup, or a folder in the layout of automerge-repo.

@@ -146,12 +146,12 @@ fn import_document(
             return Ok(());
         }
     };
-    let mut checked = documents::check(document, chunks, None);
-    for (key, reason) in checked.broken {
+    let mut assembled = documents::assemble(document, chunks, None);
+    for (key, reason) in assembled.broken {
         merger.report.refuse(key, reason);
     }
-    if !checked.opened.heads.is_empty() || checked.opened.doc.has_orphans() {
-        merger.merge(relay, document, checked.opened.doc.automerge().save())?;
+    if !assembled.opened.heads.is_empty() || assembled.opened.doc.has_orphans() {
+        merger.merge(relay, document, assembled.opened.doc.automerge().save())?;
     }
     Ok(())
 }

@@ -22,7 +22,7 @@ use crate::{
     base::{folder, hex::hex},
     storage::{
         fsck::Line,
-        local::{MAX_FILE, replacing::Source, tombstones::Tombstone},
+        local::{MAX_FILE, restore_marker::BackupSource, tombstones::Tombstone},
     },
 };
 
@@ -62,7 +62,7 @@ pub(super) fn run(arguments: &RestoreArguments) -> Result<(), CliError> {
     let mut relay = arguments.storage.relay.stored_or_new()?;
     let mut merger = Merger::new(false);
     if arguments.replace {
-        let source = Source { folder: folder.clone(), sha256 };
+        let source = BackupSource { folder: folder.clone(), sha256 };
         move_stored_aside(&mut relay, &source, &mut merger.report)?;
     }
     let storage_id = backup.storage_id.clone().filter(|_| !arguments.new_identity);
@@ -114,7 +114,7 @@ fn refuse_damaged(backup: &BackupIndex, folder: &Path) -> Result<(), CliError> {
 /// already.
 fn move_stored_aside(
     relay: &mut Relay,
-    source: &Source,
+    source: &BackupSource,
     report: &mut MergeReport,
 ) -> Result<(), CliError> {
     let MovedAside { documents, bundles, is_resumed, interrupted } =

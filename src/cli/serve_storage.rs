@@ -62,7 +62,7 @@ async fn open_storage(
     config.storage.commit_interval = Time(Duration::ZERO);
     let opened = match repairs {
         true => Journal::open(&config.storage, metrics.clone()),
-        false => Journal::open_as_it_is(&config.storage, metrics.clone()),
+        false => Journal::open_without_repair(&config.storage, metrics.clone()),
     };
     let journal = Arc::new(opened.map_err(|error| match error {
         StorageError::Corrupt(_) => CliError::BrokenJournal(error),

@@ -9,7 +9,7 @@ use crate::{
     base::document_id::DocumentId,
     bundle::{
         Bundle, MaxInflated,
-        import::{Problem, Standing},
+        import::{ImportState, Problem},
         store::StoredBundle,
     },
     http::grant::Grant,
@@ -84,18 +84,18 @@ async fn find(
     }
     loop {
         let stored = app.bundles.store.get(id).await?.ok_or(HttpError::NoSuchBundle)?;
-        match app.bundles.importer.standing(id, &stored.etag).await? {
-            Standing::Imported => return Ok((id, stored, None)),
-            Standing::Failed(problem) => return Ok((id, stored, Some(problem))),
+        match app.bundles.importer.state(id, &stored.etag).await? {
+            ImportState::Imported => return Ok((id, stored, None)),
+            ImportState::Failed(problem) => return Ok((id, stored, Some(problem))),
             // The documents that are stored can be synced.
-            Standing::New if app.documents.space().is_low() => return Ok((id, stored, None)),
-            Standing::New => {}
+            ImportState::New if app.documents.space().is_low() => return Ok((id, stored, None)),
+            ImportState::New => {}
         }
         let bundles = app.config.borrow().bundles.clone();
         let max_inflated = MaxInflated::of(&app.config.borrow());
         let importing = async {
-            let place = app.bundles.importer.place(payer.clone()).await?;
-            app.bundles.importer.import_stored(place, id, max_inflated).await?
+            let permit = app.bundles.importer.permit(payer.clone()).await?;
+            app.bundles.importer.import_stored(permit, id, max_inflated).await?
         };
         // After the timeout the import continues.
         timeout(bundles.timeout.0, importing).await.map_err(|_| HttpError::Busy)??;
@@ -163,7 +163,7 @@ async fn send_slim(
     if is_known(headers, &etag) {
         return content.send(headers, &Bytes::new());
     }
-    let slim = match app.bundles.slims.get(&etag) {
+    let slim = match app.bundles.slim_cache.get(&etag) {
         Some(slim) => slim,
         None => {
             let max_inflated = MaxInflated::of(&app.config.borrow());
@@ -172,7 +172,7 @@ async fn send_slim(
             // It was verified when it was stored, so the store is to blame.
             let broken = |error| HttpError::Store(io::Error::other(format!("{id}: {error}")));
             let slim = unpack(app, payer, make).await?.map_err(broken)?;
-            app.bundles.slims.keep(etag, slim.clone());
+            app.bundles.slim_cache.insert(etag, slim.clone());
             slim
         }
     };

@@ -8,7 +8,7 @@ use super::assets::Asset;
 use crate::{
     auth::Auth,
     base::run_to_completion::RunToCompletion,
-    bundle::build::Bundles,
+    bundle::services::Bundles,
     config::Config,
     limits::{Addresses, Counter},
     observe::{health::Health, metrics::Metrics},

@@ -12,8 +12,8 @@ use crate::{
     bundle::{
         Bundle, BundleError, MaxInflated,
         disk_budget::{NoRoom, Reservation, ReservedFile},
-        import::{ImportError, Imported, Place},
-        store::Received,
+        import::{ImportError, ImportPermit, Imported},
+        store::ReceivedFile,
     },
     limits::{Charge, turns::Payer},
 };
@@ -75,7 +75,7 @@ pub async fn upload(
 
 /// A received bundle, with what is reserved for it.
 struct Upload {
-    file: Received,
+    file: ReceivedFile,
     size: u64,
     reservation: Arc<Reservation>,
     charge: Charge,
@@ -134,10 +134,10 @@ async fn receive(
         return Err(HttpError::NewDocuments);
     }
     let patience = config.bundles.timeout.0;
-    let place = timeout(patience, app.bundles.importer.place(grant.payer()))
+    let permit = timeout(patience, app.bundles.importer.permit(grant.payer()))
         .await
         .map_err(|_| HttpError::Busy)??;
-    let checked = app.bundles.importer.check(&place, upload.open().await?, max_inflated).await;
+    let checked = app.bundles.importer.check(&permit, upload.open().await?, max_inflated).await;
     checked.map_err(|error| match error {
         ImportError::Broken(error) => error.into(),
         ImportError::Io(error) => HttpError::from(error),
@@ -145,7 +145,7 @@ async fn receive(
     // Time has passed since the first check.
     check_rights(grant, id, &documents)?;
     // What is stored is charged and imported even if the client disconnects.
-    let storing = app.unfinished.spawn(store(app.clone(), id, upload, place, config.bundles.keep));
+    let storing = app.unfinished.spawn(store(app.clone(), id, upload, permit, config.bundles.keep));
     let importing = storing.await.map_err(|panic| HttpError::Internal(panic.to_string()))??;
     match timeout(patience, importing).await {
         // The import continues, and a download of the bundle waits for it.
@@ -199,7 +199,7 @@ async fn store(
     app: App,
     id: DocumentId,
     upload: Upload,
-    place: Place,
+    permit: ImportPermit,
     keep: usize,
 ) -> Result<Importing, HttpError> {
     let content = upload.open().await?;
@@ -213,7 +213,7 @@ async fn store(
     charge.keep_bytes();
     info!(bundle = %id, bytes = size, "stored an uploaded bundle");
     let max_inflated = MaxInflated::of(&app.config.borrow());
-    let importing = app.bundles.importer.import(place, id, etag, content, max_inflated);
+    let importing = app.bundles.importer.import(permit, id, etag, content, max_inflated);
     Ok(app.unfinished.spawn(async move {
         let imported = importing.await;
         if let Ok(Ok(imported)) = &imported {

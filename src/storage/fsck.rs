@@ -1,5 +1,5 @@
-//! Checks everything that is stored: every chunk is parsed, by itself and with the others of its document, and every
-//! uploaded bundle is read.
+//! Checks everything that is stored: parses every chunk, by itself and with the other chunks of its
+//! document.
 
 #![allow(clippy::disallowed_methods, reason = "all of it blocks, and runs on threads that may")]
 
@@ -12,7 +12,7 @@ use tokio::runtime::Handle;
 
 use super::{
     ChunkStore, StorageError,
-    documents::{Checked, SeedSnapshot, check},
+    documents::{Assembled, SeedSnapshot, assemble},
     local::{
         MAX_FILE,
         journal::{Journal, count_rows},
@@ -28,115 +28,126 @@ use crate::{
     },
 };
 
-/// After so many documents it says how far it is.
-const EVERY: usize = 64;
+/// Progress is reported after this many documents.
+const PROGRESS_INTERVAL: usize = 64;
 
-/// What a check tells while it goes on; the summary comes last.
+/// What a check reports while it runs. The summary is last.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Line {
-    /// So many documents are checked, of so many.
+    /// How many documents were checked, and how many there are.
     Checked(usize, usize),
-    /// Something is amiss, or notable.
+    /// A damage, or something notable.
     Finding(Finding),
-    /// All is checked.
+    /// The check is complete.
     Summary(Summary),
-    /// The check could not go on.
+    /// The check failed.
     Problem(String),
 }
 
 /// One thing that a check found.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Finding {
-    /// What it is.
+    /// The kind of finding.
     pub kind: Kind,
     /// The chunk, document or file.
-    pub place: String,
-    /// What is the matter with it.
+    #[serde(rename = "place")]
+    pub location: String,
+    /// What is wrong with it.
     pub fault: String,
-    /// Whether it was put right.
+    /// Whether it was repaired.
     pub repaired: bool,
 }
 
-/// What a finding is.
+/// The kind of a finding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
-    /// A chunk that does not parse, or with which the document cannot be read. Repaired by moving it to quarantine.
+    /// A chunk that does not parse, or with which the document cannot be read. It is repaired by
+    /// moving the chunk to quarantine.
     Broken,
-    /// A document that JavaScript clients may be unable to read, for how its operations are numbered. It is served: no damage.
+    /// A document that JavaScript clients may be unable to read because of the numbers of its
+    /// operations. It is served, and does not count as damaged.
     Numbering,
     /// Bytes that cannot be read.
     Unreadable,
-    /// Chunks of a document that was deleted. Repaired by deleting them.
+    /// Chunks of a deleted document. It is repaired by deleting them.
     Deleted,
-    /// Changes that build on others which are not here. They wait for those: no damage.
+    /// Changes whose dependencies are missing. They are kept until these arrive; no damage.
     Orphaned,
-    /// A document of which nothing can be served: all its changes wait for others.
+    /// A document of which nothing can be served, because all its changes miss dependencies.
     Lost,
-    /// A file that is none of ours or automerge-repo's. No damage.
+    /// A file that neither the relay nor automerge-repo has written. No damage.
     Foreign,
     /// A file in quarantine. No further damage.
     Quarantined,
 }
 
 impl Kind {
-    /// Whether it is a damage that wants repair.
+    /// Whether it is a damage, which needs repair.
     pub fn is_damage(self) -> bool {
         matches!(self, Self::Broken | Self::Unreadable | Self::Deleted | Self::Lost)
     }
 }
 
-/// The figures of a check.
+/// The totals of a check.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Summary {
-    /// Documents.
+    /// Documents that were checked.
     pub documents: usize,
     /// Their chunks.
     pub chunks: usize,
-    /// Their size in bytes.
+    /// The size of the chunks in bytes.
     pub bytes: u64,
-    /// Uploaded bundles.
+    /// Uploaded bundles that were checked.
     pub bundles: usize,
-    /// Damages found.
+    /// Damages that were found.
     pub damages: usize,
-    /// Damages put right.
+    /// Damages that were repaired.
     pub repaired: usize,
-    /// Findings that are no damage.
+    /// Findings that are not damages.
     pub notes: usize,
 }
 
-/// Where a check's lines go. False: nobody listens any more.
-pub trait Tell: FnMut(Line) -> bool {}
-impl<T: FnMut(Line) -> bool> Tell for T {}
+/// Receives the lines of a check. Returns false to end the check.
+pub trait Listener: FnMut(Line) -> bool {}
+impl<T: FnMut(Line) -> bool> Listener for T {}
 
-/// A check under way.
+/// A check that is running.
 pub struct Check<T> {
-    tell: T,
-    /// The figures so far.
+    listener: T,
+    /// The totals so far.
     pub summary: Summary,
-    goes_on: bool,
+    /// Whether the listener has not ended the check.
+    is_wanted: bool,
 }
 
-impl<T: Tell> Check<T> {
-    fn new(tell: T) -> Self {
-        Self { tell, summary: Summary::default(), goes_on: true }
+impl<T: Listener> Check<T> {
+    fn new(listener: T) -> Self {
+        Self { listener, summary: Summary::default(), is_wanted: true }
     }
 
     /// Reports a finding and counts it.
-    pub fn find(&mut self, kind: Kind, place: impl ToString, fault: impl ToString, repaired: bool) {
+    pub fn report(
+        &mut self,
+        kind: Kind,
+        location: impl ToString,
+        fault: impl ToString,
+        repaired: bool,
+    ) {
         match kind.is_damage() {
             true => self.summary.damages += 1,
             false => self.summary.notes += 1,
         }
         self.summary.repaired += usize::from(repaired);
-        let (place, fault) = (place.to_string(), fault.to_string());
-        let finding = Finding { kind, place, fault, repaired };
-        self.goes_on &= (self.tell)(Line::Finding(finding));
+        let (location, fault) = (location.to_string(), fault.to_string());
+        let finding = Finding { kind, location, fault, repaired };
+        self.is_wanted &= (self.listener)(Line::Finding(finding));
     }
 
-    /// Look at a document's chunks. Returns those that are broken, and why; and what has to be stored before they go.
-    fn look(
+    /// Checks the chunks of a document. Returns the broken ones with the reasons, and the snapshot
+    /// that must be stored before they are moved to quarantine.
+    fn check_chunks(
         &mut self,
         document: DocumentId,
         chunks: Vec<StoredChunk>,
@@ -144,21 +155,20 @@ impl<T: Tell> Check<T> {
         self.summary.documents += 1;
         self.summary.chunks += chunks.len();
         self.summary.bytes += chunks.iter().map(|(_, data)| data.len() as u64).sum::<u64>();
-        let Checked { mut opened, broken, rescue, .. } = check(document, chunks, None);
+        let Assembled { mut opened, broken, rescue, .. } = assemble(document, chunks, None);
         let missing = opened.doc.automerge().get_missing_deps(&[]).len();
         if missing > 0 {
             let fault = format!("changes wait for {missing} others that are not here");
-            let has_nothing_else = opened.heads.is_empty();
-            let kind = if has_nothing_else { Kind::Lost } else { Kind::Orphaned };
-            self.find(kind, document, fault, false);
+            let kind = if opened.heads.is_empty() { Kind::Lost } else { Kind::Orphaned };
+            self.report(kind, document, fault, false);
         }
         if let Err(fault) = opened.doc.check_numbering() {
-            self.find(Kind::Numbering, document, format!("its changes {fault}"), false);
+            self.report(Kind::Numbering, document, format!("its changes {fault}"), false);
         }
         (broken, rescue)
     }
 
-    /// The documents below `root`; what is foreign there is noted.
+    /// Lists the documents in the folder `root`, and reports foreign files.
     fn documents_of(&mut self, root: &Path) -> Result<Vec<DocumentId>, StorageError> {
         let mut documents = Vec::new();
         walk::walk(root, |found| {
@@ -166,7 +176,7 @@ impl<T: Tell> Check<T> {
                 Found::Document(document) => documents.push(document),
                 Found::Foreign(path) => {
                     let fault = "not of this relay's, nor of automerge-repo's";
-                    self.find(Kind::Foreign, path.display(), fault, false);
+                    self.report(Kind::Foreign, path.display(), fault, false);
                 }
             }
             true
@@ -174,17 +184,18 @@ impl<T: Tell> Check<T> {
         Ok(documents)
     }
 
-    /// Say now and then how far it is. False if nobody listens any more.
-    fn is_at(&mut self, n: usize, all: usize) -> bool {
-        if n.is_multiple_of(EVERY) {
-            self.goes_on &= (self.tell)(Line::Checked(n, all));
+    /// Reports progress from time to time. Returns whether the check should continue.
+    fn report_progress(&mut self, n: usize, all: usize) -> bool {
+        if n.is_multiple_of(PROGRESS_INTERVAL) {
+            self.is_wanted &= (self.listener)(Line::Checked(n, all));
         }
-        self.goes_on
+        self.is_wanted
     }
 
-    fn quarantine(&mut self, root: &Path) -> Result<(), StorageError> {
+    /// Reports what is in quarantine.
+    fn report_quarantine(&mut self, root: &Path) -> Result<(), StorageError> {
         for entry in quarantine::list(root)? {
-            self.find(Kind::Quarantined, entry.path, entry.reason, false);
+            self.report(Kind::Quarantined, entry.path, entry.reason, false);
         }
         Ok(())
     }
@@ -194,76 +205,81 @@ impl<T: Tell> Check<T> {
             Ok(()) => Line::Summary(self.summary),
             Err(error) => Line::Problem(error.to_string()),
         };
-        (self.tell)(last);
+        (self.listener)(last);
     }
 }
 
-/// Checks all that `journal` and its folders hold, and then what `check_more` checks. Blocks; to be
-/// called on a thread of `runtime` that may.
-pub fn check_storage<T: Tell>(
+/// Checks the documents of `journal`, and then calls `check_more`. Blocks, so it must be called on a
+/// blocking thread of `runtime`.
+pub fn check_storage<T: Listener>(
     journal: &Journal,
     runtime: &Handle,
     repair: bool,
-    tell: T,
+    listener: T,
     check_more: impl FnOnce(&mut Check<T>) -> Result<(), StorageError>,
 ) {
-    let mut check = Check::new(tell);
+    let mut check = Check::new(listener);
     let mut result = check_documents(&mut check, journal, runtime, repair);
-    if result.is_ok() && check.goes_on {
+    if result.is_ok() && check.is_wanted {
         result = check_more(&mut check);
     }
     check.end(result);
 }
 
 fn check_documents(
-    check: &mut Check<impl Tell>,
+    check: &mut Check<impl Listener>,
     journal: &Journal,
     runtime: &Handle,
     repair: bool,
 ) -> Result<(), StorageError> {
     for fault in journal.faults() {
-        check.find(Kind::Broken, "journal", fault, false);
+        check.report(Kind::Broken, "journal", fault, false);
     }
-    // Those of the journal first: one that moves meanwhile is found in the folders.
+    // The journal is listed first: a document that moves meanwhile is then found in the folders.
     let mut documents = journal.documents();
     documents.extend(check.documents_of(journal.root())?);
     documents.sort_unstable();
     documents.dedup();
     let all = documents.len();
     for (n, document) in documents.into_iter().enumerate() {
-        if !check.is_at(n, all) {
+        if !check.report_progress(n, all) {
             return Ok(());
         }
         if journal.is_deleted(document) {
-            let again = || runtime.block_on(journal.delete_again(document));
-            let repaired = repair && again().is_ok();
-            check.find(Kind::Deleted, document, "it was deleted, and its folder is here", repaired);
+            let delete = || runtime.block_on(journal.delete_again(document));
+            let repaired = repair && delete().is_ok();
+            check.report(
+                Kind::Deleted,
+                document,
+                "it was deleted, and its folder is here",
+                repaired,
+            );
             continue;
         }
         match runtime.block_on(journal.load_document(document)) {
             Err(error) => {
                 check.summary.documents += 1;
-                check.find(Kind::Unreadable, document, error, false);
+                check.report(Kind::Unreadable, document, error, false);
             }
             Ok(chunks) => {
-                let (broken, rescue) = check.look(document, chunks);
+                let (broken, rescue) = check.check_chunks(document, chunks);
                 let put =
                     |SeedSnapshot { key, data }| runtime.block_on(journal.put(&key, data)).is_ok();
                 let repair = repair && rescue.is_none_or(put);
                 for (key, reason) in broken {
-                    let aside = || runtime.block_on(journal.quarantine(&key, &reason));
-                    let repaired = repair && aside().is_ok();
-                    check.find(Kind::Broken, &key, &reason, repaired);
+                    let quarantine = || runtime.block_on(journal.quarantine(&key, &reason));
+                    let repaired = repair && quarantine().is_ok();
+                    check.report(Kind::Broken, &key, &reason, repaired);
                 }
             }
         }
     }
-    check.quarantine(journal.root())
+    check.report_quarantine(journal.root())
 }
 
-/// Check a folder in automerge-repo's layout without changing it. Blocks.
-pub fn check_folder(root: &Path, tell: impl Tell) {
-    let mut check = Check::new(tell);
+/// Checks a folder in automerge-repo's layout without changing it. Blocks.
+pub fn check_folder(root: &Path, listener: impl Listener) {
+    let mut check = Check::new(listener);
     let result = check_files(&mut check, root);
     check.end(result);
 }
@@ -272,22 +288,22 @@ pub fn check_folder(root: &Path, tell: impl Tell) {
 pub struct Copy<'a> {
     /// The file.
     pub file: PathBuf,
-    /// The SHA-256 of what was written into it.
+    /// The SHA-256 of its bytes when it was written.
     pub sha256: &'a str,
 }
 
-/// Check the files of a backup. Blocks.
-pub fn check_copies<'a>(copies: impl ExactSizeIterator<Item = Copy<'a>>, tell: impl Tell) {
-    let mut check = Check::new(tell);
+/// Checks the files of a backup. Blocks.
+pub fn check_copies<'a>(copies: impl ExactSizeIterator<Item = Copy<'a>>, listener: impl Listener) {
+    let mut check = Check::new(listener);
     let all = copies.len();
     for (n, Copy { file, sha256 }) in copies.enumerate() {
-        if !check.is_at(n, all) {
+        if !check.report_progress(n, all) {
             break;
         }
         let data = match folder::read(&file, MAX_FILE) {
             Ok(data) => data,
             Err(error) => {
-                check.find(Kind::Unreadable, file.display(), error, false);
+                check.report(Kind::Unreadable, file.display(), error, false);
                 continue;
             }
         };
@@ -296,23 +312,23 @@ pub fn check_copies<'a>(copies: impl ExactSizeIterator<Item = Copy<'a>>, tell: i
         check.summary.bytes += data.len() as u64;
         if hex(&Sha256::digest(&data)) != *sha256 {
             let fault = "its bytes are not those that were written";
-            check.find(Kind::Broken, file.display(), fault, false);
+            check.report(Kind::Broken, file.display(), fault, false);
         } else {
             for fault in faults_in(&data) {
-                check.find(Kind::Broken, file.display(), fault, false);
+                check.report(Kind::Broken, file.display(), fault, false);
             }
         }
     }
     check.end(Ok(()));
 }
 
-/// What is wrong with a document that is one chunk.
+/// The faults of a document that consists of one chunk.
 fn faults_in(data: &[u8]) -> Vec<String> {
     let Loaded { bad, .. } = load::load(&[(Key::StorageId, data.to_vec())]);
     bad.into_iter().map(|(_, fault)| fault).collect()
 }
 
-fn check_files(check: &mut Check<impl Tell>, root: &Path) -> Result<(), StorageError> {
+fn check_files(check: &mut Check<impl Listener>, root: &Path) -> Result<(), StorageError> {
     let in_journal = match count_rows(root) {
         Ok(0) => None,
         Ok(rows) => {
@@ -326,24 +342,24 @@ fn check_files(check: &mut Check<impl Tell>, root: &Path) -> Result<(), StorageE
     };
     if let Some(fault) = in_journal {
         let advice = "`tonk-relay checkpoint` of its relay moves it into the folders";
-        check.find(Kind::Foreign, ".journal", format!("{fault}: {advice}"), false);
+        check.report(Kind::Foreign, ".journal", format!("{fault}: {advice}"), false);
     }
     let documents = check.documents_of(root)?;
     let all = documents.len();
     for (n, document) in documents.into_iter().enumerate() {
-        if !check.is_at(n, all) {
+        if !check.report_progress(n, all) {
             return Ok(());
         }
         let chunks = match walk::read_document(root, document) {
             Ok(chunks) => chunks,
             Err(error) => {
-                check.find(Kind::Unreadable, document, error, false);
+                check.report(Kind::Unreadable, document, error, false);
                 continue;
             }
         };
-        for (key, reason) in check.look(document, chunks).0 {
-            check.find(Kind::Broken, key, reason, false);
+        for (key, reason) in check.check_chunks(document, chunks).0 {
+            check.report(Kind::Broken, key, reason, false);
         }
     }
-    check.quarantine(root)
+    check.report_quarantine(root)
 }

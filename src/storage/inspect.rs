@@ -1,4 +1,4 @@
-//! What is stored of one document, for an operator who asks what it is and what it costs.
+//! What is stored of one document, for the operator.
 
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     ChunkStore, Failure, StorageError,
-    documents::check,
+    documents::assemble,
     local::{blocked::Block, quarantine::Entry},
 };
 use crate::{base::document_id::DocumentId, document::chunk::Key};
@@ -20,17 +20,17 @@ pub struct Inspection {
     pub heads: Vec<String>,
     /// How many changes it has.
     pub changes: usize,
-    /// How many peers' actors made them.
+    /// How many actors made them.
     pub actors: usize,
-    /// When the last of them was made, by its author's clock, in RFC 3339; none if no author said.
+    /// When the last change was made by its author's clock, in RFC 3339, if any change has a time.
     pub last_change: Option<String>,
     /// The size of its chunks, in bytes.
     pub bytes: usize,
     /// Its chunks.
     pub chunks: Vec<Chunk>,
-    /// What of it is in quarantine.
+    /// Its chunks in quarantine.
     pub quarantined: Vec<Entry>,
-    /// An operator keeps it from everybody.
+    /// The block, if an operator has blocked it.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub blocked: Option<Block>,
 }
@@ -42,15 +42,16 @@ pub struct Chunk {
     pub key: String,
     /// Its size in bytes.
     pub bytes: usize,
-    /// Why it does not parse or fit, where it does not.
+    /// Why it does not parse or fit, if so.
     pub fault: Option<String>,
 }
 
 impl Inspection {
-    /// Look at what `store` and the quarantine have of a document; nothing if that is nothing. Changes nothing there.
+    /// Inspects a document in `store`, given its chunks in quarantine and its block. Returns nothing
+    /// if there is nothing of it. Changes nothing.
     ///
     /// # Errors
-    /// What is there cannot be read.
+    /// Stored bytes cannot be read.
     pub async fn of(
         store: &dyn ChunkStore,
         quarantined: Vec<Entry>,
@@ -61,13 +62,14 @@ impl Inspection {
         if stored.is_empty() && quarantined.is_empty() && blocked.is_none() {
             return Ok(None);
         }
-        let inspected =
-            tokio::task::spawn_blocking(move || Self::look(document, stored, quarantined, blocked));
+        let inspected = tokio::task::spawn_blocking(move || {
+            Self::from_chunks(document, stored, quarantined, blocked)
+        });
         let failed = |error| StorageError::Unavailable(Failure::new("load", document, error));
         inspected.await.map(Some).map_err(failed)
     }
 
-    fn look(
+    fn from_chunks(
         document: DocumentId,
         stored: Vec<(Key, Vec<u8>)>,
         quarantined: Vec<Entry>,
@@ -75,19 +77,19 @@ impl Inspection {
     ) -> Self {
         let sizes: Vec<(Key, usize)> =
             stored.iter().map(|(key, data)| (key.clone(), data.len())).collect();
-        let mut checked = check(document, stored, None);
-        let changes = checked.opened.doc.automerge().get_changes_meta(&[]);
+        let mut assembled = assemble(document, stored, None);
+        let changes = assembled.opened.doc.automerge().get_changes_meta(&[]);
         let actors: std::collections::HashSet<_> =
             changes.iter().map(|change| change.actor.clone()).collect();
         let last = changes.iter().map(|change| change.timestamp).max().filter(|last| *last > 0);
         let chunks = sizes.iter().map(|(key, bytes)| {
-            let fault = checked.broken.iter().find(|(broken, _)| broken == key);
+            let fault = assembled.broken.iter().find(|(broken, _)| broken == key);
             let fault = fault.map(|(_, reason)| reason.clone());
             Chunk { key: key.to_string(), bytes: *bytes, fault }
         });
         Self {
             document: document.to_string(),
-            heads: checked.opened.heads.iter().map(ToString::to_string).collect(),
+            heads: assembled.opened.heads.iter().map(ToString::to_string).collect(),
             changes: changes.len(),
             actors: actors.len(),
             last_change: last.and_then(rfc3339),
@@ -99,9 +101,9 @@ impl Inspection {
     }
 }
 
-/// Seconds since 1970 as a text, unless no calendar has them.
+/// Formats seconds since 1970, if the time is between 1970 and 9999.
 fn rfc3339(seconds: i64) -> Option<String> {
-    // humantime knows the years up to 9999.
+    /// The end of the year 9999, the last that humantime formats.
     const LATEST: u64 = 253_402_300_799;
     let seconds = u64::try_from(seconds).ok().filter(|seconds| *seconds <= LATEST)?;
     let time = UNIX_EPOCH.checked_add(Duration::from_secs(seconds))?;
@@ -118,7 +120,7 @@ mod tests {
     };
 
     #[tokio::test]
-    async fn it_says_what_is_stored_and_changes_nothing() {
+    async fn an_inspection_lists_the_chunks_and_changes_nothing() {
         let folder = tempfile::tempdir().expect("a folder");
         let store = NodefsStore::open(folder.path(), Durability::Fsync).expect("opens");
         let document = DocumentId::from_bytes([7; 16]);
@@ -154,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn times_that_no_calendar_has_are_left_out() {
+    fn times_outside_the_calendar_are_left_out() {
         assert_eq!(rfc3339(0).as_deref(), Some("1970-01-01T00:00:00Z"));
         assert_eq!(rfc3339(-1), None);
         assert_eq!(rfc3339(i64::MAX), None);

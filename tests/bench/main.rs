@@ -1,7 +1,7 @@
-//! The same sync work on this relay and on automerge-repo's own server, one after the other: processor time and
-//! memory of each server's process, and their ratio. Ends with a table of what a machine needs.
+//! The same sync work on this relay and on automerge-repo's own server, one after the other: the processor time
+//! and memory of each server's process, and their ratio. Ends with a table of what a machine needs.
 //!
-//! `cargo bench --bench relay` runs all of it; `-- fanout idle` some, `-- --relay-only` without Node.js.
+//! `cargo bench --bench relay` runs everything; `-- fanout idle` some, `-- --relay-only` without Node.js.
 #![expect(clippy::expect_used, clippy::panic, reason = "a failed expectation ends the benchmark")]
 #![expect(clippy::print_stdout, reason = "the tables are what it is for")]
 #![expect(
@@ -28,7 +28,7 @@ use tonk_relay::base::document_id::DocumentId;
 use client::{Client, Event, get, now, put, random_id, typed};
 use server::{Kind, Server, Usage};
 
-/// Figures by name; of each the smaller is the better.
+/// Figures by name. For each, smaller is better.
 type Figures = BTreeMap<&'static str, f64>;
 
 const EDIT: &str = "us of CPU a delivered edit";
@@ -38,16 +38,16 @@ const LINK: &str = "KiB a user's document";
 const CONNECTION: &str = "KiB a connection and its document";
 const CONNECT: &str = "us of CPU a connection and its document";
 
-/// Who follows what.
+/// Which users follow which documents.
 struct Crowd {
     documents: usize,
     users: usize,
-    /// Every user follows every document; else the nth the nth alone.
+    /// Whether every user follows every document. Otherwise the nth user follows only the nth document.
     all: bool,
-    /// Edits a second of each document.
+    /// Edits per second and document.
     rate: f64,
     edits: u64,
-    /// Letters typed into each document before.
+    /// Letters that were typed into each document before the start.
     history: usize,
 }
 
@@ -81,7 +81,7 @@ async fn main() {
             continue;
         }
         let mut columns = Vec::new();
-        // The JavaScript server takes a quarter of an hour for as many documents as `quiet` makes.
+        // The JavaScript server would take a quarter of an hour for the documents of `quiet`.
         let kinds: &[Kind] = if relay_only || name == "quiet" {
             &[Kind::Relay]
         } else {
@@ -145,7 +145,7 @@ impl Latencies {
     }
 }
 
-/// Writers edit, everybody else follows. All of them read all the time: who answers no ping is cut off.
+/// Writers edit, and all other clients follow. All clients read continuously, because those that do not answer pings are disconnected.
 async fn edits(server: &Server, crowd: &Crowd) -> Figures {
     let (go, _) = watch::channel(false);
     let last = 1 + crowd.edits;
@@ -188,7 +188,7 @@ async fn edits(server: &Server, crowd: &Crowd) -> Figures {
     }
     let start = server.usage();
     go.send_replace(true);
-    // Kept until all have ended: leaving is not part of the figures.
+    // Kept until all have ended, so that disconnecting is not measured.
     let mut clients = Vec::new();
     for task in tasks {
         clients.push(task.await.expect("ends well"));
@@ -200,13 +200,13 @@ async fn edits(server: &Server, crowd: &Crowd) -> Figures {
         (JOIN, micros(before, start, links as f64)),
     ]);
     if crowd.users > 1 {
-        // What one more user takes shows beside many of them.
+        // The cost of one more user shows with many of them.
         figures.insert(LINK, (start.resident_kib - before.resident_kib) / links as f64);
     }
     figures
 }
 
-/// Edit a document from `turn` after the start on, until edit `last` has come to the server.
+/// Edits a document from `turn` after the start on, until edit `last` has reached the server.
 async fn write(
     mut writer: Client,
     id: DocumentId,
@@ -239,7 +239,7 @@ async fn write(
     writer
 }
 
-/// Read until edit `last` of every document is here.
+/// Reads until edit `last` of every document has arrived.
 async fn follow(
     mut client: Client,
     follows: &[DocumentId],
@@ -286,7 +286,7 @@ async fn idle(server: &Server) -> Figures {
     ])
 }
 
-/// Many documents that nobody touches.
+/// Many documents without clients.
 async fn quiet(server: &Server) -> Figures {
     const CONNECTIONS: usize = 100;
     const EACH: usize = 100;
@@ -300,7 +300,7 @@ async fn quiet(server: &Server) -> Figures {
             put(&mut doc, 1);
             client.share(random_id(), doc).await;
         }
-        // Somebody has to answer pings.
+        // One connection has to answer pings.
         clients.push(tokio::spawn(async move {
             loop {
                 client.step().await;
@@ -322,7 +322,7 @@ async fn quiet(server: &Server) -> Figures {
     ])
 }
 
-/// Everybody's cursor to everybody else.
+/// Every client sends its cursor to every other client.
 async fn presence(server: &Server) -> Figures {
     const USERS: usize = 50;
     const EACH: u64 = 25;
@@ -354,10 +354,10 @@ async fn presence(server: &Server) -> Figures {
                 tokio::select! {
                     _ = tick.tick(), if sent < EACH => {
                         sent += 1;
-                        // A CBOR byte string of eight bytes: automerge-repo passes on nothing but CBOR.
+                        // A CBOR byte string of eight bytes: automerge-repo forwards only CBOR.
                         let mut payload = vec![0x48];
                         payload.extend(now().to_be_bytes());
-                        client.say(id, sent, &payload).await;
+                        client.send_presence(id, sent, &payload).await;
                     }
                     event = client.step() => if let Event::Presence(payload) = event {
                         heard += 1;
@@ -379,7 +379,7 @@ async fn presence(server: &Server) -> Figures {
     ])
 }
 
-/// One document with a long history, pushed and fetched.
+/// Sends and fetches one document with a long history.
 async fn big(server: &Server) -> Figures {
     let (id, doc) = (random_id(), typed(100_000));
     let start = server.usage();
@@ -396,7 +396,7 @@ async fn big(server: &Server) -> Figures {
     ])
 }
 
-/// What a machine needs, from the figures of this run.
+/// Prints what a machine needs, from the figures of this run.
 fn print_sizes(figures: &HashMap<&str, Figures>) {
     let figure = |scenario: &str, name: &str| figures.get(scenario)?.get(name).copied();
     let (Some(connection), Some(link), Some(edit), Some(stored)) = (
@@ -415,7 +415,7 @@ fn print_sizes(figures: &HashMap<&str, Figures>) {
     for users in [100.0, 1_000.0, 10_000.0] {
         for documents in [10.0, 30.0, 100.0] {
             let memory = 16.0 + (users * (connection + documents * link)) / 1024.0;
-            // An edit is stored once, and reaches all who follow its document.
+            // An edit is stored once, and sent to all clients of its document.
             let cpu = users / 10.0 * (stored + users * edit) / 1e4;
             println!("{users:8} {documents:10} {memory:12.0} {cpu:16.0} {:12.0}", users + 500.0);
         }

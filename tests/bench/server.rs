@@ -1,4 +1,4 @@
-//! The servers that are compared, as processes of their own, and what they cost.
+//! The servers that are compared, as separate processes, and their resource usage.
 
 use std::{
     fs,
@@ -9,10 +9,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Each server has another one: the last one's connections may not be quite gone.
+/// Each server uses another port, because connections of the previous one may still be open.
 static NEXT_PORT: AtomicU16 = AtomicU16::new(20_000);
 
-/// Which server.
+/// The kind of a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// This relay.
@@ -21,7 +21,7 @@ pub(crate) enum Kind {
     JavaScript,
 }
 
-/// A running server in a folder that goes with it.
+/// A running server, with a folder that is deleted with it.
 pub(crate) struct Server {
     child: Child,
     pub(crate) url: String,
@@ -36,10 +36,10 @@ pub(crate) struct Usage {
 }
 
 impl Server {
-    /// Start one, and wait until it listens.
+    /// Starts a server, and waits until it listens.
     pub(crate) fn start(kind: Kind) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
-        // Below those that the kernel gives to clients: a client that tries one of those may reach itself.
+        // Outside the kernel's range of ephemeral ports: a client that connects to one of those may reach itself.
         let is_free = |port: &u16| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok();
         let first = NEXT_PORT.fetch_add(10, Ordering::Relaxed);
         let port = (first..30_000).find(is_free).expect("a port");
@@ -68,7 +68,7 @@ impl Server {
         Self { child, url: format!("ws://127.0.0.1:{port}"), _folder: folder }
     }
 
-    /// What it has used so far (`proc(5)`; a tick is a hundredth of a second).
+    /// The resources that it has used so far (`proc(5)`; a tick is a hundredth of a second).
     pub(crate) fn usage(&self) -> Usage {
         let read = |file: &str| {
             fs::read_to_string(format!("/proc/{}/{file}", self.child.id())).unwrap_or_default()

@@ -1,7 +1,7 @@
-//! Makes documents, and changes to them that are wrong in some way: valid changes of which any field or column was altered.
+//! Generates documents and invalid changes to them: valid changes of which a field or column was altered.
 //!
-//! Everything is drawn from bytes, so that a property test shrinks a case by shrinking its bytes, and a fuzzer explores cases
-//! by altering them. Format: <https://automerge.org/automerge-binary-format-spec/>.
+//! Every decision is drawn from bytes, so that a property test can shrink a case by shrinking its bytes, and a
+//! fuzzer can explore cases by altering them. Format: <https://automerge.org/automerge-binary-format-spec/>.
 
 #![allow(
     clippy::expect_used,
@@ -20,7 +20,7 @@ use std::io::Write;
 
 const MAGIC: [u8; 4] = [0x85, 0x6f, 0x4a, 0x83];
 
-/// Bytes from which decisions are drawn; zeros when they are used up.
+/// Bytes from which decisions are drawn. After the last byte, zeros are drawn.
 pub(crate) struct Draw<'a>(&'a [u8]);
 
 impl<'a> Draw<'a> {
@@ -56,13 +56,13 @@ impl<'a> Draw<'a> {
     }
 }
 
-/// A document and what somebody sends of it.
+/// A document, and changes that are sent to it.
 pub(crate) struct Case {
-    /// The document as it was before.
+    /// The document before the changes.
     pub(crate) base: Automerge,
-    /// What is sent: chunks, in messages one after the other.
+    /// The messages: chunks of changes, in the order in which they are sent.
     pub(crate) messages: Vec<Vec<u8>>,
-    /// What was done to them, for a person who reads of a failure.
+    /// A description of the alterations, for failure messages.
     pub(crate) story: Vec<String>,
 }
 
@@ -83,11 +83,11 @@ impl Case {
         }
         let mut honest: Vec<Change> = ahead.get_changes(&base.get_heads());
         if draw.one_in(8) {
-            // Of what is there already, too.
+            // Changes that the base already has are altered, too.
             honest = ahead.get_changes(&[]);
         }
         let mut sent = Vec::new();
-        // A change that was altered has another hash; what builds on it is told the new one, or not.
+        // An altered change has another hash. Changes that depend on it refer to the new hash, or do not.
         let mut renamed: Vec<(ChangeHash, ChangeHash)> = Vec::new();
         let known: Vec<ChangeHash> = ahead.get_changes(&[]).iter().map(Change::hash).collect();
         for (n, change) in honest.iter().enumerate() {
@@ -116,11 +116,11 @@ impl Case {
         }
         let saved = || base.save();
         let messages = match draw.below(8) {
-            // A message each.
+            // One message for each change.
             0 | 1 => sent,
-            // All at once.
+            // One message for all changes.
             2..=4 => vec![sent.concat()],
-            // With the document before them, as a bundle or a store may have it.
+            // After the document, as a bundle or a store may have them.
             5 => vec![[saved(), sent.concat()].concat()],
             // A document that was altered itself.
             6 => {
@@ -130,7 +130,7 @@ impl Case {
                 }
                 vec![document.bytes()]
             }
-            // Some bytes of it.
+            // Alters some of its bytes.
             _ => {
                 let mut all = sent.concat();
                 for _ in 0..=draw.below(3) {
@@ -149,8 +149,8 @@ impl Case {
 }
 
 impl Case {
-    /// The case, for a person.
-    pub(crate) fn tell(&self) -> String {
+    /// A description of the case.
+    pub(crate) fn describe(&self) -> String {
         let mut lines = self.story.clone();
         lines.push(format!("the document has heads {:?}", self.base.get_heads()));
         let changes = self.base.get_changes(&[]);
@@ -176,7 +176,7 @@ fn document(draw: &mut Draw<'_>) -> Automerge {
     for _ in 0..draw.below(4) {
         let by = draw.below(3);
         if draw.one_in(3) {
-            // Two at the same time.
+            // Two concurrent changes.
             let mut other = doc.clone();
             edit(&mut other, (by + 1) % 3, draw);
             edit(&mut doc, by, draw);
@@ -206,7 +206,7 @@ fn edit(doc: &mut Automerge, by: usize, draw: &mut Draw<'_>) {
     }
     let what = draw.below(9);
     let mut tx = doc.transaction();
-    // What does not apply to this document, such as a mark in an empty text, is an empty change, or none.
+    // An operation that does not apply to this document, such as a mark in an empty text, gives an empty change, or none.
     let done = match what {
         0 => tx.put(ROOT, format!("k{}", draw.below(3)), i64::from(draw.byte())),
         1 => tx.splice_text(&text, draw.below(length + 1), 0, "words "),
@@ -303,7 +303,7 @@ fn write_heads(columns: &[(u64, Vec<u8>)], out: &mut Vec<u8>) {
     }
 }
 
-/// A chunk with the right checksum, and the hash of its contents.
+/// A chunk with a valid checksum, and its hash.
 fn chunk(kind: u8, contents: &[u8]) -> (Vec<u8>, [u8; 32]) {
     let mut checked = vec![kind];
     leb(contents.len() as u64, &mut checked);
@@ -312,7 +312,7 @@ fn chunk(kind: u8, contents: &[u8]) -> (Vec<u8>, [u8; 32]) {
     ([&MAGIC[..], &hash[..4], &checked].concat(), hash)
 }
 
-/// Alters the bytes of a column. Returns how.
+/// Alters the bytes of a column. Returns a description.
 fn alter_column(data: &mut Vec<u8>, draw: &mut Draw<'_>) -> &'static str {
     match draw.below(6) {
         0 => {
@@ -340,7 +340,7 @@ fn alter_column(data: &mut Vec<u8>, draw: &mut Draw<'_>) -> &'static str {
             data.extend(again);
             "twice as long"
         }
-        // A run of the same value, written as literals of one value each, or the other way round.
+        // A run of one value, written as literals of one value each, or the reverse.
         _ => {
             if let Some(first) = data.first_mut() {
                 *first = match *first {
@@ -354,7 +354,7 @@ fn alter_column(data: &mut Vec<u8>, draw: &mut Draw<'_>) -> &'static str {
     }
 }
 
-/// A change, field by field.
+/// The fields of a change.
 struct Raw {
     deps: Vec<ChangeHash>,
     actor: Vec<u8>,
@@ -417,7 +417,7 @@ impl Raw {
         (bytes, ChangeHash(hash))
     }
 
-    /// Alters something. Returns what.
+    /// Alters a field. Returns a description.
     fn alter(&mut self, draw: &mut Draw<'_>, known: &[ChangeHash]) -> String {
         match draw.below(22) {
             0 => {
@@ -558,7 +558,7 @@ impl Raw {
     }
 }
 
-/// The columns of one operation on the document's text: a mark, of which the other half is missing.
+/// The columns of one operation on the document's text: a mark whose other half is missing.
 fn mark_columns(draw: &mut Draw<'_>) -> Vec<(u64, Vec<u8>)> {
     let counter = 1 + draw.byte() % 4;
     let mut columns = vec![
@@ -578,7 +578,7 @@ fn mark_columns(draw: &mut Draw<'_>) -> Vec<(u64, Vec<u8>)> {
     columns
 }
 
-/// A saved document, part by part.
+/// The parts of a saved document.
 struct RawDocument {
     actors: Vec<Vec<u8>>,
     heads: Vec<[u8; 32]>,

@@ -1,4 +1,4 @@
-//! A client of the protocol with real automerge sync states, on the relay's own reading and writing of messages.
+//! A client of the protocol with real automerge sync states. It uses the relay's own encoding of messages.
 
 use std::{
     collections::HashMap,
@@ -24,8 +24,8 @@ use tonk_relay::{
     sync::wire::{self, Body},
 };
 
-/// The longest wait for anything.
-const PATIENCE: Duration = Duration::from_secs(120);
+/// The longest time that any operation may take.
+const TIMEOUT: Duration = Duration::from_secs(120);
 
 pub(crate) struct Client {
     socket: WebSocketStream<MaybeTlsStream<TcpStream>>,
@@ -35,13 +35,13 @@ pub(crate) struct Client {
     is_lost: bool,
 }
 
-/// What a message did.
+/// The effect of a message.
 pub(crate) enum Event {
-    /// A document is other than it was.
+    /// A document has changed.
     Changed(DocumentId),
-    /// Presence, with its payload.
+    /// Presence arrived, with this payload.
     Presence(Vec<u8>),
-    /// The server says that nobody has a document.
+    /// The server reported that a document is unavailable.
     Unavailable(DocumentId),
     Other,
 }
@@ -60,7 +60,7 @@ pub(crate) fn now() -> u64 {
     u64::try_from(now.as_micros()).expect("before the year 586,912")
 }
 
-/// Write a number and the time into a document.
+/// Writes a number and the current time into a document.
 pub(crate) fn put(doc: &mut Automerge, n: u64) {
     let mut edit = doc.transaction();
     edit.put(ROOT, "n", n).expect("an edit");
@@ -68,12 +68,12 @@ pub(crate) fn put(doc: &mut Automerge, n: u64) {
     edit.commit();
 }
 
-/// Read one of them.
+/// Reads one of them.
 pub(crate) fn get(doc: &Automerge, key: &str) -> u64 {
     doc.get(ROOT, key).ok().flatten().and_then(|(value, _)| value.as_u64()).unwrap_or(0)
 }
 
-/// A text that was typed a letter at a time, a change each.
+/// A text that was typed letter by letter, with a change for each.
 pub(crate) fn typed(letters: usize) -> Automerge {
     let mut doc = Automerge::new();
     let mut edit = doc.transaction();
@@ -81,7 +81,7 @@ pub(crate) fn typed(letters: usize) -> Automerge {
     edit.commit();
     for n in 0..letters {
         let mut edit = doc.transaction();
-        // Now and then the cursor jumps.
+        // The cursor jumps from time to time.
         let at = if n % 50 == 0 { n / 2 } else { n };
         let letter = char::from(b'a' + (n * 7 % 26) as u8).to_string();
         edit.splice_text(&text, at, 0, &letter).expect("an edit");
@@ -93,7 +93,7 @@ pub(crate) fn typed(letters: usize) -> Automerge {
 impl Client {
     pub(crate) async fn connect(url: &str) -> Self {
         loop {
-            // The JavaScript server now and then resets a connection that has just been made.
+            // The JavaScript server sometimes resets a new connection.
             if let Some(client) = Self::try_connect(url).await {
                 return client;
             }
@@ -128,10 +128,10 @@ impl Client {
     /// The next frame, unless the connection is lost.
     async fn receive(&mut self) -> Option<bytes::Bytes> {
         while !self.is_lost {
-            let next = timeout(PATIENCE, self.socket.next()).await.expect("something in time");
+            let next = timeout(TIMEOUT, self.socket.next()).await.expect("something in time");
             match next {
                 Some(Ok(tungstenite::Message::Binary(frame))) => return Some(frame),
-                // A relay that stops; the next read answers, and finds the end.
+                // The relay is stopping. The next read answers the close frame and finds the end.
                 Some(Ok(tungstenite::Message::Close(Some(frame))))
                     if frame.code == CloseCode::Restart => {}
                 Some(Ok(tungstenite::Message::Close(frame))) => {
@@ -148,7 +148,7 @@ impl Client {
         &mut self.documents.entry(id).or_default().0
     }
 
-    /// Say what there is to say of a document.
+    /// Sends the next sync message of a document, if there is one.
     pub(crate) async fn push(&mut self, id: DocumentId, request: bool) {
         let (doc, state) = self.documents.entry(id).or_default();
         if let Some(message) = doc.generate_sync_message(state) {
@@ -157,7 +157,7 @@ impl Client {
         }
     }
 
-    /// Take up a document, and wait until the server has it.
+    /// Adds a document, and waits until the server has it.
     pub(crate) async fn share(&mut self, id: DocumentId, doc: Automerge) {
         self.documents.insert(id, (doc, State::new()));
         self.push(id, false).await;
@@ -166,8 +166,8 @@ impl Client {
         }
     }
 
-    /// Send chunks of a document, under a head that nobody has, whether or not they are good.
-    pub(crate) async fn bring(&mut self, id: DocumentId, chunks: Vec<u8>) {
+    /// Sends chunks of a document with an unknown head, whether or not they are valid.
+    pub(crate) async fn send_chunks(&mut self, id: DocumentId, chunks: Vec<u8>) {
         let message = Message {
             heads: vec![ChangeHash([7; 32])],
             need: Vec::new(),
@@ -180,7 +180,7 @@ impl Client {
         self.send(frame).await;
     }
 
-    /// Ask for documents, and wait for all of them.
+    /// Requests documents, and waits for all of them.
     pub(crate) async fn fetch(&mut self, ids: &[DocumentId]) {
         for id in ids {
             self.push(*id, true).await;
@@ -194,7 +194,7 @@ impl Client {
         }
     }
 
-    /// Whether the server has said that it has what we have.
+    /// Whether the server has reported the same heads as ours.
     pub(crate) fn in_sync(&self, id: DocumentId) -> bool {
         let Some((doc, state)) = self.documents.get(&id) else { return false };
         let mut theirs = state.their_heads.clone().unwrap_or_default();
@@ -202,25 +202,25 @@ impl Client {
         theirs == doc.get_heads()
     }
 
-    pub(crate) async fn say(&mut self, id: DocumentId, count: u64, payload: &[u8]) {
+    pub(crate) async fn send_presence(&mut self, id: DocumentId, count: u64, payload: &[u8]) {
         let frame = wire::ephemeral(&self.name, &self.server, id, count, &self.name, payload);
         self.send(frame).await;
     }
 
-    /// The heads that the server last told, as far as they are known here.
-    pub(crate) fn told(&self, id: DocumentId) -> Vec<ChangeHash> {
+    /// The heads that the server last reported, as far as they are known here.
+    pub(crate) fn reported_heads(&self, id: DocumentId) -> Vec<ChangeHash> {
         let Some((doc, state)) = self.documents.get(&id) else { return Vec::new() };
         let mut told = state.their_heads.clone().unwrap_or_default();
         told.retain(|head| doc.get_change_meta_by_hash(head).is_some());
         told
     }
 
-    /// Receive a message, apply it and answer it.
+    /// Receives a message, applies it and answers it.
     pub(crate) async fn step(&mut self) -> Event {
         self.try_step().await.expect("an open connection")
     }
 
-    /// The same; nothing if the connection is lost.
+    /// See [`Self::step`]; returns nothing if the connection is lost.
     pub(crate) async fn try_step(&mut self) -> Option<Event> {
         let frame = self.receive().await?;
         Some(match wire::Message::decode(&frame).expect("a message").body {

@@ -1,5 +1,5 @@
-//! What is fuzzed: everything that reads bytes of somebody else's before it is known whose they are. None of these may
-//! panic, hang, or take memory beyond its limits, whatever the bytes.
+//! The fuzz targets: all code that reads untrusted bytes before sign-in. It must not panic, hang, or use memory
+//! beyond its limits, whatever the bytes are.
 
 use std::{
     io::{Cursor, Read},
@@ -26,7 +26,7 @@ mod changes;
 
 type Target = fn(&[u8]);
 
-/// The names of the targets, and what each does.
+/// The names of the targets, and their functions.
 pub(crate) const TARGETS: [(&str, Target); 7] = [
     ("wire", wire),
     ("sync", sync),
@@ -37,22 +37,22 @@ pub(crate) const TARGETS: [(&str, Target); 7] = [
     ("gate", gate),
 ];
 
-/// A frame of a WebSocket.
+/// A WebSocket frame.
 pub(crate) fn wire(data: &[u8]) {
     if let Ok(message) = Message::decode(data) {
         let _ = message.body.name();
     }
 }
 
-/// What a sync message carries, and what chunks unpack to.
+/// The content of a sync message, and what its chunks unpack to.
 pub(crate) fn sync(data: &[u8]) {
     let _ = heads_in(data);
     let _ = SyncMessage::read(data.to_vec().into(), Size::mib(64));
     let _ = unpacked::of(data, Origin::Peer, Size::mib(64));
 }
 
-/// A chunk's kind and contents: what is let through is taken in by automerge, and may not take more memory than was told.
-/// The fuzzer's own limit sees that (`-rss_limit_mb`). That automerge panics does no harm: the relay catches it.
+/// A chunk's kind and contents. Automerge reads the chunks that pass the checks, and must not use more memory than these
+/// predict; the fuzzer enforces that (`-rss_limit_mb`). Automerge may panic, because the relay catches it.
 pub(crate) fn chunk(data: &[u8]) {
     let Some(chunk) = whole(data) else { return };
     if unpacked::of(&chunk, Origin::Peer, Size::mib(16)).is_ok() {
@@ -66,7 +66,7 @@ pub(crate) fn chunk(data: &[u8]) {
     }
 }
 
-/// The chunk of a kind and contents, with the checksum without which automerge looks no further.
+/// The chunk of a kind and contents, with a valid checksum, without which automerge would not read it.
 fn whole(data: &[u8]) -> Option<Vec<u8>> {
     let (kind, contents) = data.split_first()?;
     let kind = kind % 4;
@@ -74,7 +74,7 @@ fn whole(data: &[u8]) -> Option<Vec<u8>> {
     leb128(contents.len(), &mut length);
     let mut checked = vec![kind];
     if kind == 2 {
-        // That of the change which is deflated here.
+        // The type of the change that is deflated here.
         let mut inflated = Vec::new();
         DeflateDecoder::new(contents).take(1 << 20).read_to_end(&mut inflated).ok()?;
         checked = vec![1];
@@ -96,12 +96,12 @@ fn leb128(mut number: usize, into: &mut Vec<u8>) {
     into.push(number as u8);
 }
 
-/// Decisions from which a document and altered changes of it are made: what the gate admits loads again, and what it refuses
-/// leaves the document as it was. Which of it JavaScript can read is asked in `tests/admission.rs`.
+/// Decisions from which a document and altered changes are generated. What the gate admits must load again, and what it
+/// refuses must leave the document unchanged. `tests/admission.rs` checks that JavaScript can read it.
 pub(crate) fn gate(data: &[u8]) {
     let case = changes::Case::draw(data);
     let Ok(mut doc) = Document::read(&case.base.save(), Rules::Admission) else {
-        unreachable!("an honest document is admitted: {}", case.tell());
+        unreachable!("an honest document is admitted: {}", case.describe());
     };
     for message in &case.messages {
         if unpacked::of(message, Origin::Peer, Size::mib(16)).is_err() {
@@ -109,17 +109,17 @@ pub(crate) fn gate(data: &[u8]) {
         }
         let before = doc.heads().to_vec();
         if doc.admit(message, Rules::Admission).is_err() {
-            assert_eq!(doc.heads(), before, "{}", case.tell());
+            assert_eq!(doc.heads(), before, "{}", case.describe());
             break;
         }
     }
     if !doc.is_damaged() {
         let heads = doc.heads().to_vec();
-        assert!(loads(&doc.automerge().save(), &heads), "{}", case.tell());
+        assert!(loads(&doc.automerge().save(), &heads), "{}", case.describe());
     }
 }
 
-/// An uploaded bundle, up to where automerge takes over.
+/// An uploaded bundle, up to where automerge reads it.
 pub(crate) fn bundle(data: &[u8]) {
     let max_inflated = MaxInflated { bundle: 4 << 20, document: Size::mib(16) };
     if let Ok(mut bundle) = Bundle::open(Cursor::new(data), max_inflated) {
@@ -136,7 +136,7 @@ pub(crate) fn config(data: &[u8]) {
     }
 }
 
-/// What comes with a request before its sign-in: its URI, its headers, and the PROXY protocol's header before it.
+/// The parts of a request before its sign-in: its URI, its headers, and a PROXY protocol header.
 pub(crate) fn query(data: &[u8]) {
     let mut rest = data;
     let _ = futures::executor::block_on(proxied::read(&mut rest));

@@ -1,6 +1,6 @@
-// Each attack against a relay with 100 honest clients: they go on, and memory stays within a bound. How much slower they are under each
-// attack than just before it, beside a process that computes as much and leaves the relay alone, is in the notes of the run;
-// HONEST_ROUNDS=5 HONEST_SECONDS=3 measures it.
+// Attacks on a relay with 100 honest clients: the clients keep working, and memory stays within a
+// limit. To measure how much slower edits become than under a process that only computes, run with
+// HONEST_ROUNDS=5 HONEST_SECONDS=3.
 import assert from 'node:assert/strict';
 import { execFileSync, spawn } from 'node:child_process';
 import { readFile, symlink } from 'node:fs/promises';
@@ -12,11 +12,11 @@ import * as Automerge from '@automerge/automerge';
 import { cbor } from '@automerge/automerge-repo';
 import { ATTACKS, frameHead } from './attacks.mjs';
 import { BINARY, Relay, atEnd, bundle, close, documentId, entry, folder, saved, share, until, upload } from './relay.mjs';
-import { bringing, chunk, connect, joined, leb, refused, runs, say, sync, zeros } from './raw.mjs';
+import { syncMessageWith, chunk, connect, joined, leb, refused, runs, sendTo, sync, zeros } from './raw.mjs';
 
 const SECONDS = Number(process.env.HONEST_SECONDS ?? 2);
 const ROUNDS = Number(process.env.HONEST_ROUNDS ?? 1);
-/** What the relay may take in all, attacked or not. */
+/** The most memory that the relay may use, attacked or not. */
 const MEMORY = 400 << 20;
 const wait = ms => new Promise(resolve => setTimeout(resolve, ms));
 const median = numbers => numbers.toSorted((a, b) => a - b)[Math.floor(numbers.length / 2)];
@@ -33,14 +33,14 @@ async function resident(relay) {
   return Number(/VmRSS:\s*(\d+)/.exec(status)[1]) * 1024;
 }
 
-/** What the relay has counted of what it did not take. */
-async function counted(relay) {
+/** How many messages the relay has counted as refused. */
+async function countRefused(relay) {
   const text = await (await fetch(`${relay.url}/metrics`)).text();
   const sum = name => [...text.matchAll(new RegExp(`^tonk_relay_${name}_total\\{.*\\} (\\d+)`, 'gm'))].reduce((n, [, m]) => n + Number(m), 0);
   return { refused: sum('refused'), dropped: sum('messages_dropped'), throttled: sum('throttled') };
 }
 
-/** Two clients of one document: one writes, the other notes how long each edit took. */
+/** Two clients of one document: one writes, the other records how long each edit took. */
 class Pair {
   static async start(t, relay, n) {
     const pair = new Pair();
@@ -86,7 +86,9 @@ class Pair {
   }
 }
 
-/** Every pair edits twice a second for so long; the 99th percentile of how long an edit took, in ms. */
+/**
+ * Every pair edits twice a second for this time. Returns the 99th percentile of the latency in ms.
+ */
 async function work(pairs, seconds) {
   for (const pair of pairs) pair.latencies = [];
   for (let round = 0; round < seconds * 2; round++) {
@@ -98,10 +100,10 @@ async function work(pairs, seconds) {
   return all[Math.floor(all.length * 0.99)];
 }
 
-/** Do something while an attack goes on, and return what comes of it. */
-async function beside(relay, name, what) {
+/** Calls a function during an attack, and returns its result. */
+async function duringAttack(relay, name, what) {
   const file = fileURLToPath(new URL('attacks.mjs', import.meta.url));
-  // Nice: what the attacker computes is not the relay's doing.
+  // With a low priority, so that the attacker's own computation does not slow down the relay.
   const attack = spawn('nice', ['-n', '19', process.execPath, file, name, relay.port, SECONDS + 1.5], { stdio: 'inherit' });
   const ended = once(attack, 'exit');
   await wait(700);
@@ -113,12 +115,12 @@ async function beside(relay, name, what) {
   }
 }
 
-test('100 honest clients go on under every attack', async t => {
-  // Nobody is a proxy here: attackers and honest clients are told apart by their addresses.
+test('100 honest clients keep working during every attack', async t => {
+  // There is no proxy here, so attackers and honest clients have different addresses.
   const relay = await Relay.start(t, { http: { trusted_proxies: '[]' }, auth: { mode: '"open"' },
     sync: { handshake_timeout: '"2s"', memory: '"1GiB"' } });
   const pairs = [];
-  // As fast as one address may come.
+  // As fast as one address may connect.
   for (let n = 0; n < 50; n++) { pairs.push(await Pair.start(t, relay, n)); await wait(100); }
   await work(pairs, 1);
   for (const name of Object.keys(ATTACKS)) {
@@ -126,14 +128,14 @@ test('100 honest clients go on under every attack', async t => {
       const [quiet, attacked] = [[], []];
       let most = 0;
       for (let round = 0; round < ROUNDS; round++) {
-        await until('only the honest are here', async () => await relay.metric('tonk_relay_connections') === 100);
-        quiet.push(await beside(relay, 'elsewhere', () => work(pairs, SECONDS)));
-        attacked.push(await beside(relay, name, async () => {
+        await until('only honest clients are connected', async () => await relay.metric('tonk_relay_connections') === 100);
+        quiet.push(await duringAttack(relay, 'elsewhere', () => work(pairs, SECONDS)));
+        attacked.push(await duringAttack(relay, name, async () => {
           const watch = setInterval(async () => { most = Math.max(most, await resident(relay)); }, 50);
           try { return await work(pairs, SECONDS); } finally { clearInterval(watch); }
         }));
       }
-      const { refused, dropped, throttled } = await counted(relay);
+      const { refused, dropped, throttled } = await countRefused(relay);
       t.diagnostic(`refused ${refused}, dropped ${dropped}, throttled ${throttled} so far`);
       const [before, during] = [median(quiet), median(attacked)];
       t.diagnostic(`p99 ${during.toFixed(1)} ms, before ${before.toFixed(1)}: ${(during / before).toFixed(1)}x; ${(most / 2 ** 20).toFixed(0)} MiB`);
@@ -146,7 +148,7 @@ test('100 honest clients go on under every attack', async t => {
   assert.equal((await relay.stop()).code, 0);
 });
 
-test('a bomb is refused at little cost in memory and time, and its socket goes on', async t => {
+test('a decompression bomb is refused at little cost, and its session continues', async t => {
   const relay = await Relay.start(t);
   const before = await resident(relay);
   const nulls = Automerge.change(Automerge.init(), doc => { doc.list = Array(600_000).fill(null); });
@@ -155,7 +157,7 @@ test('a bomb is refused at little cost in memory and time, and its socket goes o
     const socket = await joined(t, relay, `bomber-${name}`);
     const innocent = await joined(t, relay, `innocent-${name}`);
     const start = await processorTime(relay);
-    sync(socket, documentId(8), bringing(bomb), 'sync');
+    sync(socket, documentId(8), syncMessageWith(bomb), 'sync');
     const reason = await refused(socket, documentId(8));
     const took = await processorTime(relay) - start;
     assert.match(reason, /unpacks to more than 256MiB \(sync\.max_inflated\): \d+ operations/);
@@ -175,7 +177,7 @@ test('a bomb is refused at little cost in memory and time, and its socket goes o
 });
 
 for (const engine of ['native', 'samod']) {
-  test(`a change that is asked for twice brings no room down (${engine})`, async t => {
+  test(`a change that is requested twice does not crash the room (${engine})`, async t => {
     const relay = await Relay.start(t, { sync: { engine: `"${engine}"` } });
     const writer = relay.client(t);
     const handle = await share(writer, { n: 0 });
@@ -192,7 +194,7 @@ for (const engine of ['native', 'samod']) {
   });
 }
 
-test('messages that do not end hold little memory, and others go on', async t => {
+test('unfinished messages use little memory, and other clients keep working', async t => {
   const mib = 1 << 20;
   const relay = await Relay.start(t, { http: { trusted_proxies: '[]' }, auth: { mode: '"open"' },
     sync: { ping_interval: '"500ms"', max_message: '"4MiB"', arriving: '"16MiB"' } });
@@ -205,7 +207,7 @@ test('messages that do not end hold little memory, and others go on', async t =>
     socket._socket.write(Buffer.alloc(size));
     return socket;
   };
-  // One address has a quarter of it; together they have all.
+  // One address may use a quarter of the budget; together they use all of it.
   const begun = [];
   for (let n = 0; n < 8; n++) begun.push(await begin(`slow-${n}`, `127.0.1.${n}`, 3.9 * mib));
   const again = await begin('again', '127.0.1.0', 3.9 * mib);
@@ -216,18 +218,18 @@ test('messages that do not end hold little memory, and others go on', async t =>
   assert.ok(await resident(relay) < before + 48 * mib, 'memory');
   handle.change(doc => { doc.n = 1; });
   await saved(alice, handle);
-  // Those that were let in are too slow.
+  // The accepted messages arrive too slowly.
   const ends = await Promise.all(begun.map(({ closed }) => closed));
   assert.deepEqual([...new Set(ends.map(({ code }) => code))].sort(), [1008, 1013]);
   assert.match(ends.find(({ code }) => code === 1008).reason, /sync\.message_min_rate/);
-  await until('nothing is held', async () => await relay.metric('tonk_relay_arriving_bytes') === 0);
-  // What comes slowly and whole is taken.
+  await until('nothing is reserved', async () => await relay.metric('tonk_relay_arriving_bytes') === 0);
+  // A slow message that is complete is accepted.
   const steady = relay.client(t);
   const large = steady.repo.create({ bytes: crypto.getRandomValues(new Uint8Array(60_000)), more: 'x'.repeat(mib) });
   await saved(steady, large);
 });
 
-test('changes that wait for others which never come fill no memory', async t => {
+test('changes whose dependencies never arrive do not fill memory', async t => {
   const relay = await Relay.start(t, { storage: { max_document: '"200kB"' } });
   const writer = relay.client(t);
   const handle = await share(writer, { n: 0 });
@@ -235,7 +237,7 @@ test('changes that wait for others which never come fill no memory', async t => 
   for (let n = 0; n < 30 && socket.readyState === 1; n++) {
     const before = Automerge.from({ n });
     const after = Automerge.change(before, doc => { doc.text = crypto.randomUUID().repeat(500); });
-    sync(socket, handle.documentId, bringing(Automerge.getLastLocalChange(after)), 'sync');
+    sync(socket, handle.documentId, syncMessageWith(Automerge.getLastLocalChange(after)), 'sync');
     await wait(20);
   }
   assert.match(await refused(socket, handle.documentId), /would be too large: \d+ bytes are more than 200kB \(storage\.max_document\)/);
@@ -243,7 +245,7 @@ test('changes that wait for others which never come fill no memory', async t => 
   await saved(writer, handle);
 });
 
-test('a stored document that is too large is named, and the others are served', async t => {
+test('a stored document that is too large is reported, and other documents are served', async t => {
   const relay = await Relay.start(t);
   const [large, small] = [documentId(1), documentId(2)];
   const lists = { [large]: Automerge.from({ list: Array(50_000).fill(null) }), [small]: { a: 1 } };
@@ -262,7 +264,7 @@ test('a stored document that is too large is named, and the others are served', 
   assert.equal((await again.repo.find(`automerge:${large}`)).doc().list.length, 50_000, 'nothing was lost');
 });
 
-test('what would make a document too large is refused, and what is there stays', async t => {
+test('a change that would make a document too large is refused, and the document is kept', async t => {
   const relay = await Relay.start(t, { storage: { max_changes: 20 } });
   const writer = relay.client(t, { retry: 60_000 });
   const handle = writer.repo.create({ n: 0 });
@@ -274,21 +276,21 @@ test('what would make a document too large is refused, and what is there stays',
   assert.ok(seen.doc().n >= 5 && seen.doc().n < 25, `${seen.doc().n}`);
 });
 
-test('who sends too fast is read more slowly, and loses nothing', async t => {
+test('a client that sends too fast is throttled and loses nothing', async t => {
   const relay = await Relay.start(t, { limits: { messages_per_connection: '"20/s"' } });
   const [sender, listener] = [await joined(t, relay, 'sender'), await joined(t, relay, 'listener')];
-  const ephemeral = (socket, count) => say(socket, { type: 'ephemeral', documentId: documentId(1), senderId: socket.us,
+  const ephemeral = (socket, count) => sendTo(socket, { type: 'ephemeral', documentId: documentId(1), senderId: socket.us,
     targetId: socket.relay, count, sessionId: 's', data: Uint8Array.of(1) });
   ephemeral(listener, 0);
   await wait(100);
   const start = Date.now();
   for (let count = 1; count <= 100; count++) ephemeral(sender, count);
-  await until('all have come', () => listener.heard.filter(({ type }) => type === 'ephemeral').length === 100);
+  await until('all have arrived', () => listener.heard.filter(({ type }) => type === 'ephemeral').length === 100);
   assert.ok(Date.now() - start > 2000, 'at the rate that it may');
   assert.ok(await relay.metric('tonk_relay_throttled_total{reason="messages_per_connection"}') > 0);
 });
 
-test('an address has so many connections and handshakes; a proxy\'s clients are told apart', async t => {
+test('connections and handshakes are limited by address, also for clients behind a proxy', async t => {
   const relay = await Relay.start(t, { auth: { mode: '"open"' },
     limits: { connections_per_address: 3, handshakes_per_address: '"5/s"' } });
   const at = address => ({ headers: { 'x-forwarded-for': address } });
@@ -302,9 +304,9 @@ test('an address has so many connections and handshakes; a proxy\'s clients are 
   assert.equal((await (await connect(t, relay, at('2001:db8::9'))).closed).code, 4429, 'one /64');
   for (let n = 0; n < 8; n++) await joined(t, relay, `local${n}`);
   sockets[0].close();
-  await until('there is a place again', async () => {
+  await until('a permit is free again', async () => {
     const socket = await connect(t, relay, at('203.0.113.1'));
-    say(socket, { type: 'join', senderId: 'again', supportedProtocolVersions: ['1'] });
+    sendTo(socket, { type: 'join', senderId: 'again', supportedProtocolVersions: ['1'] });
     await Promise.race([socket.closed, until('an answer', () => socket.heard.length)]);
     return socket.heard[0]?.type === 'peer';
   });
@@ -314,7 +316,7 @@ test('an address has so many connections and handshakes; a proxy\'s clients are 
   assert.ok(await relay.metric('tonk_relay_refused_total{reason="handshakes_per_address"}') >= 1);
 });
 
-test('the PROXY protocol says whose a connection is', async t => {
+test('the PROXY protocol gives the address of the client', async t => {
   const net = await import('node:net');
   const relay = await Relay.start(t, { auth: { mode: '"open"' }, http: { proxy_protocol: true },
     admin: { listen: '["127.0.0.1:0"]' }, limits: { connections_per_address: 2 } });
@@ -341,7 +343,7 @@ test('new documents and stored bytes of one principal are limited', async t => {
   const relay = await Relay.start(t, { auth: { mode: '"open"' }, limits: { new_documents: '"5/h"', stored_bytes: '"20kB"' } });
   const bring = async (socket, contents) => {
     const doc = Automerge.from(contents);
-    sync(socket, documentId(crypto.getRandomValues(new Uint8Array(16))), bringing(Automerge.getLastLocalChange(doc)), 'sync');
+    sync(socket, documentId(crypto.getRandomValues(new Uint8Array(16))), syncMessageWith(Automerge.getLastLocalChange(doc)), 'sync');
   };
   const maker = await joined(t, relay, 'maker', { headers });
   for (let n = 0; n < 7; n++) await bring(maker, { n });
@@ -367,7 +369,7 @@ test('requests for unknown documents are limited', async t => {
   assert.match(reason, /limits\.unknown_documents/);
 });
 
-test('links that lead nowhere, FIFOs and folders are no bundle, config, key or token file', async t => {
+test('dangling links, FIFOs and folders are refused as bundle, config, key and token files', async t => {
   const at = await folder(t);
   const fifo = path(at, 'fifo');
   execFileSync('mkfifo', [fifo]);

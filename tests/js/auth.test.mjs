@@ -1,4 +1,4 @@
-// Sign-in: who is let in, what they may do, and when that ends.
+// Sign-in: who is accepted, with which rights, and when these end.
 import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
 import { createHmac, generateKeyPairSync, randomBytes, sign } from 'node:crypto';
@@ -10,9 +10,9 @@ import * as Automerge from '@automerge/automerge';
 import { WebSocketClientAdapter } from '@automerge/automerge-repo-network-websocket';
 import { Repo } from '@automerge/automerge-repo';
 import { BINARY, Relay, atEnd, bundle, close, documentId, folder, saved, share, until } from './relay.mjs';
-import { bringing, connect, join, joined, say, sync } from './raw.mjs';
+import { syncMessageWith, connect, join, joined, sendTo, sync } from './raw.mjs';
 
-/** A relay that asks for tokens, and `token(name, ...scopes)` to make them. */
+/** A relay that requires tokens, and `token(name, ...scopes)` to create them. */
 async function signedIn(t, config = {}) {
   const at = await folder(t);
   const tokens = path(at, 'tokens');
@@ -30,7 +30,7 @@ async function signedIn(t, config = {}) {
 const url = (relay, token) => `${relay.ws}/?token=${token}`;
 const reload = relay => relay.command('reload');
 
-test('without a mode this machine is served, and who is forwarded from elsewhere is not', async t => {
+test('without a mode local clients are served, and clients forwarded from elsewhere are not', async t => {
   const relay = await Relay.start(t);
   const local = await joined(t, relay, 'local');
   await joined(t, relay, 'proxied', { headers: { 'x-forwarded-for': '127.0.0.1' } });
@@ -45,14 +45,14 @@ test('without a mode this machine is served, and who is forwarded from elsewhere
   }
   assert.equal((await fetch(`${relay.url}/livez`, { headers: remote })).status, 200);
   assert.equal(local.readyState, 1);
-  // Somebody else's page in a browser of this machine, also one whose name was made to lead here.
+  // A foreign page in a browser of this machine, also under a name that resolves to it.
   await joined(t, relay, 'page', { headers: { origin: 'http://localhost:3000' } });
   for (const headers of [{ origin: 'https://evil.example' }, { origin: 'null' }, { host: 'evil.example:8081' }]) {
     assert.equal((await (await connect(t, relay, { headers })).closed).code, 4401);
   }
 });
 
-test('a token comes in the URL, a header or a subprotocol, and is never in the log', async t => {
+test('a token is accepted in the URL, a header or a subprotocol, and is never logged', async t => {
   const { relay, first } = await signedIn(t, { log: { level: '"trace"' } });
   const stock = relay.client(t, { url: url(relay, first) });
   const handle = await share(stock, { title: 'signed in' });
@@ -81,13 +81,13 @@ test('a token comes in the URL, a header or a subprotocol, and is never in the l
   assert.ok(!relay.log.includes(first.slice(5, 30)), 'a part of the token is in the log');
 });
 
-test('a token in the URL is not taken where that is switched off', async t => {
+test('a token in the URL is refused if that is switched off', async t => {
   const { relay, first } = await signedIn(t, { auth: { query_token: false } });
   assert.equal((await (await connect(t, relay, { path: `/?token=${first}` })).closed).code, 4401);
   await joined(t, relay, 'header', { headers: { authorization: `Bearer ${first}` } });
 });
 
-test('each route asks for its scope', async t => {
+test('each route requires its scope', async t => {
   const { relay, token } = await signedIn(t);
   const scoped = Object.fromEntries(['sync:read', 'upload', 'download', 'admin'].map(scope => [scope, token(scope, scope)]));
   const status = async (route, scope, options = {}) => {
@@ -122,7 +122,7 @@ test('each route asks for its scope', async t => {
   }
 });
 
-test('who sends no token has the anonymous scopes', async t => {
+test('a client without a token has the anonymous scopes', async t => {
   const { relay } = await signedIn(t, { auth: { anonymous: '["download", "sync:read"]' } });
   const answer = await fetch(`${relay.url}/api/blank-tonk`);
   assert.equal(answer.status, 404);
@@ -130,7 +130,7 @@ test('who sends no token has the anonymous scopes', async t => {
   assert.equal((await fetch(`${relay.url}/metrics`)).status, 401 + 2, 'not one of the scopes');
 });
 
-test('an uploaded bundle brings only documents that its token may write', async t => {
+test('an uploaded bundle may contain only documents that its token may write', async t => {
   const { relay, token, first } = await signedIn(t);
   const [own, other] = [documentId(1), documentId(2)];
   const narrow = token('narrow', `upload,download,sync:write:${own}`);
@@ -148,7 +148,7 @@ test('an uploaded bundle brings only documents that its token may write', async 
 });
 
 for (const engine of ['native', 'samod']) {
-  test(`who may only read gets every change and makes none (${engine})`, async t => {
+  test(`a read-only client receives every change and cannot make any (${engine})`, async t => {
     const { relay, token, first } = await signedIn(t, { sync: { engine: `"${engine}"` } });
     const reading = token('reader', 'sync:read');
     reload(relay);
@@ -157,34 +157,35 @@ for (const engine of ['native', 'samod']) {
     const reader = relay.client(t, { url: url(relay, reading) });
     const read = await reader.repo.find(handle.url);
     assert.equal(read.doc().count, 0);
-    // automerge of today hears that it may only read, and sends nothing; others send, and it is not taken.
+    // A current automerge learns that it may only read and sends nothing. Others send, and are
+    // refused.
     read.change(doc => { doc.graffiti = 'mine'; });
     const dropped = () => relay.metric('tonk_relay_messages_dropped_total{reason="read_only"}');
     const older = await joined(t, relay, 'older', { path: `/?token=${reading}` });
     const [theirs] = Automerge.applyChanges(Automerge.init(), Automerge.getAllChanges(handle.doc()));
     const forged = Automerge.change(theirs, doc => { doc.graffiti = 'forged'; });
     for (let n = 1; n <= 2; n++) {
-      sync(older, handle.documentId, bringing(Automerge.getLastLocalChange(forged)), 'sync');
+      sync(older, handle.documentId, syncMessageWith(Automerge.getLastLocalChange(forged)), 'sync');
       await until('it is counted', async () => await dropped() === n);
     }
-    await until('it is told', () => older.heard.some(({ type, message }) => type === 'error' && /may only read/.test(message)));
+    await until('it is notified', () => older.heard.some(({ type, message }) => type === 'error' && /may only read/.test(message)));
     assert.equal(older.readyState, 1);
     for (let count = 1; count <= 5; count++) {
       handle.change(doc => { doc.count = count; });
       await until('the reader has it', () => read.doc().count === count);
     }
     read.change(doc => { doc.graffiti = 'again'; });
-    // A document of its own that nobody has: nothing of it is taken either.
+    // Changes of a new document that only this client has are refused, too.
     const own = reader.repo.create({ secret: true });
     const third = relay.client(t, { url: url(relay, first) });
     const seen = await third.repo.find(handle.url);
-    await until('a third has it', () => seen.doc().count === 5);
+    await until('a third client has it', () => seen.doc().count === 5);
     assert.equal(seen.doc().graffiti, undefined);
     assert.equal(handle.doc().graffiti, undefined);
     await assert.rejects(third.repo.find(own.url), /unavailable/i);
     const lines = relay.log.split('\n').filter(line => line.includes('may only read are not taken'));
     assert.equal(lines.length, 1, 'logged once');
-    // It stays quiet: nothing is asked for again and again.
+    // Nothing is requested repeatedly.
     const messages = () => relay.metric('tonk_relay_messages_total{direction="in",type="sync"}');
     await new Promise(resolve => setTimeout(resolve, 500));
     const before = await messages();
@@ -196,7 +197,7 @@ for (const engine of ['native', 'samod']) {
   });
 }
 
-test('a document without the right to it is one that does not exist', async t => {
+test('a document that a client may not read looks like one that does not exist', async t => {
   const { relay, token, first } = await signedIn(t);
   const writer = relay.client(t, { url: url(relay, first) });
   const [open, secret] = [await share(writer, { a: 1 }), await share(writer, { b: 2 })];
@@ -216,17 +217,17 @@ test('a document without the right to it is one that does not exist', async t =>
   const client = relay.client(t, { url: url(relay, narrow) });
   assert.equal((await client.repo.find(open.url)).doc().a, 1);
   await assert.rejects(client.repo.find(secret.url), /unavailable/i);
-  // What it brings of that document is not taken, and of its presence nothing arrives.
+  // Its changes of that document are refused, and its presence does not arrive.
   const fake = Automerge.from({ b: 'fake' });
   sync(socket, secret.documentId, Automerge.generateSyncMessage(fake, Automerge.initSyncState())[1], 'sync');
-  say(socket, { type: 'ephemeral', documentId: secret.documentId, senderId: 'narrow', targetId: socket.relay, count: 1,
+  sendTo(socket, { type: 'ephemeral', documentId: secret.documentId, senderId: 'narrow', targetId: socket.relay, count: 1,
     sessionId: 's', data: Uint8Array.of(1) });
   await until('they are counted', async () => await relay.metric('tonk_relay_messages_dropped_total{reason="no_right"}') >= 5);
   assert.equal(await relay.metric('tonk_relay_ephemera_forwarded_total'), 0);
   assert.deepEqual(secret.doc(), { b: 2 });
 });
 
-test('presence of who may only read is passed on, unless the config says otherwise', async t => {
+test('presence of read-only clients is forwarded, unless the config forbids it', async t => {
   for (const allowed of [true, false]) {
     const { relay, token, first } = await signedIn(t, { auth: { readonly_presence: allowed } });
     const reading = token('reader', 'sync:read');
@@ -248,7 +249,7 @@ test('presence of who may only read is passed on, unless the config says otherwi
   }
 });
 
-test('revoking ends the sessions of a token within a second, and no others', async t => {
+test('revoking a token ends its sessions within a second, and no others', async t => {
   const { relay, token, command, first } = await signedIn(t);
   const phone = token('phone', 'sync:write');
   const laptop = token('laptop', 'sync:write', '--expires', '1h');
@@ -277,7 +278,7 @@ test('revoking ends the sessions of a token within a second, and no others', asy
   assert.match(command('list'), /laptop {2}sync:write {2}expires 20.*used 20/);
 });
 
-test('who is revoked and does not read changes nothing any more', async t => {
+test('a revoked client that does not read cannot change anything', async t => {
   const { relay, token, command, first } = await signedIn(t, { sync: { send_queue: '"64MiB"' } });
   const gone = token('gone', 'sync:write');
   reload(relay);
@@ -289,19 +290,19 @@ test('who is revoked and does not read changes nothing any more', async t => {
   await until('the document', () => socket.heard.some(({ type }) => type === 'sync'));
   socket._socket.pause();
   sync(socket, large.documentId);
-  await until('more waits than the kernel takes', async () => await relay.metric('tonk_relay_unsent_bytes') > 0
+  await until('more waits than the kernel buffers', async () => await relay.metric('tonk_relay_unsent_bytes') > 0
     || await relay.metric('tonk_relay_message_bytes_total{direction="out",type="sync"}') > 12 << 20);
   command('remove', 'gone');
   reload(relay);
   const theirs = Automerge.change(Automerge.load(Automerge.save(small.doc())), doc => { doc.n = 'theirs'; });
-  sync(socket, small.documentId, bringing(Automerge.getLastLocalChange(theirs)), 'sync');
+  sync(socket, small.documentId, syncMessageWith(Automerge.getLastLocalChange(theirs)), 'sync');
   await until('it is closed', async () => await relay.metric('tonk_relay_connections_ended_total{outcome="unknown_token"}') === 1);
   small.change(doc => { doc.more = true; });
   await saved(writer, small);
   assert.equal(small.doc().n, 0);
 });
 
-test('a token that goes between the upgrade and the join lets nobody in', async t => {
+test('a token that is removed between the upgrade and the join is refused', async t => {
   const { relay, token, command } = await signedIn(t);
   const leaked = token('leaked', 'sync:write');
   reload(relay);
@@ -312,7 +313,7 @@ test('a token that goes between the upgrade and the join lets nobody in', async 
   assert.equal((await socket.closed).code, 4401);
 });
 
-/** A request with a token whose answer is read as it comes. */
+/** A request with a token whose response is read as a stream. */
 function ask(t, relay, token, head) {
   const socket = net.connect(relay.port, '127.0.0.1');
   atEnd(t, () => socket.destroy());
@@ -360,7 +361,7 @@ const rewrite = async (file, from, to) => {
   await writeFile(file, lines.map(part => part.includes('name = "app"') ? part.replace(from, to) : part).join('[['));
 };
 
-test('a download whose token is removed ends soon after', async t => {
+test('a download ends soon after its token is removed', async t => {
   const { relay, token, command, first } = await signedIn(t);
   const app = token('app', 'download');
   reload(relay);
@@ -386,7 +387,7 @@ test('a download whose token is removed ends soon after', async t => {
   assert.ok(gone.bytes < body.length, `${gone.bytes} of ${body.length} bytes came`);
 });
 
-test('other rights: the session comes again with them', async t => {
+test('when rights change the session reconnects with the new ones', async t => {
   const { relay, token, command, first, tokens } = await signedIn(t);
   const reading = token('tab', 'sync:read');
   reload(relay);
@@ -400,12 +401,12 @@ test('other rights: the session comes again with them', async t => {
   const text = await readFile(tokens, 'utf8');
   await writeFile(tokens, text.replace('"sync:read"', '"sync:write"'));
   reload(relay);
-  await until('what it had written arrives', () => handle.doc().late === true);
+  await until('its earlier changes arrive', () => handle.doc().late === true);
   assert.equal(await relay.metric('tonk_relay_connections_ended_total{outcome="rights_changed"}'), 1);
   command('list');
 });
 
-/** As app.md shows it. */
+/** As in app.md. */
 class TokenAdapter extends WebSocketClientAdapter {
   constructor(url, getToken, retryInterval) {
     super(url, retryInterval);
@@ -419,7 +420,7 @@ class TokenAdapter extends WebSocketClientAdapter {
   }
 }
 
-test('a token that ends closes its socket with 4401, and an adapter that renews goes on', async t => {
+test('a token that expires closes its socket with 4401, and an adapter with a new token continues', async t => {
   const { relay, token } = await signedIn(t);
   const document = await readFile(new URL('../../packaging/doc/app.md', import.meta.url), 'utf8');
   assert.ok(document.includes(TokenAdapter.toString()), 'app.md shows this adapter');
@@ -459,7 +460,7 @@ test('a reload never turns sign-in off', async t => {
   reload(relay);
 });
 
-test('a file of tokens that cannot be used keeps the former one in effect, and a start from happening', async t => {
+test('an invalid token file keeps the former one in effect, and prevents a start', async t => {
   const { relay, first, tokens } = await signedIn(t);
   await writeFile(tokens, '[[token]]\nname = 7\n');
   assert.throws(() => reload(relay), error => /auth\.tokens: .*tokens: line 2: /.test(error.stderr));
@@ -468,7 +469,7 @@ test('a file of tokens that cannot be used keeps the former one in effect, and a
   await assert.rejects(relay.start(), error => /"code":78/.test(error.message) && /auth\.tokens/.test(error.message));
 });
 
-test('a peer id belongs to who signed in with it', async t => {
+test('a peer id belongs to the principal that signed in with it', async t => {
   const { relay, token } = await signedIn(t);
   const [ann, mallory] = [token('ann', 'sync:write'), token('mallory', 'sync:write')];
   reload(relay);
@@ -478,32 +479,32 @@ test('a peer id belongs to who signed in with it', async t => {
   await until('the victim is served', () => victim.heard.some(message => message.type === 'doc-unavailable'));
   assert.equal(thief.readyState, 1);
 
-  // Nor does anybody speak under it, or say that its next words are old.
+  // Other clients cannot send messages under it, or make its next messages look old.
   const listener = await joined(t, relay, 'listener', { path: `/?token=${ann}` });
-  const presence = (socket, senderId, count) => say(socket, { type: 'ephemeral', documentId: documentId(5), senderId,
+  const presence = (socket, senderId, count) => sendTo(socket, { type: 'ephemeral', documentId: documentId(5), senderId,
     targetId: socket.relay, count, sessionId: 's', data: Uint8Array.of(1) });
   const heard = () => listener.heard.filter(({ type }) => type === 'ephemeral').map(({ senderId, count }) => `${senderId} ${count}`);
-  // It takes part in the document before the others speak: presence is not kept for those who come later.
+  // It joins the document before the others send, because presence is not kept for later clients.
   sync(listener, documentId(5));
   await until('the listener takes part', () => listener.heard.some(message => message.type === 'doc-unavailable'));
   presence(victim, 'tab-1', 1);
   presence(victim, 'behind-tab-1', 1);
-  await until('the victim is heard', () => heard().length === 2);
+  await until('messages of the victim arrive', () => heard().length === 2);
   const squatter = await joined(t, relay, 'behind-tab-1', { path: `/?token=${mallory}` });
   presence(thief, 'tab-1', 1_000_000);
   presence(squatter, 'behind-tab-1', 1_000_000);
   const dropped = async () => await relay.metric('tonk_relay_messages_dropped_total{reason="sender"}') === 2;
-  await until('what the others say is dropped', dropped);
+  await until('messages of the others are dropped', dropped);
   presence(victim, 'tab-1', 2);
   presence(victim, 'behind-tab-1', 2);
-  await until('the victim is heard again', () => heard().length === 4);
+  await until('messages of the victim arrive again', () => heard().length === 4);
   assert.deepEqual(heard(), ['tab-1 1', 'behind-tab-1 1', 'tab-1 2', 'behind-tab-1 2']);
   const again = await joined(t, relay, 'tab-1', { path: `/?token=${ann}` });
-  assert.equal((await victim.closed).reason.startsWith('the same peer has connected anew'), true);
+  assert.equal((await victim.closed).reason.startsWith('the same peer has reconnected'), true);
   assert.equal(again.readyState, 1);
 });
 
-/** A JWT. `key` is a private key, or a secret. */
+/** A JWT. `key` is a private key or a secret. */
 function jwt(alg, key, claims, header = {}) {
   const part = object => Buffer.from(JSON.stringify(object)).toString('base64url');
   const text = `${part({ alg, typ: 'JWT', ...header })}.${part(claims)}`;
@@ -516,7 +517,7 @@ function jwt(alg, key, claims, header = {}) {
   return `${text}.${signature.toString('base64url')}`;
 }
 
-test('JWTs of every algorithm, from a JWKS and from PEM; they end, and keys are changed by reload', async t => {
+test('JWTs of every algorithm are accepted from a JWKS and from PEM until they expire, and a reload changes keys', async t => {
   const at = await folder(t);
   const pairs = { EdDSA: generateKeyPairSync('ed25519'), ES256: generateKeyPairSync('ec', { namedCurve: 'P-256' }),
     RS256: generateKeyPairSync('rsa', { modulusLength: 2048 }) };
@@ -541,7 +542,7 @@ test('JWTs of every algorithm, from a JWKS and from PEM; they end, and keys are 
   assert.equal((await refused(make('EdDSA', { scope: 'openid' }))).code, 4403);
   const stranger = generateKeyPairSync('ed25519').privateKey;
   assert.match((await refused(jwt('EdDSA', stranger, claims()))).reason, /signature/);
-  // The exp of a moment ago is still within what clocks may differ by; the socket ends when that is over.
+  // The exp has just passed, within the allowed clock skew. The socket ends when that is over.
   const brief = await joined(t, relay, 'brief', { path: `/?token=${make('ES256', { exp: now() - 7 })}` });
   assert.equal((await brief.closed).code, 4401);
   await writeFile(file, pairs.EdDSA.publicKey.export({ type: 'spki', format: 'pem' }));
@@ -550,12 +551,12 @@ test('JWTs of every algorithm, from a JWKS and from PEM; they end, and keys are 
   assert.equal(sockets.EdDSA.readyState, 1);
 });
 
-test('keys for JWTs are watched: a swap as Kubernetes makes it, and a file that is no good', async t => {
+test('JWT key files are watched: a swap as Kubernetes makes it, and an invalid file', async t => {
   const at = await folder(t);
   const pairs = { one: generateKeyPairSync('ed25519'), two: generateKeyPairSync('ed25519') };
   const pem = name => pairs[name].publicKey.export({ type: 'spki', format: 'pem' });
   const [mount, file] = [path(at, 'secret'), path(at, 'secret/keys')];
-  // Files are links to ..data/FILE, and ..data to a folder that is replaced.
+  // The files are links to ..data/FILE, and ..data is a link to a folder that is replaced.
   const put = async (folder, text) => {
     await mkdir(path(mount, folder), { recursive: true });
     await writeFile(path(mount, folder, 'keys'), text);
@@ -575,7 +576,7 @@ test('keys for JWTs are watched: a swap as Kubernetes makes it, and a file that 
 
   await put('..3', 'no keys');
   await rm(path(mount, '..2'), { recursive: true });
-  await until('it says so', () => /degraded +keys: auth\.jwt_keys: /.test(relay.command('status')));
+  await until('it is reported', () => /degraded +keys: auth\.jwt_keys: /.test(relay.command('status')));
   assert.equal(next.readyState, 1, 'the former keys stay');
   await put('..4', pem('two'));
   await until('all is well', () => !/degraded/.test(relay.command('status')));

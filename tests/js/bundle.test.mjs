@@ -1,4 +1,4 @@
-// The served bundle: what a client that has only its slim form can do, and hot reload.
+// The served bundle: clients that have only its slim form, and hot reload.
 import assert from 'node:assert/strict';
 import { readFile, rename, rm, symlink, mkdir, writeFile, access } from 'node:fs/promises';
 import { join } from 'node:path';
@@ -17,7 +17,7 @@ async function slim(relay) {
   return unzipSync(new Uint8Array(await response.arrayBuffer()));
 }
 
-/** Boot as a Tonk client does: take the slim form, then find every other document by sync. */
+/** Boots as a Tonk client does: fetches the slim form, then finds every other document by sync. */
 async function findAll(t, relay, all) {
   const client = relay.client(t);
   const files = await slim(relay);
@@ -37,7 +37,7 @@ test('a client that has only the slim bundle finds every document on a fresh rel
   ids.forEach((id, n) => assert.equal(found[id].name, `document ${n}`));
 });
 
-test('the same with a real app, where it is there', async t => {
+test('a client that has only the slim bundle of a real app finds every document', async t => {
   const path = new URL('../../../shared/bundles/app.tonk', import.meta.url).pathname;
   try { await access(path); } catch { return t.skip('no ../shared/bundles/app.tonk'); }
   const relay = await Relay.start(t, serving(path));
@@ -47,7 +47,7 @@ test('the same with a real app, where it is there', async t => {
   for (const id of all) assert.ok(Object.keys(found[id]).length > 0, id);
 });
 
-test('an edited bundle document is whole without the bundle, after kill -9', async t => {
+test('an edited bundle document is complete without the bundle, after kill -9', async t => {
   const at = await folder(t);
   const path = join(at, 'app.tonk');
   await writeFile(path, tenDocuments({ body: 'x'.repeat(2000) }));
@@ -69,7 +69,7 @@ test('an edited bundle document is whole without the bundle, after kill -9', asy
   assert.equal(doc.body.length, 2000);
 });
 
-test('a snapshot of unrelated history is refused and reported; the stored document stays', async t => {
+test('a snapshot with another history is refused and reported, and the stored document is kept', async t => {
   const at = await folder(t);
   const path = join(at, 'app.tonk');
   await writeFile(path, bundle({ [ids[0]]: { from: 'bundle' } }));
@@ -99,7 +99,7 @@ test('a live document merges a new bundle\'s snapshot', async t => {
   assert.equal(handle.doc().mine, true);
 });
 
-test('hot reload: no request fails, and no answer mixes old and new', async t => {
+test('a hot reload fails no request, and no answer mixes old and new', async t => {
   const at = await folder(t);
   const versions = new Map();
   const write = async (path, n) => {
@@ -158,7 +158,7 @@ test('hot reload: no request fails, and no answer mixes old and new', async t =>
   assert.ok(answers > 50, `${answers} answers`);
 });
 
-test('the start warns when the bundle sends clients elsewhere', async t => {
+test('the relay warns at its start if the bundle sends clients elsewhere', async t => {
   const at = await folder(t);
   const path = join(at, 'app.tonk');
   await writeFile(path, bundle({ [ids[0]]: { n: 1 } }, { networkUris: ['wss://other.example.org'] }));

@@ -1,6 +1,6 @@
-// A benchmark: many large uploads and downloads at once, and what memory the relay takes for them.
+// A benchmark of the relay's memory during many large uploads and downloads:
 //   TONK_RELAY=... [WEED=...] node tests/js/bundles.bench.mjs [COUNT] [MB]
-// With WEED the bundles are in a real object store, else in the local folder.
+// With WEED the bundles are in a real object store, otherwise in a local folder.
 import { randomBytes } from 'node:crypto';
 import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { createReadStream } from 'node:fs';
@@ -18,7 +18,7 @@ const at = await mkdtemp(join(tmpdir(), 'tonk-relay-bench-'));
 const ends = [() => rm(at, { recursive: true, force: true })];
 const t = { after: end => ends.unshift(end) };
 
-/** A bundle of small documents; only its root is another one. */
+/** A bundle of small documents with a new root document. */
 const files = {};
 for (let n = 0; n < megabytes * 1e6 / SMALL; n++) {
   const id = new Uint8Array(16);
@@ -59,7 +59,7 @@ const send = ([, path, size]) => new Promise((resolve, reject) => {
   sending.on('error', reject);
   createReadStream(path).pipe(sending);
 });
-const take = ([id]) => new Promise((resolve, reject) => {
+const download = ([id]) => new Promise((resolve, reject) => {
   request(`${relay.url}/api/bundles/${id}`, answer => {
     let size = 0;
     answer.on('data', data => { size += data.length; });
@@ -67,8 +67,8 @@ const take = ([id]) => new Promise((resolve, reject) => {
     answer.on('error', reject);
   }).on('error', reject).end();
 });
-/** As a client does that is told to come again. */
-const again = async (what, one) => {
+/** Retries as a client does that is told to. */
+const withRetries = async (what, one) => {
   for (;;) {
     const [status, answer] = await one(what);
     if (status === 200) return answer;
@@ -80,13 +80,13 @@ const again = async (what, one) => {
 console.log(`${count} bundles of ${(paths[0][2] / 1e6).toFixed(0)} MB, ${Object.keys(files).length} documents each, ${store ? 's3' : 'folder'}`);
 console.log(`rest      ${(await rss()).toFixed(0)} MiB`);
 let began = Date.now();
-await again(paths[0], send);
+await withRetries(paths[0], send);
 console.log(`one up    ${((Date.now() - began) / 1000).toFixed(1)} s, peak ${(await peak()).toFixed(0)} MiB`);
 began = Date.now();
-await Promise.all(paths.map(path => again(path, send)));
+await Promise.all(paths.map(path => withRetries(path, send)));
 console.log(`all up    ${((Date.now() - began) / 1000).toFixed(1)} s, peak ${(await peak()).toFixed(0)} MiB`);
 began = Date.now();
-await Promise.all(paths.flatMap(path => [again(path, send), again(path, take)]));
+await Promise.all(paths.flatMap(path => [withRetries(path, send), withRetries(path, download)]));
 console.log(`up, down  ${((Date.now() - began) / 1000).toFixed(1)} s, peak ${(await peak()).toFixed(0)} MiB, then ${(await rss()).toFixed(0)} MiB`);
 for (const end of ends) await end();
 process.exit(0);

@@ -1,6 +1,6 @@
 // Draws a few panels of the overview dashboard: node tests/js/charts.mjs OUT.svg [SECONDS]
-// The figures are of a real Prometheus that scrapes a loaded relay; the drawing is this script's, and not Grafana's.
-// Needs what monitoring.test.mjs needs, and TONK_RELAY, which names the relay.
+// The values come from a real Prometheus that scrapes a relay under load; the drawing is this
+// script's. Needs the same as monitoring.test.mjs, and TONK_RELAY with the path of the relay.
 import { writeFile } from 'node:fs/promises';
 import { dashboards } from '../../packaging/grafana/generate.mjs';
 import { Prometheus, config, filled, load, skip } from './prometheus.mjs';
@@ -9,24 +9,24 @@ import { Relay, folder, until } from './relay.mjs';
 const [out, seconds = '90'] = process.argv.slice(2);
 if (!out) throw new Error('usage: node tests/js/charts.mjs OUT.svg [SECONDS]');
 if (skip) throw new Error(skip);
-// With what a rate is taken over: the process counts whole seconds of CPU.
+// The window of a rate: the process counts whole seconds of CPU.
 const PANELS = [['Connections'], ['New changes'], ['Message time'], ['CPU cores', '30s']];
 const COLOURS = ['#3274d9', '#e0752d', '#56a64b', '#b877d9'];
 const [WIDTH, HEIGHT, GAP] = [440, 190, 20];
 const PLOT = { left: 56, right: 12, top: 34, bottom: 40 };
 
-/** What the tests' helpers want of a test. */
+/** The parts of a test context that the helpers use. */
 const ends = [];
 const t = { after: end => ends.push(end) };
 
-/** A figure as an axis shows it. */
+/** A value as an axis shows it. */
 function shown(value, unit) {
   const round = number => String(Number(number.toPrecision(3)));
   if (unit === 's') return value < 1 ? `${round(value * 1000)} ms` : `${round(value)} s`;
   return `${round(value)}${unit === 'cps' ? '/s' : ''}`;
 }
 
-/** Upwards to 1, 2 or 5 times a power of 10. */
+/** Rounds up to 1, 2 or 5 times a power of 10. */
 function ceiling(value) {
   if (!(value > 0)) return 1;
   const power = 10 ** Math.floor(Math.log10(value));
@@ -68,7 +68,7 @@ try {
   await until('it is scraped', async () => (await prometheus.query('tonk_relay_ready')).length === 1);
   const from = Date.now() / 1000;
   const to = from + Number(seconds);
-  // Three waves of clients.
+  // Clients come in three waves.
   for (let wave = 0; wave < 3; wave++) {
     await load(t, relay, 5);
     const next = from + Number(seconds) * (wave + 1) / 3;
@@ -78,7 +78,7 @@ try {
   for (const [n, [title, interval]] of PANELS.entries()) {
     const panel = dashboards.overview.panels.find(panel => panel.type === 'timeseries' && panel.title === title);
     const series = [];
-    // A limit is far above all of it.
+    // The limit is far above all values.
     for (const { expr, legendFormat } of panel.targets.filter(target => !target.legendFormat.startsWith('limit'))) {
       for (const { values } of await prometheus.range(filled(expr, interval), from, to, 1)) {
         const points = values.map(([time, text]) => [time, Number(text)]).filter(([, value]) => isFinite(value));
@@ -102,5 +102,5 @@ ${drawn.join('\n')}
 } finally {
   for (const end of ends) await end();
 }
-// automerge-repo's timers of clients that are closed keep Node waiting.
+// automerge-repo's timers of closed clients keep Node running.
 process.exit();

@@ -1,4 +1,4 @@
-// What the tests of the operator's commands share.
+// Helpers for the tests of the operator's commands.
 import assert from 'node:assert/strict';
 import { spawnSync } from 'node:child_process';
 import { readFile, readdir } from 'node:fs/promises';
@@ -11,7 +11,7 @@ export const find = async (t, relay, url) => (await relay.client(t).repo.find(ur
 export const isUnavailable = (t, relay, url) =>
   assert.rejects(relay.client(t).repo.find(url), /unavailable/);
 
-/** What a command that fails exits with and says. */
+/** The exit code and the output of a command that fails. */
 export function fails(relay, ...words) {
   const config = join(relay.at, 'tonk-relay.toml');
   const { status, stdout, stderr } = spawnSync(BINARY, [...words, '--config', config], { encoding: 'utf8' });
@@ -21,7 +21,7 @@ export function fails(relay, ...words) {
 
 export const filesOf = (relay, id) => join(relay.documents, id.slice(0, 2), id.slice(2));
 
-/** Every text that is in the files of a folder. */
+/** Every text in the files of a folder. */
 export async function bytesIn(at) {
   const entries = await readdir(at, { recursive: true, withFileTypes: true });
   const files = entries.filter(entry => entry.isFile() && entry.name !== '.reserve');

@@ -1,4 +1,4 @@
-// Copies of what is stored: backup, restore, import and export.
+// Copies of stored documents: backup, restore, import and export.
 import assert from 'node:assert/strict';
 import { createHash } from 'node:crypto';
 import { spawnSync } from 'node:child_process';
@@ -12,7 +12,7 @@ import { unzipSync } from 'fflate';
 import { bytesIn, fails, filesOf, find, isUnavailable, json, url } from './commands.mjs';
 import { BINARY, Relay, atEnd, bundle, close, documentId, folder, saved, share, until, upload } from './relay.mjs';
 
-test('a backup of a running relay is whole, incremental and checked, and comes back elsewhere', async t => {
+test('a backup of a running relay is complete, incremental and verified, and can be restored elsewhere', async t => {
   const relay = await Relay.start(t);
   const client = relay.client(t);
   const handles = [];
@@ -61,7 +61,7 @@ test('a backup of a running relay is whole, incremental and checked, and comes b
     assert.equal((await fetch(`${other.url}/api/bundles/${root}`)).status, 200);
   }
 
-  // What is there is moved aside, not lost; a copy beside the first gets an id of its own.
+  // The stored documents are moved aside and not lost. A second copy gets an id of its own.
   const third = await Relay.start(t);
   const owner = third.client(t);
   const mine = await share(owner, { mine: true });
@@ -85,7 +85,7 @@ test('a backup of a running relay is whole, incremental and checked, and comes b
   assert.match(fails(relay, 'restore', backup).stderr, /format 99/);
 });
 
-test('clients that are newer than the backup give back what is missing', async t => {
+test('clients that are newer than the backup send the missing changes again', async t => {
   const relay = await Relay.start(t);
   const at = await folder(t);
   const client = () => relay.client(t, { repo: { storage: new NodeFSStorageAdapter(at) } });
@@ -96,20 +96,20 @@ test('clients that are newer than the backup give back what is missing', async t
   handle.change(doc => { doc.n = 2; });
   await saved(first, handle);
   await first.repo.flush();
-  // Its sync state, which says that the relay has it all, is on its disk.
+  // Its sync state on disk says that the relay has everything.
   await new Promise(resolve => setTimeout(resolve, 500));
   await close(first);
   await relay.stop();
   relay.command('restore', backup, '--replace');
   await relay.start();
-  assert.equal((await find(t, relay, handle.url)).n, 1, 'as it was then');
+  assert.equal((await find(t, relay, handle.url)).n, 1, 'its former state');
   const again = client();
   const found = await again.repo.find(handle.url);
   assert.equal(found.doc().n, 2);
-  await until('the relay has it back', async () => (await find(t, relay, handle.url)).n === 2);
+  await until('the relay has it again', async () => (await find(t, relay, handle.url)).n === 2);
 });
 
-test('the folder of another relay is imported, and stays as it is', async t => {
+test('the folder of another relay is imported and not changed', async t => {
   const source = join(await folder(t), 'automerge-repo-data');
   const theirs = new Repo({ storage: new NodeFSStorageAdapter(source), network: [] });
   const handles = [1, 2, 3].map(n => theirs.create({ n, list: [] }));
@@ -118,7 +118,7 @@ test('the folder of another relay is imported, and stays as it is', async t => {
     await theirs.flush();
   }
   const storageId = await theirs.storageId();
-  // As Tonk's relay names what came from a bundle.
+  // Named as Tonk's relay names chunks from a bundle.
   const tonk = documentId(3);
   const exported = join(source, tonk.slice(0, 2), tonk.slice(2), 'snapshot');
   await mkdir(exported, { recursive: true });
@@ -148,7 +148,7 @@ test('the folder of another relay is imported, and stays as it is', async t => {
   const peers = Object.values(client.repo.peerMetadataByPeerId);
   assert.equal(peers[0].storageId, storageId);
 
-  // Again, with the relay running and a document live: what is new there arrives at once.
+  // Again, with the relay running and a document live, whose new changes arrive at once.
   handles[0].change(doc => { doc.n = 'newer'; });
   await theirs.flush();
   const again = json(relay, 'import', source);
@@ -157,7 +157,7 @@ test('the folder of another relay is imported, and stays as it is', async t => {
   assert.match(fails(relay, 'import', join(source, 'nowhere')).stderr, /nowhere/);
 });
 
-test('an app is exported as it is now, as a bundle that is served', async t => {
+test('an app is exported in its current state, as a bundle that can be served', async t => {
   const relay = await Relay.start(t);
   const client = relay.client(t);
   const file = await share(client, { text: 'hello' });
@@ -168,7 +168,7 @@ test('an app is exported as it is now, as a bundle that is served', async t => {
   await saved(client, file);
   const out = join(await folder(t), 'app.tonk');
   const { status, stdout } = fails(relay, 'export', root.documentId, out, '--json');
-  assert.equal(status, 1, 'one that is mentioned is not here');
+  assert.equal(status, 1, 'a mentioned document is not loaded');
   const answer = JSON.parse(stdout);
   assert.deepEqual([answer.documents, answer.missing], [3, [documentId(99)]]);
   assert.equal((await stat(out)).mode & 0o777, 0o644);
@@ -179,14 +179,14 @@ test('an app is exported as it is now, as a bundle that is served', async t => {
 
   const fresh = await Relay.start(t, { bundle: { path: `"${out}"` } });
   assert.equal((await find(t, fresh, file.url)).text, 'hello, now');
-  // A bundle that is known keeps its manifest.
+  // A known bundle keeps its manifest.
   await fetch(`${relay.url}/api/bundles`, {
     method: 'POST', headers: { 'content-type': 'application/octet-stream' },
     body: bundle({ [root.documentId]: root.doc() }, { xVendor: { kept: true } }),
   });
   await close(client);
   await relay.stop();
-  // Through a link, and with the permissions that the file has.
+  // Through a link, and with the permissions of the existing file.
   await chmod(out, 0o640);
   const link = `${out}.link`;
   await symlink(out, link);
@@ -197,7 +197,7 @@ test('an app is exported as it is now, as a bundle that is served', async t => {
   assert.deepEqual(manifest.xVendor, { kept: true });
 });
 
-test('what the served bundle has is exported too, edited or not', async t => {
+test('documents of the served bundle are exported too, edited or not', async t => {
   const at = await folder(t);
   const [root, leaf] = [documentId(1), documentId(2)];
   await writeFile(join(at, 'app.tonk'), bundle({ [root]: { leaf, n: 1 }, [leaf]: { text: 'of the bundle' } }));
@@ -208,7 +208,7 @@ test('what the served bundle has is exported too, edited or not', async t => {
   assert.equal((await find(t, fresh, url(leaf))).text, 'of the bundle');
 });
 
-test('a backup never gives up what it has: broken chunks, lost changes, unreadable documents', async t => {
+test('a backup keeps what it has of documents that are broken, lost or unreadable', async t => {
   const relay = await Relay.start(t);
   const client = relay.client(t);
   const names = ['broken', 'lost', 'unreadable', 'whole'];
@@ -255,7 +255,7 @@ test('a backup never gives up what it has: broken chunks, lost changes, unreadab
   assert.deepEqual(restored, { broken: 1, lost: 2, unreadable: 1, whole: 2 });
 });
 
-test('a first backup that was interrupted is not taken for a whole one, and goes on', async t => {
+test('an interrupted first backup does not count as complete, and is resumed', async t => {
   const relay = await Relay.start(t);
   const client = relay.client(t);
   for (let n = 0; n < 3; n++) await share(client, { n });
@@ -269,7 +269,7 @@ test('a first backup that was interrupted is not taken for a whole one, and goes
   await mkdir(join(backup, 'deleted'), { recursive: true });
   await writeFile(join(backup, 'deleted', '.tmpX1'), 'half');
 
-  // And what it was writing among the documents.
+  // A temporary file among the documents, too.
   const [whole] = Object.keys(made.documents);
   await writeFile(join(backup, 'documents', whole.slice(0, 2), whole.slice(2), 'snapshot/.tmpX2'), 'half');
 
@@ -280,7 +280,7 @@ test('a first backup that was interrupted is not taken for a whole one, and goes
   const answer = json(relay, 'backup', backup);
   assert.deepEqual([answer.copied, answer.unchanged], [1, 2]);
   assert.equal(json(other, 'restore', backup).new, 1);
-  // A document and a bundle that are gone without having been deleted are kept, and named.
+  // A document and a bundle that are missing without a deletion are kept, and reported.
   const id = documentId(4);
   await upload(relay, bundle({ [id]: { n: 1 } }));
   relay.command('backup', backup);
@@ -293,7 +293,7 @@ test('a first backup that was interrupted is not taken for a whole one, and goes
   assert.match(fails(relay, 'backup', join(relay.documents, 'backup')).stderr, /folder of the relay's own/);
 });
 
-test('a file of a backup whose bytes have changed is found by the next backup, and copied again', async t => {
+test('a corrupted file of a backup is found by the next backup, and copied again', async t => {
   const relay = await Relay.start(t);
   const client = relay.client(t);
   const handle = await share(client, { n: 1 });
@@ -314,7 +314,7 @@ test('a file of a backup whose bytes have changed is found by the next backup, a
   assert.deepEqual(json(relay, 'backup', backup).damaged, []);
 });
 
-test('a restore that replaces all: nothing deleted comes back, and no relay starts with half of it', async t => {
+test('a restore that replaces everything restores nothing deleted, and no relay starts before it is complete', async t => {
   const relay = await Relay.start(t);
   const client = relay.client(t);
   const [kept, gone] = [await share(client, { n: 'kept' }), await share(client, { n: 'gone' })];
@@ -336,7 +336,7 @@ test('a restore that replaces all: nothing deleted comes back, and no relay star
 
   const first = json(relay, 'restore', backup, '--replace');
   assert.deepEqual([first.new, first.deleted], [1, 1]);
-  // As if it had been interrupted after it moved everything aside.
+  // As if it had been interrupted after everything was moved aside.
   await interrupt(relay, backup, first);
   await assert.rejects(relay.start(), /restore --replace \S+backup` was not finished: run it again/);
   const again = json(relay, 'restore', backup, '--replace');
@@ -345,12 +345,14 @@ test('a restore that replaces all: nothing deleted comes back, and no relay star
   assert.equal((await find(t, relay, kept.url)).n, 'kept');
   await isUnavailable(t, relay, gone.url);
   await isUnavailable(t, relay, later.url);
-  // The way back for what was replaced.
+  // How to undo the replacement.
   assert.equal(json(relay, 'import', first.replaced).new, 1);
   assert.equal((await find(t, relay, later.url)).n, 'later');
 });
 
-/** As if a restore of a backup that replaced all had been interrupted after all documents were there. */
+/**
+ * As if a restore that replaces everything had been interrupted after all documents were restored.
+ */
 async function interrupt(relay, backup, { replaced }) {
   const sha256 = createHash('sha256').update(await readFile(join(backup, 'backup.json'))).digest('hex');
   const folders = [replaced.split('/').at(-1)];
@@ -358,7 +360,7 @@ async function interrupt(relay, backup, { replaced }) {
   await writeFile(join(relay.documents, '.replacing'), JSON.stringify(replacing));
 }
 
-test('after an interrupted restore of one backup that of another begins from nothing', async t => {
+test('after an interrupted restore of one backup, the restore of another starts from nothing', async t => {
   const backups = [], ids = [];
   for (const n of [1, 2]) {
     const relay = await Relay.start(t);
@@ -378,19 +380,19 @@ test('after an interrupted restore of one backup that of another begins from not
   const config = join(relay.at, 'tonk-relay.toml');
   const { status, stdout, stderr } = spawnSync(BINARY, ['restore', backups[1], '--replace', '--json', '--config', config], { encoding: 'utf8' });
   assert.equal(status, 0, stderr);
-  assert.equal(JSON.parse(stdout).replaced, first.replaced, 'where what was stored before all of it is');
+  assert.equal(JSON.parse(stdout).replaced, first.replaced, 'where the original documents are');
   const [, partial] = /restore of another backup was interrupted; what it had brought is in (\S+)/.exec(stderr);
   await relay.start();
   assert.equal((await find(t, relay, ids[1].kept)).n, 2);
   await isUnavailable(t, relay, ids[0].kept);
   await isUnavailable(t, relay, mine.url);
-  // Nothing is lost of either.
+  // Nothing of either is lost.
   assert.equal(json(relay, 'import', first.replaced).new, 1);
   assert.equal((await find(t, relay, mine.url)).n, 'mine');
   assert.equal(json(relay, 'import', partial).new, 1);
 });
 
-test('what a restore moved away comes back, also if the backup says that it was deleted', async t => {
+test('documents that a restore moved away can be restored, even if the backup has their tombstones', async t => {
   const relay = await Relay.start(t);
   const client = relay.client(t);
   const handle = await share(client, { n: 1 });
@@ -408,7 +410,7 @@ test('what a restore moved away comes back, also if the backup says that it was 
   assert.equal((await find(t, relay, handle.url)).n, 1);
 });
 
-test('a folder of another tonk-relay is imported after a clean stop, and not with changes in its journal', async t => {
+test('a folder of another tonk-relay is imported after a clean stop, but not with changes in its journal', async t => {
   const source = await Relay.start(t);
   const client = source.client(t);
   const handle = await share(client, { n: 1 });
@@ -422,7 +424,7 @@ test('a folder of another tonk-relay is imported after a clean stop, and not wit
   assert.equal(await bytesIn(source.documents), before);
   assert.equal((await find(t, relay, handle.url)).n, 1);
 
-  // Its id only where it is wanted, and only if it is one.
+  // Its id is taken over only if requested, and only if it is valid.
   const adopt = async (...words) => {
     await relay.stop();
     await rm(relay.documents, { recursive: true });

@@ -1,6 +1,6 @@
-// 100 honest clients of ten documents, and one kind of attack at a time: no honest socket is closed, every honest edit arrives
-// at all who share its document, GET /livez is answered within a second, and no honest client is throttled.
-// Attackers and honest clients are told apart by their addresses. FAIR_SECONDS=10 attacks for longer.
+// 100 honest clients of ten documents, and one kind of attack at a time: no honest client is
+// disconnected or throttled, every honest edit arrives, and GET /livez is answered within a second.
+// Attackers and honest clients have different addresses. FAIR_SECONDS=10 attacks for longer.
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
@@ -14,9 +14,9 @@ import { emptySync, joined, sync } from './raw.mjs';
 import { Probe } from './probe.mjs';
 
 const SECONDS = Number(process.env.FAIR_SECONDS ?? 0);
-/** How long clients work before anything is measured, if it is measured for long, in ms. */
+/** How long clients work before a long measurement, in ms. */
 const WARM_UP = 5000;
-/** The most that GET /livez may take, in ms. */
+/** The longest time that GET /livez may take, in ms. */
 const LIVEZ = 1000;
 const DOCUMENTS = 10;
 const MEMBERS = 10;
@@ -38,7 +38,7 @@ class Member {
 
   hear(data) {
     const now = performance.now();
-    // Presence is most of what arrives: it is not decoded.
+    // Most messages are presence, which is not decoded.
     if (data.includes(EPHEMERAL)) { this.team.presence++; return; }
     const message = cbor.decode(data);
     if (message.type !== 'sync') return;
@@ -74,14 +74,17 @@ class Member {
   }
 }
 
-/** Honest clients: each shows its presence once a second, and each document is edited three times a second, by each in turn. */
+/**
+ * Honest clients: each sends its presence once a second, and each document is edited three times a
+ * second.
+ */
 class Crowd {
   static async start(t, relay) {
     const crowd = new Crowd();
     crowd.relay = relay;
     crowd.ticks = 0;
     crowd.teams = [];
-    // Ten at a time, from an address of their own: as fast as one address may connect.
+    // Ten at a time from one address, as fast as one address may connect.
     for (let n = 0; n < DOCUMENTS; n++) {
       const team = { n, id: documentId(crypto.getRandomValues(new Uint8Array(16))), presence: 0, latencies: [], sent: Array.from({ length: MEMBERS }, () => []) };
       team.members = await Promise.all(Array.from({ length: MEMBERS }, (_, n) => Member.join(t, relay, team, n)));
@@ -97,7 +100,7 @@ class Crowd {
   get members() { return this.teams.flatMap(({ members }) => members); }
   hasAll() { return this.members.every(member => member.hasAll()); }
 
-  /** Works until `isOver`; then waits until every edit has arrived, and returns whether all have. */
+  /** Works until `isOver`, then waits for all edits to arrive. Returns whether all have. */
   async work(isOver) {
     for (const team of this.teams) Object.assign(team, { presence: 0, latencies: [] });
     this.presenceSent = 0;
@@ -120,7 +123,8 @@ class Attack {
   static async start(t, relay, name, seconds) {
     const attack = new Attack();
     const file = fileURLToPath(new URL('attacks.mjs', import.meta.url));
-    // What the attacker computes is not the relay's doing; but on a busy machine a nicer process would hardly run.
+    // The attacker's own computation must not slow down the relay; but with a lower priority it
+    // would hardly run on a busy machine.
     attack.child = spawn('nice', ['-n', '5', process.execPath, file, name, relay.port, seconds], { stdio: ['ignore', 'inherit', 'inherit', 'ipc'] });
     t.after(() => attack.child.kill('SIGKILL'));
     attack.child.on('message', message => { if (message === 'attacking') attack.isOn = true; else attack.counted = message; });
@@ -130,8 +134,8 @@ class Attack {
   }
 }
 
-/** The log's lines of honest clients that are read more slowly. */
-const slowed = relay => relay.log.split('\n').filter(line => /honest-/.test(line) && /limits\.|throttl|more slowly/.test(line));
+/** The log lines about throttled honest clients. */
+const throttleLines = relay => relay.log.split('\n').filter(line => /honest-/.test(line) && /limits\.|throttl|more slowly/.test(line));
 
 async function throttled(relay) {
   const text = await (await fetch(`${relay.url}/metrics`)).text();
@@ -140,11 +144,11 @@ async function throttled(relay) {
 
 const start = t => Relay.start(t, { http: { trusted_proxies: '[]' }, auth: { mode: '"open"' } });
 
-/** Asserts that honest clients go on under an attack. Returns what the attacker counted. */
-async function goesOn(t, relay, crowd, name, seconds) {
+/** Asserts that honest clients keep working during an attack. Returns the attacker's counts. */
+async function assertHonestClientsWork(t, relay, crowd, name, seconds) {
   const attack = await Attack.start(t, relay, name, SECONDS || seconds);
   const probe = new Probe(relay.url);
-  // An attacker that hangs is not waited for: it is killed at the end.
+  // An attacker that hangs is killed at the end.
   const end = Date.now() + (SECONDS || seconds) * 1000 + 20_000;
   const allArrived = await crowd.work(() => attack.isOver || Date.now() > end);
   const pages = await probe.stop();
@@ -163,47 +167,48 @@ async function goesOn(t, relay, crowd, name, seconds) {
   if (!allArrived) faults.push('not every honest edit arrived');
   if (others.length) faults.push(`GET /livez was answered with ${others[0].status}`);
   if (livez > LIVEZ) faults.push(`GET /livez took ${ms(livez)} ms`);
-  if (slowed(relay).length) faults.push(`honest clients were throttled: ${slowed(relay)[0]}`);
+  if (throttleLines(relay).length) faults.push(`honest clients were throttled: ${throttleLines(relay)[0]}`);
   if (!attack.isOver) faults.push('the attacker did not end');
   assert.deepEqual(faults, []);
   return attack.counted;
 }
 
-test('honest clients go on under attacks that need no preparation', async t => {
+test('honest clients keep working during attacks that need no preparation', async t => {
   const relay = await start(t);
   const crowd = await Crowd.start(t, relay);
   if (SECONDS) {
-    // Node compiles what runs often: without this the first figures are higher than those under attack.
+    // Lets Node compile hot code first. Otherwise the first values are higher than those under
+    // attack.
     const warm = Date.now() + WARM_UP;
     assert.ok(await crowd.work(() => Date.now() > warm), 'every edit arrives');
   }
   await t.test('a busy machine, and no attack', async t => {
-    await goesOn(t, relay, crowd, 'elsewhere', 2);
+    await assertHonestClientsWork(t, relay, crowd, 'elsewhere', 2);
     assert.equal(await throttled(relay), 0);
   });
-  for (const name of Object.keys(ATTACKS)) await t.test(name, t => goesOn(t, relay, crowd, name, 0.8));
+  for (const name of Object.keys(ATTACKS)) await t.test(name, t => assertHonestClientsWork(t, relay, crowd, name, 0.8));
 });
 
-test('honest clients go on under attacks on what the relay computes', async t => {
+test('honest clients keep working during attacks on computation', async t => {
   // Two rounds of waking.
   const seconds = { wakeDocuments: 4 };
   for (const name of Object.keys(PREPARED)) {
     await t.test(name, async t => {
       const relay = await start(t);
       const crowd = await Crowd.start(t, relay);
-      const counted = await goesOn(t, relay, crowd, name, seconds[name] ?? 3);
+      const counted = await assertHonestClientsWork(t, relay, crowd, name, seconds[name] ?? 3);
       if (name === 'subscribing') {
         const { documents, sent, received, seconds } = counted;
-        // One message a second for each document, and a little.
+        // One message a second for each document, and a few more.
         assert.ok(received <= documents * (seconds + 2) + sent, `${received} messages came of ${sent} about ${documents} documents within ${seconds} s`);
       }
-      if (name === 'forwarding') assert.ok(counted.forwarded > 0, 'requests are passed on');
-      if (name === 'wakeDocuments') assert.equal(counted.answered, counted.woken, 'documents are served to whoever wakes them');
+      if (name === 'forwarding') assert.ok(counted.forwarded > 0, 'requests are forwarded');
+      if (name === 'wakeDocuments') assert.equal(counted.answered, counted.woken, 'documents are served to clients that open them');
     });
   }
 });
 
-test('a session that costs too much processor time is read more slowly and stays open', async t => {
+test('a session that uses too much processor time is throttled and stays open', async t => {
   const relay = await Relay.start(t, { http: { trusted_proxies: '[]' }, auth: { mode: '"open"' }, log: { repeat: '"1h"' },
     limits: { processor_per_connection: '"10%"' } });
   const crowd = await Crowd.start(t, relay);
@@ -212,7 +217,7 @@ test('a session that costs too much processor time is read more slowly and stays
   const reason = 'tonk_relay_throttled_total{reason="processor_per_connection"}';
   let [isOver, asked] = [false, 0];
   const working = crowd.work(() => isOver);
-  // It forgets the document and asks for all of it, again and again: honest work, but a lot of it.
+  // It repeatedly forgets the document and requests all of it, which is valid but expensive.
   const forget = (async () => {
     for (const end = Date.now() + 30_000; !isOver && Date.now() < end && costly.readyState === 1; asked++) {
       const heard = costly.heard.length;
@@ -232,7 +237,7 @@ test('a session that costs too much processor time is read more slowly and stays
   assert.equal(lines.length, 1, lines.join('\n'));
   assert.match(lines[0], /WARN/);
   assert.match(lines[0], /costly/);
-  assert.deepEqual(slowed(relay), []);
+  assert.deepEqual(throttleLines(relay), []);
   // It is still served.
   sync(costly, documentId(99));
   await until('an answer', () => costly.heard.some(({ type, documentId: id }) => type === 'doc-unavailable' && id === documentId(99)), 30);

@@ -1,4 +1,5 @@
-// Disks that fail: real errors, from a read-only file system and from system calls that strace lets fail.
+// Failing disks: real errors of a read-only file system, and of system calls that strace makes
+// fail.
 import assert from 'node:assert/strict';
 import { execFileSync, spawn, spawnSync } from 'node:child_process';
 import { chmod, copyFile, mkdir, mkdtemp, readFile, readdir, rename, rm, truncate, writeFile } from 'node:fs/promises';
@@ -9,10 +10,13 @@ import { test } from 'node:test';
 import { cbor } from '@automerge/automerge-repo';
 import { BINARY, Relay, atEnd, bundle, close, documentId, fill, folder, saved, share, smallDisk, until } from './relay.mjs';
 
-/** Let the disk of a running relay stall, until what this returns is called. */
+/** Stalls the disk of a running relay until the returned function is called. */
 const stall = (t, relay, paths) => tamper(t, relay, 'fsync,fdatasync,pwrite64', 'delay_enter=60000000', paths);
 
-/** Let system calls of a running relay fail, until what this returns is called. `-P`: those on these paths alone. */
+/**
+ * Makes system calls of a running relay fail until the returned function is called; with `-P` only
+ * those on these paths.
+ */
 const inject = (t, relay, calls, error, paths) => tamper(t, relay, calls, `error=${error}`, paths);
 
 async function tamper(t, relay, calls, how, paths = []) {
@@ -44,7 +48,7 @@ for (const [what, calls, error] of [
   ['an I/O error on fsync', 'fsync,fdatasync', 'EIO'],
   ['a file system that has become read-only', 'pwrite64,openat,unlink,rename', 'EROFS'],
 ]) {
-  test(`${what}: not ready, kept in memory, served meanwhile, stored when it is over`, { skip }, async t => {
+  test(`${what}: the relay is not ready, serves changes from memory, and stores them afterwards`, { skip }, async t => {
     const relay = await Relay.start(t);
     const [client, reader] = [relay.client(t), relay.client(t)];
     const handle = await share(client, { n: 1 });
@@ -67,7 +71,7 @@ for (const [what, calls, error] of [
   });
 }
 
-test('a file system that goes read-only for good: what was saved is there, and clients give the rest back', async t => {
+test('when a file system stays read-only saved changes are kept, and clients send the rest again', async t => {
   if (process.getuid() !== 0) return t.skip('needs root, to mount');
   const image = join(await mkdtemp(join(tmpdir(), 'tonk-relay-image-')), 'ext4');
   const at = await mkdtemp(join(tmpdir(), 'tonk-relay-ext4-'));
@@ -82,7 +86,7 @@ test('a file system that goes read-only for good: what was saved is there, and c
   const [client, reader] = [relay.client(t), relay.client(t)];
   const handle = await share(client, { n: 1 });
   const read = await reader.repo.find(handle.url);
-  // What the kernel does when the disk fails under it.
+  // The kernel does this when the disk fails.
   execFileSync('mount', ['-o', 'remount,abort', at]);
   handle.change(doc => { doc.n = 2; });
   await until('it is served meanwhile', () => read.doc().n === 2);
@@ -93,23 +97,23 @@ test('a file system that goes read-only for good: what was saved is there, and c
   await close(reader);
 
   execFileSync('umount', [at]);
-  // 1: it has put the file system right.
+  // Exit code 1: it has repaired the file system.
   assert.ok(spawnSync('e2fsck', ['-p', image]).status <= 1);
   assert.ok(mount());
   await relay.start();
   const fresh = relay.client(t);
   const found = await fresh.repo.find(handle.url);
   assert.ok(found.doc().n >= 1);
-  await until('the writer has given it back', () => found.doc().n === 2);
+  await until('the writer has sent it again', () => found.doc().n === 2);
 });
 
-test('a document that cannot be read is an error to its clients, not unavailable; the others are served', { skip }, async t => {
+test('an unreadable document is an error to its clients and not unavailable, and others are served', { skip }, async t => {
   const relay = await Relay.start(t, { sync: { idle_unload: '"50ms"' } });
   const writer = relay.client(t);
   const [bad, good] = [await share(writer, { n: 'bad' }), await share(writer, { n: 'good' })];
   relay.command('checkpoint');
   await close(writer);
-  await until('they left memory', async () => await relay.metric('tonk_relay_rooms{state="live"}') === 0);
+  await until('they are unloaded', async () => await relay.metric('tonk_relay_rooms{state="live"}') === 0);
   const id = bad.documentId;
   const folder = join(relay.documents, id.slice(0, 2), id.slice(2));
   const [kind] = await readdir(folder);
@@ -137,7 +141,7 @@ test('a document that cannot be read is an error to its clients, not unavailable
   assert.equal(degraded(relay), '');
 });
 
-test('a document folder without permission, and foreign files: the rest is served', async t => {
+test('other documents are served despite a folder without permission and foreign files', async t => {
   const relay = await Relay.start(t, { sync: { idle_unload: '"50ms"' } });
   const writer = relay.client(t);
   const [closed, good] = [await share(writer, { n: 'closed' }), await share(writer, { n: 'good' })];
@@ -149,7 +153,7 @@ test('a document folder without permission, and foreign files: the rest is serve
   await mkdir(join(relay.documents, 'lost+found'));
   await mkdir(join(folder, 'backup-of-mine'), { recursive: true });
   await writeFile(join(folder, 'snapshot.bak'), 'nothing of automerge');
-  // Root reads everything: the relay is somebody else then.
+  // Root can read everything, so the relay runs as another user.
   const isRoot = process.getuid() === 0;
   if (isRoot) {
     relay.binary = join(relay.at, 'tonk-relay');
@@ -169,7 +173,7 @@ test('a document folder without permission, and foreign files: the rest is serve
   assert.equal(await readFile(join(relay.documents, 'notes.txt'), 'utf8'), 'somebody put this here');
 });
 
-test('a journal that was cut off, or torn in its last record: what is whole is there', async t => {
+test('complete records of a truncated or torn journal are kept', async t => {
   for (const cut of [1, 100, 5000]) {
     const relay = await Relay.start(t);
     const client = relay.client(t);
@@ -193,8 +197,8 @@ test('a journal that was cut off, or torn in its last record: what is whole is t
   }
 });
 
-test('a clock that jumps by years, both ways: edits flow and are saved', { skip }, async t => {
-  // Not the machine's clock: libfaketime gives one to this relay alone, and reads it from a file.
+test('edits are sent and saved while the clock jumps by years in both directions', { skip }, async t => {
+  // libfaketime gives this relay a clock of its own, and reads the time from a file.
   const found = spawnSync('sh', ['-c', 'ls /usr/lib/*/faketime/libfaketimeMT.so.1'], { encoding: 'utf8' }).stdout.trim();
   if (!found) return t.skip('needs libfaketime');
   const at = await mkdtemp(join(tmpdir(), 'tonk-relay-clock-'));
@@ -207,7 +211,7 @@ test('a clock that jumps by years, both ways: edits flow and are saved', { skip 
   const client = relay.client(t);
   const handle = await share(client, { n: 0 });
   for (const [n, jump] of ['+20y', '-20y', '+0'].entries()) {
-    // At once: libfaketime ends a process that reads an empty file.
+    // Written atomically: libfaketime ends a process that reads an empty file.
     await writeFile(`${clock}.new`, jump);
     await rename(`${clock}.new`, clock);
     handle.change(doc => { doc.n = n; });
@@ -221,14 +225,14 @@ test('a clock that jumps by years, both ways: edits flow and are saved', { skip 
   assert.equal((await relay.client(t).repo.find(handle.url)).doc().n, 2);
 });
 
-test('what the relay waits for never keeps it from answering itself: a full disk, storage that stalls, a limit', { skip }, async t => {
-  // systemd's watchdog would end a relay that does not answer itself for this long.
+test('the relay keeps answering during a full disk, stalled storage and a reached limit', { skip }, async t => {
+  // After this time without an answer systemd's watchdog would end the relay.
   const watchdog = 1_000_000;
   const probes = relay => relay.metric('tonk_relay_unknown_requests_total{outcome="probe"}');
-  /** For ten times as long, at four questions each. */
-  const goesOn = async relay => {
+  /** For ten times as long, with four requests at a time. */
+  const assertKeepsAnswering = async relay => {
     const before = await probes(relay);
-    await until('it answers itself', async () => await probes(relay) >= before + 40, 40);
+    await until('it answers', async () => await probes(relay) >= before + 40, 40);
     assert.equal(await relay.metric('tonk_relay_probe_failures_total'), 0);
     assert.equal(relay.ended, undefined);
   };
@@ -246,23 +250,23 @@ test('what the relay waits for never keeps it from answering itself: a full disk
   const full = await inject(t, relay, 'pwrite64', 'ENOSPC', files);
   handle.change(doc => { doc.n = 2; });
   await until('not ready', async () => await status(relay) === 503);
-  await goesOn(relay);
+  await assertKeepsAnswering(relay);
   await full();
   await until('ready', async () => await status(relay) === 200);
 
   const stalled = await stall(t, relay, files);
   handle.change(doc => { doc.n = 3; });
   await until('it waits', async () => await relay.metric('tonk_relay_storage_unsaved_bytes') > 0);
-  await goesOn(relay);
+  await assertKeepsAnswering(relay);
   await stalled();
 
   const others = [1, 2, 3, 4].map(() => relay.client(t));
   await until('one is refused', async () => await relay.metric('tonk_relay_refused_total{reason="connections"}') > 0);
-  await goesOn(relay);
+  await assertKeepsAnswering(relay);
   await Promise.all(others.map(close));
 });
 
-test('a document is blocked at once on a full disk; what else its clients do goes on', { skip }, async t => {
+test('a document is blocked at once on a full disk, and its clients keep working with others', { skip }, async t => {
   const relay = await Relay.start(t);
   const [client, reader] = [relay.client(t), relay.client(t)];
   const [handle, other] = [await share(client, { n: 1 }), await share(client, { n: 1 })];
@@ -270,22 +274,22 @@ test('a document is blocked at once on a full disk; what else its clients do goe
   const end = await inject(t, relay, 'pwrite64,write', 'ENOSPC',
     [relay.documents, ...['journal.sqlite', 'journal.sqlite-wal'].map(name => join(relay.documents, '.journal', name))]);
   handle.change(doc => { doc.n = 2; });
-  await until('it is passed on', () => copy.doc().n === 2);
+  await until('it is forwarded', () => copy.doc().n === 2);
   await until('not ready', async () => await status(relay) === 503);
   spawnSync(BINARY, ['doc', 'block', handle.url, '--config', join(relay.at, 'tonk-relay.toml')]);
-  // More than the room would hold.
+  // More than the room would keep.
   for (let n = 3; n < 300; n += 1) handle.change(doc => { doc.n = n; });
   other.change(doc => { doc.n = 2; });
-  await until('the other is passed on', () => otherCopy.doc().n === 2);
+  await until('the other is forwarded', () => otherCopy.doc().n === 2);
   await end();
   await until('ready', async () => await status(relay) === 200);
-  assert.equal(copy.doc().n, 2, 'nobody heard of what came after the block');
+  assert.equal(copy.doc().n, 2, 'no client received changes made after the block');
   relay.command('doc', 'unblock', handle.url);
-  await until('all of it is here', () => copy.doc().n === 299);
+  await until('it arrives completely', () => copy.doc().n === 299);
   await saved(client, handle);
 });
 
-test('a full disk keeps nobody waiting: edits, presence and other documents go on, and all is stored when there is room', async t => {
+test('on a full disk edits, presence and other documents continue, and everything is stored once there is room', async t => {
   const at = await smallDisk(t, 8);
   if (!at) return;
   const app = join(await folder(t), 'app.tonk');
@@ -307,15 +311,15 @@ test('a full disk keeps nobody waiting: edits, presence and other documents go o
   const ballast = await fill(at);
   for (let n = 1; n <= 20; n += 1) {
     for (const handle of handles) handle.change(doc => { doc.n = n; });
-    // A reader that writes, too, is to hear of the others all the same.
+    // A reader that also writes must receive the others' changes all the same.
     for (const copy of copies[n % 10]) copy.change(doc => { doc[`reader-${n % 10}`] = n; });
     handles[0].broadcast(n);
-    await until(`round ${n} is with everybody`, () => [handles, ...copies].every(documents =>
+    await until(`round ${n} has reached every client`, () => [handles, ...copies].every(documents =>
       documents.every(copy => copy.doc().n === n && copy.doc()[`reader-${n % 10}`] === n)));
     await until('presence', () => heard.every(messages => messages.includes(n)));
     if (n % 10 === 0) {
       const unknown = documentId(100 + n);
-      await assert.rejects(writer.repo.find(`automerge:${unknown}`), /unavailable/, 'what nobody has is answered');
+      await assert.rejects(writer.repo.find(`automerge:${unknown}`), /unavailable/, 'the request for an unknown document is answered');
     }
   }
   assert.equal(await status(relay), 503, 'nothing could be stored');

@@ -1,4 +1,5 @@
-// What may not become part of a document: it is refused for that document alone, whatever way it comes.
+// Changes that may not become part of a document are refused, for that document only and from every
+// source.
 import assert from 'node:assert/strict';
 import { createHash } from 'node:crypto';
 import { cp, mkdir, readFile, readdir, writeFile } from 'node:fs/promises';
@@ -8,14 +9,14 @@ import { isDeepStrictEqual } from 'node:util';
 import * as Automerge from '@automerge/automerge';
 import { fails, filesOf, json, url } from './commands.mjs';
 import { Relay, bundle, close, documentId, entry, folder, saved, share, until, upload } from './relay.mjs';
-import { bringing, evilChanges, joined, refused, sync } from './raw.mjs';
+import { syncMessageWith, poisonedChanges, joined, refused, sync } from './raw.mjs';
 
 const save = handle => Automerge.save(handle.doc());
 const bytesOf = (doc, chunks) => Buffer.concat([Automerge.save(doc), ...chunks]);
 const hashOf = chunks => chunks.at(-1).hash;
 
-/** Everybody reads the document as its author has it, and can edit it. */
-async function isGood(t, relay, handle, client) {
+/** Every client reads the document as its author has it, and can edit it. */
+async function assertIntact(t, relay, handle, client) {
   handle.change(doc => { doc.after = 'an edit'; });
   await saved(client, handle);
   const reader = relay.client(t);
@@ -27,37 +28,37 @@ async function isGood(t, relay, handle, client) {
 }
 
 for (const engine of ['native', 'samod']) {
-  test(`changes that cannot be read again are refused, and everything else goes on (${engine})`, async t => {
+  test(`changes that could not be read again are refused, and everything else continues (${engine})`, async t => {
     const relay = await Relay.start(t, { sync: { engine: `"${engine}"` } });
     const honest = relay.client(t);
-    // samod does not say what it has stored.
+    // samod does not report what it has stored.
     const share2 = async contents => {
       const handle = honest.repo.create(contents);
       await until('it is there', () => relay.client(t).repo.find(handle.url).catch(() => undefined));
       return handle;
     };
     const other = await (engine === 'native' ? share(honest, { other: 1 }) : share2({ other: 1 }));
-    const { good, evil } = evilChanges(Automerge.from({ text: 'precious' }));
+    const { good, evil } = poisonedChanges(Automerge.from({ text: 'precious' }));
     for (const name of [...Object.keys(good), ...Object.keys(evil)]) {
       const handle = await (engine === 'native' ? share(honest, { text: 'precious' }) : share2({ text: 'precious' }));
-      const changes = evilChanges(Automerge.load(save(handle)));
+      const changes = poisonedChanges(Automerge.load(save(handle)));
       const chunks = changes.good[name] ?? changes.evil[name];
       const socket = await joined(t, relay, `sends-${name}`);
-      sync(socket, handle.documentId, bringing(Buffer.concat(chunks), hashOf(chunks)), 'sync');
+      sync(socket, handle.documentId, syncMessageWith(Buffer.concat(chunks), hashOf(chunks)), 'sync');
       if (name in good) {
-        await until('a change is taken', () => 'a' in handle.doc());
+        await until('a change is accepted', () => 'a' in handle.doc());
       } else {
         assert.match(await refused(socket, handle.documentId), /^the changes to \S+ (are not as automerge|cannot be applied|number an operation)/, name);
       }
-      if (engine === 'native') await isGood(t, relay, handle, honest);
-      // Its other documents go on, and what it reads of this one.
+      if (engine === 'native') await assertIntact(t, relay, handle, honest);
+      // Its other documents still work, and so do reads of this one.
       sync(socket, other.documentId);
       await until('its other document', () => socket.heard.some(({ type, documentId }) => type === 'sync' && documentId === other.documentId));
       if (name === 'forgetsItself') {
         // Again, in two messages.
         const again = await joined(t, relay, 'in-two-messages');
-        sync(again, handle.documentId, bringing(chunks[0], chunks[0].hash), 'sync');
-        sync(again, handle.documentId, bringing(chunks[1], chunks[1].hash), 'sync');
+        sync(again, handle.documentId, syncMessageWith(chunks[0], chunks[0].hash), 'sync');
+        sync(again, handle.documentId, syncMessageWith(chunks[1], chunks[1].hash), 'sync');
         await refused(again, handle.documentId);
       }
     }
@@ -77,8 +78,8 @@ test('a client that holds a poisoned document and a good one keeps the good one'
   const relay = await Relay.start(t);
   const owner = relay.client(t);
   const poisoned = await share(owner, { text: 'precious' });
-  const { evil } = evilChanges(Automerge.load(save(poisoned)));
-  // It was poisoned elsewhere, by changes that every automerge applies.
+  const { evil } = poisonedChanges(Automerge.load(save(poisoned)));
+  // It was poisoned elsewhere, by changes that every automerge accepts.
   const client = relay.client(t, { retry: 100 });
   const mine = await client.repo.find(poisoned.url);
   mine.update(doc => Automerge.applyChanges(doc, evil.forgetsItself)[0]);
@@ -93,24 +94,24 @@ test('a client that holds a poisoned document and a good one keeps the good one'
     await saved(client, good);
     poisoned.change(doc => { doc.n = n; });
     await saved(owner, poisoned);
-    await until('it still hears of the poisoned one', () => mine.doc().n === n);
+    await until('it still receives the poisoned document', () => mine.doc().n === n);
     if (n === 3) break;
     client.adapter.socket.close();
-    await until('it comes again', async () => await refusals() > n);
+    await until('it reconnects', async () => await refusals() > n);
   }
-  await isGood(t, relay, poisoned, owner);
+  await assertIntact(t, relay, poisoned, owner);
   assert.match(relay.log, /changes refused, and the peer may only read this document now: the changes to \S+ (are not as automerge writes them|cannot be applied)/);
   assert.doesNotMatch(relay.log, /panicked/);
 });
 
-test('an upload with such changes answers 400 with document and reason, and changes nothing', async t => {
+test('an upload with such changes is answered with 400 and the reason, and changes nothing', async t => {
   const relay = await Relay.start(t);
   const honest = relay.client(t);
-  const { evil } = evilChanges(Automerge.from({ text: 'precious' }));
+  const { evil } = poisonedChanges(Automerge.from({ text: 'precious' }));
   for (const name of Object.keys(evil)) {
     const handle = await share(honest, { text: 'precious' });
     const doc = Automerge.load(save(handle));
-    const chunks = evilChanges(doc).evil[name];
+    const chunks = poisonedChanges(doc).evil[name];
     const [root, more] = [handle.documentId, documentId(crypto.getRandomValues(new Uint8Array(16)))];
     const body = bundle({ [more]: { n: 1 } }, { rootId: root }, { [entry(root)]: bytesOf(doc, chunks) });
     const answer = await upload(relay, body);
@@ -119,26 +120,27 @@ test('an upload with such changes answers 400 with document and reason, and chan
     assert.ok(error.startsWith(`Invalid bundle: document ${root}: its changes `), error);
     assert.equal((await fetch(`${relay.url}/api/bundles/${root}`)).status, 404);
     await assert.rejects(relay.client(t).repo.find(url(more)), /unavailable/);
-    await isGood(t, relay, handle, honest);
+    await assertIntact(t, relay, handle, honest);
   }
-  // One that is good by itself, and does not fit what is here: another first change of the same actor.
+  // A change that is valid by itself but conflicts with the stored document: another first change
+  // of the same actor.
   const handle = await share(honest, { text: 'precious' });
   const actor = Automerge.getActorId(handle.doc());
   const body = bundle({ [handle.documentId]: Automerge.merge(Automerge.clone(handle.doc(), { actor: 'ab' }), Automerge.from({ n: 1 }, { actor: 'cd' })) });
-  assert.equal((await upload(relay, body)).status, 200, `an honest one, beside ${actor}`);
+  assert.equal((await upload(relay, body)).status, 200, `an honest change besides ${actor}`);
   await relay.stop();
   relay.command('fsck');
 });
 
-test('imports and restores refuse them, and take the rest', async t => {
+test('imports and restores refuse such changes and accept the others', async t => {
   const relay = await Relay.start(t);
   const honest = relay.client(t);
   const [handle, more] = [await share(honest, { text: 'precious' }), await share(honest, { n: 1 })];
   const backup = join(await folder(t), 'backup');
   json(relay, 'backup', backup);
   const doc = Automerge.load(save(handle));
-  const chunks = evilChanges(doc).evil.forgetsItself;
-  // A folder of automerge-repo's, with the poison as a chunk of its own.
+  const chunks = poisonedChanges(doc).evil.forgetsItself;
+  // A folder of automerge-repo with the poisoned change as a chunk of its own.
   const theirs = await folder(t);
   for (const [id, files] of Object.entries({ [handle.documentId]: { snapshot: [Automerge.save(doc)], incremental: [Buffer.concat(chunks)] },
     [documentId(7)]: { snapshot: [Automerge.save(Automerge.from({ seven: 7 }))] } })) {
@@ -165,10 +167,10 @@ test('imports and restores refuse them, and take the rest', async t => {
   assert.equal(fails(relay, 'fsck', backup).status, 4);
   const restored = fails(relay, 'restore', backup, '--json');
   assert.deepEqual(JSON.parse(restored.stdout).refused.map(({ place }) => place), [id]);
-  for (const one of [handle, more]) await isGood(t, relay, one, honest);
+  for (const one of [handle, more]) await assertIntact(t, relay, one, honest);
 });
 
-test('a served bundle with such changes keeps the last good one', async t => {
+test('a new served bundle with such changes is refused, and the last good one is kept', async t => {
   const at = await folder(t);
   const file = join(at, 'app.tonk');
   const [root, other] = [documentId(1), documentId(2)];
@@ -179,7 +181,7 @@ test('a served bundle with such changes keeps the last good one', async t => {
   const handle = await client.repo.find(url(root));
   const etag = async () => (await fetch(`${relay.url}/.manifest.tonk`)).headers.get('etag');
   const before = await etag();
-  const { evil } = evilChanges(first);
+  const { evil } = poisonedChanges(first);
   for (const [name, chunks] of Object.entries(evil)) {
     await writeFile(file, bundle({ [other]: { n: name } }, { rootId: root }, { [entry(root)]: bytesOf(first, chunks) }));
     await until(`${name} is refused`, () => relay.log.includes(`document ${root}: its changes`));
@@ -190,10 +192,10 @@ test('a served bundle with such changes keeps the last good one', async t => {
   await saved(client, handle);
   await writeFile(file, bundle({ [root]: Automerge.change(first, doc => { doc.second = 2; }), [other]: { n: 1 } }));
   await until('a good one is served and merged', async () => await etag() !== before && handle.doc().second === 2);
-  await isGood(t, relay, handle, client);
+  await assertIntact(t, relay, handle, client);
 });
 
-test('a stored chunk that makes a document unreadable goes to quarantine, with what builds on it', async t => {
+test('a stored chunk that makes a document unreadable is quarantined with the changes that build on it', async t => {
   const relay = await Relay.start(t);
   const honest = relay.client(t);
   const [handle, leaping] = [await share(honest, { text: 'precious' }), await share(honest, { text: 'precious' })];
@@ -202,13 +204,13 @@ test('a stored chunk that makes a document unreadable goes to quarantine, with w
   await relay.stop();
   const id = handle.documentId;
   const doc = Automerge.load(save(handle));
-  const evil = evilChanges(doc).evil.forgetsItself;
-  // What an honest client wrote on top of it.
+  const evil = poisonedChanges(doc).evil.forgetsItself;
+  // Changes that an honest client made on top of it.
   const above = Automerge.change(Automerge.applyChanges(Automerge.clone(doc), evil)[0], doc => { doc.above = 1; });
   const files = { evil: Buffer.concat(evil), above: Automerge.getLastLocalChange(above), honest: Automerge.getLastLocalChange(Automerge.change(Automerge.clone(doc), doc => { doc.beside = 1; })) };
   await mkdir(join(filesOf(relay, id), 'incremental'), { recursive: true });
   for (const [name, data] of Object.entries(files)) await writeFile(join(filesOf(relay, id), 'incremental', name), data);
-  const far = evilChanges(Automerge.load(save(leaping))).evil.leapsFar;
+  const far = poisonedChanges(Automerge.load(save(leaping))).evil.leapsFar;
   await mkdir(join(filesOf(relay, leaping.documentId), 'incremental'), { recursive: true });
   await writeFile(join(filesOf(relay, leaping.documentId), 'incremental', 'far'), Buffer.concat(far));
 
@@ -224,7 +226,7 @@ test('a stored chunk that makes a document unreadable goes to quarantine, with w
   await relay.start();
   const reader = relay.client(t);
   const read = await reader.repo.find(handle.url);
-  // The first of the two changes of the bad chunk is good.
+  // The first of the two changes of the bad chunk is valid.
   assert.deepEqual({ ...read.doc() }, { text: 'precious', a: null, beside: 1 });
   const warnings = relay.log.split('\n').filter(line => line.includes('WARN') && line.includes(id));
   assert.equal(warnings.length, 1, relay.log);
@@ -232,14 +234,14 @@ test('a stored chunk that makes a document unreadable goes to quarantine, with w
   const aside = json(relay, 'quarantine', 'list');
   assert.deepEqual(aside.map(({ path }) => path.split('/').at(-1)).sort(), ['above', 'evil']);
   await saved(reader, read);
-  await isGood(t, relay, read, reader);
-  // What was put aside can be released; as long as it is bad it goes there again.
+  await assertIntact(t, relay, read, reader);
+  // A quarantined chunk can be released; it is quarantined again while it is invalid.
   relay.command('quarantine', 'release', aside.find(({ path }) => path.endsWith('above')).path);
   await relay.restart();
   assert.deepEqual({ ...(await relay.client(t).repo.find(handle.url)).doc() }, { text: 'precious', a: null, beside: 1, after: 'an edit' });
 });
 
-test('a stored file that is good in part keeps its good part', async t => {
+test('the valid part of a damaged stored file is kept', async t => {
   const relay = await Relay.start(t);
   const honest = relay.client(t);
   const handle = await share(honest, { text: 'precious' });
@@ -248,7 +250,7 @@ test('a stored file that is good in part keeps its good part', async t => {
   const at = join(filesOf(relay, handle.documentId), 'snapshot');
   const [name] = await readdir(at);
   const doc = Automerge.load(save(handle));
-  await writeFile(join(at, name), bytesOf(doc, evilChanges(doc).evil.forgetsItself));
+  await writeFile(join(at, name), bytesOf(doc, poisonedChanges(doc).evil.forgetsItself));
   await relay.start();
   for (let n = 0; n < 2; n++) {
     assert.deepEqual({ ...(await relay.client(t).repo.find(handle.url)).doc() }, { text: 'precious', a: null });
@@ -258,7 +260,7 @@ test('a stored file that is good in part keeps its good part', async t => {
   await cp(relay.documents, join(relay.at, 'copy'), { recursive: true });
 });
 
-test('honest documents are not bombs', async t => {
+test('honest documents are not refused as decompression bombs', async t => {
   const relay = await Relay.start(t);
   const client = relay.client(t);
   const big = {
@@ -276,7 +278,7 @@ test('honest documents are not bombs', async t => {
     const body = bundle({ [documentId(crypto.getRandomValues(new Uint8Array(16)))]: contents });
     assert.equal((await upload(relay, body)).status, 200, name);
   }
-  // A log that grows in many changes.
+  // A log that grows by many changes.
   const log = await share(client, { log: '' });
   const line = n => `2026-11-26T12:00:${String(n % 60).padStart(2, '0')}Z INFO request handled path=/api/items/${n} status=200 took=12ms\n`;
   let length = 0;
@@ -290,7 +292,7 @@ test('honest documents are not bombs', async t => {
   const reader = relay.client(t);
   assert.equal((await reader.repo.find(log.url)).doc().log.length, length);
   assert.equal(await relay.metric('tonk_relay_documents_refused_total{reason="max_document"}'), 0);
-  // One change with more operations than the limit pays for is refused, and raising the limit helps.
+  // One change with more operations than the limit allows is refused, and raising the limit helps.
   await relay.stop();
   relay.config = { sync: { max_inflated: '"8MiB"' } };
   await relay.start();

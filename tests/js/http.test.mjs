@@ -8,7 +8,7 @@ import { join } from 'node:path';
 import { test } from 'node:test';
 import { gunzipSync, gzipSync } from 'node:zlib';
 import { strToU8, unzipSync, zipSync } from 'fflate';
-import { joined, say, sync } from './raw.mjs';
+import { joined, sendTo, sync } from './raw.mjs';
 import { Relay, atEnd, bundle, documentId, entry, folder, until } from './relay.mjs';
 
 const id = documentId(1);
@@ -29,7 +29,7 @@ const upload = (relay, body, headers = {}) => fetch(`${relay.url}/api/bundles`, 
 });
 const bytes = async response => new Uint8Array(await response.arrayBuffer());
 
-test('GET / and CORS', async t => {
+test('GET / answers with CORS headers', async t => {
   const relay = await withBundle(t);
   const response = await fetch(relay.url, { headers: { origin: 'https://app.example.org' } });
   assert.equal(await response.text(), '👍 Tonk relay server is running');
@@ -50,13 +50,13 @@ test('GET / and CORS', async t => {
   assert.deepEqual(exposed.sort(), ['content-disposition', 'content-range', 'etag', 'retry-after']);
 });
 
-test('an origin that is not allowed gets no CORS', async t => {
+test('an origin that is not allowed gets no CORS headers', async t => {
   const relay = await withBundle(t, { more: { http: { allowed_origins: '["https://app.example.org"]' } } });
   const response = await fetch(relay.url, { headers: { origin: 'https://evil.example.org' } });
   assert.equal(response.headers.get('access-control-allow-origin'), null);
 });
 
-test('the manifest', async t => {
+test('the manifest is served with its ETag', async t => {
   const relay = await withBundle(t);
   const response = await fetch(`${relay.url}/.manifest.tonk`);
   assert.equal(response.headers.get('content-type'), 'application/zip');
@@ -71,7 +71,7 @@ test('the manifest', async t => {
   assert.equal(Number(head.headers.get('content-length')), body.length);
 });
 
-test('wasm and blank', async t => {
+test('the WASM file and the blank bundle are served', async t => {
   const relay = await withBundle(t);
   const ask = (path, headers = {}) => fetch(relay.url + path, { headers });
   const wasm = await ask('/tonk_core_bg.wasm');
@@ -97,7 +97,7 @@ test('wasm and blank', async t => {
   }
 });
 
-test('a file of the config that changes is served at once, also to those who have the former one', async t => {
+test('a configured file that changes is served at once, also to clients that have the former one', async t => {
   const relay = await withBundle(t);
   const [url, file] = [`${relay.url}/tonk_core_bg.wasm`, join(relay.at, 'core.wasm')];
   const former = (await fetch(url)).headers.get('etag');
@@ -123,7 +123,7 @@ test('a file of the config that changes is served at once, also to those who hav
   assert.equal(String(Buffer.concat(await part.toArray())), 'wasm!', 'a part is of the file as it is');
 });
 
-test('a relay without a bundle says so', async t => {
+test('a relay without a bundle reports that', async t => {
   const relay = await Relay.start(t);
   for (const [path, status, error] of [
     ['/.manifest.tonk', 503, 'No bundle is served'],
@@ -147,7 +147,7 @@ test('a relay without a bundle says so', async t => {
   assert.deepEqual(await method.json(), { error: 'Method Not Allowed' });
 });
 
-test('upload and download', async t => {
+test('bundles can be uploaded and downloaded', async t => {
   const relay = await Relay.start(t);
   const stored = await upload(relay, contents);
   const answer = await stored.json();
@@ -180,7 +180,7 @@ test('upload and download', async t => {
   assert.notEqual((await ask({})).headers.get('etag'), etag, 'another upload, another ETag');
 });
 
-test('bad uploads are refused with the reason, and nothing is left of them', async t => {
+test('invalid uploads are refused with a reason and leave no files', async t => {
   const relay = await Relay.start(t, {
     bundles: { max_upload: '"100KiB"', max_inflated: '"1MiB"' },
     http: { body_idle_timeout: '"300ms"', body_min_rate: '"1KiB"' },
@@ -220,7 +220,7 @@ test('bad uploads are refused with the reason, and nothing is left of them', asy
   const type = await upload(relay, contents, { 'content-type': 'text/plain' });
   assert.deepEqual([type.status, await type.json()], [400, { error: 'Invalid bundle data' }]);
   const bomb = await upload(relay, gzipSync(zeros), { 'content-encoding': 'gzip' });
-  assert.equal(bomb.status, 413, 'what is gzipped counts unpacked');
+  assert.equal(bomb.status, 413, 'gzip bodies count unpacked');
   const gzipped = gzipSync(contents);
   for (const [what, body] of [['not gzip', contents], ['cut off', gzipped.subarray(0, -1)],
     ['garbage behind it', Buffer.concat([gzipped, Buffer.from('garbage')])]]) {
@@ -232,7 +232,7 @@ test('bad uploads are refused with the reason, and nothing is left of them', asy
   assert.equal(brotli.status, 415);
   assert.equal(brotli.headers.get('accept-encoding'), 'gzip');
 
-  // A client that sends a part and then nothing.
+  // A client that sends a part and then stops.
   const slow = await new Promise((resolve, reject) => {
     const request = http.request(`${relay.url}/api/bundles`, {
       method: 'POST', headers: { 'content-type': 'application/octet-stream', 'content-length': 5000 },
@@ -242,7 +242,7 @@ test('bad uploads are refused with the reason, and nothing is left of them', asy
   });
   assert.equal(slow.statusCode, 408);
   slow.destroy();
-  // One that sends a byte now and then.
+  // A client that sends a byte from time to time.
   const trickle = await new Promise((resolve, reject) => {
     const request = http.request(`${relay.url}/api/bundles`, {
       method: 'POST', headers: { 'content-type': 'application/octet-stream', 'content-length': 5000 },
@@ -253,7 +253,7 @@ test('bad uploads are refused with the reason, and nothing is left of them', asy
   });
   assert.equal(trickle.statusCode, 408);
   trickle.destroy();
-  // And one that goes away.
+  // A client that disconnects.
   const cut = net.connect(relay.port, '127.0.0.1');
   cut.write('POST /api/bundles HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/octet-stream\r\nContent-Length: 5000\r\n\r\nhalf');
   cut.end();
@@ -264,10 +264,11 @@ test('bad uploads are refused with the reason, and nothing is left of them', asy
   assert.equal((await fetch(`${relay.url}/api/bundles/${id}`)).status, 404);
 });
 
-test('an archive of very many entries is refused before it costs memory', async t => {
+test('an archive of very many entries is refused before it uses memory', async t => {
   const relay = await Relay.start(t);
   const entries = 400_000;
-  // Made by hand: a directory of entries of no content, and its end (APPNOTE.TXT 4.3.12, 4.3.14 and 4.3.15).
+  // Written by hand: a directory of entries without content, and its end (APPNOTE.TXT 4.3.12,
+  // 4.3.14 and 4.3.15).
   const directory = Buffer.alloc(entries * 47);
   for (let n = 0; n < entries; n++) {
     directory.writeUInt32LE(0x02014b50, n * 47);
@@ -294,7 +295,7 @@ test('an archive of very many entries is refused before it costs memory', async 
   assert.ok(await memory() - before < 60, `${before} to ${await memory()} MiB`);
 });
 
-test('metrics, for Prometheus and as the TypeScript relay gave them', async t => {
+test('metrics are served for Prometheus and in the form of the TypeScript relay', async t => {
   const relay = await Relay.start(t);
   const text = await fetch(`${relay.url}/metrics`);
   assert.match(text.headers.get('content-type'), /^text\/plain; version=0\.0\.4/);
@@ -307,7 +308,7 @@ test('metrics, for Prometheus and as the TypeScript relay gave them', async t =>
   assert.equal(await relay.metric('tonk_relay_http_requests_total{route="/metrics",status="200"}'), 2);
 });
 
-test('/metrics can be taken off the public port; the admin listener has it', async t => {
+test('/metrics can be removed from the public port, and the admin listener serves it', async t => {
   const relay = await Relay.start(t, { http: { metrics: 'false' } });
   assert.equal((await fetch(`${relay.url}/metrics`)).status, 404);
   const answer = await new Promise((resolve, reject) => {
@@ -317,7 +318,7 @@ test('/metrics can be taken off the public port; the admin listener has it', asy
   answer.resume();
 });
 
-test('health', async t => {
+test('health endpoints answer', async t => {
   const relay = await Relay.start(t);
   for (const path of ['/livez', '/readyz']) {
     const response = await fetch(relay.url + path);
@@ -325,7 +326,7 @@ test('health', async t => {
   }
 });
 
-test('a slow head is cut off', async t => {
+test('a client that sends its request head too slowly is disconnected', async t => {
   const relay = await Relay.start(t, { http: { header_timeout: '"200ms"' } });
   const socket = net.connect(relay.port, '127.0.0.1');
   atEnd(t, () => socket.destroy());
@@ -334,7 +335,7 @@ test('a slow head is cut off', async t => {
   await new Promise(resolve => socket.on('close', resolve));
 });
 
-test('a download that nobody reads is cut off and gives its place back; a WebSocket has its own limits', async t => {
+test('a stalled download is ended and releases its permit, and a WebSocket has its own limits', async t => {
   const relay = await Relay.start(t, { http: { response_idle_timeout: '"1s"' } });
   const body = bundle({ [id]: { n: 1 } }, {}, { padding: randomBytes(4 << 20) });
   assert.equal((await upload(relay, body)).status, 200);
@@ -344,7 +345,7 @@ test('a download that nobody reads is cut off and gives its place back; a WebSoc
     await until('the document', () => socket.heard.some(message => message.type === 'sync'));
   }
   reader.pause();
-  say(writer, { type: 'ephemeral', documentId: id, senderId: 'writer', targetId: writer.relay, count: 1, sessionId: 's',
+  sendTo(writer, { type: 'ephemeral', documentId: id, senderId: 'writer', targetId: writer.relay, count: 1, sessionId: 's',
     data: randomBytes(4 << 20) });
   await until('it is sent to the reader', async () => await relay.metric('tonk_relay_ephemera_forwarded_total') === 1);
   const open = () => relay.metric('tonk_relay_http_connections{listener="public"}');
@@ -357,14 +358,14 @@ test('a download that nobody reads is cut off and gives its place back; a WebSoc
     return socket;
   });
   await until('they are cut off', async () => await relay.metric('tonk_relay_refused_total{reason="response_idle"}') === 8);
-  assert.ok(await open() < stalled.length, 'their places are free');
+  assert.ok(await open() < stalled.length, 'their permits are free');
   reader.resume();
-  await until('the session lives', () => reader.heard.some(message => message.type === 'ephemeral'));
+  await until('the session is open', () => reader.heard.some(message => message.type === 'ephemeral'));
   const whole = await fetch(`${relay.url}/api/bundles/${id}`);
-  assert.equal((await bytes(whole)).length, body.length, 'who reads gets it');
+  assert.equal((await bytes(whole)).length, body.length, 'the reader has it');
 });
 
-test('a request names one host', async t => {
+test('a request must name exactly one host', async t => {
   const relay = await Relay.start(t);
   const status = head => new Promise((resolve, reject) => {
     const socket = net.connect(relay.port, '127.0.0.1');

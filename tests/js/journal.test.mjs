@@ -11,9 +11,9 @@ import { BINARY, Relay, atEnd, close, folder, share, until } from './relay.mjs';
 const skip = process.getuid() !== 0 ? 'needs root'
   : existsSync('/lib/systemd/systemd-journald') ? false : 'needs systemd-journald; tests/run installs it';
 
-test('under a service manager the log goes to the journal, with fields', { skip }, async t => {
+test('under a service manager the log is written to the journal with fields', { skip }, async t => {
   const at = await folder(t);
-  // A first start elsewhere writes the config and chooses a port.
+  // A first start without journald writes the config and chooses a port.
   const relay = await Relay.start(t, {}, at);
   await relay.stop();
   const file = join(at, 'tonk-relay.toml');
@@ -40,7 +40,7 @@ test('under a service manager the log goes to the journal, with fields', { skip 
   assert.equal(ended.TONK_CLIENT, '127.0.0.1');
   assert.ok(entries().some(entry => entry.MESSAGE === 'ready' && entry.TONK_VERSION));
 
-  assert.ok(!entries().some(entry => entry.TONK_DOCUMENT), 'nothing is said of single documents at this level');
+  assert.ok(!entries().some(entry => entry.TONK_DOCUMENT), 'single documents are not logged at this level');
   await writeFile(file, config('tonk_relay=debug'));
   execFileSync(BINARY, ['reload', '--socket', join(at, 'admin.sock')]);
   const again = relay.client(t);
@@ -50,5 +50,5 @@ test('under a service manager the log goes to the journal, with fields', { skip 
   execFileSync('kill', ['-TERM', String(entries().at(-1)._PID)]);
   const [code] = await exited;
   assert.equal(code, 0);
-  assert.ok(entries().some(entry => entry.MESSAGE === 'all is durable'));
+  assert.ok(entries().some(entry => entry.MESSAGE === 'everything is durable'));
 });

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Runs a command as a service manager would: its stderr leads to a journald of its own, which keeps its journal in FOLDER.
+# Runs a command as a service manager would: its stderr is connected to a journald of its own, whose
+# journal is in FOLDER.
 # usage, as root: unshare --mount tests/js/journald.sh FOLDER COMMAND [ARGUMENT...]
 set -euo pipefail
 folder=$1
@@ -12,11 +13,12 @@ journald=$!
 trap 'kill $journald' EXIT
 until [ -S /run/systemd/journal/socket ] && [ -S /run/systemd/journal/stdout ]; do sleep 0.05; done
 status=0
-# systemd-cat gives it the journal for stderr; the service manager also says so (systemd.exec(5), JOURNAL_STREAM).
+# systemd-cat connects stderr to the journal. A service manager also sets JOURNAL_STREAM
+# (systemd.exec(5)).
 systemd-cat bash -c 'export JOURNAL_STREAM=$(stat -Lc %d:%i /proc/self/fd/2); exec "$@"' bash "$@" &
 child=$!
 trap 'kill -TERM $child' TERM
 wait $child || status=$?
-# A signal ends the wait; what it asked for takes a little longer.
+# A signal interrupts the wait before the command has ended.
 wait $child || status=$?
 exit $status

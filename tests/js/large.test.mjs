@@ -6,14 +6,14 @@ import { Relay, atEnd, close, saved, share, until } from './relay.mjs';
 
 const MIB = 1 << 20;
 
-/** Bytes that do not compress, so that what is stored and sent is as large as they are. */
+/** Bytes that do not compress, so that this many are stored and sent. */
 function noise(bytes) {
   const out = new Uint8Array(bytes);
   for (let at = 0; at < bytes; at += 65536) crypto.getRandomValues(out.subarray(at, Math.min(at + 65536, bytes)));
   return out;
 }
 
-/** A TCP line to `port` that carries `bitsPerSecond` towards the client, and no more at a time. */
+/** A TCP line to `port` with a rate of `bitsPerSecond` towards the client. */
 function slowLine(t, port, bitsPerSecond) {
   const tick = 20;
   const share = Math.floor(bitsPerSecond / 8 * tick / 1000);
@@ -38,10 +38,10 @@ function slowLine(t, port, bitsPerSecond) {
 
 const size = handle => handle.doc().blobs.reduce((sum, blob) => sum + blob.length, 0);
 
-test('a document of 20 MiB, also over a line of 10 Mbit/s', async t => {
+test('a document of 20 MiB is synchronised, also over a line of 10 Mbit/s', async t => {
   const relay = await Relay.start(t);
   const writer = relay.client(t);
-  // Of many changes: automerge sends a document of few again as a whole for every edit.
+  // Made of many changes: automerge sends a document of few changes as a whole for every edit.
   const handle = writer.repo.create({ blobs: [] });
   for (let n = 0; n < 20; n++) handle.change(doc => { doc.blobs.push(noise(MIB)); });
   await saved(writer, handle);
@@ -61,7 +61,7 @@ test('a document of 20 MiB, also over a line of 10 Mbit/s', async t => {
   await until('the next edit', () => arrived.doc().after === true);
 });
 
-test('many documents of one client at once', async t => {
+test('a client can synchronise many documents at once', async t => {
   const relay = await Relay.start(t);
   const writer = relay.client(t);
   const handles = await Promise.all(Array.from({ length: 200 }, (_, n) => share(writer, { n })));
@@ -70,12 +70,12 @@ test('many documents of one client at once', async t => {
   found.forEach((handle, n) => assert.equal(handle.doc().n, n));
 });
 
-test('more documents than memory: idle ones leave, then new ones are refused, and nothing is lost', async t => {
+test('when memory is full idle documents are unloaded, then new ones refused, and nothing is lost', async t => {
   const relay = await Relay.start(t, { sync: { memory: '"64MiB"', idle_unload: '"1h"' } });
-  // In memory each takes more than its size: ten times the budget in all.
+  // Each uses more memory than its size; together they use ten times the budget.
   const contents = n => ({ n, noise: noise(4 * MIB) });
   const urls = [];
-  // One client after the other: documents that nobody follows leave.
+  // One client after the other, so that documents without clients are unloaded.
   for (let n = 0; n < 30; n++) {
     const client = relay.client(t);
     urls.push((await share(client, contents(n))).url);
@@ -83,7 +83,7 @@ test('more documents than memory: idle ones leave, then new ones are refused, an
   }
   assert.ok(await relay.metric('tonk_relay_rooms_unloaded_total{reason="memory"}') > 0);
   assert.equal(await relay.metric('tonk_relay_refused_total{reason="memory"}'), 0);
-  // One client that follows all of them.
+  // One client of all documents.
   const greedy = relay.client(t, { retry: 60_000 });
   for (const url of urls) greedy.repo.find(url).catch(() => {});
   await until('a refusal', async () => await relay.metric('tonk_relay_refused_total{reason="memory"}') > 0, 60);
@@ -97,7 +97,7 @@ test('more documents than memory: idle ones leave, then new ones are refused, an
   }
 });
 
-test('a client that asks at once for far more than its queue takes gets all of it', async t => {
+test('a client that requests far more at once than its queue holds receives all of it', async t => {
   const relay = await Relay.start(t, { sync: { send_queue: '"1MiB"' } });
   const writer = relay.client(t);
   const urls = [];

@@ -1,4 +1,5 @@
-// What an operator asks at 3 a.m.: which documents and sessions cost most, what happens to one, and the way to a relay.
+// Live inspection: the documents and sessions that cost most, what happens to one document, and
+// `ping`.
 import assert from 'node:assert/strict';
 import { execFile, spawn } from 'node:child_process';
 import { createServer } from 'node:http';
@@ -9,7 +10,7 @@ import { promisify } from 'node:util';
 import { fails, find, isUnavailable, json } from './commands.mjs';
 import { BINARY, Relay, atEnd, close, saved, share, until } from './relay.mjs';
 
-/** Follows a document as an operator does; `lines` has what was said so far. */
+/** Follows a document as an operator does; `lines` are those printed so far. */
 function follow(t, relay, id) {
   const child = spawn(BINARY, ['doc', id, '--follow', '--json', '--config', join(relay.at, 'tonk-relay.toml')]);
   atEnd(t, () => child.kill());
@@ -18,13 +19,13 @@ function follow(t, relay, id) {
   return { child, events: () => text.split('\n').slice(0, -1).map(line => JSON.parse(line)) };
 }
 
-test('`doc ID` and `doc ID --follow` say who has what, and what became of each change', async t => {
+test('`doc ID` and `doc ID --follow` show who has what, and what happened to each change', async t => {
   const relay = await Relay.start(t);
   const [writer, reader] = [relay.client(t), relay.client(t)];
   const handle = await share(writer, { text: 'xyzzy-plugh' });
   const id = handle.documentId;
   await reader.repo.find(handle.url);
-  const known = await until('all is said', () => {
+  const known = await until('all lines are printed', () => {
     const known = json(relay, 'doc', id);
     const all = known.live?.sessions.every(session => session.heads?.join() === known.live.heads.join());
     return known.live?.sessions.length === 2 && all && known;
@@ -38,10 +39,11 @@ test('`doc ID` and `doc ID --follow` say who has what, and what became of each c
 
   const following = follow(t, relay, handle.url);
   let n = 0;
-  await until('an edit is told', () => {
-    // The command may not listen yet.
+  await until('an edit is reported', () => {
+    // The command may not be connected yet.
     handle.change(doc => { doc.n = n += 1; });
-    // It may have begun to listen in the middle of an edit: what follows the first message is a whole one.
+    // It may have connected in the middle of an edit. The lines after the first message are of a
+    // whole edit.
     const events = following.events().map(({ event }) => event);
     const whole = events.slice(events.indexOf('received'));
     return ['received', 'applied', 'sent', 'saved'].every(event => whole.includes(event));
@@ -60,7 +62,7 @@ test('`doc ID` and `doc ID --follow` say who has what, and what became of each c
   assert.match(fails(relay, 'doc', id, '--follow').stderr, /no relay runs there/);
 });
 
-test('`top` names the documents and sessions that cost most, and is bounded', async t => {
+test('`top` lists the documents and sessions that cost most, up to a limit', async t => {
   const relay = await Relay.start(t);
   const busy = relay.client(t);
   for (let n = 0; n < 30; n += 1) await share(busy, { n });
@@ -81,7 +83,7 @@ test('`top` names the documents and sessions that cost most, and is bounded', as
   assert.match(relay.command('top'), new RegExp(`${handle.documentId} .*\n`));
 });
 
-test('a blocked document is kept from everybody at once, and comes back with what was written meanwhile', async t => {
+test('a blocked document is withheld at once, and returns with the changes made meanwhile', async t => {
   const relay = await Relay.start(t);
   const [writer, reader] = [relay.client(t), relay.client(t)];
   const handle = await share(writer, { n: 1 });
@@ -94,7 +96,7 @@ test('a blocked document is kept from everybody at once, and comes back with wha
   handle.change(doc => { doc.n = 2; });
   await until('it was dropped', async () =>
     await relay.metric('tonk_relay_messages_dropped_total{reason="blocked"}') > 0);
-  await until('the follower hears why', () =>
+  await until('the follower is told why', () =>
     following.events().some(event => event.event === 'refused' && event.reason === 'blocked'));
   other.change(doc => { doc.other = 2; });
   await saved(writer, other);
@@ -116,7 +118,7 @@ test('a blocked document is kept from everybody at once, and comes back with wha
   assert.equal((await find(t, relay, handle.url)).n, 2);
 });
 
-test('unblocked, a document goes on with the clients that are there', async t => {
+test('an unblocked document continues with the connected clients', async t => {
   const relay = await Relay.start(t);
   const [writer, reader] = [relay.client(t), relay.client(t)];
   const handle = await share(writer, { n: 1 });
@@ -130,7 +132,7 @@ test('unblocked, a document goes on with the clients that are there', async t =>
   await saved(writer, handle);
 });
 
-test('`ping` takes the way of a client, and names the step that fails', async t => {
+test('`ping` connects like a client, and names the step that fails', async t => {
   const relay = await Relay.start(t);
   const url = relay.url.replace('http', 'ws');
   const ping = (...words) => promisify(execFile)(BINARY, ['ping', ...words]);

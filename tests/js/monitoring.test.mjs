@@ -1,4 +1,5 @@
-// The alerts, recording rules and dashboards in packaging/, on a real Prometheus that scrapes a loaded relay.
+// The alerts, recording rules and dashboards in packaging/, on a real Prometheus that scrapes a relay
+// under load.
 import assert from 'node:assert/strict';
 import { spawnSync } from 'node:child_process';
 import { existsSync } from 'node:fs';
@@ -13,29 +14,29 @@ import { PACKAGING, Prometheus, RULES, config, filled, load, run, skip } from '.
 import { Relay, folder, until } from './relay.mjs';
 
 const SRC = fileURLToPath(new URL('../../src/', import.meta.url));
-/** Where what npm brings is kept; the versions are those that the dashboards are checked against. */
+/** Where npm packages are kept; the dashboards are checked against these versions. */
 const CACHE = join(process.env.CARGO_TARGET_DIR ?? join(homedir(), '.cache/tonk-relay/target'), '../grafana-schema');
 const SCHEMA = ['@grafana/schema@12.4.11', 'typescript@5.9.3'];
 
 const rules = await readFile(RULES, 'utf8');
 const records = [...rules.matchAll(/- record: (\S+)/g)].map(([, name]) => name);
 const alerts = [...rules.matchAll(/- alert: (\S+)/g)].map(([, name]) => name);
-/** `{ title, expr }` of every panel, with the variables as Grafana puts them in. */
+/** `{ title, expr }` of every panel, with the variables as Grafana fills them in. */
 const panels = Object.entries(dashboards).flatMap(([name, { panels, annotations }]) => {
   const all = panels.flatMap(panel => panel.targets.map(({ expr }) => [panel.title, expr]));
-  // An annotation shows what has happened, so it may be empty: it must only be understood.
+  // An annotation shows events, so it may be empty; it must only be valid.
   const notes = annotations.list.map(({ name, target }) => [name, target.expr, true]);
   return [...all, ...notes].map(([title, expr, mayBeEmpty]) =>
     ({ title: `${name}: ${title}`, expr: filled(expr), mayBeEmpty }));
 });
 
-test('the rules are good, and each alert fires when it should and not otherwise', { skip }, () => {
+test('the rules are valid, and each alert fires only when it should', { skip }, () => {
   run('promtool', 'check', 'rules', RULES);
   run('promtool', 'check', 'config', join(PACKAGING, 'prometheus', 'prometheus.yml'));
   run('promtool', 'test', 'rules', join(PACKAGING, 'prometheus', 'tonk-relay.rules.test.yml'));
 });
 
-test('each alert is tested both ways, and has a runbook that ends in a command', async () => {
+test('each alert is tested both ways, and has a runbook that ends with a command', async () => {
   const tests = await readFile(join(PACKAGING, 'prometheus', 'tonk-relay.rules.test.yml'), 'utf8');
   const book = await readFile(join(PACKAGING, 'doc', 'runbooks.md'), 'utf8');
   for (const alert of alerts) {
@@ -50,7 +51,7 @@ test('each alert is tested both ways, and has a runbook that ends in a command',
   assert.deepEqual(entries.sort(), [...alerts].sort(), 'runbooks.md has no other entries');
 });
 
-test('metrics and label values of rules and dashboards are the relay\'s', async () => {
+test('rules and dashboards use only metrics and label values of the relay', async () => {
   const files = (await readdir(SRC, { recursive: true })).filter(name => name.endsWith('.rs'));
   const source = (await Promise.all(files.map(name => readFile(join(SRC, name), 'utf8')))).join('\n');
   const known = new Set([...source.matchAll(/= "(tonk_relay_\w+)" \[/g)].map(([, name]) => name));
@@ -68,7 +69,7 @@ test('metrics and label values of rules and dashboards are the relay\'s', async 
   }
 });
 
-test('the dashboards are as their script makes them', async () => {
+test('the dashboards are up to date with their script', async () => {
   for (const [name, dashboard] of Object.entries(dashboards)) {
     const written = await readFile(join(PACKAGING, 'grafana', `${name}.json`), 'utf8');
     assert.equal(written, `${JSON.stringify(dashboard, undefined, 2)}\n`, 'run node packaging/grafana/generate.mjs');
@@ -78,7 +79,7 @@ test('the dashboards are as their script makes them', async () => {
   }
 });
 
-test('the dashboards are what Grafana reads, by its own types', async t => {
+test('the dashboards conform to the types of Grafana', async t => {
   if (!existsSync(join(CACHE, 'node_modules/typescript')) || !existsSync(join(CACHE, 'node_modules/@grafana/schema'))) {
     await mkdir(CACHE, { recursive: true });
     const words = ['install', '--prefix', CACHE, '--no-save', '--no-audit', '--no-fund', '--ignore-scripts', ...SCHEMA];
@@ -101,11 +102,11 @@ test('the dashboards are what Grafana reads, by its own types', async t => {
   assert.equal(status, 0, stdout);
 });
 
-test('on a loaded relay every panel and every rule has data, and no alert fires', { skip }, async t => {
+test('on a relay under load every panel and rule has data, and no alert fires', { skip }, async t => {
   const at = await folder(t);
   const relay = await Relay.start(t, await config(at), at);
   const prometheus = await Prometheus.start(t, relay);
-  // One that scrapes late on a busy machine is no matter.
+  // A late scrape on a busy machine is ignored.
   const alerts = async () => (await prometheus.query('ALERTS{alertname!="TonkRelayDown"}')).map(({ metric }) => metric);
   await until('the rules are evaluated', async () => (await prometheus.query(records.at(-1))).length === 1);
   assert.deepEqual(await alerts(), [], 'while it is idle');
@@ -116,7 +117,7 @@ test('on a loaded relay every panel and every rule has data, and no alert fires'
   assert.equal(checked.status, 0, `promtool check metrics: ${checked.stdout}${checked.stderr}`);
 
   const isFinite = async expr => (await prometheus.query(expr)).some(({ value }) => Number.isFinite(Number(value[1])));
-  // All of them wait at once.
+  // All of them wait at the same time.
   const seconds = 40;
   const missing = [];
   const wanted = [...panels, ...records.map(name => ({ title: 'recording rule', expr: name }))];
@@ -130,14 +131,14 @@ test('on a loaded relay every panel and every rule has data, and no alert fires'
   assert.deepEqual(failing.map(({ name, lastError }) => `${name}: ${lastError}`), []);
   assert.deepEqual(await alerts(), [], 'under load');
 
-  // What the relay says of itself is what was done to it.
+  // The metrics agree with what was done.
   const value = async expr => Number((await prometheus.query(expr))[0]?.value[1]);
   await until('the backup is known', async () => await value('time() - tonk_relay_backup_timestamp_seconds') < 90);
   assert.equal(await value('tonk_relay_bundle_uploads_total{result="stored"}'), 1);
   assert.ok(await value('rate(tonk_relay_changes_applied_total[10s])') > 10);
 
-  // Real faults come to their alerts, which wait as long as their `for` says.
-  const isOnItsWay = alert => until(`${alert} is on its way`, async () =>
+  // Real faults fire their alerts, after the time in `for`.
+  const isOnItsWay = alert => until(`${alert} is pending`, async () =>
     (await prometheus.query(`ALERTS{alertname="${alert}"}`)).length === 1);
   await writeFile(join(at, 'app.tonk'), 'no bundle');
   await appendFile(join(at, 'tonk-relay.toml'), 'nonsense = 1\n');

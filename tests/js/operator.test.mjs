@@ -1,4 +1,4 @@
-// What an operator does with what is stored: the same commands with the relay running or stopped.
+// Commands for stored documents: the same with the relay running or stopped.
 import assert from 'node:assert/strict';
 import { execFileSync, spawnSync } from 'node:child_process';
 import { mkdir, readFile, readdir, rm, writeFile } from 'node:fs/promises';
@@ -8,7 +8,7 @@ import * as Automerge from '@automerge/automerge';
 import { bytesIn, fails, filesOf, find, isUnavailable, json, url } from './commands.mjs';
 import { BINARY, Relay, bundle, close, documentId, fill, folder, saved, share, smallDisk, until, upload } from './relay.mjs';
 
-test('a deleted document stays deleted: no client, bundle, import or restore brings it back', async t => {
+test('no client, bundle, import or restore brings a deleted document back', async t => {
   const relay = await Relay.start(t);
   const [owner, other] = [relay.client(t), relay.client(t)];
   const handle = await share(owner, { secret: 'xyzzy-plugh' });
@@ -26,7 +26,7 @@ test('a deleted document stays deleted: no client, bundle, import or restore bri
     body: bundle({ [holder]: { n: 1 }, [id]: handle.doc() }),
   });
 
-  // An offline client keeps its copy, with a change that the relay never saw.
+  // An offline client keeps its copy, with a change that the relay has never received.
   await close(other);
   handle.change(doc => { doc.more = 1; });
   await saved(owner, handle);
@@ -42,7 +42,7 @@ test('a deleted document stays deleted: no client, bundle, import or restore bri
   await until('it is in the log', () => /an operator deleted a document/.test(relay.log));
 
   await isUnavailable(t, relay, handle.url);
-  // The client that has it goes on bringing it.
+  // The client that has it keeps sending it.
   handle.change(doc => { doc.more = 2; });
   const back = relay.client(t);
   const copy = back.repo.import(Automerge.save(handle.doc()), { docId: id });
@@ -77,7 +77,7 @@ test('a deleted document stays deleted: no client, bundle, import or restore bri
   assert.equal((await find(t, relay, handle.url)).secret, 'xyzzy-plugh');
 });
 
-test('a document is deleted on a full disk', async t => {
+test('a document can be deleted on a full disk', async t => {
   const at = await smallDisk(t, 8);
   if (!at) return;
   const relay = await Relay.start(t, {}, at);
@@ -88,7 +88,7 @@ test('a document is deleted on a full disk', async t => {
   assert.match(fails(relay, 'doc', handle.url).stderr, /was deleted/);
 });
 
-test('fsck finds what is broken, and repairs it into quarantine', async t => {
+test('fsck finds broken chunks, and moves them to quarantine', async t => {
   const relay = await Relay.start(t);
   const client = relay.client(t);
   const [good, bad] = [await share(client, { n: 1 }), await share(client, { n: 2 })];
@@ -129,7 +129,7 @@ test('fsck finds what is broken, and repairs it into quarantine', async t => {
   assert.match(relay.command('status'), /quarantine   1 files that do not parse/);
   assert.equal(json(relay, 'doc', bad.url).quarantined[0].path, entry.path);
 
-  // Whoever knows how to mend it may do so.
+  // An operator who can repair it may release it.
   await writeFile(join(relay.documents, 'quarantine', entry.path), whole);
   relay.command('quarantine', 'release', entry.path);
   assert.equal((await find(t, relay, bad.url)).n, 2);
@@ -138,7 +138,7 @@ test('fsck finds what is broken, and repairs it into quarantine', async t => {
   assert.deepEqual(json(relay, 'quarantine', 'purge', '--older-than', '0s'), { done: [], failed: [] });
 });
 
-test('a broken journal is only looked at by who looks, and kept whole aside when the relay starts', async t => {
+test('commands that only read leave a broken journal, and the relay moves it to quarantine at its start', async t => {
   const relay = await Relay.start(t);
   const client = relay.client(t);
   const handle = await share(client, { n: 1 });
@@ -165,7 +165,7 @@ test('a broken journal is only looked at by who looks, and kept whole aside when
   assert.deepEqual(receipt.kept, [join(relay.documents, 'quarantine/journal-0')], 'the receipt names it');
 });
 
-test('fsck says when it has not checked, and makes nothing', async t => {
+test('fsck reports when it could not check, and creates nothing', async t => {
   const relay = await Relay.start(t);
   const empty = await folder(t);
   const status = (...words) => fails(relay, 'fsck', ...words).status;
@@ -179,7 +179,7 @@ test('fsck says when it has not checked, and makes nothing', async t => {
   await assert.rejects(readdir(relay.documents), /ENOENT/);
 });
 
-test('an uploaded bundle that is broken is found, and a document of which nothing is left', async t => {
+test('fsck finds a broken uploaded bundle, and a document of which nothing is left', async t => {
   const relay = await Relay.start(t);
   const [id, client] = [documentId(3), relay.client(t)];
   await fetch(`${relay.url}/api/bundles`, {
@@ -203,7 +203,7 @@ test('an uploaded bundle that is broken is found, and a document of which nothin
   assert.deepEqual(found, [['broken', `bundle ${id}`], ['lost', handle.documentId]]);
 });
 
-test('the commands answer while the config has a fault, and when nobody reads on', async t => {
+test('commands work while the config has a fault, and when their output is no longer read', async t => {
   const relay = await Relay.start(t);
   await share(relay.client(t), { n: 1 });
   const config = join(relay.at, 'tonk-relay.toml');
@@ -211,7 +211,7 @@ test('the commands answer while the config has a fault, and when nobody reads on
   await writeFile(config, `${text}\n[nonsense]\nkey = 1\n`);
   assert.match(relay.command('status'), /ready        yes/);
   assert.match(relay.command('fsck'), /1 documents/);
-  // Whose socket it is is not guessed.
+  // The owner of the socket is not guessed.
   for (const broken of [`${text}\nno = TOML = at all\n`, undefined]) {
     await (broken ? writeFile(config, broken) : rm(config));
     assert.equal(fails(relay, 'status').status, 78);
@@ -224,12 +224,12 @@ test('the commands answer while the config has a fault, and when nobody reads on
   }
 });
 
-test('which bundles hold a deleted document is known without reading them', async t => {
+test('the bundles that hold a deleted document are known without reading them', async t => {
   const relay = await Relay.start(t);
   const [root, other] = [documentId(1), documentId(2)];
   assert.equal((await upload(relay, bundle({ [root]: { n: 1 }, [other]: { n: 2 } }))).status, 200);
   const file = join(relay.at, 'bundles', `${root}.tonk`);
-  // Not to be read any more, and the same by all that its ETag is made of.
+  // The file can no longer be read, but the metadata of its ETag is unchanged.
   execFileSync('sh', ['-c', 'touch -r "$1" "$2/time" && size=$(stat -c %s "$1") && head -c $size /dev/zero | dd of="$1" conv=notrunc status=none && touch -r "$2/time" "$1"', 'sh', file, relay.at]);
   const receipt = json(relay, 'doc', 'delete', other);
   assert.deepEqual(receipt.held_by_bundles, [root]);

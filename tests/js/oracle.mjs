@@ -1,6 +1,6 @@
-// Tells whether automerge's JavaScript can read and edit documents: tests/changes feeds it. Saved documents come on standard
-// input, each after its length (32 bits, little-endian); a line of JSON for each goes to standard output: its heads, or what is
-// wrong with it.
+// Checks whether automerge's JavaScript can read and edit documents, for tests/changes. Saved
+// documents are read from standard input, each after its length (32 bits, little-endian). For each
+// a line of JSON is written to standard output: the document's heads, or what is wrong with it.
 import * as Automerge from '@automerge/automerge';
 
 function judge(bytes) {

@@ -1,4 +1,4 @@
-// Draws the status page of a relay at work, for the README: node tests/js/picture.mjs OUT.png
+// Draws the status page of a busy relay for the README: node tests/js/picture.mjs OUT.png
 import { writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import puppeteer from 'puppeteer-core';
@@ -8,7 +8,7 @@ import { Relay, bundle, documentId, folder, share } from './relay.mjs';
 const SECONDS = 60;
 const [out] = process.argv.slice(2);
 const ends = [];
-// What a test has.
+// The parts of a test context that the helpers use.
 const t = { after: end => ends.unshift(end) };
 const port = await freePort();
 const served = join(await folder(t), 'app.tonk');
@@ -30,7 +30,7 @@ await Promise.all(read);
 let n = 0;
 const edits = setInterval(() => {
   n += 1;
-  // Waves, so that there is something to see.
+  // The load varies, so that the charts show something.
   const most = 1 + Math.round(2 + 2 * Math.sin(n / 60));
   for (let i = 0; i < most; i += 1) handles[(n + i) % handles.length].change(doc => { doc.n = n; });
 }, 50);

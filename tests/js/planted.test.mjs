@@ -1,5 +1,5 @@
-// Commands that root runs on folders of another user: what that user plants there must not be followed, waited for or read
-// to an end that never comes.
+// Commands that root runs on folders of another user: files that this user plants there must not be
+// followed, block the command, or be read without end.
 import assert from 'node:assert/strict';
 import { spawn, spawnSync } from 'node:child_process';
 import { chmodSync, chownSync, linkSync, lchownSync, mkdirSync, readFileSync, rmSync, statSync, symlinkSync, truncateSync, writeFileSync } from 'node:fs';
@@ -12,7 +12,7 @@ const NOBODY = 65534;
 const own = path => lchownSync(path, NOBODY, NOBODY);
 const ownAll = path => spawnSync('chown', ['-hR', `${NOBODY}:${NOBODY}`, path]);
 
-// Each plants something at `path`; `secret` is a file that root alone may read.
+// Each plants something at `path`; `secret` is a file that only root may read.
 const PLANTS = {
   'a link': (path, secret) => symlinkSync(secret, path),
   'a hard link': (path, secret) => linkSync(secret, path),
@@ -21,7 +21,10 @@ const PLANTS = {
   'a huge file': path => { writeFileSync(path, ''); truncateSync(path, 2 ** 43); },
 };
 
-/** A stopped relay whose folders belong to another user, with an uploaded bundle, and a file that is root's alone. */
+/**
+ * A stopped relay whose folders belong to another user, with an uploaded bundle, and a file that
+ * only root may read.
+ */
 async function setUp(t) {
   if (process.getuid() !== 0) {
     t.skip('needs root: for other users there is nothing to borrow');
@@ -29,7 +32,7 @@ async function setUp(t) {
   }
   const at = await folder(t);
   chmodSync(at, 0o755);
-  // A document, so that whoever reads it in the place of one takes it.
+  // A document, so that a command that reads the file as one accepts it.
   const secret = join(at, 'secret');
   writeFileSync(secret, Automerge.save(Automerge.from({ secret: 'kept from others' })), { mode: 0o600 });
   const tokens = join(at, 'state/tokens');
@@ -45,7 +48,7 @@ async function setUp(t) {
   ownAll(join(relay.at, 'bundles'));
   const before = { data: readFileSync(secret), ...facts(secret) };
   const run = (...words) => {
-    // In little memory: what is read without a bound ends by that.
+    // With little memory, so that reading without a limit fails.
     const line = 'ulimit -v 4000000; exec timeout 10 "$@"';
     const all = ['-c', line, 'bash', BINARY, ...words, '--config', join(relay.at, 'tonk-relay.toml')];
     const { status, stdout, stderr } = spawnSync('bash', all, { encoding: 'utf8' });
@@ -62,7 +65,7 @@ const facts = path => {
   return { mode, uid, gid };
 };
 
-/** A folder of the other user, and in it something planted at `path`. */
+/** A folder of the other user with something planted at `path`. */
 function plant(at, path, kind, secret) {
   const file = join(at, path);
   rmSync(file, { force: true });
@@ -75,7 +78,7 @@ function plant(at, path, kind, secret) {
 const ID = documentId(9);
 const CHUNK = `${ID.slice(0, 2)}/${ID.slice(2)}/snapshot/a`;
 
-// The command, where things are planted for it, whether it fails, and what it says if so.
+// The command, where things are planted for it, whether it fails, and its message if so.
 const CASES = [
   ['import', 'st/orage-adapter-id', true], ['import', 'backup.json', true], ['import', '.journal/journal.sqlite', true],
   ['import', CHUNK, undefined],
@@ -83,7 +86,7 @@ const CASES = [
   ['restore', 'backup.json', true], ['backup', 'backup.json', true],
 ];
 
-test('commands of root read nothing that another user planted', async t => {
+test('commands of root read no file that another user planted', async t => {
   const { at, secret, run } = await setUp(t);
   if (!at) return;
   let n = 0;
@@ -101,7 +104,7 @@ test('commands of root read nothing that another user planted', async t => {
   assert.notEqual(run('doc', ID).status, 0, 'nothing was taken over');
 });
 
-test('what is planted in the storage folder, or named by it, holds up no command of root', async t => {
+test('files that are planted in the storage folder do not block commands of root', async t => {
   const { at, relay, root, secret, run } = await setUp(t);
   if (!at) return;
   const evil = join(at, 'evil');
@@ -120,12 +123,12 @@ test('what is planted in the storage folder, or named by it, holds up no command
     assert.match(said, /may hold \(it cannot be read from here\)/);
     run('doc', 'undelete', ID);
   }
-  // With all of that gone the relay is whole.
+  // Without the planted files the relay works.
   assert.equal(run('fsck').status, 0);
   assert.equal(run('doc', root).status, 0);
 });
 
-test('commands of root write nothing where another user says', async t => {
+test('commands of root write nothing to a path that another user chose', async t => {
   const { at, root, secret, tokens, run } = await setUp(t);
   if (!at) return;
   const out = join(at, 'state/app.tonk');
@@ -139,18 +142,18 @@ test('commands of root write nothing where another user says', async t => {
       assert.match(said, /of another user, which root does not follow|not a regular file/);
     }
   }
-  // A name that leads to another's file is given to the new one; that file stays.
+  // A link to another user's file is replaced by the new file; the other file is unchanged.
   rmSync(out);
   PLANTS['a hard link'](out, secret);
   assert.equal(run('export', root, out, '--force').status, 0);
-  // A file that is there keeps its owner and its mode.
+  // An existing file keeps its owner and its mode.
   rmSync(out);
   writeFileSync(out, '');
   own(out);
   chmodSync(out, 0o640);
   assert.equal(run('export', root, out, '--force').status, 0);
   assert.deepEqual([statSync(out).uid, statSync(out).mode & 0o777], [NOBODY, 0o640]);
-  // Folders below a backup's are not followed, either.
+  // Links below a backup's folder are not followed, either.
   const [backup, precious] = [join(at, 'backup'), join(at, 'precious')];
   mkdirSync(backup);
   own(backup);
@@ -164,7 +167,7 @@ test('commands of root write nothing where another user says', async t => {
   assert.ok(statSync(join(precious, ID)));
 });
 
-test('a file that is exchanged while root exports to it gives nothing away', async t => {
+test('a file that is replaced while root exports to it discloses nothing', async t => {
   const { at, root, secret, run } = await setUp(t);
   if (!at) return;
   const out = join(at, 'state/app.tonk');
@@ -178,6 +181,6 @@ test('a file that is exchanged while root exports to it gives nothing away', asy
     } catch {}`;
   const swapping = spawn(process.execPath, ['-e', swap], { uid: NOBODY, gid: NOBODY, stdio: 'ignore' });
   atEnd(t, () => swapping.kill('SIGKILL'));
-  // Each looks at the secret afterwards.
+  // Each is checked for the secret afterwards.
   for (let n = 0; n < 5; n++) run('export', root, out, '--force');
 });

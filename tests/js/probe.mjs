@@ -1,4 +1,5 @@
-// Measures how long GET /livez takes, in a thread of its own: the test's own work delays none of its requests.
+// Measures how long GET /livez takes, in a thread of its own so that the test does not delay the
+// requests.
 import { get } from 'node:http';
 import { once } from 'node:events';
 import { Worker, isMainThread, parentPort, workerData } from 'node:worker_threads';
@@ -10,7 +11,9 @@ export class Probe {
     this.worker = new Worker(new URL(import.meta.url), { workerData: { url } });
   }
 
-  /** Ends the measurement once the last request is answered. Returns the time of each request, in ms. */
+  /**
+   * Ends the measurement once the last request is answered. Returns the time of each request in ms.
+   */
   async stop() {
     this.worker.postMessage('stop');
     const [times] = await once(this.worker, 'message');
@@ -21,7 +24,7 @@ export class Probe {
 if (!isMainThread) {
   let stopped = false;
   parentPort.on('message', () => { stopped = true; });
-  // Time in which the machine did not run this thread is not the relay's.
+  // Time in which this thread did not run is not counted.
   let [lost, last] = [0, performance.now()];
   const tick = () => {
     const now = performance.now();

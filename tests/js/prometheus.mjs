@@ -1,4 +1,4 @@
-// A real Prometheus that scrapes a relay, and something for the relay to do meanwhile.
+// A real Prometheus that scrapes a relay, and a load for the relay.
 import { execFileSync, spawn, spawnSync } from 'node:child_process';
 import { once } from 'node:events';
 import { writeFile } from 'node:fs/promises';
@@ -16,7 +16,7 @@ const has = tool => !spawnSync(tool, ['--version']).error;
 export const skip = has('prometheus') && has('promtool') ? false
   : 'needs Prometheus: apt-get install --no-install-recommends prometheus';
 
-/** A dashboard's expression, with the variables as Grafana puts them in. */
+/** The expression of a panel, with the variables as Grafana fills them in. */
 export const filled = (expr, interval = '10s') => expr
   .replaceAll('$__rate_interval', interval).replaceAll('$__interval', interval)
   .replaceAll('$job', 'tonk-relay').replaceAll('$instance', '.+');
@@ -30,7 +30,7 @@ export async function freePort() {
 }
 
 export class Prometheus {
-  /** One that scrapes a relay every second, and evaluates the rules as often. */
+  /** A Prometheus that scrapes a relay and evaluates the rules every second. */
   static async start(t, relay) {
     const prometheus = new Prometheus();
     const at = await folder(t);
@@ -40,14 +40,14 @@ export class Prometheus {
       scrape_configs:
         - job_name: tonk-relay
           static_configs: [{ targets: ['127.0.0.1:${relay.port}'] }]`);
-    // Somebody else may take the port before Prometheus does.
+    // Another process may use the port before Prometheus does.
     for (let tries = 0; !(await prometheus.run(t, at, await freePort())); tries++) {
       if (tries === 3) throw new Error(`Prometheus does not start:\n${prometheus.log}`);
     }
     return prometheus;
   }
 
-  /** Start it; whether it is ready then. */
+  /** Starts it. Returns whether it is ready. */
   async run(t, at, port) {
     this.url = `http://127.0.0.1:${port}`;
     this.log = '';
@@ -73,23 +73,25 @@ export class Prometheus {
     return answer.data;
   }
 
-  /** What an expression is now: `[{ metric, value: [time, text] }]`. */
+  /** The current value of an expression: `[{ metric, value: [time, text] }]`. */
   async query(query) { return (await this.get('query', { query })).result; }
 
-  /** What it was: `[{ metric, values: [[time, text], ...] }]`. */
+  /** The values of an expression over time: `[{ metric, values: [[time, text], ...] }]`. */
   async range(query, start, end, step) {
     return (await this.get('query_range', { query, start, end, step })).result;
   }
 }
 
-/** The config of a relay to load: it serves a bundle, and documents leave memory soon. */
+/** The config of a relay under load: it serves a bundle, and unloads documents soon. */
 export async function config(at) {
   const served = join(at, 'app.tonk');
   await writeFile(served, bundle({ [documentId(1)]: { served: true } }));
   return { bundle: { path: `"${served}"` }, sync: { idle_unload: '"1s"', forward_timeout: '"1s"' } };
 }
 
-/** Everything that a relay does, once; and edits, presence and visits for as long as its clients are there. */
+/**
+ * Everything that a relay does, once; and edits, presence and visits until the clients are closed.
+ */
 export async function load(t, relay, clients = 4) {
   const writers = Array.from({ length: clients }, () => relay.client(t));
   const handles = [];
@@ -102,7 +104,7 @@ export async function load(t, relay, clients = 4) {
       handles[n].broadcast({ n });
     }, 20 + 15 * n);
   }
-  // Those who come and go: one that joins and leaves, one that asks for what nobody has, and one that is refused.
+  // Visitors: one joins and leaves, one requests an unknown document, and one is refused.
   let visits = 0;
   const timer = setInterval(async () => {
     if (writers[0].closed) return clearInterval(timer);
@@ -123,5 +125,5 @@ export async function load(t, relay, clients = 4) {
   relay.command('backup', join(relay.at, 'backup'));
 }
 
-/** What a command says; it must succeed. */
+/** The output of a command, which must succeed. */
 export const run = (...words) => execFileSync(words[0], words.slice(1), { encoding: 'utf8', stdio: 'pipe' });

@@ -1,5 +1,5 @@
-// The shipped examples of reverse proxies, with the real nginx and the real caddy: only names, ports and paths in them are
-// replaced.
+// The shipped examples of reverse proxies, with the real nginx and the real caddy. Only names,
+// ports and paths in them are replaced.
 import assert from 'node:assert/strict';
 import { execFileSync, spawn, spawnSync } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
@@ -12,7 +12,7 @@ import { test } from 'node:test';
 import WebSocket from 'ws';
 import { Relay, atEnd, bundle, documentId, folder, saved, share, until } from './relay.mjs';
 
-// The certificate is the test's own, and automerge-repo's adapter takes no CA.
+// The certificate is made by the test, and automerge-repo's adapter cannot be given a CA.
 process.env.NODE_TLS_REJECT_UNAUTHORIZED = '0';
 process.removeAllListeners('warning');
 
@@ -28,7 +28,7 @@ const isFree = port => new Promise(resolve => {
 const REFUSAL = 'HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n';
 
 const given = new Set();
-/** A port below those that the kernel hands out to others meanwhile. */
+/** A port outside the kernel's range of ephemeral ports. */
 async function freePort() {
   for (;;) {
     const port = 23_000 + Math.floor(Math.random() * 9_000);
@@ -39,7 +39,7 @@ async function freePort() {
   }
 }
 
-/** Replace what must be there. */
+/** Replaces a text that must be present. */
 function replace(text, changes) {
   for (const [from, to] of changes) {
     assert.ok(text.includes(from), `the example has ${from}`);
@@ -48,7 +48,7 @@ function replace(text, changes) {
   return text;
 }
 
-/** A proxy in a folder of its own, before a relay at `upstream`. */
+/** A proxy with a folder of its own, in front of a relay at `upstream`. */
 class Proxy {
   static async start(t, upstream, { timeout = '5m', tries = '15s' } = {}) {
     const proxy = new this();
@@ -76,7 +76,7 @@ class Proxy {
   get url() { return `https://127.0.0.1:${this.port}`; }
   get ws() { return `wss://127.0.0.1:${this.port}`; }
 
-  /** All that it has written about requests. */
+  /** Everything that it has logged about requests. */
   async written() {
     const logs = (await readdir(this.at)).filter(name => name.endsWith('.log'));
     const texts = await Promise.all(logs.map(name => readFile(join(this.at, name), 'utf8')));
@@ -120,14 +120,14 @@ class Nginx extends Proxy {
 
 class Caddy extends Proxy {
   static program = 'caddy';
-  // At a SIGTERM it waits for connections.
+  // After a SIGTERM it waits for connections.
   static signal = 'SIGKILL';
   static skip = isThere('caddy', 'version') ? false : 'needs caddy: apt-get install caddy';
 
   async configure(upstream, timeout, tries) {
     const { at, port } = this;
     const file = replace(await readFile(shipped('Caddyfile'), 'utf8'), [
-      // Neither its admin port nor port 80 of the machine that the test runs on.
+      // Uses neither its admin port nor port 80 of the machine.
       ['\tlog default {', `\tadmin off\n\thttp_port ${await freePort()}\n\tdefault_bind 127.0.0.1\n\tlog default {`],
       ['sync.example.org {', `https://127.0.0.1:${port} {`],
       ['#tls /etc/ssl/certs/sync.example.org.pem /etc/ssl/private/sync.example.org.key', `tls ${at}/cert.pem ${at}/key.pem`],
@@ -141,7 +141,10 @@ class Caddy extends Proxy {
   }
 }
 
-/** A client that takes a proxy's 502 as a browser does. In Node automerge-repo's adapter throws at it. */
+/**
+ * A client that accepts a 502 of a proxy as a browser does. In Node automerge-repo's adapter
+ * throws.
+ */
 function clientOf(t, relay, url) {
   const client = relay.client(t, { url });
   const onError = client.adapter.onError;
@@ -154,7 +157,7 @@ function clientOf(t, relay, url) {
 const find = async (client, handle) => client.repo.find(handle.url);
 const isOpen = client => client.adapter.socket?.readyState === WebSocket.OPEN;
 
-/** How a plain WebSocket to `url` ends: the status of the answer, or 101. */
+/** The result of a plain WebSocket to `url`: the status of the response, or 101. */
 const upgrade = (url, options) => new Promise((resolve, reject) => {
   const socket = new WebSocket(url, options);
   socket.on('upgrade', response => resolve(response.statusCode));
@@ -209,9 +212,9 @@ for (const Kind of [Nginx, Caddy]) {
   });
 
   check('an idle link outlives the time that the proxy waits, by the relay\'s pings', async t => {
-    // A ping comes after two intervals of silence at the latest.
+    // A ping is sent after at most two intervals of silence.
     const pinging = await Relay.start(t, { sync: { ping_interval: '"2s"' } });
-    // What would become of it without them.
+    // The same without pings.
     const silent = await Relay.start(t, { sync: { ping_interval: '"60s"' } });
     const link = async relay => {
       const client = clientOf(t, relay, (await Kind.start(t, relay.port, { timeout: '8s' })).ws);
@@ -309,7 +312,7 @@ for (const Kind of [Nginx, Caddy]) {
     for (const path of ['/metrics', '/metrics?x', '/%6detrics', '//metrics', '/x/../metrics', '/metrics/']) {
       const session = http2.connect(proxy.url, { rejectUnauthorized: false });
       atEnd(t, () => session.destroy());
-      // fetch would tidy the path up.
+      // fetch would normalise the path.
       const stream = session.request({ ':path': path });
       const [answer] = await Promise.all([new Promise(resolve => stream.on('response', resolve)), stream.resume()]);
       assert.equal(answer[':status'], 404, path);
@@ -329,12 +332,12 @@ for (const Kind of [Nginx, Caddy]) {
     handle.change(document => { document.n = 2; });
     await relay.start();
     await until('the edit made meanwhile', () => other.doc().n === 2);
-    await until('both are back', () => isOpen(one) && isOpen(two));
+    await until('both have reconnected', () => isOpen(one) && isOpen(two));
     await saved(one, handle);
   });
 }
 
-test('caddy: a client that comes while the relay is away waits', { skip: Caddy.skip }, async t => {
+test('caddy: a client that connects while the relay is stopped waits', { skip: Caddy.skip }, async t => {
   const relay = await Relay.start(t);
   const proxy = await Caddy.start(t, relay.port);
   await relay.stop();

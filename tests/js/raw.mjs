@@ -1,4 +1,4 @@
-// A bare WebSocket that speaks the protocol by hand, for what no client of automerge-repo does.
+// A bare WebSocket that speaks the protocol by hand, for what automerge-repo clients never do.
 import { cbor } from '@automerge/automerge-repo';
 import * as Automerge from '@automerge/automerge';
 import WebSocket from 'ws';
@@ -6,7 +6,7 @@ import { createHash } from 'node:crypto';
 import { deflateRawSync } from 'node:zlib';
 import { atEnd, until } from './relay.mjs';
 
-/** A socket that keeps what it hears. */
+/** A socket that keeps the messages it receives. */
 export async function connect(t, relay, { path = '', headers, protocols = [], localAddress } = {}) {
   const socket = new WebSocket(relay.ws + path, protocols, { headers, localAddress });
   atEnd(t, () => socket.terminate());
@@ -19,10 +19,10 @@ export async function connect(t, relay, { path = '', headers, protocols = [], lo
   return socket;
 }
 
-export const say = (socket, message) => socket.send(cbor.encode(message));
+export const sendTo = (socket, message) => socket.send(cbor.encode(message));
 
 export const join = (socket, senderId = 'peer-1', extra = {}) =>
-  say(socket, { type: 'join', senderId, peerMetadata: {}, supportedProtocolVersions: ['1'], ...extra });
+  sendTo(socket, { type: 'join', senderId, peerMetadata: {}, supportedProtocolVersions: ['1'], ...extra });
 
 /** A socket that has joined. */
 export async function joined(t, relay, senderId, options) {
@@ -34,9 +34,9 @@ export async function joined(t, relay, senderId, options) {
   return socket;
 }
 
-/** Send an automerge sync message; by default one that asks for the document. */
+/** Sends an automerge sync message; by default one that requests the document. */
 export function sync(socket, documentId, data = emptySync(), type = 'request') {
-  say(socket, { type, documentId, senderId: socket.us, targetId: socket.relay, data });
+  sendTo(socket, { type, documentId, senderId: socket.us, targetId: socket.relay, data });
 }
 
 export const emptySync = () => Automerge.generateSyncMessage(Automerge.init(), Automerge.initSyncState())[1];
@@ -48,12 +48,12 @@ export const leb = number => {
   return [...out, number];
 };
 
-/** An automerge sync message of version 1 that brings one chunk; by default under a head that nobody has. */
-export function bringing(chunk, head = Array(32).fill(7)) {
+/** An automerge sync message of version 1 with one chunk; by default with an unknown head. */
+export function syncMessageWith(chunk, head = Array(32).fill(7)) {
   return Uint8Array.from([0x42, 1, ...head, 0, 0, 1, ...leb(chunk.length), ...chunk]);
 }
 
-/** A change chunk of one operation column that is a single run. */
+/** A change chunk with one operation column that is a single run. */
 export function runs(length) {
   const column = [...leb(length), 0];
   // No dependencies, an actor, the first operation; then one column of integers.
@@ -61,7 +61,7 @@ export function runs(length) {
   return chunk(1, data);
 }
 
-/** A document chunk with one deflated column of so many MiB of zeros. */
+/** A document chunk with one deflated column of `mib` MiB of zeros. */
 export function zeros(mib) {
   const packed = deflateRawSync(Buffer.alloc(mib << 20));
   return chunk(0, Uint8Array.from([0, 0, 0, 1, 0x5f, ...leb(packed.length), ...packed]));
@@ -71,7 +71,7 @@ export const chunk = (kind, data) =>
   Uint8Array.from([0x85, 0x6f, 0x4a, 0x83, 0, 0, 0, 0, kind, ...leb(data.length), ...data]);
 
 /**
- * A change chunk that automerge takes for one, by its checksum: `columns` are those of its operations, `[specification, bytes]`
+ * A change chunk whose checksum is valid: `columns` are those of its operations, `[specification, bytes]`
  * in rising order. Its hash is in `hash`.
  */
 export function change({ deps = [], actor = [0xbb], seq = 1, startOp, others = [], columns = [] }) {
@@ -83,7 +83,10 @@ export function change({ deps = [], actor = [0xbb], seq = 1, startOp, others = [
   return Object.assign(Uint8Array.from([0x85, 0x6f, 0x4a, 0x83, ...hash.subarray(0, 4), ...checked]), { hash });
 }
 
-/** Wait until a socket hears that its changes of a document are refused; returns why. The socket stays open. */
+/**
+ * Waits until a socket is told that its changes of a document are refused. Returns the reason. The
+ * socket stays open.
+ */
 export async function refused(socket, documentId) {
   await until('it is refused', () => {
     if (socket.readyState !== WebSocket.OPEN) throw new Error('the socket was closed');
@@ -92,10 +95,14 @@ export async function refused(socket, documentId) {
   return socket.heard.find(({ type, message }) => type === 'error' && message.includes(documentId)).message;
 }
 
-/** The change chunks that no reader can load together with an honest document, by name; and two honest ones. */
-export function evilChanges(doc) {
+/**
+ * Change chunks, by name, that no reader can load together with an honest document; and two honest
+ * ones.
+ */
+export function poisonedChanges(doc) {
   const text = [...'a'].map(letter => letter.charCodeAt(0));
-  // One value of a map; -1 begins a literal, as automerge has it, and 1 a run of one, as it never has.
+  // One value of a map. -1 begins a literal, as automerge writes it; 1 a run of one, which
+  // automerge never writes.
   const put = literal => [[0x15, [...literal, 1, ...text]], [0x34, [1]], [0x42, [...literal, 1]], [0x56, [...literal, 0]], [0x70, [...literal, 0]]];
   const [canonical, other] = [[0x7f], [1]];
   const mark = textOp => [[0x01, [1, 1]], [0x02, [1, textOp]], [0x11, [0, 1]], [0x13, [0x7f, 0]], [0x34, [0, 1]], [0x42, [1, 7]],
@@ -117,9 +124,9 @@ export function evilChanges(doc) {
       endOfNoMark: [change({ deps, startOp: next, others: [actor], columns: mark(1) })],
       outOfTurn: [change({ deps, seq: 5, startOp: next, columns: put(canonical) })],
       deletesNothing: [change({ deps, startOp: next, columns: put(canonical).map(([name, bytes]) => [name, name === 0x42 ? [0x7f, 3] : bytes]) })],
-      // The second leaves the first out of its dependencies.
+      // The second change omits the first from its dependencies.
       forgetsItself: [one, change({ deps, seq: 2, startOp: next, columns: put(canonical) })],
-      // JavaScript reserves memory for all the numbers between.
+      // JavaScript allocates memory for all numbers in between.
       leapsFar: [change({ deps, startOp: 300_000_000, columns: put(canonical) })],
     },
   };

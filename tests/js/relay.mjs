@@ -1,4 +1,4 @@
-// Starts the real relay for a test, and clients of automerge-repo that talk to it.
+// Starts the real relay for a test, and clients of automerge-repo that connect to it.
 import { execFileSync, spawn } from 'node:child_process';
 import { mkdtemp, mkdir, open, rm, writeFile } from 'node:fs/promises';
 import { once } from 'node:events';
@@ -12,7 +12,7 @@ import { strToU8, zipSync } from 'fflate';
 export const BINARY = process.env.TONK_RELAY;
 if (!BINARY) throw new Error('TONK_RELAY must name the relay to test; tests/run sets it');
 
-/** Wait until `condition` holds. */
+/** Waits until `condition` returns a truthy value, and returns it. */
 export async function until(what, condition, seconds = 20) {
   const end = Date.now() + seconds * 1000;
   for (;;) {
@@ -26,8 +26,8 @@ export async function until(what, condition, seconds = 20) {
 const endings = new WeakMap();
 
 /**
- * Call `end` when the test is over. What began last ends first, so that nothing goes from beneath what still runs:
- * Node's own `after` keeps the order of the calls.
+ * Calls `end` at the end of the test. What was started last ends first, because it may need what was
+ * started before; Node's own `after` keeps the order of the calls.
  */
 export function atEnd(t, end) {
   if (!endings.has(t)) {
@@ -43,14 +43,17 @@ export function atEnd(t, end) {
   endings.get(t).push(end);
 }
 
-/** A folder that goes with the test. */
+/** A folder that is deleted at the end of the test. */
 export async function folder(t) {
   const path = await mkdtemp(join(tmpdir(), 'tonk-relay-test-'));
   atEnd(t, () => rm(path, { recursive: true, force: true, maxRetries: 5 }));
   return path;
 }
 
-/** A folder on a small disk of its own; nothing, and the test is skipped, where none may be mounted. */
+/**
+ * A folder on a small disk of its own. Where none can be mounted, skips the test and returns
+ * nothing.
+ */
 export async function smallDisk(t, mib) {
   if (process.getuid() !== 0) return t.skip('needs root, to mount a small disk');
   const at = await mkdtemp(join(tmpdir(), 'tonk-relay-disk-'));
@@ -62,7 +65,7 @@ export async function smallDisk(t, mib) {
   return at;
 }
 
-/** Fill a disk to its last byte; returns the file to delete. */
+/** Fills a disk to its last byte. Returns the file to delete. */
 export async function fill(at) {
   const ballast = join(at, 'ballast');
   const file = await open(ballast, 'w');
@@ -79,7 +82,7 @@ export async function fill(at) {
 
 /**
  * A relay with storage in `at`. `config` is appended to the config file: `{ sync: { idle_unload: '"1s"' } }`.
- * The port stays the same over restarts.
+ * The port stays the same after a restart.
  */
 export class Relay {
   constructor(at, config = {}) {
@@ -107,7 +110,7 @@ export class Relay {
     set('http', 'listen', `["127.0.0.1:${this.port}"]`);
     set('admin', 'listen', `["unix:${this.at}/admin.sock"]`);
     set('storage', 'path', `"${this.documents}"`);
-    // Whatever disk the tests run on.
+    // Independent of the disk that the tests run on.
     set('storage', 'min_free', '"1B"');
     set('bundles', 'path', `"${this.at}/bundles"`);
     const { drain_timeout, ...named } = sections;
@@ -131,7 +134,7 @@ export class Relay {
     this.port = Number(/listening on https?:\/\/\S*:(\d+)/.exec(this.log)[1]);
   }
 
-  /** SIGTERM; returns how it ended and how long it took. */
+  /** Sends SIGTERM. Returns how it ended and how long it took. */
   async stop() {
     const start = Date.now();
     this.child.kill('SIGTERM');
@@ -145,7 +148,7 @@ export class Relay {
     await this.exited;
   }
 
-  /** Its clients go first: one that is reconnecting when it is closed throws. */
+  /** Its clients are closed first: a client that is reconnecting while it is closed throws. */
   async end() {
     await Promise.all(this.clients.map(close));
     await this.kill();
@@ -157,25 +160,31 @@ export class Relay {
     return ended;
   }
 
-  /** What a sub-command prints. */
+  /** The output of a sub-command. */
   command(...words) {
     return execFileSync(BINARY, [...words, '--config', join(this.at, 'tonk-relay.toml')], { encoding: 'utf8' });
   }
 
-  /** The value of a metric, its labels in the order of the text form; 0 if it is not there yet. */
+  /**
+   * The value of a metric, with its labels in the order of the text format; 0 if it does not exist
+   * yet.
+   */
   async metric(name) {
     const text = await (await fetch(`${this.url}/metrics`, { headers: this.headers })).text();
     const line = text.split('\n').find(line => line.startsWith(`${name} `));
     return line ? Number(line.slice(name.length + 1)) : 0;
   }
 
-  /** A client of automerge-repo, gone with the test. `strict`: nothing of it is caught. */
+  /**
+   * A client of automerge-repo, closed at the end of the test. With `strict` its errors are not
+   * caught.
+   */
   client(t, options = {}) {
     const adapter = new WebSocketClientAdapter(options.url ?? this.ws, options.retry ?? 200);
     if (!options.strict) {
-      // automerge-repo 2.5.6 throws, out of a timer, when it sends on a socket that is closing. What was to be
-      // sent follows after the reconnect.
-      // It also throws for a connection that a relay which is going down resets.
+      // automerge-repo 2.5.6 throws in a timer when it sends on a socket that is closing. The
+      // message is sent after the reconnect. It also throws when a relay that is stopping resets a
+      // connection.
       const onError = adapter.onError;
       adapter.onError = event => { if (event.error?.code !== 'ECONNRESET') onError(event); };
       const send = adapter.send.bind(adapter);
@@ -183,8 +192,8 @@ export class Relay {
         try { send(message); } catch (error) { if (!/Websocket not ready/.test(error.message)) throw error; }
       };
     }
-    // Before it connects anew, or when it is closed, it takes its listeners off a socket that may still be connecting;
-    // an error that nobody listens to ends Node.
+    // Before it reconnects, or when it is closed, it removes its listeners from a socket that may
+    // still be connecting. An error without a listener would end Node.
     const connect = adapter.connect.bind(adapter);
     adapter.connect = (...words) => {
       connect(...words);
@@ -198,7 +207,7 @@ export class Relay {
   }
 }
 
-/** End a client, once. Its adapter goes on reconnecting otherwise, and Node never ends. */
+/** Closes a client, once. Otherwise its adapter keeps reconnecting, and Node does not exit. */
 export async function close(client) {
   if (client.closed) return;
   client.closed = true;
@@ -206,14 +215,14 @@ export async function close(client) {
   await Promise.race([client.repo.shutdown(), patience]);
 }
 
-/** A new document of a client that the relay has. */
+/** A new document of a client, once the relay has it. */
 export async function share(client, contents) {
   const handle = client.repo.create(contents);
   await saved(client, handle);
   return handle;
 }
 
-/** Wait until the relay has told that it stores all of a handle's document. */
+/** Waits until the relay has reported that it has stored the whole document of a handle. */
 export async function saved(client, handle) {
   const storageId = await until('the handshake', () => {
     const peers = Object.values(client.repo.peerMetadataByPeerId);
@@ -225,7 +234,7 @@ export async function saved(client, handle) {
   });
 }
 
-/** An id for a document, of bytes that are all `n`, or of these bytes. */
+/** A document id of these bytes, or of bytes that are all `n`. */
 export function documentId(n) {
   const bytes = typeof n === 'number' ? new Uint8Array(16).fill(n) : n;
   return parseAutomergeUrl(stringifyAutomergeUrl({ documentId: bytes })).documentId;
@@ -234,12 +243,15 @@ export function documentId(n) {
 /** The name of a document's entry in a bundle. */
 export const entry = id => `storage/${id.slice(0, 2)}/${id.slice(2)}/snapshot/bundle_export`;
 
-/** Send a bundle to a relay. */
+/** Uploads a bundle to a relay. */
 export const upload = (relay, body) => fetch(`${relay.url}/api/bundles`, {
   method: 'POST', headers: { 'content-type': 'application/octet-stream' }, body,
 });
 
-/** A bundle of documents: `{ [id]: plain object or automerge document }`, the first one the root; and of more entries as they are. */
+/**
+ * A bundle of documents, `{ [id]: plain object or automerge document }`, of which the first is the
+ * root; and of further entries.
+ */
 export function bundle(documents, manifest = {}, more = {}) {
   const rootId = Object.keys(documents)[0];
   const files = {

@@ -1,4 +1,4 @@
-// Reload as a whole: all of a changed config takes effect, or nothing of it.
+// A reload as a whole: a changed config takes effect completely or not at all.
 import assert from 'node:assert/strict';
 import { execFileSync, spawnSync } from 'node:child_process';
 import { once } from 'node:events';
@@ -14,7 +14,10 @@ const skip = spawnSync('openssl', ['version']).status === 0 ? false : 'needs ope
 process.env.NODE_TLS_REJECT_UNAUTHORIZED = '0';
 process.removeAllListeners('warning');
 
-/** A bundle, a certificate and a file of tokens, each as `1` and as `2`, and a relay that uses the first of each. */
+/**
+ * A bundle, a certificate and a token file, each as `1` and as `2`, and a relay that uses the first
+ * of each.
+ */
 async function start(t) {
   const at = await folder(t);
   const tokens = [];
@@ -35,8 +38,8 @@ async function start(t) {
   return { relay, tokens, file: join(at, 'tonk-relay.toml') };
 }
 
-/** What anybody can see of the config in effect. */
-async function look(t, relay, tokens) {
+/** The visible effects of the current config. */
+async function observe(t, relay, tokens) {
   const url = `https://127.0.0.1:${relay.port}`;
   const get = (path, token) => fetch(`${url}${path}`, { headers: { authorization: `Bearer ${token}` } });
   const admitted = (await Promise.all(tokens.map(token => get('/metrics', token)))).map(({ status }) => status === 200);
@@ -46,13 +49,13 @@ async function look(t, relay, tokens) {
   await once(socket, 'secureConnect');
   const certificate = socket.getPeerCertificate().subject.CN;
   socket.destroy();
-  // A document that comes into memory is in the log at the level "debug".
+  // Loading a document is logged at the level "debug".
   const before = relay.log.length;
   const session = await joined(t, { ws: url.replace('https', 'wss') }, 'looks', { path: `/?token=${token}` });
   sync(session, documentId(admitted[0] ? 1 : 2));
   await until('an answer', () => session.heard.some(({ type }) => type === 'sync'));
   session.close();
-  await until('it left memory', async () =>
+  await until('it is unloaded', async () =>
     (await (await get('/metrics', token)).text()).includes('tonk_relay_rooms{state="live"} 0\n'));
   return {
     admitted, certificate,
@@ -63,7 +66,7 @@ async function look(t, relay, tokens) {
   };
 }
 
-test('a reload with a fault in one key changes nothing, and the old config undoes a good one', { skip }, async t => {
+test('a reload with a fault in one key changes nothing, and the old config reverts a good one', { skip }, async t => {
   const { relay, tokens, file } = await start(t);
   const first = await readFile(file, 'utf8');
   const changes = [['app-1', 'app-2'], ['tls-1', 'tls-2'], ['tokens-1', 'tokens-2'], ['"info"', '"debug"'], ['= 1001', '= 1002']];
@@ -73,19 +76,19 @@ test('a reload with a fault in one key changes nothing, and the old config undoe
     ['bundle.path', /app-\d\.tonk/, 'missing.tonk'], ['tls.cert', /tls-\d\.pem/, 'missing.pem'], ['auth.tokens', /tokens-\d/, 'tokens-broken'],
     ['log.level', /level = .*/, 'level = "x=loud"'], ['sync.peer_id', /idle_unload = .*/, 'peer_id = "other"'],
   ];
-  const before = await look(t, relay, tokens);
+  const before = await observe(t, relay, tokens);
   assert.deepEqual(before.admitted, [true, false]);
   for (const [key, from, to] of faults) {
     await writeFile(file, changed(first).replace(from, to));
     const { stderr } = fails(relay, 'reload');
     assert.match(stderr, new RegExp(`: ${key.replace('.', '\\.')}: `));
-    assert.deepEqual(await look(t, relay, tokens), before, `${key} has a fault`);
+    assert.deepEqual(await observe(t, relay, tokens), before, `${key} has a fault`);
   }
   await writeFile(file, changed(first));
   relay.command('reload');
-  const after = await look(t, relay, tokens);
+  const after = await observe(t, relay, tokens);
   for (const [what, value] of Object.entries(before)) assert.notDeepEqual(after[what], value, `${what} is as it was`);
   await writeFile(file, first);
   relay.command('reload');
-  assert.deepEqual(await look(t, relay, tokens), before);
+  assert.deepEqual(await observe(t, relay, tokens), before);
 });

@@ -1,5 +1,5 @@
-// automerge-repo's own sync server, set up as its authors do it (WebSocket adapter, folder storage, announces
-// nothing), for the benchmark: node tests/js/server.mjs PORT FOLDER
+// automerge-repo's own sync server for the benchmark, set up as by its authors (WebSocket adapter,
+// folder storage, announces nothing): node tests/js/server.mjs PORT FOLDER
 import { createServer } from 'node:http';
 import { Repo } from '@automerge/automerge-repo';
 import { WebSocketServerAdapter } from '@automerge/automerge-repo-network-websocket';

@@ -1,5 +1,5 @@
-// A benchmark: how long an edit takes from one client to another, before and while the bundle store is stalled and
-// clients go on asking it for bundles.
+// A benchmark of how long an edit takes from one client to another, before and while the bundle
+// store is stalled and clients keep requesting bundles.
 //   TONK_RELAY=... WEED=... node tests/js/stall.bench.mjs [SECONDS]
 import { randomBytes } from 'node:crypto';
 import { mkdtemp, rm, writeFile } from 'node:fs/promises';
@@ -9,7 +9,10 @@ import { Worker, isMainThread, parentPort, workerData } from 'node:worker_thread
 import { Relay, bundle, close, documentId, share, until, upload } from './relay.mjs';
 import { KEYS, Store } from './store.mjs';
 
-/** Ask for bundles, and upload some, ten at a time; on a thread of its own, so that the clients do not wait for it. */
+/**
+ * Requests bundles, and uploads some, ten at a time; on a thread of its own, so that the clients do
+ * not wait for it.
+ */
 async function ask(relay) {
   const root = documentId(1);
   const large = bundle({ [root]: { bytes: new Uint8Array(randomBytes(9 << 20)) } });

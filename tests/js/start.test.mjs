@@ -1,4 +1,4 @@
-// The program as an operator meets it: starts that fail, the config, reload, the log.
+// The program as an operator uses it: failed starts, the config, reload, the log.
 import assert from 'node:assert/strict';
 import { execFile, spawnSync } from 'node:child_process';
 import { chmod, chown, mkdir, readFile, rm, writeFile } from 'node:fs/promises';
@@ -7,7 +7,7 @@ import { join } from 'node:path';
 import { test } from 'node:test';
 import { BINARY, Relay, atEnd, bundle, documentId, folder, share, until } from './relay.mjs';
 
-/** Run to the end without blocking this process, which the relay may need. */
+/** Runs a command to its end without blocking this process, which the relay may need. */
 function run(args, env = {}) {
   return new Promise(resolve => {
     execFile(BINARY, args, { env: { ...process.env, ...env }, timeout: 20_000 }, (error, stdout, stderr) =>
@@ -23,7 +23,7 @@ async function configured(t, text) {
   return { at, file };
 }
 
-test('every fault of a config is named, with file, line and key, and the exit code is 78', async t => {
+test('every fault of a config is reported with file, line and key, and the exit code is 78', async t => {
   const { file } = await configured(t, 'drain_timeout = "soon"\n[http]\nlisten = ["0.0.0.0:0"]\nlisen = 1\n[log]\nlevel = "x=loud"\n');
   const { code, stderr } = await run(['--config', file, '--check-config']);
   assert.equal(code, 78);
@@ -38,7 +38,7 @@ test('every fault of a config is named, with file, line and key, and the exit co
     `${file}: auth.mode`, `${file}:5: log.level`,
   ]);
   const start = await run(['--config', file]);
-  assert.deepEqual([start.code, start.stderr], [78, next.stderr], 'a start says the same');
+  assert.deepEqual([start.code, start.stderr], [78, next.stderr], 'a start reports the same');
 });
 
 const CONFIG_FAULTS = [
@@ -65,7 +65,7 @@ for (const [text, expected] of CONFIG_FAULTS) {
   });
 }
 
-test('a good config has no fault, and is printed with where each key comes from', async t => {
+test('a valid config is printed with the source of each key', async t => {
   const { file } = await configured(t, '[http]\nlisten = ["127.0.0.1:0"]\n');
   const check = await run(['--config', file, '--check-config']);
   assert.deepEqual([check.code, check.stdout], [0, `${file}: no fault\n`]);
@@ -77,7 +77,7 @@ test('a good config has no fault, and is printed with where each key comes from'
     [78, '/no/such.toml: not found; name the file with --config, or install the package\'s own\n']);
 });
 
-test('starts that fail say which, and leave nothing half-written', async t => {
+test('starts that fail report why, and leave no incomplete files', async t => {
   const taken = net.createServer().listen(0, '127.0.0.1');
   await new Promise(resolve => taken.on('listening', resolve));
   atEnd(t, () => taken.close());
@@ -107,7 +107,7 @@ test('starts that fail say which, and leave nothing half-written', async t => {
   assert.match(stderr, /storage\.path: cannot create \S+documents\/\.tmp/);
 });
 
-test('the TypeScript relay\'s command line', async t => {
+test('the command line of the TypeScript relay works', async t => {
   const at = await folder(t);
   await writeFile(join(at, 'app.tonk'), bundle({ [documentId(1)]: { n: 1 } }));
   const missing = await run(['0', join(at, 'missing.tonk')]);
@@ -130,7 +130,7 @@ test('the TypeScript relay\'s command line', async t => {
   assert.equal((await fetch(`http://127.0.0.1:${port}/.manifest.tonk`)).status, 200);
 });
 
-test('reload takes over what it can, and refuses the rest by name, all or nothing', async t => {
+test('a reload applies all keys or none, and names those that need a restart', async t => {
   const relay = await Relay.start(t);
   const file = join(relay.at, 'tonk-relay.toml');
   const before = await readFile(file, 'utf8');
@@ -163,7 +163,7 @@ test('reload takes over what it can, and refuses the rest by name, all or nothin
   assert.equal(await relay.metric('tonk_relay_config_reloads_total{result="refused"}'), 2);
 });
 
-test('a level that is none is refused, and the last warnings are known whatever the level is', async t => {
+test('an invalid log level is refused, and recent warnings are listed at every level', async t => {
   const relay = await Relay.start(t);
   const file = join(relay.at, 'tonk-relay.toml');
   const before = await readFile(file, 'utf8');
@@ -179,12 +179,12 @@ test('a level that is none is refused, and the last warnings are known whatever 
   assert.equal((await run(['reload', '--config', file])).code, 0);
   const end = relay.log.length;
   await writeFile(file, before);
-  const last = async () => JSON.parse((await run(['status', '--json', '--config', file])).stdout).log;
+  const last = async () => JSON.parse((await run(['status reports the state of the relay', '--json', '--config', file])).stdout).log;
   await until('the warning', async () => (await last()).some(({ level, text }) => level === 'WARN' && /has changed and is not in effect/.test(text)));
   assert.equal(relay.log.slice(end), '', 'and the log is silent');
 });
 
-test('a changed config file is reported, and applied only where that is configured', async t => {
+test('a changed config file is reported, and applied only if configured', async t => {
   const relay = await Relay.start(t);
   const file = join(relay.at, 'tonk-relay.toml');
   const before = await readFile(file, 'utf8');
@@ -199,22 +199,22 @@ test('a changed config file is reported, and applied only where that is configur
   await until('it is applied', async () => await relay.metric('tonk_relay_limit{key="limits.connections"}') === 9);
 });
 
-test('status', async t => {
+test('status reports the state of the relay', async t => {
   const relay = await Relay.start(t);
   const handle = await share(relay.client(t), { n: 1 });
   assert.ok(handle);
   const file = join(relay.at, 'tonk-relay.toml');
-  const { stdout } = await run(['status', '--config', file]);
+  const { stdout } = await run(['status reports the state of the relay', '--config', file]);
   assert.match(stdout, /^tonk-relay \d+\.\d+\.\d+ \(pid \d+\), running for \d+s\nready        yes\nconnections  1 \(1 peers\)\ndocuments    1 live, 0 waited for\n/);
-  const json = JSON.parse((await run(['status', '--json', '--socket', join(relay.at, 'admin.sock')])).stdout);
+  const json = JSON.parse((await run(['status reports the state of the relay', '--json', '--socket', join(relay.at, 'admin.sock')])).stdout);
   assert.deepEqual([json.pid, json.connections, json.ready], [relay.child.pid, 1, true]);
   await relay.stop();
-  const gone = await run(['status', '--config', file]);
+  const gone = await run(['status reports the state of the relay', '--config', file]);
   assert.equal(gone.code, 1);
   assert.match(gone.stderr, /admin\.sock: no relay runs there/);
 });
 
-test('several addresses, of IPv4 and IPv6', async t => {
+test('the relay listens on several IPv4 and IPv6 addresses', async t => {
   const relay = await Relay.start(t, { http: { listen: '["127.0.0.1:0", "[::1]:0"]' } });
   const ports = [...relay.log.matchAll(/listening on http:\/\/(\S+):(\d+)/g)];
   assert.deepEqual(ports.map(match => match[1]), ['127.0.0.1', '[::1]']);
@@ -223,7 +223,7 @@ test('several addresses, of IPv4 and IPv6', async t => {
   }
 });
 
-test('a line that repeats for one client comes once, with a count', async t => {
+test('a repeated log line for one client is written once, with a count', async t => {
   const relay = await Relay.start(t, { log: { repeat: '"500ms"' }, sync: { handshake_timeout: '"10ms"' } });
   const { default: WebSocket } = await import('ws');
   for (let n = 0; n < 10; n++) {
@@ -235,7 +235,7 @@ test('a line that repeats for one client comes once, with a count', async t => {
   assert.ok(lines().length <= 4, relay.log);
 });
 
-test('two signals at once are one, as terminals and wrappers send them; a later one ends the drain', async t => {
+test('two simultaneous signals count as one, and a later one ends the drain', async t => {
   const relay = await Relay.start(t, { drain_timeout: '"30s"' });
   relay.child.kill('SIGTERM');
   relay.child.kill('SIGINT');
@@ -306,7 +306,7 @@ test('root checks a config as the user and in the sandbox of the unit', async t 
   assert.match((await check({ User: 'nobody-else' })).said, /tonk-relay\.service: runs as the user nobody-else, which does not exist here/);
 });
 
-test('a key that has no effect is named, and is no fault', async t => {
+test('a key that has no effect is reported, and is not a fault', async t => {
   const { file } = await configured(t, '[http]\nlisten = ["127.0.0.1:0"]\n[auth]\nmode = "open"\ntokens = "/etc/tokens"\n');
   await writeFile(file, (await readFile(file, 'utf8')).replace('[bundles]\n', '[bundles]\nbucket = "mine"\n'));
   const { code, stderr } = await run(['--config', file, '--check-config']);
@@ -314,7 +314,7 @@ test('a key that has no effect is named, and is no fault', async t => {
   assert.match(stderr, /^warning: \S+:\d+: bundles\.bucket: has no effect: bundles\.store is not "s3"\nwarning: \S+:\d+: auth\.tokens: has no effect: auth\.mode is not "token"\n$/);
 });
 
-test('a FIFO or a folder instead of a bundle does not hang the start', async t => {
+test('a FIFO or a folder instead of a bundle does not block the start', async t => {
   const at = await folder(t);
   spawnSync('mkfifo', [join(at, 'fifo.tonk')]);
   const { file } = await configured(t, `[http]\nlisten = ["127.0.0.1:0"]\n[bundle]\npath = "${at}/fifo.tonk"\n`);

@@ -19,7 +19,7 @@ async function browser(t) {
   return browser;
 }
 
-/** A relay with a status page, a bundle, and clients at work on `n` documents. */
+/** A relay with a status page and a bundle, and clients that edit `n` documents. */
 async function busy(t) {
   const port = await freePort();
   const served = join(await folder(t), 'app.tonk');
@@ -48,9 +48,9 @@ async function open(t, relay, { scheme = 'light', width = 1200, height = 900 } =
 
 const text = (page, selector) => page.$eval(selector, element => element.textContent);
 
-test('it shows what goes on, live, and asks nobody else', { skip }, async t => {
+test('the page shows live data, and requests nothing from other servers', { skip }, async t => {
   const relay = await busy(t);
-  // Peers name themselves.
+  // Peers choose their own names.
   const client = relay.client(t, { repo: { peerId: '<img src=x onerror="document.title=1">' } });
   const handle = await share(client, { n: 1 });
   const { page, faults, asked } = await open(t, relay);
@@ -80,7 +80,7 @@ test('it shows what goes on, live, and asks nobody else', { skip }, async t => {
   assert.deepEqual(faults.filter(fault => !/ERR_CONNECTION/.test(fault)), []);
 });
 
-test('it is readable in light and dark, narrow and wide, by keyboard and by a screen reader', { skip }, async t => {
+test('the page is readable in light and dark, narrow and wide, by keyboard and by a screen reader', { skip }, async t => {
   const relay = await busy(t);
   const client = relay.client(t);
   for (let n = 0; n < 8; n += 1) await share(client, { n });
@@ -105,7 +105,7 @@ test('it is readable in light and dark, narrow and wide, by keyboard and by a sc
   assert.notEqual(paper.light, paper.dark);
 });
 
-test('the answer is JSON for programs, and for nobody who asks by a name', async t => {
+test('programs receive JSON, and requests with a host name are refused', async t => {
   const relay = await busy(t);
   const status = await (await fetch(relay.page)).json();
   assert.equal(status.ready, true);

@@ -1,4 +1,5 @@
-// Documents on disk: shared with automerge-repo's own adapter, whole after every end.
+// Documents on disk: compatible with automerge-repo's own adapter, and complete however the relay
+// ends.
 import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
 import { mkdir, readFile, readdir, rm, stat, writeFile } from 'node:fs/promises';
@@ -11,13 +12,13 @@ import { Relay, atEnd, bundle, close, documentId, fill, folder, saved, share, sm
 
 const url = id => `automerge:${id}`;
 
-test('a folder that automerge-repo wrote is read', async t => {
+test('the relay reads a folder that automerge-repo wrote', async t => {
   const at = await folder(t);
   const theirs = new Repo({ storage: new NodeFSStorageAdapter(join(at, 'documents')), network: [] });
   const handles = [];
   for (let n = 0; n < 5; n++) {
     const handle = theirs.create({ n, list: [] });
-    // More than one save, so that there are increments beside a snapshot.
+    // More than one save, so that there are increments besides a snapshot.
     for (let edit = 0; edit < 3; edit++) {
       handle.change(doc => { doc.list.push(edit); });
       await theirs.flush();
@@ -34,7 +35,7 @@ test('a folder that automerge-repo wrote is read', async t => {
   assert.equal(metadata[0].storageId, storageId, 'the folder keeps its id');
 });
 
-test('a folder that the relay wrote is read by automerge-repo', async t => {
+test('automerge-repo reads a folder that the relay wrote', async t => {
   const relay = await Relay.start(t);
   const client = relay.client(t);
   const handle = await share(client, { list: [] });
@@ -50,7 +51,7 @@ test('a folder that the relay wrote is read by automerge-repo', async t => {
   assert.deepEqual((await theirs.find(handle.url)).doc(), handle.doc());
 });
 
-test('a folder with thousands of increments is read, and becomes one snapshot', async t => {
+test('a folder with thousands of increments is read and compacted into one snapshot', async t => {
   const at = await folder(t);
   const documents = join(at, 'documents');
   const adapter = new NodeFSStorageAdapter(documents);
@@ -76,7 +77,7 @@ test('a folder with thousands of increments is read, and becomes one snapshot', 
   assert.equal((await theirs.find(url(id))).doc().n, 'and one more');
 });
 
-test('who reads the folders meanwhile never sees less than was there', async t => {
+test('another program that reads the folders always finds every saved change', async t => {
   const relay = await Relay.start(t, { storage: { grace: '"3s"', journal_size: '"16KiB"' } });
   const client = relay.client(t);
   const handle = await share(client, { n: 0, filler: '' });
@@ -86,7 +87,7 @@ test('who reads the folders meanwhile never sees less than was there', async t =
     while (!done) {
       const least = there;
       const chunks = await new NodeFSStorageAdapter(relay.documents).loadRange([handle.documentId]);
-      // A chunk that was deleted after it was listed has no data; automerge-repo goes on without it.
+      // A chunk that was deleted after it was listed has no data; automerge-repo ignores it.
       const order = chunks.filter(({ data }) => data).sort((a, b) => b.key[1].localeCompare(a.key[1]));
       const bytes = Buffer.concat(order.map(({ data }) => data));
       const { n } = Automerge.load(bytes);
@@ -108,7 +109,7 @@ test('who reads the folders meanwhile never sees less than was there', async t =
     (await new NodeFSStorageAdapter(relay.documents).loadRange([handle.documentId])).length < 30);
 });
 
-test('a checkpoint leaves everything to the folders, with the relay running or stopped', async t => {
+test('a checkpoint moves everything into the folders, with the relay running or stopped', async t => {
   const relay = await Relay.start(t);
   const client = relay.client(t);
   const read = async url => {
@@ -126,7 +127,8 @@ test('a checkpoint leaves everything to the folders, with the relay running or s
   await close(client);
   await relay.kill();
   assert.equal(await read(handle.url), 1);
-  // Its owner may be somebody else than who asks; what root does is still its owner's.
+  // The owner may be another user than the one who runs the command; root must not change the
+  // owner.
   if (process.getuid() === 0) {
     execFileSync('chown', ['-R', '65534:65534', relay.documents, join(relay.at, 'bundles')]);
     execFileSync('chmod', ['755', relay.at]);
@@ -139,12 +141,12 @@ test('a checkpoint leaves everything to the folders, with the relay running or s
   }
 });
 
-test('what is stored of a document can be asked, with the relay running or stopped', async t => {
+test('a stored document can be inspected, with the relay running or stopped', async t => {
   const relay = await Relay.start(t);
   const client = relay.client(t);
   const handle = await share(client, { n: 1 });
   const [head] = decodeHeads(handle.heads());
-  const look = () => {
+  const inspect = () => {
     const found = JSON.parse(relay.command('doc', handle.url, '--json'));
     assert.equal(found.document, handle.documentId);
     assert.deepEqual(found.heads, [head]);
@@ -153,15 +155,15 @@ test('what is stored of a document can be asked, with the relay running or stopp
     assert.ok(Math.abs(Date.parse(found.last_change) - Date.now()) < 60_000, found.last_change);
     assert.match(relay.command('doc', handle.documentId), new RegExp(`heads +${head}\\n`));
   };
-  look();
+  inspect();
   await assert.rejects(async () => relay.command('doc', documentId(99)), /nothing is stored of this document/);
   await assert.rejects(async () => relay.command('doc', 'nonsense'), /nonsense/);
   await close(client);
   await relay.stop();
-  look();
+  inspect();
 });
 
-test('SIGTERM under continuous edits: an exit in time, and what another client saw is there', async t => {
+test('after SIGTERM during edits the relay exits in time, and keeps what another client has seen', async t => {
   const relay = await Relay.start(t, { drain_timeout: '"10s"' });
   const pairs = [];
   for (let n = 0; n < 5; n++) {
@@ -172,7 +174,7 @@ test('SIGTERM under continuous edits: an exit in time, and what another client s
   }
   const editing = setInterval(() => {
     for (const { handle } of pairs) {
-      // automerge-repo 2.5.6 may throw here for a socket that is closing under it.
+      // automerge-repo 2.5.6 may throw here if its socket is closing.
       try { handle.change(doc => { doc.n += 1; }); } catch { continue; }
     }
   }, 10);
@@ -192,7 +194,7 @@ test('SIGTERM under continuous edits: an exit in time, and what another client s
   }
 });
 
-/** Every file of a document folder is one whole automerge chunk. */
+/** Asserts that every file of a document folder is one complete automerge chunk. */
 async function assertNoTornFile(documents) {
   for (const entry of await readdir(documents, { recursive: true, withFileTypes: true })) {
     const path = join(entry.parentPath ?? entry.path, entry.name);
@@ -207,7 +209,7 @@ async function assertNoTornFile(documents) {
   }
 }
 
-test('kill -9 at random moments: what was readable a second before is there, and no file is torn', async t => {
+test('kill -9 at random moments keeps what was readable a second before, and tears no file', async t => {
   const relay = await Relay.start(t);
   let url;
   let n = 0;
@@ -223,7 +225,7 @@ test('kill -9 at random moments: what was readable a second before is there, and
     }, 5);
     atEnd(t, () => clearInterval(editing));
     await new Promise(resolve => setTimeout(resolve, 1200 + Math.random() * 800));
-    // Read by a fresh client now: that is what must be there in a second.
+    // What a new client reads now must be durable in a second.
     const reader = relay.client(t, { retry: 60_000 });
     n = (await reader.repo.find(url)).doc().n;
     await new Promise(resolve => setTimeout(resolve, 1000));
@@ -237,7 +239,7 @@ test('kill -9 at random moments: what was readable a second before is there, and
   assert.ok((await last.repo.find(url)).doc().n >= n);
 });
 
-test('a full disk: not ready, kept in memory, served meanwhile, stored when there is room again', async t => {
+test('on a full disk the relay is not ready, serves changes from memory, and stores them once there is room', async t => {
   const at = await smallDisk(t, 8);
   if (!at) return;
   const relay = await Relay.start(t, {}, at);
@@ -262,7 +264,7 @@ test('a full disk: not ready, kept in memory, served meanwhile, stored when ther
   assert.equal((await relay.client(t).repo.find(handle.url)).doc().n, 2);
 });
 
-test('little room: no new document and no upload, edits go on, and what waited arrives when there is room', async t => {
+test('when space is low new documents and uploads wait, and edits continue', async t => {
   const at = await smallDisk(t, 32);
   if (!at) return;
   const relay = await Relay.start(t, { storage: { min_free: '"16MiB"' } }, at);
@@ -276,7 +278,7 @@ test('little room: no new document and no upload, edits go on, and what waited a
   assert.match(relay.command('status'), /degraded +space: .*less than storage.min_free/);
 
   const fresh = client.repo.create({ n: 'new' });
-  await until('it is not taken', async () =>
+  await until('it is refused', async () =>
     await relay.metric('tonk_relay_messages_dropped_total{reason="no_space"}') > 0);
   await assert.rejects(other.repo.find(fresh.url), /unavailable/);
   handle.change(doc => { doc.n = 2; });
@@ -294,7 +296,7 @@ test('little room: no new document and no upload, edits go on, and what waited a
   assert.ok(!isDegraded());
 });
 
-test('a chunk of garbage is put aside with its reason, and the document is served', async t => {
+test('an invalid chunk is quarantined with the reason, and the document is served', async t => {
   const relay = await Relay.start(t);
   const client = relay.client(t);
   const handle = await share(client, { n: 1 });
@@ -311,7 +313,7 @@ test('a chunk of garbage is put aside with its reason, and the document is serve
   assert.equal(await relay.metric('tonk_relay_storage_broken_chunks_total'), 1);
 });
 
-/** A client that hears which heads are durable in the relay's storage. */
+/** A client that is told which heads are durable in the relay's storage. */
 async function subscriber(t, relay) {
   const client = relay.client(t, { repo: { enableRemoteHeadsGossiping: true } });
   const storageId = await storageOf(client);
@@ -322,7 +324,7 @@ async function subscriber(t, relay) {
 const storageOf = client => until('the handshake', () =>
   Object.values(client.repo.peerMetadataByPeerId).find(peer => peer?.storageId)?.storageId);
 
-test('saved means saved: a writer hears of no heads that are not durable, and readers do not wait', async t => {
+test('a writer is told only of durable heads, and readers do not wait for them', async t => {
   const at = await smallDisk(t, 8);
   if (!at) return;
   const relay = await Relay.start(t, {}, at);
@@ -341,12 +343,12 @@ test('saved means saved: a writer hears of no heads that are not durable, and re
   await until('the reader has it', () => read.doc().n === 2);
   await until('the write fails', async () => await relay.metric('tonk_relay_storage_failures_total{operation="put"}') > 0);
   handle.change(doc => { doc.n = 3; });
-  await until('the reader has that as well', () => read.doc().n === 3);
+  await until('the reader has this too', () => read.doc().n === 3);
   assert.ok(!isSaved(), 'the writer was told that it is saved');
 
   await rm(ballast);
-  await until('the writer hears that it is saved', isSaved);
-  await until('the reader hears of the durable heads', () =>
+  await until('the writer is told that it is saved', isSaved);
+  await until('the reader is told of the durable heads', () =>
     heard.some(({ heads }) => JSON.stringify(heads) === JSON.stringify(handle.heads())));
   await relay.kill();
   await close(writer);
@@ -355,7 +357,7 @@ test('saved means saved: a writer hears of no heads that are not durable, and re
   assert.equal((await relay.client(t).repo.find(handle.url)).doc().n, 3);
 });
 
-test('a client whose clock runs an hour ahead hears that it is saved', async t => {
+test('a client whose clock is an hour ahead is told that its changes are saved', async t => {
   const relay = await Relay.start(t);
   const now = Date.now;
   atEnd(t, () => { Date.now = now; });
@@ -368,7 +370,7 @@ test('a client whose clock runs an hour ahead hears that it is saved', async t =
   }
 });
 
-test('durable heads are told on joining, and of joined documents alone', async t => {
+test('durable heads are sent on joining, and only for joined documents', async t => {
   const relay = await Relay.start(t);
   const writer = relay.client(t);
   const [mine, other] = [await share(writer, { n: 1 }), await share(writer, { n: 1 })];

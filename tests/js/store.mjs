@@ -18,17 +18,17 @@ const isFree = port => new Promise(resolve => {
   server.listen(port, '127.0.0.1', () => server.close(() => resolve(true)));
 });
 
-/** A port for the store. It also takes the three after it, and those that are 10,000 above these. */
+/** A port for the store, which also uses the next three, and those 10,000 above these. */
 async function freePort() {
   for (;;) {
-    // Below those that the kernel hands out to others meanwhile.
+    // Outside the kernel's range of ephemeral ports.
     const port = 15_000 + Math.floor(Math.random() * 7_000);
     const all = [0, 1, 2, 3].flatMap(n => [port + n, port + n + 10_000]);
     if ((await Promise.all(all.map(isFree))).every(Boolean)) return port;
   }
 }
 
-/** A real store, with a bucket. */
+/** A real store with a bucket. */
 export class Store {
   static async start(t) {
     const store = new Store();
@@ -58,7 +58,7 @@ export class Store {
     return lines.map(line => line.replace(/^>?\s*/, '').trim()).filter(line => line.endsWith('.tonk'));
   }
 
-  /** The uploads in parts that are neither completed nor aborted. */
+  /** The multipart uploads that are neither completed nor aborted. */
   uploads() {
     try {
       return this.shell('fs.ls /buckets/bundles/.uploads').split('\n').map(line => line.replace(/^>?\s*/, '').trim())
@@ -81,7 +81,10 @@ const RCLONE = process.env.RCLONE;
 /** Why tests that need it are skipped. */
 export const skipRclone = RCLONE ? false : 'needs rclone; tests/run installs it';
 
-/** Another real store, which answers conditional writes with 200 and ignores the condition: rclone before a folder. */
+/**
+ * Another real store, which answers conditional writes with 200 and ignores the condition: rclone
+ * in front of a folder.
+ */
 export class Rclone extends Store {
   static async start(t) {
     const store = new Rclone();
@@ -103,8 +106,10 @@ export class Rclone extends Store {
   }
 }
 
-/** A line to a store that can be cut: `left` is how many bytes of answers it still carries; a request with `cutAt` cuts it,
- * and while it `holds` answers are lost in it, as they are after `holdsAfter` bytes. */
+/**
+ * A line to a store that can be cut. `left` is how many bytes of responses it still carries; a request
+ * with `cutAt` cuts it. While it `holds`, responses are lost, and so are those after `holdsAfter` bytes.
+ */
 export async function line(t, store) {
   const line = { left: Infinity };
   const server = net.createServer(client => {

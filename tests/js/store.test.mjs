@@ -1,4 +1,4 @@
-// Uploaded bundles: the same of a local folder and of a real object store.
+// Uploaded bundles: the same behaviour in a local folder and in a real object store.
 import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
@@ -11,7 +11,7 @@ import { Relay, atEnd, bundle, close, documentId, folder, saved, share, until, u
 import { StrictStore } from './strict-store.mjs';
 import { KEYS, Rclone, Store, line, skip, skipRclone } from './store.mjs';
 
-/** A relay whose access keys are a systemd credential. */
+/** A relay whose access keys are in a systemd credential. */
 async function start(t, bundles, keys = KEYS, env = {}) {
   const relay = new Relay(await folder(t), { bundles, log: { level: '"info,aws_config=trace,aws_sdk_s3=trace"' } });
   await writeFile(join(relay.at, 'aws-credentials'), keys);
@@ -21,21 +21,21 @@ async function start(t, bundles, keys = KEYS, env = {}) {
   return relay;
 }
 
-/** One that goes to the store in parts. */
+/** A bundle that is uploaded in parts. */
 const large = id => bundle({ [id]: { bytes: new Uint8Array(randomBytes(9 << 20)) } });
 
-/** A new store makes its volumes first, which takes it a while. */
+/** A new store first creates its volumes, which takes a while. */
 const warm = (relay, root) => until('the store stores', async () =>
   (await upload(relay, bundle({ [root]: { n: 1 } }))).status === 200);
 
-/** Where bundles can be, and why a test of it is skipped. */
+/** The kinds of stores, and why tests of them are skipped. */
 const STORES = [['folder', false], ['s3', skip, Store], ['s3 without conditions', skipRclone, Rclone]];
 
 for (const [kind, skip, Kind] of STORES) {
-  test(`${kind}: bundles come out as they went in: whole, in part, slim`, { skip }, async t => {
+  test(`${kind}: bundles are downloaded unchanged: whole, in part, slim`, { skip }, async t => {
     const store = await Kind?.start(t);
     const relay = await start(t, store?.config() ?? {});
-    // The commands of a stopped relay take their keys from the same place.
+    // The commands of a stopped relay use the same keys.
     Object.assign(process.env, relay.env);
     const [root, other] = [documentId(1), documentId(2)];
     const url = `${relay.url}/api/bundles/${root}`;
@@ -47,7 +47,7 @@ for (const [kind, skip, Kind] of STORES) {
       await until('it knows what the store can do', isKnown);
     }
     const bodies = [bundle({ [root]: { n: 1 }, [other]: { n: 2 } })];
-    // rclone does not answer uploads in parts as S3 does.
+    // rclone does not answer multipart uploads as S3 does.
     if (Kind !== Rclone) bodies.push(large(root));
     for (const body of bodies) {
       const stored = await upload(relay, body);
@@ -67,14 +67,14 @@ for (const [kind, skip, Kind] of STORES) {
         assert.ok(entries.every(name => !name.includes(other.slice(2))));
       }
     }
-    // Former generations are kept, and no more of them than are to be.
+    // The configured number of former generations is kept.
     for (let n = 0; n < 5; n++) assert.equal((await upload(relay, bundle({ [root]: { n } }))).status, 200);
     const former = store
       ? store.list(`apps/former/${root}`)
       : await readdir(join(relay.at, 'bundles/former', root));
     assert.equal(former.length, 3, `${former}`);
     assert.ok(former.every(name => /^[0-9a-f]{64}\.tonk$/.test(name)), `${former}`);
-    // Two at once leave one whole bundle.
+    // Two simultaneous uploads leave one whole bundle.
     const both = [bundle({ [root]: { both: 1 } }), bundle({ [root]: { both: 2 } })];
     const answers = await Promise.all(both.map(body => upload(relay, body)));
     assert.deepEqual(answers.map(({ status }) => status), [200, 200]);
@@ -95,20 +95,21 @@ for (const [kind, skip, Kind] of STORES) {
 }
 
 for (const [kind, skip, Kind] of STORES) {
-  test(`${kind}: an uploaded bundle's documents are found by sync, once and for all`, { skip }, async t => {
+  test(`${kind}: an uploaded bundle's documents are found by sync, permanently`, { skip }, async t => {
     const store = await Kind?.start(t);
     const relay = await start(t, store?.config() ?? {});
     Object.assign(process.env, relay.env);
     await warm(relay, documentId(99));
     const client = relay.client(t);
-    // Nobody stays who would bring a document back.
+    // No client stays connected that could send a document again.
     const find = async id => {
       const once = relay.client(t);
       try { return (await once.repo.find(`automerge:${id}`)).doc(); } finally { await close(once); }
     };
     const [root, leaf, foreign, gone] = [1, 2, 3, 4].map(documentId);
 
-    // What is here stays: a document of the same id with another history, and one that was deleted.
+    // Existing documents are kept: one of the same id with another history, and one that was
+    // deleted.
     const mine = client.repo.import(Automerge.save(Automerge.from({ mine: true })), { docId: foreign });
     await saved(client, mine);
     const lost = client.repo.import(Automerge.save(Automerge.from({ n: 1 })), { docId: gone });
@@ -126,7 +127,8 @@ for (const [kind, skip, Kind] of STORES) {
     assert.deepEqual(await find(foreign), { mine: true });
     await assert.rejects(find(gone), /unavailable/);
 
-    // A live document has what a later upload brings, and an upload of less takes nothing away.
+    // A live document gets the changes of a later upload, and an upload with fewer changes removes
+    // nothing.
     const live = await client.repo.find(`automerge:${leaf}`);
     live.change(doc => { doc.edited = true; });
     await saved(client, live);
@@ -138,7 +140,7 @@ for (const [kind, skip, Kind] of STORES) {
     await upload(relay, older);
     assert.deepEqual({ ...(await find(leaf)) }, { text: 'two', edited: true });
 
-    // Of two uploads at once, neither's documents are lost.
+    // Two simultaneous uploads lose no documents of either.
     const shared = documentId(7);
     const base = Automerge.from({ list: [] });
     const sides = ['left', 'right'].map(side =>
@@ -147,7 +149,7 @@ for (const [kind, skip, Kind] of STORES) {
     assert.deepEqual(answers.map(({ status }) => status), [200, 200]);
     assert.deepEqual({ ...(await find(shared)) }, { list: [], left: true, right: true });
 
-    // One that is in the store, but not among the documents, is imported before it is fetched.
+    // A bundle in the store that was not imported yet is imported before it is fetched.
     await close(client);
     await relay.stop();
     await rm(relay.documents, { recursive: true });
@@ -161,9 +163,9 @@ for (const [kind, skip, Kind] of STORES) {
     await fetch(`${relay.url}/api/bundles/${root}`);
     assert.equal(await imports(), 0, 'once');
     await Promise.all([1, 2, 3].map(() => fetch(`${relay.url}/api/bundles/${shared}/manifest`)));
-    assert.equal(await imports(), 1, 'once, however many ask');
+    assert.equal(await imports(), 1, 'once, however many clients request it');
 
-    // A document that cannot be read keeps none of the others away.
+    // A document that cannot be read does not affect the others.
     const [good, bad] = [8, 9].map(documentId);
     const files = join(relay.documents, bad.slice(0, 2), bad.slice(2));
     await mkdir(files, { recursive: true });
@@ -173,7 +175,7 @@ for (const [kind, skip, Kind] of STORES) {
     assert.equal((await find(good)).n, 8);
     assert.equal((await fetch(`${relay.url}/api/bundles/${good}/manifest`)).status, 200);
 
-    // A bundle in the store that is broken is named, and the relay goes on.
+    // A broken bundle in the store is reported, and the relay keeps working.
     if (!store) {
       await writeFile(join(relay.at, 'bundles', `${root}.tonk`), 'no bundle');
       assert.equal(await (await fetch(`${relay.url}/api/bundles/${root}`)).text(), 'no bundle', 'as it is');
@@ -186,7 +188,7 @@ for (const [kind, skip, Kind] of STORES) {
   });
 }
 
-test('an upload does not put a document of another history over one of the served bundle', async t => {
+test('an upload does not replace a document of the served bundle by one with another history', async t => {
   const at = await folder(t);
   const [root, leaf] = [documentId(1), documentId(2)];
   const served = Automerge.from({ text: 'of the app' });
@@ -201,7 +203,7 @@ test('an upload does not put a document of another history over one of the serve
   assert.equal((await (await relay.client(t).repo.find(`automerge:${leaf}`)).doc()).text, 'of the app, edited');
 });
 
-test('s3: a store that takes no checksums, and access keys for the two folders alone', async t => {
+test('s3: a store without checksums and access keys for only two folders work', async t => {
   const prefix = 'my apps+1/';
   const store = await StrictStore.start(t, prefix);
   const relay = await start(t, store.config());
@@ -222,18 +224,18 @@ test('s3: a store that takes no checksums, and access keys for the two folders a
   assert.doesNotMatch(relay.command('status'), /bundles: the store is away/);
   await relay.end();
 
-  // Whoever wants checksums has the SDK's own variable.
+  // An operator who wants checksums can set the SDK's own variable.
   const sums = await start(t, store.config(), KEYS, { AWS_REQUEST_CHECKSUM_CALCULATION: 'when_supported' });
   assert.equal((await upload(sums, bundle({ [root]: { n: 3 } }))).status, 503, 'this store refuses them');
   await sums.end();
 
   const strange = await start(t, store.config(), KEYS.replace('AKIATEST', 'AKIAOTHER'));
-  await until('it says what is wrong', () =>
+  await until('the fault is reported', () =>
     /bundles: the store is away: cannot find the bucket: the store refuses these access keys \(HTTP 403\)/.test(strange.command('status')));
   assert.equal((await upload(strange, bundle({ [root]: { n: 4 } }))).status, 503);
 });
 
-test('s3: a stalled store is answered with 503 in bounded time, and sync goes on', { skip }, async t => {
+test('s3: when the store stalls requests are answered with 503 in bounded time, and sync continues', { skip }, async t => {
   const store = await Store.start(t);
   const relay = await start(t, store.config({ timeout: '"1s"' }));
   const root = documentId(1);
@@ -248,7 +250,7 @@ test('s3: a stalled store is answered with 503 in bounded time, and sync goes on
   assert.ok(answers.every(({ headers }) => headers.get('retry-after') === '5'));
   assert.ok(Date.now() - began < 10_000);
   assert.match(relay.command('status'), /degraded +bundles: the store is away/);
-  assert.equal((await fetch(`${relay.url}/readyz`)).status, 200, 'sync is promised all the same');
+  assert.equal((await fetch(`${relay.url}/readyz`)).status, 200, 'sync is offered all the same');
   const client = relay.client(t);
   const handle = await share(client, { n: 1 });
   handle.change(doc => { doc.n = 2; });
@@ -256,10 +258,10 @@ test('s3: a stalled store is answered with 503 in bounded time, and sync goes on
   assert.deepEqual(await readdir(join(relay.at, 'bundles/.incoming')), [], 'nothing is left behind');
   store.go();
   await until('it is back', async () => (await fetch(`${relay.url}/api/bundles/${root}`)).status === 200);
-  await until('nothing is amiss', () => !relay.command('status').includes('the store is away'));
+  await until('no fault is found', () => !relay.command('status').includes('the store is away'));
 });
 
-test('s3: no store, no such bucket, a wrong key: the relay starts, says so, and syncs', { skip }, async t => {
+test('s3: without a store, bucket or valid key the relay starts, reports it, and syncs', { skip }, async t => {
   const store = await Store.start(t);
   for (const [config, keys] of [
     [{ endpoint_url: '"http://127.0.0.1:9"' }, KEYS],
@@ -268,8 +270,8 @@ test('s3: no store, no such bucket, a wrong key: the relay starts, says so, and 
   ]) {
     const relay = await start(t, store.config(config), keys);
     const expected = keys === KEYS ? /bundles: the store is away/ : /the store refuses these access keys \(HTTP 403\)/;
-    await until('it says so', () => expected.test(relay.command('status')));
-    // SeaweedFS makes a bucket that is missing.
+    await until('it is reported', () => expected.test(relay.command('status')));
+    // SeaweedFS creates a missing bucket.
     if (!config.bucket) assert.equal((await upload(relay, bundle({ [documentId(1)]: { n: 1 } }))).status, 503);
     assert.equal((await fetch(`${relay.url}/readyz`)).status, 200);
     await share(relay.client(t), { n: 1 });
@@ -277,7 +279,7 @@ test('s3: no store, no such bucket, a wrong key: the relay starts, says so, and 
   }
 });
 
-test('s3: an answer that is cut off is none, and the next one is whole', { skip }, async t => {
+test('s3: a truncated response is an error, and the next one is complete', { skip }, async t => {
   const store = await Store.start(t);
   const cut = await line(t, store);
   const relay = await start(t, store.config({ endpoint_url: `"http://127.0.0.1:${cut.port}"` }));
@@ -289,9 +291,9 @@ test('s3: an answer that is cut off is none, and the next one is whole', { skip 
   cut.left = 1 << 20;
   const download = await fetch(url);
   assert.equal(download.status, 200);
-  await assert.rejects(download.arrayBuffer(), 'the client sees that it is not whole');
+  await assert.rejects(download.arrayBuffer(), 'the client sees that it is incomplete');
   assert.equal((await fetch(`${url}/manifest`)).status, 503);
-  // Not imported yet, and not from half of it either.
+  // It is not imported yet, and a truncated bundle is not imported either.
   await relay.stop();
   await rm(relay.documents, { recursive: true });
   await relay.start();
@@ -301,7 +303,7 @@ test('s3: an answer that is cut off is none, and the next one is whole', { skip 
   assert.ok(Buffer.from(await (await fetch(url)).arrayBuffer()).equals(Buffer.from(body)));
   assert.deepEqual(await readdir(join(relay.at, 'bundles/.incoming')), [], 'nothing is left behind');
 
-  // A line that goes silent in the middle of an answer, and of an upload: both end in bounded time.
+  // A line that stalls in the middle of a response and of an upload: both end in bounded time.
   const began = Date.now();
   cut.holdsAfter = 1 << 20;
   const halfway = await fetch(url);
@@ -312,7 +314,7 @@ test('s3: an answer that is cut off is none, and the next one is whole', { skip 
   assert.ok(Date.now() - began < 20_000);
   Object.assign(cut, { holds: false, holdsAfter: undefined });
 
-  // An upload in parts that could be begun, and no more, is aborted when the line is whole again.
+  // A multipart upload that was only begun is aborted when the line works again.
   cut.cutAt = 'uploadId=';
   assert.equal((await upload(relay, body)).status, 503);
   assert.match(relay.log, /is to be aborted when the bundle store is back/);
@@ -321,7 +323,7 @@ test('s3: an answer that is cut off is none, and the next one is whole', { skip 
   await until('it is gone', () => store.uploads().length === 0);
 });
 
-test('s3: a store that throttles is answered with 503, and is asked again', { skip }, async t => {
+test('s3: when the store throttles requests are answered with 503, and the relay retries', { skip }, async t => {
   const store = await Store.start(t);
   const relay = await start(t, store.config());
   const root = documentId(1);

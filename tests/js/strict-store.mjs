@@ -1,5 +1,6 @@
-// An S3 store in memory that is as strict as Ceph and others are: it refuses checksums and trailers, which they do not know,
-// decodes copy sources as Amazon does, and has access keys that are good for bundles and their former generations alone.
+// An S3 store in memory that is as strict as Ceph and others: it refuses checksums and trailers,
+// decodes copy sources as Amazon does, and has access keys for only bundles and their former
+// generations.
 import { createHash } from 'node:crypto';
 import { createServer } from 'node:http';
 import { atEnd } from './relay.mjs';
@@ -10,7 +11,7 @@ const xml = (name, inner) => `<?xml version="1.0" encoding="UTF-8"?><${name}>${i
 const escaped = text => text.replaceAll('&', '&amp;').replaceAll('<', '&lt;');
 
 export class StrictStore {
-  /** A store whose access keys may touch keys below `prefix` alone. */
+  /** A store whose access keys are limited to keys below `prefix`. */
   static async start(t, prefix) {
     const store = new StrictStore();
     Object.assign(store, { prefix, objects: new Map(), uploads: new Map() });

@@ -1,6 +1,6 @@
-// A client to try the relay with: node tests/js/sync-client.mjs [ws://127.0.0.1:8081] [automerge:ID]
-// Without an id it makes a document and prints its URL. Every line typed is appended to the document's
-// list; every line that arrives is printed.
+// A client for trying out the relay: node tests/js/sync-client.mjs [ws://127.0.0.1:8081]
+// [automerge:ID] Without an id it creates a document and prints its URL. Every line of input is
+// appended to the document's list; every line that arrives is printed.
 import { createInterface } from 'node:readline';
 import { Repo } from '@automerge/automerge-repo';
 import { WebSocketClientAdapter } from '@automerge/automerge-repo-network-websocket';
@@ -15,7 +15,7 @@ handle.on('change', ({ doc }) => console.log(JSON.stringify(doc)));
 const input = createInterface({ input: process.stdin });
 input.on('line', line => handle.change(doc => { (doc.lines ??= []).push(line); }));
 input.on('close', async () => {
-  // Give the last line its way: the adapter sends a little after an edit.
+  // Waits for the last line to be sent: the adapter sends a moment after an edit.
   await new Promise(resolve => setTimeout(resolve, 500));
   await repo.shutdown();
   process.exit();

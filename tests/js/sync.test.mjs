@@ -1,4 +1,4 @@
-// Two real clients of automerge-repo, and the relay between them.
+// Two real clients of automerge-repo with the relay between them.
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import * as Automerge from '@automerge/automerge';
@@ -9,7 +9,7 @@ import { Relay, atEnd, close, documentId, folder, saved, share, until } from './
 
 const url = id => `automerge:${id}`;
 
-test('clients create, find and edit both ways', async t => {
+test('clients create, find and edit documents in both directions', async t => {
   const relay = await Relay.start(t);
   const [alice, bob] = [relay.client(t), relay.client(t)];
   const hers = await share(alice, { title: 'hello', list: [] });
@@ -35,28 +35,28 @@ test('clients see each other\'s presence', async t => {
   his.broadcast({ cursor: 2 });
   await until('alice sees bob', () => seenByAlice.length === 1);
   for (let n = 0; n < 20; n++) hers.broadcast({ cursor: n });
-  await until('each comes once', () => seenByBob.length === 21);
-  // Each client sends what it hears back to the relay, in its author's name.
+  await until('each is sent once', () => seenByBob.length === 21);
+  // Each client sends the presence it receives back to the relay, in its author's name.
   const dropped = reason => relay.metric(`tonk_relay_messages_dropped_total{reason="${reason}"}`);
   await until('the echoes', async () => await dropped('echo') >= 22);
   assert.equal(await dropped('sender'), 0);
   assert.doesNotMatch(relay.log, / WARN /);
 });
 
-test('an edit made offline arrives when its author is back', async t => {
+test('an edit made offline arrives when its author reconnects', async t => {
   const relay = await Relay.start(t);
   const [alice, bob] = [relay.client(t), relay.client(t)];
   const hers = await share(alice, { n: 0 });
   const his = await bob.repo.find(hers.url);
   bob.adapter.disconnect();
-  await until('bob is gone', async () => await relay.metric('tonk_relay_connections') === 1);
+  await until('bob has left', async () => await relay.metric('tonk_relay_connections') === 1);
   his.change(doc => { doc.offline = true; });
   hers.change(doc => { doc.n = 1; });
   bob.adapter.connect(bob.repo.networkSubsystem.peerId, bob.repo.peerMetadata ?? {});
   await until('both edits meet', () => hers.doc().offline && his.doc().n === 1);
 });
 
-test('clients go on after the relay restarts between edits', async t => {
+test('clients keep working after the relay restarts between edits', async t => {
   const relay = await Relay.start(t);
   const [alice, bob] = [relay.client(t), relay.client(t)];
   const hers = await share(alice, { n: 0 });
@@ -69,7 +69,7 @@ test('clients go on after the relay restarts between edits', async t => {
   }
 });
 
-test('an unknown document is unavailable, and later arrives', async t => {
+test('an unknown document is unavailable, and arrives later', async t => {
   const relay = await Relay.start(t);
   const [alice, bob] = [relay.client(t), relay.client(t)];
   const id = documentId(7);
@@ -80,9 +80,9 @@ test('an unknown document is unavailable, and later arrives', async t => {
   assert.equal(bob.repo.handles[id].doc().title, 'here now');
 });
 
-test('a document of another user that only his client holds is found through the relay', async t => {
+test('a document that only another client has is found through the relay', async t => {
   const relay = await Relay.start(t);
-  // A document that Bob made while he was offline.
+  // A document that Bob created while he was offline.
   const storage = await folder(t);
   const offline = new Repo({ storage: new NodeFSStorageAdapter(storage), network: [] });
   const secret = offline.create({ only: 'bob' });
@@ -95,7 +95,7 @@ test('a document of another user that only his client holds is found through the
   assert.equal(found.doc().only, 'bob');
 });
 
-test('who was asked for a document in vain finds it when it is there', async t => {
+test('a client that could not find a document receives it later', async t => {
   const relay = await Relay.start(t);
   const [alice, bob, carol] = [relay.client(t), relay.client(t), relay.client(t)];
   const hers = await share(alice, { shared: true });
@@ -110,7 +110,7 @@ test('who was asked for a document in vain finds it when it is there', async t =
   });
 });
 
-test('documents stay apart', async t => {
+test('documents are independent', async t => {
   const relay = await Relay.start(t);
   const [alice, bob] = [relay.client(t), relay.client(t)];
   alice.repo.create({ secret: true });
@@ -119,7 +119,7 @@ test('documents stay apart', async t => {
   assert.deepEqual(Object.keys(bob.repo.handles), [shared.documentId]);
 });
 
-test('an idle document leaves memory and comes back whole', async t => {
+test('an idle document is unloaded, and loaded again completely', async t => {
   const relay = await Relay.start(t, { sync: { idle_unload: '"200ms"' } });
   const alice = relay.client(t);
   const handle = await share(alice, { n: 1 });
@@ -131,7 +131,7 @@ test('an idle document leaves memory and comes back whole', async t => {
   assert.equal((await bob.repo.find(handle.url)).doc().n, 1);
 });
 
-test('memory of documents that left is used again', async t => {
+test('memory of unloaded documents is reused', async t => {
   const relay = await Relay.start(t, { sync: { idle_unload: '"100ms"' } });
   const contents = { text: 'x'.repeat(1000), list: Array.from({ length: 200 }, (_, n) => n) };
   const resident = [];
@@ -147,7 +147,7 @@ test('memory of documents that left is used again', async t => {
   assert.ok(growth < 1.3, `${resident.map(bytes => Math.round(bytes / 1024))} KiB`);
 });
 
-test('the same peer again: the newer connection wins', async t => {
+test('a newer connection of the same peer replaces the older one', async t => {
   const relay = await Relay.start(t);
   const join = cbor.encode({ type: 'join', senderId: 'tab', peerMetadata: {}, supportedProtocolVersions: ['1'] });
   const connect = async () => {

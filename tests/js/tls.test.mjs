@@ -1,4 +1,4 @@
-// TLS on the public port: real clients, openssl beside them, and certificates that are renewed.
+// TLS on the public port: real clients, openssl, and renewed certificates.
 import assert from 'node:assert/strict';
 import { execFile, execFileSync, spawnSync } from 'node:child_process';
 import { once } from 'node:events';
@@ -10,11 +10,12 @@ import { promisify } from 'node:util';
 import { BINARY, Relay, folder, saved, share, until } from './relay.mjs';
 
 const skip = spawnSync('openssl', ['version']).status === 0 ? false : 'needs openssl';
-// automerge-repo's adapter takes no certificate authority; that certificates are checked is what `ping` and curl show.
+// automerge-repo's adapter cannot be given a CA. `ping` and curl show that certificates are
+// verified.
 process.env.NODE_TLS_REJECT_UNAUTHORIZED = '0';
 process.removeAllListeners('warning');
 
-/** Makes a certificate for localhost, signed by an authority of the folder's own. */
+/** Makes a certificate for localhost, signed by a CA of this folder. */
 function certify(at, name, serial) {
   const openssl = (...words) => execFileSync('openssl', words, { cwd: at, stdio: 'pipe' });
   const curve = ['-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:P-256', '-nodes'];
@@ -51,7 +52,7 @@ const serial = relay => {
 };
 const degraded = relay => relay.command('status').split('\n').filter(line => line.startsWith('degraded')).join('\n');
 
-test('clients, curl and ping speak TLS 1.2 and 1.3 with it, and nothing older', { skip }, async t => {
+test('clients, curl and ping connect with TLS 1.2 and 1.3, and nothing older', { skip }, async t => {
   const relay = await start(t);
   const [writer, reader] = [1, 2].map(() => relay.client(t, { url: relay.wss }));
   const handle = await share(writer, { n: 1 });
@@ -71,15 +72,15 @@ test('clients, curl and ping speak TLS 1.2 and 1.3 with it, and nothing older', 
   assert.ok(spawnSync('curl', ['-s', `http://127.0.0.1:${relay.port}/livez`]).status !== 0, 'no plain HTTP');
 });
 
-test('a renewed certificate is used for new connections, and those that are open stay', { skip }, async t => {
+test('a renewed certificate is used for new connections, and open ones are kept', { skip }, async t => {
   const relay = await start(t);
   const client = relay.client(t, { url: relay.wss });
   const handle = await share(client, { n: 1 });
   const { socket } = client.adapter;
   assert.equal(serial(relay), 'serial=01');
-  // The certificate alone does not go with the key that is there.
+  // The new certificate does not match the old key.
   await relay.put('two.pem', 'cert.pem');
-  await until('it says so', () => /degraded +tls: .*do not go together/.test(degraded(relay)));
+  await until('it is reported', () => /degraded +tls: .*do not go together/.test(degraded(relay)));
   assert.equal(serial(relay), 'serial=01');
   await relay.put('two.key', 'key.pem');
   await until('the new one', () => serial(relay) === 'serial=02');
@@ -88,12 +89,12 @@ test('a renewed certificate is used for new connections, and those that are open
   await saved(client, handle);
   assert.equal(client.adapter.socket, socket, 'it is the same connection');
   await writeFile(join(relay.at, 'cert.pem'), 'garbage');
-  await until('it says so', () => /degraded +tls: .*no certificate \(PEM\) is in there/.test(degraded(relay)));
+  await until('it is reported', () => /degraded +tls: .*no certificate \(PEM\) is in there/.test(degraded(relay)));
   assert.match(relay.log, /the changed certificate is not used; the former one still is/);
   assert.equal(serial(relay), 'serial=02');
 });
 
-test('who says nothing in the handshake is cut, and others are served meanwhile', { skip }, async t => {
+test('a client that is silent in the TLS handshake is disconnected, and others are served meanwhile', { skip }, async t => {
   const relay = await start(t);
   const silent = Array.from({ length: 50 }, () => connect(relay.port, '127.0.0.1'));
   for (const socket of silent) socket.on('error', () => {});
@@ -105,7 +106,7 @@ test('who says nothing in the handshake is cut, and others are served meanwhile'
   assert.match(text, /tonk_relay_tls_handshakes_total\{result="late"\} 50/);
 });
 
-test('a certificate that cannot be used is no start, and no reload', { skip }, async t => {
+test('an invalid certificate prevents a start and a reload', { skip }, async t => {
   const relay = await start(t);
   const config = join(relay.at, 'tonk-relay.toml');
   await copyFile(join(relay.at, 'two.key'), join(relay.at, 'key.pem'));

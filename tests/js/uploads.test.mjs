@@ -1,4 +1,4 @@
-// What uploads use while they are under way, and that nothing of it stays when they fail.
+// The resources of running uploads, which are released when an upload fails.
 import assert from 'node:assert/strict';
 import { mkdir, readdir, rmdir } from 'node:fs/promises';
 import { statfsSync } from 'node:fs';
@@ -12,7 +12,10 @@ import { Relay, atEnd, bundle, documentId, entry, smallDisk, until, upload } fro
 const MIB = 1 << 20;
 const id = documentId(1);
 
-/** An upload whose body comes as it is told; `answer` is the first line of the answer, once there is one. */
+/**
+ * An upload whose body is sent in steps; `answer` is the first line of the response, once there is
+ * one.
+ */
 function begin(t, relay, client, headers = '') {
   const socket = net.connect(relay.port, '127.0.0.1');
   atEnd(t, () => socket.destroy());
@@ -27,11 +30,11 @@ function begin(t, relay, client, headers = '') {
 }
 
 const GZIP = 'Content-Encoding: gzip\r\n';
-/** gzip of so many bytes of zeros: a thousandth of that on the line. */
+/** gzip of this many bytes of zeros, a thousandth of that on the line. */
 const zeros = bytes => gzipSync(Buffer.alloc(bytes), { level: 9 });
 const receiving = relay => relay.metric('tonk_relay_bundle_receiving_bytes');
 
-test('uploads under way share a budget of disk space, in total and by address, and give it back', async t => {
+test('running uploads share a budget of disk space, in total and by address, and release it', async t => {
   const relay = await Relay.start(t, { auth: { mode: '"open"' }, bundles: { max_upload: '"4MiB"', receiving: '"8MiB"' } });
   const first = begin(t, relay, '203.0.113.1', GZIP);
   first.send(zeros(3 * MIB));
@@ -50,15 +53,15 @@ test('uploads under way share a budget of disk space, in total and by address, a
   assert.match(late.heard, /8MiB \(bundles\.receiving\)/);
   assert.equal(first.status(), NaN, 'it goes on');
   for (const { socket } of [first, second, late, greedy]) socket.destroy();
-  await until('all is given back', async () => await receiving(relay) === 0);
+  await until('everything is released', async () => await receiving(relay) === 0);
   assert.equal((await upload(relay, bundle({ [id]: { n: 1 } }))).status, 200);
-  await until('also by the one that was stored', async () => await receiving(relay) === 0);
+  await until('also by the stored one', async () => await receiving(relay) === 0);
   assert.deepEqual(await readdir(join(relay.at, 'bundles/.incoming')), []);
 });
 
-test('an address with many costly uploads leaves others their turn', async t => {
+test('an address with many costly uploads does not delay others', async t => {
   const relay = await Relay.start(t, { auth: { mode: '"open"' } });
-  // Long to verify, and then not valid.
+  // Slow to verify, and then not valid.
   const entries = { [entry(documentId(255))]: Buffer.from('no document') };
   for (const n of [2, 3, 4]) entries[entry(documentId(n))] = EMPTY_CHANGES;
   const costly = bundle({ [id]: { n: 1 } }, {}, entries);
@@ -74,14 +77,14 @@ test('an address with many costly uploads leaves others their turn', async t => 
   assert.ok(left >= uploads.length / 2, `it waited for ${uploads.length - left} of ${uploads.length}`);
 });
 
-test('uploads under way leave storage.min_free on the disk', async t => {
+test('running uploads leave storage.min_free on the disk', async t => {
   const at = await smallDisk(t, 96);
   if (!at) return;
   const relay = await Relay.start(t, { auth: { mode: '"open"' }, storage: { min_free: '"64MiB"' } }, at);
   const free = () => statfsSync(at).bavail * statfsSync(at).bsize / MIB;
   const [part, uploads] = [zeros(2 * MIB), []];
   for (let n = 0; n < 30; n++) uploads.push(begin(t, relay, `203.0.113.${n}`, GZIP));
-  // All at once: what is free is the same for each of them when it looks.
+  // All at the same time, so that each measures the same free space.
   for (const { send } of uploads) send(part);
   await until('some are refused', () => uploads.some(upload => upload.status() === 507));
   await until('the others are on the disk', async () => {
@@ -94,7 +97,7 @@ test('uploads under way leave storage.min_free on the disk', async t => {
   await until('it is known', async () => (await upload(relay, bundle({ [id]: { n: 1 } }))).status === 200);
 });
 
-test('an upload that fails costs no quota, however it fails', async t => {
+test('a failed upload uses no quota', async t => {
   const relay = await Relay.start(t, { auth: { mode: '"open"' }, limits: { stored_bytes: '"100kB"', new_documents: '"3/h"' } });
   const data = crypto.getRandomValues(new Uint8Array(60_000));
   const body = bundle({ [id]: { data } });
@@ -106,15 +109,15 @@ test('an upload that fails costs no quota, however it fails', async t => {
     left.send(data);
     await until('it is being received', async () => await receiving(relay) > 0);
     left.socket.destroy();
-    await until('it was given up', async () => await receiving(relay) === 0);
+    await until('it was abandoned', async () => await receiving(relay) === 0);
   }
-  // The store is away: a folder is where its file is to be.
+  // The store fails: a folder is where its file should be.
   const inTheWay = join(relay.at, 'bundles', `${id}.tonk`);
   await mkdir(inTheWay);
   for (let n = 0; n < 3; n++) assert.equal((await send(body)).status, 503, 'the store is away');
   await rmdir(inTheWay);
   assert.equal((await send(body)).status, 200);
-  // The last bytes of a quota let a part through that is larger.
+  // The last bytes of a quota allow a part that is larger.
   const over = await until('the quota is used up', async () => {
     const answer = await send(body);
     return answer.status === 429 && answer;

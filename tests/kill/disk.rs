@@ -1,8 +1,8 @@
-//! A simulated disk that drops what was not synchronised: a program's system calls, as strace writes them down, played
-//! to what a disk must have kept of them at their end, and to nothing else.
+//! A simulated disk that drops what was not synchronised. It replays a program's system calls, as strace records
+//! them, and keeps only what a disk must have kept.
 //!
-//! A file keeps the content of its last fsync. A name is there, or gone, once its folder was synchronised since
-//! (POSIX promises no more, though most file systems do).
+//! A file has the content of its last fsync. A name is created or removed once its folder was synchronised
+//! afterwards (POSIX promises no more, though most file systems do).
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -12,7 +12,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// What strace is to write down, and how.
+/// The system calls that strace records, and how.
 pub(crate) const STRACE: [&str; 9] = [
     "-f",
     "--seccomp-bpf",
@@ -26,7 +26,7 @@ pub(crate) const STRACE: [&str; 9] = [
      mkdir,mkdirat,rmdir,link,linkat",
 ];
 
-/// What a name stands for.
+/// What a name refers to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Entry {
     Folder,
@@ -47,7 +47,7 @@ pub(crate) struct Disk {
 }
 
 impl Disk {
-    /// A folder as it stands; all of it is durable.
+    /// Reads a folder. Its current content counts as durable.
     pub(crate) fn of(root: &Path) -> Self {
         let mut disk = Self {
             root: root.to_owned(),
@@ -74,14 +74,14 @@ impl Disk {
         }
     }
 
-    /// Play what strace wrote down.
+    /// Replays what strace recorded.
     pub(crate) fn play(&mut self, log: &str) {
         let mut begun: HashMap<&str, (String, Option<Vec<u8>>)> = HashMap::new();
         for line in log.lines() {
             let Some((thread, call)) = line.split_once(' ') else { continue };
             let call = call.trim_start();
             if let Some(start) = call.strip_suffix(" <unfinished ...>") {
-                // What is written while a file is being synchronised may not be on the disk afterwards.
+                // Writes during a synchronisation may not be on the disk afterwards.
                 let synced = start.starts_with("f").then(|| self.content_at(start)).flatten();
                 begun.insert(thread, (start.to_owned(), synced));
             } else if let Some((_, end)) = call.split_once(" resumed>") {
@@ -103,7 +103,7 @@ impl Disk {
 
     fn call(&mut self, call: &str, synced: Option<Vec<u8>>) {
         let Some((name, rest)) = call.split_once('(') else { return };
-        // A call that the kill interrupted may have done its work or not: it was told to nobody.
+        // A call that the kill interrupted may have taken effect or not, because nobody has seen its result.
         let Some((arguments, result)) = rest.rsplit_once(" = ") else { return };
         if result.starts_with('-') || result.starts_with('?') {
             return;
@@ -135,7 +135,7 @@ impl Disk {
                 };
                 let (Some(data), Some(written)) = (texts.first(), number(result)) else { return };
                 let content = &mut self.files[*file].content;
-                // Files are written from front to end unless a place is given.
+                // Files are written sequentially unless an offset is given.
                 let at = if name == "write" { content.len() } else { last.expect("a place") };
                 content.resize(content.len().max(at + written), 0);
                 content[at..at + written].copy_from_slice(&data[..written]);
@@ -193,14 +193,14 @@ impl Disk {
         self.durable.extend(now.map(|(path, entry)| (path.clone(), *entry)));
     }
 
-    /// Put the folder back as it is after the power loss. Returns how many files differ from what the program saw.
+    /// Restores the folder to its state after the power loss. Returns how many files differ from what the program saw.
     pub(crate) fn lose_power(self) -> usize {
         let mut lost = 0;
         fs::remove_dir_all(&self.root).expect("is removed");
         fs::create_dir(&self.root).expect("is made");
         let mut folders = HashSet::from([self.root.clone()]);
         for (path, entry) in &self.durable {
-            // In the order of their names: a folder comes before what is in it.
+            // In the order of their names, so that a folder precedes its content.
             if !path.parent().is_some_and(|folder| folders.contains(folder)) {
                 continue;
             }
@@ -236,7 +236,7 @@ fn path(bytes: &[u8]) -> PathBuf {
     OsString::from_vec(bytes.to_vec()).into()
 }
 
-/// `\x2f` is a byte; strace writes all of them so.
+/// `\x2f` is a byte; strace writes every byte in this form.
 fn unescaped(text: &str) -> Vec<u8> {
     let digits = text.split("\\x").skip(1);
     digits.filter_map(|digits| u8::from_str_radix(digits.get(..2)?, 16).ok()).collect()

@@ -1,6 +1,6 @@
-//! The relay dies under load, again and again, by kill -9 or with the power: what it told as saved is there afterwards.
+//! The relay is repeatedly ended under load by kill -9 or a power loss: what it reported as saved is kept.
 //!
-//! `TONK_RELAY_KILLS=1000 cargo test --release --test kill` runs it long.
+//! `TONK_RELAY_KILLS=1000 cargo test --release --test kill` runs longer.
 #![expect(
     clippy::expect_used,
     clippy::indexing_slicing,
@@ -35,10 +35,10 @@ use tonk_relay::base::document_id::DocumentId;
 const CLIENTS: usize = 4;
 const DOCUMENTS: u8 = 6;
 
-/// The highest number that was told as saved, by document and by who wrote it.
+/// The highest number that was reported as saved, by document and client.
 type Saved = Arc<Mutex<HashMap<(DocumentId, String), u64>>>;
 
-/// After so many ends the clients go on with new documents, before these have become slow to read.
+/// After this many kills the clients use new documents, before the old ones become slow to read.
 const GENERATION: u32 = 50;
 
 fn id(round: u32, n: u8) -> DocumentId {
@@ -48,7 +48,7 @@ fn id(round: u32, n: u8) -> DocumentId {
     DocumentId::from_bytes(id)
 }
 
-/// Number one document after the other under our name, and note what is told as saved, until the connection is lost.
+/// Counts up in one document after the other under our name, and records what is reported as saved, until the connection is lost.
 async fn edit(mut client: Client, round: u32, name: String, saved: Saved) {
     let id = |n| id(round, n);
     for n in 0..DOCUMENTS {
@@ -61,7 +61,7 @@ async fn edit(mut client: Client, round: u32, name: String, saved: Saved) {
             _ = tick.tick() => {
                 let mut edit = client.document(document).transaction();
                 edit.put(ROOT, &name, number).expect("an edit");
-                // So that chunks are of many sizes, and documents are compacted now and then.
+                // Chunks get many sizes, and documents are compacted from time to time.
                 let filler = "x".repeat((number * number % 700) as usize);
                 edit.put(ROOT, "filler", filler).expect("an edit");
                 edit.commit();
@@ -70,7 +70,7 @@ async fn edit(mut client: Client, round: u32, name: String, saved: Saved) {
             event = client.try_step() => if event.is_none() { return },
         }
         for document in (0..DOCUMENTS).map(id) {
-            let told = client.told(document);
+            let told = client.reported_heads(document);
             let told = client.document(document).get_at(ROOT, &name, &told).expect("readable");
             if let Some(number) = told.and_then(|(value, _)| value.as_u64()) {
                 let mut saved = saved.lock().expect("no panic");
@@ -81,7 +81,7 @@ async fn edit(mut client: Client, round: u32, name: String, saved: Saved) {
     }
 }
 
-/// Write a config: a journal so small that an end often meets a checkpoint, and rooms that come and go.
+/// Writes a config with such a small journal that a kill often interrupts a checkpoint, and rooms that are unloaded soon.
 fn configure(folder: &Path) -> std::path::PathBuf {
     let config = folder.join("tonk-relay.toml");
     let at = folder.display();
@@ -95,8 +95,8 @@ fn configure(folder: &Path) -> std::path::PathBuf {
     config
 }
 
-/// Compare what is there with what was told as saved: of the documents that were edited last, or of all. Returns how
-/// much was compared.
+/// Compares the documents with what was reported as saved: those that were edited last, or all. Returns how many
+/// numbers were compared.
 async fn check(url: &str, saved: &Saved, round: u32, all: bool) -> usize {
     let mut expected = saved.lock().expect("no panic").clone();
     let last: Vec<DocumentId> = (0..DOCUMENTS).map(|n| id(round.saturating_sub(1), n)).collect();
@@ -111,14 +111,14 @@ async fn check(url: &str, saved: &Saved, round: u32, all: bool) -> usize {
     expected.len()
 }
 
-/// Have clients edit until the relay, which `end` ends, is gone.
+/// Has clients edit until the relay, which `end` ends, is gone.
 async fn edit_until(url: &str, saved: &Saved, round: u32, end: impl FnOnce()) {
     let mut editing = Vec::new();
     for n in 0..CLIENTS {
         let client = Client::connect(url).await;
         editing.push(tokio::spawn(edit(client, round, format!("{round} {n}"), saved.clone())));
     }
-    // Any moment will do; these are spread over what a round goes through.
+    // These moments are spread over the phases of a round.
     tokio::time::sleep(Duration::from_millis(u64::from(round * 37 % 150) + 10)).await;
     end();
     for edits in editing {
@@ -131,7 +131,7 @@ fn rounds(variable: &str, default: u32) -> u32 {
 }
 
 #[tokio::test]
-async fn what_was_told_as_saved_is_there_after_every_kill() {
+async fn saved_changes_survive_every_kill() {
     let kills = rounds("TONK_RELAY_KILLS", 100);
     let folder = tempfile::tempdir().expect("a folder");
     let config = configure(folder.path());
@@ -154,7 +154,7 @@ async fn what_was_told_as_saved_is_there_after_every_kill() {
 }
 
 #[tokio::test]
-async fn what_was_told_as_saved_is_there_after_every_power_loss() {
+async fn saved_changes_survive_every_power_loss() {
     let losses = rounds("TONK_RELAY_POWER_LOSSES", 10);
     if Command::new("strace").arg("-V").stdout(Stdio::null()).status().is_err() {
         assert!(std::env::var_os("CI").is_none(), "strace is missing");

@@ -1,4 +1,4 @@
-# Runs in a box: the life of the package, from the first install to the purge. $1 of each check is what is checked.
+# Runs in a box: tests the package from the first install to the purge. $1 of each check describes it.
 set -u
 failed=0
 check() {
@@ -24,7 +24,7 @@ until_() { for _ in $(seq "$1"); do "${@:2}" && return; sleep 0.1; done; return 
 is() { [ "$(systemctl is-active tonk-relay)" = "$1" ]; }
 active() { until_ 100 is "${1:-active}"; }
 is_new() { local now; now=$(pid); [ "$now" != "$1" ] && [ "$now" != 0 ] && is active; }
-# A drop-in of the unit for a while.
+# A temporary drop-in of the unit.
 with() {
   mkdir -p /run/systemd/system/tonk-relay.service.d
   printf '%s\n' '[Service]' "$@" > /run/systemd/system/tonk-relay.service.d/test.conf
@@ -34,7 +34,8 @@ without() {
   rm /run/systemd/system/tonk-relay.service.d/test.conf
   systemctl daemon-reload
 }
-# A client of the sync protocol that has joined and says nothing more: an upgrade, and a frame with a join message.
+# A client of the sync protocol that joins and then sends nothing: an upgrade, and a frame with a join
+# message.
 connect() {
   local socket
   exec {socket}<>/dev/tcp/127.0.0.1/8081
@@ -66,7 +67,7 @@ check 'the status page answers' says '"ready":true' curl --silent http://127.0.0
 check 'the manual is there' test -s /usr/share/man/man8/tonk-relay.8.gz
 faults=$(systemd-analyze verify /usr/lib/systemd/system/tonk-relay*.service 2>&1 | grep -v "Command 'man ")
 check "systemd finds nothing amiss in the units: $faults" test -z "$faults"
-# What a container may raise it to is another matter.
+# A container may limit how far it can be raised.
 check 'it may open many files' says 'LimitNOFILE=65536' systemctl show --property LimitNOFILE tonk-relay
 
 sed -i 's/^#idle_unload = .*/idle_unload = "5m"/' /etc/tonk-relay.toml
@@ -139,7 +140,7 @@ check 'having told all of them' says 'draining: 200 connections' journalctl --un
 check 'and with success' says 'Result=success' systemctl show --property Result tonk-relay
 systemctl start tonk-relay
 
-# The relay waits five seconds for a request that was begun.
+# The relay waits five seconds for a request that has started.
 with TimeoutStopSec=1
 systemctl restart tonk-relay
 head -c 5000000 /dev/zero | curl --silent --limit-rate 20k --header 'content-type: application/octet-stream' \

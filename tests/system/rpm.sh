@@ -1,4 +1,5 @@
-# Runs in a box: the rpm, as far as a system without Fedora's own tools shows it. $1 of each check is what is checked.
+# Runs in a box: tests the rpm, as far as possible without Fedora's own tools. $1 of each check
+# describes it.
 set -u
 failed=0
 check() {
@@ -15,7 +16,7 @@ says() { grep -q -- "$1" <<< "$("${@:2}" 2>&1)"; }
 old=$(printf '%s\n' tonk-relay-*.rpm | head -1)
 new=$(printf '%s\n' tonk-relay-*.rpm | tail -1)
 
-# Dependencies are named as Fedora does.
+# Dependencies have the names that Fedora uses.
 check 'it installs' rpm --install --nodeps "$old"
 check 'its user is there' id tonk-relay
 check 'its config is one' says '^/etc/tonk-relay.toml$' rpm --query --configfiles tonk-relay

@@ -25,7 +25,7 @@ async fn record(
     let is_whole = made.whole_at.is_some();
     info!(folder = made.folder, is_whole, "an operator's backup");
     run_blocking(move || {
-        backups::note(state.journal.root(), made)?;
+        backups::record(state.journal.root(), made)?;
         Ok(Json(()).into_response())
     })
     .await

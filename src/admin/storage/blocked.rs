@@ -31,7 +31,7 @@ async fn block(
 ) -> Result<Response, HandlerError> {
     let document: DocumentId = id.parse()?;
     // Take effect immediately, even if the disk is full or hangs.
-    state.journal.blocked().hold(document);
+    state.journal.blocked().add_in_memory(document);
     info!(%document, reason, "an operator blocked a document");
     apply_change(&state, document);
     // Spawned, so that the work finishes even if the client closes the connection.

@@ -17,7 +17,7 @@ use super::state::StorageState;
 use crate::{
     admin::{error::HandlerError, handler::run_blocking},
     base::document_id::DocumentId,
-    bundle::{Bundle, MaxInflated, store::Received},
+    bundle::{Bundle, MaxInflated, store::ReceivedFile},
 };
 
 /// An uploaded bundle.
@@ -75,11 +75,11 @@ async fn restore(
 /// root.
 #[expect(clippy::disallowed_methods, reason = "runs on a thread that may block")]
 fn write_verified(
-    file: Received,
+    file: ReceivedFile,
     id: DocumentId,
     data: Bytes,
     max_inflated: MaxInflated,
-) -> Result<Received, HandlerError> {
+) -> Result<ReceivedFile, HandlerError> {
     std::fs::write(file.path(), &data)?;
     let mut bundle = Bundle::open(io::Cursor::new(data), max_inflated)?;
     bundle.verify()?;

@@ -20,7 +20,7 @@ use crate::{
     bundle::{Bundle, BundleError, MaxInflated},
     storage::local::{
         backups::{self, Backup},
-        imported, quarantine, replacing,
+        imported, quarantine, restore_marker,
         tombstones::Tombstone,
     },
 };
@@ -119,7 +119,7 @@ fn folders_with(
     root: &std::path::Path,
     document: DocumentId,
 ) -> Result<Vec<PathBuf>, HandlerError> {
-    let mut kept = replacing::replaced(root);
+    let mut kept = restore_marker::replaced_folders(root);
     kept.retain(|replaced| replaced.join(document.folder()).exists());
     let broken = quarantine::broken_journals(root)?;
     kept.extend(broken);
@@ -177,7 +177,7 @@ async fn undelete(
     // Forget which bundles were imported, so that they are imported again and bring back what they
     // have of the document.
     let root = state.journal.root().to_owned();
-    run_blocking(move || Ok(imported::forget(&root)?)).await?;
+    run_blocking(move || Ok(imported::clear(&root)?)).await?;
     info!(%document, "an operator lets a deleted document be brought again");
     Ok(Json(()).into_response())
 }

@@ -80,7 +80,7 @@ async fn purge(
         let root = state.journal.root();
         let mut paths = selection.paths;
         if let Some(seconds) = selection.older_than {
-            paths.extend(quarantine::older(root, Duration::from_secs(seconds))?);
+            paths.extend(quarantine::older_than(root, Duration::from_secs(seconds))?);
         }
         let mut answer = QuarantineReport::default();
         for path in paths {

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::state::StorageState;
 use crate::{
     admin::{error::HandlerError, handler::run_blocking},
-    storage::local::replacing::{self, Source},
+    storage::local::restore_marker::{self, BackupSource},
 };
 
 /// Where the data is that a restore replaces.
@@ -37,7 +37,7 @@ pub(super) fn routes() -> Router<StorageState> {
 /// Moves all documents and bundles aside, for a backup that replaces them.
 async fn move_aside(
     State(state): State<StorageState>,
-    Json(backup): Json<Source>,
+    Json(backup): Json<BackupSource>,
 ) -> Result<Response, HandlerError> {
     if state.rooms.is_some() {
         let text = "the relay runs: stop it, to replace what it stores".to_owned();
@@ -45,14 +45,14 @@ async fn move_aside(
     }
     let root = state.journal.root().to_owned();
     let at = root.clone();
-    let mut replacing = run_blocking(move || Ok(replacing::begin(&at, backup)?)).await?;
+    let mut replacing = run_blocking(move || Ok(restore_marker::begin(&at, backup)?)).await?;
     let is_resumed = replacing.is_moved;
     if !is_resumed {
         state.journal.move_aside(replacing.folder()).await?;
-        state.uploads.set_aside(replacing.folder()).await?;
+        state.uploads.move_aside(replacing.folder()).await?;
         let at = root.clone();
         replacing = run_blocking(move || {
-            replacing::moved(&at, &mut replacing)?;
+            restore_marker::record_moved(&at, &mut replacing)?;
             Ok(replacing)
         })
         .await?;
@@ -74,7 +74,7 @@ async fn move_aside(
 /// Marks the restore as finished, so that a relay can start.
 async fn finish(State(state): State<StorageState>) -> Result<Response, HandlerError> {
     run_blocking(move || {
-        replacing::end(state.journal.root())?;
+        restore_marker::end(state.journal.root())?;
         Ok(Json(()).into_response())
     })
     .await

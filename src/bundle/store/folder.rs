@@ -1,4 +1,5 @@
-//! Uploaded bundles in a local folder: `<id>.tonk`, and former generations in `former/<id>/<sha256>.tonk`.
+//! Uploaded bundles in a local folder: `<id>.tonk`, and former generations in
+//! `former/<id>/<sha256>.tonk`.
 
 #![allow(
     clippy::disallowed_methods,
@@ -17,37 +18,43 @@ use std::{
 use futures::{FutureExt, future::BoxFuture};
 use tokio::sync::Semaphore;
 
-use super::{BundleStore, Incoming, Received, Source, StoredBundle, sha256_of};
+use super::{
+    bundle_store::BundleStore,
+    received::{IncomingFolder, ReceivedFile, sha256_of},
+    stored::{Source, StoredBundle},
+};
 use crate::base::{document_id::DocumentId, lock::lock, regular_file};
 
-/// Operations at a time: a disk that hangs holds so many threads.
-const PARALLEL: usize = 16;
+/// Operations at the same time, and so the most threads that a hung disk blocks.
+const MAX_OPERATIONS: usize = 16;
+/// The folder of former generations.
 const FORMER: &str = "former";
 
-/// Bundles as files of a folder: `bundles/<id>.tonk`.
+/// A store of bundles as files in a folder.
 pub struct FolderStore {
     folder: PathBuf,
-    incoming: Incoming,
-    writing: Arc<Mutex<()>>,
-    places: Semaphore,
+    incoming: IncomingFolder,
+    /// Held while bundles are replaced or deleted.
+    write_lock: Arc<Mutex<()>>,
+    permits: Semaphore,
 }
 
 impl FolderStore {
-    /// Open the folder, which is made if it is not there.
+    /// Opens the folder, and creates it if it does not exist.
     ///
     /// # Errors
-    /// The folder cannot be made or written.
+    /// The folder cannot be created or written.
     pub fn open(folder: &Path) -> io::Result<Self> {
-        let incoming = Incoming::open(folder)?;
-        let places = Semaphore::new(PARALLEL);
-        Ok(Self { folder: folder.to_owned(), incoming, writing: Arc::default(), places })
+        let incoming = IncomingFolder::open(folder)?;
+        let permits = Semaphore::new(MAX_OPERATIONS);
+        Ok(Self { folder: folder.to_owned(), incoming, write_lock: Arc::default(), permits })
     }
 
     fn path(&self, id: DocumentId) -> PathBuf {
         self.folder.join(format!("{id}.tonk"))
     }
 
-    /// Work with the folder on a thread that may block.
+    /// Runs `work` with the folder on a thread that may block.
     fn run<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Path) -> io::Result<T> + Send + 'static,
@@ -55,7 +62,7 @@ impl FolderStore {
         let folder = self.folder.clone();
         async move {
             // The semaphore is never closed.
-            let _place = self.places.acquire().await;
+            let _permit = self.permits.acquire().await;
             let working = tokio::task::spawn_blocking(move || work(&folder));
             working.await.unwrap_or_else(|panic| Err(io::Error::other(panic)))
         }
@@ -63,7 +70,7 @@ impl FolderStore {
     }
 }
 
-/// Keep the bundle at `path` among the former generations, of which the newest `keep` stay.
+/// Links the bundle at `path` into `former`, and deletes all but the newest `keep` bundles there.
 fn keep_former(path: &Path, former: &Path, keep: usize) -> io::Result<()> {
     let file = match regular_file::open(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -85,8 +92,8 @@ fn keep_former(path: &Path, former: &Path, keep: usize) -> io::Result<()> {
         }
     }
     generations.sort_unstable();
-    let too_many = generations.len().saturating_sub(keep);
-    generations.into_iter().take(too_many).try_for_each(|(_, path)| fs::remove_file(path))
+    let excess = generations.len().saturating_sub(keep);
+    generations.into_iter().take(excess).try_for_each(|(_, path)| fs::remove_file(path))
 }
 
 /// The ids and paths of the bundles in a folder.
@@ -112,22 +119,22 @@ fn etag(found: &fs::Metadata) -> String {
 }
 
 impl BundleStore for FolderStore {
-    fn receive(&self) -> BoxFuture<'_, io::Result<Received>> {
+    fn receive(&self) -> BoxFuture<'_, io::Result<ReceivedFile>> {
         self.incoming.receive()
     }
 
     fn put(
         &self,
         id: DocumentId,
-        bundle: Received,
+        bundle: ReceivedFile,
         keep: usize,
     ) -> BoxFuture<'_, io::Result<String>> {
-        let (path, writing) = (self.path(id), self.writing.clone());
+        let (path, write_lock) = (self.path(id), self.write_lock.clone());
         self.run(move |folder| {
             let file = File::open(bundle.path())?;
             file.sync_all()?;
-            // One at a time: each keeps what the last one stored.
-            let _alone = lock(&writing);
+            // Each upload keeps the bundle that the previous one stored.
+            let _lock = lock(&write_lock);
             keep_former(&path, &folder.join(FORMER).join(id.to_string()), keep)?;
             let etag = etag(&file.metadata()?);
             bundle.persist(&path)?;
@@ -160,10 +167,10 @@ impl BundleStore for FolderStore {
     }
 
     fn delete(&self, id: DocumentId) -> BoxFuture<'_, io::Result<bool>> {
-        let (path, writing) = (self.path(id), self.writing.clone());
+        let (path, write_lock) = (self.path(id), self.write_lock.clone());
         self.run(move |folder| {
-            // An upload of the same bundle links this file, and makes the folder of its former generations.
-            let _alone = lock(&writing);
+            // A concurrent upload would link this file, and create the folder that is deleted here.
+            let _lock = lock(&write_lock);
             match fs::remove_dir_all(folder.join(FORMER).join(id.to_string())) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 _ => {}
@@ -176,7 +183,7 @@ impl BundleStore for FolderStore {
         })
     }
 
-    fn set_aside(&self, name: &str) -> BoxFuture<'_, io::Result<()>> {
+    fn move_aside(&self, name: &str) -> BoxFuture<'_, io::Result<()>> {
         let name = name.to_owned();
         self.run(move |folder| {
             let aside = folder.join(name);
@@ -197,7 +204,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn a_bundle_is_stored_while_it_is_deleted() {
+    async fn uploads_and_deletions_of_one_bundle_may_overlap() {
         let folder = tempfile::tempdir().expect("a folder");
         let store = FolderStore::open(folder.path()).expect("opens");
         let id = DocumentId::from_bytes([7; 16]);

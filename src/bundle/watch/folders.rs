@@ -1,4 +1,5 @@
-//! The folders that watched paths lead through. All of them share one inotify instance: a user may have 128.
+//! The folders that watched paths lead through. They share one inotify instance, because a user may
+//! have only 128.
 
 use crate::base::{blocking, lock::lock};
 use notify::{
@@ -20,23 +21,25 @@ use std::{
 use tokio::sync::mpsc;
 use tracing::warn;
 
-/// How often the file is looked at when nothing was reported.
-pub(super) const LOOK: Duration = Duration::from_secs(10);
-/// Symlinks that a path may lead through, as the kernel has it (`path_resolution(7)`).
+/// How often a file is checked if no change was reported.
+pub(super) const POLL_INTERVAL: Duration = Duration::from_secs(10);
+/// Symlinks that the kernel follows in one path (`path_resolution(7)`).
 const MAX_LINKS: usize = 40;
 
 static SHARED: LazyLock<Shared> = LazyLock::new(Shared::new);
+/// The next listener's id.
 static NEXT: AtomicU64 = AtomicU64::new(0);
 
-/// The process's watcher, and whom it tells.
+/// The watcher of this process, and its listeners.
 struct Shared {
-    /// Held while watches are added and removed. None where the system reports no changes.
+    /// Locked while watches are added and removed. `None` if the system reports no changes.
     watcher: Mutex<Option<RecommendedWatcher>>,
-    /// Never held while the watcher is called: its thread takes this lock with every event, and answers calls.
+    /// Must not be locked while the watcher is called: the watcher's thread answers calls, and locks
+    /// this for every event.
     listeners: Arc<Mutex<Listeners>>,
 }
 
-/// By folder, everybody whose path leads through it.
+/// The listeners of each folder.
 type Listeners = HashMap<PathBuf, Vec<(u64, mpsc::Sender<()>)>>;
 
 /// The folders that decide what one path leads to.
@@ -49,13 +52,13 @@ pub(super) struct WatchedFolders {
 impl Shared {
     fn new() -> Self {
         let listeners = Arc::<Mutex<Listeners>>::default();
-        let told = listeners.clone();
+        let notified = listeners.clone();
         let watcher = recommended_watcher(move |event: notify::Result<notify::Event>| {
-            tell(&mut lock(&told), event.ok());
+            notify_listeners(&mut lock(&notified), event.ok());
         })
         .inspect_err(|error| {
             warn!(
-                "file changes are not reported; watched files are checked every {LOOK:?}: {error}"
+                "file changes are not reported; watched files are checked every {POLL_INTERVAL:?}: {error}"
             );
         });
         Self { watcher: Mutex::new(watcher.ok()), listeners }
@@ -64,24 +67,24 @@ impl Shared {
 
 /// Notifies the listeners of the folder that an event names. An event without a path concerns all
 /// listeners.
-fn tell(listeners: &mut Listeners, event: Option<notify::Event>) {
-    let notify = |concerned: &[(u64, mpsc::Sender<()>)]| {
+fn notify_listeners(listeners: &mut Listeners, event: Option<notify::Event>) {
+    let signal = |concerned: &[(u64, mpsc::Sender<()>)]| {
         for (_, changes) in concerned {
-            // One signal says all: the receiver looks for itself.
+            // One pending signal is enough, because the receiver checks the file itself.
             let _ = changes.try_send(());
         }
     };
     match event {
-        // Programs read files in /etc whenever they start. Reading a file does not change it.
+        // Reading does not change a file, and programs often read files in /etc.
         Some(event) if event.kind.is_access() && !is_written(event.kind) => {}
         Some(event) if !event.paths.is_empty() => {
             for path in &event.paths {
                 for folder in path.parent().into_iter().chain([path.as_path()]) {
-                    listeners.get(folder).map(Vec::as_slice).into_iter().for_each(notify);
+                    listeners.get(folder).map(Vec::as_slice).into_iter().for_each(signal);
                 }
             }
         }
-        _ => listeners.values().map(Vec::as_slice).for_each(notify),
+        _ => listeners.values().map(Vec::as_slice).for_each(signal),
     }
 }
 
@@ -90,13 +93,13 @@ fn is_written(kind: EventKind) -> bool {
 }
 
 impl WatchedFolders {
-    /// None yet; `changes` hears of what happens in them.
+    /// Watches no folder yet. Changes are reported to `changes`.
     pub(super) fn new(changes: mpsc::Sender<()>) -> Self {
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
         Self { id, changes, folders: BTreeSet::new() }
     }
 
-    /// Watch the folders through which `path` leads now. Blocks.
+    /// Watches the folders through which `path` leads now. Blocks.
     pub(super) fn renew(&mut self, path: &Path) {
         let folders = folders_of(path);
         replace(self.id, &self.changes, &self.folders, &folders);
@@ -104,7 +107,7 @@ impl WatchedFolders {
     }
 }
 
-/// Watch folders for a listener instead of those that it had before. Blocks for as long as the watcher's thread takes to answer.
+/// Replaces the folders that a listener watches. Blocks until the watcher's thread has answered.
 fn replace(
     id: u64,
     changes: &mpsc::Sender<()>,
@@ -116,12 +119,12 @@ fn replace(
     let mut unused = Vec::new();
     {
         let mut listeners = lock(&SHARED.listeners);
-        for gone in before.difference(folders) {
-            if let Some(concerned) = listeners.get_mut(gone) {
+        for removed in before.difference(folders) {
+            if let Some(concerned) = listeners.get_mut(removed) {
                 concerned.retain(|(listener, _)| *listener != id);
                 if concerned.is_empty() {
-                    listeners.remove(gone);
-                    unused.push(gone);
+                    listeners.remove(removed);
+                    unused.push(removed);
                 }
             }
         }
@@ -130,12 +133,12 @@ fn replace(
         }
     }
     for folder in unused {
-        // It fails for a folder that was removed, which is as good.
+        // Fails if the folder was deleted; then there is no watch to remove.
         let _ = watcher.unwatch(folder);
     }
     for folder in folders {
-        // Also those that are watched: a path that names another folder now needs a new watch. It fails for a folder that is
-        // missing, whose parent is watched.
+        // Folders that were already watched are watched again, because the path may name another
+        // folder now. Fails if the folder does not exist; then its parent is watched.
         let _ = watcher.watch(folder, RecursiveMode::NonRecursive);
     }
 }
@@ -188,7 +191,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn symlinks_that_lead_in_circles_end() {
+    fn a_loop_of_symlinks_is_followed_a_limited_number_of_times() {
         let folder = tempfile::tempdir().expect("a folder");
         symlink("b", folder.path().join("a")).expect("linked");
         symlink("a", folder.path().join("b")).expect("linked");

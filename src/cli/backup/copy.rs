@@ -183,7 +183,7 @@ impl BackupRun<'_> {
             Err(CliError::Admin(AdminError::Missing(_))) => return Ok(()),
             Err(error) => return Err(error),
         };
-        let verified = Bundle::open(io::Cursor::new(data.clone()), MaxInflated::ANY)
+        let verified = Bundle::open(io::Cursor::new(data.clone()), MaxInflated::UNLIMITED)
             .and_then(|mut bundle| bundle.verify());
         if let Err(error) = verified {
             self.report.fail(format!("bundle {id}"), error);

@@ -20,7 +20,7 @@ use tokio::time::timeout;
 use super::super::{error::HttpError, grant::Grant};
 use crate::{
     base::blocking,
-    bundle::{disk_budget::Reservation, store::Received},
+    bundle::{disk_budget::Reservation, store::ReceivedFile},
     config::{Config, Limits},
     limits::{
         Charge,
@@ -84,7 +84,7 @@ impl Spooled {
         }
         self.reservation.reserve(bytes)?;
         self.file.write_all(data)?;
-        self.reservation.wrote(bytes);
+        self.reservation.record_written(bytes);
         Ok(())
     }
 }
@@ -117,7 +117,7 @@ pub(super) struct Spool {
 impl Spool {
     /// Returns a spool for a body with this encoding.
     pub(super) async fn create(
-        file: &Received,
+        file: &ReceivedFile,
         coding: Coding,
         turns: (Arc<Turns>, Payer),
         reservation: Reservation,

@@ -3,7 +3,10 @@ use tokio::sync::watch;
 
 use super::*;
 use crate::{
-    bundle::served::ServedBundle, config::Durability, observe::metrics::Metrics,
+    bundle::served::ServedBundle,
+    config::Durability,
+    document::{chunk::ChunkKind, load},
+    observe::metrics::Metrics,
     storage::local::nodefs::NodefsStore,
 };
 
@@ -53,7 +56,7 @@ impl Fixture {
 }
 
 #[tokio::test]
-async fn the_storage_id_stays() {
+async fn the_storage_id_does_not_change() {
     let fixture = fixture();
     let first = fixture.documents.storage_id().await.expect("an id");
     assert_eq!(first.len(), 36, "{first}");
@@ -62,7 +65,7 @@ async fn the_storage_id_stays() {
 }
 
 #[tokio::test]
-async fn a_bundle_document_lies_underneath_and_is_not_stored_by_reading() {
+async fn opening_a_document_of_the_bundle_does_not_store_it() {
     let fixture = fixture();
     assert!(fixture.open().await.heads.is_empty());
     let mut doc = Automerge::new();
@@ -70,20 +73,20 @@ async fn a_bundle_document_lies_underneath_and_is_not_stored_by_reading() {
     fixture.serve(&doc);
     let opened = fixture.open().await;
     assert_eq!(opened.heads, doc.get_heads());
-    let base = opened.base.expect("to be saved before the first change");
-    assert_eq!(base.key, snapshot_key(id(), &doc.get_heads()));
+    let seed = opened.unsaved_seed.expect("to be saved before the first change");
+    assert_eq!(seed.key, snapshot_key(id(), &doc.get_heads()));
     assert!(!fixture.folder.path().join("2X").exists());
 }
 
 #[tokio::test]
-async fn a_newer_snapshot_is_merged_and_an_unrelated_one_refused() {
+async fn a_newer_seed_is_merged_and_an_unrelated_one_is_refused() {
     let fixture = fixture();
     let mut doc = Automerge::new();
     edit(&mut doc, "a");
     fixture.documents.save(&chunk(ChunkKind::Snapshot, "bundle_export"), doc.save().into()).await;
     fixture.serve(&doc);
     let opened = fixture.open().await;
-    assert!(opened.base.is_none() && opened.chunks.len() == 1, "storage has all of it");
+    assert!(opened.unsaved_seed.is_none() && opened.chunks.len() == 1, "storage has all of it");
 
     edit(&mut doc, "b");
     fixture.serve(&doc);
@@ -99,7 +102,7 @@ async fn a_newer_snapshot_is_merged_and_an_unrelated_one_refused() {
 }
 
 #[tokio::test]
-async fn chunks_that_do_not_parse_go_to_quarantine_and_the_rest_is_served() {
+async fn chunks_that_do_not_parse_are_quarantined_and_the_others_are_loaded() {
     let fixture = fixture();
     let mut doc = Automerge::new();
     edit(&mut doc, "a");
@@ -122,13 +125,13 @@ async fn chunks_that_do_not_parse_go_to_quarantine_and_the_rest_is_served() {
 }
 
 #[tokio::test]
-async fn changes_in_any_order_make_the_document() {
+async fn changes_are_loaded_in_any_order() {
     let fixture = fixture();
     let mut doc = Automerge::new();
     for (n, key) in ["a", "b", "c"].into_iter().enumerate() {
         edit(&mut doc, key);
         let change = doc.get_last_local_change().expect("a change").raw_bytes().to_vec();
-        // Names in reverse, so that no order of listing is the order of the changes by accident.
+        // Reversed names, so that the changes are not listed in their order.
         let name = format!("{}", 9 - n);
         fixture.documents.save(&chunk(ChunkKind::Incremental, &name), change.into()).await;
     }
@@ -140,9 +143,9 @@ async fn changes_in_any_order_make_the_document() {
     assert!(loaded.bad.is_empty());
 }
 
-/// Two programs that wrote as one actor, each of them in good faith.
+/// Two programs wrote as the same actor.
 #[tokio::test]
-async fn a_chunk_that_fits_no_other_goes_to_quarantine_and_the_rest_is_served() {
+async fn a_chunk_that_conflicts_with_another_is_quarantined() {
     let fixture = fixture();
     for name in ["a", "b"] {
         let mut doc = Automerge::new().with_actor(automerge::ActorId::from([1; 16]));
@@ -160,7 +163,7 @@ async fn a_chunk_that_fits_no_other_goes_to_quarantine_and_the_rest_is_served() 
 }
 
 #[tokio::test]
-async fn a_failing_write_is_tried_until_it_works_and_is_not_ready_meanwhile() {
+async fn a_failing_write_is_retried_and_the_relay_is_not_ready_meanwhile() {
     let fixture = Arc::new(fixture());
     let blocker = fixture.folder.path().join("2X");
     std::fs::write(&blocker, b"a file where a folder must be").expect("written");
@@ -173,12 +176,12 @@ async fn a_failing_write_is_tried_until_it_works_and_is_not_ready_meanwhile() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     assert!(fixture.health.report().failed["storage"].contains("cannot create"));
-    // The metric follows what decides, and does not decide.
-    let shown = &fixture.documents.metrics.unsaved_bytes;
-    assert_eq!(shown.get(), 1);
-    shown.set(0);
+    // The gauge shows the count, but the relay does not read it.
+    let gauge = &fixture.documents.metrics.unsaved_bytes;
+    assert_eq!(gauge.get(), 1);
+    gauge.set(0);
     assert_eq!(fixture.documents.unsaved(), 1);
-    shown.set(1);
+    gauge.set(1);
     std::fs::remove_file(&blocker).expect("removed");
     saving.await.expect("saved");
     assert!(fixture.health.report().ready);

@@ -1,5 +1,5 @@
-//! Which backups were made of this storage: noted in `.backups`, so that a deletion can say what may hold a document
-//! still, and that an alert can say that the last one is long ago.
+//! Records of the backups of this storage, in `.backups`. A deletion lists the backups that may still
+//! hold the document, and an alert fires when the last backup is too old.
 
 #![allow(clippy::disallowed_methods, reason = "all of it blocks, and runs on threads that may")]
 
@@ -19,44 +19,43 @@ const FILE: &str = ".backups";
 /// A backup.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Backup {
-    /// The folder that it went to.
+    /// Its folder.
     pub folder: String,
-    /// When it was last begun, in RFC 3339.
+    /// When it was last started, in RFC 3339.
     pub at: String,
-    /// When it was last whole.
+    /// When it was last complete, in RFC 3339.
     #[serde(default)]
     pub whole_at: Option<String>,
 }
 
-type Noted = BTreeMap<String, Backup>;
-
-fn noted(root: &Path) -> Noted {
+/// The backups by their folders.
+fn load(root: &Path) -> BTreeMap<String, Backup> {
     let text = read(&root.join(FILE)).ok().flatten().unwrap_or_default();
     serde_json::from_slice(&text).unwrap_or_default()
 }
 
-/// Those of the storage folder `root`. Blocks.
+/// Lists the backups of the storage folder `root`. Blocks.
 pub fn list(root: &Path) -> Vec<Backup> {
-    noted(root).into_values().collect()
+    load(root).into_values().collect()
 }
 
-/// Note that one was begun, or is whole; durable when this returns. Blocks.
+/// Records that a backup was started, or is complete. Durable when this returns. Blocks.
 ///
 /// # Errors
 /// The file cannot be written.
-pub fn note(root: &Path, made: Backup) -> Result<(), StorageError> {
-    let mut noted = noted(root);
-    let whole_before = noted.get(&made.folder).and_then(|earlier| earlier.whole_at.clone());
-    let whole_at = made.whole_at.clone().or(whole_before);
-    noted.insert(made.folder.clone(), Backup { whole_at, ..made });
-    let text = serde_json::to_vec(&noted).unwrap_or_default();
+pub fn record(root: &Path, backup: Backup) -> Result<(), StorageError> {
+    let mut backups = load(root);
+    let earlier = backups.get(&backup.folder).and_then(|earlier| earlier.whole_at.clone());
+    let whole_at = backup.whole_at.clone().or(earlier);
+    backups.insert(backup.folder.clone(), Backup { whole_at, ..backup });
+    let text = serde_json::to_vec(&backups).unwrap_or_default();
     write_atomically(root, &[(root.join(FILE), text.into())], true)
 }
 
-/// When the last one was made that is whole, in seconds since 1970; none if none is known. Blocks.
-pub fn last_whole(root: &Path) -> Option<f64> {
-    let times = list(root).into_iter().filter_map(|made| {
-        let at: SystemTime = humantime::parse_rfc3339(&made.whole_at?).ok()?;
+/// When a backup was last complete, in seconds since 1970, if ever. Blocks.
+pub fn last_complete(root: &Path) -> Option<f64> {
+    let times = list(root).into_iter().filter_map(|backup| {
+        let at: SystemTime = humantime::parse_rfc3339(&backup.whole_at?).ok()?;
         Some(at.duration_since(UNIX_EPOCH).ok()?.as_secs_f64())
     });
     times.reduce(f64::max)
@@ -67,22 +66,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_that_was_whole_stays_so_while_the_next_is_begun() {
+    fn a_complete_backup_counts_while_the_next_one_runs() {
         let folder = tempfile::tempdir().expect("a folder");
         std::fs::create_dir(folder.path().join(".tmp")).expect("made");
-        assert_eq!(last_whole(folder.path()), None);
-        let made = |folder: &str, at: &str, whole_at: Option<&str>| Backup {
+        assert_eq!(last_complete(folder.path()), None);
+        let backup = |folder: &str, at: &str, whole_at: Option<&str>| Backup {
             folder: folder.to_owned(),
             at: at.to_owned(),
             whole_at: whole_at.map(ToOwned::to_owned),
         };
         let (first, second) = ("1970-01-01T00:00:10Z", "1970-01-01T00:00:20Z");
-        note(folder.path(), made("/a", first, None)).expect("noted");
-        assert_eq!(last_whole(folder.path()), None);
-        note(folder.path(), made("/a", first, Some(first))).expect("noted");
-        note(folder.path(), made("/a", second, None)).expect("noted");
-        note(folder.path(), made("/b", second, None)).expect("noted");
-        assert_eq!(last_whole(folder.path()), Some(10.0));
-        assert_eq!(list(folder.path())[0], made("/a", second, Some(first)));
+        record(folder.path(), backup("/a", first, None)).expect("recorded");
+        assert_eq!(last_complete(folder.path()), None);
+        record(folder.path(), backup("/a", first, Some(first))).expect("recorded");
+        record(folder.path(), backup("/a", second, None)).expect("recorded");
+        record(folder.path(), backup("/b", second, None)).expect("recorded");
+        assert_eq!(last_complete(folder.path()), Some(10.0));
+        assert_eq!(list(folder.path())[0], backup("/a", second, Some(first)));
     }
 }

@@ -1,5 +1,5 @@
-//! Documents that an operator keeps from everybody for a while: [marks](super::marks) in `.blocked`. What is stored
-//! of them stays.
+//! Documents that an operator has blocked: [marks](super::marks) in `.blocked`. Their stored chunks are
+//! kept.
 
 use std::{path::Path, time::SystemTime};
 
@@ -8,33 +8,34 @@ use serde::{Deserialize, Serialize};
 use super::marks::Marks;
 use crate::{base::document_id::DocumentId, storage::StorageError};
 
-/// What is remembered of a blocked document.
+/// The record of a blocked document.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Block {
-    /// Its id.
+    /// The document.
     pub document: DocumentId,
     /// When it was blocked, in RFC 3339.
     pub blocked_at: String,
-    /// Why, in the operator's words.
+    /// The reason, as the operator gave it.
     pub reason: Option<String>,
 }
 
 impl Block {
-    /// A block made now.
+    /// Creates a block with the current time.
     pub fn new(document: DocumentId, reason: Option<String>) -> Self {
         let now = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
         Self { document, blocked_at: now, reason }
     }
 
-    /// What is remembered of one that is blocked. A file that does not read is a block all the same. Blocks.
+    /// Returns the record of a blocked document. If its file cannot be read, the document is blocked
+    /// all the same. Blocks.
     pub fn of(all: &Marks<Self>, document: DocumentId) -> Self {
         let block = all.get(document).unwrap_or_else(|| Self::new(document, None));
-        // Its file's name is what holds.
+        // The name of the file counts, not its content.
         Self { document, ..block }
     }
 }
 
-/// All blocked documents of the storage folder `root`.
+/// Opens the marks of blocked documents in the storage folder `root`.
 ///
 /// # Errors
 /// They cannot be listed.

@@ -1,5 +1,5 @@
-//! Which uploaded bundles are imported, and what documents they hold: a small file each, in `.imported` beside the
-//! documents, by the id of their root. It has a line with the bundle's ETag, and one for each document.
+//! Records of the uploaded bundles that were imported: one small file for each in `.imported`, named
+//! by the bundle's id. Its first line is the bundle's ETag; the others are the bundle's documents.
 
 #![allow(clippy::disallowed_methods, reason = "all of it blocks, and runs on threads that may")]
 
@@ -18,39 +18,40 @@ fn path(root: &Path, id: DocumentId) -> PathBuf {
     root.join(IMPORTED).join(id.to_string())
 }
 
-/// Whether the bundle of that id and ETag is imported. Blocks.
+/// Whether the bundle of this id and ETag was imported. Blocks.
 ///
 /// # Errors
-/// The file cannot be read.
+/// The record cannot be read.
 pub fn contains(root: &Path, id: DocumentId, etag: &str) -> Result<bool, StorageError> {
-    let noted = read(&path(root, id))?.unwrap_or_default();
-    Ok(String::from_utf8_lossy(&noted).lines().next() == Some(etag))
+    let record = read(&path(root, id))?.unwrap_or_default();
+    Ok(String::from_utf8_lossy(&record).lines().next() == Some(etag))
 }
 
-/// The documents of the bundle of that id and ETag; nothing if it is not imported, and they are not known. Blocks.
+/// The documents of the bundle of this id and ETag, or nothing if it was not imported. Blocks.
 ///
 /// # Errors
-/// The file cannot be read.
+/// The record cannot be read.
 pub fn documents(
     root: &Path,
     id: DocumentId,
     etag: &str,
 ) -> Result<Option<Vec<DocumentId>>, StorageError> {
-    let noted = read(&path(root, id))?.unwrap_or_default();
-    let noted = String::from_utf8_lossy(&noted);
-    let mut lines = noted.lines();
+    let record = read(&path(root, id))?.unwrap_or_default();
+    let record = String::from_utf8_lossy(&record);
+    let mut lines = record.lines();
     if lines.next() != Some(etag) {
         return Ok(None);
     }
-    // A bundle has documents: without them it was noted by an earlier version.
+    // Every bundle has documents. A record without them was written by an earlier version.
     let documents: Vec<DocumentId> = lines.filter_map(|line| line.parse().ok()).collect();
     Ok(Some(documents).filter(|documents| !documents.is_empty()))
 }
 
-/// The bundle of that id and ETag is imported, and holds these documents; durable when this returns. Blocks.
+/// Records that the bundle of this id and ETag, with these documents, was imported. Durable when this
+/// returns. Blocks.
 ///
 /// # Errors
-/// The file cannot be written.
+/// The record cannot be written.
 pub fn add(
     root: &Path,
     id: DocumentId,
@@ -64,17 +65,17 @@ pub fn add(
     write_atomically(root, &[(path(root, id), text.into())], true)
 }
 
-/// All bundles are to be imported again when they are fetched. Blocks.
+/// Deletes all records, so that every bundle is imported again when it is next fetched. Blocks.
 ///
 /// # Errors
-/// The files cannot be deleted.
-pub fn forget(root: &Path) -> Result<(), StorageError> {
+/// A record cannot be deleted.
+pub fn clear(root: &Path) -> Result<(), StorageError> {
     let folder = root.join(IMPORTED);
     let entries = match fs::read_dir(&folder) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         entries => entries.map_err(failed("list", &folder))?,
     };
-    // The folder itself stays: an import may be about to write into it.
+    // The folder is kept, because an import may be about to write into it.
     for entry in entries {
         let path = entry.map_err(failed("list", &folder))?.path();
         match fs::remove_file(&path) {
@@ -92,7 +93,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_note_is_of_one_etag() {
+    fn a_record_applies_to_one_etag() {
         let folder = tempfile::tempdir().expect("a folder");
         std::fs::create_dir(folder.path().join(".tmp")).expect("made");
         let (root, id) = (folder.path(), DocumentId::from_bytes([7; 16]));
@@ -103,9 +104,9 @@ mod tests {
         assert_eq!(documents(root, id, "\"b\"").expect("reads"), None);
         assert!(contains(root, id, "\"a\"").expect("reads"));
         assert!(!contains(root, id, "\"b\"").expect("reads"));
-        forget(root).expect("deletes");
-        forget(root).expect("there is nothing");
-        assert!(root.join(IMPORTED).is_dir(), "for an import that is about to write its note");
+        clear(root).expect("deletes");
+        clear(root).expect("there is nothing to delete");
+        assert!(root.join(IMPORTED).is_dir(), "for an import that is about to write its record");
         assert!(!contains(root, id, "\"a\"").expect("reads"));
     }
 }

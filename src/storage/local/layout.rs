@@ -7,10 +7,10 @@ use crate::document::chunk::Key;
 pub(crate) const TMP: &str = ".tmp";
 pub(super) const LOCK: &str = ".lock";
 pub(super) const FORMAT_FILE: &str = ".format";
-/// Which uploaded bundles were imported.
+/// The folder with the records of imported bundles.
 pub(super) const IMPORTED: &str = ".imported";
 pub(super) const QUARANTINE: &str = "quarantine";
-/// What is the relay's own among the documents.
+/// The relay's own files and folders among the documents.
 pub(super) const OWN: [&str; 12] = [
     TMP,
     LOCK,
@@ -29,15 +29,15 @@ pub(super) const OWN: [&str; 12] = [
 /// Those of [`OWN`] that belong to the documents: they move aside with them.
 pub(super) const OF_DOCUMENTS: [&str; 3] = [QUARANTINE, IMPORTED, crate::auth::last_use::FILE];
 
-/// What a restore replaced begins with this.
+/// The names of folders with documents that a restore replaced begin with this.
 pub(super) const REPLACED: &str = ".replaced-";
-/// There from the moment in which a restore moves away what is stored until it has brought back
-/// all: with half of a backup no relay starts.
+/// The marker of a restore that replaces everything and is not complete.
 pub(super) const REPLACING: &str = ".replacing";
 
 /// The names of folders with broken journals begin with this.
 pub(super) const BROKEN_JOURNAL: &str = "journal-";
 
+/// The path of a key's file in the storage folder.
 pub(super) fn relative(key: &Key) -> PathBuf {
     match key {
         Key::StorageId => Path::new("st").join("orage-adapter-id"),
@@ -47,8 +47,8 @@ pub(super) fn relative(key: &Key) -> PathBuf {
     }
 }
 
-/// The file with a chunk's own reason.
-pub(super) fn own_reason(path: &Path) -> PathBuf {
+/// The file with the reason why a chunk is in quarantine.
+pub(super) fn reason_file(path: &Path) -> PathBuf {
     let mut own = path.as_os_str().to_owned();
     own.push(".reason");
     own.into()

@@ -1,5 +1,5 @@
-//! Marks on documents: one small file each, named by the document, in a folder beside the documents. All of them are
-//! known in memory; what each says is read when it is asked for.
+//! Marks on documents: one small file for each, named by the document. The set of marked documents is
+//! kept in memory; the content of a mark is read when it is needed.
 
 #![allow(clippy::disallowed_methods, reason = "all of it blocks, and runs on threads that may")]
 
@@ -16,7 +16,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use super::files::{failed, read, sync_folder, write_atomically};
 use crate::{base::document_id::DocumentId, storage::StorageError};
 
-/// The marks of one kind; a file holds an `M` as JSON.
+/// The marks of one kind. Each file holds an `M` as JSON.
 #[derive(Debug)]
 pub struct Marks<M> {
     root: PathBuf,
@@ -26,7 +26,7 @@ pub struct Marks<M> {
 }
 
 impl<M: Serialize + DeserializeOwned> Marks<M> {
-    /// Those in `folder` of the storage folder `root`, which must be there.
+    /// Opens the marks in the subfolder `folder` of the storage folder `root`, which must exist.
     ///
     /// # Errors
     /// They cannot be listed.
@@ -63,38 +63,37 @@ impl<M: Serialize + DeserializeOwned> Marks<M> {
         self.all().contains(&document)
     }
 
-    /// How many are.
+    /// How many documents are marked.
     pub fn len(&self) -> usize {
         self.all().len()
     }
 
-    /// Whether none is.
+    /// Whether no document is marked.
     pub fn is_empty(&self) -> bool {
         self.all().is_empty()
     }
 
-    /// Mark a document in memory alone; [`add`](Self::add) follows.
-    pub fn hold(&self, document: DocumentId) {
+    /// Marks a document only in memory. [`add`](Self::add) must follow.
+    pub fn add_in_memory(&self, document: DocumentId) {
         self.all_mut().insert(document);
     }
 
-    /// Mark a document; durable when this returns. The mark holds only then: whatever is refused by it was not taken
-    /// in vain. Blocks.
+    /// Marks a document. The mark takes effect and is durable when this returns. Blocks.
     ///
     /// # Errors
-    /// It cannot be written.
+    /// The mark cannot be written.
     pub fn add(&self, document: DocumentId, mark: &M) -> Result<(), StorageError> {
         let text = serde_json::to_vec(mark).unwrap_or_default();
         let files = [(self.path(document), text.into())];
         let written = write_atomically(&self.root, &files, true);
-        // One that was written, but not synchronised, is there at the next start.
+        // A mark that was written but not synchronised may exist after the next start.
         if written.is_ok() || self.path(document).exists() {
             self.all_mut().insert(document);
         }
         written
     }
 
-    /// Take a mark away. False if there is none. Blocks.
+    /// Removes a mark. Returns false if there is none. Blocks.
     ///
     /// # Errors
     /// Its file cannot be deleted.
@@ -110,7 +109,8 @@ impl<M: Serialize + DeserializeOwned> Marks<M> {
         Ok(self.all_mut().remove(&document))
     }
 
-    /// What a document's mark says; none if there is no mark, or its file does not read. Blocks.
+    /// Returns the content of a document's mark, or nothing if there is no mark or its file cannot be
+    /// read. Blocks.
     pub fn get(&self, document: DocumentId) -> Option<M> {
         if !self.contains(document) {
             return None;
@@ -119,7 +119,7 @@ impl<M: Serialize + DeserializeOwned> Marks<M> {
         serde_json::from_slice(&text).ok()
     }
 
-    /// The documents, in the order of their ids.
+    /// The marked documents, in the order of their ids.
     pub fn ids(&self) -> Vec<DocumentId> {
         let mut all: Vec<DocumentId> = self.all().iter().copied().collect();
         all.sort_unstable();

@@ -7,11 +7,11 @@
 //! | automerge-repo's folder layout as a [`ChunkStore`](super::ChunkStore) | [`nodefs`] |
 //! | the write-ahead journal in front of these folders | [`journal`] |
 //! | the documents in a folder, and their chunks | [`walk`] |
-//! | chunks and journals that do not parse | [`quarantine`] |
+//! | chunks and journals that cannot be read | [`quarantine`] |
 //! | deleted documents, and blocked ones | [`tombstones`], [`blocked`], both as [`marks`] |
 //! | free space on the disks | [`space`] |
 //! | backups that were made of this storage | [`backups`] |
-//! | a restore that replaces everything | [`replacing`] |
+//! | a restore that replaces everything | [`restore_marker`] |
 //! | uploaded bundles that were imported | [`imported`] |
 
 pub mod backups;
@@ -23,7 +23,7 @@ mod layout;
 pub mod marks;
 pub mod nodefs;
 pub mod quarantine;
-pub mod replacing;
+pub mod restore_marker;
 pub mod space;
 pub mod tombstones;
 pub mod walk;

@@ -1,10 +1,9 @@
-//! The folder layout of automerge-repo's nodefs adapter (`NodeFSStorageAdapter.ts`), so that either program
-//! reads what the other wrote: the parts of a key are folders, and the first part is split after two
-//! characters. `4C/SBjwx.../snapshot/<hash>`, `st/orage-adapter-id`.
+//! A store with the folder layout of automerge-repo's nodefs adapter (`NodeFSStorageAdapter.ts`), so
+//! that each program can read what the other wrote. The parts of a key are folders, and the first
+//! part is split after two characters: `4C/SBjwx.../snapshot/<hash>`, `st/orage-adapter-id`.
 //!
-//! What is our own lies beside the documents, where that adapter never looks: `.tmp`, in which a file is
-//! written before it is renamed into place, `quarantine`, `.lock`, `.format`, `.journal`, `.deleted`, `.blocked`, `.reserve`, `.backups`,
-//! `.imported`, `.replacing` and `.replaced-<time>`.
+//! The relay's own files and folders (`layout`) are in the same folder, under names that the adapter
+//! never uses.
 
 #![allow(
     clippy::disallowed_methods,
@@ -26,7 +25,7 @@ use tokio::sync::Semaphore;
 use super::{
     files::{failed, read, sync_folder, write_atomically},
     layout::{
-        FORMAT_FILE, LOCK, OF_DOCUMENTS, OWN, QUARANTINE, REPLACED, TMP, own_reason, relative,
+        FORMAT_FILE, LOCK, OF_DOCUMENTS, OWN, QUARANTINE, REPLACED, TMP, reason_file, relative,
     },
     walk,
 };
@@ -37,34 +36,45 @@ use crate::{
     storage::{ChunkStore, Failure, StorageError},
 };
 
-/// Disk operations at a time; more only queue up in the kernel. A disk that hangs holds so many threads, of which the
-/// process has more (`cli::runtime`).
-const PARALLEL: usize = 32;
+/// Disk operations at the same time, and so the most threads that a hung disk blocks; the process has
+/// more (`cli::runtime`). Further operations would only queue in the kernel.
+const MAX_OPERATIONS: usize = 32;
 
-/// Documents in a folder.
+/// How long an open waits for the lock of the folder, and how often it tries to lock it.
+const LOCK_WAIT: Duration = Duration::from_secs(2);
+const LOCK_RETRY: Duration = Duration::from_millis(20);
+
+/// How often a folder is deleted, because another thread may create a file in it meanwhile.
+const MAX_REMOVALS: usize = 10;
+
+/// The version of the format of the relay's own files. The format of documents is that of
+/// automerge-repo.
+const FORMAT: u32 = 1;
+
+/// A store of documents in a folder.
 #[derive(Clone)]
 pub struct NodefsStore {
     root: Arc<Path>,
-    places: Arc<Semaphore>,
-    /// Whether what is written is to survive a power loss, not just the process.
+    permits: Arc<Semaphore>,
+    /// Whether writes must survive a power loss, and not only a crash of the process.
     syncs: bool,
-    /// Held for as long as the store lives: the kernel gives the lock back however the process ends.
+    /// The lock of the folder. The kernel releases it when the process ends.
     _lock: Arc<File>,
 }
 
 impl NodefsStore {
-    /// Open the folder, which is made if it is not there, and show that it can be written. One process at
-    /// a time has it open: two relays would each think that they know what is stored.
+    /// Opens the folder, creates it if it does not exist, and checks that it can be written. Only one
+    /// process may have it open, because a relay keeps in memory what is stored.
     ///
     /// # Errors
-    /// The folder cannot be made, another process has it, or a file in it cannot be written, synchronised,
-    /// renamed or deleted.
+    /// The folder cannot be created, another process has it open, or a file in it cannot be written,
+    /// synchronised, renamed or deleted.
     pub fn open(root: &Path, durability: Durability) -> Result<Self, StorageError> {
         let tmp = root.join(TMP);
         fs::create_dir_all(&tmp).map_err(failed("create", &tmp))?;
         let lock = lock(&root.join(LOCK))?;
         check_format(root)?;
-        // What an earlier process was writing when it was killed was never announced as saved.
+        // Incomplete writes of an earlier process. It has not reported them as durable.
         for left in fs::read_dir(&tmp).map_err(failed("list", &tmp))?.flatten() {
             fs::remove_file(left.path()).map_err(failed("delete", &left.path()))?;
         }
@@ -74,7 +84,7 @@ impl NodefsStore {
         folder::check_case_sensitive(&tmp).map_err(failed("use", root))?;
         Ok(Self {
             root: root.into(),
-            places: Arc::new(Semaphore::new(PARALLEL)),
+            permits: Arc::new(Semaphore::new(MAX_OPERATIONS)),
             syncs: durability == Durability::Fsync,
             _lock: Arc::new(lock),
         })
@@ -85,10 +95,10 @@ impl NodefsStore {
         &self.root
     }
 
-    /// Store many values: for each file that costs less than storing it alone.
+    /// Stores many values, which costs less than storing each by itself.
     ///
     /// # Errors
-    /// One of them cannot be written; some of the others may have been.
+    /// A value cannot be written. Others may have been written.
     pub async fn put_all(&self, values: Vec<(Key, Bytes)>) -> Result<(), StorageError> {
         let syncs = self.syncs;
         self.run("write", move |root| {
@@ -99,18 +109,18 @@ impl NodefsStore {
         .await
     }
 
-    /// Move all that is stored, but not the tombstones, into a folder of that name beside it.
+    /// Moves everything that is stored, except the tombstones, into a subfolder of that name.
     pub(super) async fn move_aside(&self, name: &str) -> Result<PathBuf, StorageError> {
         let name = name.to_owned();
         self.run("move", move |root| {
             let aside = root.join(&name);
-            // Perhaps a part of it was moved before.
+            // It exists if an earlier call was interrupted.
             fs::create_dir_all(&aside).map_err(failed("create", &aside))?;
             for entry in fs::read_dir(root).map_err(failed("list", root))?.flatten() {
                 let text = entry.file_name().to_string_lossy().into_owned();
                 let is_in = |names: &[&str]| names.contains(&text.as_str());
-                let stays = is_in(&OWN) && !is_in(&OF_DOCUMENTS);
-                if !stays && !text.starts_with(REPLACED) {
+                let is_kept = is_in(&OWN) && !is_in(&OF_DOCUMENTS);
+                if !is_kept && !text.starts_with(REPLACED) {
                     let to = aside.join(entry.file_name());
                     fs::rename(entry.path(), to).map_err(failed("move", &entry.path()))?;
                 }
@@ -122,11 +132,11 @@ impl NodefsStore {
         .await
     }
 
-    /// Delete all that is stored of a document, in quarantine too. Returns how many files that were, and their
-    /// bytes.
+    /// Deletes all chunks of a document, also those in quarantine. Returns how many files these were,
+    /// and their bytes.
     ///
     /// # Errors
-    /// Something of it cannot be deleted.
+    /// A file cannot be deleted.
     pub async fn delete_document(
         &self,
         document: DocumentId,
@@ -134,14 +144,14 @@ impl NodefsStore {
         self.run("delete", move |root| delete_files(root, document)).await
     }
 
-    /// Run `work` with the root folder on a thread that may block.
+    /// Runs `work` with the storage folder on a thread that may block.
     pub(super) async fn run<T: Send + 'static>(
         &self,
         action: &'static str,
         work: impl FnOnce(&Path) -> Result<T, StorageError> + Send + 'static,
     ) -> Result<T, StorageError> {
         // The semaphore is never closed.
-        let _place = self.places.acquire().await;
+        let _permit = self.permits.acquire().await;
         let root = self.root.clone();
         match tokio::task::spawn_blocking(move || work(&root)).await {
             Ok(result) => result,
@@ -150,16 +160,7 @@ impl NodefsStore {
     }
 }
 
-/// How long the lock of a folder is waited for, and how often it is tried meanwhile.
-const LOCK_WAIT: Duration = Duration::from_secs(2);
-const LOCK_RETRY: Duration = Duration::from_millis(20);
-
-/// How often a folder is deleted again because something came into it meanwhile.
-const REMOVALS: usize = 10;
-
-/// The format of the folder: what lies beside the documents. The documents themselves are automerge-repo's.
-const FORMAT: u32 = 1;
-/// As [`NodefsStore::delete_document`]. Blocks.
+/// See [`NodefsStore::delete_document`]. Blocks.
 pub(super) fn delete_files(
     root: &Path,
     document: DocumentId,
@@ -180,9 +181,9 @@ pub(super) fn delete_files(
     Ok((files, bytes))
 }
 
-/// Delete a folder with all that is in it, also while another thread still writes there or deletes it too.
+/// Deletes a folder with its contents, even while another thread writes to it or deletes it.
 fn remove_all(folder: &Path) -> Result<(), StorageError> {
-    for _ in 0..REMOVALS {
+    for _ in 0..MAX_REMOVALS {
         match fs::remove_dir_all(folder) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {}
@@ -195,7 +196,7 @@ fn remove_all(folder: &Path) -> Result<(), StorageError> {
     Err(failed("delete", folder)(io::ErrorKind::DirectoryNotEmpty.into()))
 }
 
-/// Refuse a folder of a newer format, and note ours in one that has none.
+/// Refuses a folder of a newer format. Records the format in a folder that has none.
 fn check_format(root: &Path) -> Result<(), StorageError> {
     let path = root.join(FORMAT_FILE);
     let Some(text) = read(&path)? else {
@@ -216,7 +217,8 @@ fn check_format(root: &Path) -> Result<(), StorageError> {
     }
 }
 
-/// Take the lock, and write into it who has it. A process that was killed just now may take a moment to end.
+/// Locks the folder, and writes into the lock file which process has it. Waits for a moment, because
+/// a process that was killed may still be ending.
 fn lock(path: &Path) -> Result<File, StorageError> {
     let open = File::options().create(true).truncate(false).read(true).write(true).open(path);
     let mut file = open.and_then(regular_file::check).map_err(failed("open", path))?;
@@ -229,8 +231,8 @@ fn lock(path: &Path) -> Result<File, StorageError> {
             }
             Err(TryLockError::WouldBlock) => {
                 let holder = io::read_to_string((&file).take(100)).unwrap_or_default();
-                let held = format!("another process has this folder: {}", holder.trim());
-                return Err(StorageError::InUse(Failure::new("open", path, held)));
+                let reason = format!("another process has this folder: {}", holder.trim());
+                return Err(StorageError::InUse(Failure::new("open", path, reason)));
             }
             Err(TryLockError::Error(error)) => return Err(failed("lock", path)(error)),
         }
@@ -281,8 +283,8 @@ impl ChunkStore for NodefsStore {
         let reason = format!("{reason}\n");
         self.run("move", move |root| {
             let (from, to) = (root.join(&path), root.join(QUARANTINE).join(&path));
-            // The reason first: a chunk in quarantine never stands there without one.
-            write_atomically(root, &[(own_reason(&to), reason.into())], true)?;
+            // The reason is written first, so that no chunk in quarantine is without one.
+            write_atomically(root, &[(reason_file(&to), reason.into())], true)?;
             fs::rename(&from, &to).map_err(failed("move", &from))?;
             sync_folder(to.parent().unwrap_or(root))
         })
@@ -325,7 +327,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn values_lie_where_automerge_repo_looks_for_them() {
+    async fn values_are_stored_where_automerge_repo_expects_them() {
         let folder = tempfile::tempdir().expect("a folder");
         let store = NodefsStore::open(folder.path(), Durability::Fsync).expect("opens");
         let chunk = key(ChunkKind::Snapshot, "abc");
@@ -338,7 +340,7 @@ mod tests {
         assert_eq!(
             fs::read_dir(folder.path().join(TMP)).expect("lists").count(),
             0,
-            "nothing left aside"
+            "no temporary file is left"
         );
 
         store.delete(&chunk).await.expect("deletes");
@@ -347,7 +349,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_process_that_is_just_ending_is_waited_for() {
+    async fn opening_waits_for_a_process_that_is_ending() {
         let folder = tempfile::tempdir().expect("a folder");
         let store = NodefsStore::open(folder.path(), Durability::Fsync).expect("opens");
         let ending = std::thread::spawn(move || {
@@ -356,13 +358,14 @@ mod tests {
         });
         let other = NodefsStore::open(folder.path(), Durability::Fsync).expect("opens then");
         ending.join().expect("ends");
-        let held = NodefsStore::open(folder.path(), Durability::Fsync).err().expect("held");
-        assert!(held.to_string().contains("another process has this folder: tonk-relay"), "{held}");
+        let error = NodefsStore::open(folder.path(), Durability::Fsync).err().expect("is locked");
+        let expected = "another process has this folder: tonk-relay";
+        assert!(error.to_string().contains(expected), "{error}");
         drop(other);
     }
 
     #[tokio::test]
-    async fn a_newer_format_is_refused_by_name() {
+    async fn a_newer_format_is_refused() {
         let folder = tempfile::tempdir().expect("a folder");
         for _ in 0..2 {
             NodefsStore::open(folder.path(), Durability::Fsync).expect("opens");
@@ -373,7 +376,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_document_is_all_its_chunks_and_nothing_else() {
+    async fn loading_a_document_returns_exactly_its_chunks() {
         let folder = tempfile::tempdir().expect("a folder");
         let store = NodefsStore::open(folder.path(), Durability::Fsync).expect("opens");
         let chunks = [key(ChunkKind::Snapshot, "bundle_export"), key(ChunkKind::Incremental, "b")];
@@ -393,7 +396,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_fails_says_what_and_where() {
+    async fn an_error_names_the_action_and_the_path() {
         let folder = tempfile::tempdir().expect("a folder");
         let store = NodefsStore::open(folder.path(), Durability::Fsync).expect("opens");
         fs::write(folder.path().join("2X"), b"a file where a folder must be").expect("written");

@@ -1,4 +1,5 @@
-//! What was put aside because it does not parse: each file with its reason beside it, under `quarantine`.
+//! The folder `quarantine`: chunks that do not parse and journals that cannot be read, each with the
+//! reason in a file next to it.
 
 #![allow(clippy::disallowed_methods, reason = "all of it blocks, and runs on threads that may")]
 
@@ -21,23 +22,23 @@ use crate::{
 
 use super::{
     files::{failed, read, write_atomically},
-    layout::{BROKEN_JOURNAL, QUARANTINE, own_reason},
+    layout::{BROKEN_JOURNAL, QUARANTINE, reason_file},
 };
 
-/// Something in quarantine.
+/// A file in quarantine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entry {
     /// Its path below `quarantine`.
     pub path: String,
     /// Its size in bytes.
     pub bytes: u64,
-    /// When it was put there, in RFC 3339.
+    /// When it was moved there, in RFC 3339.
     pub since: String,
-    /// Why.
+    /// The reason.
     pub reason: String,
 }
 
-/// Everything in the quarantine of the storage folder `root`. Blocks.
+/// Lists the quarantine of the storage folder `root`. Blocks.
 ///
 /// # Errors
 /// It cannot be listed.
@@ -57,11 +58,11 @@ pub fn list(root: &Path) -> Result<Vec<Entry>, StorageError> {
             } else if path.extension().is_none_or(|extension| extension != "reason")
                 && path.file_name().is_some_and(|name| name != "reason")
             {
-                let reason_file = reason_of(&path);
-                let reason = read(&reason_file).ok().flatten();
-                // A file that is moved keeps its time; its reason was written then.
-                let noted = fs::metadata(&reason_file).unwrap_or_else(|_| found.clone());
-                let since = noted.modified().unwrap_or(SystemTime::UNIX_EPOCH);
+                let reason_path = reason_path(&path);
+                let reason = read(&reason_path).ok().flatten();
+                // Moving a file does not change its time. The reason was written at that moment.
+                let moved = fs::metadata(&reason_path).unwrap_or_else(|_| found.clone());
+                let since = moved.modified().unwrap_or(SystemTime::UNIX_EPOCH);
                 entries.push(Entry {
                     path: path.strip_prefix(&top).unwrap_or(&path).display().to_string(),
                     bytes: found.len(),
@@ -78,28 +79,28 @@ pub fn list(root: &Path) -> Result<Vec<Entry>, StorageError> {
     Ok(entries)
 }
 
-/// A chunk has its own reason; the files of a journal that was put aside share one.
-fn reason_of(path: &Path) -> PathBuf {
-    let own = own_reason(path);
+/// The file with the reason. A chunk has its own; the files of a journal share one.
+fn reason_path(path: &Path) -> PathBuf {
+    let own = reason_file(path);
     if own.exists() { own } else { path.with_file_name("reason") }
 }
 
-/// The file of an entry.
+/// The path of an entry, if it exists.
 fn file(root: &Path, entry: &str) -> Result<PathBuf, StorageError> {
     let path = Path::new(entry);
-    let plain = path.components().all(|part| matches!(part, Component::Normal(_)));
+    let is_plain = path.components().all(|part| matches!(part, Component::Normal(_)));
     let file = root.join(QUARANTINE).join(path);
-    if !plain || !file.is_file() {
+    if !is_plain || !file.is_file() {
         let missing = Failure::new("find", file, "this is not in quarantine");
         return Err(StorageError::Refused(missing));
     }
     Ok(file)
 }
 
-/// Put a chunk back among the documents. Returns the document's chunk. Blocks.
+/// Moves a chunk back into its document. Returns its key. Blocks.
 ///
 /// # Errors
-/// It is not there, is no chunk, still does not parse, or cannot be moved.
+/// The entry does not exist, is not a chunk, still does not parse, or cannot be moved.
 pub fn release(root: &Path, entry: &str) -> Result<Key, StorageError> {
     let file = file(root, entry)?;
     let refused = |why: &str| StorageError::Refused(Failure::new("release", file.as_path(), why));
@@ -118,19 +119,19 @@ pub fn release(root: &Path, entry: &str) -> Result<Key, StorageError> {
     Ok(Key::Chunk { document, kind, name: name.to_owned() })
 }
 
-/// Delete an entry for good. Blocks.
+/// Deletes an entry. Blocks.
 ///
 /// # Errors
-/// It is not there, or cannot be deleted.
+/// The entry does not exist, or cannot be deleted.
 pub fn purge(root: &Path, entry: &str) -> Result<(), StorageError> {
     delete(&file(root, entry)?)
 }
 
-/// The paths of all entries that are older than `age`. Blocks.
+/// Lists the paths of all entries that are older than `age`. Blocks.
 ///
 /// # Errors
 /// The quarantine cannot be listed.
-pub fn older(root: &Path, age: Duration) -> Result<Vec<String>, StorageError> {
+pub fn older_than(root: &Path, age: Duration) -> Result<Vec<String>, StorageError> {
     let before = SystemTime::now().checked_sub(age).unwrap_or(SystemTime::UNIX_EPOCH);
     let mut entries = list(root)?;
     entries
@@ -138,7 +139,7 @@ pub fn older(root: &Path, age: Duration) -> Result<Vec<String>, StorageError> {
     Ok(entries.into_iter().map(|entry| entry.path).collect())
 }
 
-/// The folders with broken journals. Blocks.
+/// Lists the folders with broken journals. Blocks.
 ///
 /// # Errors
 /// The quarantine cannot be listed.
@@ -156,10 +157,10 @@ pub fn broken_journals(root: &Path) -> Result<Vec<PathBuf>, StorageError> {
     Ok(names.into_iter().map(|name| top.join(name)).collect())
 }
 
-/// Delete a file with its reason, and folders that are empty then.
+/// Deletes a file with its reason, and folders that are empty afterwards.
 fn delete(file: &Path) -> Result<(), StorageError> {
     fs::remove_file(file).map_err(failed("delete", file))?;
-    let _ = fs::remove_file(own_reason(file));
+    let _ = fs::remove_file(reason_file(file));
     let folder = file.parent().unwrap_or(file);
     let left = fs::read_dir(folder).map_err(failed("list", folder))?.flatten();
     if left.map(|entry| entry.file_name()).all(|name| name == "reason") {
@@ -185,7 +186,7 @@ mod tests {
     };
 
     #[tokio::test]
-    async fn entries_are_listed_released_and_purged() {
+    async fn entries_can_be_listed_released_and_purged() {
         let folder = tempfile::tempdir().expect("a folder");
         let root = folder.path();
         let store = NodefsStore::open(root, Durability::Fsync).expect("opens");
@@ -222,10 +223,10 @@ mod tests {
             [(key("good"), doc.save())]
         );
 
-        assert!(older(root, Duration::from_secs(60)).expect("lists").is_empty());
+        assert!(older_than(root, Duration::from_secs(60)).expect("lists").is_empty());
         purge(root, &bad.path).expect("deletes");
         purge(root, &bad.path).expect_err("it is gone");
-        for path in older(root, Duration::ZERO).expect("lists") {
+        for path in older_than(root, Duration::ZERO).expect("lists") {
             purge(root, &path).expect("deletes");
         }
         assert_eq!(list(root).expect("lists"), []);

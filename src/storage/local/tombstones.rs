@@ -1,5 +1,5 @@
-//! Documents that were deleted: [marks](super::marks) in `.deleted`, by which whatever a
-//! client, a bundle, an import or a restore brings of them is refused.
+//! Deleted documents: [marks](super::marks) in `.deleted`. Changes to these documents are refused,
+//! whether they come from a client, a bundle, an import or a restore.
 
 #![allow(clippy::disallowed_methods, reason = "all of it blocks, and runs on threads that may")]
 
@@ -15,22 +15,22 @@ use super::marks::Marks;
 use crate::{base::document_id::DocumentId, storage::StorageError};
 
 const FOLDER: &str = ".deleted";
-/// A file that is there to be given up: on a full disk a deletion has its room.
+/// The name and the size of a file that is deleted if the disk is full, to make room for a tombstone.
 const RESERVE: (&str, usize) = (".reserve", 64 << 10);
 
-/// What is remembered of a deleted document.
+/// The record of a deleted document.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tombstone {
-    /// Its id.
+    /// The document.
     pub document: DocumentId,
     /// When it was deleted, in RFC 3339.
     pub deleted_at: String,
-    /// Why, in the operator's words.
+    /// The reason, as the operator gave it.
     pub reason: Option<String>,
 }
 
 impl Tombstone {
-    /// A tombstone made now.
+    /// Creates a tombstone with the current time.
     pub fn new(document: DocumentId, reason: Option<String>) -> Self {
         let now = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
         Self { document, deleted_at: now, reason }
@@ -45,7 +45,7 @@ pub struct Tombstones {
 }
 
 impl Tombstones {
-    /// Those of the storage folder `root`, which must be there.
+    /// Opens the tombstones of the storage folder `root`, which must exist.
     ///
     /// # Errors
     /// They cannot be listed.
@@ -60,7 +60,7 @@ impl Tombstones {
         self.marks.contains(document)
     }
 
-    /// Add a tombstone; durable when this returns, and holds only then. Blocks.
+    /// Adds a tombstone. It takes effect and is durable when this returns. Blocks.
     ///
     /// # Errors
     /// It cannot be written.
@@ -73,7 +73,7 @@ impl Tombstones {
         written
     }
 
-    /// Take a tombstone away. False if there is none. Blocks.
+    /// Removes a tombstone. Returns false if there is none. Blocks.
     ///
     /// # Errors
     /// Its file cannot be deleted.
@@ -81,22 +81,23 @@ impl Tombstones {
         self.marks.remove(document)
     }
 
-    /// One of them. A file that does not read is one all the same. Blocks.
+    /// Returns the tombstone of a document. If its file cannot be read, the document is deleted all
+    /// the same. Blocks.
     pub fn get(&self, document: DocumentId) -> Option<Tombstone> {
         if !self.contains(document) {
             return None;
         }
         let tombstone = self.marks.get(document).unwrap_or_else(|| Tombstone::new(document, None));
-        // Its file's name is what holds.
+        // The name of the file counts, not its content.
         Some(Tombstone { document, ..tombstone })
     }
 
-    /// The documents, in the order of their ids.
+    /// The deleted documents, in the order of their ids.
     pub fn ids(&self) -> Vec<DocumentId> {
         self.marks.ids()
     }
 
-    /// All of them, in the order of their ids. Blocks.
+    /// All tombstones, in the order of the document ids. Blocks.
     pub fn list(&self) -> Vec<Tombstone> {
         self.ids().into_iter().filter_map(|document| self.get(document)).collect()
     }
@@ -104,7 +105,7 @@ impl Tombstones {
     fn keep_reserve(&self) {
         let path = self.root.join(RESERVE.0);
         if !path.exists() && fs::write(&path, vec![0u8; RESERVE.1]).is_err() {
-            // No room for it now; what is half there is of no use.
+            // The disk is full. An incomplete file is useless.
             let _ = fs::remove_file(&path);
         }
     }
@@ -115,7 +116,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tombstones_stay_until_they_are_taken_away() {
+    fn tombstones_are_kept_until_they_are_removed() {
         let folder = tempfile::tempdir().expect("a folder");
         fs::create_dir(folder.path().join(".tmp")).expect("made");
         let document = DocumentId::from_bytes([7; 16]);
@@ -126,7 +127,7 @@ mod tests {
         let tombstones = Tombstones::open(folder.path()).expect("opens again");
         assert!(tombstones.contains(document));
         assert_eq!(tombstones.list(), [tombstone]);
-        // A file that was cut off is one all the same.
+        // A truncated file still counts.
         fs::write(folder.path().join(FOLDER).join(document.to_string()), "{").expect("written");
         assert_eq!(tombstones.list()[0].document, document);
         assert!(tombstones.remove(document).expect("removes"));

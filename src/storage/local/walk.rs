@@ -1,4 +1,4 @@
-//! What is in a folder of documents: ours, a backup's, or one of automerge-repo's.
+//! Reading a folder of documents: the relay's own, a backup's, or one of automerge-repo.
 
 #![allow(clippy::disallowed_methods, reason = "all of it blocks, and runs on threads that may")]
 
@@ -25,20 +25,20 @@ use crate::{
     storage::{Failure, StorageError},
 };
 
-/// How often a document is listed again because a chunk was gone when it was to be read. Another
-/// process may compact the same folder; each of its compactions takes one round.
-const LISTINGS: usize = 10;
+/// How often a document is listed, because a listed chunk may have been deleted before it is read:
+/// another process may compact the same folder.
+const MAX_ATTEMPTS: usize = 10;
 
 /// Something in a folder of documents.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Found {
     /// A document's folder.
     Document(DocumentId),
-    /// Nothing that automerge-repo or this relay put there.
+    /// A file or folder that neither automerge-repo nor this relay has written.
     Foreign(PathBuf),
 }
 
-/// A stored document, by what is known of it without reading it.
+/// What a listing says of a stored document, without reading its chunks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Listed {
     /// Its id.
@@ -47,12 +47,12 @@ pub struct Listed {
     pub chunks: usize,
     /// Their size in bytes.
     pub bytes: u64,
-    /// Another one whenever its chunks are others.
+    /// A text that changes when the set of chunks changes.
     pub fingerprint: String,
 }
 
 impl Listed {
-    /// A document of these chunks and sizes.
+    /// The listing of a document with chunks of these sizes.
     pub fn new(document: DocumentId, mut chunks: Vec<(Key, u64)>) -> Self {
         Self {
             document,
@@ -63,7 +63,7 @@ impl Listed {
     }
 }
 
-/// Call `found` for everything in the folder `root`, until it returns false. Blocks.
+/// Calls `found` for everything in the folder `root`, until it returns false. Blocks.
 ///
 /// # Errors
 /// A folder cannot be listed.
@@ -87,12 +87,12 @@ pub fn walk(root: &Path, mut found: impl FnMut(Found) -> bool) -> Result<(), Sto
         for Entry { path: rest, is_folder, .. } in list(&first)? {
             let name = rest.file_name().and_then(|name| name.to_str()).unwrap_or_default();
             let text = format!("{prefix}{name}");
-            let goes_on = match text.parse() {
+            let continues = match text.parse() {
                 Ok(document) if is_folder => found(Found::Document(document)),
                 _ if text == "storage-adapter-id" => true,
                 _ => found(Found::Foreign(rest)),
             };
-            if !goes_on {
+            if !continues {
                 return Ok(());
             }
         }
@@ -105,12 +105,12 @@ fn list(folder: &Path) -> Result<Vec<Entry>, StorageError> {
     Folder::open(folder).and_then(|folder| folder.entries()).map_err(failed("list", folder))
 }
 
-/// All chunks of a document in the folder `root`. Blocks.
+/// Reads all chunks of a document in the folder `root`. Blocks.
 ///
 /// # Errors
-/// One of them cannot be read, or they change all the time.
+/// A chunk cannot be read, or the chunks change too fast.
 pub fn read_document(root: &Path, document: DocumentId) -> Result<Vec<StoredChunk>, StorageError> {
-    for _ in 0..LISTINGS {
+    for _ in 0..MAX_ATTEMPTS {
         if let Some(chunks) = read_chunks(root, document)? {
             return Ok(chunks);
         }
@@ -119,15 +119,14 @@ pub fn read_document(root: &Path, document: DocumentId) -> Result<Vec<StoredChun
     Err(StorageError::Unavailable(Failure::new("read", root.join(document.folder()), reason)))
 }
 
-/// The chunks of a document as they stand, or none if one was gone before it was read.
+/// Reads the chunks of a document, or returns `None` if one was deleted before it was read.
 fn read_chunks(
     root: &Path,
     document: DocumentId,
 ) -> Result<Option<Vec<StoredChunk>>, StorageError> {
     let mut chunks = Vec::new();
-    // Increments first: another process writes a snapshot before it deletes the increments that are
-    // in it, so that whatever is gone by the time we look for it is in a snapshot that we find
-    // later.
+    // Increments first. A compaction writes a snapshot before it deletes the increments that the
+    // snapshot contains, so changes that are no longer found as increments are in a snapshot.
     for kind in ChunkKind::ALL.into_iter().rev() {
         let folder = root.join(document.folder()).join(kind.name());
         let opened = match Folder::open(&folder) {
@@ -135,7 +134,7 @@ fn read_chunks(
             opened => opened.map_err(failed("list", &folder))?,
         };
         for Entry { path, is_file, .. } in opened.entries().map_err(failed("list", &folder))? {
-            // A name that is not UTF-8, or a folder, is no chunk of automerge-repo's.
+            // Chunks of automerge-repo are files, and their names are UTF-8.
             let (Some(name), true) = (path.file_name().and_then(OsStr::to_str), is_file) else {
                 continue;
             };
@@ -152,7 +151,7 @@ fn read_chunks(
     Ok(Some(chunks))
 }
 
-/// The chunks of a document in the folder `root`, each with its size, but not read. Blocks.
+/// Lists the chunks of a document in the folder `root`, with their sizes. Blocks.
 ///
 /// # Errors
 /// A folder cannot be listed.
@@ -161,7 +160,7 @@ pub fn sizes(root: &Path, document: DocumentId) -> Result<Vec<(Key, u64)>, Stora
     for kind in ChunkKind::ALL {
         let folder = root.join(document.folder()).join(kind.name());
         let entries = match Folder::open(&folder).and_then(|folder| folder.entries()) {
-            Err(error) if is_no_folder(&error) => continue,
+            Err(error) if is_not_a_folder(&error) => continue,
             entries => entries.map_err(failed("list", &folder))?,
         };
         for Entry { path, is_file, .. } in entries {
@@ -174,12 +173,12 @@ pub fn sizes(root: &Path, document: DocumentId) -> Result<Vec<(Key, u64)>, Stora
     Ok(sizes)
 }
 
-fn is_no_folder(error: &io::Error) -> bool {
+fn is_not_a_folder(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }
 
-/// A text that is another one whenever the chunks of a document are others: their names are hashes of what is
-/// in them, nearly always.
+/// A text that changes when the set of chunks changes. It is made of their names, which are nearly
+/// always hashes of their contents.
 fn fingerprint(chunks: &mut [(Key, u64)]) -> String {
     chunks.sort_unstable();
     let mut hasher = Sha256::new();
@@ -194,7 +193,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn documents_are_found_and_what_is_foreign_is_named() {
+    fn a_walk_finds_documents_and_foreign_files() {
         let folder = tempfile::tempdir().expect("a folder");
         let root = folder.path();
         let document = DocumentId::from_bytes([7; 16]);
@@ -219,11 +218,11 @@ mod tests {
         assert_eq!(all, [foreign("ab/file"), foreign("lost+found")]);
 
         let key = Key::Chunk { document, kind: ChunkKind::Snapshot, name: "abc".to_owned() };
-        let mut there = sizes(root, document).expect("lists");
-        assert_eq!(there, [(key.clone(), 3)]);
+        let mut found = sizes(root, document).expect("lists");
+        assert_eq!(found, [(key.clone(), 3)]);
         assert_eq!(read_document(root, document).expect("reads"), [(key, b"abc".to_vec())]);
-        let before = fingerprint(&mut there);
-        there[0].1 = 4;
-        assert_ne!(fingerprint(&mut there), before);
+        let before = fingerprint(&mut found);
+        found[0].1 = 4;
+        assert_ne!(fingerprint(&mut found), before);
     }
 }

@@ -70,7 +70,7 @@ impl Room {
                 return End::Retire("no_space");
             }
             tokio::select! {
-                () = shared.documents.space().is_back() => return End::Reopen,
+                () = shared.documents.space().wait_until_not_low() => return End::Reopen,
                 () = shared.stopping.cancelled() => return End::Stop,
                 () = handle.news.notified() => if handle.take_changes() {
                     return End::Reopen;

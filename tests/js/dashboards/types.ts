@@ -1,4 +1,4 @@
-// What the JSON of a dashboard must be, by Grafana's own types; the test puts the dashboards behind it.
+// Checks the JSON of a dashboard against Grafana's own types; the test appends the dashboards.
 import type {
   AnnotationQuery, Dashboard, DataQuery, DataSourceRef, FieldConfig, FieldConfigSource, GraphFieldConfig, Panel,
   TableFieldOptions,
@@ -12,13 +12,13 @@ import type { Options as Series } from
 import type { FieldConfig as HeatField, Options as Heat } from
   '@grafana/schema/dist/esm/raw/composable/heatmap/panelcfg/x/HeatmapPanelCfg_types.gen';
 
-/** A type as JSON has it: the values of an enum instead of its names. */
+/** A type as it is in JSON, with the values of an enum instead of its names. */
 type Plain<T> = T extends string ? `${T}` : T extends number ? T | NumberOf<T>
   : T extends (infer U)[] ? Plain<U>[]
   : T extends object ? { [K in keyof T]: Plain<T[K]> } : T;
 type NumberOf<T extends number> = `${T}` extends `${infer N extends number}` ? N : never;
 
-/** What Grafana's Prometheus data source reads, of which this package has no type. */
+/** The fields that Grafana's Prometheus data source reads, for which this package has no type. */
 type Target = DataQuery & { datasource: DataSourceRef; expr: string; legendFormat: string; editorMode: 'code' }
   & ({ range: true; format?: 'heatmap' } | { range: false; instant: true; format: 'table' });
 type Note = AnnotationQuery<DataQuery & { expr: string }> & { titleFormat: string };

@@ -1,4 +1,4 @@
-//! Which chunks are in the journal, known in memory.
+//! The index of the rows in the journal, in memory.
 
 use std::collections::HashMap;
 
@@ -7,25 +7,27 @@ use crate::{
     document::chunk::{ChunkKind, Key},
 };
 
-/// Rows beyond which the oldest move into the folders: each is a file then, of which a clean stop can write
-/// so many within its time.
-pub(super) const ROWS: usize = 20_000;
+/// The most rows before the oldest are moved into the folders. A clean stop writes a file for each
+/// row, and must have time for it.
+pub(super) const MAX_ROWS: usize = 20_000;
 
-/// Room for so many documents is kept when none is left.
-const KEPT: usize = 256;
+/// The largest capacity that an empty index keeps, in documents.
+const KEPT_CAPACITY: usize = 256;
 
-/// A chunk in the journal.
+/// A row of the journal, which holds one chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Row {
     pub(super) id: i64,
+    /// The size of the chunk in bytes.
     pub(super) size: usize,
 }
 
-/// Which chunks are in the journal.
+/// The rows of the journal by document.
 #[derive(Default)]
 pub(super) struct Index {
     pub(super) documents: HashMap<DocumentId, Vec<(ChunkKind, Box<str>, Row)>>,
     pub(super) rows: usize,
+    /// The size of all chunks in bytes.
     pub(super) bytes: usize,
 }
 
@@ -36,6 +38,7 @@ impl Index {
         chunks.iter().find(|(k, n, _)| k == kind && **n == **name).map(|(_, _, row)| *row)
     }
 
+    /// Sets or removes the row of a chunk.
     pub(super) fn set(&mut self, key: &Key, row: Option<Row>) {
         let Key::Chunk { document, kind, name } = key else { return };
         let chunks = self.documents.entry(*document).or_default();
@@ -46,7 +49,7 @@ impl Index {
         }
         if let Some(row) = row {
             if chunks.capacity() == 0 {
-                // Most documents have one chunk here, and a vector begins with room for four.
+                // Most documents have one chunk, and a vector would start with room for four.
                 chunks.reserve_exact(1);
             }
             chunks.push((*kind, name.as_str().into(), row));
@@ -54,7 +57,7 @@ impl Index {
             self.bytes += row.size;
         } else if chunks.is_empty() {
             self.documents.remove(document);
-            if self.documents.is_empty() && self.documents.capacity() > KEPT {
+            if self.documents.is_empty() && self.documents.capacity() > KEPT_CAPACITY {
                 self.documents = HashMap::new();
             }
         }
@@ -70,7 +73,8 @@ impl Index {
         Some(chunks.iter().map(|(kind, name, row)| (key(kind, name), *row)).collect())
     }
 
-    pub(super) fn is_beyond(&self, size: usize) -> bool {
-        self.bytes > size || self.rows > ROWS
+    /// Whether the journal has more bytes than `size`, or too many rows.
+    pub(super) fn exceeds(&self, size: usize) -> bool {
+        self.bytes > size || self.rows > MAX_ROWS
     }
 }

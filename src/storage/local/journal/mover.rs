@@ -1,4 +1,5 @@
-//! What leaves the journal: chunks that move into the folders, those that leave the folders, deleted documents.
+//! Moving chunks from the journal into the folders, deleting replaced chunks from the folders, and
+//! deleting documents.
 
 use std::{
     collections::VecDeque,
@@ -14,7 +15,7 @@ use tracing::warn;
 
 use super::{
     super::{nodefs::NodefsStore, tombstones::Tombstone},
-    index::{ROWS, Row},
+    index::{MAX_ROWS, Row},
     shared::{Change, Request, Shared, send},
     writer::PendingDelete,
 };
@@ -24,17 +25,17 @@ use crate::{
     storage::{ChunkStore, StorageError},
 };
 
-/// Chunks that move into the folders at a time.
-const MOVED: usize = 256;
-/// Pause before a checkpoint that failed is tried again: the first, and the longest.
+/// Chunks that are moved into the folders at a time.
+const MOVE_BATCH: usize = 256;
+/// The first and the longest pause before a failed checkpoint is retried.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
-/// Delete replaced chunks from the folders when their time has come: a grace time after what replaced them stands
-/// there too, for others read the folders alone.
+/// Deletes replaced chunks from the folders, a grace time after the chunks that replaced them were
+/// moved there. Other programs read only the folders.
 pub(super) async fn delete_after_grace(
     mover: Mover,
     grace: Duration,
-    again: mpsc::WeakSender<PendingDelete>,
+    requeue: mpsc::WeakSender<PendingDelete>,
     mut pending: mpsc::Receiver<PendingDelete>,
 ) {
     while let Some(PendingDelete { key, at, is_replacement_moved }) = pending.recv().await {
@@ -49,16 +50,16 @@ pub(super) async fn delete_after_grace(
                 at: Instant::now() + grace,
                 is_replacement_moved: true,
             };
-            let waits =
-                moved.is_ok() && again.upgrade().is_some_and(|a| a.try_send(delete).is_ok());
-            if !waits {
+            let is_queued = moved.is_ok()
+                && requeue.upgrade().is_some_and(|requeue| requeue.try_send(delete).is_ok());
+            if !is_queued {
                 mover.shared.pending_deletes().remove(&key);
             }
             continue;
         }
         {
             let mut pending_deletes = mover.shared.pending_deletes();
-            // One that was put again meanwhile stays.
+            // A chunk that was stored again meanwhile is kept.
             if !pending_deletes.remove(&key) {
                 continue;
             }
@@ -71,12 +72,12 @@ pub(super) async fn delete_after_grace(
     }
 }
 
-/// What a deletion found of a document.
+/// What a deletion has deleted.
 #[derive(Debug, Default)]
 pub struct Deleted {
     /// Chunks in the journal and the folders, quarantine included.
     pub chunks: usize,
-    /// Their bytes.
+    /// Their size in bytes.
     pub bytes: u64,
 }
 
@@ -85,78 +86,80 @@ pub(super) struct Mover {
     pub(super) folders: NodefsStore,
     pub(super) requests: mpsc::WeakSender<Request>,
     pub(super) shared: Arc<Shared>,
-    pub(super) checkpoint: Arc<tokio::sync::Mutex<()>>,
+    pub(super) checkpoint_lock: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Mover {
-    /// Move the oldest chunks whenever the journal has become too large, and all of them when nothing has been
-    /// written for `quiet`.
+    /// Moves the oldest chunks whenever the journal is too large, and all chunks when nothing was written
+    /// for `quiet`.
     pub(super) async fn checkpoint_loop(self, quiet: Duration) {
         let mut backoff = Backoff::new(RETRY.0, RETRY.1);
         loop {
             let commits = self.shared.commits.load(Ordering::Relaxed);
-            let is_full = timeout(quiet, self.shared.is_full.notified()).await.is_ok();
+            let is_too_large = timeout(quiet, self.shared.is_too_large.notified()).await.is_ok();
             if self.requests.strong_count() == 0 {
                 return;
             }
-            let is_quiet = !is_full && commits == self.shared.commits.load(Ordering::Relaxed);
-            if !is_full && (!is_quiet || self.shared.index().rows == 0) {
+            let is_quiet = !is_too_large && commits == self.shared.commits.load(Ordering::Relaxed);
+            if !is_too_large && (!is_quiet || self.shared.index().rows == 0) {
                 continue;
             }
-            let left = if is_full { self.shared.size / 2 } else { 0 };
+            let left = if is_too_large { self.shared.max_size / 2 } else { 0 };
             while let Err(error) = self.checkpoint(left).await {
                 warn!("the journal cannot be moved into the folders; it is tried again: {error}");
                 sleep(backoff.pause()).await;
             }
             backoff.reset();
             if is_quiet {
-                // The connection keeps pages in memory.
+                // The connection caches pages in memory.
                 self.shared.close_reader();
             }
         }
     }
 
-    /// Move the oldest chunks until `size` bytes, or that share of the most rows, are left.
+    /// Moves the oldest chunks until at most `size` bytes are left, and at most half of the most rows;
+    /// all chunks if `size` is 0. Returns how many were moved.
     pub(super) async fn checkpoint(&self, size: usize) -> Result<usize, StorageError> {
-        let _alone = self.checkpoint.lock().await;
+        let _lock = self.checkpoint_lock.lock().await;
         self.move_oldest(size).await
     }
 
-    /// The same, with the checkpoint's lock held.
+    /// See [`Self::checkpoint`]. The caller holds the lock.
     async fn move_oldest(&self, size: usize) -> Result<usize, StorageError> {
         let to_move = {
             let index = self.shared.index();
-            let rows = if size == 0 { 0 } else { ROWS / 2 };
+            let max_rows = if size == 0 { 0 } else { MAX_ROWS / 2 };
             let mut all: Vec<(Key, Row)> = Vec::with_capacity(index.rows);
             for document in index.documents.keys() {
                 all.extend(index.rows_of(*document).unwrap_or_default());
             }
             all.sort_unstable_by_key(|(_, row)| row.id);
             let (mut left, mut bytes) = (index.rows, index.bytes);
-            let wanted = all.iter().take_while(|(_, row)| {
-                let is_wanted = left > rows || bytes > size;
+            let oldest = all.iter().take_while(|(_, row)| {
+                let is_moved = left > max_rows || bytes > size;
                 (left, bytes) = (left.saturating_sub(1), bytes.saturating_sub(row.size));
-                is_wanted
+                is_moved
             });
-            let wanted = wanted.count();
-            all.truncate(wanted);
+            let oldest = oldest.count();
+            all.truncate(oldest);
             VecDeque::from(all)
         };
         self.move_all(to_move).await
     }
 
-    /// Move what the journal has of a chunk's document.
+    /// Moves all rows of the document that a chunk belongs to.
     async fn move_same_document(&self, key: &Key) -> Result<usize, StorageError> {
-        let _alone = self.checkpoint.lock().await;
+        let _lock = self.checkpoint_lock.lock().await;
         self.move_all(self.shared.rows_of_same_document(key).unwrap_or_default().into()).await
     }
 
+    /// See [`Journal::delete_document`](super::Journal::delete_document).
     pub(super) async fn delete_document(
         &self,
         document: DocumentId,
         tombstone: Tombstone,
     ) -> Result<Deleted, StorageError> {
-        let _alone = self.checkpoint.lock().await;
+        let _lock = self.checkpoint_lock.lock().await;
         let mut deleted = Deleted::default();
         let count = |deleted: &mut Deleted, (files, bytes)| {
             deleted.chunks += files;
@@ -169,7 +172,7 @@ impl Mover {
         };
         match add().await {
             Err(StorageError::Full(_)) => {
-                // What is deleted makes room for what says so.
+                // Deleting the files makes room for the tombstone.
                 count(&mut deleted, self.folders.delete_document(document).await?);
                 add().await?;
             }
@@ -182,21 +185,21 @@ impl Mover {
         Ok(deleted)
     }
 
-    /// As [`Journal::delete_again`].
+    /// See [`Journal::delete_again`](super::Journal::delete_again).
     pub(super) async fn delete_again(&self, document: DocumentId) -> Result<bool, StorageError> {
-        let _alone = self.checkpoint.lock().await;
+        let _lock = self.checkpoint_lock.lock().await;
         self.delete_rest(document).await
     }
 
-    /// As [`Journal::undelete`].
+    /// See [`Journal::undelete`](super::Journal::undelete).
     pub(super) async fn undelete(&self, document: DocumentId) -> Result<bool, StorageError> {
-        let _alone = self.checkpoint.lock().await;
+        let _lock = self.checkpoint_lock.lock().await;
         if !self.delete_rest(document).await? {
             return Ok(false);
         }
         let shared = self.shared.clone();
-        let lifting = tokio::task::spawn_blocking(move || shared.tombstones.remove(document));
-        lifting.await.map_err(self.shared.panicked("delete"))?
+        let removing = tokio::task::spawn_blocking(move || shared.tombstones.remove(document));
+        removing.await.map_err(self.shared.panicked("delete"))?
     }
 
     async fn delete_rest(&self, document: DocumentId) -> Result<bool, StorageError> {
@@ -208,8 +211,8 @@ impl Mover {
         Ok(true)
     }
 
-    /// Delete a document's rows without a trace. What else is in the journal moves out of it first: nothing is committed
-    /// while SQLite writes its file anew, which takes as long as what is in it is large.
+    /// Deletes the rows of a document, and their bytes from the file. Nothing can be committed while
+    /// SQLite rewrites its file, so all other chunks are moved into the folders first.
     async fn delete_rows(&self, document: DocumentId) -> Result<(), StorageError> {
         let Some(requests) = self.requests.upgrade() else { return Ok(()) };
         send(&requests, &self.shared, Change::DeleteDocument(document)).await?;
@@ -221,7 +224,7 @@ impl Mover {
         send(&requests, &self.shared, Change::Vacuum).await
     }
 
-    /// Leave nothing in the write-ahead log of the journal's file.
+    /// Empties the write-ahead log of the journal's file.
     pub(super) async fn truncate_wal(&self) -> Result<(), StorageError> {
         match self.requests.upgrade() {
             Some(requests) => send(&requests, &self.shared, Change::TruncateWal).await,
@@ -229,12 +232,12 @@ impl Mover {
         }
     }
 
-    /// Move these rows. One at a time, and to its end: a row that is not there any more when it has been moved
-    /// counts as deleted meanwhile, and its file goes.
+    /// Moves these rows. The caller holds the lock, and must not be cancelled: the file of a row that no
+    /// longer exists after it was written is deleted, because the chunk was deleted meanwhile.
     async fn move_all(&self, mut to_move: VecDeque<(Key, Row)>) -> Result<usize, StorageError> {
         let mut moved = 0;
         while !to_move.is_empty() {
-            let rows: Vec<(Key, Row)> = to_move.drain(..MOVED.min(to_move.len())).collect();
+            let rows: Vec<(Key, Row)> = to_move.drain(..MOVE_BATCH.min(to_move.len())).collect();
             let read = self.shared.read_rows(rows).await?;
             let mut rows = Vec::with_capacity(read.len());
             let mut files = Vec::with_capacity(read.len());

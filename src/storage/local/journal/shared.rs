@@ -1,4 +1,5 @@
-//! What the journal and its tasks share: the index, the reader, and the requests to the writer.
+//! What the journal and its tasks share: the index, the connection for reads, and the requests to the
+//! writer.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -18,8 +19,8 @@ use tokio::{
 
 use super::{
     super::{blocked::Block, marks::Marks, tombstones::Tombstones},
-    file::failed,
     index::{Index, Row},
+    sqlite::failed,
 };
 use crate::{
     base::{document_id::DocumentId, lock::lock},
@@ -33,37 +34,41 @@ pub(super) struct Shared {
     pub(super) path: PathBuf,
     pub(super) durability: Durability,
     pub(super) index: Mutex<Index>,
-    /// For reads; opened when it is first needed, and again after a failure.
+    /// A connection for reads. It is opened when needed, and reopened after a failure.
     pub(super) reader: Mutex<Option<Connection>>,
-    pub(super) is_full: Notify,
-    /// Chunks that leave the folders when their grace time is over.
+    /// Wakes the task that moves chunks into the folders.
+    pub(super) is_too_large: Notify,
+    /// Chunks that are deleted from the folders when their grace time is over.
     pub(super) pending_deletes: Mutex<HashSet<Key>>,
-    /// The chunk that is being deleted from the folders: it may be stored again only afterwards.
+    /// The chunk that is being deleted from the folders. It must not be stored again before that is
+    /// done.
     pub(super) deleting: watch::Sender<Option<Key>>,
-    pub(super) size: usize,
-    /// The commits since the journal was opened.
+    /// The size in bytes from which chunks are moved into the folders.
+    pub(super) max_size: usize,
+    /// The number of commits since the journal was opened.
     pub(super) commits: AtomicU64,
     pub(super) tombstones: Tombstones,
     pub(super) blocked: Marks<Block>,
     pub(super) metrics: StorageMetrics,
 }
 
-/// What is to be done in the next commit.
+/// A request to the writer, for its next commit.
 pub(super) struct Request {
     pub(super) change: Change,
     pub(super) done: oneshot::Sender<Result<(), StorageError>>,
 }
 
+/// A change that the writer makes.
 pub(super) enum Change {
     Put(Key, Bytes),
     Delete(Key),
-    /// Let the file be as small as what is in it, with nothing in its write-ahead log.
+    /// Empty the write-ahead log into the file, after the commit.
     TruncateWal,
-    /// Rows whose chunks stand in the folders.
+    /// Delete rows whose chunks were written to the folders.
     Moved(Vec<(Key, Row)>),
-    /// All rows of a document.
+    /// Delete all rows of a document.
     DeleteDocument(DocumentId),
-    /// Let no bytes of deleted rows stay in the file.
+    /// Remove the bytes of deleted rows from the file, after the commit.
     Vacuum,
 }
 
@@ -77,7 +82,7 @@ impl Shared {
         move |error| failed(action, &path, error)
     }
 
-    /// What a panic in a task of the journal's is to whoever waits for it.
+    /// The error for a caller whose task has panicked.
     pub(super) fn panicked(&self, action: &'static str) -> impl FnOnce(JoinError) -> StorageError {
         let path = self.path.clone();
         move |panic| StorageError::Unavailable(Failure::new(action, path, panic))
@@ -87,18 +92,18 @@ impl Shared {
         lock(&self.pending_deletes)
     }
 
-    /// Sees that a chunk which is about to be stored is not deleted from the folders any more.
+    /// Cancels the pending deletion of a chunk that is about to be stored, or waits until it is done.
     pub(super) async fn cancel_delete(&self, key: &Key) {
         let mut deleting = {
             let mut pending_deletes = self.pending_deletes();
             pending_deletes.remove(key);
             self.deleting.subscribe()
         };
-        // The sender is as old as this.
+        // The sender exists as long as `self`.
         let _ = deleting.wait_for(|deleting| deleting.as_ref() != Some(key)).await;
     }
 
-    /// Take over what a commit did.
+    /// Updates the index and the metrics after a commit.
     pub(super) fn record(&self, committed: HashMap<Key, Option<Row>>) {
         self.commits.fetch_add(1, Ordering::Relaxed);
         self.metrics.commits.inc();
@@ -107,12 +112,12 @@ impl Shared {
             index.set(&key, row);
         }
         self.update_gauges(&index);
-        if index.is_beyond(self.size) {
-            self.is_full.notify_one();
+        if index.exceeds(self.max_size) {
+            self.is_too_large.notify_one();
         }
     }
 
-    /// The rows of a chunk's document, if there are any.
+    /// The rows of the document that a chunk belongs to, if there are any.
     pub(super) fn rows_of_same_document(&self, key: &Key) -> Option<Vec<(Key, Row)>> {
         let Key::Chunk { document, .. } = key else { return None };
         self.index().rows_of(*document)
@@ -123,7 +128,7 @@ impl Shared {
         self.metrics.journal_chunks.set(i64::try_from(index.rows).unwrap_or(i64::MAX));
     }
 
-    /// Read rows on a thread that may block.
+    /// Reads rows on a thread that may block. Rows that no longer exist are left out.
     pub(super) async fn read_rows(
         self: &Arc<Self>,
         rows: Vec<(Key, Row)>,
@@ -137,7 +142,7 @@ impl Shared {
         *lock(&self.reader) = None;
     }
 
-    /// Read rows with a connection that does not hold up the writer.
+    /// Reads rows with a connection of its own, so that the writer does not wait.
     #[expect(clippy::disallowed_methods, reason = "runs on a thread that may block")]
     fn read(&self, rows: &[(Key, Row)]) -> Result<Vec<(Key, Row, Vec<u8>)>, StorageError> {
         let mut reader = lock(&self.reader);
@@ -152,7 +157,7 @@ impl Shared {
                 .prepare_cached("SELECT data FROM chunk WHERE id = ?1")
                 .map_err(self.failed("read"))?;
             for (key, row) in rows {
-                // One that is gone stands in the folders by now, or was replaced.
+                // A missing row was moved into the folders, or replaced.
                 let data = query.query_row([row.id], |found| found.get(0)).optional();
                 if let Some(data) = data.map_err(self.failed("read"))? {
                     found.push((key.clone(), *row, data));
@@ -164,16 +169,17 @@ impl Shared {
     }
 }
 
+/// Sends a change to the writer, and waits until it is durable.
 pub(super) async fn send(
     requests: &mpsc::Sender<Request>,
     shared: &Shared,
     change: Change,
 ) -> Result<(), StorageError> {
-    let gone = || {
+    let ended = || {
         let reason = "the journal's writer has ended";
         StorageError::Unavailable(Failure::new("write", shared.path.as_path(), reason))
     };
     let (done, result) = oneshot::channel();
-    requests.send(Request { change, done }).await.map_err(|_| gone())?;
-    result.await.unwrap_or_else(|_| Err(gone()))
+    requests.send(Request { change, done }).await.map_err(|_| ended())?;
+    result.await.unwrap_or_else(|_| Err(ended()))
 }

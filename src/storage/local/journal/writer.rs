@@ -1,4 +1,4 @@
-//! The task that commits.
+//! The task that commits changes to the journal.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -9,43 +9,47 @@ use tokio::{
 };
 
 use super::{
-    file::{forget_deleted, open, vacuum},
     index::Row,
     shared::{Change, Request, Shared},
+    sqlite::{delete_rows_with_tombstones, open, vacuum},
 };
 use crate::{document::chunk::Key, storage::StorageError};
 
-/// Writes in one commit, and writes that wait for the next.
+/// The most changes of a commit, and the most that wait for the next one.
 pub(super) const BATCH: usize = 1024;
-/// Replaced chunks that wait for the end of their grace time; further ones stay until their document is
-/// next compacted after a load.
+/// The most replaced chunks that wait for the end of their grace time. Further ones remain until
+/// their document is compacted after its next load.
 pub(super) const MAX_PENDING_DELETES: usize = 16_384;
 
-/// Commits what is asked for.
+/// Commits changes in batches.
 pub(super) struct Writer {
     pub(super) shared: Arc<Shared>,
-    /// None after a failure that may have broken the file, or could not be rolled back: it is opened again, and
-    /// checked.
+    /// `None` after a failure that may have damaged the file or could not be rolled back. The file is
+    /// then reopened and checked.
     pub(super) connection: Option<Connection>,
+    /// The shortest time between commits.
     pub(super) interval: Duration,
+    /// How long replaced chunks stay in the folders.
     pub(super) grace: Duration,
     pub(super) pending_deletes: mpsc::Sender<PendingDelete>,
 }
 
-/// A chunk in the folders that is not needed any more.
+/// A chunk in the folders that was replaced.
 pub(super) struct PendingDelete {
     pub(super) key: Key,
-    /// When it may go.
+    /// When it may be deleted.
     pub(super) at: Instant,
-    /// What replaced it stands in the folders.
+    /// Whether the chunk that replaced it is in the folders.
     pub(super) is_replacement_moved: bool,
 }
 
-/// What a commit did to the index, and chunks that are to leave the folders.
+/// The result of a commit.
 #[derive(Default)]
 struct Committed {
+    /// The rows that were added, and `None` for those that were deleted.
     index: HashMap<Key, Option<Row>>,
-    pub(super) to_delete: Vec<Key>,
+    /// Chunks to be deleted from the folders.
+    to_delete: Vec<Key>,
 }
 
 impl Writer {
@@ -53,10 +57,11 @@ impl Writer {
         let mut batch = Vec::new();
         let mut next = Instant::now();
         while requests.recv_many(&mut batch, BATCH).await > 0 {
-            // The first after a pause does not wait; the others come together.
+            // The first change after a pause is committed at once. Later ones are collected for an
+            // interval.
             while batch.len() < BATCH {
-                let places = BATCH - batch.len();
-                let more = requests.recv_many(&mut batch, places);
+                let room = BATCH - batch.len();
+                let more = requests.recv_many(&mut batch, room);
                 if timeout_at(next, more).await.unwrap_or(0) == 0 {
                     break;
                 }
@@ -64,11 +69,11 @@ impl Writer {
             next = Instant::now() + self.interval;
             self.commit(std::mem::take(&mut batch)).await;
         }
-        // So that the mover sees that there is nobody any more.
-        self.shared.is_full.notify_one();
+        // Wakes the mover, which ends because the journal was dropped.
+        self.shared.is_too_large.notify_one();
     }
 
-    /// Let chunks leave the folders later.
+    /// Schedules chunks to be deleted from the folders after the grace time.
     fn schedule_deletes(&mut self, keys: Vec<Key>) {
         let at = Instant::now() + self.grace;
         let mut pending_deletes = self.shared.pending_deletes();
@@ -94,20 +99,21 @@ impl Writer {
                 None => match open(&shared.path, shared.durability) {
                     Err(error) => return (None, Err(error)),
                     Ok((connection, index)) => {
-                        *shared.index() = forget_deleted(&connection, index, &shared.tombstones);
+                        *shared.index() =
+                            delete_rows_with_tombstones(&connection, index, &shared.tombstones);
                         connection
                     }
                 },
             };
             let written = commit(&mut connection, &shared, &changes);
-            // A full disk, for one, leaves a connection that can go on as soon as there is room.
-            let is_whole = match &written {
+            // After some failures, such as a full disk, the connection can still be used.
+            let is_usable = match &written {
                 Ok(_) => true,
                 Err(error) => {
                     !matches!(error, StorageError::Corrupt(_)) && connection.is_autocommit()
                 }
             };
-            (is_whole.then_some(connection), written)
+            (is_usable.then_some(connection), written)
         });
         let (connection, written) = match write.await {
             Ok(ended) => ended,
@@ -132,30 +138,31 @@ impl Writer {
     }
 }
 
-/// Makes `changes` durable, and does what is asked for after that. Returns the chunks that are to leave the folders.
+/// Makes `changes` durable, and then truncates the log or vacuums if requested. Returns the chunks to
+/// be deleted from the folders.
 fn commit(
     connection: &mut Connection,
     shared: &Shared,
     changes: &[Change],
 ) -> Result<Vec<Key>, StorageError> {
     let committed = write(connection, shared, changes)?;
-    // The index before what takes long: who loads a document must not look for rows that are gone.
+    // The index is updated before the slow operations, so that loads do not look for deleted rows.
     shared.record(committed.index);
     if changes.iter().any(|change| matches!(change, Change::Vacuum)) {
         vacuum(connection);
     }
     if changes.iter().any(|change| matches!(change, Change::TruncateWal)) {
-        let fold = "PRAGMA wal_checkpoint(TRUNCATE)";
-        connection.execute_batch(fold).map_err(shared.failed("write"))?;
+        let truncate = "PRAGMA wal_checkpoint(TRUNCATE)";
+        connection.execute_batch(truncate).map_err(shared.failed("write"))?;
     }
     if changes.iter().all(|change| matches!(change, Change::Moved(_))) {
-        // Nothing else is going on: the pages that it keeps in memory are not needed.
+        // Nothing else is written, so the cached pages are not needed.
         let _ = connection.execute_batch("PRAGMA shrink_memory");
     }
     Ok(committed.to_delete)
 }
 
-/// Make all of `changes` durable, or none.
+/// Makes all of `changes` durable, or none.
 fn write(
     connection: &mut Connection,
     shared: &Shared,
@@ -172,7 +179,7 @@ fn write(
             .map_err(&failed)?;
         let mut delete =
             transaction.prepare_cached("DELETE FROM chunk WHERE id = ?1").map_err(&failed)?;
-        let now = |committed: &Committed, key: &Key| match committed.index.get(key) {
+        let current = |committed: &Committed, key: &Key| match committed.index.get(key) {
             Some(row) => *row,
             None => shared.index().get(key),
         };
@@ -183,7 +190,7 @@ fn write(
                     if shared.tombstones.contains(*document) {
                         continue;
                     }
-                    if let Some(old) = now(&committed, key) {
+                    if let Some(old) = current(&committed, key) {
                         delete.execute([old.id]).map_err(&failed)?;
                     }
                     let id = insert
@@ -192,7 +199,7 @@ fn write(
                     committed.index.insert(key.clone(), Some(Row { id, size: data.len() }));
                 }
                 Change::TruncateWal | Change::Vacuum => {}
-                Change::Delete(key) => match now(&committed, key) {
+                Change::Delete(key) => match current(&committed, key) {
                     Some(row) => {
                         delete.execute([row.id]).map_err(&failed)?;
                         committed.index.insert(key.clone(), None);
@@ -213,12 +220,12 @@ fn write(
                 }
                 Change::Moved(rows) => {
                     for (key, row) in rows {
-                        match now(&committed, key) {
-                            Some(now) if now == *row => {
+                        match current(&committed, key) {
+                            Some(current) if current == *row => {
                                 delete.execute([row.id]).map_err(&failed)?;
                                 committed.index.insert(key.clone(), None);
                             }
-                            // Written anew meanwhile: it is moved again.
+                            // It was replaced meanwhile, and will be moved again.
                             Some(_) => {}
                             // Deleted while its file was being written.
                             None => committed.to_delete.push(key.clone()),

@@ -91,7 +91,7 @@ impl NativeEngine {
             events: Vec::new(),
             members,
             pending,
-            writer: Writer::new(documents, opened.base),
+            writer: Writer::new(documents, opened.unsaved_seed),
             turns,
             usage,
             prepaid: Vec::new(),

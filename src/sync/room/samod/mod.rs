@@ -124,7 +124,7 @@ impl SamodEngine {
             storage_id,
             known: Arc::new(opened.chunks.iter().map(|(key, _)| key.clone()).collect()),
             changes: Arc::new(opened.changes),
-            seed: Arc::new(tokio::sync::Mutex::new(opened.base)),
+            seed: Arc::new(tokio::sync::Mutex::new(opened.unsaved_seed)),
             chunks: Arc::new(Mutex::new(opened.chunks)),
         };
         let repo = Repo::builder(runtime.clone())

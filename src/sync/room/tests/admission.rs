@@ -91,7 +91,7 @@ async fn check(fixture: &Fixture, cases: &[Case], is_samod: bool) -> Result<(), 
     let sent = futures::future::join_all(sending).await;
     let mut at_owners = Vec::new();
     for (case, sent) in cases.iter().zip(sent) {
-        at_owners.push(sent.map_err(|why| format!("{why}\n{}", case.tell()))?);
+        at_owners.push(sent.map_err(|why| format!("{why}\n{}", case.describe()))?);
     }
     until("all rooms are gone", || fixture.rooms.count().0 == 0).await;
     for ((case, id), at_owner) in cases.iter().zip(documents).zip(at_owners) {
@@ -115,7 +115,7 @@ async fn check(fixture: &Fixture, cases: &[Case], is_samod: bool) -> Result<(), 
         let chunks: Vec<String> = opened.chunks.iter().map(|(key, _)| key.to_string()).collect();
         return Err(format!(
             "{fault}\nstored: {stored:?} in {chunks:?}\nthe owner's: {owner:?}\n{}",
-            case.tell()
+            case.describe()
         ));
     }
     Ok(())

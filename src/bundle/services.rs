@@ -3,12 +3,13 @@
 use std::sync::Arc;
 
 use super::{
-    disk_budget::DiskBudget, import::Importer, served::Served, slims::Slims, store::BundleStore,
+    disk_budget::DiskBudget, import::Importer, served::Served, slim_cache::SlimCache,
+    store::BundleStore,
 };
 use crate::limits::turns::Turns;
 
-/// Bundles unpacked at a time.
-const UNPACKING: usize = 2;
+/// Bundles that are unpacked at the same time.
+const MAX_UNPACKING: usize = 2;
 
 /// The served bundle and the uploaded ones.
 #[derive(Clone)]
@@ -16,22 +17,22 @@ const UNPACKING: usize = 2;
 pub struct Bundles {
     pub served: Served,
     pub store: Arc<dyn BundleStore>,
-    pub slims: Arc<Slims>,
+    pub slim_cache: Arc<SlimCache>,
     pub importer: Arc<Importer>,
     pub receiving: Arc<DiskBudget>,
-    /// Permits for unpacking, in turns by principal; it takes processor time and memory.
+    /// Permits for unpacking, which takes processor time and memory; in turns by principal.
     pub unpacking: Arc<Turns>,
 }
 
 impl Bundles {
-    /// Puts them together; no slim form is known yet.
+    /// Starts with an empty cache of slim forms.
     pub fn new(
         served: Served,
         store: Arc<dyn BundleStore>,
         importer: Arc<Importer>,
         receiving: Arc<DiskBudget>,
     ) -> Self {
-        let unpacking = Arc::new(Turns::new(UNPACKING));
-        Self { served, store, slims: Arc::default(), importer, receiving, unpacking }
+        let unpacking = Arc::new(Turns::new(MAX_UNPACKING));
+        Self { served, store, slim_cache: Arc::default(), importer, receiving, unpacking }
     }
 }

@@ -1,4 +1,4 @@
-//! The journal's SQLite file: opened, listed, or put aside where it is broken.
+//! The journal's SQLite file: opening it, and salvaging a broken one.
 
 #![allow(clippy::disallowed_methods, reason = "all of it blocks, and runs on threads that may")]
 
@@ -9,7 +9,6 @@ use std::{
 };
 
 use bytes::Bytes;
-// rusqlite: the binding to SQLite with the most users, and it brings SQLite's source along.
 use rusqlite::{Connection, ErrorCode, OpenFlags, config::DbConfig};
 use tracing::{error, warn};
 
@@ -30,12 +29,12 @@ use crate::{
     storage::{Failure, StorageError},
 };
 
-/// The journal's own format, in SQLite's `user_version`; and what says in `application_id` that it is ours
-/// ("tonk").
+/// The version of the journal's format, in SQLite's `user_version`.
 const FORMAT: i64 = 1;
+/// The `application_id` of the relay's journals: "tonk" in ASCII.
 const APPLICATION: i64 = 0x746f_6e6b;
 
-/// Open the journal's file, and list what is in it.
+/// Opens the journal's file, creates it if it does not exist, and lists its rows.
 pub(super) fn open(
     path: &Path,
     durability: Durability,
@@ -43,7 +42,7 @@ pub(super) fn open(
     check_header(path)?;
     let failed = |error| failed("open", path, error);
     let connection = Connection::open(path).map_err(failed)?;
-    // Closing a file that turns out to be broken must not write the log into it and delete the log.
+    // Closing a broken file must not checkpoint the log into it and delete the log.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true).map_err(failed)?;
     let number = |pragma| connection.pragma_query_value(None, pragma, |row| row.get::<_, i64>(0));
     let (application, format) =
@@ -55,7 +54,7 @@ pub(super) fn open(
         );
         return Err(StorageError::Unsupported(Failure::new("open", path, reason)));
     }
-    // FULL: a commit returns when it is on the disk. NORMAL: the kernel has it.
+    // With FULL a commit returns when it is on the disk; with NORMAL when the kernel has it.
     let synchronous = if durability == Durability::Fsync { "FULL" } else { "NORMAL" };
     connection
         .execute_batch(&format!(
@@ -92,7 +91,7 @@ pub(super) fn open(
             index.set(&key, Some(Row { id, size: usize::try_from(size).unwrap_or(0) }));
         }
     }
-    // Most of the time it is empty when it is opened, and this is done at once.
+    // Usually the journal is empty when it is opened, so this is fast.
     let check = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get::<_, String>(0));
     match check.map_err(failed)?.as_str() {
         "ok" => Ok((connection, index)),
@@ -100,16 +99,16 @@ pub(super) fn open(
     }
 }
 
-/// Move the rows of a broken journal that can be read into the folders. Returns how many that were.
+/// Writes the readable rows of a broken journal into the folders. Returns how many there were.
 fn salvage(root: &Path, path: &Path) -> usize {
-    let rescue = || -> rusqlite::Result<Vec<(PathBuf, Bytes)>> {
-        // One that may write would change what is to be kept as it is.
+    let read_rows = || -> rusqlite::Result<Vec<(PathBuf, Bytes)>> {
+        // Read-only, because the broken file must be kept unchanged.
         let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
         let mut list =
             connection.prepare("SELECT id, document, kind, name FROM chunk ORDER BY id")?;
         let mut read = connection.prepare("SELECT data FROM chunk WHERE id = ?1")?;
         let (mut rows, mut files) = (list.query([])?, Vec::new());
-        // What comes after a page that cannot be read is not found this way: it is in quarantine.
+        // Rows behind an unreadable page are not found, and remain only in quarantine.
         while let Ok(Some(row)) = rows.next() {
             let (id, document): (i64, [u8; 16]) = (row.get(0)?, row.get(1)?);
             let (kind, name): (String, String) = (row.get(2)?, row.get(3)?);
@@ -124,7 +123,7 @@ fn salvage(root: &Path, path: &Path) -> usize {
     if check_header(path).is_err() {
         return 0;
     }
-    let files = rescue().unwrap_or_default();
+    let files = read_rows().unwrap_or_default();
     match write_atomically(root, &files, true) {
         Ok(()) => files.len(),
         Err(error) => {
@@ -134,8 +133,8 @@ fn salvage(root: &Path, path: &Path) -> usize {
     }
 }
 
-/// A deletion that did not come to its end is finished.
-pub(super) fn forget_deleted(
+/// Deletes the rows of documents that have a tombstone, which an interrupted deletion left.
+pub(super) fn delete_rows_with_tombstones(
     connection: &Connection,
     mut index: Index,
     tombstones: &Tombstones,
@@ -160,7 +159,7 @@ pub(super) fn forget_deleted(
     index
 }
 
-/// SQLite keeps what was deleted in pages that it will use again: write the file anew without them.
+/// Rewrites the file without the bytes of deleted rows, which SQLite keeps in free pages.
 pub(super) fn vacuum(connection: &Connection) {
     if let Err(error) = connection.execute_batch("VACUUM; PRAGMA wal_checkpoint(TRUNCATE);") {
         warn!(
@@ -169,11 +168,12 @@ pub(super) fn vacuum(connection: &Connection) {
     }
 }
 
-/// How many chunks are in the journal of a storage folder that nobody has open, which is left
-/// untouched.
+/// Counts the chunks in the journal of a storage folder that no process has open, without changing
+/// it.
+///
 /// # Errors
-/// It cannot be read. [`StorageError::InUse`] if only the process that has it open can tell, or
-/// opening it.
+/// It cannot be read. [`StorageError::InUse`] if it has a write-ahead log: the number is then known
+/// only to the process that has it open, or by opening it.
 pub fn count_rows(root: &Path) -> Result<u64, StorageError> {
     let path = root.join(".journal/journal.sqlite");
     let log = path.with_file_name("journal.sqlite-wal");
@@ -187,8 +187,9 @@ pub fn count_rows(root: &Path) -> Result<u64, StorageError> {
     check_header(&path)?;
     let read = folder::read(&path, MAX_FILE);
     let mut data = read.map_err(|source| StorageError::io("read", path.as_path(), source))?;
-    // In memory, and not by the path, which may lead elsewhere when SQLite opens it. There a database has no
-    // write-ahead log, and this is where its file says that it has one (fileformat2.html, 1.3).
+    // SQLite gets the bytes and not the path, which may lead elsewhere by then. A database in memory
+    // cannot have a write-ahead log, so the file's versions are set to the legacy format
+    // (fileformat2.html, 1.3).
     if let Some(versions) = data.get_mut(18..20) {
         versions.fill(1);
     }
@@ -200,7 +201,7 @@ pub fn count_rows(root: &Path) -> Result<u64, StorageError> {
     count().map(i64::unsigned_abs).map_err(|error| failed("read", &path, error))
 }
 
-/// What SQLite does with a file that does not begin as one of its own is to delete the log beside it.
+/// Checks the header of the file. SQLite would delete the log of a file with another header.
 fn check_header(path: &Path) -> Result<(), StorageError> {
     /// <https://www.sqlite.org/fileformat.html>, 1.3
     const HEADER: &[u8; 16] = b"SQLite format 3\0";
@@ -213,7 +214,7 @@ fn check_header(path: &Path) -> Result<(), StorageError> {
         Ok(()) if header == *HEADER => Ok(()),
         Ok(()) => broken("file is not a database"),
         Err(error) if error.kind() == io::ErrorKind::NotFound && !has_log() => Ok(()),
-        // As SQLite leaves it before the first commit.
+        // SQLite leaves an empty file before the first commit.
         Err(error)
             if error.kind() == io::ErrorKind::UnexpectedEof
                 && fs::metadata(path).is_ok_and(|found| found.len() == 0)
@@ -231,8 +232,8 @@ fn check_header(path: &Path) -> Result<(), StorageError> {
     }
 }
 
-/// The same for its files.
-pub(super) fn finish_deletions(root: &Path, tombstones: &Tombstones) {
+/// Deletes the files of documents that have a tombstone, which an interrupted deletion left.
+pub(super) fn delete_files_with_tombstones(root: &Path, tombstones: &Tombstones) {
     for document in tombstones.ids() {
         if let Err(error) = delete_files(root, document) {
             warn!(%document, "files of a deleted document stay for now: {error}");
@@ -240,7 +241,8 @@ pub(super) fn finish_deletions(root: &Path, tombstones: &Tombstones) {
     }
 }
 
-/// Move a journal that SQLite does not read into quarantine. Clients that have what was in it give it back.
+/// Moves a journal that SQLite cannot read into quarantine. Clients that still have the changes send
+/// them again.
 pub(super) fn quarantine_journal(
     root: &Path,
     path: &Path,

@@ -1,5 +1,6 @@
-//! A restore that replaces all that is stored: from the moment in which it moves that away until all of the backup
-//! is there, a file says so, and no relay starts with half of it.
+//! The marker of a restore that replaces everything: a file that exists from before the stored
+//! documents are moved away until the whole backup is in their place. While it exists the relay
+//! refuses to start.
 
 #![allow(clippy::disallowed_methods, reason = "all of it blocks, and runs on threads that may")]
 
@@ -19,50 +20,51 @@ use crate::storage::{Failure, StorageError};
 
 /// A backup, as `.replacing` names it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Source {
+pub struct BackupSource {
     /// The folder of the backup.
     pub folder: PathBuf,
-    /// The SHA-256 of its index: a backup that was brought up to date meanwhile is another one.
+    /// The SHA-256 of its index. A backup that was updated meanwhile counts as another one.
     pub sha256: String,
 }
 
-/// What a restore that replaces all has done so far.
+/// The progress of a restore that replaces everything.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Replacing {
+pub struct RestoreMarker {
     /// The backup that is restored.
-    pub backup: Source,
-    /// The names of the folders, beside the documents, to which what was stored moved: what was stored before all of
-    /// this, and after it what each interrupted restore of another backup had brought.
+    pub backup: BackupSource,
+    /// The names of the folders to which stored documents were moved. The first has those that were
+    /// stored before; each further one has those of an interrupted restore of another backup.
     pub folders: Vec<String>,
-    /// Whether everything has moved to the last of them. What is stored then is the backup's.
+    /// Whether everything was moved to the last of these folders. All stored documents are then from
+    /// the backup.
     pub is_moved: bool,
 }
 
-impl Replacing {
-    /// The name of the folder to which what is stored moves, or has moved.
+impl RestoreMarker {
+    /// The name of the folder to which the stored documents are moved.
     pub fn folder(&self) -> &str {
         self.folders.last().map_or(REPLACED, String::as_str)
     }
 }
 
-/// Begins a restore of `backup`, or resumes that one. Where the restore of another backup was interrupted, what it has
-/// brought is to move aside like anything else that is stored, so that no part of one is mixed with the other. Blocks.
+/// Begins a restore of `backup`, or resumes it. If the restore of another backup was interrupted, the
+/// documents that it restored must be moved aside too, so that the backups are not mixed. Blocks.
 ///
 /// # Errors
-/// The file that says so cannot be written.
-pub fn begin(root: &Path, backup: Source) -> Result<Replacing, StorageError> {
-    let mut replacing = match unfinished(root)? {
+/// The marker cannot be written.
+pub fn begin(root: &Path, backup: BackupSource) -> Result<RestoreMarker, StorageError> {
+    let mut marker = match unfinished(root)? {
         Some(same) if same.backup == backup => return Ok(same),
-        Some(other) => Replacing { backup, ..other },
-        None => Replacing { backup, folders: Vec::new(), is_moved: true },
+        Some(other) => RestoreMarker { backup, ..other },
+        None => RestoreMarker { backup, folders: Vec::new(), is_moved: true },
     };
-    // Of a restore that has not moved everything nothing is stored yet: its folder takes the rest.
-    if replacing.is_moved {
-        replacing.folders.push(free_name(root));
-        replacing.is_moved = false;
+    // A restore that has not moved everything has restored nothing, so its folder is used again.
+    if marker.is_moved {
+        marker.folders.push(free_name(root));
+        marker.is_moved = false;
     }
-    write(root, &replacing)?;
-    Ok(replacing)
+    write(root, &marker)?;
+    Ok(marker)
 }
 
 fn free_name(root: &Path) -> String {
@@ -75,24 +77,24 @@ fn free_name(root: &Path) -> String {
     name(free.unwrap_or_default())
 }
 
-/// What was stored is out of the way. Blocks.
+/// Records that everything was moved aside. Blocks.
 ///
 /// # Errors
-/// The file that says so cannot be written.
-pub fn moved(root: &Path, replacing: &mut Replacing) -> Result<(), StorageError> {
-    replacing.is_moved = true;
-    write(root, replacing)
+/// The marker cannot be written.
+pub fn record_moved(root: &Path, marker: &mut RestoreMarker) -> Result<(), StorageError> {
+    marker.is_moved = true;
+    write(root, marker)
 }
 
-fn write(root: &Path, replacing: &Replacing) -> Result<(), StorageError> {
-    let text = serde_json::to_vec(replacing).unwrap_or_default();
+fn write(root: &Path, marker: &RestoreMarker) -> Result<(), StorageError> {
+    let text = serde_json::to_vec(marker).unwrap_or_default();
     write_atomically(root, &[(root.join(REPLACING), text.into())], true)
 }
 
-/// All is there. Blocks.
+/// Deletes the marker, because the restore is complete. Blocks.
 ///
 /// # Errors
-/// The file cannot be deleted.
+/// The marker cannot be deleted.
 pub fn end(root: &Path) -> Result<(), StorageError> {
     let path = root.join(REPLACING);
     match std::fs::remove_file(&path) {
@@ -103,26 +105,26 @@ pub fn end(root: &Path) -> Result<(), StorageError> {
     }
 }
 
-/// The restore that was not finished, if there is one. Blocks.
+/// The marker of a restore that is not complete, if there is one. Blocks.
 ///
 /// # Errors
-/// That cannot be told.
-pub fn unfinished(root: &Path) -> Result<Option<Replacing>, StorageError> {
+/// The marker cannot be read.
+pub fn unfinished(root: &Path) -> Result<Option<RestoreMarker>, StorageError> {
     let Some(text) = read(&root.join(REPLACING))? else { return Ok(None) };
-    let replacing = serde_json::from_slice(&text);
-    replacing
+    let marker = serde_json::from_slice(&text);
+    marker
         .map(Some)
         .map_err(|error| StorageError::Corrupt(Failure::new("read", root.join(REPLACING), error)))
 }
 
-/// The folders beside the documents with what restores have replaced. Blocks.
-pub fn replaced(root: &Path) -> Vec<PathBuf> {
+/// The folders with the documents that restores have replaced. Blocks.
+pub fn replaced_folders(root: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(root).into_iter().flatten().flatten();
-    let is_one = |path: &PathBuf| {
+    let is_replaced = |path: &PathBuf| {
         let name = path.file_name().and_then(|name| name.to_str());
         name.is_some_and(|name| name.starts_with(REPLACED))
     };
-    entries.map(|entry| entry.path()).filter(is_one).collect()
+    entries.map(|entry| entry.path()).filter(is_replaced).collect()
 }
 
 #[cfg(test)]
@@ -130,18 +132,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn another_backup_does_not_go_on_where_one_was_interrupted() {
+    fn the_restore_of_another_backup_does_not_resume_an_interrupted_one() {
         let folder = tempfile::tempdir().expect("a folder");
         let root = folder.path();
         std::fs::create_dir(root.join(".tmp")).expect("made");
-        let backup = |name: &str| Source { folder: name.into(), sha256: name.to_owned() };
+        let backup = |name: &str| BackupSource { folder: name.into(), sha256: name.to_owned() };
         let first = begin(root, backup("a")).expect("begins");
         assert_eq!((first.folders.len(), first.is_moved), (1, false));
         assert_eq!(begin(root, backup("a")).expect("resumes"), first);
         let mut other = begin(root, backup("b")).expect("takes over");
         assert_eq!(other.folders, first.folders, "nothing of the first is stored yet");
         std::fs::create_dir(root.join(other.folder())).expect("made");
-        moved(root, &mut other).expect("noted");
+        record_moved(root, &mut other).expect("recorded");
         let third = begin(root, backup("c")).expect("takes over");
         assert_eq!((third.folders.len(), third.is_moved), (2, false));
         assert_eq!(third.folders[0], first.folders[0]);
