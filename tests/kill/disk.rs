@@ -1,8 +1,8 @@
-//! A simulated disk that drops what was not synchronised. It replays a program's system calls, as strace records
-//! them, and keeps only what a disk must have kept.
+//! A simulated disk that drops what was not synchronised. It replays a program's system calls, as
+//! strace records them, and keeps only what a disk must have kept.
 //!
-//! A file has the content of its last fsync. A name is created or removed once its folder was synchronised
-//! afterwards (POSIX promises no more, though most file systems do).
+//! A file has the content of its last fsync. A name is created or removed once its folder was
+//! synchronised afterwards (POSIX promises no more, though most file systems do).
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -103,7 +103,8 @@ impl Disk {
 
     fn call(&mut self, call: &str, synced: Option<Vec<u8>>) {
         let Some((name, rest)) = call.split_once('(') else { return };
-        // A call that the kill interrupted may have taken effect or not, because nobody has seen its result.
+        // A call that the kill interrupted may have taken effect or not, because nobody has seen
+        // its result.
         let Some((arguments, result)) = rest.rsplit_once(" = ") else { return };
         if result.starts_with('-') || result.starts_with('?') {
             return;
@@ -193,7 +194,8 @@ impl Disk {
         self.durable.extend(now.map(|(path, entry)| (path.clone(), *entry)));
     }
 
-    /// Restores the folder to its state after the power loss. Returns how many files differ from what the program saw.
+    /// Restores the folder to its state after the power loss. Returns how many files differ from
+    /// what the program saw.
     pub(crate) fn lose_power(self) -> usize {
         let mut lost = 0;
         fs::remove_dir_all(&self.root).expect("is removed");
