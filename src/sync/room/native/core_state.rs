@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use tokio::task::{JoinError, JoinHandle};
+use tokio::task::JoinError;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
     base::session_id::SessionId,
@@ -17,7 +18,7 @@ pub(super) enum CoreState {
     /// Between two steps.
     Idle(Box<Core>),
     /// In a step that runs on a thread of its own.
-    Stepping(JoinHandle<Result<Stepped, JoinError>>),
+    Stepping(AbortOnDropHandle<Result<Stepped, JoinError>>),
     /// Nowhere: a step panicked, or left a document that cannot be restored.
     Failed,
 }

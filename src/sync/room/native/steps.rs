@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use tokio_util::task::AbortOnDropHandle;
 use tracing::error;
 
 use super::{
@@ -126,10 +127,10 @@ impl NativeEngine {
         step: impl FnOnce(Box<Core>) -> Stepped + Send + 'static,
     ) -> CoreState {
         let (turns, usage) = (self.turns.clone(), self.usage.clone());
-        CoreState::Stepping(tokio::spawn(async move {
+        CoreState::Stepping(AbortOnDropHandle::new(tokio::spawn(async move {
             let stepped = turns.run(payer, move || usage.charge(|| step(core))).await;
             stepped.map(|(stepped, _)| stepped)
-        }))
+        })))
     }
 
     /// Takes a core back after its step, and carries out its effects.
