@@ -5,6 +5,8 @@
 //! message, which name its document: automerge-repo writes the document id after the data, samod before
 //! it. The rest is discarded as it is read.
 
+mod frame;
+
 use std::{
     collections::VecDeque,
     io,
@@ -26,6 +28,7 @@ use tokio_tungstenite::{
     tungstenite::protocol::{Role, WebSocketConfig},
 };
 
+use self::frame::{BINARY, CLOSE, CONTINUATION, FINAL, Frame, TEXT, header_length, write_header};
 use crate::base::lock::lock;
 
 /// Bytes kept of the beginning and of the end of a truncated message, in which ids take at most 1 KiB
@@ -287,70 +290,6 @@ impl Payload {
         self.position += bytes.len() as u64;
         self.discard -= bytes.len() as u64;
     }
-}
-
-const FINAL: u8 = 0x80;
-const RESERVED: u8 = 0x70;
-const OPCODE: u8 = 0x0f;
-const MASKED: u8 = 0x80;
-const CONTINUATION: u8 = 0;
-const TEXT: u8 = 1;
-const BINARY: u8 = 2;
-const CLOSE: u8 = 8;
-const PONG: u8 = 10;
-/// The longest payload of a control frame.
-const MAX_CONTROL: u64 = 125;
-
-/// A frame's header.
-struct Frame {
-    is_final: bool,
-    opcode: u8,
-    length: u64,
-    key: [u8; 4],
-}
-
-impl Frame {
-    /// Parses a complete header. Returns nothing for one that no client may send.
-    fn parse(header: &[u8]) -> Option<Self> {
-        let (&[first, second], rest) = header.split_first_chunk()?;
-        let (extended, key) = rest.split_last_chunk()?;
-        let (is_final, opcode) = (first & FINAL != 0, first & OPCODE);
-        let length = if extended.is_empty() {
-            u64::from(second & !MASKED)
-        } else {
-            extended.iter().fold(0, |length, byte| length << 8 | u64::from(*byte))
-        };
-        let frame = Self { is_final, opcode, length, key: *key };
-        let is_allowed = match opcode {
-            CONTINUATION..=BINARY => true,
-            CLOSE..=PONG => is_final && length <= MAX_CONTROL,
-            _ => false,
-        };
-        (is_allowed && second & MASKED != 0 && first & RESERVED == 0).then_some(frame)
-    }
-}
-
-/// Returns the length of a header, from its first two bytes if they are there.
-fn header_length(begin: &[u8]) -> usize {
-    let Some(second) = begin.get(1) else { return 2 };
-    let extended = match second & !MASKED {
-        126 => 2,
-        127 => 8,
-        _ => 0,
-    };
-    2 + extended + if second & MASKED == 0 { 0 } else { 4 }
-}
-
-/// Writes the header of a masked frame of at most 64 KiB.
-fn write_header(first: u8, length: u64, key: [u8; 4], out: &mut impl FnMut(&[u8])) {
-    match u8::try_from(length) {
-        Ok(length @ 0..=125) => out(&[first, MASKED | length]),
-        _ => {
-            let [.., high, low] = length.to_be_bytes();
-            out(&[first, MASKED | 126, high, low]);
-        }
-    }
-    out(&key);
 }
 
 /// Returns the length of `bytes`, or `most` if that is less.

@@ -2,7 +2,7 @@ use futures::{SinkExt, StreamExt};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_tungstenite::tungstenite::Message as Frame;
 
-use super::*;
+use super::{frame::MASKED, *};
 
 const MAX: u64 = 20_000;
 

@@ -1,6 +1,11 @@
 use proptest::prelude::*;
 
-use super::*;
+use minicbor::Encoder;
+
+use super::{
+    encode::{Encoded, encode},
+    *,
+};
 
 const ID: &str = "2XehcERzGALTcjP7C7VxwFJdWoEW";
 
