@@ -1,8 +1,9 @@
-//! Every document with changes that the gate admits can be read and edited by every client. Altered changes are sent
-//! to it, and automerge's JavaScript reads the result.
+//! Every document with changes that the gate admits can be read and edited by every client. Altered
+//! changes are sent to it, and automerge's JavaScript reads the result.
 //!
-//! 20,000 cases are sent to the gate itself, and 200 by every way into the real relay. Run other and more cases with
-//! `TONK_RELAY_SEED=7 TONK_RELAY_CASES=1000000 cargo test --release --test admission admitted`. Needs Node.js and the packages of tests/js.
+//! 20,000 cases are sent to the gate itself, and 200 by every way into the real relay. To run other
+//! and more cases, set `TONK_RELAY_SEED=7 TONK_RELAY_CASES=1000000` and run
+//! `cargo test --release --test admission admitted`. Needs Node.js and the packages of tests/js.
 #![expect(
     clippy::expect_used,
     clippy::indexing_slicing,
@@ -12,11 +13,9 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
-    io::{BufRead, BufReader, Write},
-    panic,
+    fs, panic,
     path::{Path, PathBuf},
-    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+    process::Command,
     sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -45,10 +44,13 @@ mod client;
 #[allow(dead_code, reason = "other tests use more of it")]
 #[path = "common/mod.rs"]
 mod common;
+#[path = "common/oracle.rs"]
+mod oracle;
 
 use changes::Case;
 use client::Client;
 use common::Relay;
+use oracle::Oracle;
 
 const CASES: u32 = 20_000;
 
@@ -59,53 +61,6 @@ fn random() -> TestRng {
     let mut bytes = [0; 32];
     bytes[..8].copy_from_slice(&seed.to_le_bytes());
     TestRng::from_seed(RngAlgorithm::ChaCha, &bytes)
-}
-
-/// automerge's JavaScript in a process of its own.
-struct Oracle {
-    child: Child,
-    documents: ChildStdin,
-    answers: BufReader<ChildStdout>,
-}
-
-impl Oracle {
-    fn start() -> Self {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/js");
-        assert!(
-            folder.join("node_modules/@automerge/automerge").exists(),
-            "automerge's JavaScript is missing: npm install --prefix tests/js --no-save"
-        );
-        let mut child = Command::new("node")
-            .arg(folder.join("oracle.mjs"))
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("Node.js");
-        let documents = child.stdin.take().expect("its input");
-        let answers = BufReader::new(child.stdout.take().expect("its output"));
-        Self { child, documents, answers }
-    }
-
-    /// Returns the heads of a saved document, or the reason why it cannot be read and edited.
-    fn judge(&mut self, saved: &[u8]) -> Result<Vec<String>, String> {
-        let length = u32::try_from(saved.len()).expect("less than 4 GiB").to_le_bytes();
-        let sent = self.documents.write_all(&length);
-        sent.and_then(|()| self.documents.write_all(saved)).expect("it reads");
-        let mut answer = String::new();
-        self.answers.read_line(&mut answer).expect("it answers");
-        let answer: serde_json::Value = serde_json::from_str(&answer).expect("JSON");
-        match answer["error"].as_str() {
-            Some(error) => Err(error.to_owned()),
-            None => Ok(serde_json::from_value(answer["heads"].clone()).expect("heads")),
-        }
-    }
-}
-
-impl Drop for Oracle {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
 }
 
 /// Sends a case to the gate. Returns how many of its messages were admitted.
@@ -133,7 +88,7 @@ fn admit(case: &Case, oracle: &Mutex<Oracle>) -> Result<usize, TestCaseError> {
     let heads = doc.heads().to_vec();
     let saved = doc.automerge().save();
     prop_assert!(gate::loads(&saved, &heads), "what was admitted does not load again");
-    let found = oracle.lock().unwrap_or_else(PoisonError::into_inner).judge(&saved);
+    let found = oracle.lock().unwrap_or_else(PoisonError::into_inner).check(&saved);
     let mut expected: Vec<String> = heads.iter().map(ToString::to_string).collect();
     expected.sort();
     prop_assert_eq!(found, Ok(expected), "in JavaScript");
@@ -353,7 +308,8 @@ async fn bring(place: &Place, relay: &Relay, way: Way, cases: &[Case]) {
     }
 }
 
-/// Checks all documents as a new client receives them: each has its honest changes, loads again, and is valid in JavaScript.
+/// Checks all documents as a new client receives them: each has its honest changes, loads again,
+/// and is valid in JavaScript.
 async fn check(
     relay: &Relay,
     way: Way,
@@ -382,7 +338,7 @@ async fn check(
         // Stored documents are served even if only some readers can read them.
         let read = Document::read(&saved, Rules::Admission);
         if way != Way::Disk || read.is_ok() {
-            let found = oracle.lock().unwrap_or_else(PoisonError::into_inner).judge(&saved);
+            let found = oracle.lock().unwrap_or_else(PoisonError::into_inner).check(&saved);
             assert!(found.is_ok(), "{way:?}: in JavaScript: {found:?}\n{}", case.describe());
         }
         all.push(heads);
@@ -424,8 +380,8 @@ async fn every_way_into_the_relay_passes_the_gate() {
         let mut editor = Client::connect(&url).await;
         editor.fetch(&ids).await;
         if way == Way::Disk {
-            // Stored documents that can be loaded are served, even if nobody knows how an edited form will be read.
-            // Edits of those may be refused.
+            // Stored documents that can be loaded are served, even if nobody knows how an edited
+            // form will be read. Edits of those may be refused.
             ids.retain(|id| {
                 let saved = editor.document(*id).save();
                 Document::read(&saved, Rules::Admission).is_ok()

@@ -1,5 +1,5 @@
-//! A graceful shutdown with thousands of connections: it ends within `drain_timeout`, and everything
-//! that was reported as saved is kept.
+//! A graceful shutdown with thousands of connections: it ends within `drain_timeout`, and
+//! everything that was reported as saved is kept.
 //!
 //! `TONK_RELAY_IDLE=15000 TONK_RELAY_EDITING=200 TONK_RELAY_DRAIN_SECONDS=30 cargo test --release
 //! --test drain` uses as many connections as one relay accepts by default.

@@ -1,5 +1,5 @@
-//! The manual pages and shell completions are generated from the program, and must equal those in the repository:
-//! `TONK_RELAY_WRITE=1 cargo test --test generated` writes them.
+//! The manual pages and shell completions are generated from the program, and must equal those in
+//! the repository: `TONK_RELAY_WRITE=1 cargo test --test generated` writes them.
 #![expect(clippy::expect_used, reason = "a failed expectation is a failed test")]
 
 use std::{fs, path::PathBuf};

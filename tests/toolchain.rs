@@ -1,4 +1,5 @@
-//! `rust-version` in Cargo.toml is the toolchain that builds and tests the relay, and no locked crate requires a newer one.
+//! `rust-version` in Cargo.toml is the toolchain that builds and tests the relay, and no locked
+//! crate requires a newer one.
 #![expect(clippy::expect_used, reason = "a failed expectation is a failed test")]
 
 use std::process::Command;

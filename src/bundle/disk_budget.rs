@@ -21,8 +21,8 @@ use std::{
 };
 use tokio::sync::watch;
 
-/// Space is reserved in steps of this many bytes, because each step asks the file system how much is
-/// free.
+/// Space is reserved in steps of this many bytes, because each step asks the file system how much
+/// is free.
 const STEP: u64 = 1 << 20;
 /// One address may use this fraction of the budget, or the space of one maximum-size upload if that
 /// is larger.
@@ -65,7 +65,7 @@ struct Reserved {
 }
 
 impl DiskBudget {
-    /// Creates a budget of which nothing is reserved.
+    /// Creates a budget without reservations.
     pub fn new(space: Arc<Space>, config: watch::Receiver<Arc<Config>>, gauge: IntGauge) -> Self {
         Self { space, config, reserved: Mutex::default(), gauge }
     }

@@ -2,9 +2,9 @@
 //! form finds every file by sync.
 //!
 //! A bundle is imported when it is uploaded, or when it is first fetched if it was already in the
-//! store. The ETags of imported bundles are recorded in the storage folder
-//! ([`imported`]). An import that was interrupted is therefore repeated, and so is every import after
-//! a restore replaced the documents.
+//! store. The ETags of imported bundles are recorded in the storage folder ([`imported`]). An
+//! import that was interrupted is therefore repeated, and so is every import after a restore
+//! replaced the documents.
 
 use super::{
     Bundle, BundleError, MaxInflated,

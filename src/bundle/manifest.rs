@@ -44,7 +44,7 @@ impl Manifest {
     }
 }
 
-/// The manifest of a bundle of which only the root document is known.
+/// The manifest of a bundle that has only a root document.
 pub fn minimal_manifest(root: DocumentId) -> Vec<u8> {
     let manifest = serde_json::json!({
         "manifestVersion": 1,

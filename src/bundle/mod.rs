@@ -1,8 +1,8 @@
 //! `.tonk` bundles.
 //!
 //! A bundle is a ZIP of `manifest.json` and automerge saves under
-//! `storage/<id[0..2]>/<id[2..]>/<snapshot|incremental>/<name>`. The slim form holds only the manifest
-//! and the root document: a client boots from it and fetches the other documents by sync.
+//! `storage/<id[0..2]>/<id[2..]>/<snapshot|incremental>/<name>`. The slim form holds only the
+//! manifest and the root document: a client boots from it and fetches the other documents by sync.
 //!
 //! | to find | look in |
 //! |---|---|
@@ -10,7 +10,7 @@
 //! | checks of a ZIP before it is opened | `directory` |
 //! | `manifest.json` | [`Manifest`] |
 //! | writing bundles | [`pack`](pack()) |
-//! | the bundle at `/.manifest.tonk`, and reloading it when its file changes | [`served`], [`watch`] |
+//! | the bundle at `/.manifest.tonk`, reloaded when its file changes | [`served`], [`watch`] |
 //! | storing uploaded bundles | [`store`] |
 //! | the disk space of uploads that are being received | [`disk_budget`] |
 //! | merging a bundle's documents into storage | [`import`] |

@@ -1,8 +1,8 @@
-//! Reloading the served bundle when its file changes: when it is rewritten in place or replaced by a
-//! rename, or when a symlink on its path is switched.
+//! Reloading the served bundle when its file changes: when it is rewritten in place or replaced by
+//! a rename, or when a symlink on its path is switched.
 //!
-//! Every folder that the path leads through is watched, also behind symlinks. After a change the file
-//! must stay the same for a short time; then it is read as a whole. It is also checked every
+//! Every folder that the path leads through is watched, also behind symlinks. After a change the
+//! file must stay the same for a short time; then it is read as a whole. It is also checked every
 //! `folders::POLL_INTERVAL`, for file systems that report no changes (NFS, some overlays).
 
 mod folders;

@@ -135,8 +135,8 @@ impl Documents {
         Ok(id)
     }
 
-    /// Loads a document, with the served bundle's snapshot as its seed. Chunks that do not parse are
-    /// moved to quarantine. A seed with another history is refused and reported.
+    /// Loads a document, with the served bundle's snapshot as its seed. Chunks that do not parse
+    /// are moved to quarantine. A seed with another history is refused and reported.
     ///
     /// # Errors
     /// Stored bytes cannot be read. An error never means that there is no such document.
@@ -217,7 +217,8 @@ impl Documents {
     }
 
     /// Merges a document with the stored one, when it is the turn of `payer`. The result is durable
-    /// when this returns; the caller must notify a live room of it. With `dry_run` nothing is stored.
+    /// when this returns; the caller must notify a live room of it. With `dry_run` nothing is
+    /// stored.
     ///
     /// # Errors
     /// Storage cannot be read or written.
@@ -296,7 +297,8 @@ impl Documents {
         self.underlay.snapshot(document)
     }
 
-    /// Reports that the served bundle's snapshot shares no change with the stored document of its id.
+    /// Reports that the served bundle's snapshot shares no change with the stored document of its
+    /// id.
     pub fn report_unrelated(&self, document: DocumentId) {
         self.metrics.unrelated_snapshots.inc();
         error!(

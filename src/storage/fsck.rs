@@ -209,8 +209,8 @@ impl<T: Listener> Check<T> {
     }
 }
 
-/// Checks the documents of `journal`, and then calls `check_more`. Blocks, so it must be called on a
-/// blocking thread of `runtime`.
+/// Checks the documents of `journal`, and then calls `check_more`. Blocks, so it must be called on
+/// a blocking thread of `runtime`.
 pub fn check_storage<T: Listener>(
     journal: &Journal,
     runtime: &Handle,

@@ -47,8 +47,8 @@ pub struct Chunk {
 }
 
 impl Inspection {
-    /// Inspects a document in `store`, given its chunks in quarantine and its block. Returns nothing
-    /// if there is nothing of it. Changes nothing.
+    /// Inspects a document in `store`, given its chunks in quarantine and its block. Returns
+    /// nothing if there is nothing of it. Changes nothing.
     ///
     /// # Errors
     /// Stored bytes cannot be read.

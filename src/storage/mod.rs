@@ -84,7 +84,7 @@ pub trait ChunkStore: Send + Sync + 'static {
         false
     }
 
-    /// Whether an operator has blocked a document. The store itself goes on to load and store it.
+    /// Whether an operator has blocked a document. The store still loads and stores it.
     fn is_blocked(&self, _document: DocumentId) -> bool {
         false
     }

@@ -1,12 +1,11 @@
-//! What lies under stored documents.
+//! The snapshots from which stored documents start.
 
 use bytes::Bytes;
 
 use crate::base::document_id::DocumentId;
 
-/// A source of documents under those that are stored: a stored document starts from its snapshot
-/// there.
+/// A source of seed snapshots. A stored document starts from its seed, if it has one.
 pub trait Underlay: Send + Sync + 'static {
-    /// The snapshot of a document, as an automerge save; none if this has none.
+    /// Returns the seed snapshot of a document as an automerge save, if there is one.
     fn snapshot(&self, document: DocumentId) -> Option<Bytes>;
 }

@@ -1,7 +1,9 @@
-//! The same sync work on this relay and on automerge-repo's own server, one after the other: the processor time
-//! and memory of each server's process, and their ratio. Ends with a table of what a machine needs.
+//! The same sync work on this relay and on automerge-repo's own server, one after the other: the
+//! processor time and memory of each server's process, and their ratio. Ends with a table of what a
+//! machine needs.
 //!
-//! `cargo bench --bench relay` runs everything; `-- fanout idle` some, `-- --relay-only` without Node.js.
+//! `cargo bench --bench relay` runs everything; `-- fanout idle` some, `-- --relay-only` without
+//! Node.js.
 #![expect(clippy::expect_used, clippy::panic, reason = "a failed expectation ends the benchmark")]
 #![expect(clippy::print_stdout, reason = "the tables are what it is for")]
 #![expect(
@@ -42,7 +44,8 @@ const CONNECT: &str = "us of CPU a connection and its document";
 struct Crowd {
     documents: usize,
     users: usize,
-    /// Whether every user follows every document. Otherwise the nth user follows only the nth document.
+    /// Whether every user follows every document. Otherwise the nth user follows only the nth
+    /// document.
     all: bool,
     /// Edits per second and document.
     rate: f64,
@@ -145,7 +148,8 @@ impl Latencies {
     }
 }
 
-/// Writers edit, and all other clients follow. All clients read continuously, because those that do not answer pings are disconnected.
+/// Writers edit, and all other clients follow. All clients read continuously, because those that do
+/// not answer pings are disconnected.
 async fn edits(server: &Server, crowd: &Crowd) -> Figures {
     let (go, _) = watch::channel(false);
     let last = 1 + crowd.edits;

@@ -39,7 +39,8 @@ impl Server {
     /// Starts a server, and waits until it listens.
     pub(crate) fn start(kind: Kind) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
-        // Outside the kernel's range of ephemeral ports: a client that connects to one of those may reach itself.
+        // Outside the kernel's range of ephemeral ports: a client that connects to one of those may
+        // reach itself.
         let is_free = |port: &u16| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok();
         let first = NEXT_PORT.fetch_add(10, Ordering::Relaxed);
         let port = (first..30_000).find(is_free).expect("a port");

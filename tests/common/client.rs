@@ -1,4 +1,5 @@
-//! A client of the protocol with real automerge sync states. It uses the relay's own encoding of messages.
+//! A client of the protocol with real automerge sync states. It uses the relay's own encoding of
+//! messages.
 
 use std::{
     collections::HashMap,

@@ -1,5 +1,5 @@
-//! The fuzz targets: all code that reads untrusted bytes before sign-in. It must not panic, hang, or use memory
-//! beyond its limits, whatever the bytes are.
+//! The fuzz targets: all code that reads untrusted bytes before sign-in. It must not panic, hang,
+//! or use memory beyond its limits, whatever the bytes are.
 
 use std::{
     io::{Cursor, Read},
@@ -51,8 +51,9 @@ pub(crate) fn sync(data: &[u8]) {
     let _ = unpacked::of(data, Origin::Peer, Size::mib(64));
 }
 
-/// A chunk's kind and contents. Automerge reads the chunks that pass the checks, and must not use more memory than these
-/// predict; the fuzzer enforces that (`-rss_limit_mb`). Automerge may panic, because the relay catches it.
+/// A chunk's kind and contents. Automerge reads the chunks that pass the checks, and must not use
+/// more memory than these predict; the fuzzer enforces that (`-rss_limit_mb`). Automerge may panic,
+/// because the relay catches it.
 pub(crate) fn chunk(data: &[u8]) {
     let Some(chunk) = whole(data) else { return };
     if unpacked::of(&chunk, Origin::Peer, Size::mib(16)).is_ok() {
@@ -66,7 +67,8 @@ pub(crate) fn chunk(data: &[u8]) {
     }
 }
 
-/// The chunk of a kind and contents, with a valid checksum, without which automerge would not read it.
+/// The chunk of a kind and contents, with a valid checksum, without which automerge would not read
+/// it.
 fn whole(data: &[u8]) -> Option<Vec<u8>> {
     let (kind, contents) = data.split_first()?;
     let kind = kind % 4;
@@ -96,8 +98,9 @@ fn leb128(mut number: usize, into: &mut Vec<u8>) {
     into.push(number as u8);
 }
 
-/// Decisions from which a document and altered changes are generated. What the gate admits must load again, and what it
-/// refuses must leave the document unchanged. `tests/admission.rs` checks that JavaScript can read it.
+/// Decisions from which a document and altered changes are generated. What the gate admits must
+/// load again, and what it refuses must leave the document unchanged. `tests/admission.rs` checks
+/// that JavaScript can read it.
 pub(crate) fn gate(data: &[u8]) {
     let case = changes::Case::draw(data);
     let Ok(mut doc) = Document::read(&case.base.save(), Rules::Admission) else {

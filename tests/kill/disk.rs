@@ -1,8 +1,8 @@
-//! A simulated disk that drops what was not synchronised. It replays a program's system calls, as strace records
-//! them, and keeps only what a disk must have kept.
+//! A simulated disk that drops what was not synchronised. It replays a program's system calls, as
+//! strace records them, and keeps only what a disk must have kept.
 //!
-//! A file has the content of its last fsync. A name is created or removed once its folder was synchronised
-//! afterwards (POSIX promises no more, though most file systems do).
+//! A file has the content of its last fsync. A name is created or removed once its folder was
+//! synchronised afterwards (POSIX promises no more, though most file systems do).
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -103,7 +103,8 @@ impl Disk {
 
     fn call(&mut self, call: &str, synced: Option<Vec<u8>>) {
         let Some((name, rest)) = call.split_once('(') else { return };
-        // A call that the kill interrupted may have taken effect or not, because nobody has seen its result.
+        // A call that the kill interrupted may have taken effect or not, because nobody has seen
+        // its result.
         let Some((arguments, result)) = rest.rsplit_once(" = ") else { return };
         if result.starts_with('-') || result.starts_with('?') {
             return;
@@ -112,33 +113,12 @@ impl Disk {
         let number = |text: &str| text.trim().trim_end_matches(')').parse::<usize>().ok();
         let last = arguments.trim_end().trim_end_matches(')').rsplit(", ").next().and_then(number);
         match name {
-            "openat" => {
-                let Some(path) = described(result) else { return };
-                if !path.starts_with(&self.root) {
-                    return;
-                }
-                if arguments.contains("O_CREAT") && !self.names.contains_key(&path) {
-                    self.names.insert(path.clone(), Entry::File(self.files.len()));
-                    self.files.push(File::default());
-                }
-                if arguments.contains("O_TRUNC")
-                    && let Some(Entry::File(file)) = self.names.get(&path)
-                {
-                    self.files[*file].content.clear();
-                }
-            }
+            "openat" => self.open(arguments, result),
             "write" | "pwrite64" => {
-                let Some(Entry::File(file)) =
-                    described(arguments).and_then(|path| self.names.get(&path))
-                else {
-                    return;
-                };
                 let (Some(data), Some(written)) = (texts.first(), number(result)) else { return };
-                let content = &mut self.files[*file].content;
                 // Files are written sequentially unless an offset is given.
-                let at = if name == "write" { content.len() } else { last.expect("a place") };
-                content.resize(content.len().max(at + written), 0);
-                content[at..at + written].copy_from_slice(&data[..written]);
+                let at = (name == "pwrite64").then(|| last.expect("an offset"));
+                self.write(arguments, data, written, at);
             }
             "ftruncate" => {
                 if let Some(Entry::File(file)) =
@@ -151,18 +131,7 @@ impl Disk {
                 let path = described(arguments).unwrap_or_default();
                 assert!(!path.starts_with(&self.root), "not simulated: {call}");
             }
-            "fsync" | "fdatasync" => {
-                let Some(path) = described(arguments) else { return };
-                match self.names.get(&path) {
-                    Some(Entry::File(file)) => {
-                        let file = &mut self.files[*file];
-                        file.durable = synced.unwrap_or_else(|| file.content.clone());
-                    }
-                    Some(Entry::Folder) => self.sync_folder(&path),
-                    None if path == self.root => self.sync_folder(&path),
-                    None => {}
-                }
-            }
+            "fsync" | "fdatasync" => self.sync(arguments, synced),
             "rename" | "renameat" | "renameat2" => {
                 let [from, to] = &texts[..] else { return };
                 let (from, to) = (path(from), path(to));
@@ -187,13 +156,55 @@ impl Disk {
         }
     }
 
+    fn open(&mut self, arguments: &str, result: &str) {
+        let Some(path) = described(result) else { return };
+        if !path.starts_with(&self.root) {
+            return;
+        }
+        if arguments.contains("O_CREAT") && !self.names.contains_key(&path) {
+            self.names.insert(path.clone(), Entry::File(self.files.len()));
+            self.files.push(File::default());
+        }
+        if arguments.contains("O_TRUNC")
+            && let Some(Entry::File(file)) = self.names.get(&path)
+        {
+            self.files[*file].content.clear();
+        }
+    }
+
+    /// Writes the first `written` bytes of `data` at an offset, or at the end.
+    fn write(&mut self, arguments: &str, data: &[u8], written: usize, at: Option<usize>) {
+        let Some(Entry::File(file)) = described(arguments).and_then(|path| self.names.get(&path))
+        else {
+            return;
+        };
+        let content = &mut self.files[*file].content;
+        let at = at.unwrap_or(content.len());
+        content.resize(content.len().max(at + written), 0);
+        content[at..at + written].copy_from_slice(&data[..written]);
+    }
+
+    fn sync(&mut self, arguments: &str, synced: Option<Vec<u8>>) {
+        let Some(path) = described(arguments) else { return };
+        match self.names.get(&path) {
+            Some(Entry::File(file)) => {
+                let file = &mut self.files[*file];
+                file.durable = synced.unwrap_or_else(|| file.content.clone());
+            }
+            Some(Entry::Folder) => self.sync_folder(&path),
+            None if path == self.root => self.sync_folder(&path),
+            None => {}
+        }
+    }
+
     fn sync_folder(&mut self, folder: &Path) {
         self.durable.retain(|path, _| path.parent() != Some(folder));
         let now = self.names.iter().filter(|(path, _)| path.parent() == Some(folder));
         self.durable.extend(now.map(|(path, entry)| (path.clone(), *entry)));
     }
 
-    /// Restores the folder to its state after the power loss. Returns how many files differ from what the program saw.
+    /// Restores the folder to its state after the power loss. Returns how many files differ from
+    /// what the program saw.
     pub(crate) fn lose_power(self) -> usize {
         let mut lost = 0;
         fs::remove_dir_all(&self.root).expect("is removed");

@@ -1,4 +1,5 @@
-//! The relay is repeatedly ended under load by kill -9 or a power loss: what it reported as saved is kept.
+//! The relay is repeatedly ended under load by kill -9 or a power loss: what it reported as saved
+//! is kept.
 //!
 //! `TONK_RELAY_KILLS=1000 cargo test --release --test kill` runs longer.
 #![expect(
@@ -48,7 +49,8 @@ fn id(round: u32, n: u8) -> DocumentId {
     DocumentId::from_bytes(id)
 }
 
-/// Counts up in one document after the other under our name, and records what is reported as saved, until the connection is lost.
+/// Counts up in one document after the other under our name, and records what is reported as saved,
+/// until the connection is lost.
 async fn edit(mut client: Client, round: u32, name: String, saved: Saved) {
     let id = |n| id(round, n);
     for n in 0..DOCUMENTS {
@@ -81,7 +83,8 @@ async fn edit(mut client: Client, round: u32, name: String, saved: Saved) {
     }
 }
 
-/// Writes a config with such a small journal that a kill often interrupts a checkpoint, and rooms that are unloaded soon.
+/// Writes a config with such a small journal that a kill often interrupts a checkpoint, and rooms
+/// that are unloaded soon.
 fn configure(folder: &Path) -> std::path::PathBuf {
     let config = folder.join("tonk-relay.toml");
     let at = folder.display();
@@ -95,8 +98,8 @@ fn configure(folder: &Path) -> std::path::PathBuf {
     config
 }
 
-/// Compares the documents with what was reported as saved: those that were edited last, or all. Returns how many
-/// numbers were compared.
+/// Compares the documents with what was reported as saved: those that were edited last, or all.
+/// Returns how many numbers were compared.
 async fn check(url: &str, saved: &Saved, round: u32, all: bool) -> usize {
     let mut expected = saved.lock().expect("no panic").clone();
     let last: Vec<DocumentId> = (0..DOCUMENTS).map(|n| id(round.saturating_sub(1), n)).collect();

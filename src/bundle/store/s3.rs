@@ -1,5 +1,5 @@
-//! Uploaded bundles in Amazon S3 or a compatible store: `<prefix>bundles/<id>.tonk`, as Tonk's relay
-//! names them, and former generations in `<prefix>former/<id>/<sha256>.tonk`.
+//! Uploaded bundles in Amazon S3 or a compatible store: `<prefix>bundles/<id>.tonk`, as Tonk's
+//! relay names them, and former generations in `<prefix>former/<id>/<sha256>.tonk`.
 //!
 //! An upload is received and verified in a local file and then sent to the store. Bundles that are
 //! read are streamed. Every request waits at most `bundles.timeout` for the store.

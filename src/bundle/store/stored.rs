@@ -34,7 +34,8 @@ impl StoredBundle {
     /// Streams the whole bundle, or a part of it.
     ///
     /// # Errors
-    /// It cannot be read, or another bundle replaced it. Errors may also occur later, in the stream.
+    /// It cannot be read, or another bundle replaced it. Errors may also occur later, in the
+    /// stream.
     pub async fn read(
         self,
         part: Option<RangeInclusive<u64>>,

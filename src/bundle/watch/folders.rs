@@ -34,8 +34,8 @@ static NEXT: AtomicU64 = AtomicU64::new(0);
 struct Shared {
     /// Locked while watches are added and removed. `None` if the system reports no changes.
     watcher: Mutex<Option<RecommendedWatcher>>,
-    /// Must not be locked while the watcher is called: the watcher's thread answers calls, and locks
-    /// this for every event.
+    /// Must not be locked while the watcher is called: the watcher's thread answers calls, and
+    /// locks this for every event.
     listeners: Arc<Mutex<Listeners>>,
 }
 

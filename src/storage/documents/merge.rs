@@ -12,7 +12,7 @@ use crate::{
     },
 };
 
-/// Where a document comes from that is merged with the stored one.
+/// The source of a document that is merged with the stored one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MergeSource {
     /// The operator, by an import or a restore.

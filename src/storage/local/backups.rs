@@ -1,5 +1,5 @@
-//! Records of the backups of this storage, in `.backups`. A deletion lists the backups that may still
-//! hold the document, and an alert fires when the last backup is too old.
+//! Records of the backups of this storage, in `.backups`. A deletion lists the backups that may
+//! still hold the document, and an alert fires when the last backup is too old.
 
 #![allow(clippy::disallowed_methods, reason = "all of it blocks, and runs on threads that may")]
 

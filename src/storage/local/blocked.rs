@@ -1,5 +1,5 @@
-//! Documents that an operator has blocked: [marks](super::marks) in `.blocked`. Their stored chunks are
-//! kept.
+//! Documents that an operator has blocked: [marks](super::marks) in `.blocked`. Their stored chunks
+//! are kept.
 
 use std::{path::Path, time::SystemTime};
 
@@ -26,8 +26,8 @@ impl Block {
         Self { document, blocked_at: now, reason }
     }
 
-    /// Returns the record of a blocked document. If its file cannot be read, the document is blocked
-    /// all the same. Blocks.
+    /// Returns the record of a blocked document. If its file cannot be read, the document is
+    /// blocked all the same. Blocks.
     pub fn of(all: &Marks<Self>, document: DocumentId) -> Self {
         let block = all.get(document).unwrap_or_else(|| Self::new(document, None));
         // The name of the file counts, not its content.

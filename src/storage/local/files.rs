@@ -25,9 +25,9 @@ pub(super) fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error
     move |source| StorageError::io(action, path, source)
 }
 
-/// Writes files atomically: writes them into `.tmp`, synchronises them, renames them and synchronises
-/// the folders. Each step is done for all files before the next, because a journalling file system
-/// then combines the work.
+/// Writes files atomically: writes them into `.tmp`, synchronises them, renames them and
+/// synchronises the folders. Each step is done for all files before the next, because a journalling
+/// file system then combines the work.
 pub(super) fn write_atomically(
     root: &Path,
     files: &[(PathBuf, Bytes)],
@@ -39,8 +39,8 @@ pub(super) fn write_atomically(
         let folder = path.parent().unwrap_or(root);
         if !folder.is_dir() {
             fs::create_dir_all(folder).map_err(failed("create", folder))?;
-            // A new folder is durable once its parent is synchronised. All parents are synchronised,
-            // because another thread may just have created some of them.
+            // A new folder is durable once its parent is synchronised. All parents are
+            // synchronised, because another thread may just have created some of them.
             folders.extend(folder.ancestors().skip(1).take_while(|above| above.starts_with(root)));
         }
         folders.insert(folder);

@@ -1,5 +1,6 @@
-//! Records of the uploaded bundles that were imported: one small file for each in `.imported`, named
-//! by the bundle's id. Its first line is the bundle's ETag; the others are the bundle's documents.
+//! Records of the uploaded bundles that were imported: one small file for each in `.imported`,
+//! named by the bundle's id. Its first line is the bundle's ETag; the others are the bundle's
+//! documents.
 
 #![allow(clippy::disallowed_methods, reason = "all of it blocks, and runs on threads that may")]
 
@@ -47,8 +48,8 @@ pub fn documents(
     Ok(Some(documents).filter(|documents| !documents.is_empty()))
 }
 
-/// Records that the bundle of this id and ETag, with these documents, was imported. Durable when this
-/// returns. Blocks.
+/// Records that the bundle of this id and ETag, with these documents, was imported. Durable when
+/// this returns. Blocks.
 ///
 /// # Errors
 /// The record cannot be written.

@@ -1,14 +1,15 @@
-//! A write-ahead journal in front of the folders: the writes of all rooms go into one SQLite file, and
-//! become durable there in common commits.
+//! A write-ahead journal in front of the folders: the writes of all rooms go into one SQLite file,
+//! and become durable there in common commits.
 //!
-//! Writing a file for each change would cost more processor time than everything else that the relay
-//! does with an edit. In the journal changes are rows, which are committed at most every
-//! `storage.commit_interval`. A snapshot replaces most of them before they would be written to a file.
+//! Writing a file for each change would cost more processor time than everything else that the
+//! relay does with an edit. In the journal changes are rows, which are committed at most every
+//! `storage.commit_interval`. A snapshot replaces most of them before they would be written to a
+//! file.
 //!
 //! When the journal is larger than `storage.journal_size`, its oldest chunks are moved into the
 //! folders. All are moved when nothing was written for `storage.quiet`, and at a clean stop
-//! ([`Journal::checkpoint`]). A document consists of what the journal and the folders have of it, so
-//! nothing has to be repeated after a crash.
+//! ([`Journal::checkpoint`]). A document consists of what the journal and the folders have of it,
+//! so nothing has to be repeated after a crash.
 //!
 //! | to find | look in |
 //! |---|---|
@@ -20,7 +21,8 @@
 //! | the rows that the journal has, in memory | `index` |
 //!
 //! # Why SQLite
-//! Rows of 250 bytes, with an fsync for each commit, on ext4 (processor time and bytes written, per row):
+//! Rows of 250 bytes, with an fsync for each commit, on ext4 (processor time and bytes written, per
+//! row):
 //!
 //! | rows a commit | SQLite | fjall 3.1 | redb 4.6 | a plain file |
 //! |---|---|---|---|---|
@@ -28,9 +30,10 @@
 //! | 20 | 6.1 us, 1.3 kB | 3.9 us, 0.5 kB | 16 us, 6.7 kB | 4.7 us, 0.5 kB |
 //! | 100 | 1.9 us, 0.8 kB | 1.5 us, 0.3 kB | 10 us, 6.1 kB | 1.7 us, 0.3 kB |
 //!
-//! fjall is somewhat cheaper, but must be reopened after a failed write, has threads and memory tables
-//! of its own, and no other program reads its files. SQLite rolls back a failed transaction and goes
-//! on, drops a torn tail by its checksums, and an operator can open the file with `sqlite3`.
+//! fjall is somewhat cheaper, but must be reopened after a failed write, has threads and memory
+//! tables of its own, and no other program reads its files. SQLite rolls back a failed transaction
+//! and goes on, drops a torn tail by its checksums, and an operator can open the file with
+//! `sqlite3`.
 
 mod chunk_store;
 mod index;
@@ -190,9 +193,9 @@ impl Journal {
         }
     }
 
-    /// Moves all chunks into the folders, which then have everything that was durable at the time of
-    /// the call. Returns how many chunks were moved. Afterwards the journal's file is complete without
-    /// its write-ahead log.
+    /// Moves all chunks into the folders, which then have everything that was durable at the time
+    /// of the call. Returns how many chunks were moved. Afterwards the journal's file is complete
+    /// without its write-ahead log.
     ///
     /// # Errors
     /// A chunk cannot be read or written. It and all later chunks stay in the journal.
@@ -247,8 +250,8 @@ impl Journal {
         removing.await.map_err(self.shared.panicked("delete"))?
     }
 
-    /// Adds a tombstone of another storage. Returns false, and changes nothing, if the document has a
-    /// tombstone already, is stored, or is in quarantine or among the documents that a restore
+    /// Adds a tombstone of another storage. Returns false, and changes nothing, if the document has
+    /// a tombstone already, is stored, or is in quarantine or among the documents that a restore
     /// replaced.
     ///
     /// # Errors
@@ -272,8 +275,8 @@ impl Journal {
         adding.await.map_err(self.shared.panicked("write"))?
     }
 
-    /// Moves everything that is stored, also the quarantine, into a subfolder. The tombstones stay and
-    /// remain in effect. Returns the subfolder. Nothing may be stored meanwhile.
+    /// Moves everything that is stored, also the quarantine, into a subfolder. The tombstones stay
+    /// and remain in effect. Returns the subfolder. Nothing may be stored meanwhile.
     ///
     /// # Errors
     /// Something could not be moved.
@@ -306,8 +309,8 @@ impl Journal {
     /// Deletes a document, and writes a tombstone so that it does not come back.
     ///
     /// # Errors
-    /// The tombstone cannot be written, or a chunk cannot be deleted. Once the tombstone is written the
-    /// document is refused, and repeating the call deletes the rest.
+    /// The tombstone cannot be written, or a chunk cannot be deleted. Once the tombstone is written
+    /// the document is refused, and repeating the call deletes the rest.
     pub async fn delete_document(
         &self,
         document: DocumentId,

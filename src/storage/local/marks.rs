@@ -1,5 +1,5 @@
-//! Marks on documents: one small file for each, named by the document. The set of marked documents is
-//! kept in memory; the content of a mark is read when it is needed.
+//! Marks on documents: one small file for each, named by the document. The set of marked documents
+//! is kept in memory; the content of a mark is read when it is needed.
 
 #![allow(clippy::disallowed_methods, reason = "all of it blocks, and runs on threads that may")]
 
@@ -109,8 +109,8 @@ impl<M: Serialize + DeserializeOwned> Marks<M> {
         Ok(self.all_mut().remove(&document))
     }
 
-    /// Returns the content of a document's mark, or nothing if there is no mark or its file cannot be
-    /// read. Blocks.
+    /// Returns the content of a document's mark, or nothing if there is no mark or its file cannot
+    /// be read. Blocks.
     pub fn get(&self, document: DocumentId) -> Option<M> {
         if !self.contains(document) {
             return None;

@@ -1,9 +1,9 @@
-//! A store with the folder layout of automerge-repo's nodefs adapter (`NodeFSStorageAdapter.ts`), so
-//! that each program can read what the other wrote. The parts of a key are folders, and the first
-//! part is split after two characters: `4C/SBjwx.../snapshot/<hash>`, `st/orage-adapter-id`.
+//! A store with the folder layout of automerge-repo's nodefs adapter (`NodeFSStorageAdapter.ts`),
+//! so that each program can read what the other wrote. The parts of a key are folders, and the
+//! first part is split after two characters: `4C/SBjwx.../snapshot/<hash>`, `st/orage-adapter-id`.
 //!
-//! The relay's own files and folders (`layout`) are in the same folder, under names that the adapter
-//! never uses.
+//! The relay's own files and folders (`layout`) are in the same folder, under names that the
+//! adapter never uses.
 
 #![allow(
     clippy::disallowed_methods,
@@ -36,8 +36,8 @@ use crate::{
     storage::{ChunkStore, Failure, StorageError},
 };
 
-/// Disk operations at the same time, and so the most threads that a hung disk blocks; the process has
-/// more (`cli::runtime`). Further operations would only queue in the kernel.
+/// Disk operations at the same time, and so the most threads that a hung disk blocks; the process
+/// has more (`cli::runtime`). Further operations would only queue in the kernel.
 const MAX_OPERATIONS: usize = 32;
 
 /// How long an open waits for the lock of the folder, and how often it tries to lock it.
@@ -63,12 +63,12 @@ pub struct NodefsStore {
 }
 
 impl NodefsStore {
-    /// Opens the folder, creates it if it does not exist, and checks that it can be written. Only one
-    /// process may have it open, because a relay keeps in memory what is stored.
+    /// Opens the folder, creates it if it does not exist, and checks that it can be written. Only
+    /// one process may have it open, because a relay keeps in memory what is stored.
     ///
     /// # Errors
-    /// The folder cannot be created, another process has it open, or a file in it cannot be written,
-    /// synchronised, renamed or deleted.
+    /// The folder cannot be created, another process has it open, or a file in it cannot be
+    /// written, synchronised, renamed or deleted.
     pub fn open(root: &Path, durability: Durability) -> Result<Self, StorageError> {
         let tmp = root.join(TMP);
         fs::create_dir_all(&tmp).map_err(failed("create", &tmp))?;
@@ -132,8 +132,8 @@ impl NodefsStore {
         .await
     }
 
-    /// Deletes all chunks of a document, also those in quarantine. Returns how many files these were,
-    /// and their bytes.
+    /// Deletes all chunks of a document, also those in quarantine. Returns how many files these
+    /// were, and their bytes.
     ///
     /// # Errors
     /// A file cannot be deleted.
@@ -217,8 +217,8 @@ fn check_format(root: &Path) -> Result<(), StorageError> {
     }
 }
 
-/// Locks the folder, and writes into the lock file which process has it. Waits for a moment, because
-/// a process that was killed may still be ending.
+/// Locks the folder, and writes into the lock file which process has it. Waits for a moment,
+/// because a process that was killed may still be ending.
 fn lock(path: &Path) -> Result<File, StorageError> {
     let open = File::options().create(true).truncate(false).read(true).write(true).open(path);
     let mut file = open.and_then(regular_file::check).map_err(failed("open", path))?;

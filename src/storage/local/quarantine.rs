@@ -1,5 +1,5 @@
-//! The folder `quarantine`: chunks that do not parse and journals that cannot be read, each with the
-//! reason in a file next to it.
+//! The folder `quarantine`: chunks that do not parse and journals that cannot be read, each with
+//! the reason in a file next to it.
 
 #![allow(clippy::disallowed_methods, reason = "all of it blocks, and runs on threads that may")]
 

@@ -35,8 +35,8 @@ pub struct RestoreMarker {
     /// The names of the folders to which stored documents were moved. The first has those that were
     /// stored before; each further one has those of an interrupted restore of another backup.
     pub folders: Vec<String>,
-    /// Whether everything was moved to the last of these folders. All stored documents are then from
-    /// the backup.
+    /// Whether everything was moved to the last of these folders. All stored documents are then
+    /// from the backup.
     pub is_moved: bool,
 }
 
@@ -47,8 +47,9 @@ impl RestoreMarker {
     }
 }
 
-/// Begins a restore of `backup`, or resumes it. If the restore of another backup was interrupted, the
-/// documents that it restored must be moved aside too, so that the backups are not mixed. Blocks.
+/// Begins a restore of `backup`, or resumes it. If the restore of another backup was interrupted,
+/// the documents that it restored must be moved aside too, so that the backups are not mixed.
+/// Blocks.
 ///
 /// # Errors
 /// The marker cannot be written.

@@ -1,5 +1,5 @@
-//! Free space on the disks. Below `storage.min_free` the relay accepts no new documents and no uploads,
-//! so that the remaining space is left for edits.
+//! Free space on the disks. Below `storage.min_free` the relay accepts no new documents and no
+//! uploads, so that the remaining space is left for edits.
 
 use std::{
     path::{Path, PathBuf},

@@ -15,7 +15,8 @@ use super::marks::Marks;
 use crate::{base::document_id::DocumentId, storage::StorageError};
 
 const FOLDER: &str = ".deleted";
-/// The name and the size of a file that is deleted if the disk is full, to make room for a tombstone.
+/// The name and the size of a file that is deleted if the disk is full, to make room for a
+/// tombstone.
 const RESERVE: (&str, usize) = (".reserve", 64 << 10);
 
 /// The record of a deleted document.

@@ -154,7 +154,7 @@ impl Bucket {
         }
     }
 
-    /// Copies the stored bundle to its former generations, of which the newest `keep` are kept.
+    /// Copies the stored bundle to its former generations, and deletes all but the newest `keep`.
     pub(super) async fn keep_former(
         &self,
         id: DocumentId,

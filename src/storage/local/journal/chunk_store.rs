@@ -54,7 +54,8 @@ impl ChunkStore for Journal {
                 chunks
                     .retain(|(key, _)| !journal.iter().any(|(in_journal, _, _)| in_journal == key));
                 chunks.extend(journal.into_iter().map(|(key, _, data)| (key, data)));
-                // A row that was neither read nor moved was replaced by a row that is not in `keys`.
+                // A row that was neither read nor moved was replaced by a row that is not in
+                // `keys`.
                 if keys.iter().all(|key| chunks.iter().any(|(found, _)| found == key)) {
                     chunks.sort_by(|(a, _), (b, _)| a.cmp(b));
                     return Ok(chunks);

@@ -90,8 +90,8 @@ pub(super) struct Mover {
 }
 
 impl Mover {
-    /// Moves the oldest chunks whenever the journal is too large, and all chunks when nothing was written
-    /// for `quiet`.
+    /// Moves the oldest chunks whenever the journal is too large, and all chunks when nothing was
+    /// written for `quiet`.
     pub(super) async fn checkpoint_loop(self, quiet: Duration) {
         let mut backoff = Backoff::new(RETRY.0, RETRY.1);
         loop {
@@ -117,8 +117,8 @@ impl Mover {
         }
     }
 
-    /// Moves the oldest chunks until at most `size` bytes are left, and at most half of the most rows;
-    /// all chunks if `size` is 0. Returns how many were moved.
+    /// Moves the oldest chunks until at most `size` bytes are left, and at most half of the most
+    /// rows; all chunks if `size` is 0. Returns how many were moved.
     pub(super) async fn checkpoint(&self, size: usize) -> Result<usize, StorageError> {
         let _lock = self.checkpoint_lock.lock().await;
         self.move_oldest(size).await
@@ -211,8 +211,8 @@ impl Mover {
         Ok(true)
     }
 
-    /// Deletes the rows of a document, and their bytes from the file. Nothing can be committed while
-    /// SQLite rewrites its file, so all other chunks are moved into the folders first.
+    /// Deletes the rows of a document, and their bytes from the file. Nothing can be committed
+    /// while SQLite rewrites its file, so all other chunks are moved into the folders first.
     async fn delete_rows(&self, document: DocumentId) -> Result<(), StorageError> {
         let Some(requests) = self.requests.upgrade() else { return Ok(()) };
         send(&requests, &self.shared, Change::DeleteDocument(document)).await?;
@@ -232,8 +232,9 @@ impl Mover {
         }
     }
 
-    /// Moves these rows. The caller holds the lock, and must not be cancelled: the file of a row that no
-    /// longer exists after it was written is deleted, because the chunk was deleted meanwhile.
+    /// Moves these rows. The caller holds the lock, and must not be cancelled: the file of a row
+    /// that no longer exists after it was written is deleted, because the chunk was deleted
+    /// meanwhile.
     async fn move_all(&self, mut to_move: VecDeque<(Key, Row)>) -> Result<usize, StorageError> {
         let mut moved = 0;
         while !to_move.is_empty() {

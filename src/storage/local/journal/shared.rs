@@ -1,5 +1,5 @@
-//! What the journal and its tasks share: the index, the connection for reads, and the requests to the
-//! writer.
+//! What the journal and its tasks share: the index, the connection for reads, and the requests to
+//! the writer.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -92,7 +92,8 @@ impl Shared {
         lock(&self.pending_deletes)
     }
 
-    /// Cancels the pending deletion of a chunk that is about to be stored, or waits until it is done.
+    /// Cancels the pending deletion of a chunk that is about to be stored, or waits until it is
+    /// done.
     pub(super) async fn cancel_delete(&self, key: &Key) {
         let mut deleting = {
             let mut pending_deletes = self.pending_deletes();

@@ -187,8 +187,8 @@ pub fn count_rows(root: &Path) -> Result<u64, StorageError> {
     check_header(&path)?;
     let read = folder::read(&path, MAX_FILE);
     let mut data = read.map_err(|source| StorageError::io("read", path.as_path(), source))?;
-    // SQLite gets the bytes and not the path, which may lead elsewhere by then. A database in memory
-    // cannot have a write-ahead log, so the file's versions are set to the legacy format
+    // SQLite gets the bytes and not the path, which may lead elsewhere by then. A database in
+    // memory cannot have a write-ahead log, so the file's versions are set to the legacy format
     // (fileformat2.html, 1.3).
     if let Some(versions) = data.get_mut(18..20) {
         versions.fill(1);
@@ -241,8 +241,8 @@ pub(super) fn delete_files_with_tombstones(root: &Path, tombstones: &Tombstones)
     }
 }
 
-/// Moves a journal that SQLite cannot read into quarantine. Clients that still have the changes send
-/// them again.
+/// Moves a journal that SQLite cannot read into quarantine. Clients that still have the changes
+/// send them again.
 pub(super) fn quarantine_journal(
     root: &Path,
     path: &Path,

@@ -24,8 +24,8 @@ pub(super) const MAX_PENDING_DELETES: usize = 16_384;
 /// Commits changes in batches.
 pub(super) struct Writer {
     pub(super) shared: Arc<Shared>,
-    /// `None` after a failure that may have damaged the file or could not be rolled back. The file is
-    /// then reopened and checked.
+    /// `None` after a failure that may have damaged the file or could not be rolled back. The file
+    /// is then reopened and checked.
     pub(super) connection: Option<Connection>,
     /// The shortest time between commits.
     pub(super) interval: Duration,
@@ -138,8 +138,8 @@ impl Writer {
     }
 }
 
-/// Makes `changes` durable, and then truncates the log or vacuums if requested. Returns the chunks to
-/// be deleted from the folders.
+/// Makes `changes` durable, and then truncates the log or vacuums if requested. Returns the chunks
+/// to be deleted from the folders.
 fn commit(
     connection: &mut Connection,
     shared: &Shared,

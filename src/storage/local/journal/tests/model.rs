@@ -35,7 +35,8 @@ proptest! {
         runtime.block_on(async {
             let mut folder = tempfile::tempdir().expect("a folder");
             let mut config = config(folder.path());
-            // Replaced files stay in the folders, so that the journal must take precedence over them.
+            // Replaced files stay in the folders, so that the journal must take precedence over
+            // them.
             config.grace = Time(Duration::from_secs(60));
             config.commit_interval = Time(Duration::ZERO);
             let mut journal = Journal::open(&config, metrics()).expect("opens");
