@@ -1,12 +1,12 @@
-//! The manual pages and shell completions are generated from the program, and those in the
-//! repository must be up to date. `TONK_RELAY_WRITE=1 cargo test --test generated` writes them.
+//! The manual pages and shell completions are generated from the program, and must equal those in
+//! the repository: `TONK_RELAY_WRITE=1 cargo test --test generated` writes them.
 #![expect(clippy::expect_used, reason = "a failed expectation is a failed test")]
 
 use std::{fs, path::PathBuf};
 
-use clap::Command;
+use clap::{Arg, Command};
 use clap_complete::Shell;
-// clap_complete is clap's own; clap's generator of manual pages writes with roff.
+// clap_complete: clap's own. roff: what clap's generator of manual pages writes with.
 use roff::{Inline, Roff, bold, roman};
 use tonk_relay::{cli, observe::metrics};
 
@@ -72,6 +72,41 @@ fn section(roff: &mut Roff, name: &str, entries: &[(&str, &str)]) {
     }
 }
 
+/// A block that is shown as it is.
+fn verbatim(roff: &mut Roff, text: &str) {
+    roff.control("nf", []);
+    for line in text.trim_end().lines() {
+        roff.text([roman(line)]);
+    }
+    roff.control("fi", []);
+}
+
+fn examples(roff: &mut Roff, entries: &[(&str, &str)]) {
+    roff.control("SH", ["EXAMPLES"]);
+    for (heading, commands) in entries {
+        roff.control("SS", [*heading]);
+        verbatim(roff, commands);
+    }
+}
+
+/// An argument: its name, what it means, and its default.
+fn describe_argument(roff: &mut Roff, argument: &Arg) {
+    let takes_values = argument.get_action().takes_values();
+    let names = argument.get_value_names().filter(|_| takes_values);
+    let value = names.map_or_else(String::new, |names| names.join(" "));
+    let term = match argument.get_long() {
+        Some(long) => format!("--{long} {value}"),
+        None => value,
+    };
+    roff.control("TP", []);
+    roff.text([bold(term.trim())]);
+    let help = argument.get_help().map(ToString::to_string).unwrap_or_default();
+    let default = argument.get_default_values().first().filter(|_| takes_values);
+    let default = default
+        .map_or_else(String::new, |default| format!(" Default: `{}`.", default.to_string_lossy()));
+    roff.text(inline(&format!("{help}.{default}")));
+}
+
 /// A command's arguments, followed by those of its sub-commands.
 fn describe(roff: &mut Roff, command: &Command, path: &str) {
     for sub in command.get_subcommands().filter(|sub| !sub.is_hide_set()) {
@@ -81,25 +116,15 @@ fn describe(roff: &mut Roff, command: &Command, path: &str) {
         let arguments: Vec<_> =
             sub.get_arguments().filter(|argument| argument.get_id() != "help").collect();
         if !sub.has_subcommands() || arguments.iter().any(|argument| argument.is_positional()) {
-            let usage = sub.clone().bin_name(&name).render_usage().to_string();
-            roff.control("SS", [usage.trim_start_matches("Usage: ").trim()]);
-            roff.text([roman(sub.get_about().map(ToString::to_string).unwrap_or_default() + ".")]);
+            // Of several forms the first; the others are those of the commands in it.
+            let usage = sub.clone().render_usage().to_string();
+            let first = usage.lines().next().unwrap_or_default();
+            let arguments_of = first.split_once(sub.get_name()).expect("the name of the command").1;
+            roff.control("SS", [format!("{name}{arguments_of}").as_str()]);
+            let about = sub.get_about().map(ToString::to_string).unwrap_or_default();
+            roff.text(inline(&format!("{about}.")));
             for argument in arguments {
-                let value = argument.get_value_names().map_or_else(String::new, |names| {
-                    if argument.get_action().takes_values() {
-                        names.join(" ")
-                    } else {
-                        String::new()
-                    }
-                });
-                let term = match argument.get_long() {
-                    Some(long) => format!("--{long} {value}"),
-                    None => value,
-                };
-                roff.control("TP", []);
-                roff.text([bold(term.trim())]);
-                let help = argument.get_help().map(ToString::to_string).unwrap_or_default();
-                roff.text([roman(format!("{help}."))]);
+                describe_argument(roff, argument);
             }
         }
         describe(roff, &sub, &name);
@@ -120,25 +145,19 @@ fn manual_of_the_program() {
     roff.text(inline("`tonk-relay` PORT BUNDLE [STORAGE]"));
     section(&mut roff, "DESCRIPTION", DESCRIPTION);
     roff.control("SH", ["OPTIONS"]);
-    for argument in command.get_arguments().filter(|a| !a.is_positional()) {
-        let Some(long) = argument.get_long() else { continue };
-        let value = match argument.get_value_names() {
-            Some(names) if argument.get_action().takes_values() => names.join(" "),
-            _ => String::new(),
-        };
-        roff.control("TP", []);
-        roff.text([bold(format!("--{long} {value}").trim())]);
-        let help = argument.get_help().map(ToString::to_string).unwrap_or_default();
-        roff.text([roman(format!("{help}."))]);
+    for argument in command.get_arguments().filter(|a| a.get_long().is_some()) {
+        describe_argument(&mut roff, argument);
     }
     roff.control("SH", ["COMMANDS"]);
     describe(&mut roff, &command, "tonk-relay");
     section(&mut roff, "EXIT STATUS", EXIT_STATUS);
     section(&mut roff, "SIGNALS", SIGNALS);
-    section(&mut roff, "SIGN\\-IN", SIGN_IN);
+    section(&mut roff, "ENVIRONMENT", ENVIRONMENT);
     section(&mut roff, "FILES", FILES);
+    examples(&mut roff, EXAMPLES);
+    section(&mut roff, "SECURITY", SECURITY);
     roff.control("SH", ["METRICS"]);
-    roff.text([roman("Those of the process itself (process_...) are beside them.")]);
+    roff.text([roman("The relay also exports those of its process, which start with process_.")]);
     for metric in metrics::described() {
         roff.control("TP", []);
         let labels = match metric.labels {
@@ -146,109 +165,160 @@ fn manual_of_the_program() {
             labels => format!("{{{}}}", labels.join(",")),
         };
         roff.text([bold(metric.name), roman(labels)]);
-        roff.text([roman(metric.help)]);
+        roff.text(inline(metric.help));
     }
     section(
         &mut roff,
         "SEE ALSO",
-        &[("", "`tonk-relay.toml`(5), `systemctl`(1), `journalctl`(1)")],
+        &[
+            ("", "`tonk-relay.toml`(5), `systemctl`(1), `journalctl`(1)"),
+            (
+                "",
+                "In /usr/share/doc/tonk-relay: operation.md, app.md, storage.md, monitoring.md, troubleshooting.md, \
+                 runbooks.md, security.md, protocol.md, costs.md, glossary.md, from-typescript.md.",
+            ),
+        ],
     );
     compare("man/tonk-relay.8", roff.to_roff().as_bytes());
 }
 
 /// The date of the manual pages changes with their content, not with the day of a build.
-const DATE: &str = "2026-11-24";
+const DATE: &str = "2026-11-27";
 
 const DESCRIPTION: &[(&str, &str)] = &[
     (
         "",
-        "A daemon that lets browsers and other peers synchronise automerge documents over WebSocket (automerge-repo \
-         protocol version 1), serves one `.tonk` bundle and swaps it when its file changes, takes and hands out \
-         uploaded bundles, and exports Prometheus metrics.",
+        "`tonk-relay` is a sync server for clients of automerge-repo and Tonk. They connect over WebSocket (automerge-repo \
+         protocol version 1) and share automerge documents through it. The relay stores the documents, serves one `.tonk` \
+         bundle, stores uploaded bundles, and exports Prometheus metrics.",
     ),
     (
         "",
-        "Without a command it runs in the foreground, as `systemd`(1) wants it. The commands about what is stored \
-         do the same whether or not it runs: they ask the running relay over its admin socket, or work as the owner \
-         of the folder.",
+        "Without a command it runs in the foreground, for `systemd`(1). Commands about stored documents do the same whether \
+         or not the relay runs: they ask the running relay over its admin socket, as root or a member of the group \
+         tonk-relay, or else work as the owner of the storage folder.",
+    ),
+    (
+        "",
+        "The form with PORT and BUNDLE is that of Tonk's TypeScript relay. It is open to everybody who reaches the port.",
     ),
 ];
 
 const EXIT_STATUS: &[(&str, &str)] = &[
-    ("0", "All is done. After a SIGTERM: all was durable."),
+    ("0", "Success. After a SIGTERM: every document was made durable."),
     (
         "1",
-        "It failed, or not all of it could be done: the reason is on standard error. `fsck`: all damages were repaired.",
+        "The command failed, or could not do everything; standard error says why. `fsck`: all damage was repaired. After a \
+         SIGTERM: not everything was durable within drain_timeout.",
     ),
     ("2", "The arguments are wrong."),
-    ("4", "`fsck`: there are damages. Others: the journal is broken, and nothing was changed."),
-    ("8", "`fsck`: the check was not made, or not to its end."),
-    ("78", "The config is wrong: every fault is named, and systemd does not start it again."),
+    (
+        "4",
+        "`fsck`: there is damage. Other commands: the journal is broken, and nothing was changed.",
+    ),
+    ("8", "`fsck`: the check could not be made, or not to its end."),
+    (
+        "78",
+        "The config is wrong. Standard error names every fault. The systemd unit does not restart the relay after this.",
+    ),
 ];
 
 const SIGNALS: &[(&str, &str)] = &[
     (
         "SIGTERM, SIGINT",
-        "Drain: take nothing new, let clients go, make all durable, and end within drain_timeout. A second signal, a second or more after the first: end at once.",
+        "Shut down gracefully: accept nothing new, close the connections with 1012, make every document durable, and exit \
+         within drain_timeout. The same signal again, at least a second later, ends the relay at once.",
     ),
     (
         "SIGHUP",
-        "Reload the config, as `tonk-relay reload` does; whether it was applied is in the log and in `systemctl status`.",
+        "Reload the config, as `tonk-relay reload` does. The log and `systemctl status` say whether it was applied.",
     ),
 ];
 
-const SIGN_IN: &[(&str, &str)] = &[
+const ENVIRONMENT: &[(&str, &str)] = &[
     (
-        "",
-        "`auth.mode` says who is let in. Where it is not set or `open`, every page below is public, to clients of this machine or to all. \
-         Where it is `token` or `jwt`, each asks for a scope, which a token or `auth.anonymous` gives:",
-    ),
-    ("`GET /`, `/livez`, `/readyz`, `/tonk_core_bg.wasm`", "public in every mode"),
-    ("`GET /.manifest.tonk`, `/api/blank-tonk`", "`download`"),
-    ("`GET /api/bundles/{id}`, `/api/bundles/{id}/manifest`", "`download`"),
-    (
-        "`POST /api/bundles`",
-        "`upload`, and `sync:write` for the bundle's root and each document in it",
-    ),
-    ("`GET /metrics` on the public port", "`admin`; the admin listener asks for nothing"),
-    (
-        "a WebSocket",
-        "`sync:read` or `sync:write`, for all documents or, as `sync:read:ID`, for one. A document without the right to it is answered as one that \
-         does not exist, and counts in `limits` as one; of who may only read, changes are not taken",
+        "HOST, S3_BUCKET_NAME, AWS_REGION, RUST_LOG",
+        "In the form with PORT and BUNDLE only: the address to listen on, the S3 bucket for uploaded bundles and its region, \
+         and the log level.",
     ),
     (
-        "",
-        "A token comes in `Authorization: Bearer`, in a WebSocket's subprotocols as `tonk-relay, bearer.TOKEN`, or where `auth.query_token` lets it in the URL as \
-         `?token=`; the first of these counts. Without a good one pages answer 401, without the scope 403; a WebSocket is closed with 4401 or 4403, also when \
-         its token ends, is removed, or has other scopes by a reload.",
+        "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_PROFILE and others of AWS",
+        "Access to the S3 bucket of `[bundles]`.",
+    ),
+    (
+        "AWS_REQUEST_CHECKSUM_CALCULATION, AWS_RESPONSE_CHECKSUM_VALIDATION",
+        "Whether requests to S3 carry checksums, and whether those of answers are checked; `when_required` if not set.",
+    ),
+    (
+        "CREDENTIALS_DIRECTORY",
+        "Set by systemd for `LoadCredential=`. The credentials `tokens`, `jwt-keys` and `aws-credentials` replace the files \
+         that the config names.",
+    ),
+    (
+        "NOTIFY_SOCKET, WATCHDOG_USEC, LISTEN_FDS, JOURNAL_STREAM",
+        "Set by systemd: readiness, the watchdog, socket activation, and whether to log to the journal.",
     ),
 ];
 
 const FILES: &[(&str, &str)] = &[
-    (
-        "`/etc/tonk-relay.tokens`",
-        "The tokens of `auth.mode = \"token\"`, hashed; `auth.tokens` names another file, and the systemd credential `tokens` takes its place.",
-    ),
     ("/etc/tonk-relay.toml", "The config: `tonk-relay.toml`(5)."),
     (
+        "/etc/tonk-relay.tokens",
+        "The hashes of the tokens of `auth.mode = \"token\"`; `auth.tokens` can name another file.",
+    ),
+    (
         "/var/lib/tonk-relay/documents",
-        "The documents, in the layout of automerge-repo's nodefs adapter; beside them what is the relay's own: `.journal`, `quarantine`, `.deleted`, `.blocked`, `.imported`, `.replaced-...`, and a few more that begin with a dot.",
+        "The documents, in the layout of automerge-repo's nodefs adapter, with the relay's own files next to them; \
+         storage.md lists these.",
     ),
     ("/var/lib/tonk-relay/bundles", "Uploaded bundles."),
     ("/run/tonk-relay/admin.sock", "The admin socket, for root and the group tonk-relay."),
     (
-        "http://127.0.0.1:9464/status",
-        "A page with what goes on; `/metrics` there is for Prometheus, `/readyz?verbose` says what is amiss.",
-    ),
-    (
         "/usr/share/tonk-relay",
-        "Dashboards for Grafana, rules for Prometheus, examples for nginx and Caddy.",
+        "Dashboards for Grafana, rules for Prometheus, examples for nginx and Caddy, and a deploy hook for certbot.",
+    ),
+    ("/usr/share/doc/tonk-relay/examples", "The two example configs of `tonk-relay.toml`(5)."),
+];
+
+/// What a person does on the first day, on every day, and on a bad one.
+const EXAMPLES: &[(&str, &str)] = &[
+    (
+        "First set-up",
+        "editor /etc/tonk-relay.toml                  # such as: [auth] mode = \"token\"\n\
+         tonk-relay --check-config\n\
+         tonk-relay token add phone --scope sync:write,download --expires 90d > phone.token\n\
+         systemctl restart tonk-relay\n\
+         tonk-relay status\n\
+         tonk-relay ping wss://sync.example.org --token-file phone.token\n\
+         systemctl enable --now tonk-relay-backup.timer",
     ),
     (
-        "/usr/share/doc/tonk-relay",
-        "`troubleshooting.md` starts from what is seen, `runbooks.md` from an alert, `from-typescript.md` from the relay before.",
+        "Daily work",
+        "tonk-relay --check-config && tonk-relay reload          # after a change of the config or the tokens\n\
+         tonk-relay token list                                   # which tokens are in use\n\
+         tonk-relay token remove phone && tonk-relay reload      # its sessions end\n\
+         tonk-relay backup /var/backups/tonk-relay\n\
+         tonk-relay fsck /var/backups/tonk-relay\n\
+         tonk-relay export 3vYSepnTEEeveV7o2zeHfciMfz49 app.tonk",
+    ),
+    (
+        "An incident",
+        "tonk-relay status                                       # ready? what is wrong?\n\
+         journalctl -u tonk-relay --since -1h -p warning\n\
+         tonk-relay top --once                                   # what costs most\n\
+         tonk-relay doc 3vYSepnTEEeveV7o2zeHfciMfz49 --follow    # who sends what, and why it is refused\n\
+         tonk-relay doc block 3vYSepnTEEeveV7o2zeHfciMfz49 --reason \"grows without end\"\n\
+         tonk-relay quarantine list\n\
+         systemctl stop tonk-relay && tonk-relay restore --replace /var/backups/tonk-relay && systemctl start tonk-relay",
     ),
 ];
+
+const SECURITY: &[(&str, &str)] = &[(
+    "",
+    "Without an `auth.mode` the relay serves clients of its own machine only. Which pages need which scope, and the codes \
+     with which WebSockets are closed, are in /usr/share/doc/tonk-relay/protocol.md; what the relay promises, in \
+     /usr/share/doc/tonk-relay/security.md.",
+)];
 
 #[test]
 fn manual_of_the_config() {
@@ -262,12 +332,15 @@ fn manual_of_the_config() {
     for line in text.lines().skip_while(|line| !line.trim().is_empty()) {
         if let Some(name) = line.strip_prefix('[') {
             roff.control("SH", [format!("[{}]", name.trim_end_matches(']')).as_str()]);
+            // What stands before it is about all of its keys.
+            roff.text(inline(&about.join(" ")));
             about.clear();
         } else if let Some(comment) = line.strip_prefix("# ") {
             about.push(comment);
         } else if let Some(key) = line.strip_prefix('#').filter(|key| key.contains(" = ")) {
             if keys == 0 {
                 roff.control("SH", ["TOP LEVEL"]);
+                roff.text([roman("These keys come before the first section.")]);
             }
             keys += 1;
             let (key, needs_restart) = match key.split_once("  # (R)") {
@@ -276,11 +349,21 @@ fn manual_of_the_config() {
             };
             roff.control("TP", []);
             roff.text([bold(key.trim())]);
-            roff.text([roman(format!("{}{needs_restart}", about.join(" ")))]);
+            assert!(!about.is_empty(), "{key} is not explained");
+            roff.text(inline(&format!("{}{needs_restart}", about.join(" "))));
             about.clear();
         }
     }
     assert!(keys > 30, "the file is understood");
+    roff.control("SH", ["EXAMPLES"]);
+    roff.text([roman("Both files are in /usr/share/doc/tonk-relay/examples.")]);
+    for (heading, text) in [
+        ("A small relay", include_str!("../etc/examples/small.toml")),
+        ("A large relay", include_str!("../etc/examples/large.toml")),
+    ] {
+        roff.control("SS", [heading]);
+        verbatim(&mut roff, text);
+    }
     section(&mut roff, "SEE ALSO", &[("", "`tonk-relay`(8)")]);
     compare("man/tonk-relay.toml.5", roff.to_roff().as_bytes());
 }
@@ -288,14 +371,19 @@ fn manual_of_the_config() {
 const CONFIG: &[(&str, &str)] = &[
     (
         "",
-        "TOML. A key that is not there has its default, which is shown here. An unknown key, a wrong type or a wrong value \
-         is an error that names file, line and key: `tonk-relay --check-config` prints all of them, and \
-         `tonk-relay --print-config` what is in effect.",
+        "The config is a TOML file. A key that is missing has its default, which is shown here. An unknown key, a wrong type or \
+         a wrong value is an error that names file, line and key: `tonk-relay --check-config` prints all of them, and \
+         `tonk-relay --print-config` prints what is in effect.",
     ),
     (
         "",
-        "A changed file is taken over by `systemctl reload tonk-relay`, as a whole or not at all; keys that need a restart \
-         are then refused by name. Durations are \"20ms\", \"5s\", \"10m\" or \"30d\", sizes \"8MiB\" (powers of 1,024) or \
-         \"100MB\" (powers of 1,000).",
+        "`systemctl reload tonk-relay` applies a changed file, either all of it or nothing. A reload that changes a key that \
+         needs a restart is refused, and names the key.",
+    ),
+    (
+        "",
+        "Durations are \"20ms\", \"5s\", \"10m\" or \"30d\". Sizes are \"8MiB\" (powers of 1,024) or \"100MB\" (powers of \
+         1,000). Rates are \"20/s\", \"600/m\", \"1000/h\" or \"20MiB/s\"; the amount of a minute or an hour may be used at \
+         once, and twice the amount of a second. Shares are percentages, such as \"25%\".",
     ),
 ];
