@@ -23,7 +23,9 @@
 //! handshake and reads the document id of each message. [`sync::rooms`] has a room for each live document; the
 //! room hands sync messages to its [`sync::room::engine::Engine`], which holds the document and answers through each
 //! session's [`sync::outbound`] queue. What changed goes to [`storage::documents`], which returns when it is
-//! durable: in [`storage::local::journal`], and later in the folders of [`storage::local::nodefs`].
+//! durable: in [`storage::local::journal`], and later in the folders of [`storage::local::nodefs`]. The engine hears of
+//! it as `Event::Saved`. Only then are peers told the heads (`document::core::answer`), and those who subscribe to
+//! durable heads (`sync::room::answers`).
 
 // Tests may block, and so may the crates of `tests/`.
 #![cfg_attr(not(test), deny(clippy::disallowed_methods))]

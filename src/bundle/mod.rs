@@ -11,6 +11,8 @@
 //! | `manifest.json` | [`Manifest`] |
 //! | writing bundles | [`pack`](pack()) |
 //! | the bundle at `/.manifest.tonk`, reloaded when its file changes | [`served`], [`watch`] |
+//! | merging a new version into live documents | `Rooms::bundle_changed` in `sync::rooms`, `sync::room::live` |
+//! | verifying an upload before it is stored | `http::uploads`, [`import`] |
 //! | storing uploaded bundles | [`store`] |
 //! | the disk space of uploads that are being received | [`disk_budget`] |
 //! | merging a bundle's documents into storage | [`import`] |

@@ -112,7 +112,7 @@ async fn receive(
     let file = app.bundles.store.receive().await?;
     let address = grant.client().address;
     let reservation = app.bundles.receiving.begin(address);
-    let charge = app.sync.principals.charge(grant.access().account(address));
+    let charge = app.sync.quotas.charge(grant.access().account(address));
     let turns = (app.bundles.unpacking.clone(), grant.payer());
     let spool = Spool::create(&file, coding, turns, reservation, charge, &config).await?;
     let spooled = body::receive(body, spool, grant, &config).await?;

@@ -42,7 +42,7 @@ impl Account {
 
 /// What each account has stored.
 #[derive(Debug, Default)]
-pub struct Principals(Mutex<HashMap<Account, Stored>>);
+pub struct Quotas(Mutex<HashMap<Account, Stored>>);
 
 #[derive(Debug)]
 struct Stored {
@@ -50,7 +50,7 @@ struct Stored {
     bytes: Bucket,
 }
 
-impl Principals {
+impl Quotas {
     fn with<T>(
         &self,
         account: &Account,
@@ -82,7 +82,7 @@ impl Principals {
 
     /// Begins a charge to `account` that is refunded unless it is kept.
     pub fn charge(self: &Arc<Self>, account: Account) -> Charge {
-        Charge { principals: self.clone(), account, documents: 0, bytes: 0 }
+        Charge { quotas: self.clone(), account, documents: 0, bytes: 0 }
     }
 
     /// Charges bytes to be stored. False, and nothing is charged, if the quota is used up.
@@ -96,7 +96,7 @@ impl Principals {
 /// A charge for something that may still fail. Dropping it refunds all that was not kept.
 #[derive(Debug)]
 pub struct Charge {
-    principals: Arc<Principals>,
+    quotas: Arc<Quotas>,
     account: Account,
     documents: u64,
     bytes: u64,
@@ -105,14 +105,14 @@ pub struct Charge {
 impl Charge {
     /// Charges bytes that are to be stored. False if `limits.stored_bytes` is used up.
     pub fn bytes(&mut self, bytes: u64, limits: &Limits) -> bool {
-        let is_charged = self.principals.take_bytes(&self.account, bytes, limits);
+        let is_charged = self.quotas.take_bytes(&self.account, bytes, limits);
         self.bytes += if is_charged { bytes } else { 0 };
         is_charged
     }
 
     /// Charges new documents. False if `limits.new_documents` is used up.
     pub fn documents(&mut self, documents: u64, limits: &Limits) -> bool {
-        let is_charged = self.principals.take_documents(&self.account, documents, limits);
+        let is_charged = self.quotas.take_documents(&self.account, documents, limits);
         self.documents += if is_charged { documents } else { 0 };
         is_charged
     }
@@ -132,7 +132,7 @@ impl Drop for Charge {
     fn drop(&mut self) {
         let (documents, bytes) = (self.documents, self.bytes);
         if documents > 0 || bytes > 0 {
-            self.principals.with(&self.account, |stored, _| {
+            self.quotas.with(&self.account, |stored, _| {
                 stored.new_documents.refund(documents);
                 stored.bytes.refund(bytes);
             });
@@ -151,7 +151,7 @@ mod tests {
 
     #[test]
     fn each_account_has_its_own_quota() {
-        let principals = Principals::default();
+        let quotas = Quotas::default();
         let limits = Limits {
             new_documents: Rate::per_hour(2),
             stored_bytes: Size(100),
@@ -159,20 +159,17 @@ mod tests {
         };
         let ann = Account::named(&"token:ann".into());
         assert!(
-            principals.take_documents(&ann, 2, &limits)
-                && !principals.take_documents(&ann, 1, &limits)
+            quotas.take_documents(&ann, 2, &limits) && !quotas.take_documents(&ann, 1, &limits)
         );
-        assert!(principals.take_documents(&Account::named(&"token:bob".into()), 1, &limits));
-        assert!(
-            principals.take_bytes(&ann, 100, &limits) && !principals.take_bytes(&ann, 1, &limits)
-        );
+        assert!(quotas.take_documents(&Account::named(&"token:bob".into()), 1, &limits));
+        assert!(quotas.take_bytes(&ann, 100, &limits) && !quotas.take_bytes(&ann, 1, &limits));
         let unknown = Account::at(None);
-        assert!((0..9).all(|_| principals.take_documents(&unknown, 1, &limits)));
+        assert!((0..9).all(|_| quotas.take_documents(&unknown, 1, &limits)));
     }
 
     #[test]
     fn a_charge_that_is_not_kept_is_refunded() {
-        let principals = Arc::new(Principals::default());
+        let quotas = Arc::new(Quotas::default());
         let limits = Limits {
             new_documents: Rate::per_hour(4),
             stored_bytes: Size(100),
@@ -180,17 +177,17 @@ mod tests {
         };
         let ann = Account::named(&"token:ann".into());
         for _ in 0..5 {
-            let mut failed = principals.charge(ann.clone());
+            let mut failed = quotas.charge(ann.clone());
             assert!(failed.bytes(60, &limits) && failed.bytes(40, &limits));
             assert!(!failed.bytes(1, &limits), "the quota is used up, and this is not charged");
             assert!(failed.documents(4, &limits) && !failed.documents(1, &limits));
         }
-        let mut stored = principals.charge(ann.clone());
+        let mut stored = quotas.charge(ann.clone());
         assert!(stored.bytes(100, &limits) && stored.documents(4, &limits));
         stored.keep_bytes();
         stored.keep_documents(3);
         drop(stored);
-        let mut next = principals.charge(ann);
+        let mut next = quotas.charge(ann);
         assert!(!next.bytes(1, &limits), "stored bytes stay charged");
         assert!(next.documents(1, &limits) && !next.documents(1, &limits), "one was not new");
     }

@@ -15,7 +15,7 @@ mod counter;
 pub mod turns;
 
 pub use self::{
-    accounts::{Account, Charge, Principals},
+    accounts::{Account, Charge, Quotas},
     addresses::{AddressLimit, Addresses, ConnectionSlot, SlotKind, limit_key},
     bucket::Bucket,
     counter::{Counter, Permit},

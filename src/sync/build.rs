@@ -15,7 +15,7 @@ use crate::{
     auth::Auth,
     base::document_id::DocumentId,
     config::{Config, EngineKind},
-    limits::{Principals, turns::Turns},
+    limits::{Quotas, turns::Turns},
     observe::{log::Repeats, metrics::Metrics},
     storage::documents::Documents,
 };
@@ -41,7 +41,7 @@ pub struct Sync {
     /// Tracks sessions until they end.
     pub running: TaskTracker,
     /// What principals may store.
-    pub principals: Arc<Principals>,
+    pub quotas: Arc<Quotas>,
     /// The document that the relay tests itself with.
     pub probe: DocumentId,
     /// Cancelled when a drain begins: from then on no session is opened.
@@ -57,7 +57,7 @@ impl Sync {
             Names { peer_id: now.sync.peer_id().into(), storage_id: storage_id.as_str().into() };
         let peers = Arc::new(Peers::default());
         let probe = DocumentId::random();
-        let principals = Arc::new(Principals::default());
+        let quotas = Arc::new(Quotas::default());
         // More long work at a time than processors only takes more memory at a time.
         let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let heavy = Arc::new(Turns::new(processors));
@@ -65,7 +65,7 @@ impl Sync {
             config: config.clone(),
             documents: documents.clone(),
             peers: peers.clone(),
-            principals: principals.clone(),
+            quotas: quotas.clone(),
             engine: match now.sync.engine {
                 EngineKind::Native => native::engine(heavy.clone()),
                 EngineKind::Samod => samod::engine(storage_id, heavy.clone(), metrics),
@@ -93,7 +93,7 @@ impl Sync {
             heavy,
             draining: draining.clone(),
         });
-        Self { rooms, sessions, running: TaskTracker::new(), principals, probe, draining }
+        Self { rooms, sessions, running: TaskTracker::new(), quotas, probe, draining }
     }
 
     /// The sessions of the relay's own test of itself.

@@ -6,7 +6,7 @@ use tokio::sync::oneshot;
 
 use super::{
     report::{LiveDocument, Top, TopDocument, TopSession},
-    room::{directory::Handle, mailbox::Input},
+    room::{directory::RoomHandle, mailbox::Input},
     rooms::Rooms,
     session::handle::Session,
 };
@@ -31,7 +31,7 @@ impl Rooms {
     }
 
     async fn top_documents(&self) -> Vec<TopDocument> {
-        let handles: Vec<Arc<Handle>> = {
+        let handles: Vec<Arc<RoomHandle>> = {
             let directory = self.shared.directory();
             let rooms = directory.rooms().filter(|room| room.document != self.shared.probe);
             rooms.cloned().collect()
@@ -76,7 +76,7 @@ fn most_costly<T>(all: Vec<T>, cost: impl Fn(&T) -> Cost) -> Vec<(Cost, T)> {
 }
 
 /// What a room reports of itself, if it answers in time.
-async fn inspect(handle: &Handle) -> LiveDocument {
+async fn inspect(handle: &RoomHandle) -> LiveDocument {
     let (reply, answer) = oneshot::channel();
     let asking = async {
         handle.mailbox.send(Box::new(Input::Inspect { reply })).await.ok()?;

@@ -4,6 +4,8 @@
 //! send nothing to the session, and afterwards everything that it missed in one message
 //! ([`Outbound::notify_when_room`]). Frames that cannot wait replace queued presence, and if that is not
 //! enough the session is closed. A frame of any size fits into an empty queue.
+//!
+//! A session whose queue stays full while it reads nothing is closed by `socket::watch_liveness`.
 
 use std::{
     collections::VecDeque,

@@ -3,6 +3,9 @@
 //! A document has a room from a session's first mention of it until some time after the last
 //! session left. A document that nobody has is only an entry of the directory, with the sessions
 //! that wait for it.
+//!
+//! When a room's task panics, its sessions are closed, and what it left unsaved goes to the document's
+//! next room (`abandon`).
 
 use std::{
     panic::AssertUnwindSafe,
@@ -17,7 +20,7 @@ use super::{
     close_reason::CloseReason,
     events::{Following, What},
     room::{
-        directory::{Directory, Found, Handle, Kept},
+        directory::{Directory, Found, Kept, RoomHandle},
         mailbox::{Inbox, Mailbox},
         members::{Members, WithoutRoom},
         shared::{Needs, Shared},
@@ -87,7 +90,7 @@ impl Rooms {
             members.enter(session);
         }
         let share = self.shared.receive_share();
-        let (handle, inbox) = Handle::new(document, Kept::of(members), share);
+        let (handle, inbox) = RoomHandle::new(document, Kept::of(members), share);
         self.start(directory, handle, inbox)
     }
 
@@ -95,7 +98,7 @@ impl Rooms {
     fn start(
         self: &Arc<Self>,
         directory: &mut Directory,
-        handle: Arc<Handle>,
+        handle: Arc<RoomHandle>,
         inbox: Inbox,
     ) -> Mailbox {
         let (document, usage) = (handle.document, handle.usage.clone());
@@ -215,7 +218,7 @@ impl Rooms {
         }
         if handle.pending.hand_over(&self.shared.documents) {
             let share = self.shared.receive_share();
-            let (next, inbox) = Handle::new(document, handle.kept_without_members(), share);
+            let (next, inbox) = RoomHandle::new(document, handle.kept_without_members(), share);
             self.start(&mut directory, next, inbox);
         }
         handle.retired.cancel();

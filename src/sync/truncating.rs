@@ -4,6 +4,9 @@
 //! frames of the client (RFC 6455, section 5.2), and passes on only the beginning and the end of such a
 //! message, which name its document: automerge-repo writes the document id after the data, samod before
 //! it. The rest is discarded as it is read.
+//!
+//! `session::route` then refuses the message, for its document alone. Over [`MAX_TRUNCATED`] times the
+//! limit, or without a document, [`incoming`](super::incoming) ends the session.
 
 mod frame;
 

@@ -1,5 +1,5 @@
-//! A write-ahead journal in front of the folders: the writes of all rooms go into one SQLite file,
-//! and become durable there in common commits.
+//! A write-ahead journal in front of the folders: the small writes of all rooms go into one SQLite
+//! file, and become durable there in common commits. Large chunks go into the folders at once.
 //!
 //! Writing a file for each change would cost more processor time than everything else that the
 //! relay does with an edit. In the journal changes are rows, which are committed at most every

@@ -1,5 +1,8 @@
 //! The folder `quarantine`: chunks that do not parse and journals that cannot be read, each with
-//! the reason in a file next to it.
+//! the reason in a file next to it. Lists, releases and purges them.
+//!
+//! `document::load` decides which chunks are bad; `NodefsStore::quarantine` and `journal::sqlite`
+//! move them here.
 
 #![allow(clippy::disallowed_methods, reason = "all of it blocks, and runs on threads that may")]
 

@@ -15,7 +15,7 @@ use super::{
     mailbox::{Inbox, Mailbox, mailbox},
     members::{Members, WithoutRoom},
     pending::Pending,
-    presence::Seen,
+    seen::Seen,
 };
 use crate::{
     base::{document_id::DocumentId, lock::lock, session_id::SessionId},
@@ -34,13 +34,13 @@ pub struct Directory {
 /// What there is of a document.
 pub(crate) enum Entry {
     /// A room.
-    Live(Arc<Handle>),
+    Live(Arc<RoomHandle>),
     /// Nobody has the document, or nobody may have it. These sessions are told when that changes.
     Waiting(Vec<WithoutRoom>),
 }
 
 /// What the directory and a room's task share.
-pub struct Handle {
+pub struct RoomHandle {
     /// The document.
     pub document: DocumentId,
     /// The way into the room.
@@ -88,7 +88,7 @@ impl Kept {
     }
 }
 
-impl Handle {
+impl RoomHandle {
     /// A new room, whose share of the receive queue is in KiB.
     pub(crate) fn new(document: DocumentId, kept: Kept, receive_share: u32) -> (Arc<Self>, Inbox) {
         let Kept { members, usage, seen, pending } = kept;
@@ -156,7 +156,7 @@ impl Handle {
     }
 
     /// Whether either has changed: what was found of the document may be out of date.
-    pub(crate) fn take_changes(&self) -> bool {
+    pub(crate) fn take_outdated(&self) -> bool {
         self.take_bundle_change() | self.take_storage_change()
     }
 }
@@ -207,7 +207,7 @@ impl Directory {
     }
 
     /// Adds a room, in place of what there was. Its members are in it from now on.
-    pub(crate) fn add(&mut self, handle: Arc<Handle>) {
+    pub(crate) fn add(&mut self, handle: Arc<RoomHandle>) {
         for session in handle.members.sessions() {
             self.index(handle.document, session.id);
         }
@@ -227,7 +227,7 @@ impl Directory {
     }
 
     /// Removes a room. `waiting` wait for the document without one.
-    pub(crate) fn retire(&mut self, handle: &Handle, waiting: Vec<WithoutRoom>) {
+    pub(crate) fn retire(&mut self, handle: &RoomHandle, waiting: Vec<WithoutRoom>) {
         for session in handle.members.sessions() {
             self.unindex(handle.document, session.id);
         }
@@ -252,7 +252,7 @@ impl Directory {
     }
 
     /// A document's room.
-    pub fn room(&self, document: DocumentId) -> Option<&Arc<Handle>> {
+    pub fn room(&self, document: DocumentId) -> Option<&Arc<RoomHandle>> {
         match self.entries.get(&document)? {
             Entry::Live(handle) => Some(handle),
             Entry::Waiting(_) => None,
@@ -260,7 +260,7 @@ impl Directory {
     }
 
     /// All rooms.
-    pub fn rooms(&self) -> impl Iterator<Item = &Arc<Handle>> {
+    pub fn rooms(&self) -> impl Iterator<Item = &Arc<RoomHandle>> {
         self.entries.values().filter_map(|entry| match entry {
             Entry::Live(handle) => Some(handle),
             Entry::Waiting(_) => None,

@@ -340,7 +340,7 @@ impl Room {
     /// that has had too many stored.
     fn charge(&self, from: &Session, bytes: usize) -> Option<Charge> {
         let config = self.shared.config.borrow();
-        let mut charge = self.shared.principals.charge(from.account.clone());
+        let mut charge = self.shared.quotas.charge(from.account.clone());
         if charge.bytes(bytes as u64, &config.limits) {
             return Some(charge);
         }

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use prometheus::IntGauge;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
-use super::presence::Seen;
+use super::seen::Seen;
 use crate::{
     base::{document_id::DocumentId, lock::lock, session_id::SessionId},
     document::sync_message::SyncMessage,
@@ -38,8 +38,8 @@ pub enum Input {
         from: Arc<Session>,
         /// Its author's peer id.
         author: String,
-        /// Its author's session.
-        session: String,
+        /// Its author's session, as automerge-repo names it: new each time the author starts.
+        author_session: String,
         /// The author's count of such messages.
         count: u64,
         /// The payload.

@@ -61,7 +61,7 @@ pub(crate) struct Waiting {
     /// Something that it sent was lost: it is asked to send everything again.
     pub(crate) must_resend: bool,
     /// It was told that the document is unavailable, and has sent nothing since.
-    pub(crate) was_refused: bool,
+    pub(crate) was_told_unavailable: bool,
 }
 
 /// A session that waits for a document that has no room.
@@ -78,7 +78,7 @@ impl Members {
     pub(crate) fn of_waiting(waiting: &[WithoutRoom], peers: &Peers) -> Self {
         let members = waiting.iter().filter_map(|WithoutRoom { session, must_resend }| {
             let mut member = Member::new(peers.get(*session)?);
-            let waiting = Waiting { must_resend: *must_resend, was_refused: true };
+            let waiting = Waiting { must_resend: *must_resend, was_told_unavailable: true };
             member.state = MemberState::Waiting(waiting);
             Some((*session, member))
         });
@@ -194,7 +194,8 @@ impl Table {
     pub(crate) fn engine_ended(&mut self, must_resend: bool) {
         for member in self.members.values_mut() {
             if matches!(member.state, MemberState::Synchronizing(_)) {
-                member.state = MemberState::Waiting(Waiting { must_resend, was_refused: false });
+                member.state =
+                    MemberState::Waiting(Waiting { must_resend, was_told_unavailable: false });
             }
         }
     }

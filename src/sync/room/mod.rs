@@ -5,7 +5,9 @@
 //! | which rooms there are, and which sessions are in them | [`directory`] |
 //! | who is in one room, and what each member waits for | [`members`] |
 //! | what a room is sent | [`mailbox`] |
-//! | when a room opens, reopens and unloads | `task` |
+//! | how a room opens, reopens and leaves the directory | `task` |
+//! | when an idle room unloads | `live` |
+//! | what happens when a room's task panics | `Rooms::abandon` in `sync::rooms` |
 //! | what a room does while its document is loaded | `opening` |
 //! | what it does with an engine | `live`, `answers` |
 //! | what it does while nobody has brought the document | `unknown`, `grace` |
@@ -16,7 +18,7 @@
 //! | that part on automerge itself, and on a `samod::Repo` | [`native`], [`samod`] |
 //! | the engine's way to a member | [`port`] |
 //! | changes that were received and are not durable | [`pending`] |
-//! | presence that has passed through | [`presence`] |
+//! | passing presence on, each message once | `presence`, [`seen`] |
 
 mod answers;
 pub mod directory;
@@ -29,9 +31,10 @@ pub mod native;
 mod opening;
 pub mod pending;
 pub mod port;
-pub mod presence;
+mod presence;
 mod refused;
 pub mod samod;
+pub mod seen;
 pub mod shared;
 pub mod state;
 mod task;

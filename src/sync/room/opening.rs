@@ -37,7 +37,7 @@ impl Room {
         loop {
             match self.open_once(&payer, has_pending).await? {
                 // What was read may be out of date.
-                Ok(_) if self.handle.take_changes() => {}
+                Ok(_) if self.handle.take_outdated() => {}
                 Ok(opened) => {
                     if let Some(opener) = opener {
                         opener.charge(opened.took, 1);
@@ -76,7 +76,7 @@ impl Room {
             };
             match permit {
                 Ok(_permit) => Ok(shared.documents.open(document).await),
-                Err(NoMemory) => Err(End::Refuse),
+                Err(NoMemory) => Err(End::NoMemory),
             }
         };
         tokio::pin!(open);
@@ -110,7 +110,7 @@ impl Room {
         }
         let limits = self.shared.config.borrow().limits.clone();
         while let Some(from) = self.first_to_bring() {
-            let mut charge = self.shared.principals.charge(from.account.clone());
+            let mut charge = self.shared.quotas.charge(from.account.clone());
             if charge.documents(1, &limits) {
                 self.handle.pending.hold_creation(charge);
                 return true;

@@ -11,8 +11,8 @@ use super::{
 use crate::storage::documents::Opened;
 
 impl Room {
-    /// Refuses a document that is not served: to everybody it does not exist.
-    pub(super) fn refuse_document(&mut self, why: &'static str) -> End {
+    /// Withholds a document that is not served: to everybody it does not exist.
+    pub(super) fn withhold_document(&mut self, why: &'static str) -> End {
         let bytes = self.handle.pending.clear();
         let document = self.document();
         if bytes > 0 {
@@ -31,7 +31,7 @@ impl Room {
                     let must_resend = why == "blocked" && message.has_heads();
                     let was_lost = |member: &mut Member| {
                         member.update_waiting(|waiting| {
-                            waiting.was_refused = false;
+                            waiting.was_told_unavailable = false;
                             waiting.must_resend |= must_resend;
                         });
                     };
@@ -43,7 +43,7 @@ impl Room {
         }
         for member in self.members().active_mut() {
             let Some(mut waiting) = member.waiting() else { continue };
-            if is_news || !waiting.was_refused {
+            if is_news || !waiting.was_told_unavailable {
                 member.answer_by = None;
                 waiting.must_resend &= why == "blocked";
                 member.update_waiting(|current| *current = waiting);
@@ -72,7 +72,7 @@ impl Room {
             tokio::select! {
                 () = shared.documents.space().wait_until_not_low() => return End::Reopen,
                 () = shared.stopping.cancelled() => return End::Stop,
-                () = handle.news.notified() => if handle.take_changes() {
+                () = handle.news.notified() => if handle.take_outdated() {
                     return End::Reopen;
                 },
                 input = self.inbox.recv() => match input {

@@ -28,7 +28,7 @@ use crate::{
     config::{Config, Size},
     document::sync_message::SyncMessage,
     limits::{
-        Principals,
+        Quotas,
         turns::{Payer, Turn, Turns},
     },
     observe::metrics::Metrics,
@@ -71,7 +71,7 @@ pub struct Needs {
     pub config: watch::Receiver<Arc<Config>>,
     pub documents: Arc<Documents>,
     pub peers: Arc<Peers>,
-    pub principals: Arc<Principals>,
+    pub quotas: Arc<Quotas>,
     pub engine: EngineStart,
     /// The storage id that clients see.
     pub storage_id: Arc<str>,

@@ -9,7 +9,7 @@ use automerge::ChangeHash;
 use tokio::time::{Instant as Deadline, sleep};
 
 use super::{
-    directory::Handle,
+    directory::RoomHandle,
     grace::Grace,
     mailbox::{Inbox, Input},
     members::{Member, Table},
@@ -31,13 +31,11 @@ pub(super) const STASH: usize = 64;
 /// engine failed.
 pub(super) const REOPEN: (Duration, Duration) =
     (Duration::from_millis(200), Duration::from_secs(60));
-/// How long a room whose document nobody has stays after presence passed through it.
-const PRESENCE_LINGERS: Duration = Duration::from_secs(10);
 
 /// What the task of a room knows.
 pub(crate) struct Room {
     pub(super) shared: Arc<Shared>,
-    pub(super) handle: Arc<Handle>,
+    pub(super) handle: Arc<RoomHandle>,
     pub(super) inbox: Inbox,
     /// What was received while there was no engine. A session's leaving is in it only behind a
     /// message of that session.
@@ -64,11 +62,11 @@ pub(super) enum End {
     /// The relay is stopping.
     Stop,
     /// There is no memory for the document.
-    Refuse,
+    NoMemory,
 }
 
 impl Room {
-    pub(crate) fn new(shared: Arc<Shared>, handle: Arc<Handle>, inbox: Inbox) -> Self {
+    pub(crate) fn new(shared: Arc<Shared>, handle: Arc<RoomHandle>, inbox: Inbox) -> Self {
         Self {
             shared,
             handle,
@@ -210,26 +208,6 @@ impl Room {
             self.report(Some(&member.session), || What::Left);
         }
         lock(self.handle.mailbox.seen()).forget(session);
-    }
-
-    /// Passes an ephemeral message on to all other members.
-    pub(super) fn pass_on(&mut self, input: Input) {
-        let Input::Ephemeral { from, author, session, count, data, permit: _permit } = input else {
-            return;
-        };
-        self.presence_until = Some(Deadline::now() + PRESENCE_LINGERS);
-        self.with_sender(&from, |_| {});
-        let by = (from.id, &from.access.principal);
-        if !lock(self.handle.mailbox.seen()).record(by, &author, &session, count) {
-            return self.report_refused(&from, "ephemeral_seen");
-        }
-        let members = self.members();
-        for member in members.active().filter(|member| member.session.id != from.id) {
-            self.handle.usage.message(data.len());
-            let (kind, bytes) = ("ephemeral", data.len());
-            self.report(Some(&member.session), || What::Sent { kind: kind.to_owned(), bytes });
-            member.session.send_ephemeral(&author, self.document(), count, &session, &data);
-        }
     }
 
     /// Whether a message that was kept brings something of the document.

@@ -10,7 +10,7 @@ use prometheus::IntGauge;
 use tracing::error;
 
 use super::{
-    directory::Handle,
+    directory::RoomHandle,
     state::{End, Room},
 };
 use crate::{
@@ -33,7 +33,7 @@ impl Room {
             // Each state in a box: a room keeps memory for the one it is in.
             let opened = match Box::pin(self.open()).await {
                 Ok(opened) => opened,
-                Err(End::Refuse) => return self.refuse(),
+                Err(End::NoMemory) => return self.close_without_memory(),
                 Err(_) => {
                     self.stopped("stop");
                     return;
@@ -43,7 +43,7 @@ impl Room {
             let end = self.be_in_state(opened, opening).await;
             match end {
                 End::Reopen => {}
-                End::Stop | End::Refuse => {
+                End::Stop | End::NoMemory => {
                     self.stopped("stop");
                     return;
                 }
@@ -60,12 +60,12 @@ impl Room {
     async fn be_in_state(&mut self, opened: Opened, opening: InState) -> End {
         let document = self.document();
         if opened.is_deleted {
-            self.refuse_document("deleted")
+            self.withhold_document("deleted")
         } else if opened.is_blocked {
-            self.refuse_document("blocked")
+            self.withhold_document("blocked")
         } else if let Some(limit) = &opened.too_large {
             error!(%document, "the document is larger than one may be, and stays on the disk: {limit}");
-            self.refuse_document("too_large")
+            self.withhold_document("too_large")
         } else if self.has_no_space(&opened) {
             Box::pin(self.wait_for_space()).await
         } else if !opened.heads.is_empty()
@@ -100,10 +100,10 @@ impl Room {
         let is_wanted = match reason {
             "unknown" | "deleted" | "blocked" | "too_large" => !self.stash.is_empty(),
             _ => !self.stash.is_empty() || self.members().has_active(),
-        } || self.handle.take_changes();
+        } || self.handle.take_outdated();
         if is_wanted {
             let share = self.shared.receive_share();
-            let (handle, inbox) = Handle::new(document, self.handle.kept(), share);
+            let (handle, inbox) = RoomHandle::new(document, self.handle.kept(), share);
             self.members().await_engine();
             directory.add(handle.clone());
             let retired = std::mem::replace(&mut self.handle, handle);
@@ -123,7 +123,7 @@ impl Room {
     }
 
     /// Ends the room of a document for which there is no memory. Its sessions are to come again.
-    fn refuse(self) {
+    fn close_without_memory(self) {
         for session in self.stopped("memory") {
             session.close(CloseReason::Memory);
         }

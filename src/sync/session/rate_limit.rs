@@ -1,4 +1,6 @@
 //! How fast a session may send.
+//!
+//! The session's task (`actor`) waits as long as this says before it reads the next message.
 
 use std::time::{Duration, Instant};
 

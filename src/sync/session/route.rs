@@ -74,7 +74,7 @@ impl<'a> Router<'a> {
                 let input = Input::Ephemeral {
                     from: self.session.clone(),
                     author: message.sender.unwrap_or_default().into_owned(),
-                    session: author_session.into_owned(),
+                    author_session: author_session.into_owned(),
                     count,
                     data: bytes(data),
                     permit,

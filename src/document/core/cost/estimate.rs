@@ -107,8 +107,8 @@ impl Core {
             estimate.room = self.fan_out_cost(&weight, &answers);
         }
         answers.into_iter().for_each(|(id, nanos)| estimate.add(id, nanos));
-        let may_write = self.chunks.under_way.is_none() || has_saved;
-        if may_write && (has_changes || self.doc.heads() != self.durable.heads) {
+        let can_save = self.chunks.under_way.is_none() || has_saved;
+        if can_save && (has_changes || self.doc.heads() != self.durable.heads) {
             estimate.room = estimate.room.plus(self.write_cost(&weight, has_saved, new_bytes));
         }
         if self.doc.is_asleep() {

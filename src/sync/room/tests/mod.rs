@@ -111,7 +111,7 @@ fn fixture(config: Config, engine: impl FnOnce(&Metrics) -> EngineStart) -> Fixt
         config,
         documents: Arc::new(documents),
         peers: Arc::new(Peers::default()),
-        principals: Arc::default(),
+        quotas: Arc::default(),
         engine: engine(&metrics),
         storage_id: "storage".into(),
         probe: DocumentId::random(),
@@ -230,8 +230,14 @@ impl Peer {
     async fn say(&self, document: DocumentId, count: u64, data: &'static [u8]) {
         let (from, author) = (self.session.clone(), self.session.peer_id.to_string());
         let data = Bytes::from_static(data);
-        let input =
-            Input::Ephemeral { from, author, session: "s".into(), count, data, permit: permit() };
+        let input = Input::Ephemeral {
+            from,
+            author,
+            author_session: "s".into(),
+            count,
+            data,
+            permit: permit(),
+        };
         self.deliver(document, input).await;
     }
 

@@ -66,7 +66,7 @@ async fn only_the_message_that_makes_a_second_engine_fail_is_dropped() {
     let (documents, pending) = (&fixture.rooms.shared.documents, Pending::default());
     let nothing = NOTHING.clone().expect("a message");
     for n in 1..=3 {
-        let charge = fixture.rooms.shared.principals.charge(Account::at(None));
+        let charge = fixture.rooms.shared.quotas.charge(Account::at(None));
         pending.receive(SessionId(n), &nothing, charge, documents);
     }
     let bytes = nothing.raw.len();
