@@ -285,8 +285,8 @@ const EXAMPLES: &[(&str, &str)] = &[
     (
         "First set-up",
         "editor /etc/tonk-relay.toml                  # such as: [auth] mode = \"token\"\n\
-         tonk-relay --check-config\n\
          tonk-relay token add phone --scope sync:write,download --expires 90d > phone.token\n\
+         tonk-relay --check-config\n\
          systemctl restart tonk-relay\n\
          tonk-relay status\n\
          tonk-relay ping wss://sync.example.org --token-file phone.token\n\
