@@ -500,7 +500,7 @@ test('a peer id belongs to the principal that signed in with it', async t => {
   await until('messages of the victim arrive again', () => heard().length === 4);
   assert.deepEqual(heard(), ['tab-1 1', 'behind-tab-1 1', 'tab-1 2', 'behind-tab-1 2']);
   const again = await joined(t, relay, 'tab-1', { path: `/?token=${ann}` });
-  assert.equal((await victim.closed).reason.startsWith('the same peer has reconnected'), true);
+  assert.equal((await victim.closed).reason.startsWith('the same peer has connected anew'), true);
   assert.equal(again.readyState, 1);
 });
 
