@@ -179,7 +179,7 @@ test('an invalid log level is refused, and recent warnings are listed at every l
   assert.equal((await run(['reload', '--config', file])).code, 0);
   const end = relay.log.length;
   await writeFile(file, before);
-  const last = async () => JSON.parse((await run(['status reports the state of the relay', '--json', '--config', file])).stdout).log;
+  const last = async () => JSON.parse((await run(['status', '--json', '--config', file])).stdout).log;
   await until('the warning', async () => (await last()).some(({ level, text }) => level === 'WARN' && /has changed and is not in effect/.test(text)));
   assert.equal(relay.log.slice(end), '', 'and the log is silent');
 });
@@ -204,12 +204,12 @@ test('status reports the state of the relay', async t => {
   const handle = await share(relay.client(t), { n: 1 });
   assert.ok(handle);
   const file = join(relay.at, 'tonk-relay.toml');
-  const { stdout } = await run(['status reports the state of the relay', '--config', file]);
+  const { stdout } = await run(['status', '--config', file]);
   assert.match(stdout, /^tonk-relay \d+\.\d+\.\d+ \(pid \d+\), running for \d+s\nready        yes\nconnections  1 \(1 peers\)\ndocuments    1 live, 0 waited for\n/);
-  const json = JSON.parse((await run(['status reports the state of the relay', '--json', '--socket', join(relay.at, 'admin.sock')])).stdout);
+  const json = JSON.parse((await run(['status', '--json', '--socket', join(relay.at, 'admin.sock')])).stdout);
   assert.deepEqual([json.pid, json.connections, json.ready], [relay.child.pid, 1, true]);
   await relay.stop();
-  const gone = await run(['status reports the state of the relay', '--config', file]);
+  const gone = await run(['status', '--config', file]);
   assert.equal(gone.code, 1);
   assert.match(gone.stderr, /admin\.sock: no relay runs there/);
 });
