@@ -215,6 +215,14 @@ impl Peer {
         self.push(document, false).await;
     }
 
+    /// Stores a document, which `other` then requests and gets.
+    async fn share_with(&mut self, other: &mut Self, document: DocumentId) {
+        self.edit(document, "shared").await;
+        self.until("stored", |peer| peer.in_sync(document)).await;
+        other.push(document, true).await;
+        other.until("the shared document", |other| other.has(document, "shared")).await;
+    }
+
     /// Send an edit that takes longer than a millisecond to admit, as the relay reads it.
     async fn edit_much(&mut self, document: DocumentId) {
         let (doc, state) = self.documents.entry(document).or_default();

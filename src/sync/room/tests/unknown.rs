@@ -124,10 +124,7 @@ async fn a_request_is_passed_on_once_to_a_few_peers_that_share_a_document() {
 async fn a_forwarded_request_brings_the_document() {
     for fixture in both(&config()) {
         let (mut alice, mut bob) = (fixture.peer("alice"), fixture.peer("bob"));
-        alice.edit(id(1), "shared").await;
-        alice.until("stored", |alice| alice.in_sync(id(1))).await;
-        bob.push(id(1), true).await;
-        bob.until("the shared document", |bob| bob.has(id(1), "shared")).await;
+        alice.share_with(&mut bob, id(1)).await;
 
         bob.push(id(2), true).await;
         alice.until("the question", |alice| alice.asked_for == [id(2)]).await;
@@ -142,10 +139,7 @@ async fn a_forwarded_request_brings_the_document() {
 async fn a_peer_that_lacked_a_document_gets_it_when_somebody_brings_it() {
     for fixture in both(&config()) {
         let (mut alice, mut bob) = (fixture.peer("alice"), fixture.peer("bob"));
-        alice.edit(id(1), "shared").await;
-        alice.until("stored", |alice| alice.in_sync(id(1))).await;
-        bob.push(id(1), true).await;
-        bob.until("the shared document", |bob| bob.has(id(1), "shared")).await;
+        alice.share_with(&mut bob, id(1)).await;
 
         bob.push(id(2), true).await;
         alice.until("the question", |alice| alice.asked_for == [id(2)]).await;
@@ -163,10 +157,7 @@ async fn a_peer_that_lacked_a_document_gets_it_when_somebody_brings_it() {
 async fn others_are_asked_for_a_document_whose_source_left_before_sending_it() {
     for fixture in both(&config()) {
         let (mut alice, mut bob) = (fixture.peer("alice"), fixture.peer("bob"));
-        alice.edit(id(1), "shared").await;
-        alice.until("stored", |alice| alice.in_sync(id(1))).await;
-        bob.push(id(1), true).await;
-        bob.until("the shared document", |bob| bob.has(id(1), "shared")).await;
+        alice.share_with(&mut bob, id(1)).await;
         // Carol names heads of a document, and is gone before its changes are.
         let mut carol = fixture.peer("carol");
         carol.edit(id(2), "never sent").await;
