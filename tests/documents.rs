@@ -1,5 +1,6 @@
-//! The documents: every link and path in them leads somewhere, in the source tree and in the packages, commands that are
-//! marked as runnable run and print what the document shows, and the example configs have no fault.
+//! The documents: every link and path in them leads somewhere, in the source tree and in the
+//! packages, commands that are marked as runnable run and print what the document shows, and the
+//! example configs have no fault.
 #![expect(clippy::expect_used, reason = "a failed expectation is a failed test")]
 
 #[allow(dead_code, reason = "other tests use more of it")]
@@ -31,7 +32,8 @@ const COLUMNS: usize = 120;
 const PACKAGERS: [&str; 2] = ["deb", "rpm"];
 /// What paths of the source tree begin with.
 const SOURCES: [&str; 6] = ["packaging/", "tests/", "etc/", "man/", "src/", ".ci/"];
-/// How packaging/build changes the links of the README, which is installed among the other documents.
+/// How packaging/build changes the links of the README, which is installed among the other
+/// documents.
 const LINKS_OF_README: (&str, &str) = ("](packaging/doc/", "](");
 
 fn root() -> &'static Path {
@@ -144,7 +146,8 @@ fn resolved(from: &str, path: &str) -> String {
     parts.join("/")
 }
 
-/// Fails unless a link of the document at `from` leads to a file that `is_there`, and to an anchor of it.
+/// Fails unless a link of the document at `from` leads to a file that `is_there`, and to an anchor
+/// of it.
 fn follow(from: &str, link: &str, anchors: &Anchors, is_there: impl Fn(&str) -> bool) {
     let (path, anchor) = link.split_once('#').unwrap_or((link, ""));
     let target = if path.is_empty() { from.to_owned() } else { resolved(from, path) };
@@ -308,7 +311,8 @@ fn comparable(output: &str) -> String {
     text
 }
 
-/// Runs the blocks of a document that are marked as runnable, one after the other in a folder with a demo.
+/// Runs the blocks of a document that are marked as runnable, one after the other in a folder with
+/// a demo.
 fn run_blocks(document: &Document) -> usize {
     let (_, blocks) = document.split();
     if !blocks.iter().any(|block| block.info == "sh runnable") {

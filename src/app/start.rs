@@ -253,8 +253,8 @@ fn announce(config: &Config, app: &App) {
     info!(version = env!("CARGO_PKG_VERSION"), peer_id = %app.sync.sessions.names.peer_id, "ready");
 }
 
-/// Builds the relay's test of itself, whose connections and sessions have no limits. They have their
-/// own `Metrics`, which are not exported, so that they do not count as clients.
+/// Builds the relay's test of itself, whose connections and sessions have no limits. They have
+/// their own `Metrics`, which are not exported, so that they do not count as clients.
 fn watchdog(app: &App, metrics: ProcessMetrics) -> Result<Arc<Watchdog>, AppError> {
     let unseen = Metrics::new()?;
     let config = watch::channel(Arc::new(watchdog::unlimited(&app.config.borrow()))).1;

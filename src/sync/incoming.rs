@@ -1,4 +1,5 @@
-//! Reads the messages of a WebSocket, one after the other, and bounds what unfinished ones may cost.
+//! Reads the messages of a WebSocket, one after the other, and bounds what unfinished ones may
+//! cost.
 //!
 //! A partially received message is in no queue: the WebSocket holds it. Its bytes are therefore
 //! counted as they arrive, for all connections and for its address, until the message was handled.
@@ -41,8 +42,8 @@ use crate::{
 const FREE_TIME: Duration = Duration::from_millis(20);
 /// The same for the join message.
 const FREE_TIME_TO_JOIN: Duration = Duration::from_micros(500);
-/// Beyond this, reads pause for this multiple of the CPU time used; longer before the handshake, when
-/// there may be many such sockets.
+/// Beyond this, reads pause for this multiple of the CPU time used; longer before the handshake,
+/// when there may be many such sockets.
 const PAUSE_FACTOR: u32 = 19;
 const PAUSE_FACTOR_TO_JOIN: u32 = 199;
 /// CPU time for which there is one pause together, so that there are few timers.
@@ -332,9 +333,9 @@ impl CpuThrottle {
             ready!(pause.as_mut().poll(cx));
             self.pause = None;
         }
-        // The CPU clock of the thread, so that a busy machine does not slow the innocent down. Reading
-        // it is a system call, so the first half of the free time is measured by the wall clock, which
-        // shows no less.
+        // The CPU clock of the thread, so that a busy machine does not slow the innocent down.
+        // Reading it is a system call, so the first half of the free time is measured by the wall
+        // clock, which shows no less.
         let start = Instant::now();
         let thread_start = (self.spent >= self.free / 2).then(thread_time);
         let polled = reader.poll_next_unpin(cx);

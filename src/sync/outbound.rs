@@ -1,9 +1,9 @@
 //! The outbound queue of a session, bounded in bytes.
 //!
-//! Rooms append frames without waiting; the session's writer sends them. While the queue is full, rooms
-//! send nothing to the session, and afterwards everything that it missed in one message
-//! ([`Outbound::notify_when_room`]). Frames that cannot wait replace queued presence, and if that is not
-//! enough the session is closed. A frame of any size fits into an empty queue.
+//! Rooms append frames without waiting; the session's writer sends them. While the queue is full,
+//! rooms send nothing to the session, and afterwards everything that it missed in one message
+//! ([`Outbound::notify_when_room`]). Frames that cannot wait replace queued presence, and if that
+//! is not enough the session is closed. A frame of any size fits into an empty queue.
 //!
 //! A session whose queue stays full while it reads nothing is closed by `socket::watch_liveness`.
 
@@ -156,8 +156,8 @@ impl Outbound {
         self.update_full(queue);
     }
 
-    /// The queue is full at its limit and has room again at half of it, so that waiting rooms are not
-    /// woken for each frame.
+    /// The queue is full at its limit and has room again at half of it, so that waiting rooms are
+    /// not woken for each frame.
     fn update_full(&self, queue: &mut Queue) {
         if queue.bytes >= self.limit {
             self.full.store(true, Ordering::Relaxed);
@@ -208,8 +208,8 @@ impl Outbound {
         self.closed.cancel();
     }
 
-    /// Closes the session and drops its queued frames. If it is being closed already, the first reason
-    /// stays.
+    /// Closes the session and drops its queued frames. If it is being closed already, the first
+    /// reason stays.
     pub fn close(&self, reason: CloseReason) {
         let mut queue = self.queue();
         if queue.close_reason.is_none() {

@@ -4,8 +4,8 @@
 //! session left. A document that nobody has is only an entry of the directory, with the sessions
 //! that wait for it.
 //!
-//! When a room's task panics, its sessions are closed, and what it left unsaved goes to the document's
-//! next room (`abandon`).
+//! When a room's task panics, its sessions are closed, and what it left unsaved goes to the
+//! document's next room (`abandon`).
 
 use std::{
     panic::AssertUnwindSafe,

@@ -21,10 +21,11 @@ use crate::{base::session_id::SessionId, config::Config, sync::activity::Activit
 
 /// Time limit for a close: to send the close frame, and to receive the peer's.
 pub(super) const CLOSE_GRACE: Duration = Duration::from_secs(2);
-/// Silence between the last message and the close frame: automerge-repo's adapter handles messages a
-/// little after it has received them, and throws if its answer finds the socket closing.
+/// Silence between the last message and the close frame: automerge-repo's adapter handles messages
+/// a little after it has received them, and throws if its answer finds the socket closing.
 const QUIET: Duration = Duration::from_millis(100);
-/// Number of ping intervals for which a peer may be silent, or too slow, in the middle of a message.
+/// Number of ping intervals for which a peer may be silent, or too slow, in the middle of a
+/// message.
 const MIDWAY: u32 = 5;
 /// Longest reason of a close frame in bytes (RFC 6455, section 5.5: 125 bytes with the code).
 const MAX_REASON: usize = 123;
@@ -42,10 +43,10 @@ pub(super) struct Progress {
 
 /// Closes the session when its peer is no longer there.
 ///
-/// A silent peer is pinged; one that has not answered until the next ping is dead. In the middle of a
-/// message it may be silent for longer, because a Node.js client that computes neither reads nor
-/// writes. A peer that does not read while its send queue is full, and one that sends a large message
-/// too slowly, are closed as well: they only cost memory.
+/// A silent peer is pinged; one that has not answered until the next ping is dead. In the middle of
+/// a message it may be silent for longer, because a Node.js client that computes neither reads nor
+/// writes. A peer that does not read while its send queue is full, and one that sends a large
+/// message too slowly, are closed as well: they only cost memory.
 pub(super) async fn watch_liveness(
     session: &Session,
     activity: &Activity,

@@ -1,12 +1,12 @@
 //! Truncates messages over `sync.max_message` as they arrive, so that the WebSocket survives them.
 //!
-//! tungstenite cannot continue after a message over its limit. [`Truncating`] sits below it, parses the
-//! frames of the client (RFC 6455, section 5.2), and passes on only the beginning and the end of such a
-//! message, which name its document: automerge-repo writes the document id after the data, samod before
-//! it. The rest is discarded as it is read.
+//! tungstenite cannot continue after a message over its limit. [`Truncating`] sits below it, parses
+//! the frames of the client (RFC 6455, section 5.2), and passes on only the beginning and the end
+//! of such a message, which name its document: automerge-repo writes the document id after the
+//! data, samod before it. The rest is discarded as it is read.
 //!
-//! `session::route` then refuses the message, for its document alone. Over [`MAX_TRUNCATED`] times the
-//! limit, or without a document, [`incoming`](super::incoming) ends the session.
+//! `session::route` then refuses the message, for its document alone. Over [`MAX_TRUNCATED`] times
+//! the limit, or without a document, [`incoming`](super::incoming) ends the session.
 
 mod frame;
 
@@ -34,14 +34,15 @@ use tokio_tungstenite::{
 use self::frame::{BINARY, CLOSE, CONTINUATION, FINAL, Frame, TEXT, header_length, write_header};
 use crate::base::lock::lock;
 
-/// Bytes kept of the beginning and of the end of a truncated message, in which ids take at most 1 KiB
-/// each.
+/// Bytes kept of the beginning and of the end of a truncated message, in which ids take at most 1
+/// KiB each.
 const KEPT: usize = 4 << 10;
 /// Messages over this multiple of the limit are not truncated but end the WebSocket.
 const MAX_TRUNCATED: u64 = 4;
 /// Bytes that are read from the stream at a time.
 const READ_SIZE: usize = 2 << 10;
-/// Read buffer of a WebSocket. tungstenite's default of 128 KiB would be memory of each idle socket.
+/// Read buffer of a WebSocket. tungstenite's default of 128 KiB would be memory of each idle
+/// socket.
 const READ_BUFFER: usize = 2 << 10;
 /// Bytes of small frames that are written together.
 const WRITE_BUFFER: usize = 8 << 10;
@@ -49,7 +50,8 @@ const WRITE_BUFFER: usize = 8 << 10;
 /// The server's end of a WebSocket.
 pub type Socket = WebSocketStream<Truncating<TokioIo<Upgraded>>>;
 
-/// Returns the WebSocket over an upgraded connection. Messages over `max_message` bytes are truncated.
+/// Returns the WebSocket over an upgraded connection. Messages over `max_message` bytes are
+/// truncated.
 pub async fn accept(upgraded: Upgraded, max_message: usize) -> Socket {
     let stream = Truncating::new(TokioIo::new(upgraded), max_message as u64);
     // The fragments that were passed on may reach the limit before the end of the message is kept.

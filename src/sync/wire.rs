@@ -23,8 +23,8 @@ const MAX_NAME: usize = 1024;
 /// Most names in a list, such as the protocol versions of a join.
 const MAX_NAMES: usize = 1024;
 
-/// First bytes of frames of Subduction, a future protocol of automerge-repo: "SUM", or "SU" and another
-/// letter. No CBOR map begins with them.
+/// First bytes of frames of Subduction, a future protocol of automerge-repo: "SUM", or "SU" and
+/// another letter. No CBOR map begins with them.
 const SUBDUCTION: &[u8] = b"SU";
 
 /// Why bytes are not a message.
@@ -117,8 +117,8 @@ impl Body<'_> {
 
 /// Where the value of each field begins in the frame.
 ///
-/// What a field may contain depends on the message's type, so values are read once the type is known: a
-/// type that this relay does not know may use the same names for something else.
+/// What a field may contain depends on the message's type, so values are read once the type is
+/// known: a type that this relay does not know may use the same names for something else.
 #[derive(Default)]
 struct Fields<'a> {
     kind: Option<Decoder<'a>>,
@@ -230,8 +230,8 @@ impl<'a> Fields<'a> {
         Some(fields)
     }
 
-    /// Reads the remaining fields of a map; `left` is their number. If a value is incomplete, the decoder
-    /// stays before it.
+    /// Reads the remaining fields of a map; `left` is their number. If a value is incomplete, the
+    /// decoder stays before it.
     fn read(&mut self, d: &mut Decoder<'a>, left: &mut Option<u64>) -> Result<(), DecodeError> {
         loop {
             match left {

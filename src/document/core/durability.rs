@@ -33,8 +33,8 @@ impl Durability {
             Admitted::Changes(new) => {
                 self.unsaved.extend(new.iter().map(|change| (change.hash(), changes)));
             }
-            // The document was empty, so nothing else is unsaved. It may still be: automerge also sends
-            // documents without changes.
+            // The document was empty, so nothing else is unsaved. It may still be: automerge also
+            // sends documents without changes.
             Admitted::Whole => {
                 self.unsaved_document = Some(changes).filter(|changes| *changes > self.changes);
             }

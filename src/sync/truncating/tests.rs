@@ -30,8 +30,8 @@ fn payload(length: usize) -> Vec<u8> {
     (0..length).map(|at| (at % 251) as u8).collect()
 }
 
-/// What the WebSocket above the filter reads, and how it was truncated; the messages come over a stream that has so many bytes
-/// at once.
+/// What the WebSocket above the filter reads, and how it was truncated; the messages come over a
+/// stream that has so many bytes at once.
 async fn read(input: Vec<u8>, at_once: usize) -> (Vec<Frame>, Vec<Truncation>, Option<String>) {
     let (ours, mut theirs) = tokio::io::duplex(at_once);
     let stream = Truncating::new(ours, MAX);

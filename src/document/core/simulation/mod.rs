@@ -16,8 +16,8 @@ use proptest::prelude::*;
 use self::world::{Action, PEERS, Peer, World, load};
 use super::exchange;
 
-/// Edits with which a test is repeated whose faults only show when a Bloom filter hides a change. One
-/// filter in a hundred does; in rounds 9 and 19 one does with automerge 0.12.
+/// Edits with which a test is repeated whose faults only show when a Bloom filter hides a change.
+/// One filter in a hundred does; in rounds 9 and 19 one does with automerge 0.12.
 const ROUNDS: [u64; 3] = [0, 9, 19];
 
 fn action() -> impl Strategy<Value = Action> {
@@ -115,7 +115,8 @@ fn a_change_is_announced_to_a_sender_that_named_no_heads_when_durable() {
     assert_eq!(load(&world.disk).get_heads(), world.peers[0].doc.get_heads());
 }
 
-/// Heads are withheld from a peer only for its own changes, not for those that it was sent meanwhile.
+/// Heads are withheld from a peer only for its own changes, not for those that it was sent
+/// meanwhile.
 #[test]
 fn a_peer_is_told_all_heads_once_its_own_changes_are_durable() {
     let (writer, other) = (0, 1);
@@ -153,8 +154,8 @@ fn an_empty_document_leaves_nothing_to_save() {
 }
 
 /// Writes that keep failing are an ordinary state: all peers get all edits before anything is
-/// durable, whoever edits, and however late a reader acknowledges. Heads are not withheld from a peer
-/// that only reads.
+/// durable, whoever edits, and however late a reader acknowledges. Heads are not withheld from a
+/// peer that only reads.
 #[test]
 fn edits_reach_everybody_while_writes_fail_for_thirty_edits() {
     let (writer, other, reader) = (0, 1, 2);
