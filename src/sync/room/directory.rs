@@ -191,9 +191,10 @@ impl Directory {
     /// Removes a session from a document's entry; a room is told so through its mailbox. Returns
     /// whether a waiting entry is gone.
     pub(crate) fn leave(&mut self, document: DocumentId, session: SessionId) -> bool {
-        self.unindex(document, session);
+        let was_in_room = self.unindex(document, session);
         match self.entries.get_mut(&document) {
-            Some(Entry::Live(handle)) => handle.mailbox.leave(session),
+            Some(Entry::Live(handle)) if was_in_room => handle.mailbox.leave(session),
+            Some(Entry::Live(_)) => {}
             Some(Entry::Waiting(waiting)) => {
                 waiting.retain(|waiting| waiting.session != session);
                 if waiting.is_empty() {
@@ -242,13 +243,14 @@ impl Directory {
         self.documents.entry(session).or_default().insert(document);
     }
 
-    fn unindex(&mut self, document: DocumentId, session: SessionId) {
-        if let Some(documents) = self.documents.get_mut(&session) {
-            documents.remove(&document);
-            if documents.is_empty() {
-                self.documents.remove(&session);
-            }
+    /// Returns whether the session was in the document's room.
+    fn unindex(&mut self, document: DocumentId, session: SessionId) -> bool {
+        let Some(documents) = self.documents.get_mut(&session) else { return false };
+        let was_in_room = documents.remove(&document);
+        if documents.is_empty() {
+            self.documents.remove(&session);
         }
+        was_in_room
     }
 
     /// A document's room.

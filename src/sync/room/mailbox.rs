@@ -1,11 +1,18 @@
 //! What a room is sent, and the way into it.
 
 use std::{
-    sync::{Arc, Mutex, Weak},
+    collections::VecDeque,
+    future::poll_fn,
+    sync::{
+        Arc, Mutex, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
+    task::{Context, Poll},
     time::Instant,
 };
 
 use bytes::Bytes;
+use futures::task::AtomicWaker;
 use prometheus::IntGauge;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
@@ -20,6 +27,8 @@ use crate::{
 const SLOTS: usize = 64;
 
 /// What a room is sent. The messages of one session and its leaving arrive in their order.
+///
+/// All but [`Leave`](Self::Leave) are messages, which wait for a slot of the mailbox.
 pub enum Input {
     /// An automerge sync message.
     Sync {
@@ -103,11 +112,6 @@ impl Input {
     pub(super) fn has_changes(&self) -> bool {
         matches!(self, Self::Sync { message, .. } if message.has_changes())
     }
-
-    /// Whether it took a slot of the mailbox. Leaving takes none: it must never wait.
-    fn has_slot(&self) -> bool {
-        !matches!(self, Self::Leave { .. })
-    }
 }
 
 /// A message's share of the receive queue, returned when the message has been handled.
@@ -143,16 +147,25 @@ impl Drop for ReceivePermit {
 pub struct Mailbox(Arc<Shared>);
 
 struct Shared {
-    /// Unbounded, because leaving must not wait. It holds at most `SLOTS` messages, and one `Leave` for
-    /// each session that has ended and had the document open. In boxes, because the channel keeps
-    /// memory for 32 inputs, used or not.
-    inputs: mpsc::UnboundedSender<Box<Input>>,
-    /// One permit for each message that may still be sent. The receiver returns them.
-    slots: Semaphore,
+    /// The messages. In boxes, because the channel keeps memory for 32 inputs, used or not.
+    messages: mpsc::Sender<Box<Input>>,
+    /// How many messages have been sent. Incremented right before each is put into the channel.
+    sent: AtomicU64,
+    /// The sessions that are leaving, in order.
+    leaving: Mutex<VecDeque<Leaving>>,
+    /// Woken when a session leaves.
+    receiver: AtomicWaker,
     /// The room's share of the receive queue, in KiB, so that a slow room takes none from others.
     receive_share: Arc<Semaphore>,
     /// The presence that the room has passed on.
     seen: Arc<Mutex<Seen>>,
+}
+
+/// A session that has left, and whose messages may still wait.
+struct Leaving {
+    session: SessionId,
+    /// All of its messages are among this many first ones.
+    after: u64,
 }
 
 /// The way into a room for as long as the room exists.
@@ -161,39 +174,50 @@ pub struct WeakMailbox(Weak<Shared>);
 
 /// The receiving end of a mailbox.
 pub struct Inbox {
-    inputs: mpsc::UnboundedReceiver<Box<Input>>,
+    messages: mpsc::Receiver<Box<Input>>,
+    /// How many messages have been received.
+    received: u64,
     mailbox: Mailbox,
 }
 
 /// A new mailbox, with this share of the receive queue in KiB.
 pub(crate) fn mailbox(receive_share: u32, seen: Arc<Mutex<Seen>>) -> (Mailbox, Inbox) {
-    let (inputs, receiver) = mpsc::unbounded_channel();
+    let (messages, receiver) = mpsc::channel(SLOTS);
     let mailbox = Mailbox(Arc::new(Shared {
-        inputs,
-        slots: Semaphore::new(SLOTS),
+        messages,
+        sent: AtomicU64::new(0),
+        leaving: Mutex::default(),
+        receiver: AtomicWaker::new(),
         receive_share: Arc::new(Semaphore::new(receive_share as usize)),
         seen,
     }));
-    (mailbox.clone(), Inbox { inputs: receiver, mailbox })
+    (mailbox.clone(), Inbox { messages: receiver, received: 0, mailbox })
 }
 
 impl Mailbox {
-    /// Sends an input, as soon as there is a slot for it.
+    /// Sends a message, as soon as there is a slot for it.
     ///
     /// # Errors
-    /// Returns the input if the room has closed its mailbox.
-    pub async fn send(&self, input: Box<Input>) -> Result<(), Box<Input>> {
-        match self.0.slots.acquire().await {
-            Ok(slot) => slot.forget(),
-            Err(_closed) => return Err(input),
-        }
-        self.0.inputs.send(input).map_err(|returned| returned.0)
+    /// Returns the message if the room has closed its mailbox.
+    pub async fn send(&self, message: Box<Input>) -> Result<(), Box<Input>> {
+        let Ok(slot) = self.0.messages.reserve().await else { return Err(message) };
+        self.0.sent.fetch_add(1, Ordering::Relaxed);
+        slot.send(message);
+        Ok(())
     }
 
-    /// Tells the room that a session has left. Never waits.
+    /// Tells the room that a session has left, after the messages that it has sent. Never waits.
+    ///
+    /// The directory calls this once for each session that entered the room, so at most as many
+    /// sessions are leaving as the room has members.
     pub(super) fn leave(&self, session: SessionId) {
-        // A room whose task has panicked has no members.
-        let _ = self.0.inputs.send(Box::new(Input::Leave { session }));
+        {
+            let mut leaving = lock(&self.0.leaving);
+            // The session's own messages are counted: it has sent them before.
+            let after = self.0.sent.load(Ordering::Relaxed);
+            leaving.push_back(Leaving { session, after });
+        }
+        self.0.receiver.wake();
     }
 
     /// Waits for permits of the room's share of the receive queue.
@@ -204,12 +228,12 @@ impl Mailbox {
 
     /// Whether the room accepts no further messages.
     pub fn is_closed(&self) -> bool {
-        self.0.slots.is_closed() || self.0.inputs.is_closed()
+        self.0.messages.is_closed()
     }
 
-    /// How many messages wait.
+    /// How many messages wait, or are about to be sent.
     pub fn waiting(&self) -> usize {
-        SLOTS.saturating_sub(self.0.slots.available_permits())
+        SLOTS.saturating_sub(self.0.messages.capacity())
     }
 
     /// A reference that does not keep the mailbox of a room that has ended in memory.
@@ -237,47 +261,59 @@ impl WeakMailbox {
 }
 
 impl Inbox {
-    /// Waits for the next input.
+    /// Waits for the next input. `None` once the mailbox is [closed](Self::close) and every message
+    /// that had a slot was received; sessions may leave after that, too.
     pub(super) async fn recv(&mut self) -> Option<Box<Input>> {
-        let input = self.inputs.recv().await;
-        self.free_slot(input)
+        poll_fn(|context| self.poll_recv(context)).await
+    }
+
+    fn poll_recv(&mut self, context: &mut Context<'_>) -> Poll<Option<Box<Input>>> {
+        if let Some(left) = self.next_left() {
+            return Poll::Ready(Some(left));
+        }
+        let message = self.messages.poll_recv(context);
+        match message {
+            Poll::Ready(Some(_)) => self.received += 1,
+            Poll::Ready(None) => {}
+            Poll::Pending => {
+                self.mailbox.0.receiver.register(context.waker());
+                // One may have left since the first look.
+                if let Some(left) = self.next_left() {
+                    return Poll::Ready(Some(left));
+                }
+            }
+        }
+        message
     }
 
     /// The next input, if there is one.
     pub(super) fn try_recv(&mut self) -> Option<Box<Input>> {
-        let input = self.inputs.try_recv().ok();
-        self.free_slot(input)
+        if let Some(left) = self.next_left() {
+            return Some(left);
+        }
+        let message = self.messages.try_recv().ok()?;
+        self.received += 1;
+        Some(message)
     }
 
-    fn free_slot(&self, input: Option<Box<Input>>) -> Option<Box<Input>> {
-        if input.as_ref().is_some_and(|input| input.has_slot()) {
-            self.mailbox.0.slots.add_permits(1);
+    /// The next session that has left and whose messages were all received.
+    fn next_left(&self) -> Option<Box<Input>> {
+        let mut leaving = lock(&self.mailbox.0.leaving);
+        let Leaving { session, .. } = leaving.pop_front_if(|next| next.after <= self.received)?;
+        if leaving.is_empty() {
+            // A crowd that leaves at once is rare; a room keeps no memory for the next one.
+            *leaving = VecDeque::new();
         }
-        input
+        Some(Box::new(Input::Leave { session }))
     }
 
     /// Whether nothing waits.
     pub(super) fn is_empty(&self) -> bool {
-        self.inputs.is_empty()
+        self.messages.is_empty() && lock(&self.mailbox.0.leaving).is_empty()
     }
 
     /// Accepts no further messages. Sessions may still leave.
-    pub(super) fn close(&self) {
-        self.mailbox.0.slots.close();
-    }
-
-    /// The next input after [`close`](Self::close), until every message that had a slot was
-    /// received.
-    pub(super) async fn drain(&mut self) -> Option<Box<Input>> {
-        loop {
-            if let Some(input) = self.try_recv() {
-                return Some(input);
-            }
-            if self.mailbox.waiting() == 0 {
-                return None;
-            }
-            // A sender has a slot, and is about to use it or to return it.
-            tokio::task::yield_now().await;
-        }
+    pub(super) fn close(&mut self) {
+        self.messages.close();
     }
 }

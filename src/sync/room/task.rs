@@ -87,7 +87,7 @@ impl Room {
     /// room goes on.
     async fn retire(&mut self, reason: &'static str) -> bool {
         self.inbox.close();
-        while let Some(input) = self.inbox.drain().await {
+        while let Some(input) = self.inbox.recv().await {
             self.stash(*input, reason);
         }
         let shared = self.shared.clone();

@@ -4,6 +4,7 @@ mod admission;
 mod differential;
 mod failures;
 mod fragile;
+mod mailbox;
 mod membership;
 mod sharing;
 mod unknown;
