@@ -15,7 +15,7 @@ use tracing::{info, warn};
 
 use super::{
     handle::Session,
-    handshake::{Counted, NotJoined},
+    handshake::NotJoined,
     rate_limit::{Load, RateLimit},
     route::Router,
     shared::Sessions,
@@ -65,7 +65,7 @@ impl Sessions {
         };
         incoming.set_joined();
         let mut actor = Actor::join(&self, session.clone());
-        if !self.observed.is_probe {
+        if !self.observed.counts.is_probe() {
             info!(peer = %session.peer_id, connection = %id, client, "connected");
         }
         let (us, storage_id) = (&self.names.peer_id, &self.names.storage_id);
@@ -74,8 +74,8 @@ impl Sessions {
         let serving = actor.serve(&mut writer, &mut incoming, &activity);
         let end =
             Polled::new(serving, self.observed.polls.clone()).charged_to(&session.usage).await;
-        self.observed.metrics.ended.with_label_values(&[end.label()]).inc();
-        if self.observed.is_probe {
+        self.observed.counts.ended(end.label());
+        if self.observed.counts.is_probe() {
             return;
         }
         info!(
@@ -94,7 +94,7 @@ impl Sessions {
     ) {
         let NotJoined { peer_id, reason } = refused;
         if let Ok(_permit) = self.refusing.try_acquire() {
-            let _counted = Counted::new(&self.observed.metrics.closing);
+            let _counted = self.observed.counts.closing();
             let us = &self.names.peer_id;
             socket::close(writer, incoming, us, &peer_id, id, &reason).await;
         }
@@ -163,7 +163,7 @@ impl<'a> Actor<'a> {
             return;
         }
         let (session, observed) = (&self.session, &self.sessions.observed);
-        observed.metrics.refused.with_label_values(&[end.label()]).inc();
+        observed.counts.refused(end.label());
         if let Some(times) = observed.repeats.pass(&session.peer_id, end.label()) {
             warn!(
                 peer = %session.peer_id, connection = %session.id, close_code = end.code(), times,

@@ -16,6 +16,7 @@ use bytes::Bytes;
 use tokio::sync::watch;
 use tracing::warn;
 
+use super::counts::Counts;
 #[cfg(test)]
 use crate::base::principal::Principal;
 use crate::{
@@ -23,7 +24,7 @@ use crate::{
     base::{document_id::DocumentId, lock::lock, session_id::SessionId},
     config::Config,
     limits::{Account, Bucket, turns::Payer},
-    observe::{metrics::SessionMetrics, usage::Usage},
+    observe::usage::Usage,
     sync::{
         close_reason::CloseReason,
         outbound::{Outbound, Push},
@@ -62,7 +63,7 @@ struct Relay {
     /// The peer id that clients see.
     peer_id: Arc<str>,
     config: watch::Receiver<Arc<Config>>,
-    metrics: SessionMetrics,
+    counts: Counts,
 }
 
 /// What the relay remembers of a session's requests and refusals.
@@ -97,7 +98,7 @@ impl Session {
         client: Client,
         us: Arc<str>,
         config: watch::Receiver<Arc<Config>>,
-        metrics: SessionMetrics,
+        counts: Counts,
     ) -> Self {
         let send_queue = config.borrow().sync.send_queue.bytes();
         Self {
@@ -108,8 +109,8 @@ impl Session {
             access,
             client,
             usage: Usage::default(),
-            outbound: Outbound::new(send_queue, metrics.unsent.clone()),
-            relay: Relay { peer_id: us, config, metrics },
+            outbound: Outbound::new(send_queue, counts.unsent()),
+            relay: Relay { peer_id: us, config, counts },
             spent: AtomicI64::new(0),
             is_subscribed: AtomicBool::new(false),
             record: Record::default(),
@@ -130,8 +131,7 @@ impl Session {
 
     fn count_out(&self, kind: &'static str, size: usize) {
         self.usage.message(size);
-        self.relay.metrics.messages.with_label_values(&["out", kind]).inc();
-        self.relay.metrics.message_bytes.with_label_values(&["out", kind]).inc_by(size as u64);
+        self.relay.counts.message("out", kind, size as u64);
     }
 
     /// Queues an automerge sync message that was made for this session while its queue was not
@@ -190,7 +190,7 @@ impl Session {
     /// Refuses changes of a document. The peer is told so, and that the document is unavailable;
     /// from now on it may only read it. Its other documents are not affected.
     pub fn refuse_document(&self, document: DocumentId, reason: &str, label: &'static str) {
-        self.relay.metrics.refused_documents.with_label_values(&[label]).inc();
+        self.relay.counts.refused_document(label);
         let limit = self.relay.config.borrow().limits.documents_per_connection;
         let is_new = {
             let mut refused = lock(&self.record.refused);
@@ -215,9 +215,9 @@ impl Session {
     pub fn refuse_changes(&self, document: DocumentId) {
         if self.is_refused(document) {
             // The peer knows.
-            return self.relay.metrics.dropped.with_label_values(&["refused"]).inc();
+            return self.relay.counts.dropped("refused");
         }
-        self.relay.metrics.dropped.with_label_values(&["read_only"]).inc();
+        self.relay.counts.dropped("read_only");
         if self.record.was_told_read_only.swap(true, Ordering::Relaxed) {
             return;
         }
@@ -297,9 +297,9 @@ impl Session {
         match push {
             Push::Queued => {
                 self.usage.message(data.len());
-                self.relay.metrics.ephemera.inc();
+                self.relay.counts.presence();
             }
-            _ => self.relay.metrics.dropped.with_label_values(&["presence_queue"]).inc(),
+            _ => self.relay.counts.dropped("presence_queue"),
         }
     }
 
@@ -360,11 +360,12 @@ impl Session {
         principal: Principal,
         send_queue: u64,
     ) -> Self {
-        let metrics = crate::observe::metrics::Metrics::new().expect("metrics").sessions;
+        let metrics = crate::observe::metrics::Metrics::new().expect("metrics");
         let access = Access::of(principal);
         let mut config = Config::default();
         config.sync.send_queue = crate::config::Size(send_queue);
         let config = watch::channel(Arc::new(config)).1;
-        Self::new(id, peer_id, access, Client::default(), "relay".into(), config, metrics)
+        let counts = Counts::of_clients(metrics.sessions);
+        Self::new(id, peer_id, access, Client::default(), "relay".into(), config, counts)
     }
 }

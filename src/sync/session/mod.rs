@@ -10,8 +10,10 @@
 //! | how fast it may send | `rate_limit` |
 //! | sign-ins that expire, and rights that change | `revalidate` |
 //! | what all sessions share | [`shared`] |
+//! | what they count in the metrics | [`counts`] |
 
 mod actor;
+pub mod counts;
 pub mod handle;
 mod handshake;
 mod rate_limit;

@@ -128,7 +128,7 @@ impl<'a> Router<'a> {
             return true;
         }
         if self.is_echo(message) {
-            sessions.observed.metrics.dropped.with_label_values(&["echo"]).inc();
+            sessions.observed.counts.dropped("echo");
         } else {
             sessions.dropped(session, "sender");
         }
@@ -273,7 +273,7 @@ impl<'a> Router<'a> {
     /// are not affected.
     fn refuse_id(&self, kind: &str, id: &str) {
         let (observed, session) = (&self.sessions.observed, &self.session);
-        observed.metrics.dropped.with_label_values(&["document_id"]).inc();
+        observed.counts.dropped("document_id");
         if matches!(kind, "request" | "sync") {
             session.deny_document(id, "its id is not base58check of 16 bytes");
         }
@@ -312,7 +312,7 @@ impl<'a> Router<'a> {
         let of_room = room.receive_permits(permits).await;
         // The semaphore is never closed.
         let of_all = receiving.queue.clone().acquire_many_owned(permits).await.ok();
-        let unread = self.sessions.observed.metrics.unread.clone();
+        let unread = self.sessions.observed.counts.unread();
         Ok(ReceivePermit::new([of_room, of_all], bytes, unread))
     }
 
