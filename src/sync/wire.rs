@@ -16,7 +16,6 @@ pub use self::encode::{
 };
 use super::truncating::Truncation;
 use crate::base::document_id::DocumentId;
-pub use crate::document::sync_message::{BadSyncMessage, SyncMessage, heads_in};
 
 /// Longest accepted peer id, session id or version name, in bytes.
 const MAX_NAME: usize = 1024;

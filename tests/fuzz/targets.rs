@@ -15,10 +15,11 @@ use tonk_relay::{
     config::{Config, Size, load},
     document::{
         gate::{Document, Rules, loads},
+        sync_message::{SyncMessage, heads_in},
         unpacked::{self, Origin},
     },
     http::{client, proxied, sign_in},
-    sync::wire::{Message, SyncMessage, heads_in},
+    sync::wire::Message,
 };
 
 #[path = "../changes/mod.rs"]
