@@ -140,7 +140,8 @@ struct File {
 #[expect(clippy::disallowed_methods, reason = "runs on a thread that may block, or in a command")]
 pub fn read(path: &Path) -> Result<Vec<Token>, TokensError> {
     let content = |problem| TokensError::Content { path: path.to_owned(), problem };
-    let text = regular_file::read_text(path, MAX_FILE).map_err(|error| TokensError::io(path, error))?;
+    let text =
+        regular_file::read_text(path, MAX_FILE).map_err(|error| TokensError::io(path, error))?;
     let file: File = toml::from_str(&text).map_err(|error: toml::de::Error| {
         // The line itself is left out, since it may hold a secret.
         let line = line_of(&text, error.span().map_or(0, |span| span.start));

@@ -110,10 +110,7 @@ impl DiskBudget {
     ///
     /// # Errors
     /// The bundle cannot be read, or there is no space for the copy.
-    pub async fn open(
-        self: &Arc<Self>,
-        stored: StoredBundle,
-    ) -> Result<ReservedFile, OpenError> {
+    pub async fn open(self: &Arc<Self>, stored: StoredBundle) -> Result<ReservedFile, OpenError> {
         let (mut reservation, copied) = (self.begin(None), stored.copied_bytes());
         let reservation =
             blocking::run(move || reservation.reserve(copied).map(|()| reservation)).await?;

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     base::{document_id::DocumentId, lock::lock, run_to_completion::RunToCompletion},
-    document::compare::Merged,
+    document::merge::Merged,
     limits::turns::Payer,
     observe::metrics::BundleMetrics,
     storage::{

@@ -1,7 +1,7 @@
 //! Listening sockets, and the connections that they accept.
 //!
 //! A connection begins with the header of the PROXY protocol, if that is configured, which
-//! [`proxied`] reads. Then follow TLS, if a certificate is configured, and HTTP.
+//! [`proxy_protocol`] reads. Then follow TLS, if a certificate is configured, and HTTP.
 
 use std::{
     io,
@@ -34,7 +34,7 @@ use tracing::{debug, warn};
 
 use super::{
     client_stream::{ClientStream, reset},
-    proxied,
+    proxy_protocol,
     tls::Acceptor,
 };
 use crate::{
@@ -186,7 +186,7 @@ impl Connections {
             if !http.trusts(proxy.ip()) {
                 return stream.reset("no_trusted_proxy");
             }
-            let reading = timeout(http.header_timeout.0, proxied::read(&mut stream));
+            let reading = timeout(http.header_timeout.0, proxy_protocol::read(&mut stream));
             let read = tokio::select! {
                 read = reading => read,
                 () = this.stopping.cancelled() => return,
@@ -209,7 +209,7 @@ impl Connections {
         // Sessions are refused at half of this, with a reason that the client can read.
         let most = config.limits.connections_per_address.saturating_mul(2);
         let slot = match &self.addresses {
-            Some(addresses) if !is_proxy && address.ip() != proxied::UNKNOWN_CLIENT.ip() => {
+            Some(addresses) if !is_proxy && address.ip() != proxy_protocol::UNKNOWN_CLIENT.ip() => {
                 addresses.acquire(address.ip(), SlotKind::Connection, most, None).map(Some)
             }
             _ => Ok(None),

@@ -2,7 +2,7 @@
 //!
 //! | to find | look in |
 //! |---|---|
-//! | accepting and serving connections | [`listener`], [`client_stream`], [`tls`], [`proxied`] |
+//! | accepting and serving connections | [`listener`], [`client_stream`], [`tls`], [`proxy_protocol`] |
 //! | the handlers of requests | [`pages`], [`bundles`], [`uploads`], [`assets`], `content` |
 //! | WebSocket upgrades, and why one is refused | `upgrade` |
 //! | the client of a request, its sign-in and its rights | [`client`], [`sign_in`], [`grant`] |
@@ -18,7 +18,7 @@ pub mod error;
 pub mod grant;
 pub mod listener;
 pub mod pages;
-pub mod proxied;
+pub mod proxy_protocol;
 pub mod sign_in;
 pub mod state;
 pub mod tls;

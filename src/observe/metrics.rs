@@ -137,7 +137,7 @@ metrics! {
         unsent: IntGauge = "tonk_relay_unsent_bytes" [];
         /// Bytes of messages that are on their way or being taken in, all connections together; of
         /// messages above 16 KiB.
-        arriving: IntGauge = "tonk_relay_arriving_bytes" [];
+        in_flight: IntGauge = "tonk_relay_arriving_bytes" [];
         /// Refused WebSockets whose close is not finished.
         closing: IntGauge = "tonk_relay_connections_refused" [];
         /// Received bytes that wait for their documents, all sessions together.

@@ -20,7 +20,7 @@ use crate::{
         handler::{json_lines, run_blocking},
     },
     base::document_id::DocumentId,
-    document::compare::Merged,
+    document::merge::Merged,
     limits::turns::Payer,
     storage::{
         documents::MergeSource,

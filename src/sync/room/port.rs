@@ -18,7 +18,7 @@ use crate::{
     observe::usage::Usage,
     sync::{
         events::{Followers, What},
-        session::handle::Session,
+        session::Session,
     },
 };
 

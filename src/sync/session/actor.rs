@@ -14,7 +14,7 @@ use futures::StreamExt;
 use tracing::{info, warn};
 
 use super::{
-    handle::Session,
+    Session,
     handshake::NotJoined,
     rate_limit::{Load, RateLimit},
     route::Router,
@@ -36,7 +36,7 @@ use crate::{
 };
 
 impl Sessions {
-    /// Runs one WebSocket from its upgrade to its end, if it was admitted, and holds its place
+    /// Runs one WebSocket from its upgrade to its end, if it was admitted, and holds its slot
     /// among the connections of its address until then.
     pub async fn run(
         self: Arc<Self>,
@@ -44,14 +44,14 @@ impl Sessions {
         from: Client,
         activity: Arc<Activity>,
         admitted: Result<Access, CloseReason>,
-        place: Option<ConnectionSlot>,
+        slot: Option<ConnectionSlot>,
     ) {
         let id = self.peers.next_id();
         let truncated = socket.get_ref().truncated();
         let (mut writer, reader) = socket.split();
-        let (arriving, config) = (&self.receiving.arriving, self.config.clone());
+        let (in_flight, config) = (&self.receiving.in_flight, self.config.clone());
         let mut incoming =
-            Incoming::new(reader, truncated, &activity, arriving, place.as_ref(), config);
+            Incoming::new(reader, truncated, &activity, in_flight, slot.as_ref(), config);
         let client =
             from.shown().map_or_else(|| "unknown".to_owned(), |address| address.to_string());
         // What happens once is in a box: a session keeps no memory for it.

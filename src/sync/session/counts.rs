@@ -135,8 +135,8 @@ impl Counts {
     }
 
     /// The gauge of bytes of partially received messages.
-    pub(super) fn arriving(&self) -> IntGauge {
-        self.metrics.arriving.clone()
+    pub(super) fn in_flight(&self) -> IntGauge {
+        self.metrics.in_flight.clone()
     }
 }
 

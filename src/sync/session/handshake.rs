@@ -4,7 +4,7 @@ use std::{ops::ControlFlow, sync::Arc};
 
 use tracing::{debug, warn};
 
-use super::{counts::Counted, handle::Session, shared::Sessions};
+use super::{Session, counts::Counted, shared::Sessions};
 use crate::{
     auth::{Access, Client},
     base::{session_id::SessionId, text},

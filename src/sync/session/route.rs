@@ -6,8 +6,7 @@ use bytes::Bytes;
 use tracing::{debug, warn};
 
 use super::{
-    handle::Session, handshake::garbage, rate_limit::Load, shared::Sessions,
-    subscriptions::Subscriptions,
+    Session, handshake::garbage, rate_limit::Load, shared::Sessions, subscriptions::Subscriptions,
 };
 use crate::{
     base::document_id::DocumentId,
@@ -307,7 +306,7 @@ impl<'a> Router<'a> {
         self.check_may_open(document)?;
         let receiving = &self.sessions.receiving;
         let permits = u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX);
-        let permits = permits.clamp(1, self.sessions.rooms.receive_share().min(receiving.places));
+        let permits = permits.clamp(1, self.sessions.rooms.receive_share().min(receiving.permits));
         let room = self.subscriptions.mailbox(document).await;
         let of_room = room.receive_permits(permits).await;
         // The semaphore is never closed.

@@ -7,7 +7,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use super::{counts::Counts, handle::Session};
+use super::{Session, counts::Counts};
 use crate::{
     auth::Auth,
     config::Config,
@@ -23,7 +23,7 @@ use crate::{
 /// WebSockets that are told at a time why they are refused. Further ones are cut.
 pub const REFUSED_AT_ONCE: usize = 200;
 /// Permits for received bytes of the relay's own test of itself, in KiB.
-const PROBE_PLACES: u32 = 64;
+const PROBE_PERMITS: u32 = 64;
 /// Larger messages may take longer than a millisecond to read: they may unpack to a thousand times
 /// their size.
 const READ_AT_ONCE: usize = 2 << 10;
@@ -61,18 +61,18 @@ pub struct Receiving {
     /// Permits for received bytes, in KiB.
     pub queue: Arc<Semaphore>,
     /// How many permits there are.
-    pub places: u32,
+    pub permits: u32,
     /// Memory of messages that are received in part.
-    pub arriving: InFlightBudget,
+    pub in_flight: InFlightBudget,
 }
 
 impl Receiving {
     /// A receive queue of this many KiB.
-    pub fn new(places: u32, counts: &Counts) -> Self {
+    pub fn new(permits: u32, counts: &Counts) -> Self {
         Self {
-            queue: Arc::new(Semaphore::new(places as usize)),
-            places,
-            arriving: InFlightBudget::new(counts.arriving()),
+            queue: Arc::new(Semaphore::new(permits as usize)),
+            permits,
+            in_flight: InFlightBudget::new(counts.in_flight()),
         }
     }
 }
@@ -99,7 +99,7 @@ impl Sessions {
             documents: self.documents.clone(),
             auth,
             names: self.names.clone(),
-            receiving: Receiving::new(PROBE_PLACES, &counts),
+            receiving: Receiving::new(PROBE_PERMITS, &counts),
             observed: Observed {
                 counts,
                 repeats: Arc::default(),

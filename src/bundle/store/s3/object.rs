@@ -51,21 +51,22 @@ impl Object {
         let get = async { get.await.map_err(|error| failed(READ, &self.key, error)) };
         let body = self.bucket.with_timeout(READ, &self.key, get).await?.body;
         let (longest, key) = (self.bucket.timeout, self.key);
-        let chunks = stream::try_unfold((body, key, length), move |(mut body, key, left)| async move {
-            let next = timeout(longest, body.next()).await.map_err(|_| {
-                unavailable(READ, &key, format!("the store has sent nothing for {longest:?}"))
-            })?;
-            match next {
-                Some(chunk) => {
-                    let chunk: Bytes = chunk.map_err(|error| unavailable(READ, &key, error))?;
-                    let left = left.checked_sub(chunk.len() as u64);
-                    let left = left.ok_or_else(|| wrong_length(&key, "more"))?;
-                    Ok(Some((chunk, (body, key, left))))
+        let chunks =
+            stream::try_unfold((body, key, length), move |(mut body, key, left)| async move {
+                let next = timeout(longest, body.next()).await.map_err(|_| {
+                    unavailable(READ, &key, format!("the store has sent nothing for {longest:?}"))
+                })?;
+                match next {
+                    Some(chunk) => {
+                        let chunk: Bytes = chunk.map_err(|error| unavailable(READ, &key, error))?;
+                        let left = left.checked_sub(chunk.len() as u64);
+                        let left = left.ok_or_else(|| wrong_length(&key, "more"))?;
+                        Ok(Some((chunk, (body, key, left))))
+                    }
+                    None if left > 0 => Err(wrong_length(&key, "less")),
+                    None => Ok(None),
                 }
-                None if left > 0 => Err(wrong_length(&key, "less")),
-                None => Ok(None),
-            }
-        });
+            });
         Ok(chunks.boxed())
     }
 

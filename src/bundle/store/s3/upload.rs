@@ -164,9 +164,8 @@ impl Bucket {
             .set_if_none_match(if_none_match)
             .set_if_match(if_match)
             .send();
-        let complete = async {
-            Written::from_response(ending, key, complete.await.map(|ended| ended.e_tag))
-        };
+        let complete =
+            async { Written::from_response(ending, key, complete.await.map(|ended| ended.e_tag)) };
         self.with_timeout(ending, key, complete).await
     }
 

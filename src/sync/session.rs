@@ -1,5 +1,27 @@
-//! One session, as the rest of the relay sees it: who it is, what it may do, and its outbound
-//! queue.
+//! Sessions: peers that have joined over one WebSocket each.
+//!
+//! [`Session`] is what the rest of the relay holds of one: who it is, what it may do, and its
+//! outbound queue.
+//!
+//! | to find | look in |
+//! |---|---|
+//! | the session's own task: reading, closing, leaving | `actor` |
+//! | the join message, and why a socket is refused | `handshake` |
+//! | where each message goes | `route` |
+//! | the documents that the session has open | `subscriptions` |
+//! | how fast it may send | `rate_limit` |
+//! | sign-ins that expire, and rights that change | `revalidate` |
+//! | what all sessions share | [`shared`] |
+//! | what they count in the metrics | [`counts`] |
+
+mod actor;
+pub mod counts;
+mod handshake;
+mod rate_limit;
+mod revalidate;
+mod route;
+pub mod shared;
+pub(crate) mod subscriptions;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -16,7 +38,7 @@ use bytes::Bytes;
 use tokio::sync::watch;
 use tracing::warn;
 
-use super::counts::Counts;
+use self::counts::Counts;
 #[cfg(test)]
 use crate::base::principal::Principal;
 use crate::{
@@ -91,7 +113,7 @@ impl Session {
     }
 
     /// A session that has just joined the relay with the peer id `us`.
-    pub(super) fn new(
+    fn new(
         id: SessionId,
         peer_id: &str,
         access: Access,
@@ -118,7 +140,7 @@ impl Session {
     }
 
     /// Queues a frame of this kind. Closes the session if the queue is full.
-    pub(super) fn send(&self, kind: &'static str, frame: Bytes) {
+    fn send(&self, kind: &'static str, frame: Bytes) {
         let size = frame.len();
         match self.outbound.push(frame) {
             Push::Queued => self.count_out(kind, size),
@@ -159,7 +181,7 @@ impl Session {
     }
 
     /// Takes the processor time that is to be paid for now.
-    pub(super) fn take_spent(&self) -> Duration {
+    fn take_spent(&self) -> Duration {
         let spent = self.spent.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |spent| {
             // A credit is kept.
             Some(spent.min(0))
