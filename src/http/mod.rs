@@ -2,7 +2,8 @@
 //!
 //! | to find | look in |
 //! |---|---|
-//! | accepting and serving connections | [`listener`], [`client_stream`], [`tls`], [`proxy_protocol`] |
+//! | accepting and serving connections | [`listener`], [`client_stream`], [`tls`] |
+//! | the client's address, if a proxy sends it first | [`proxy_protocol`] |
 //! | the handlers of requests | [`pages`], [`bundles`], [`uploads`], [`assets`], `content` |
 //! | WebSocket upgrades, and why one is refused | `upgrade` |
 //! | the client of a request, its sign-in and its rights | [`client`], [`sign_in`], [`grant`] |

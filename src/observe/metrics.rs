@@ -68,7 +68,10 @@ macro_rules! metrics {
     ($(
         $(#[doc = $about:literal])+
         $group:ident {
-            $( $(#[doc = $help:literal])+ $field:ident: $kind:ident = $name:literal [$($label:literal),*]; )*
+            $(
+                $(#[doc = $help:literal])+
+                $field:ident: $kind:ident = $name:literal [$($label:literal),*];
+            )*
         }
     )*) => {$(
         $(#[doc = $about])+

@@ -143,9 +143,9 @@ impl Drop for ReceivePermit {
 pub struct Mailbox(Arc<Shared>);
 
 struct Shared {
-    /// Unbounded, because leaving must not wait. It holds at most `SLOTS` messages, and one `Leave` for
-    /// each session that has ended and had the document open. In boxes, because the channel keeps
-    /// memory for 32 inputs, used or not.
+    /// Unbounded, because leaving must not wait. It holds at most `SLOTS` messages, and one `Leave`
+    /// for each session that has ended and had the document open. In boxes, because the channel
+    /// keeps memory for 32 inputs, used or not.
     inputs: mpsc::UnboundedSender<Box<Input>>,
     /// One permit for each message that may still be sent. The receiver returns them.
     slots: Semaphore,
