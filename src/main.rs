@@ -2,8 +2,8 @@
 
 use std::process::ExitCode;
 
-/// TiKV's binding of jemalloc, which they keep up for their own servers: glibc's allocator kept all of the memory
-/// of documents that had left. Its settings are in `.cargo/config.toml`.
+/// TiKV's binding of jemalloc, which they keep up for their own servers: glibc's allocator kept all
+/// of the memory of documents that had left. Its settings are in `.cargo/config.toml`.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 

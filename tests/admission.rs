@@ -262,9 +262,8 @@ async fn bring(place: &Place, relay: &Relay, way: Way, cases: &[Case]) {
                 }
                 // The message is processed in its order, and the session continues.
                 client.push(id(cases.len()), true).await;
-                while !matches!(client.step().await, client::Event::Unavailable(at) if at == id(cases.len()))
-                {
-                }
+                let is_answer = |event| matches!(event, client::Event::Unavailable(at) if at == id(cases.len()));
+                while !is_answer(client.step().await) {}
             }
         }
         Way::Upload => {

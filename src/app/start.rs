@@ -28,12 +28,7 @@ use crate::{
     bundle::{disk_budget::DiskBudget, import::Importer, services::Bundles},
     config::{AuthMode, Config},
     http::{self, listener::Connections, state::App, tls::Acceptor},
-    observe::{
-        health::Phase,
-        log::Repeats,
-        metrics::{Metrics, ProcessMetrics},
-        signals, systemd,
-    },
+    observe::{health::Phase, log::Repeats, metrics::ProcessMetrics, signals, systemd},
     sync::build::{Needs, Sync},
 };
 
@@ -63,7 +58,7 @@ impl Bound {
         let (http_running, stopping) = (TaskTracker::new(), CancellationToken::new());
         let (public, admin) =
             connections(&app, self.tls.acceptor(), http_running.clone(), stopping.clone());
-        let watchdog = watchdog(&app, self.metrics.process.clone())?;
+        let watchdog = watchdog(&app, self.metrics.process.clone());
         let stored = self.build_stored(&app);
         let reloader = Arc::new(Reloader {
             loaded: self.loaded.config.into(),
@@ -177,7 +172,7 @@ fn connections(
     let public = Connections {
         config: app.config.clone(),
         tls: Some((tls, app.metrics.http.handshakes.clone())),
-        open: app.metrics.http.sockets.with_label_values(&["public"]),
+        open: Some(app.metrics.http.sockets.with_label_values(&["public"])),
         addresses: Some(app.addresses.clone()),
         refused: app.metrics.sessions.refused.clone(),
         sockets: Arc::default(),
@@ -187,7 +182,7 @@ fn connections(
     };
     let admin = Connections {
         tls: None,
-        open: app.metrics.http.sockets.with_label_values(&["admin"]),
+        open: Some(app.metrics.http.sockets.with_label_values(&["admin"])),
         addresses: None,
         sockets: Arc::default(),
         tasks: TaskTracker::new(),
@@ -253,18 +248,17 @@ fn announce(config: &Config, app: &App) {
     info!(version = env!("CARGO_PKG_VERSION"), peer_id = %app.sync.sessions.names.peer_id, "ready");
 }
 
-/// Builds the relay's test of itself, whose connections and sessions have no limits. They have
-/// their own `Metrics`, which are not exported, so that they do not count as clients.
-fn watchdog(app: &App, metrics: ProcessMetrics) -> Result<Arc<Watchdog>, AppError> {
-    let unseen = Metrics::new()?;
+/// Builds the relay's test of itself, whose connections and sessions have no limits and do not
+/// count as clients.
+fn watchdog(app: &App, metrics: ProcessMetrics) -> Arc<Watchdog> {
     let config = watch::channel(Arc::new(watchdog::unlimited(&app.config.borrow()))).1;
     let auth = Arc::new(Auth::open());
     let connections = Connections {
         config: config.clone(),
         tls: None,
-        open: unseen.http.sockets.with_label_values(&["probe"]),
+        open: None,
         addresses: None,
-        refused: unseen.sessions.refused.clone(),
+        refused: app.metrics.sessions.refused.clone(),
         sockets: Arc::default(),
         polls: app.metrics.process.poll_seconds.with_label_values(&["http"]),
         tasks: TaskTracker::new(),
@@ -272,14 +266,14 @@ fn watchdog(app: &App, metrics: ProcessMetrics) -> Result<Arc<Watchdog>, AppErro
     };
     let document = app.sync.probe;
     let app = App {
-        sync: app.sync.for_probe(config.clone(), auth.clone(), &unseen),
+        sync: app.sync.for_probe(config.clone(), auth.clone()),
         config,
         auth,
-        metrics: unseen,
         connections: Arc::default(),
         ..app.clone()
     };
-    Ok(Arc::new(Watchdog { connections, router: http::router(app), document, metrics }))
+    let router = http::uncounted_router(app);
+    Arc::new(Watchdog { connections, router, document, metrics })
 }
 
 fn warn_of_few_files(config: &Config) {

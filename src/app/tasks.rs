@@ -129,7 +129,9 @@ pub(super) fn listen_unix(
         Restart,
         &connections.stopping,
         &subject,
-        |(listener, connections, router)| async move { connections.serve_unix(&listener, router).await },
+        |(listener, connections, router)| async move {
+            connections.serve_unix(&listener, router).await;
+        },
     )
 }
 

@@ -115,7 +115,8 @@ fn jwks() -> String {
     let k = "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY";
     json!({ "keys": [
         { "kty": "oct", "k": k, "alg": "HS256", "kid": "one" },
-        { "kty": "OKP", "crv": "Ed25519", "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo", "use": "sig" },
+        { "kty": "OKP", "crv": "Ed25519", "use": "sig",
+          "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo" },
     ] })
     .to_string()
 }
@@ -193,8 +194,10 @@ fn a_public_key_is_not_accepted_as_an_hmac_secret() {
 fn a_jwt_without_a_required_claim_is_refused() {
     let policy = jwt_policy(ED_PUBLIC, "https://id.example.org", "relay").expect("keys");
     let key = EncodingKey::from_ed_pem(ED_PRIVATE.as_bytes()).expect("a key");
-    let good = json!({ "sub": "ann", "exp": now() + 60, "iss": "https://id.example.org", "aud": ["x", "relay"],
-                       "scopes": ["sync:read"] });
+    let good = json!({
+        "sub": "ann", "exp": now() + 60, "scopes": ["sync:read"],
+        "iss": "https://id.example.org", "aud": ["x", "relay"],
+    });
     let admit = |claims: &serde_json::Value| {
         policy.admit(Some(&jwt(Algorithm::EdDSA, &key, claims)), client())
     };

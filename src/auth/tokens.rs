@@ -104,19 +104,25 @@ impl Tokens {
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the texts say it")]
 pub enum TokensError {
-    #[error("{}: {source}{}", path.display(), hint(source))]
+    #[error("{}: {source}; `tonk-relay token add NAME --scope sync:write` makes it", path.display())]
+    Missing { path: PathBuf, source: io::Error },
+    #[error("{}: {source}; it belongs to root and the group tonk-relay, with mode 0640", path.display())]
+    Denied { path: PathBuf, source: io::Error },
+    #[error("{}: {source}", path.display())]
     Io { path: PathBuf, source: io::Error },
     #[error("{}: {problem}", path.display())]
     Content { path: PathBuf, problem: String },
 }
 
-fn hint(error: &io::Error) -> &'static str {
-    match error.kind() {
-        io::ErrorKind::NotFound => "; `tonk-relay token add NAME --scope sync:write` makes it",
-        io::ErrorKind::PermissionDenied => {
-            "; it belongs to root and the group tonk-relay, with mode 0640"
+impl TokensError {
+    /// The error of an operation on the file of tokens.
+    fn io(path: &Path, source: io::Error) -> Self {
+        let path = path.to_owned();
+        match source.kind() {
+            io::ErrorKind::NotFound => Self::Missing { path, source },
+            io::ErrorKind::PermissionDenied => Self::Denied { path, source },
+            _ => Self::Io { path, source },
         }
-        _ => "",
     }
 }
 
@@ -133,9 +139,9 @@ struct File {
 /// The file cannot be read, is not valid, or has a token twice.
 #[expect(clippy::disallowed_methods, reason = "runs on a thread that may block, or in a command")]
 pub fn read(path: &Path) -> Result<Vec<Token>, TokensError> {
-    let io = |source| TokensError::Io { path: path.to_owned(), source };
     let content = |problem| TokensError::Content { path: path.to_owned(), problem };
-    let text = regular_file::read_text(path, MAX_FILE).map_err(io)?;
+    let text =
+        regular_file::read_text(path, MAX_FILE).map_err(|error| TokensError::io(path, error))?;
     let file: File = toml::from_str(&text).map_err(|error: toml::de::Error| {
         // The line itself is left out, since it may hold a secret.
         let line = line_of(&text, error.span().map_or(0, |span| span.start));
@@ -178,7 +184,7 @@ pub fn load(path: &Path) -> Result<Tokens, TokensError> {
 /// The file cannot be written.
 #[expect(clippy::disallowed_methods, reason = "for a command")]
 pub fn write(path: &Path, tokens: Vec<Token>, like: &Path) -> Result<(), TokensError> {
-    let io = |source| TokensError::Io { path: path.to_owned(), source };
+    let io = |source| TokensError::io(path, source);
     let text = toml::to_string(&File { token: tokens }).map_err(|error| TokensError::Content {
         path: path.to_owned(),
         problem: error.to_string(),

@@ -9,7 +9,7 @@ use crate::{
     },
     config::{Config, Size},
     limits::limit_key,
-    storage::local::space::Space,
+    storage::{StorageError, local::space::Space},
 };
 use prometheus::IntGauge;
 use std::{
@@ -40,10 +40,15 @@ pub enum NoRoom {
     Share,
 }
 
-impl From<NoRoom> for io::Error {
-    fn from(reason: NoRoom) -> Self {
-        Self::new(io::ErrorKind::StorageFull, reason)
-    }
+/// Why a stored bundle cannot be opened as a file.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// There is no space for a copy on the relay's disk.
+    #[error(transparent)]
+    NoRoom(#[from] NoRoom),
+    /// The store cannot read it, or the copy cannot be written.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
 }
 
 /// The budget `bundles.receiving` of disk space.
@@ -105,7 +110,7 @@ impl DiskBudget {
     ///
     /// # Errors
     /// The bundle cannot be read, or there is no space for the copy.
-    pub async fn open(self: &Arc<Self>, stored: StoredBundle) -> io::Result<ReservedFile> {
+    pub async fn open(self: &Arc<Self>, stored: StoredBundle) -> Result<ReservedFile, OpenError> {
         let (mut reservation, copied) = (self.begin(None), stored.copied_bytes());
         let reservation =
             blocking::run(move || reservation.reserve(copied).map(|()| reservation)).await?;

@@ -1,6 +1,6 @@
 //! Checks uploaded bundles for `tonk-relay fsck`.
 
-use std::{io, path::Path};
+use std::io;
 
 use tokio::runtime::Handle;
 
@@ -21,20 +21,16 @@ pub fn check_uploads(
     max_inflated: MaxInflated,
     runtime: &Handle,
 ) -> Result<(), StorageError> {
-    let failed = |source| StorageError::io("list", Path::new("the uploaded bundles"), source);
-    for (id, _) in runtime.block_on(uploads.list()).map_err(failed)? {
+    for (id, _) in runtime.block_on(uploads.list())? {
         let read = async {
-            Ok(match uploads.get(id).await? {
+            Ok::<_, StorageError>(match uploads.get(id).await? {
                 Some(bundle) => Some(bundle.into_file().await?),
                 None => None,
             })
         };
         let location = format!("bundle {id}");
-        match runtime.block_on::<_>(read) {
-            Err(error) => {
-                let error: io::Error = error;
-                check.report(Kind::Unreadable, location, error, false);
-            }
+        match runtime.block_on(read) {
+            Err(error) => check.report(Kind::Unreadable, location, error, false),
             Ok(None) => continue,
             Ok(Some(file)) => {
                 let verified = Bundle::open(io::BufReader::new(file), max_inflated)

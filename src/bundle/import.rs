@@ -8,15 +8,16 @@
 
 use super::{
     Bundle, BundleError, MaxInflated,
-    disk_budget::{DiskBudget, ReservedFile},
+    disk_budget::{DiskBudget, OpenError, ReservedFile},
     store::BundleStore,
 };
 use crate::{
     base::{document_id::DocumentId, lock::lock, run_to_completion::RunToCompletion},
-    document::compare::Merged,
+    document::merge::Merged,
     limits::turns::Payer,
     observe::metrics::BundleMetrics,
     storage::{
+        Failure, StorageError,
         documents::{Documents, MergeSource},
         local::imported,
     },
@@ -26,14 +27,14 @@ use futures::StreamExt;
 use serde::Serialize;
 use std::{
     collections::HashMap,
-    io::{self, BufReader},
+    io::BufReader,
     path::PathBuf,
     sync::{Arc, MutexGuard},
     time::{Duration, Instant},
 };
 use tokio::{
     sync::{Mutex, OwnedSemaphorePermit, Semaphore},
-    task::JoinHandle,
+    task::{JoinError, JoinHandle},
 };
 use tracing::{info, warn};
 
@@ -90,8 +91,16 @@ pub enum ImportError {
     Broken(#[from] BundleError),
     /// The bundle cannot be read, or its documents cannot be stored, at the moment.
     #[error(transparent)]
-    Io(#[from] io::Error),
+    Storage(#[from] StorageError),
+    /// The relay is stopping.
+    #[error(transparent)]
+    Stopping(#[from] Stopping),
 }
+
+/// The relay is stopping, so no import begins or goes on.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("the relay is stopping")]
+pub struct Stopping;
 
 impl Imported {
     fn count(&mut self, document: DocumentId, merged: &Merged) {
@@ -211,8 +220,8 @@ impl Importer {
     ///
     /// # Errors
     /// The relay is stopping.
-    pub async fn permit(&self, payer: Payer) -> io::Result<ImportPermit> {
-        let permit = self.permits.clone().acquire_owned().await.map_err(io::Error::other)?;
+    pub async fn permit(&self, payer: Payer) -> Result<ImportPermit, Stopping> {
+        let permit = self.permits.clone().acquire_owned().await.map_err(|_| Stopping)?;
         Ok(ImportPermit { _permit: permit, payer })
     }
 
@@ -241,7 +250,7 @@ impl Importer {
         permit: ImportPermit,
         id: DocumentId,
         max_inflated: MaxInflated,
-    ) -> JoinHandle<io::Result<()>> {
+    ) -> JoinHandle<Result<(), OpenError>> {
         let importer = self.clone();
         self.unfinished.spawn(async move {
             let _running = importer.running.lock().await;
@@ -261,7 +270,7 @@ impl Importer {
     ///
     /// # Errors
     /// The record cannot be read.
-    pub async fn state(&self, id: DocumentId, etag: &str) -> io::Result<ImportState> {
+    pub async fn state(&self, id: DocumentId, etag: &str) -> Result<ImportState, StorageError> {
         if let Some(failed) = self.failed().get(&id)
             && failed.etag == etag
             && failed.at.elapsed() < RETRY_AFTER
@@ -271,7 +280,7 @@ impl Importer {
         let _read = self.reads.acquire().await;
         let (root, etag) = (self.root.clone(), etag.to_owned());
         let reading = tokio::task::spawn_blocking(move || imported::contains(&root, id, &etag));
-        match reading.await?.map_err(io::Error::other)? {
+        match reading.await.map_err(panicked(id))?? {
             true => Ok(ImportState::Imported),
             false => Ok(ImportState::New),
         }
@@ -289,12 +298,12 @@ impl Importer {
         file: ReservedFile,
         max_inflated: MaxInflated,
     ) -> Result<Imported, ImportError> {
-        let result = self.merge_all(permit, file, max_inflated, false).await;
+        let result = self.merge_all(permit, id, file, max_inflated, false).await;
         let (label, problem) = match &result {
             Ok(imported) if imported.is_complete => ("imported", None),
             Ok(_) => ("partly", Some(Problem::Partly)),
-            Err(ImportError::Io(error)) => ("failed", Some(Problem::Failed(error.to_string()))),
             Err(ImportError::Broken(error)) => ("broken", Some(Problem::Broken(error.to_string()))),
+            Err(error) => ("failed", Some(Problem::Failed(error.to_string()))),
         };
         self.metrics.imports.with_label_values(&[label]).inc();
         match &result {
@@ -316,7 +325,7 @@ impl Importer {
             let root = self.root.clone();
             let writing =
                 tokio::task::spawn_blocking(move || imported::add(&root, id, &etag, &ids));
-            writing.await.map_err(io::Error::from)?.map_err(io::Error::other)?;
+            writing.await.map_err(panicked(id))??;
         }
         result
     }
@@ -329,22 +338,24 @@ impl Importer {
     pub async fn check(
         &self,
         permit: &ImportPermit,
+        id: DocumentId,
         file: ReservedFile,
         max_inflated: MaxInflated,
     ) -> Result<(), ImportError> {
-        self.merge_all(permit, file, max_inflated, true).await.map(drop)
+        self.merge_all(permit, id, file, max_inflated, true).await.map(drop)
     }
 
     async fn merge_all(
         &self,
         permit: &ImportPermit,
+        id: DocumentId,
         file: ReservedFile,
         max_inflated: MaxInflated,
         dry_run: bool,
     ) -> Result<Imported, ImportError> {
         let opening =
             tokio::task::spawn_blocking(move || Bundle::open(BufReader::new(file), max_inflated));
-        let mut bundle = opening.await.map_err(io::Error::from)??;
+        let mut bundle = opening.await.map_err(panicked(id))??;
         let ids = bundle.documents();
         let mut left = ids.clone().into_iter();
         let mut imported =
@@ -355,13 +366,13 @@ impl Importer {
                 (bundle, left, read)
             });
             let read;
-            (bundle, left, read) = reading.await.map_err(io::Error::from)?;
+            (bundle, left, read) = reading.await.map_err(panicked(id))?;
             let read = read?;
             if read.is_empty() {
                 return Ok(imported);
             }
             if self.permits.is_closed() {
-                return Err(io::Error::other("the relay is stopping").into());
+                return Err(Stopping.into());
             }
             let (all, mut failures) = (read.len(), 0);
             let merging = read.into_iter().map(|(document, data)| async move {
@@ -377,7 +388,7 @@ impl Importer {
                     Err(error) => {
                         failures += 1;
                         if failures == all {
-                            return Err(io::Error::other(error).into());
+                            return Err(error.into());
                         }
                         Merged::Failed(error.to_string())
                     }
@@ -394,6 +405,11 @@ impl Importer {
             }
         }
     }
+}
+
+/// The error of a task that was to import a bundle.
+fn panicked(id: DocumentId) -> impl FnOnce(JoinError) -> StorageError {
+    move |panic| StorageError::Unavailable(Failure::new("import the bundle", id, panic))
 }
 
 /// Reads the next batch of documents.

@@ -11,7 +11,7 @@
 //! | `manifest.json` | [`Manifest`] |
 //! | writing bundles | [`pack`](pack()) |
 //! | the bundle at `/.manifest.tonk`, reloaded when its file changes | [`served`], [`watch`] |
-//! | merging a new version into live documents | `Rooms::bundle_changed` in `sync::rooms`, `sync::room::live` |
+//! | merging a new version into live documents | `sync::rooms::Rooms::bundle_changed` |
 //! | verifying an upload before it is stored | `http::uploads`, [`import`] |
 //! | storing uploaded bundles | [`store`] |
 //! | the disk space of uploads that are being received | [`disk_budget`] |

@@ -171,7 +171,9 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
-    fn any_bytes_give_a_bundle_or_an_error(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+    fn any_bytes_give_a_bundle_or_an_error(
+        bytes in proptest::collection::vec(any::<u8>(), 0..300),
+    ) {
         let _ = open(&bytes).and_then(|mut bundle| bundle.verify());
     }
 

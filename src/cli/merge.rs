@@ -15,7 +15,7 @@ use crate::{
         storage::documents::DocumentToMerge,
     },
     base::document_id::DocumentId,
-    document::compare::Merged,
+    document::merge::Merged,
 };
 
 /// Documents in a batch. Those of one batch become durable together.

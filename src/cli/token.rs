@@ -86,9 +86,7 @@ pub(super) fn run(arguments: TokenArguments) -> Result<(), CliError> {
         Some(lock(file)?)
     };
     let stored = match tokens::read(file) {
-        Err(TokensError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
-            Vec::new()
-        }
+        Err(TokensError::Missing { .. }) => Vec::new(),
         other => other?,
     };
     match arguments.command {

@@ -6,7 +6,7 @@
 //! | whether bytes may become part of a document | [`gate`] |
 //! | how a document is made of its stored chunks, without the bad ones | [`load`] |
 //! | stored chunks and their keys | [`chunk`] |
-//! | how a document is merged with the stored one of the same id | [`compare`] |
+//! | how a document is merged with the stored one of the same id | [`merge`] |
 //! | how a live document is synchronized with its peers | [`core`] |
 //! | the order in which changes can be applied | `order` |
 //! | how much memory chunks take, before they are unpacked | [`unpacked`] |
@@ -16,10 +16,10 @@
 //! [`gate::Document::admit`] is the only way to change a document.
 
 pub mod chunk;
-pub mod compare;
 pub mod core;
 pub mod gate;
 pub mod load;
+pub mod merge;
 mod order;
 pub mod size;
 pub mod sync_message;

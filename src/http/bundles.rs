@@ -14,6 +14,7 @@ use crate::{
     },
     http::grant::Grant,
     limits::turns::Payer,
+    storage::{Failure, StorageError},
 };
 use axum::Extension;
 use axum::{
@@ -23,7 +24,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use bytes::Bytes;
-use std::io;
+use std::io::BufReader;
 use tokio::time::timeout;
 
 /// The `Cache-Control` of uploaded bundles, as in the TypeScript relay.
@@ -95,7 +96,9 @@ async fn find(
         let max_inflated = MaxInflated::of(&app.config.borrow());
         let importing = async {
             let permit = app.bundles.importer.permit(payer.clone()).await?;
-            app.bundles.importer.import_stored(permit, id, max_inflated).await?
+            let importing = app.bundles.importer.import_stored(permit, id, max_inflated);
+            importing.await.map_err(|panic| HttpError::Internal(panic.to_string()))??;
+            Ok::<_, HttpError>(())
         };
         // After the timeout the import continues.
         timeout(bundles.timeout.0, importing).await.map_err(|_| HttpError::Busy)??;
@@ -149,7 +152,10 @@ async fn send_slim(
         None | Some(Problem::Partly) => {}
         Some(Problem::Broken(reason)) => return Err(HttpError::BrokenBundle(reason)),
         // The client could not find its files by sync.
-        Some(Problem::Failed(reason)) => return Err(HttpError::Store(io::Error::other(reason))),
+        Some(Problem::Failed(reason)) => {
+            let failure = Failure::new("import the bundle", id, reason);
+            return Err(HttpError::Store(StorageError::Unavailable(failure)));
+        }
     }
     let etag = stored.etag.replacen('"', "\"slim-", 1);
     let mut content = Content {
@@ -168,9 +174,9 @@ async fn send_slim(
         None => {
             let max_inflated = MaxInflated::of(&app.config.borrow());
             let file = app.bundles.receiving.open(stored).await?;
-            let make = move || Bundle::open(io::BufReader::new(file), max_inflated)?.slim();
+            let make = move || Bundle::open(BufReader::new(file), max_inflated)?.slim();
             // It was verified when it was stored, so the store is to blame.
-            let broken = |error| HttpError::Store(io::Error::other(format!("{id}: {error}")));
+            let broken = |error| StorageError::Corrupt(Failure::new("read the bundle", id, error));
             let slim = unpack(app, payer, make).await?.map_err(broken)?;
             app.bundles.slim_cache.insert(etag, slim.clone());
             slim

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use axum::http::{HeaderMap, Uri, header};
 
-use super::proxied;
+use super::proxy_protocol;
 use crate::{auth::Client, config::Network};
 
 const FORWARDED_FOR: &str = "x-forwarded-for";
@@ -28,7 +28,7 @@ pub fn client(peer: Option<IpAddr>, headers: &HeaderMap, trusted: &[Network]) ->
     let Some(peer) = peer.map(|peer| peer.to_canonical()) else {
         return Client { address: None, peer: None, is_local: true };
     };
-    if peer == proxied::UNKNOWN_CLIENT.ip() {
+    if peer == proxy_protocol::UNKNOWN_CLIENT.ip() {
         return Client { address: None, peer: None, is_local: false };
     }
     let is_trusted = |address: IpAddr| trusted.iter().any(|network| network.contains(address));
@@ -181,7 +181,7 @@ mod tests {
         for host in ["evil.example:8081", "127.0.0.1.evil.example", "", "203.0.113.9"] {
             assert!(!is_local(host, None), "{host}");
         }
-        let unknown = client(Some(proxied::UNKNOWN_CLIENT.ip()), &HeaderMap::new(), &[]);
+        let unknown = client(Some(proxy_protocol::UNKNOWN_CLIENT.ip()), &HeaderMap::new(), &[]);
         assert_eq!(
             unknown,
             Client::default(),
@@ -194,7 +194,8 @@ mod tests {
         fn no_header_makes_it_panic(value in "[ -~]{0,60}") {
             let mut headers = HeaderMap::new();
             headers.insert(FORWARDED_FOR, value.parse().expect("a value"));
-            let _ = client(Some(ip("127.0.0.1")), &headers, &Config::default().http.trusted_proxies);
+            let trusted = Config::default().http.trusted_proxies;
+            let _ = client(Some(ip("127.0.0.1")), &headers, &trusted);
         }
     }
 }

@@ -1,7 +1,5 @@
 //! Errors as HTTP responses, whose body is always `{"error": "..."}`.
 
-use std::io;
-
 use axum::{
     Json,
     http::{StatusCode, header},
@@ -13,8 +11,13 @@ use tracing::error;
 use crate::{
     auth::Refusal,
     base::document_id::DocumentId,
-    bundle::{BundleError, disk_budget::NoRoom},
+    bundle::{
+        BundleError,
+        disk_budget::{NoRoom, OpenError},
+        import::{ImportError, Stopping},
+    },
     config::Size,
+    storage::StorageError,
 };
 
 /// Why an HTTP request fails.
@@ -46,7 +49,7 @@ pub enum HttpError {
     #[error("The stored bundle is broken: {0}")]
     BrokenBundle(String),
     #[error("The bundle store is not available")]
-    Store(io::Error),
+    Store(StorageError),
     #[error("No room for this upload: {0}")]
     NoRoom(#[from] NoRoom),
     #[error("Content-Encoding is neither gzip nor identity")]
@@ -67,20 +70,40 @@ pub enum HttpError {
     NewDocuments,
     #[error("Too many bytes stored of late (limits.stored_bytes)")]
     StoredBytes,
+    #[error("The relay is stopping")]
+    Stopping(#[from] Stopping),
     #[error("Not ready: {0}")]
     NotReady(String),
     #[error("Internal error")]
     Internal(String),
 }
 
-impl From<io::Error> for HttpError {
+impl From<StorageError> for HttpError {
     /// An error of the bundle store or its disk.
-    fn from(error: io::Error) -> Self {
-        match error.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-                Self::NoRoom(error.downcast().unwrap_or(NoRoom::Disk))
-            }
-            _ => Self::Store(error),
+    fn from(error: StorageError) -> Self {
+        match error {
+            StorageError::Full(_) => Self::NoRoom(NoRoom::Disk),
+            error => Self::Store(error),
+        }
+    }
+}
+
+impl From<OpenError> for HttpError {
+    fn from(error: OpenError) -> Self {
+        match error {
+            OpenError::NoRoom(reason) => reason.into(),
+            OpenError::Storage(error) => error.into(),
+        }
+    }
+}
+
+impl From<ImportError> for HttpError {
+    /// The error of an upload that is checked before it is stored.
+    fn from(error: ImportError) -> Self {
+        match error {
+            ImportError::Broken(error) => error.into(),
+            ImportError::Storage(error) => error.into(),
+            ImportError::Stopping(error) => error.into(),
         }
     }
 }
@@ -106,6 +129,7 @@ impl HttpError {
             Self::NoBundle
             | Self::Busy
             | Self::Store(_)
+            | Self::Stopping(_)
             | Self::NoRoom(NoRoom::Budget(_))
             | Self::NotReady(_) => StatusCode::SERVICE_UNAVAILABLE,
             Self::Internal(_) | Self::BrokenBundle(_) => StatusCode::INTERNAL_SERVER_ERROR,
@@ -128,7 +152,9 @@ impl IntoResponse for HttpError {
                 let bearer = header::HeaderValue::from_static("Bearer");
                 headers.insert(header::WWW_AUTHENTICATE, bearer);
             }
-            Self::Store(_) | Self::Busy => _ = headers.insert(header::RETRY_AFTER, 5.into()),
+            Self::Store(_) | Self::Stopping(_) | Self::Busy => {
+                headers.insert(header::RETRY_AFTER, 5.into());
+            }
             Self::ContentEncoding => {
                 let gzip = header::HeaderValue::from_static("gzip");
                 headers.insert(header::ACCEPT_ENCODING, gzip);

@@ -1,7 +1,7 @@
 //! Listening sockets, and the connections that they accept.
 //!
 //! A connection begins with the header of the PROXY protocol, if that is configured, which
-//! [`proxied`] reads. Then follow TLS, if a certificate is configured, and HTTP.
+//! [`proxy_protocol`] reads. Then follow TLS, if a certificate is configured, and HTTP.
 
 use std::{
     io,
@@ -34,7 +34,7 @@ use tracing::{debug, warn};
 
 use super::{
     client_stream::{ClientStream, reset},
-    proxied,
+    proxy_protocol,
     tls::Acceptor,
 };
 use crate::{
@@ -129,7 +129,8 @@ pub struct Connections {
     pub config: watch::Receiver<Arc<Config>>,
     /// The certificate, and the metric of handshakes. `None` for a listener without TLS.
     pub tls: Option<(Acceptor, IntCounterVec)>,
-    pub open: IntGauge,
+    /// Shows how many are open. `None` for the relay's own connections.
+    pub open: Option<IntGauge>,
     /// The limits by address. `None` for other than the public port: these connections have no
     /// limits by address and no proxy.
     pub addresses: Option<Arc<Addresses>>,
@@ -185,7 +186,7 @@ impl Connections {
             if !http.trusts(proxy.ip()) {
                 return stream.reset("no_trusted_proxy");
             }
-            let reading = timeout(http.header_timeout.0, proxied::read(&mut stream));
+            let reading = timeout(http.header_timeout.0, proxy_protocol::read(&mut stream));
             let read = tokio::select! {
                 read = reading => read,
                 () = this.stopping.cancelled() => return,
@@ -208,7 +209,7 @@ impl Connections {
         // Sessions are refused at half of this, with a reason that the client can read.
         let most = config.limits.connections_per_address.saturating_mul(2);
         let slot = match &self.addresses {
-            Some(addresses) if !is_proxy && address.ip() != proxied::UNKNOWN_CLIENT.ip() => {
+            Some(addresses) if !is_proxy && address.ip() != proxy_protocol::UNKNOWN_CLIENT.ip() => {
                 addresses.acquire(address.ip(), SlotKind::Connection, most, None).map(Some)
             }
             _ => Ok(None),
@@ -216,7 +217,7 @@ impl Connections {
         let Ok(slot) = slot else {
             return stream.reset("flood_of_address");
         };
-        let counted = OpenConnection::new(&self.open, slot);
+        let counted = OpenConnection::new(self.open.clone(), slot);
         let tls = self.tls.as_ref().and_then(|(tls, _)| tls.borrow().clone());
         match tls {
             Some(tls) => self.spawn_tls(stream, tls, router, ClientAddress(address), counted),
@@ -246,7 +247,7 @@ impl Connections {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let (activity, counted) = (Arc::default(), OpenConnection::new(&self.open, None));
+        let (activity, counted) = (Arc::default(), OpenConnection::new(self.open.clone(), None));
         let serving = self.clone().serve_stream(stream, activity, router, address, counted);
         self.tasks.spawn(Polled::new(serving, self.polls.clone()));
     }
@@ -345,19 +346,23 @@ async fn accept_failed(error: &io::Error) {
 
 /// Counts a connection in the metric and for its address until this is dropped.
 struct OpenConnection(
-    IntGauge,
+    Option<IntGauge>,
     #[expect(dead_code, reason = "counts until it is dropped")] Option<ConnectionSlot>,
 );
 
 impl OpenConnection {
-    fn new(open: &IntGauge, slot: Option<ConnectionSlot>) -> Self {
-        open.inc();
-        Self(open.clone(), slot)
+    fn new(open: Option<IntGauge>, slot: Option<ConnectionSlot>) -> Self {
+        if let Some(open) = &open {
+            open.inc();
+        }
+        Self(open, slot)
     }
 }
 
 impl Drop for OpenConnection {
     fn drop(&mut self) {
-        self.0.dec();
+        if let Some(open) = &self.0 {
+            open.dec();
+        }
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! | to find | look in |
 //! |---|---|
-//! | accepting and serving connections | [`listener`], [`client_stream`], [`tls`], [`proxied`] |
+//! | accepting and serving connections | [`listener`], [`client_stream`], [`tls`] |
+//! | the client's address, if a proxy sends it first | [`proxy_protocol`] |
 //! | the handlers of requests | [`pages`], [`bundles`], [`uploads`], [`assets`], `content` |
 //! | WebSocket upgrades, and why one is refused | `upgrade` |
 //! | the client of a request, its sign-in and its rights | [`client`], [`sign_in`], [`grant`] |
@@ -18,7 +19,7 @@ pub mod error;
 pub mod grant;
 pub mod listener;
 pub mod pages;
-pub mod proxied;
+pub mod proxy_protocol;
 pub mod sign_in;
 pub mod state;
 pub mod tls;
@@ -66,6 +67,12 @@ const PREFLIGHT_MAX_AGE: Duration = Duration::from_secs(2 * 3600);
 
 /// Returns the router of the public port.
 pub fn router(app: App) -> Router {
+    let counted = middleware::from_fn_with_state(app.metrics.clone(), finish);
+    uncounted_router(app).layer(counted)
+}
+
+/// Returns the router of the public port without metrics, for the relay's test of itself.
+pub fn uncounted_router(app: App) -> Router {
     let needs = |need, routes: Router<App>| {
         let check = move |state, client, request, next| require(need, state, client, request, next);
         routes.route_layer(middleware::from_fn_with_state(app.clone(), check))
@@ -92,7 +99,6 @@ pub fn router(app: App) -> Router {
             json_error(StatusCode::INTERNAL_SERVER_ERROR, "Internal error")
         }))
         .layer(middleware::from_fn(require_host))
-        .layer(middleware::from_fn_with_state(app.metrics.clone(), finish))
         .with_state(app)
 }
 

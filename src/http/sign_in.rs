@@ -87,7 +87,7 @@ pub fn admit(app: &App, client: Client, headers: &HeaderMap, uri: &Uri) -> Resul
     let token = token(headers, uri, query_token);
     let admitted = app.auth.admit(token.as_deref(), client);
     let outcome = admitted.as_ref().map_or_else(Refusal::label, |_| "admitted");
-    app.metrics.sessions.sign_ins.with_label_values(&[outcome]).inc();
+    app.sync.sessions.observed.counts.sign_in(outcome);
     admitted
 }
 

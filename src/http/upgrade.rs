@@ -71,12 +71,12 @@ pub(super) async fn upgrade(State(app): State<App>, request: Request, next: Next
         // The client disconnected before it had the response.
         let Ok(upgraded) = on_upgrade.await else { return };
         let socket = truncating::accept(upgraded, max_message).await;
-        let panics = sessions.observed.metrics.panics.clone();
+        let counts = sessions.observed.counts.clone();
         // Boxed, because the future around it would otherwise have space for it twice.
         let session = sessions.run(socket, client, activity, admitted, slot);
         let session = std::panic::AssertUnwindSafe(Box::pin(session));
         if futures::FutureExt::catch_unwind(session).await.is_err() {
-            panics.inc();
+            counts.panicked();
         }
     });
     response

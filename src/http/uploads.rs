@@ -16,6 +16,7 @@ use crate::{
         store::ReceivedFile,
     },
     limits::{Charge, turns::Payer},
+    storage::StorageError,
 };
 use axum::{
     Extension, Json,
@@ -26,7 +27,7 @@ use axum::{
 };
 use futures::StreamExt;
 use serde_json::json;
-use std::{io, sync::Arc, time::Duration};
+use std::{io::BufReader, sync::Arc, time::Duration};
 use tokio::{
     task::{JoinError, JoinHandle},
     time::timeout,
@@ -82,7 +83,7 @@ struct Upload {
 }
 
 impl Upload {
-    async fn open(&self) -> io::Result<ReservedFile> {
+    async fn open(&self) -> Result<ReservedFile, StorageError> {
         Ok(ReservedFile::new(self.file.open().await?, &self.reservation))
     }
 }
@@ -123,7 +124,7 @@ async fn receive(
     let reservation = Arc::new(spooled.reservation);
     let mut upload = Upload { file, size, reservation, charge };
     let max_inflated = MaxInflated::of(&config);
-    let reader = io::BufReader::new(upload.open().await?);
+    let reader = BufReader::new(upload.open().await?);
     let (id, documents) = verify(app, &grant.payer(), reader, max_inflated).await?;
     check_rights(grant, id, &documents)?;
     if app.documents.is_deleted(id) {
@@ -137,11 +138,7 @@ async fn receive(
     let permit = timeout(patience, app.bundles.importer.permit(grant.payer()))
         .await
         .map_err(|_| HttpError::Busy)??;
-    let checked = app.bundles.importer.check(&permit, upload.open().await?, max_inflated).await;
-    checked.map_err(|error| match error {
-        ImportError::Broken(error) => error.into(),
-        ImportError::Io(error) => HttpError::from(error),
-    })?;
+    app.bundles.importer.check(&permit, id, upload.open().await?, max_inflated).await?;
     // Time has passed since the first check.
     check_rights(grant, id, &documents)?;
     // What is stored is charged and imported even if the client disconnects.
@@ -159,7 +156,7 @@ async fn receive(
 async fn verify(
     app: &App,
     payer: &Payer,
-    reader: io::BufReader<ReservedFile>,
+    reader: BufReader<ReservedFile>,
     max_inflated: MaxInflated,
 ) -> Result<(DocumentId, Vec<DocumentId>), HttpError> {
     let open = move || Bundle::open(reader, max_inflated);
@@ -230,7 +227,7 @@ fn import_ended(
     match ended.and_then(|ended| ended) {
         Ok(Ok(imported)) => Ok(imported),
         Ok(Err(ImportError::Broken(error))) => Err(HttpError::BrokenBundle(error.to_string())),
-        Ok(Err(ImportError::Io(error))) => Err(error.into()),
+        Ok(Err(error)) => Err(error.into()),
         Err(panic) => Err(HttpError::Internal(panic.to_string())),
     }
 }

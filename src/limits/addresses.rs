@@ -42,7 +42,7 @@ struct Address {
     /// Open connections and sessions.
     open: [usize; 2],
     /// Bytes of messages that are partially received.
-    arriving: u64,
+    in_flight: u64,
     handshakes: Bucket,
 }
 
@@ -67,10 +67,10 @@ impl ConnectionSlot {
     /// `most` bytes.
     pub fn reserve(&self, bytes: u64, most: u64) -> bool {
         self.with(|found| {
-            let sum = found.arriving.saturating_add(bytes);
+            let sum = found.in_flight.saturating_add(bytes);
             let fits = sum <= most;
             if fits {
-                found.arriving = sum;
+                found.in_flight = sum;
             }
             fits
         })
@@ -79,7 +79,7 @@ impl ConnectionSlot {
 
     /// Releases memory that was reserved.
     pub fn release(&self, bytes: u64) {
-        self.with(|found| found.arriving = found.arriving.saturating_sub(bytes));
+        self.with(|found| found.in_flight = found.in_flight.saturating_sub(bytes));
     }
 
     fn with<T>(&self, change: impl FnOnce(&mut Address) -> T) -> Option<T> {
@@ -133,7 +133,7 @@ impl Addresses {
         }
         let found = table.entry(address).or_insert_with(|| Address {
             open: [0, 0],
-            arriving: 0,
+            in_flight: 0,
             handshakes: Bucket::new(now),
         });
         if handshakes.is_some_and(|rate| !found.handshakes.try_take(1, rate, now)) {

@@ -68,7 +68,10 @@ macro_rules! metrics {
     ($(
         $(#[doc = $about:literal])+
         $group:ident {
-            $( $(#[doc = $help:literal])+ $field:ident: $kind:ident = $name:literal [$($label:literal),*]; )*
+            $(
+                $(#[doc = $help:literal])+
+                $field:ident: $kind:ident = $name:literal [$($label:literal),*];
+            )*
         }
     )*) => {$(
         $(#[doc = $about])+
@@ -137,7 +140,7 @@ metrics! {
         unsent: IntGauge = "tonk_relay_unsent_bytes" [];
         /// Bytes of messages that are on their way or being taken in, all connections together; of
         /// messages above 16 KiB.
-        arriving: IntGauge = "tonk_relay_arriving_bytes" [];
+        in_flight: IntGauge = "tonk_relay_arriving_bytes" [];
         /// Refused WebSockets whose close is not finished.
         closing: IntGauge = "tonk_relay_connections_refused" [];
         /// Received bytes that wait for their documents, all sessions together.

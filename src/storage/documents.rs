@@ -31,7 +31,7 @@ use crate::{
     config::Config,
     document::{
         chunk::{Key, snapshot_key},
-        compare::Merged,
+        merge::Merged,
         size::MaxDocument,
     },
     limits::turns::{Payer, Turns},

@@ -30,6 +30,9 @@ pub enum StorageError {
     /// The store cannot answer at the moment, or a task of it has failed.
     #[error(transparent)]
     Unavailable(Failure),
+    /// An object store answers, but not what it has to.
+    #[error(transparent)]
+    BadAnswer(Failure),
     /// The operating system or the database reports another error.
     #[error(transparent)]
     Io(Failure),
@@ -38,7 +41,8 @@ pub enum StorageError {
 impl StorageError {
     /// The error of a file operation.
     pub fn io(action: &'static str, location: impl Into<Location>, source: io::Error) -> Self {
-        let is_full = source.kind() == io::ErrorKind::StorageFull;
+        let is_full =
+            matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
         let failure = Failure::new(action, location, source);
         if is_full { Self::Full(failure) } else { Self::Io(failure) }
     }
@@ -71,8 +75,10 @@ impl Failure {
 pub enum Location {
     /// A file or folder.
     Path(PathBuf),
-    /// A document.
+    /// A document, or the bundle of this root document.
     Document(DocumentId),
+    /// The key of an object in an object store, or the name of a bucket.
+    Object(String),
 }
 
 impl fmt::Display for Location {
@@ -80,6 +86,7 @@ impl fmt::Display for Location {
         match self {
             Self::Path(path) => path.display().fmt(f),
             Self::Document(document) => document.fmt(f),
+            Self::Object(key) => f.write_str(key),
         }
     }
 }
@@ -118,8 +125,9 @@ mod tests {
 
     #[test]
     fn a_full_disk_is_told_from_other_io_errors() {
-        let full = io::ErrorKind::StorageFull.into();
-        let full = StorageError::io("write", Path::new("/a"), full);
-        assert!(matches!(full, StorageError::Full(_)), "{full:?}");
+        for full in [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded] {
+            let full = StorageError::io("write", Path::new("/a"), full.into());
+            assert!(matches!(full, StorageError::Full(_)), "{full:?}");
+        }
     }
 }

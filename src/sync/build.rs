@@ -9,7 +9,10 @@ use super::{
     peers::Peers,
     room::{self, native, samod},
     rooms::Rooms,
-    session::shared::{Names, Observed, REFUSED_AT_ONCE, Receiving, Sessions},
+    session::{
+        counts::Counts,
+        shared::{Names, Observed, REFUSED_AT_ONCE, Receiving, Sessions},
+    },
 };
 use crate::{
     auth::Auth,
@@ -75,6 +78,7 @@ impl Sync {
             metrics: metrics.clone(),
         });
         let draining = CancellationToken::new();
+        let counts = Counts::of_clients(metrics.sessions.clone());
         let sessions = Arc::new(Sessions {
             config,
             rooms: rooms.clone(),
@@ -82,12 +86,11 @@ impl Sync {
             documents,
             auth,
             names,
-            receiving: Receiving::new(now.sync.receive_permits(), &metrics.sessions),
+            receiving: Receiving::new(now.sync.receive_permits(), &counts),
             observed: Observed {
-                metrics: metrics.sessions.clone(),
+                counts,
                 repeats,
                 polls: metrics.process.poll_seconds.with_label_values(&["session"]),
-                is_probe: false,
             },
             refusing: Semaphore::new(REFUSED_AT_ONCE),
             heavy,
@@ -97,13 +100,8 @@ impl Sync {
     }
 
     /// The sessions of the relay's own test of itself.
-    pub fn for_probe(
-        &self,
-        config: watch::Receiver<Arc<Config>>,
-        auth: Arc<Auth>,
-        metrics: &Metrics,
-    ) -> Self {
-        let sessions = Arc::new(self.sessions.for_probe(config, auth, metrics));
+    pub fn for_probe(&self, config: watch::Receiver<Arc<Config>>, auth: Arc<Auth>) -> Self {
+        let sessions = Arc::new(self.sessions.for_probe(config, auth));
         Self { sessions, running: TaskTracker::new(), ..self.clone() }
     }
 }

@@ -13,7 +13,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast;
 
-use super::session::handle::Session;
+use super::session::Session;
 use crate::base::{document_id::DocumentId, lock::lock};
 
 /// Events that wait for a follower. One that reads too slowly is told how many it missed.

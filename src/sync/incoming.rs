@@ -6,7 +6,6 @@
 
 use std::{
     future::{Future, poll_fn},
-    io,
     ops::ControlFlow,
     pin::Pin,
     sync::{
@@ -28,7 +27,7 @@ use tokio_tungstenite::tungstenite::{self, Message as Frame, error::ProtocolErro
 
 use super::{
     close_reason::CloseReason,
-    truncating::{Socket, Truncated, Truncation},
+    truncating::{Socket, TooLarge, Truncated, Truncation},
 };
 use crate::{
     config::{self, Config},
@@ -169,7 +168,7 @@ impl<'a> Incoming<'a> {
         use tungstenite::Error;
         match error {
             Error::Capacity(_) => self.too_large(),
-            Error::Io(error) if error.kind() == io::ErrorKind::FileTooLarge => self.too_large(),
+            Error::Io(error) if TooLarge::is_in(error) => self.too_large(),
             Error::Protocol(ProtocolError::ResetWithoutClosingHandshake) => {
                 CloseReason::ConnectionLost(error.to_string())
             }

@@ -8,7 +8,7 @@ use super::{
     report::{LiveDocument, Top, TopDocument, TopSession},
     room::{directory::RoomHandle, mailbox::Input},
     rooms::Rooms,
-    session::handle::Session,
+    session::Session,
 };
 use crate::{base::document_id::DocumentId, observe::usage::Cost};
 

@@ -8,7 +8,7 @@ use std::{
     },
 };
 
-use super::session::handle::Session;
+use super::session::Session;
 use crate::base::{lock::lock, principal::Principal, session_id::SessionId};
 
 /// The sessions that are open.

@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::session::handle::Session;
+use super::session::Session;
 use crate::{base::session_id::SessionId, observe::usage::Cost};
 
 /// A live document, as its room sees it.

@@ -26,7 +26,7 @@ use super::{
         shared::{Needs, Shared},
         state::Room,
     },
-    session::handle::Session,
+    session::Session,
 };
 use crate::{
     base::{document_id::DocumentId, lock::lock, session_id::SessionId},

@@ -14,7 +14,7 @@ use tokio::sync::{Notify, watch};
 use tokio_tungstenite::tungstenite::{Message as Frame, protocol::CloseFrame};
 
 use super::{
-    close_reason::CloseReason, incoming::Incoming, outbound::Next, session::handle::Session,
+    close_reason::CloseReason, incoming::Incoming, outbound::Next, session::Session,
     truncating::Socket, wire,
 };
 use crate::{base::session_id::SessionId, config::Config, sync::activity::Activity};

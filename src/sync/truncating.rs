@@ -64,6 +64,18 @@ pub async fn accept(upgraded: Upgraded, max_message: usize) -> Socket {
     WebSocketStream::from_raw_socket(stream, Role::Server, Some(config)).await
 }
 
+/// A message is over [`MAX_TRUNCATED`] times the limit. tungstenite passes it on as an I/O error.
+#[derive(Debug, thiserror::Error)]
+#[error("a message is too large to be truncated")]
+pub(super) struct TooLarge;
+
+impl TooLarge {
+    /// Whether an I/O error is this.
+    pub(super) fn is_in(error: &io::Error) -> bool {
+        error.get_ref().is_some_and(|inner| inner.is::<Self>())
+    }
+}
+
 /// How a message was truncated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Truncation {
@@ -338,7 +350,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Truncating<S> {
                 break;
             }
             if matches!(this.truncator.state, State::TooLarge) {
-                return Poll::Ready(Err(io::ErrorKind::FileTooLarge.into()));
+                return Poll::Ready(Err(io::Error::other(TooLarge)));
             }
             let passes = this.truncator.unparsed().min(buffer.remaining() as u64) as usize;
             if passes > 0 {

@@ -1,9 +1,9 @@
 //! Messages of the automerge-repo network protocol, version 1, which are CBOR maps. No I/O.
 //!
 //! Source: automerge-repo 2.5, `packages/automerge-repo/src/network/messages.ts` and
-//! `packages/automerge-repo-network-websocket/src/messages.ts`. JavaScript peers encode with cbor-x, so
-//! numbers may be floats, byte strings may carry a typed-array tag, absent fields may be `undefined`, and
-//! lengths may be indefinite; all of that is read here.
+//! `packages/automerge-repo-network-websocket/src/messages.ts`. JavaScript peers encode with cbor-x,
+//! so numbers may be floats, byte strings may carry a typed-array tag, absent fields may be
+//! `undefined`, and lengths may be indefinite; all of that is read here.
 
 mod encode;
 
@@ -16,7 +16,6 @@ pub use self::encode::{
 };
 use super::truncating::Truncation;
 use crate::base::document_id::DocumentId;
-pub use crate::document::sync_message::{BadSyncMessage, SyncMessage, heads_in};
 
 /// Longest accepted peer id, session id or version name, in bytes.
 const MAX_NAME: usize = 1024;
@@ -84,7 +83,8 @@ pub enum Body<'a> {
         remove: Vec<Cow<'a, str>>,
     },
     RemoteHeadsChanged,
-    /// A message about a document whose id is not a [`DocumentId`]. automerge-repo lets an application choose such ids.
+    /// A message about a document whose id is not a [`DocumentId`]. automerge-repo lets an
+    /// application choose such ids.
     UnusableId {
         /// The message's type.
         kind: &'static str,

@@ -15,10 +15,11 @@ use tonk_relay::{
     config::{Config, Size, load},
     document::{
         gate::{Document, Rules, loads},
+        sync_message::{SyncMessage, heads_in},
         unpacked::{self, Origin},
     },
-    http::{client, proxied, sign_in},
-    sync::wire::{Message, SyncMessage, heads_in},
+    http::{client, proxy_protocol, sign_in},
+    sync::wire::Message,
 };
 
 #[path = "../changes/mod.rs"]
@@ -142,7 +143,7 @@ pub(crate) fn config(data: &[u8]) {
 /// The parts of a request before its sign-in: its URI, its headers, and a PROXY protocol header.
 pub(crate) fn query(data: &[u8]) {
     let mut rest = data;
-    let _ = futures::executor::block_on(proxied::read(&mut rest));
+    let _ = futures::executor::block_on(proxy_protocol::read(&mut rest));
     let mut headers = HeaderMap::new();
     if let Ok(value) = HeaderValue::from_bytes(data) {
         for name in [header::AUTHORIZATION, header::SEC_WEBSOCKET_PROTOCOL] {

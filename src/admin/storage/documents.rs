@@ -20,7 +20,7 @@ use crate::{
         handler::{json_lines, run_blocking},
     },
     base::document_id::DocumentId,
-    document::compare::Merged,
+    document::merge::Merged,
     limits::turns::Payer,
     storage::{
         documents::MergeSource,
@@ -156,7 +156,8 @@ async fn merge(
         .map_err(|error| HandlerError(StatusCode::BAD_REQUEST, error.to_string()))?;
     let merging = documents.into_iter().map(|DocumentToMerge { document, data }| {
         let merging = merge_one(&state, document, data, query.dry_run);
-        async move { merging.await.unwrap_or_else(|HandlerError(_, reason)| Merged::Failed(reason)) }
+        let failed = |HandlerError(_, reason)| Merged::Failed(reason);
+        async move { merging.await.unwrap_or_else(failed) }
     });
     let merged: Vec<Merged> =
         futures::stream::iter(merging).buffered(MERGED_AT_ONCE).collect().await;

@@ -1,6 +1,6 @@
-//! Requests about stored data. Each file has the routes and handlers of one subject, and the types of
-//! their bodies, which the commands share. When the relay does not run, `cli::serve_storage` serves
-//! the same router.
+//! Requests about stored data. Each file has the routes and handlers of one subject, and the types
+//! of their bodies, which the commands share. When the relay does not run, `cli::serve_storage`
+//! serves the same router.
 
 pub mod backups;
 pub mod blocked;

@@ -1,11 +1,9 @@
 //! What a store of uploaded bundles must do.
 
-use std::io;
-
 use futures::future::BoxFuture;
 
 use super::{received::ReceivedFile, stored::StoredBundle};
-use crate::base::document_id::DocumentId;
+use crate::{base::document_id::DocumentId, storage::StorageError};
 
 /// A store of uploaded bundles, by the id of their root document.
 pub trait BundleStore: Send + Sync + 'static {
@@ -13,7 +11,7 @@ pub trait BundleStore: Send + Sync + 'static {
     ///
     /// # Errors
     /// The disk cannot be written.
-    fn receive(&self) -> BoxFuture<'_, io::Result<ReceivedFile>>;
+    fn receive(&self) -> BoxFuture<'_, Result<ReceivedFile, StorageError>>;
 
     /// Stores a verified bundle under `id`, and replaces the one that is there. Keeps the newest
     /// `keep` of the bundles that were replaced. Readers see the whole bundle or none of it; it is
@@ -23,17 +21,17 @@ pub trait BundleStore: Send + Sync + 'static {
         id: DocumentId,
         bundle: ReceivedFile,
         keep: usize,
-    ) -> BoxFuture<'_, io::Result<String>>;
+    ) -> BoxFuture<'_, Result<String, StorageError>>;
 
     /// Returns the bundle of that id, if there is one.
-    fn get(&self, id: DocumentId) -> BoxFuture<'_, io::Result<Option<StoredBundle>>>;
+    fn get(&self, id: DocumentId) -> BoxFuture<'_, Result<Option<StoredBundle>, StorageError>>;
 
     /// Lists all bundles, each with its ETag.
-    fn list(&self) -> BoxFuture<'_, io::Result<Vec<(DocumentId, String)>>>;
+    fn list(&self) -> BoxFuture<'_, Result<Vec<(DocumentId, String)>, StorageError>>;
 
     /// Deletes the bundle of that id with its former generations. Returns false if there is none.
-    fn delete(&self, id: DocumentId) -> BoxFuture<'_, io::Result<bool>>;
+    fn delete(&self, id: DocumentId) -> BoxFuture<'_, Result<bool, StorageError>>;
 
     /// Moves all bundles into a subfolder `name`, if they are on a local disk.
-    fn move_aside(&self, name: &str) -> BoxFuture<'_, io::Result<()>>;
+    fn move_aside(&self, name: &str) -> BoxFuture<'_, Result<(), StorageError>>;
 }

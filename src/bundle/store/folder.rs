@@ -23,7 +23,10 @@ use super::{
     received::{IncomingFolder, ReceivedFile, sha256_of},
     stored::{Source, StoredBundle},
 };
-use crate::base::{document_id::DocumentId, lock::lock, regular_file};
+use crate::{
+    base::{document_id::DocumentId, lock::lock, regular_file},
+    storage::{Failure, StorageError},
+};
 
 /// Operations at the same time, and so the most threads that a hung disk blocks.
 const MAX_OPERATIONS: usize = 16;
@@ -54,17 +57,22 @@ impl FolderStore {
         self.folder.join(format!("{id}.tonk"))
     }
 
-    /// Runs `work` with the folder on a thread that may block.
+    /// Runs `work` with the folder on a thread that may block. `action` and `path` are for its
+    /// error.
     fn run<T: Send + 'static>(
         &self,
+        action: &'static str,
+        path: PathBuf,
         work: impl FnOnce(&Path) -> io::Result<T> + Send + 'static,
-    ) -> BoxFuture<'_, io::Result<T>> {
+    ) -> BoxFuture<'_, Result<T, StorageError>> {
         let folder = self.folder.clone();
         async move {
             // The semaphore is never closed.
             let _permit = self.permits.acquire().await;
-            let working = tokio::task::spawn_blocking(move || work(&folder));
-            working.await.unwrap_or_else(|panic| Err(io::Error::other(panic)))
+            match tokio::task::spawn_blocking(move || work(&folder)).await {
+                Ok(worked) => worked.map_err(|error| StorageError::io(action, path, error)),
+                Err(panic) => Err(StorageError::Unavailable(Failure::new(action, path, panic))),
+            }
         }
         .boxed()
     }
@@ -119,7 +127,7 @@ fn etag(found: &fs::Metadata) -> String {
 }
 
 impl BundleStore for FolderStore {
-    fn receive(&self) -> BoxFuture<'_, io::Result<ReceivedFile>> {
+    fn receive(&self) -> BoxFuture<'_, Result<ReceivedFile, StorageError>> {
         self.incoming.receive()
     }
 
@@ -128,9 +136,9 @@ impl BundleStore for FolderStore {
         id: DocumentId,
         bundle: ReceivedFile,
         keep: usize,
-    ) -> BoxFuture<'_, io::Result<String>> {
+    ) -> BoxFuture<'_, Result<String, StorageError>> {
         let (path, write_lock) = (self.path(id), self.write_lock.clone());
-        self.run(move |folder| {
+        self.run("store", path.clone(), move |folder| {
             let file = File::open(bundle.path())?;
             file.sync_all()?;
             // Each upload keeps the bundle that the previous one stored.
@@ -143,9 +151,9 @@ impl BundleStore for FolderStore {
         })
     }
 
-    fn get(&self, id: DocumentId) -> BoxFuture<'_, io::Result<Option<StoredBundle>>> {
+    fn get(&self, id: DocumentId) -> BoxFuture<'_, Result<Option<StoredBundle>, StorageError>> {
         let path = self.path(id);
-        self.run(move |_| {
+        self.run("read", path.clone(), move |_| {
             let file = match regular_file::open(&path) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
                 file => file?,
@@ -154,21 +162,21 @@ impl BundleStore for FolderStore {
             Ok(Some(StoredBundle {
                 size: found.size(),
                 etag: etag(&found),
-                source: Source::File(file),
+                source: Source::File(file, path),
             }))
         })
     }
 
-    fn list(&self) -> BoxFuture<'_, io::Result<Vec<(DocumentId, String)>>> {
-        self.run(|folder| {
+    fn list(&self) -> BoxFuture<'_, Result<Vec<(DocumentId, String)>, StorageError>> {
+        self.run("list", self.folder.clone(), |folder| {
             let bundles = bundles_in(folder)?;
             bundles.into_iter().map(|(id, path)| Ok((id, etag(&fs::metadata(path)?)))).collect()
         })
     }
 
-    fn delete(&self, id: DocumentId) -> BoxFuture<'_, io::Result<bool>> {
+    fn delete(&self, id: DocumentId) -> BoxFuture<'_, Result<bool, StorageError>> {
         let (path, write_lock) = (self.path(id), self.write_lock.clone());
-        self.run(move |folder| {
+        self.run("delete", path.clone(), move |folder| {
             // A concurrent upload would link this file, and create the folder that is deleted here.
             let _lock = lock(&write_lock);
             match fs::remove_dir_all(folder.join(FORMER).join(id.to_string())) {
@@ -183,9 +191,9 @@ impl BundleStore for FolderStore {
         })
     }
 
-    fn move_aside(&self, name: &str) -> BoxFuture<'_, io::Result<()>> {
+    fn move_aside(&self, name: &str) -> BoxFuture<'_, Result<(), StorageError>> {
         let name = name.to_owned();
-        self.run(move |folder| {
+        self.run("move", self.folder.clone(), move |folder| {
             let aside = folder.join(name);
             fs::create_dir_all(&aside)?;
             for (id, path) in bundles_in(folder)? {

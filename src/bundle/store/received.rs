@@ -10,7 +10,10 @@ use futures::{FutureExt, future::BoxFuture};
 use sha2::{Digest, Sha256};
 use tempfile::NamedTempFile;
 
-use crate::base::{blocking, folder::check_case_sensitive, hex::hex};
+use crate::{
+    base::{blocking, folder::check_case_sensitive, hex::hex},
+    storage::StorageError,
+};
 
 /// The local folder in which uploads are received.
 #[derive(Clone, Debug)]
@@ -30,16 +33,27 @@ impl IncomingFolder {
         Ok(Self(folder))
     }
 
-    pub(super) fn receive(&self) -> BoxFuture<'static, io::Result<ReceivedFile>> {
+    pub(super) fn receive(&self) -> BoxFuture<'static, Result<ReceivedFile, StorageError>> {
         let folder = self.0.clone();
-        blocking::run(move || ReceivedFile::create(&folder)).boxed()
+        blocking::run(move || {
+            ReceivedFile::create(&folder).map_err(|error| not_created(&folder, error))
+        })
+        .boxed()
     }
 
     /// Creates a file that has no name. Blocks.
     #[expect(clippy::disallowed_methods, reason = "runs on a thread that may block")]
-    pub(super) fn unnamed_file(&self) -> io::Result<File> {
-        tempfile::tempfile_in(&self.0)
+    pub(super) fn unnamed_file(&self) -> Result<File, StorageError> {
+        tempfile::tempfile_in(&self.0).map_err(|error| not_created(&self.0, error))
     }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+fn not_created(folder: &Path, error: io::Error) -> StorageError {
+    StorageError::io("create a file in", folder, error)
 }
 
 /// A local file in which a bundle is received. Dropping this deletes the file, unless it was
@@ -67,8 +81,10 @@ impl ReceivedFile {
     ///
     /// # Errors
     /// It cannot be opened.
-    pub async fn open(&self) -> io::Result<File> {
-        Ok(tokio::fs::File::open(&self.path).await?.into_std().await)
+    pub async fn open(&self) -> Result<File, StorageError> {
+        let opened = tokio::fs::File::open(&self.path).await;
+        let file = opened.map_err(|error| StorageError::io("read", self.path.as_path(), error))?;
+        Ok(file.into_std().await)
     }
 
     /// Moves the file to `target`, and replaces the file that is there. Blocks.

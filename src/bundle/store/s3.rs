@@ -24,6 +24,7 @@ use tracing::{info, warn};
 
 use self::{
     bucket::{Bucket, SHA256},
+    error::{bad_answer, unavailable},
     object::Object,
     upload::{ABANDONED_AFTER, Condition, Written},
 };
@@ -36,6 +37,7 @@ use crate::{
     base::{document_id::DocumentId, run_to_completion::RunToCompletion},
     config,
     observe::health::Health,
+    storage::{Failure, StorageError},
 };
 
 /// How often the relay checks whether a store that failed answers again.
@@ -106,7 +108,7 @@ impl S3Store {
         }
     }
 
-    async fn prepare(&self) -> io::Result<()> {
+    async fn prepare(&self) -> Result<(), StorageError> {
         self.bucket.check_exists().await?;
         let honours = self.bucket.probe_conditional_writes().await?;
         if honours {
@@ -130,19 +132,19 @@ impl S3Store {
     }
 
     /// Records in the health report whether the store can be used.
-    fn record_health<T>(&self, result: io::Result<T>) -> io::Result<T> {
+    fn record_health<T>(&self, result: Result<T, StorageError>) -> Result<T, StorageError> {
         match &result {
             Ok(_) => {
                 if self.is_unavailable.swap(false, Ordering::Relaxed) {
                     self.health.set_degraded("bundles", None);
                 }
             }
-            // The store can be reached, but its response makes no sense.
-            Err(error) if error.kind() == io::ErrorKind::InvalidData => {}
-            Err(error) => {
+            Err(error @ StorageError::Unavailable(_)) => {
                 self.is_unavailable.store(true, Ordering::Relaxed);
                 self.health.set_degraded("bundles", Some(format!("the store is away: {error}")));
             }
+            // The store can be reached.
+            Err(_) => {}
         }
         result
     }
@@ -159,10 +161,13 @@ impl S3Store {
         id: DocumentId,
         bundle: ReceivedFile,
         keep: usize,
-    ) -> io::Result<String> {
+    ) -> Result<String, StorageError> {
+        let (action, path) = ("read", bundle.path());
         let file = bundle.open().await?;
-        let hashed = tokio::task::spawn_blocking(move || sha256_of(file)).await;
-        let sha256 = hashed.unwrap_or_else(|panic| Err(io::Error::other(panic)))?;
+        let sha256 = match tokio::task::spawn_blocking(move || sha256_of(file)).await {
+            Ok(hashed) => hashed.map_err(|error| StorageError::io(action, path, error))?,
+            Err(panic) => return Err(StorageError::Unavailable(Failure::new(action, path, panic))),
+        };
         let key = self.bucket.key(id);
         // Held for a bounded time: every step of an upload has a timeout.
         let _lock = match self.upload_lock(id) {
@@ -174,7 +179,7 @@ impl S3Store {
             let former_sha256 = former.as_ref().and_then(|head| head.metadata()?.get(SHA256));
             if attempt > 0 && former_sha256 == Some(&sha256) {
                 // An earlier attempt succeeded, its response was lost, and the SDK retried it.
-                return former.and_then(|head| head.e_tag).ok_or_else(missing_metadata);
+                return former.and_then(|head| head.e_tag).ok_or_else(|| missing_metadata(&key));
             }
             if let Some(head) = &former {
                 self.record_health(self.bucket.keep_former(id, head, keep).await)?;
@@ -188,16 +193,17 @@ impl S3Store {
             let put = self.bucket.put(&key, bundle.path(), &sha256, condition).await;
             match self.record_health(put)? {
                 Written::Stored(Some(etag)) => return Ok(etag),
-                Written::Stored(None) => return Err(missing_metadata()),
+                Written::Stored(None) => return Err(missing_metadata(&key)),
                 Written::PreconditionFailed => {}
             }
         }
-        Err(io::Error::other("other uploads of this bundle come between all the time"))
+        let reason = "other uploads of this bundle come between all the time";
+        Err(unavailable("store the bundle", &key, reason))
     }
 }
 
 impl BundleStore for S3Store {
-    fn receive(&self) -> BoxFuture<'_, io::Result<ReceivedFile>> {
+    fn receive(&self) -> BoxFuture<'_, Result<ReceivedFile, StorageError>> {
         self.incoming.receive()
     }
 
@@ -206,11 +212,11 @@ impl BundleStore for S3Store {
         id: DocumentId,
         bundle: ReceivedFile,
         keep: usize,
-    ) -> BoxFuture<'_, io::Result<String>> {
+    ) -> BoxFuture<'_, Result<String, StorageError>> {
         self.put_received(id, bundle, keep).boxed()
     }
 
-    fn get(&self, id: DocumentId) -> BoxFuture<'_, io::Result<Option<StoredBundle>>> {
+    fn get(&self, id: DocumentId) -> BoxFuture<'_, Result<Option<StoredBundle>, StorageError>> {
         async move {
             let key = self.bucket.key(id);
             let head = self.record_health(self.bucket.head(&key).await)?;
@@ -218,7 +224,7 @@ impl BundleStore for S3Store {
             let (Some(etag), Some(size)) =
                 (head.e_tag, head.content_length.and_then(|size| u64::try_from(size).ok()))
             else {
-                return Err(missing_metadata());
+                return Err(missing_metadata(&key));
             };
             let object = Object {
                 bucket: self.bucket.clone(),
@@ -231,7 +237,7 @@ impl BundleStore for S3Store {
         .boxed()
     }
 
-    fn list(&self) -> BoxFuture<'_, io::Result<Vec<(DocumentId, String)>>> {
+    fn list(&self) -> BoxFuture<'_, Result<Vec<(DocumentId, String)>, StorageError>> {
         async move {
             let prefix = self.bucket.bundles_prefix();
             let listed = self.record_health(self.bucket.list(&prefix).await)?;
@@ -243,7 +249,7 @@ impl BundleStore for S3Store {
         .boxed()
     }
 
-    fn delete(&self, id: DocumentId) -> BoxFuture<'_, io::Result<bool>> {
+    fn delete(&self, id: DocumentId) -> BoxFuture<'_, Result<bool, StorageError>> {
         async move {
             let key = self.bucket.key(id);
             let existed = self.record_health(self.bucket.head(&key).await)?.is_some();
@@ -258,12 +264,11 @@ impl BundleStore for S3Store {
     }
 
     /// Does nothing: a restore leaves the bundles that are in an object store.
-    fn move_aside(&self, _name: &str) -> BoxFuture<'_, io::Result<()>> {
+    fn move_aside(&self, _name: &str) -> BoxFuture<'_, Result<(), StorageError>> {
         std::future::ready(Ok(())).boxed()
     }
 }
 
-fn missing_metadata() -> io::Error {
-    let text = "the bundle store does not name a bundle's size and ETag";
-    io::Error::new(io::ErrorKind::InvalidData, text)
+fn missing_metadata(key: &str) -> StorageError {
+    bad_answer("find the bundle", key, "the store does not name its size and ETag")
 }

@@ -1,17 +1,14 @@
 //! A stored bundle, and reading it.
 
-use std::{
-    fs::File,
-    io::{self, SeekFrom},
-    ops::RangeInclusive,
-};
+use std::{fs::File, io::SeekFrom, ops::RangeInclusive, path::PathBuf};
 
 use bytes::Bytes;
-use futures::{StreamExt, stream::BoxStream};
+use futures::{StreamExt, TryStreamExt, stream::BoxStream};
 use tokio::io::{AsyncReadExt, AsyncSeekExt};
 use tokio_util::io::ReaderStream;
 
 use super::s3::object::Object;
+use crate::storage::StorageError;
 
 /// A stored bundle.
 #[derive(Debug)]
@@ -26,7 +23,7 @@ pub struct StoredBundle {
 /// Where the bytes of a bundle are.
 #[derive(Debug)]
 pub(super) enum Source {
-    File(File),
+    File(File, PathBuf),
     Object(Object),
 }
 
@@ -39,16 +36,17 @@ impl StoredBundle {
     pub async fn read(
         self,
         part: Option<RangeInclusive<u64>>,
-    ) -> io::Result<BoxStream<'static, io::Result<Bytes>>> {
+    ) -> Result<BoxStream<'static, Result<Bytes, StorageError>>, StorageError> {
         let (start, length) = match &part {
             Some(part) => (*part.start(), part.end() - part.start() + 1),
             None => (0, self.size),
         };
         match self.source {
-            Source::File(file) => {
+            Source::File(file, path) => {
+                let failed = move |error| StorageError::io("read", path.as_path(), error);
                 let mut file = tokio::fs::File::from_std(file);
-                file.seek(SeekFrom::Start(start)).await?;
-                Ok(ReaderStream::new(file.take(length)).boxed())
+                file.seek(SeekFrom::Start(start)).await.map_err(&failed)?;
+                Ok(ReaderStream::new(file.take(length)).map_err(failed).boxed())
             }
             Source::Object(object) => object.read(part, length).await,
         }
@@ -57,7 +55,7 @@ impl StoredBundle {
     /// How many bytes [`Self::into_file`] writes to the local disk.
     pub fn copied_bytes(&self) -> u64 {
         match self.source {
-            Source::File(_) => 0,
+            Source::File(..) => 0,
             Source::Object(_) => self.size,
         }
     }
@@ -66,9 +64,9 @@ impl StoredBundle {
     ///
     /// # Errors
     /// It cannot be read, or not be copied to the local disk.
-    pub async fn into_file(self) -> io::Result<File> {
+    pub async fn into_file(self) -> Result<File, StorageError> {
         match self.source {
-            Source::File(file) => Ok(file),
+            Source::File(file, _) => Ok(file),
             Source::Object(object) => object.download(self.size).await,
         }
     }

@@ -32,9 +32,9 @@ use crate::{
     },
     document::{
         chunk::Key,
-        compare::Ancestry,
         gate::{Document, Rules},
         load,
+        merge::Ancestry,
     },
     storage::local::{MAX_FILE, tombstones::Tombstone, walk::Listed},
 };

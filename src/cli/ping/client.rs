@@ -69,8 +69,8 @@ impl Client {
         }
     }
 
-    /// Waits until the relay refuses a message, with an `error` message or by closing the connection.
-    /// Skips all other messages.
+    /// Waits until the relay refuses a message, with an `error` message or by closing the
+    /// connection. Skips all other messages.
     pub(super) async fn next_refusal(&mut self, step: &'static str) -> PingError {
         loop {
             let frame = match self.next(step).await {

@@ -1,8 +1,8 @@
 //! One live document and its peers: decides what follows from each event. No tokio, no I/O, no
 //! clock.
 //!
-//! [`Core::step`](state::Core::step) applies a batch of events and returns effects. The caller carries
-//! these out: it sends messages, stores chunks, and reports back with further events.
+//! [`Core::step`](state::Core::step) applies a batch of events and returns effects. The caller
+//! carries these out: it sends messages, stores chunks, and reports back with further events.
 //!
 //! | to find | look in |
 //! |---|---|

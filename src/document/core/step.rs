@@ -12,8 +12,8 @@ use super::{
 use crate::{
     config::Size,
     document::{
-        compare::Ancestry,
         gate::{Document, Rules},
+        merge::Ancestry,
         unpacked::{self, Origin},
     },
 };

@@ -183,7 +183,10 @@ fn large_inputs_may_exceed_the_limit() {
 
 proptest! {
     #[test]
-    fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200), kind in 0u8..5) {
+    fn no_bytes_make_it_panic(
+        bytes in proptest::collection::vec(any::<u8>(), 0..200),
+        kind in 0u8..5,
+    ) {
         let _ = of(&bytes, LIMIT);
         let _ = of(&chunk(kind, &bytes), LIMIT);
     }

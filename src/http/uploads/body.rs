@@ -3,6 +3,7 @@
 use std::{
     fs::{File, OpenOptions},
     io::{self, Write},
+    path::PathBuf,
     sync::Arc,
     time::Instant,
 };
@@ -26,6 +27,7 @@ use crate::{
         Charge,
         turns::{Payer, Turns},
     },
+    storage::StorageError,
 };
 
 /// How a body is encoded.
@@ -64,6 +66,7 @@ impl Coding {
 /// A received body: its decoded size, and what is reserved for it.
 pub(super) struct Spooled {
     file: File,
+    path: PathBuf,
     pub(super) size: u64,
     pub(super) reservation: Reservation,
     pub(super) charge: Charge,
@@ -83,7 +86,8 @@ impl Spooled {
             return Err(HttpError::StoredBytes);
         }
         self.reservation.reserve(bytes)?;
-        self.file.write_all(data)?;
+        let written = self.file.write_all(data);
+        written.map_err(|error| StorageError::io("write", self.path.as_path(), error))?;
         self.reservation.record_written(bytes);
         Ok(())
     }
@@ -126,9 +130,14 @@ impl Spool {
     ) -> Result<Self, HttpError> {
         let path = file.path().to_owned();
         #[expect(clippy::disallowed_methods, reason = "runs on a thread that may block")]
-        let file = blocking::run(move || OpenOptions::new().write(true).open(path)).await?;
+        let (path, file) = blocking::run(move || {
+            let opened = OpenOptions::new().write(true).open(&path);
+            (path, opened)
+        })
+        .await;
+        let file = file.map_err(|error| StorageError::io("write", path.as_path(), error))?;
         let (max_upload, limits) = (config.bundles.max_upload.0, config.limits.clone());
-        let spooled = Spooled { file, size: 0, reservation, charge, max_upload, limits };
+        let spooled = Spooled { file, path, size: 0, reservation, charge, max_upload, limits };
         let decoder = match coding {
             Coding::Identity => Decoder::Identity(Box::new(spooled)),
             Coding::Gzip => Decoder::Gzip(Box::new(MultiGzDecoder::new(spooled))),

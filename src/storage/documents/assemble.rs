@@ -11,9 +11,9 @@ use crate::{
     base::{document_id::DocumentId, hex::hex},
     document::{
         chunk::{ChunkKind, Key, StoredChunk, snapshot_key},
-        compare::Ancestry,
         gate::{Document, Refusal, Rules},
         load::{self, Loaded},
+        merge::Ancestry,
     },
 };
 

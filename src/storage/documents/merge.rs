@@ -8,7 +8,7 @@ use crate::{
     base::{document_id::DocumentId, hex::hex},
     document::{
         chunk::{ChunkKind, Key, StoredChunk, snapshot_key},
-        compare::{self, Addition, Merged},
+        merge::{self, Addition, Merged},
     },
 };
 
@@ -33,7 +33,7 @@ pub(super) fn compare(
     let is_kept = stored.iter().any(|(key, _)| *key == unchanged);
     let is_stored = !stored.is_empty();
     let mut doc = assemble(document, stored, seed).opened.doc;
-    let (merged, addition) = compare::compare(&mut doc, data, is_stored, is_kept);
+    let (merged, addition) = merge::merge(&mut doc, data, is_stored, is_kept);
     let addition = addition.map(|addition| match addition {
         Addition::AsItCame => SeedSnapshot { key: unchanged, data: data.clone() },
         Addition::Snapshot { data, heads } => {

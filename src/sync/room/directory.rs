@@ -20,7 +20,7 @@ use super::{
 use crate::{
     base::{document_id::DocumentId, lock::lock, session_id::SessionId},
     observe::usage::Usage,
-    sync::session::handle::Session,
+    sync::session::Session,
 };
 
 /// Every document that a session has mentioned, while somebody is interested in it.

@@ -12,7 +12,7 @@ use futures::future::BoxFuture;
 use super::{members::Members, pending::Pending, port::Port};
 use crate::{
     base::{document_id::DocumentId, session_id::SessionId},
-    document::{compare::Ancestry, sync_message::SyncMessage},
+    document::{merge::Ancestry, sync_message::SyncMessage},
     limits::Charge,
     observe::usage::Usage,
     storage::documents::{Documents, Opened},

@@ -20,14 +20,14 @@ use super::{
 };
 use crate::{
     base::session_id::SessionId,
-    document::{compare::Ancestry, sync_message::SyncMessage},
+    document::{merge::Ancestry, sync_message::SyncMessage},
     limits::Charge,
     storage::documents::Opened,
     sync::{
         close_reason::CloseReason,
         events::What,
         report::{EngineReport, LiveDocument, LiveSession, texts},
-        session::handle::Session,
+        session::Session,
     },
 };
 

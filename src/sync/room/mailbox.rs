@@ -20,7 +20,7 @@ use super::seen::Seen;
 use crate::{
     base::{document_id::DocumentId, lock::lock, session_id::SessionId},
     document::sync_message::SyncMessage,
-    sync::{report::LiveDocument, session::handle::Session},
+    sync::{report::LiveDocument, session::Session},
 };
 
 /// Messages that may wait for one room. Their bytes are bounded by `sync.receive_queue`.

@@ -14,7 +14,7 @@ use tokio::time::Instant as Deadline;
 use super::port::Port;
 use crate::{
     base::{lock::lock, session_id::SessionId},
-    sync::{peers::Peers, session::handle::Session},
+    sync::{peers::Peers, session::Session},
 };
 
 /// The members of one room.

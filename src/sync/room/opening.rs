@@ -12,7 +12,7 @@ use super::{
 use crate::{
     limits::turns::Payer,
     storage::{StorageError, documents::Opened},
-    sync::{close_reason::CloseReason, session::handle::Session},
+    sync::{close_reason::CloseReason, session::Session},
 };
 
 impl Room {

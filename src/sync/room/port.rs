@@ -13,12 +13,12 @@ use tokio::sync::Notify;
 
 use crate::{
     base::{document_id::DocumentId, session_id::SessionId},
+    document::sync_message::heads_in,
     limits::turns::Payer,
     observe::usage::Usage,
     sync::{
         events::{Followers, What},
-        session::handle::Session,
-        wire,
+        session::Session,
     },
 };
 
@@ -72,7 +72,7 @@ impl Port {
     }
 
     fn record_sent(&self, data: &[u8]) {
-        if wire::heads_in(data).is_some_and(|heads| heads > 0) {
+        if heads_in(data).is_some_and(|heads| heads > 0) {
             self.answered.store(true, Ordering::Relaxed);
         }
         self.observed.usage.message(data.len());

@@ -33,7 +33,7 @@ use crate::{
     },
     observe::metrics::Metrics,
     storage::documents::Documents,
-    sync::{events::Followers, memory::Budget, peers::Peers, session::handle::Session},
+    sync::{events::Followers, memory::Budget, peers::Peers, session::Session},
 };
 
 /// The part of `sync.receive_queue` that one room may use.

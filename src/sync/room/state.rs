@@ -21,7 +21,7 @@ use crate::{
     sync::{
         events::What,
         report::{LiveDocument, LiveSession},
-        session::handle::Session,
+        session::Session,
     },
 };
 

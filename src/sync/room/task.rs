@@ -16,7 +16,7 @@ use super::{
 use crate::{
     observe::metrics::RoomMetrics,
     storage::documents::Opened,
-    sync::{close_reason::CloseReason, events::What, report::texts, session::handle::Session},
+    sync::{close_reason::CloseReason, events::What, report::texts, session::Session},
 };
 
 /// Pause before a room starts with what a room left whose task has panicked.

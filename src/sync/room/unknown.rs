@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     base::{document_id::DocumentId, lock::lock},
-    sync::session::handle::Session,
+    sync::session::Session,
 };
 
 impl Room {

@@ -14,8 +14,8 @@ use futures::StreamExt;
 use tracing::{info, warn};
 
 use super::{
-    handle::Session,
-    handshake::{Counted, NotJoined},
+    Session,
+    handshake::NotJoined,
     rate_limit::{Load, RateLimit},
     route::Router,
     shared::Sessions,
@@ -36,7 +36,7 @@ use crate::{
 };
 
 impl Sessions {
-    /// Runs one WebSocket from its upgrade to its end, if it was admitted, and holds its place
+    /// Runs one WebSocket from its upgrade to its end, if it was admitted, and holds its slot
     /// among the connections of its address until then.
     pub async fn run(
         self: Arc<Self>,
@@ -44,14 +44,14 @@ impl Sessions {
         from: Client,
         activity: Arc<Activity>,
         admitted: Result<Access, CloseReason>,
-        place: Option<ConnectionSlot>,
+        slot: Option<ConnectionSlot>,
     ) {
         let id = self.peers.next_id();
         let truncated = socket.get_ref().truncated();
         let (mut writer, reader) = socket.split();
-        let (arriving, config) = (&self.receiving.arriving, self.config.clone());
+        let (in_flight, config) = (&self.receiving.in_flight, self.config.clone());
         let mut incoming =
-            Incoming::new(reader, truncated, &activity, arriving, place.as_ref(), config);
+            Incoming::new(reader, truncated, &activity, in_flight, slot.as_ref(), config);
         let client =
             from.shown().map_or_else(|| "unknown".to_owned(), |address| address.to_string());
         // What happens once is in a box: a session keeps no memory for it.
@@ -65,7 +65,7 @@ impl Sessions {
         };
         incoming.set_joined();
         let mut actor = Actor::join(&self, session.clone());
-        if !self.observed.is_probe {
+        if !self.observed.counts.is_probe() {
             info!(peer = %session.peer_id, connection = %id, client, "connected");
         }
         let (us, storage_id) = (&self.names.peer_id, &self.names.storage_id);
@@ -74,8 +74,8 @@ impl Sessions {
         let serving = actor.serve(&mut writer, &mut incoming, &activity);
         let end =
             Polled::new(serving, self.observed.polls.clone()).charged_to(&session.usage).await;
-        self.observed.metrics.ended.with_label_values(&[end.label()]).inc();
-        if self.observed.is_probe {
+        self.observed.counts.ended(end.label());
+        if self.observed.counts.is_probe() {
             return;
         }
         info!(
@@ -94,7 +94,7 @@ impl Sessions {
     ) {
         let NotJoined { peer_id, reason } = refused;
         if let Ok(_permit) = self.refusing.try_acquire() {
-            let _counted = Counted::new(&self.observed.metrics.closing);
+            let _counted = self.observed.counts.closing();
             let us = &self.names.peer_id;
             socket::close(writer, incoming, us, &peer_id, id, &reason).await;
         }
@@ -163,7 +163,7 @@ impl<'a> Actor<'a> {
             return;
         }
         let (session, observed) = (&self.session, &self.sessions.observed);
-        observed.metrics.refused.with_label_values(&[end.label()]).inc();
+        observed.counts.refused(end.label());
         if let Some(times) = observed.repeats.pass(&session.peer_id, end.label()) {
             warn!(
                 peer = %session.peer_id, connection = %session.id, close_code = end.code(), times,

@@ -2,10 +2,9 @@
 
 use std::{ops::ControlFlow, sync::Arc};
 
-use prometheus::IntGauge;
 use tracing::{debug, warn};
 
-use super::{handle::Session, shared::Sessions};
+use super::{Session, counts::Counted, shared::Sessions};
 use crate::{
     auth::{Access, Client},
     base::{session_id::SessionId, text},
@@ -39,22 +38,6 @@ pub(super) fn garbage(error: WireError) -> CloseReason {
     }
 }
 
-/// Counts a WebSocket for as long as it lives.
-pub(super) struct Counted(IntGauge);
-
-impl Counted {
-    pub(super) fn new(gauge: &IntGauge) -> Self {
-        gauge.inc();
-        Self(gauge.clone())
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.0.dec();
-    }
-}
-
 impl Sessions {
     /// Waits for the join message of a WebSocket that was admitted.
     ///
@@ -71,7 +54,7 @@ impl Sessions {
         if self.draining.is_cancelled() {
             return Err(CloseReason::Draining.into());
         }
-        let open = Counted::new(&self.observed.metrics.open);
+        let open = self.observed.counts.open();
         let timeout = self.config.borrow().sync.handshake_timeout.0;
         let joining = self.join(id, access, from, incoming);
         let joined = tokio::select! {
@@ -125,18 +108,18 @@ impl Sessions {
             );
         }
         let (us, config) = (self.names.peer_id.clone(), self.config.clone());
-        let metrics = self.observed.metrics.clone();
-        Ok(Arc::new(Session::new(id, peer_id, access, client, us, config, metrics)))
+        let counts = self.observed.counts.clone();
+        Ok(Arc::new(Session::new(id, peer_id, access, client, us, config, counts)))
     }
 
     /// Counts and logs a WebSocket that did not become a session.
     pub(super) fn report_refused(&self, id: SessionId, client: &str, reason: &CloseReason) {
-        let metrics = &self.observed.metrics;
-        metrics.ended.with_label_values(&[reason.label()]).inc();
+        let counts = &self.observed.counts;
+        counts.ended(reason.label());
         if reason.label() == "peer" {
             return debug!(connection = %id, client, "gone before it joined");
         }
-        metrics.refused.with_label_values(&[reason.label()]).inc();
+        counts.refused(reason.label());
         if let Some(times) = self.observed.repeats.pass(client, reason.label()) {
             let close_code = reason.code();
             warn!(connection = %id, client, close_code, times, "refused: {reason}");

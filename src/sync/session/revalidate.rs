@@ -2,7 +2,7 @@
 
 use std::time::SystemTime;
 
-use super::{handle::Session, shared::Sessions};
+use super::{Session, shared::Sessions};
 use crate::{auth::Refusal, sync::close_reason::CloseReason};
 
 impl Sessions {

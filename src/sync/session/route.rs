@@ -6,8 +6,7 @@ use bytes::Bytes;
 use tracing::{debug, warn};
 
 use super::{
-    handle::Session, handshake::garbage, rate_limit::Load, shared::Sessions,
-    subscriptions::Subscriptions,
+    Session, handshake::garbage, rate_limit::Load, shared::Sessions, subscriptions::Subscriptions,
 };
 use crate::{
     base::document_id::DocumentId,
@@ -128,7 +127,7 @@ impl<'a> Router<'a> {
             return true;
         }
         if self.is_echo(message) {
-            sessions.observed.metrics.dropped.with_label_values(&["echo"]).inc();
+            sessions.observed.counts.dropped("echo");
         } else {
             sessions.dropped(session, "sender");
         }
@@ -273,7 +272,7 @@ impl<'a> Router<'a> {
     /// are not affected.
     fn refuse_id(&self, kind: &str, id: &str) {
         let (observed, session) = (&self.sessions.observed, &self.session);
-        observed.metrics.dropped.with_label_values(&["document_id"]).inc();
+        observed.counts.dropped("document_id");
         if matches!(kind, "request" | "sync") {
             session.deny_document(id, "its id is not base58check of 16 bytes");
         }
@@ -307,12 +306,12 @@ impl<'a> Router<'a> {
         self.check_may_open(document)?;
         let receiving = &self.sessions.receiving;
         let permits = u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX);
-        let permits = permits.clamp(1, self.sessions.rooms.receive_share().min(receiving.places));
+        let permits = permits.clamp(1, self.sessions.rooms.receive_share().min(receiving.permits));
         let room = self.subscriptions.mailbox(document).await;
         let of_room = room.receive_permits(permits).await;
         // The semaphore is never closed.
         let of_all = receiving.queue.clone().acquire_many_owned(permits).await.ok();
-        let unread = self.sessions.observed.metrics.unread.clone();
+        let unread = self.sessions.observed.counts.unread();
         Ok(ReceivePermit::new([of_room, of_all], bytes, unread))
     }
 

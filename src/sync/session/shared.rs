@@ -7,15 +7,12 @@ use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use super::handle::Session;
+use super::{Session, counts::Counts};
 use crate::{
     auth::Auth,
     config::Config,
     limits::turns::Turns,
-    observe::{
-        log::Repeats,
-        metrics::{Metrics, SessionMetrics},
-    },
+    observe::log::Repeats,
     storage::documents::Documents,
     sync::{
         close_reason::CloseReason, incoming::InFlightBudget, peers::Peers, rooms::Rooms,
@@ -26,7 +23,7 @@ use crate::{
 /// WebSockets that are told at a time why they are refused. Further ones are cut.
 pub const REFUSED_AT_ONCE: usize = 200;
 /// Permits for received bytes of the relay's own test of itself, in KiB.
-const PROBE_PLACES: u32 = 64;
+const PROBE_PERMITS: u32 = 64;
 /// Larger messages may take longer than a millisecond to read: they may unpack to a thousand times
 /// their size.
 const READ_AT_ONCE: usize = 2 << 10;
@@ -64,18 +61,18 @@ pub struct Receiving {
     /// Permits for received bytes, in KiB.
     pub queue: Arc<Semaphore>,
     /// How many permits there are.
-    pub places: u32,
+    pub permits: u32,
     /// Memory of messages that are received in part.
-    pub arriving: InFlightBudget,
+    pub in_flight: InFlightBudget,
 }
 
 impl Receiving {
     /// A receive queue of this many KiB.
-    pub fn new(places: u32, metrics: &SessionMetrics) -> Self {
+    pub fn new(permits: u32, counts: &Counts) -> Self {
         Self {
-            queue: Arc::new(Semaphore::new(places as usize)),
-            places,
-            arriving: InFlightBudget::new(metrics.arriving.clone()),
+            queue: Arc::new(Semaphore::new(permits as usize)),
+            permits,
+            in_flight: InFlightBudget::new(counts.in_flight()),
         }
     }
 }
@@ -83,24 +80,18 @@ impl Receiving {
 /// Where an operator sees what sessions do.
 pub struct Observed {
     /// Counts them, their messages and their ends.
-    pub metrics: SessionMetrics,
+    pub counts: Counts,
     /// Keeps repeated lines out of the log.
     pub repeats: Arc<Repeats>,
     /// How long their tasks hold a thread.
     pub polls: Histogram,
-    /// They are the relay's own test of itself, and the log does not name them.
-    pub is_probe: bool,
 }
 
 impl Sessions {
     /// The sessions of the relay's own test of itself: in the same rooms, under another config, and
-    /// with permits and metrics of their own.
-    pub fn for_probe(
-        &self,
-        config: watch::Receiver<Arc<Config>>,
-        auth: Arc<Auth>,
-        metrics: &Metrics,
-    ) -> Self {
+    /// with permits of their own. They do not count as clients.
+    pub fn for_probe(&self, config: watch::Receiver<Arc<Config>>, auth: Arc<Auth>) -> Self {
+        let counts = self.observed.counts.of_probe();
         Self {
             config,
             rooms: self.rooms.clone(),
@@ -108,12 +99,11 @@ impl Sessions {
             documents: self.documents.clone(),
             auth,
             names: self.names.clone(),
-            receiving: Receiving::new(PROBE_PLACES, &metrics.sessions),
+            receiving: Receiving::new(PROBE_PERMITS, &counts),
             observed: Observed {
-                metrics: metrics.sessions.clone(),
+                counts,
                 repeats: Arc::default(),
                 polls: self.observed.polls.clone(),
-                is_probe: true,
             },
             refusing: Semaphore::new(1),
             heavy: self.heavy.clone(),
@@ -128,14 +118,12 @@ impl Sessions {
 
     /// Counts a message of this kind that was received.
     pub(super) fn count_bytes(&self, kind: &str, bytes: u64) {
-        let (labels, metrics) = (["in", kind], &self.observed.metrics);
-        metrics.messages.with_label_values(&labels).inc();
-        metrics.message_bytes.with_label_values(&labels).inc_by(bytes);
+        self.observed.counts.message("in", kind, bytes);
     }
 
     /// Counts and logs a message that is dropped.
     pub(super) fn dropped(&self, session: &Session, reason: &'static str) {
-        self.observed.metrics.dropped.with_label_values(&[reason]).inc();
+        self.observed.counts.dropped(reason);
         if let Some(times) = self.observed.repeats.pass(&session.peer_id, reason) {
             warn!(peer = %session.peer_id, connection = %session.id, times, "a message is dropped: {reason}");
         }
@@ -143,7 +131,7 @@ impl Sessions {
 
     /// Delays the next read of a session that is over a limit: what it sends is not lost.
     pub(super) async fn throttle(&self, session: &Session, wait: Duration, limit: &'static str) {
-        self.observed.metrics.throttled.with_label_values(&[limit]).inc();
+        self.observed.counts.throttled(limit);
         if let Some(times) = self.observed.repeats.pass(&session.peer_id, limit) {
             warn!(
                 peer = %session.peer_id, connection = %session.id, times,

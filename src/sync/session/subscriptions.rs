@@ -3,7 +3,7 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use super::handle::Session;
+use super::Session;
 use crate::{
     base::document_id::DocumentId,
     sync::{

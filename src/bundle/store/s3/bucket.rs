@@ -1,7 +1,6 @@
 //! Requests to one bucket.
 
 use std::{
-    io,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -9,8 +8,11 @@ use std::{
 use aws_sdk_s3::{Client, operation::head_object::HeadObjectOutput, primitives::ByteStream};
 use tokio::time::timeout;
 
-use super::error::{failed, is_precondition_failed, status};
-use crate::base::{document_id::DocumentId, run_to_completion::RunToCompletion};
+use super::error::{failed, is_precondition_failed, status, unavailable};
+use crate::{
+    base::{document_id::DocumentId, run_to_completion::RunToCompletion},
+    storage::StorageError,
+};
 
 /// The metadata key of an object's SHA-256.
 pub(super) const SHA256: &str = "sha256";
@@ -53,30 +55,28 @@ impl Bucket {
         format!("{}former/{id}/", self.prefix)
     }
 
-    /// Waits for a response for at most the timeout.
+    /// Waits for a response for at most the timeout. `action` and `object` are for the error.
     pub(super) async fn with_timeout<T>(
         &self,
-        action: &str,
-        work: impl Future<Output = io::Result<T>>,
-    ) -> io::Result<T> {
-        match timeout(self.timeout, work).await {
-            Ok(result) => result,
-            Err(_) => {
-                let text = format!("cannot {action}: no answer for {:?}", self.timeout);
-                Err(io::Error::new(io::ErrorKind::TimedOut, text))
-            }
-        }
+        action: &'static str,
+        object: &str,
+        work: impl Future<Output = Result<T, StorageError>>,
+    ) -> Result<T, StorageError> {
+        let late = || unavailable(action, object, format!("no answer for {:?}", self.timeout));
+        timeout(self.timeout, work).await.unwrap_or_else(|_| Err(late()))
     }
 
     /// Checks that the bucket exists and can be reached.
-    pub(super) async fn check_exists(&self) -> io::Result<()> {
-        let head = self.client.head_bucket().bucket(&*self.name).send();
-        let head = async { head.await.map(drop).map_err(|e| failed("find the bucket", e)) };
-        self.with_timeout("find the bucket", head).await
+    pub(super) async fn check_exists(&self) -> Result<(), StorageError> {
+        let (action, bucket) = ("find the bucket", &*self.name);
+        let head = self.client.head_bucket().bucket(bucket).send();
+        let head = async { head.await.map(drop).map_err(|e| failed(action, bucket, e)) };
+        self.with_timeout(action, bucket, head).await
     }
 
     /// Returns the metadata of an object, if it exists.
-    pub(super) async fn head(&self, key: &str) -> io::Result<Option<HeadObjectOutput>> {
+    pub(super) async fn head(&self, key: &str) -> Result<Option<HeadObjectOutput>, StorageError> {
+        let action = "find the bundle";
         let head = self.client.head_object().bucket(&*self.name).key(key).send();
         let head = async {
             match head.await {
@@ -84,15 +84,15 @@ impl Bucket {
                 Err(error) if error.as_service_error().is_some_and(|e| e.is_not_found()) => {
                     Ok(None)
                 }
-                Err(error) => Err(failed("find the bundle", error)),
+                Err(error) => Err(failed(action, key, error)),
             }
         };
-        self.with_timeout("find the bundle", head).await
+        self.with_timeout(action, key, head).await
     }
 
     /// Finds out whether the store honours conditional writes: writes an object twice, on the
     /// condition that it does not exist.
-    pub(super) async fn probe_conditional_writes(&self) -> io::Result<bool> {
+    pub(super) async fn probe_conditional_writes(&self) -> Result<bool, StorageError> {
         // Under the prefix of bundles, because access keys may be limited to it.
         let key = format!("{}.tonk-relay-probe-{:016x}", self.bundles_prefix(), random());
         let write = async || {
@@ -107,37 +107,37 @@ impl Bucket {
                 Err(error) if status(&error).is_some_and(|s| s == 501 || (s < 500 && s != 429)) => {
                     let can_write = self.client.put_object().bucket(&*self.name).key(&key);
                     let body = ByteStream::from_static(b"probe");
-                    can_write.body(body).send().await.map_err(|e| failed("write", e))?;
+                    can_write.body(body).send().await.map_err(|e| failed("write", &key, e))?;
                     return Ok(false);
                 }
-                Err(error) => return Err(failed("write", error)),
+                Err(error) => return Err(failed("write", &key, error)),
             }
             match write().await {
                 Ok(_) => Ok(false),
                 Err(error) if is_precondition_failed(&error) => Ok(true),
-                Err(error) => Err(failed("write", error)),
+                Err(error) => Err(failed("write", &key, error)),
             }
         };
-        let honours = self.with_timeout("write", probe).await;
+        let honours = self.with_timeout("write", &key, probe).await;
         self.delete(&key).await?;
         honours
     }
 
     /// Deletes an object. Deleting an object that does not exist succeeds.
-    pub(super) async fn delete(&self, key: &str) -> io::Result<()> {
+    pub(super) async fn delete(&self, key: &str) -> Result<(), StorageError> {
         let delete = self.client.delete_object().bucket(&*self.name).key(key).send();
-        let delete = async { delete.await.map(drop).map_err(|e| failed("delete", e)) };
-        self.with_timeout("delete", delete).await
+        let delete = async { delete.await.map(drop).map_err(|e| failed("delete", key, e)) };
+        self.with_timeout("delete", key, delete).await
     }
 
     /// Lists the objects whose keys begin with `prefix`, without those in subfolders.
-    pub(super) async fn list(&self, prefix: &str) -> io::Result<Vec<ListedObject>> {
+    pub(super) async fn list(&self, prefix: &str) -> Result<Vec<ListedObject>, StorageError> {
         let (mut listed, mut next) = (Vec::new(), None);
         loop {
             let page = self.client.list_objects_v2().bucket(&*self.name).prefix(prefix);
             let page = page.delimiter("/").set_continuation_token(next).send();
-            let page = async { page.await.map_err(|error| failed("list", error)) };
-            let page = self.with_timeout("list", page).await?;
+            let page = async { page.await.map_err(|error| failed("list", prefix, error)) };
+            let page = self.with_timeout("list", prefix, page).await?;
             for object in page.contents() {
                 if let Some(key) = object.key() {
                     listed.push(ListedObject {
@@ -160,7 +160,7 @@ impl Bucket {
         id: DocumentId,
         head: &HeadObjectOutput,
         keep: usize,
-    ) -> io::Result<()> {
+    ) -> Result<(), StorageError> {
         let prefix = self.former_prefix(id);
         if keep > 0 {
             // A bundle that another program stored has no SHA-256 in its metadata. Its ETag is a
@@ -168,12 +168,12 @@ impl Bucket {
             let hash = head.metadata().and_then(|metadata| metadata.get(SHA256)).cloned();
             let etag = || head.e_tag().unwrap_or_default().trim_matches('"').to_owned();
             let key = format!("{prefix}{}.tonk", hash.unwrap_or_else(etag));
-            let copy = self.client.copy_object().bucket(&*self.name).key(key);
+            let action = "keep the former bundle as";
+            let copy = self.client.copy_object().bucket(&*self.name).key(&key);
             let source = percent_encoded(&format!("{}/{}", self.name, self.key(id)));
             let copy = copy.copy_source(source).send();
-            let copy =
-                async { copy.await.map(drop).map_err(|e| failed("keep the former bundle", e)) };
-            self.with_timeout("keep the former bundle", copy).await?;
+            let copy = async { copy.await.map(drop).map_err(|e| failed(action, &key, e)) };
+            self.with_timeout(action, &key, copy).await?;
         }
         let mut generations = self.list(&prefix).await?;
         generations.sort_unstable_by_key(|generation| generation.modified);

@@ -1,21 +1,21 @@
 //! Errors of the SDK.
 
-use std::io;
-
 use aws_sdk_s3::{
     config::http::HttpResponse,
     error::{ProvideErrorMetadata, SdkError},
 };
 
-/// Describes an error of the SDK. The text never contains credentials.
-pub(super) fn failed<E>(action: &str, error: SdkError<E, HttpResponse>) -> io::Error
+use crate::storage::{Failure, Location, StorageError};
+
+/// The error of a request for an object or a bucket. The text never contains credentials.
+pub(super) fn failed<E>(
+    action: &'static str,
+    object: &str,
+    error: SdkError<E, HttpResponse>,
+) -> StorageError
 where
     E: std::error::Error + ProvideErrorMetadata + Send + Sync + 'static,
 {
-    let kind = match &error {
-        SdkError::TimeoutError(_) => io::ErrorKind::TimedOut,
-        _ => io::ErrorKind::Other,
-    };
     let message = error.as_service_error().and_then(|error| {
         Some(match (error.code(), error.message()) {
             (Some(code), Some(message)) => format!("{code}: {message}"),
@@ -37,7 +37,21 @@ where
             status.map_or(causes.clone(), |status| format!("HTTP {status}: {causes}"))
         }
     };
-    io::Error::new(kind, format!("cannot {action}: {text}"))
+    unavailable(action, object, text)
+}
+
+/// The error of a store that does not do what it is asked for, such as in time.
+pub(super) fn unavailable(
+    action: &'static str,
+    object: &str,
+    reason: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+) -> StorageError {
+    StorageError::Unavailable(Failure::new(action, Location::Object(object.to_owned()), reason))
+}
+
+/// The error of a store whose answer is not what it has to be.
+pub(super) fn bad_answer(action: &'static str, object: &str, reason: &str) -> StorageError {
+    StorageError::BadAnswer(Failure::new(action, Location::Object(object.to_owned()), reason))
 }
 
 /// The HTTP status of an error response, if there was a response.

@@ -1,7 +1,6 @@
 //! Uploading a file to a bucket: small ones in one request, large ones in parts.
 
 use std::{
-    io,
     path::Path,
     time::{Duration, SystemTime},
 };
@@ -9,7 +8,7 @@ use std::{
 use aws_sdk_s3::{
     config::http::HttpResponse,
     error::{ProvideErrorMetadata, SdkError},
-    primitives::{ByteStream, Length},
+    primitives::{ByteStream, ByteStreamError, Length},
     types::{CompletedMultipartUpload, CompletedPart},
 };
 use tokio::time::timeout;
@@ -19,7 +18,10 @@ use super::{
     bucket::{Bucket, SHA256},
     error::{failed, is_precondition_failed, status},
 };
-use crate::base::lock::lock;
+use crate::{
+    base::lock::lock,
+    storage::{Failure, StorageError},
+};
 
 /// The size of a part, in bytes. Smaller files are uploaded in one request. S3 accepts no part
 /// smaller than 5 MiB, except the last.
@@ -41,16 +43,17 @@ pub(super) enum Written {
 
 impl Written {
     fn from_response<E>(
-        action: &str,
+        action: &'static str,
+        key: &str,
         response: Result<Option<String>, SdkError<E, HttpResponse>>,
-    ) -> io::Result<Self>
+    ) -> Result<Self, StorageError>
     where
         E: std::error::Error + ProvideErrorMetadata + Send + Sync + 'static,
     {
         match response {
             Ok(etag) => Ok(Self::Stored(etag)),
             Err(error) if is_precondition_failed(&error) => Ok(Self::PreconditionFailed),
-            Err(error) => Err(failed(action, error)),
+            Err(error) => Err(failed(action, key, error)),
         }
     }
 }
@@ -94,17 +97,19 @@ impl Bucket {
         file: &Path,
         sha256: &str,
         condition: Condition,
-    ) -> io::Result<Written> {
-        let size = tokio::fs::metadata(file).await?.len();
+    ) -> Result<Written, StorageError> {
+        let found = tokio::fs::metadata(file).await;
+        let size = found.map_err(|error| StorageError::io("read", file, error))?.len();
         let (if_none_match, if_match) = condition.headers();
         let upload = Upload { key, file, size, sha256, if_none_match, if_match };
         if size >= PART { self.put_parts(upload).await } else { self.put_whole(upload).await }
     }
 
-    async fn put_whole(&self, upload: Upload<'_>) -> io::Result<Written> {
+    async fn put_whole(&self, upload: Upload<'_>) -> Result<Written, StorageError> {
+        let (action, key) = ("store the bundle", upload.key);
         let body = ByteStream::read_from().path(upload.file);
-        let body = body.build().await.map_err(io::Error::other)?;
-        let put = self.client.put_object().bucket(&*self.name).key(upload.key).body(body);
+        let body = body.build().await.map_err(|error| not_read(upload.file, error))?;
+        let put = self.client.put_object().bucket(&*self.name).key(key).body(body);
         let put = put
             .content_type("application/octet-stream")
             .metadata("uploadedAt", now())
@@ -112,41 +117,42 @@ impl Bucket {
             .set_if_none_match(upload.if_none_match)
             .set_if_match(upload.if_match)
             .send();
-        let put =
-            async { Written::from_response("store the bundle", put.await.map(|put| put.e_tag)) };
-        self.with_timeout("store the bundle", put).await
+        let put = async { Written::from_response(action, key, put.await.map(|put| put.e_tag)) };
+        self.with_timeout(action, key, put).await
     }
 
-    async fn put_parts(&self, upload: Upload<'_>) -> io::Result<Written> {
-        let create = self.client.create_multipart_upload().bucket(&*self.name).key(upload.key);
+    async fn put_parts(&self, upload: Upload<'_>) -> Result<Written, StorageError> {
+        let (action, key) = ("begin an upload of", upload.key);
+        let create = self.client.create_multipart_upload().bucket(&*self.name).key(key);
         let create = create
             .content_type("application/octet-stream")
             .metadata("uploadedAt", now())
             .metadata(SHA256, upload.sha256)
             .send();
-        let create = async { create.await.map_err(|error| failed("begin an upload", error)) };
-        let created = self.with_timeout("begin an upload", create).await?;
+        let create = async { create.await.map_err(|error| failed(action, key, error)) };
+        let created = self.with_timeout(action, key, create).await?;
         let id = created.upload_id().unwrap_or_default().to_owned();
-        let guard = AbortGuard { bucket: self, key: upload.key, upload: &id, has_ended: false };
+        let guard = AbortGuard { bucket: self, key, upload: &id, has_ended: false };
         let result = self.send_parts(upload, &id).await;
         guard.end(matches!(result, Ok(Written::Stored(_)))).await;
         result
     }
 
-    async fn send_parts(&self, upload: Upload<'_>, id: &str) -> io::Result<Written> {
+    async fn send_parts(&self, upload: Upload<'_>, id: &str) -> Result<Written, StorageError> {
         let Upload { key, file, size, if_none_match, if_match, .. } = upload;
+        let (sending, ending) = ("store a part of", "end an upload of");
         let mut parts = Vec::new();
         for (number, start) in
             (1i32..).zip((0..size).step_by(usize::try_from(PART).unwrap_or(usize::MAX)))
         {
             let length = PART.min(size - start);
             let body = ByteStream::read_from().path(file).offset(start);
-            let body =
-                body.length(Length::Exact(length)).build().await.map_err(io::Error::other)?;
+            let body = body.length(Length::Exact(length)).build().await;
+            let body = body.map_err(|error| not_read(file, error))?;
             let send = self.client.upload_part().bucket(&*self.name).key(key).upload_id(id);
             let send = send.part_number(number).body(body).send();
-            let send = async { send.await.map_err(|error| failed("store a part", error)) };
-            let sent = self.with_timeout("store a part", send).await?;
+            let send = async { send.await.map_err(|error| failed(sending, key, error)) };
+            let sent = self.with_timeout(sending, key, send).await?;
             let part = CompletedPart::builder().part_number(number).set_e_tag(sent.e_tag);
             parts.push(part.build());
         }
@@ -158,18 +164,18 @@ impl Bucket {
             .set_if_none_match(if_none_match)
             .set_if_match(if_match)
             .send();
-        let complete = async {
-            Written::from_response("end an upload", complete.await.map(|ended| ended.e_tag))
-        };
-        self.with_timeout("end an upload", complete).await
+        let complete =
+            async { Written::from_response(ending, key, complete.await.map(|ended| ended.e_tag)) };
+        self.with_timeout(ending, key, complete).await
     }
 
     /// Aborts uploads that have been incomplete for [`ABANDONED_AFTER`].
-    pub(super) async fn abort_abandoned(&self) -> io::Result<()> {
+    pub(super) async fn abort_abandoned(&self) -> Result<(), StorageError> {
+        let (action, prefix) = ("list uploads to", self.bundles_prefix());
         let list = self.client.list_multipart_uploads().bucket(&*self.name);
-        let list = list.prefix(self.bundles_prefix()).send();
-        let list = async { list.await.map_err(|error| failed("list uploads", error)) };
-        let uploads = self.with_timeout("list uploads", list).await?;
+        let list = list.prefix(&prefix).send();
+        let list = async { list.await.map_err(|error| failed(action, &prefix, error)) };
+        let uploads = self.with_timeout(action, &prefix, list).await?;
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let before = now.saturating_sub(ABANDONED_AFTER).as_secs();
         for upload in uploads.uploads() {
@@ -220,6 +226,11 @@ impl Bucket {
             left = now;
         }
     }
+}
+
+/// The error of a local file that cannot be read.
+fn not_read(file: &Path, error: ByteStreamError) -> StorageError {
+    StorageError::Io(Failure::new("read", file, error))
 }
 
 /// Aborts a multipart upload that is not completed, even if the caller is cancelled. An upload that

@@ -255,8 +255,9 @@ proptest! {
         for (n, (is_theirs, what)) in actions.into_iter().enumerate() {
             let edited = if is_theirs { &mut theirs.doc } else { &mut ours };
             if what != 0 {
+                let key = what.to_string();
                 edited
-                    .transact::<_, _, AutomergeError>(|tx| tx.put(ROOT, format!("{what}"), n as u64))
+                    .transact::<_, _, AutomergeError>(|tx| tx.put(ROOT, key, n as u64))
                     .expect("an edit");
             }
             if let Some(message) = theirs.doc.generate_sync_message(&mut theirs.state) {

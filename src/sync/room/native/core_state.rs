@@ -8,8 +8,8 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::{
     base::session_id::SessionId,
     document::{
-        compare::Ancestry,
         core::{event::Effect, state::Core},
+        merge::Ancestry,
     },
 };
 

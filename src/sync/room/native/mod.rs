@@ -24,12 +24,12 @@ use crate::{
     base::{document_id::DocumentId, session_id::SessionId},
     config::Size,
     document::{
-        compare::Ancestry,
         core::{
             event::{Effect, Event, Rejection},
             state::Core,
         },
         gate::Refusal,
+        merge::Ancestry,
         sync_message::SyncMessage,
     },
     limits::{Charge, turns::Turns},

@@ -17,7 +17,6 @@ use super::{
 use crate::{
     base::session_id::SessionId,
     document::{
-        compare::Ancestry,
         core::{
             cost::{
                 estimate::Estimate,
@@ -26,6 +25,7 @@ use crate::{
             event::Effect,
             state::Core,
         },
+        merge::Ancestry,
     },
     limits::turns::Payer,
     observe::usage::thread_time,

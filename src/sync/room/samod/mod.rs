@@ -26,9 +26,9 @@ use super::{
 use crate::{
     base::{document_id::DocumentId, session_id::SessionId},
     document::{
-        compare::Ancestry,
         core::cost::weight::is_long_to_admit,
         gate::{Document, Refusal, Rules},
+        merge::Ancestry,
         sync_message::SyncMessage,
     },
     limits::{

@@ -42,7 +42,7 @@ use crate::{
     base::{document_id::DocumentId, principal::Principal, session_id::SessionId},
     bundle::served::ServedBundle,
     config::{Config, Durability, EngineKind, MemoryLimit, Size, Time},
-    document::{compare::Ancestry, sync_message::SyncMessage, unpacked::Unpacked},
+    document::{merge::Ancestry, sync_message::SyncMessage, unpacked::Unpacked},
     limits::{
         Account, Charge,
         turns::{Payer, Turns},
@@ -59,7 +59,7 @@ use crate::{
         peers::Peers,
         report::EngineReport,
         rooms::Rooms,
-        session::{handle::Session, subscriptions::Subscriptions},
+        session::{Session, subscriptions::Subscriptions},
         wire::{self, Body},
     },
 };

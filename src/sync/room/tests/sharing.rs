@@ -25,12 +25,12 @@ async fn long_changes_through_samod_wait_for_a_permit() {
     alice.until("stored", |alice| alice.in_sync(id(1))).await;
     // Nobody has both: two others are at work.
     let [first, second] = [id(8), id(9)].map(|document| heavy.take(Payer::Document(document)));
-    let places = (first.await, second.await);
+    let permits = (first.await, second.await);
     alice.edit(id(1), "short").await;
-    alice.until("stored without a place", |alice| alice.in_sync(id(1))).await;
+    alice.until("stored without a permit", |alice| alice.in_sync(id(1))).await;
     alice.edit_much(id(1)).await;
     until("the long edit waits", || heavy.waiting() == 1).await;
-    drop(places);
+    drop(permits);
     alice.until("stored", |alice| alice.in_sync(id(1))).await;
 }
 

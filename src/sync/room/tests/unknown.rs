@@ -25,10 +25,10 @@ async fn the_grace_before_the_first_answer_is_bounded_and_does_not_apply_to_the_
     until("it waits", || in_grace.available_permits() == IN_GRACE - 1).await;
     bob.until("the answer", |bob| bob.unavailable == [id(1)]).await;
     assert!(began.elapsed() >= Duration::from_millis(100), "{:?}", began.elapsed());
-    until("its place is free", || in_grace.available_permits() == IN_GRACE).await;
+    until("its permit is free", || in_grace.available_permits() == IN_GRACE).await;
 
     // There is no grace without a permit, nor for the relay's own request.
-    let _all = in_grace.clone().acquire_many_owned(IN_GRACE as u32).await.expect("places");
+    let _all = in_grace.clone().acquire_many_owned(IN_GRACE as u32).await.expect("permits");
     bob.push(id(2), true).await;
     bob.until("the answer", |bob| bob.unavailable.contains(&id(2))).await;
     let probe = fixture.rooms.shared.probe;
@@ -36,7 +36,7 @@ async fn the_grace_before_the_first_answer_is_bounded_and_does_not_apply_to_the_
     let taken = in_grace.clone();
     bob.push(probe, true).await;
     bob.until("the answer", |bob| {
-        assert_eq!(taken.available_permits(), IN_GRACE, "the probe takes no place");
+        assert_eq!(taken.available_permits(), IN_GRACE, "the probe takes no permit");
         bob.unavailable.contains(&probe)
     })
     .await;
@@ -104,8 +104,8 @@ async fn a_request_is_passed_on_once_to_a_few_peers_that_share_a_document() {
         for friend in &mut friends {
             while let Some(Next::Send(frame)) = friend.session.outbound.try_next() {
                 let message = wire::Message::decode(&frame).expect("a message");
-                if matches!(message.body, Body::Sync { request: true, document, .. } if document == id(2))
-                {
+                let Body::Sync { request: true, document, .. } = message.body else { continue };
+                if document == id(2) {
                     assert!(fixture.rooms.record_lacking(id(2), friend.session.id));
                     answered += 1;
                 }

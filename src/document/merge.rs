@@ -61,7 +61,7 @@ pub enum Merged {
 ///
 /// `is_stored`: something of `here` is in storage, and not only in the served bundle. `is_kept`:
 /// the same bytes are stored already.
-pub fn compare(
+pub fn merge(
     here: &mut Document,
     brought: &[u8],
     is_stored: bool,

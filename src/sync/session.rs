@@ -1,5 +1,27 @@
-//! One session, as the rest of the relay sees it: who it is, what it may do, and its outbound
-//! queue.
+//! Sessions: peers that have joined over one WebSocket each.
+//!
+//! [`Session`] is what the rest of the relay holds of one: who it is, what it may do, and its
+//! outbound queue.
+//!
+//! | to find | look in |
+//! |---|---|
+//! | the session's own task: reading, closing, leaving | `actor` |
+//! | the join message, and why a socket is refused | `handshake` |
+//! | where each message goes | `route` |
+//! | the documents that the session has open | `subscriptions` |
+//! | how fast it may send | `rate_limit` |
+//! | sign-ins that expire, and rights that change | `revalidate` |
+//! | what all sessions share | [`shared`] |
+//! | what they count in the metrics | [`counts`] |
+
+mod actor;
+pub mod counts;
+mod handshake;
+mod rate_limit;
+mod revalidate;
+mod route;
+pub mod shared;
+pub(crate) mod subscriptions;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -16,6 +38,7 @@ use bytes::Bytes;
 use tokio::sync::watch;
 use tracing::warn;
 
+use self::counts::Counts;
 #[cfg(test)]
 use crate::base::principal::Principal;
 use crate::{
@@ -23,7 +46,7 @@ use crate::{
     base::{document_id::DocumentId, lock::lock, session_id::SessionId},
     config::Config,
     limits::{Account, Bucket, turns::Payer},
-    observe::{metrics::SessionMetrics, usage::Usage},
+    observe::usage::Usage,
     sync::{
         close_reason::CloseReason,
         outbound::{Outbound, Push},
@@ -62,7 +85,7 @@ struct Relay {
     /// The peer id that clients see.
     peer_id: Arc<str>,
     config: watch::Receiver<Arc<Config>>,
-    metrics: SessionMetrics,
+    counts: Counts,
 }
 
 /// What the relay remembers of a session's requests and refusals.
@@ -90,14 +113,14 @@ impl Session {
     }
 
     /// A session that has just joined the relay with the peer id `us`.
-    pub(super) fn new(
+    fn new(
         id: SessionId,
         peer_id: &str,
         access: Access,
         client: Client,
         us: Arc<str>,
         config: watch::Receiver<Arc<Config>>,
-        metrics: SessionMetrics,
+        counts: Counts,
     ) -> Self {
         let send_queue = config.borrow().sync.send_queue.bytes();
         Self {
@@ -108,8 +131,8 @@ impl Session {
             access,
             client,
             usage: Usage::default(),
-            outbound: Outbound::new(send_queue, metrics.unsent.clone()),
-            relay: Relay { peer_id: us, config, metrics },
+            outbound: Outbound::new(send_queue, counts.unsent()),
+            relay: Relay { peer_id: us, config, counts },
             spent: AtomicI64::new(0),
             is_subscribed: AtomicBool::new(false),
             record: Record::default(),
@@ -117,7 +140,7 @@ impl Session {
     }
 
     /// Queues a frame of this kind. Closes the session if the queue is full.
-    pub(super) fn send(&self, kind: &'static str, frame: Bytes) {
+    fn send(&self, kind: &'static str, frame: Bytes) {
         let size = frame.len();
         match self.outbound.push(frame) {
             Push::Queued => self.count_out(kind, size),
@@ -130,8 +153,7 @@ impl Session {
 
     fn count_out(&self, kind: &'static str, size: usize) {
         self.usage.message(size);
-        self.relay.metrics.messages.with_label_values(&["out", kind]).inc();
-        self.relay.metrics.message_bytes.with_label_values(&["out", kind]).inc_by(size as u64);
+        self.relay.counts.message("out", kind, size as u64);
     }
 
     /// Queues an automerge sync message that was made for this session while its queue was not
@@ -159,7 +181,7 @@ impl Session {
     }
 
     /// Takes the processor time that is to be paid for now.
-    pub(super) fn take_spent(&self) -> Duration {
+    fn take_spent(&self) -> Duration {
         let spent = self.spent.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |spent| {
             // A credit is kept.
             Some(spent.min(0))
@@ -190,7 +212,7 @@ impl Session {
     /// Refuses changes of a document. The peer is told so, and that the document is unavailable;
     /// from now on it may only read it. Its other documents are not affected.
     pub fn refuse_document(&self, document: DocumentId, reason: &str, label: &'static str) {
-        self.relay.metrics.refused_documents.with_label_values(&[label]).inc();
+        self.relay.counts.refused_document(label);
         let limit = self.relay.config.borrow().limits.documents_per_connection;
         let is_new = {
             let mut refused = lock(&self.record.refused);
@@ -215,9 +237,9 @@ impl Session {
     pub fn refuse_changes(&self, document: DocumentId) {
         if self.is_refused(document) {
             // The peer knows.
-            return self.relay.metrics.dropped.with_label_values(&["refused"]).inc();
+            return self.relay.counts.dropped("refused");
         }
-        self.relay.metrics.dropped.with_label_values(&["read_only"]).inc();
+        self.relay.counts.dropped("read_only");
         if self.record.was_told_read_only.swap(true, Ordering::Relaxed) {
             return;
         }
@@ -297,9 +319,9 @@ impl Session {
         match push {
             Push::Queued => {
                 self.usage.message(data.len());
-                self.relay.metrics.ephemera.inc();
+                self.relay.counts.presence();
             }
-            _ => self.relay.metrics.dropped.with_label_values(&["presence_queue"]).inc(),
+            _ => self.relay.counts.dropped("presence_queue"),
         }
     }
 
@@ -360,11 +382,12 @@ impl Session {
         principal: Principal,
         send_queue: u64,
     ) -> Self {
-        let metrics = crate::observe::metrics::Metrics::new().expect("metrics").sessions;
+        let metrics = crate::observe::metrics::Metrics::new().expect("metrics");
         let access = Access::of(principal);
         let mut config = Config::default();
         config.sync.send_queue = crate::config::Size(send_queue);
         let config = watch::channel(Arc::new(config)).1;
-        Self::new(id, peer_id, access, Client::default(), "relay".into(), config, metrics)
+        let counts = Counts::of_clients(metrics.sessions);
+        Self::new(id, peer_id, access, Client::default(), "relay".into(), config, counts)
     }
 }

@@ -123,8 +123,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..64), kind in 0..3) {
-            let start: &[u8] = match kind { 0 => b"", 1 => b"PROXY TCP4 ", _ => v2::PROTOCOL_PREFIX };
+        fn no_bytes_make_it_panic(
+            bytes in proptest::collection::vec(any::<u8>(), 0..64),
+            kind in 0usize..3,
+        ) {
+            let start: [&[u8]; 3] = [b"", b"PROXY TCP4 ", v2::PROTOCOL_PREFIX];
+            let start = start[kind];
             let all = [start, &bytes].concat();
             let _ = futures::executor::block_on(of(&all));
         }

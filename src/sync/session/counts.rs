@@ -1,0 +1,164 @@
+//! What sessions count in the metrics.
+
+use prometheus::IntGauge;
+
+use crate::observe::metrics::SessionMetrics;
+
+/// Counts sessions and their messages. Those of the relay's own test of itself are not clients, so
+/// only the bytes that they hold are counted.
+#[derive(Clone, Debug)]
+pub struct Counts {
+    metrics: SessionMetrics,
+    is_probe: bool,
+}
+
+/// Counts a WebSocket for as long as it lives.
+pub(super) struct Counted(Option<IntGauge>);
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        if let Some(gauge) = &self.0 {
+            gauge.dec();
+        }
+    }
+}
+
+impl Counts {
+    /// Returns the counts of clients' sessions.
+    pub fn of_clients(metrics: SessionMetrics) -> Self {
+        Self { metrics, is_probe: false }
+    }
+
+    /// Returns the counts of the relay's own test of itself.
+    pub fn of_probe(&self) -> Self {
+        Self { metrics: self.metrics.clone(), is_probe: true }
+    }
+
+    /// Whether these are the sessions of the relay's own test of itself.
+    pub(super) fn is_probe(&self) -> bool {
+        self.is_probe
+    }
+
+    fn counted(&self) -> Option<&SessionMetrics> {
+        (!self.is_probe).then_some(&self.metrics)
+    }
+
+    fn gauge(&self, gauge: fn(&SessionMetrics) -> &IntGauge) -> Counted {
+        let gauge = self.counted().map(|metrics| gauge(metrics).clone());
+        if let Some(gauge) = &gauge {
+            gauge.inc();
+        }
+        Counted(gauge)
+    }
+
+    /// Counts a WebSocket that was admitted.
+    pub(super) fn open(&self) -> Counted {
+        self.gauge(|metrics| &metrics.open)
+    }
+
+    /// Counts a WebSocket that is told why it is refused.
+    pub(super) fn closing(&self) -> Counted {
+        self.gauge(|metrics| &metrics.closing)
+    }
+
+    /// Counts a WebSocket that has ended.
+    pub(super) fn ended(&self, outcome: &str) {
+        if let Some(metrics) = self.counted() {
+            metrics.ended.with_label_values(&[outcome]).inc();
+        }
+    }
+
+    /// Counts a WebSocket that was refused, or closed for something that the peer did.
+    pub(super) fn refused(&self, reason: &str) {
+        if let Some(metrics) = self.counted() {
+            metrics.refused.with_label_values(&[reason]).inc();
+        }
+    }
+
+    /// Counts a sign-in.
+    pub fn sign_in(&self, outcome: &str) {
+        if let Some(metrics) = self.counted() {
+            metrics.sign_ins.with_label_values(&[outcome]).inc();
+        }
+    }
+
+    /// Counts a panic of a session's task.
+    pub fn panicked(&self) {
+        self.metrics.panics.inc();
+    }
+
+    /// Counts a protocol message. `direction`: "in" or "out".
+    pub(super) fn message(&self, direction: &str, kind: &str, bytes: u64) {
+        if let Some(metrics) = self.counted() {
+            let labels = [direction, kind];
+            metrics.messages.with_label_values(&labels).inc();
+            metrics.message_bytes.with_label_values(&labels).inc_by(bytes);
+        }
+    }
+
+    /// Counts presence that was passed on.
+    pub(super) fn presence(&self) {
+        if let Some(metrics) = self.counted() {
+            metrics.ephemera.inc();
+        }
+    }
+
+    /// Counts a message that was dropped.
+    pub(super) fn dropped(&self, reason: &str) {
+        if let Some(metrics) = self.counted() {
+            metrics.dropped.with_label_values(&[reason]).inc();
+        }
+    }
+
+    /// Counts a message after which a session is read more slowly.
+    pub(super) fn throttled(&self, limit: &str) {
+        if let Some(metrics) = self.counted() {
+            metrics.throttled.with_label_values(&[limit]).inc();
+        }
+    }
+
+    /// Counts a document of which a peer's changes were refused.
+    pub(super) fn refused_document(&self, reason: &str) {
+        if let Some(metrics) = self.counted() {
+            metrics.refused_documents.with_label_values(&[reason]).inc();
+        }
+    }
+
+    /// The gauge of bytes that wait to be sent.
+    pub(super) fn unsent(&self) -> IntGauge {
+        self.metrics.unsent.clone()
+    }
+
+    /// The gauge of received bytes that wait for their documents.
+    pub(super) fn unread(&self) -> IntGauge {
+        self.metrics.unread.clone()
+    }
+
+    /// The gauge of bytes of partially received messages.
+    pub(super) fn in_flight(&self) -> IntGauge {
+        self.metrics.in_flight.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::observe::metrics::Metrics;
+
+    #[test]
+    fn only_sessions_of_clients_are_counted() {
+        let metrics = Metrics::new().expect("metrics").sessions;
+        let clients = Counts::of_clients(metrics.clone());
+        let probe = clients.of_probe();
+        let _open = (clients.open(), probe.open());
+        for counts in [&clients, &probe] {
+            counts.message("in", "sync", 10);
+            counts.ended("peer");
+        }
+        assert_eq!(metrics.open.get(), 1);
+        assert_eq!(metrics.message_bytes.with_label_values(&["in", "sync"]).get(), 10);
+        assert_eq!(metrics.ended.with_label_values(&["peer"]).get(), 1);
+        drop(_open);
+        assert_eq!(metrics.open.get(), 0);
+    }
+}
