@@ -55,6 +55,7 @@ fn title(roff: &mut Roff, name: &str, section: &str, manual: &str) {
 
 /// Text between backquotes is bold.
 fn inline(text: &str) -> Vec<Inline> {
+    assert!(text.matches('`').count().is_multiple_of(2), "a backquote is not closed: {text}");
     let parts = text.split('`').enumerate();
     parts.map(|(n, part)| if n % 2 == 0 { roman(part) } else { bold(part) }).collect()
 }
@@ -89,26 +90,58 @@ fn examples(roff: &mut Roff, entries: &[(&str, &str)]) {
     }
 }
 
-/// An argument: its name, what it means, and its default.
-fn describe_argument(roff: &mut Roff, argument: &Arg) {
+/// How an argument is written on the command line.
+fn usage(argument: &Arg) -> String {
     let takes_values = argument.get_action().takes_values();
     let names = argument.get_value_names().filter(|_| takes_values);
     let value = names.map_or_else(String::new, |names| names.join(" "));
-    let term = match argument.get_long() {
-        Some(long) => format!("--{long} {value}"),
+    match argument.get_long() {
+        Some(long) => format!("--{long} {value}").trim().to_owned(),
         None => value,
-    };
-    roff.control("TP", []);
-    roff.text([bold(term.trim())]);
-    let help = argument.get_help().map(ToString::to_string).unwrap_or_default();
-    let default = argument.get_default_values().first().filter(|_| takes_values);
-    let default = default
-        .map_or_else(String::new, |default| format!(" Default: `{}`.", default.to_string_lossy()));
-    roff.text(inline(&format!("{help}.{default}")));
+    }
 }
 
-/// A command's arguments, followed by those of its sub-commands.
-fn describe(roff: &mut Roff, command: &Command, path: &str) {
+/// What an argument means, and its default.
+fn meaning(argument: &Arg) -> String {
+    let help = argument.get_help().map(ToString::to_string).unwrap_or_default();
+    let default = argument.get_default_values().first();
+    let default = default.filter(|_| argument.get_action().takes_values());
+    let default = default
+        .map_or_else(String::new, |default| format!(" Default: `{}`.", default.to_string_lossy()));
+    format!("{help}.{default}")
+}
+
+fn describe_argument(roff: &mut Roff, argument: &Arg) {
+    roff.control("TP", []);
+    roff.text([bold(usage(argument))]);
+    roff.text(inline(&meaning(argument)));
+}
+
+/// The heading of a command: its name and all arguments, those that may be left out in brackets.
+fn heading(name: &str, arguments: &[&Arg]) -> String {
+    let (positional, options): (Vec<&Arg>, Vec<&Arg>) =
+        arguments.iter().partition(|argument| argument.is_positional());
+    let mut heading = name.to_owned();
+    for argument in options.iter().chain(&positional) {
+        let usage = usage(argument);
+        let is_required = argument.is_required_set();
+        heading.push_str(&if is_required { format!(" {usage}") } else { format!(" [{usage}]") });
+        let several = argument.get_num_args().is_some_and(|range| range.max_values() > 1);
+        if several && argument.is_positional() {
+            heading.push_str(" ...");
+        }
+    }
+    heading.replace('-', "\\-")
+}
+
+/// The options that most commands have, with the same meaning.
+fn common_options(command: &Command) -> Vec<Arg> {
+    let checkpoint = command.find_subcommand("checkpoint").expect("the command");
+    checkpoint.get_arguments().filter(|argument| argument.get_id() != "help").cloned().collect()
+}
+
+/// A command's arguments, followed by those of its sub-commands. Common options are only named.
+fn describe(roff: &mut Roff, command: &Command, path: &str, common: &[Arg]) {
     for sub in command.get_subcommands().filter(|sub| !sub.is_hide_set()) {
         let mut sub = sub.clone().disable_help_subcommand(true);
         sub.build();
@@ -116,18 +149,18 @@ fn describe(roff: &mut Roff, command: &Command, path: &str) {
         let arguments: Vec<_> =
             sub.get_arguments().filter(|argument| argument.get_id() != "help").collect();
         if !sub.has_subcommands() || arguments.iter().any(|argument| argument.is_positional()) {
-            // Of several forms the first; the others are those of the commands in it.
-            let usage = sub.clone().render_usage().to_string();
-            let first = usage.lines().next().unwrap_or_default();
-            let arguments_of = first.split_once(sub.get_name()).expect("the name of the command").1;
-            roff.control("SS", [format!("{name}{arguments_of}").as_str()]);
+            roff.control("SS", [heading(&name, &arguments).as_str()]);
             let about = sub.get_about().map(ToString::to_string).unwrap_or_default();
             roff.text(inline(&format!("{about}.")));
-            for argument in arguments {
+            let is_common = |argument: &&Arg| {
+                let same = |c: &Arg| usage(c) == usage(argument) && meaning(c) == meaning(argument);
+                common.iter().any(same)
+            };
+            for argument in arguments.into_iter().filter(|argument| !is_common(argument)) {
                 describe_argument(roff, argument);
             }
         }
-        describe(roff, &sub, &name);
+        describe(roff, &sub, &name, common);
     }
 }
 
@@ -148,8 +181,13 @@ fn manual_of_the_program() {
     for argument in command.get_arguments().filter(|a| a.get_long().is_some()) {
         describe_argument(&mut roff, argument);
     }
+    let common = common_options(&command);
     roff.control("SH", ["COMMANDS"]);
-    describe(&mut roff, &command, "tonk-relay");
+    roff.text([roman("These options mean the same for every command that has them:")]);
+    for argument in &common {
+        describe_argument(&mut roff, argument);
+    }
+    describe(&mut roff, &command, "tonk-relay", &common);
     section(&mut roff, "EXIT STATUS", EXIT_STATUS);
     section(&mut roff, "SIGNALS", SIGNALS);
     section(&mut roff, "ENVIRONMENT", ENVIRONMENT);
@@ -327,6 +365,7 @@ fn manual_of_the_config() {
     title(&mut roff, "tonk-relay.toml", "5", "File Formats");
     section(&mut roff, "NAME", &[("", "tonk-relay.toml - configuration of tonk-relay")]);
     section(&mut roff, "DESCRIPTION", CONFIG);
+    section(&mut roff, "VALUES", VALUES);
     // Comments are collected until the key that they describe.
     let (mut about, mut keys) = (Vec::<&str>::new(), 0);
     for line in text.lines().skip_while(|line| !line.trim().is_empty()) {
@@ -380,10 +419,25 @@ const CONFIG: &[(&str, &str)] = &[
         "`systemctl reload tonk-relay` applies a changed file, either all of it or nothing. A reload that changes a key that \
          needs a restart is refused, and names the key.",
     ),
+];
+
+const VALUES: &[(&str, &str)] = &[
+    ("Durations", "\"20ms\", \"5s\", \"10m\", \"12h\" or \"30d\", in quotes."),
     (
-        "",
-        "Durations are \"20ms\", \"5s\", \"10m\" or \"30d\". Sizes are \"8MiB\" (powers of 1,024) or \"100MB\" (powers of \
-         1,000). Rates are \"20/s\", \"600/m\", \"1000/h\" or \"20MiB/s\"; the amount of a minute or an hour may be used at \
-         once, and twice the amount of a second. Shares are percentages, such as \"25%\".",
+        "Sizes",
+        "\"8MiB\" (powers of 1,024) or \"100MB\" (powers of 1,000), in quotes; \"1B\" is one byte.",
     ),
+    (
+        "Rates",
+        "\"20/s\", \"600/m\" or \"1000/h\", and \"20MiB/s\" for bytes, in quotes. All that a minute or an hour allows may be \
+         used at once, and twice what a second allows.",
+    ),
+    ("Shares", "\"25%\", in quotes: of one core, or of the memory that the relay may use."),
+    ("Numbers", "5000 or 5_000, without quotes."),
+    (
+        "Addresses",
+        "\"127.0.0.1:8081\" or \"[::1]:8081\", with a port; \"0.0.0.0:8081\" and \"[::]:8081\" are all addresses of the \
+         machine. In `admin.listen` also \"unix:/path/of/socket\".",
+    ),
+    ("Files and folders", "absolute paths."),
 ];

@@ -109,10 +109,7 @@ fn open_here(loaded: &LoadedConfig, will_be_made: impl Fn(&Path) -> bool) -> Vec
             if !folder.exists() && (is_runtime_directory || will_be_made(folder)) {
                 continue;
             }
-            if !folder.is_dir() {
-                let problem = "not found; under systemd, RuntimeDirectory makes it";
-                fault("admin.listen", format!("{}: {problem}", folder.display()));
-            } else if let Err(problem) = can_write(folder) {
+            if let Err(problem) = can_write(folder) {
                 fault("admin.listen", format!("{}: {problem}", folder.display()));
             }
         }

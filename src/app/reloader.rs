@@ -141,12 +141,11 @@ impl Reloader {
         let faults = |faults: Vec<load::Fault>| refused(faults.iter().map(ToString::to_string));
         let new = blocking::run(move || read(&file)).await.map_err(faults)?;
         let at = |key: &str, problem: &dyn fmt::Display| {
-            refused([format!("{}: {key}: {problem}", new.origins.of(key))])
+            refused([new.fault(key, problem.to_string()).to_string()])
         };
         let changes = reload::compare(&now.config, &new.config);
         if !changes.restart.is_empty() {
-            let needs =
-                |key: &String| format!("{}: {key}: needs a restart to change", new.origins.of(key));
+            let needs = |key: &String| new.fault(key, "needs a restart to change").to_string();
             return Err(refused(changes.restart.iter().map(needs)));
         }
         if let Some(why) = reload::weakens_sign_in(&now.config, &new.config) {

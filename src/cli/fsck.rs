@@ -71,13 +71,16 @@ fn check(arguments: &FsckArguments) -> Result<u8, CliError> {
         Line::Summary(counts) => summary = Ok(counts),
         Line::Problem(text) => summary = Err(text),
     };
-    match &arguments.folder {
+    let may_be_empty = match &arguments.folder {
         Some(folder) => check_folder(folder, &mut take)?,
-        None => check_relay(arguments, &mut take)?,
-    }
+        None => check_relay(arguments, &mut take).map(|()| true)?,
+    };
     progress.end();
     let summary = summary.map_err(CliError::Problem)?;
-    if let (Some(folder), 0) = (&arguments.folder, summary.documents + summary.damages) {
+    if let Some(folder) = &arguments.folder
+        && !may_be_empty
+        && summary.documents + summary.damages == 0
+    {
         let problem = format!("{}: no document is there", folder.display());
         return Err(CliError::Problem(problem));
     }
@@ -128,15 +131,17 @@ fn describe(finding: &Finding) -> String {
     format!("{kind}: {}: {}{repaired}\n", finding.location, finding.fault)
 }
 
-/// Checks a backup, or a folder in the layout of automerge-repo.
-fn check_folder(folder: &Path, mut take: impl FnMut(Line)) -> Result<(), CliError> {
+/// Checks a backup, or a folder in the layout of automerge-repo. Returns whether it is a backup: an
+/// empty folder of the other kind is probably not the one that was meant.
+fn check_folder(folder: &Path, mut take: impl FnMut(Line)) -> Result<bool, CliError> {
     let mut tell = |line| {
         take(line);
         true
     };
-    match BackupIndex::read(folder)? {
+    let backup = BackupIndex::read(folder)?;
+    match &backup {
         Some(backup) => backup.check(folder, &mut tell),
         None => fsck::check_folder(folder, &mut tell),
     }
-    Ok(())
+    Ok(backup.is_some())
 }

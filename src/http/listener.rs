@@ -98,10 +98,11 @@ pub fn inherited() -> io::Result<Vec<TcpListener>> {
     Ok(listeners)
 }
 
-/// Binds a Unix socket that its owner and group may use. Replaces one that an earlier process left.
+/// Binds a Unix socket that its owner and group may use. Creates its folder if there is none, and
+/// replaces a socket that an earlier process left.
 ///
 /// # Errors
-/// The folder does not exist or is not writable, or another process answers at the socket.
+/// The folder cannot be created or is not writable, or another process answers at the socket.
 #[expect(clippy::disallowed_methods, reason = "sockets are bound before anything is served")]
 pub fn bind_unix(path: &Path) -> io::Result<UnixListener> {
     match std::os::unix::net::UnixStream::connect(path) {
@@ -116,6 +117,16 @@ pub fn bind_unix(path: &Path) -> io::Result<UnixListener> {
             std::fs::remove_file(path)?;
         }
         Err(_) => {}
+    }
+    // Under systemd, RuntimeDirectory has created it.
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder).map_err(|error| {
+            let problem = format!(
+                "the folder {} is not there, and cannot be created: {error}; create it for the relay's user",
+                folder.display()
+            );
+            io::Error::new(error.kind(), problem)
+        })?;
     }
     let listener = UnixListener::bind(path)?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))?;

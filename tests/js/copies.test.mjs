@@ -85,6 +85,15 @@ test('a backup of a running relay is complete, incremental and verified, and can
   assert.match(fails(relay, 'restore', backup).stderr, /format 99/);
 });
 
+test('the backup of a relay without documents has no damage', async t => {
+  const relay = await Relay.start(t);
+  const backup = join(await folder(t), 'backup');
+  relay.command('backup', backup);
+  assert.match(relay.command('fsck', backup), /^0 documents .* 0 damages/);
+  const { status, stderr } = fails(relay, 'fsck', await folder(t));
+  assert.deepEqual([status, /no document is there/.test(stderr)], [8, true]);
+});
+
 test('clients that are newer than the backup send the missing changes again', async t => {
   const relay = await Relay.start(t);
   const at = await folder(t);

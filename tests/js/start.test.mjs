@@ -77,6 +77,21 @@ test('a valid config is printed with the source of each key', async t => {
     [78, '/no/such.toml: not found; name the file with --config, or install the package\'s own\n']);
 });
 
+test('the folder of the admin socket is created, and one that cannot be is named', async t => {
+  const at = await folder(t);
+  const relay = await Relay.start(t, { admin: { listen: `["unix:${at}/run/tonk-relay/admin.sock"]` } }, at);
+  assert.match(relay.command('status'), /^ready +yes$/m);
+  await relay.stop();
+  const file = join(at, 'tonk-relay.toml');
+  const text = await readFile(file, 'utf8');
+  await writeFile(file, text.replace('/run/tonk-relay/', '/tonk-relay.toml/run/'));
+  const { code, stderr } = await run(['--config', file]);
+  assert.equal(code, 1);
+  assert.match(stderr, /admin\.listen: .*the folder \S+\/tonk-relay\.toml\/run is not there, and cannot be created/);
+  const check = await run(['--config', file, '--check-config']);
+  assert.deepEqual([check.code, /admin\.listen: \S+\/tonk-relay\.toml\/run: /.test(check.stderr)], [78, true], check.stderr);
+});
+
 test('starts that fail report why, and leave no incomplete files', async t => {
   const taken = net.createServer().listen(0, '127.0.0.1');
   await new Promise(resolve => taken.on('listening', resolve));

@@ -1,26 +1,6 @@
-# Runs in a box: tests the package from the first install to the purge. $1 of each check describes it.
-set -u
-failed=0
-check() {
-  local what=$1
-  shift
-  if output=$("$@" 2>&1); then
-    echo "ok - $what"
-  else
-    echo "not ok - $what: $* : $output"
-    failed=1
-  fi
-}
-says() {
-  local expected=$1 said
-  shift
-  said=$("$@" 2>&1) || true
-  echo "$said"
-  grep -q -- "$expected" <<< "$said"
-}
-fails() { ! "$@"; }
+# Runs in a box: tests the package from the first install to the purge.
+. ./checks.sh
 pid() { systemctl show --property MainPID --value tonk-relay; }
-until_() { for _ in $(seq "$1"); do "${@:2}" && return; sleep 0.1; done; return 1; }
 is() { [ "$(systemctl is-active tonk-relay)" = "$1" ]; }
 active() { until_ 100 is "${1:-active}"; }
 is_new() { local now; now=$(pid); [ "$now" != "$1" ] && [ "$now" != 0 ] && is active; }

@@ -1,18 +1,5 @@
-# Runs in a box: tests the rpm, as far as possible without Fedora's own tools. $1 of each check
-# describes it.
-set -u
-failed=0
-check() {
-  local what=$1
-  shift
-  if output=$("$@" 2>&1); then
-    echo "ok - $what"
-  else
-    echo "not ok - $what: $* : $output"
-    failed=1
-  fi
-}
-says() { grep -q -- "$1" <<< "$("${@:2}" 2>&1)"; }
+# Runs in a box: tests the rpm, as far as possible without Fedora's own tools.
+. ./checks.sh
 old=$(printf '%s\n' tonk-relay-*.rpm | head -1)
 new=$(printf '%s\n' tonk-relay-*.rpm | tail -1)
 
