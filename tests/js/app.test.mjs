@@ -1,8 +1,9 @@
 // What app.md shows, as an app developer runs it: the todo page in Chromium, its backend, and bundles.
 import assert from 'node:assert/strict';
 import { execFileSync, spawn, spawnSync } from 'node:child_process';
+import { generateKeyPairSync } from 'node:crypto';
 import { once } from 'node:events';
-import { cp, mkdir, readFile, rename, rm, symlink, writeFile } from 'node:fs/promises';
+import { cp, mkdir, readFile, symlink, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { fileURLToPath } from 'node:url';
@@ -28,14 +29,13 @@ async function block(first, document = 'packaging/doc/app.md') {
 /** A program that ends with the test, and what it has written. */
 function run(t, command, words, options) {
   const child = spawn(command, words, { stdio: ['ignore', 'pipe', 'pipe'], ...options });
-  const program = { log: '', ended: once(child, 'exit') };
+  const [program, ended] = [{ log: '' }, once(child, 'exit')];
   program.says = text => until(`${command} says ${text}`, () => {
     if (child.exitCode !== null) throw new Error(`${command} ended: ${program.log}`);
     return program.log.includes(text);
   });
   for (const stream of [child.stdout, child.stderr]) stream.on('data', data => { program.log += data; });
-  program.stop = () => { child.kill(); return program.ended; };
-  atEnd(t, program.stop);
+  atEnd(t, () => { child.kill(); return ended; });
   return program;
 }
 
@@ -46,13 +46,9 @@ async function todo(t) {
   await symlink(MODULES, join(at, 'node_modules'));
   const port = { page: await freePort(), relay: await freePort() };
   const app = { at, url: `http://127.0.0.1:${port.page}` };
-  app.serve = async () => {
-    const env = { ...process.env, PORT: port.page, RELAY: `ws://127.0.0.1:${port.relay}`, TOKEN_SECONDS };
-    app.backend = run(t, 'node', ['backend.mjs'], { cwd: at, env });
-    await app.backend.says(`open ${app.url}/?user=anna`);
-  };
   execFileSync('npm', ['run', '--silent', 'build'], { cwd: at, stdio: 'pipe' });
-  await app.serve();
+  const served = { ...process.env, PORT: port.page, RELAY: `ws://127.0.0.1:${port.relay}`, TOKEN_SECONDS };
+  await run(t, 'node', ['backend.mjs'], { cwd: at, env: served }).says(`open ${app.url}/?user=anna`);
   await mkdir(join(at, 'bin'));
   await symlink(BINARY, join(at, 'bin/tonk-relay'));
   const script = (await block('cat > relay.toml <<END'))
@@ -108,11 +104,8 @@ test('people share a todo list, and see who is there, what is saved, who may onl
 
   const stranger = await app.open('mallory', hash);
   await shows(stranger, '#problem', /^no session: 403 mallory may not open this document$/);
-  // The backend signs with another key than the relay knows.
-  await app.backend.stop();
-  await rm(join(app.at, 'private.pem'));
-  await rename(join(app.at, 'public.pem'), join(app.at, 'known.pem'));
-  await app.serve();
+  // From now on the relay knows another key than the backend's.
+  await writeFile(join(app.at, 'public.pem'), generateKeyPairSync('ed25519').publicKey.export({ type: 'spki', format: 'pem' }));
   await shows(anna, '#problem', /^disconnected: 4401 the token is not valid: its signature is not of a known key/);
 });
 
