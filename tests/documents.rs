@@ -22,7 +22,9 @@ use tonk_relay::config::{
 
 /// Where the documents are.
 const FOLDER: &str = "packaging/doc";
-/// Where the packages put them.
+/// Example programs that they show.
+const EXAMPLES: &str = "packaging/examples";
+/// Where the packages put the documents.
 const INSTALLED: &str = "/usr/share/doc/tonk-relay";
 const README: &str = "README.md";
 /// The longest README that people read.
@@ -286,6 +288,24 @@ fn documents_have_their_size() {
             assert!(columns <= COLUMNS, "{}: {columns} columns: {line}", document.path);
         }
     }
+}
+
+/// A block that shows a whole file has the file's path, below `packaging`, behind its language.
+#[test]
+fn examples_are_shown_word_for_word() {
+    let mut shown = BTreeSet::new();
+    for document in Document::all() {
+        for block in document.split().1 {
+            let Some((_, path)) = block.info.split_once(" examples/") else { continue };
+            let path = format!("{EXAMPLES}/{path}");
+            assert_eq!(block.text, read(&path), "{}: {path} is another one now", document.path);
+            shown.insert(path);
+        }
+    }
+    let lines = |name: &str| read(&format!("{EXAMPLES}/{name}")).lines().count();
+    assert!(lines("todo/index.html") + lines("todo/todo.js") <= 80, "the page is short");
+    assert!(lines("todo/backend.mjs") <= 60, "the backend is short");
+    assert_eq!(shown.len(), 4, "app.md shows every example: {shown:?}");
 }
 
 /// What two runs of a command have in common: numbers and the name of the machine differ.

@@ -5,6 +5,8 @@
 
 use std::collections::BTreeSet;
 
+use serde::Serialize;
+
 use crate::{base::document_id::DocumentId, config::scopes::Scope};
 
 /// What a client may do: all its scopes together.
@@ -20,9 +22,13 @@ pub struct Rights {
     pub admin: bool,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Documents {
+/// The documents of a right. As JSON it is `"all"`, or a list of ids.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+#[expect(missing_docs, reason = "the names say it")]
+pub enum Documents {
     All,
+    #[serde(untagged)]
     These(BTreeSet<DocumentId>),
 }
 
@@ -57,6 +63,21 @@ impl Rights {
     /// Returns the right to everything.
     pub fn all() -> Self {
         [Scope::Write(None), Scope::Upload, Scope::Download, Scope::Admin].into_iter().collect()
+    }
+
+    /// Returns the documents that the client may receive, including those that it may change.
+    pub fn readable(&self) -> Documents {
+        match (&self.read, &self.write) {
+            (Documents::These(read), Documents::These(write)) => {
+                Documents::These(read.union(write).copied().collect())
+            }
+            _ => Documents::All,
+        }
+    }
+
+    /// Returns the documents that the client may change.
+    pub fn writable(&self) -> &Documents {
+        &self.write
     }
 
     /// Whether the client may receive a document. The right to change it includes this.
@@ -112,5 +133,22 @@ mod tests {
         assert!(Rights::all().may_write(one) && Rights::all().admin);
         let widened = rights(&["sync:write", &format!("sync:write:{one}")]);
         assert!(widened.may_write(other), "a scope for one document does not narrow a wider one");
+    }
+
+    #[test]
+    fn documents_are_listed_as_json() {
+        let json = |documents: &Documents| serde_json::to_value(documents).expect("JSON");
+        let (one, other) = (DocumentId::from_bytes([1; 16]), DocumentId::from_bytes([2; 16]));
+        let mixed = rights(&[&format!("sync:read:{one}"), &format!("sync:write:{other}")]);
+        assert_eq!(json(&mixed.readable()), serde_json::json!([one, other]));
+        assert_eq!(json(mixed.writable()), serde_json::json!([other]));
+        let reader = rights(&["sync:read"]);
+        assert_eq!(json(&reader.readable()), "all");
+        assert_eq!(json(reader.writable()), serde_json::json!([]));
+        assert_eq!(
+            json(&rights(&["sync:write"]).readable()),
+            "all",
+            "the right to write includes it"
+        );
     }
 }

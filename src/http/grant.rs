@@ -26,8 +26,10 @@ const MAX_FRAME: usize = 64 << 10;
 
 /// What a route requires.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[expect(missing_docs, reason = "the names are those of the scopes")]
+#[expect(missing_docs, reason = "the other names are those of the scopes")]
 pub enum Need {
+    /// That the client is admitted, whatever its scopes are.
+    Admission,
     Upload,
     Download,
     Admin,
@@ -40,6 +42,7 @@ impl Need {
     /// They do not. The error names the missing scope.
     pub fn check(self, rights: &Rights) -> Result<(), HttpError> {
         let (is_given, scope) = match self {
+            Self::Admission => return Ok(()),
             Self::Upload => (rights.upload, "upload"),
             Self::Download => (rights.download, "download"),
             Self::Admin => (rights.admin, "admin"),

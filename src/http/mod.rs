@@ -4,7 +4,7 @@
 //! |---|---|
 //! | accepting and serving connections | [`listener`], [`client_stream`], [`tls`] |
 //! | the client's address, if a proxy sends it first | [`proxy_protocol`] |
-//! | the handlers of requests | [`pages`], [`bundles`], [`uploads`], [`assets`], `content` |
+//! | the handlers of requests | [`pages`], [`session`], [`bundles`], [`uploads`], [`assets`], `content` |
 //! | WebSocket upgrades, and why one is refused | `upgrade` |
 //! | the client of a request, its sign-in and its rights | [`client`], [`sign_in`], [`grant`] |
 //! | how a request fails | [`error`] |
@@ -20,6 +20,7 @@ pub mod grant;
 pub mod listener;
 pub mod pages;
 pub mod proxy_protocol;
+pub mod session;
 pub mod sign_in;
 pub mod state;
 pub mod tls;
@@ -87,6 +88,7 @@ pub fn uncounted_router(app: App) -> Router {
         .route("/tonk_core_bg.wasm", get(pages::wasm))
         .route("/livez", get(pages::livez))
         .route("/readyz", get(pages::readyz))
+        .merge(needs(Need::Admission, Router::new().route("/api/session", get(session::session))))
         .merge(needs(Need::Download, downloads))
         .merge(needs(Need::Upload, Router::new().route("/api/bundles", post(uploads::upload))))
         .merge(needs(Need::Admin, Router::new().route("/metrics", get(pages::public_metrics))));

@@ -34,6 +34,8 @@ test('without a mode local clients are served, and clients forwarded from elsewh
   const relay = await Relay.start(t);
   const local = await joined(t, relay, 'local');
   await joined(t, relay, 'proxied', { headers: { 'x-forwarded-for': '127.0.0.1' } });
+  const session = await (await fetch(`${relay.url}/api/session`)).json();
+  assert.deepEqual([session.principal, session.mode, session.rights.write], ['anybody', '', 'all']);
   const remote = { 'x-forwarded-for': '203.0.113.9' };
   for (const headers of [remote, { forwarded: 'for=203.0.113.9' }, { 'x-real-ip': '203.0.113.9' }]) {
     const { code, reason } = await (await connect(t, relay, { headers })).closed;
@@ -128,6 +130,38 @@ test('a client without a token has the anonymous scopes', async t => {
   assert.equal(answer.status, 404);
   await joined(t, relay, 'reader');
   assert.equal((await fetch(`${relay.url}/metrics`)).status, 401 + 2, 'not one of the scopes');
+});
+
+test('a client can ask who it is, what it may do, until when, and for the names of the relay', async t => {
+  const { relay, token, first } = await signedIn(t, { auth: { readonly_presence: false } });
+  const [read, written] = [documentId(1), documentId(2)];
+  const narrow = token('narrow', `sync:read:${read},sync:write:${written},download`, '--expires', '1h');
+  const poor = token('poor', 'admin');
+  reload(relay);
+  const session = (secret, more = {}) => fetch(`${relay.url}/api/session`,
+    { headers: { ...secret && { authorization: `Bearer ${secret}` }, ...more } });
+  const answer = await session(narrow, { origin: 'https://app.example.org' });
+  assert.equal(answer.headers.get('cache-control'), 'no-store');
+  assert.equal(answer.headers.get('access-control-allow-origin'), 'https://app.example.org');
+  const { expires, expiresIn, peerId, storageId, ...rest } = await answer.json();
+  assert.deepEqual(rest, { principal: 'token:narrow', mode: 'token',
+    rights: { read: [read, written], write: [written], presence: [written], upload: false, download: true, admin: false } });
+  assert.ok(expiresIn > 3500 && expiresIn <= 3600, `${expiresIn} s`);
+  assert.ok(Math.abs(Date.parse(expires) - Date.now() - 1000 * expiresIn) < 10_000, expires);
+  const { repo } = relay.client(t, { url: url(relay, first) });
+  await until('the handshake', () => Object.keys(repo.peerMetadataByPeerId).length > 0);
+  assert.deepEqual(Object.entries(repo.peerMetadataByPeerId).map(([id, peer]) => [id, peer.storageId]), [[peerId, storageId]]);
+
+  const all = await (await fetch(`${relay.url}/api/session?token=${first}`)).json();
+  assert.deepEqual([all.rights.read, all.rights.write, all.rights.presence, all.expires, all.expiresIn],
+    ['all', 'all', 'all', null, null]);
+  const { rights } = await (await session(poor)).json();
+  assert.deepEqual([rights.read, rights.write, rights.admin], [[], [], true], 'no scope is needed to ask');
+  for (const [secret, error] of [['tonk_wrong', /unknown|not known/], [undefined, /sign-in is needed/]]) {
+    const refused = await session(secret);
+    assert.deepEqual([refused.status, refused.headers.get('www-authenticate')], [401, 'Bearer']);
+    assert.match((await refused.json()).error, error);
+  }
 });
 
 test('an uploaded bundle may contain only documents that its token may write', async t => {
@@ -406,7 +440,7 @@ test('when rights change the session reconnects with the new ones', async t => {
   command('list');
 });
 
-/** As in app.md. */
+/** As in the todo example of app.md, for Node.js. */
 class TokenAdapter extends WebSocketClientAdapter {
   constructor(url, getToken, retryInterval) {
     super(url, retryInterval);
@@ -422,8 +456,6 @@ class TokenAdapter extends WebSocketClientAdapter {
 
 test('a token that expires closes its socket with 4401, and an adapter with a new token continues', async t => {
   const { relay, token } = await signedIn(t);
-  const document = await readFile(new URL('../../packaging/doc/app.md', import.meta.url), 'utf8');
-  assert.ok(document.includes(TokenAdapter.toString()), 'app.md shows this adapter');
   const short = token('app', 'sync:write', '--expires', '4s');
   const next = token('app', 'sync:write');
   reload(relay);
