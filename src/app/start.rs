@@ -41,11 +41,12 @@ use crate::{
 const OTHER_FILES: u64 = 500;
 
 impl Bound {
-    /// Starts every task, and reports to systemd that the relay is ready.
+    /// Starts every task, and reports to systemd that the relay is ready. The public port also has
+    /// `pages`.
     ///
     /// # Errors
     /// Signals cannot be caught.
-    pub fn run(self) -> Result<Running, AppError> {
+    pub fn run(self, pages: Router<App>) -> Result<Running, AppError> {
         let (signals, requests) = Signals::new(signals::requests().map_err(AppError::Signals)?);
         let config = self.config.subscribe();
         let now = config.borrow().clone();
@@ -79,7 +80,8 @@ impl Bound {
         });
 
         let mut supervisor = Supervisor::new(self.metrics.process.clone());
-        listen(&mut supervisor, self.listeners.public, &public, &http::router(app.clone()));
+        let router = http::router(app.clone(), pages);
+        listen(&mut supervisor, self.listeners.public, &public, &router);
         let unix =
             admin::unix_router(app.clone(), sync.rooms.clone(), reloader.admin_handle(), stored);
         let sockets = listen_admin(&mut supervisor, self.listeners.admin, &admin, &app, &unix)?;
@@ -279,7 +281,12 @@ fn watchdog(app: &App, metrics: ProcessMetrics) -> Result<Arc<Watchdog>, AppErro
         connections: Arc::default(),
         ..app.clone()
     };
-    Ok(Arc::new(Watchdog { connections, router: http::router(app), document, metrics }))
+    Ok(Arc::new(Watchdog {
+        connections,
+        router: http::router(app, Router::new()),
+        document,
+        metrics,
+    }))
 }
 
 fn warn_of_few_files(config: &Config) {

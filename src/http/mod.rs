@@ -64,8 +64,8 @@ const EXPOSED_HEADERS: [HeaderName; 4] =
 /// How long a browser may cache the answer to a preflight request. Chromium caps it at this.
 const PREFLIGHT_MAX_AGE: Duration = Duration::from_secs(2 * 3600);
 
-/// Returns the router of the public port.
-pub fn router(app: App) -> Router {
+/// Returns the router of the public port, with `more` routes.
+pub fn router(app: App, more: Router<App>) -> Router {
     let needs = |need, routes: Router<App>| {
         let check = move |state, client, request, next| require(need, state, client, request, next);
         routes.route_layer(middleware::from_fn_with_state(app.clone(), check))
@@ -80,6 +80,7 @@ pub fn router(app: App) -> Router {
         .route("/tonk_core_bg.wasm", get(pages::wasm))
         .route("/livez", get(pages::livez))
         .route("/readyz", get(pages::readyz))
+        .merge(more)
         .merge(needs(Need::Download, downloads))
         .merge(needs(Need::Upload, Router::new().route("/api/bundles", post(uploads::upload))))
         .merge(needs(Need::Admin, Router::new().route("/metrics", get(pages::public_metrics))));
