@@ -159,6 +159,10 @@ fn describe(roff: &mut Roff, command: &Command, path: &str, common: &[Arg]) {
             for argument in arguments.into_iter().filter(|argument| !is_common(argument)) {
                 describe_argument(roff, argument);
             }
+            if let Some(more) = sub.get_after_help() {
+                roff.control("PP", []);
+                verbatim(roff, &more.to_string());
+            }
         }
         describe(roff, &sub, &name, common);
     }
@@ -247,7 +251,8 @@ const EXIT_STATUS: &[(&str, &str)] = &[
     (
         "1",
         "The command failed, or could not do everything; standard error says why. `fsck`: all damage was repaired. After a \
-         SIGTERM: not everything was durable within drain_timeout.",
+         SIGTERM: not everything was durable within drain_timeout. `client`: also if not everything that was typed was \
+         saved, or a line of input that is not a terminal changed nothing.",
     ),
     ("2", "The arguments are wrong."),
     (
@@ -320,6 +325,13 @@ const FILES: &[(&str, &str)] = &[
 
 /// What a person does on the first day, on every day, and on a bad one.
 const EXAMPLES: &[(&str, &str)] = &[
+    (
+        "A first look",
+        "tonk-relay demo                                         # prints what to open in a browser\n\
+         tonk-relay client new                                   # a document in the terminal; help says what to type\n\
+         tonk-relay client open 3xybM3xYKhVUmxiaepeYcZaQkoCL     # the list that the demo shows\n\
+         echo 'title = Groceries' | tonk-relay client new --url wss://sync.example.org --token-file phone.token",
+    ),
     (
         "First set-up",
         "editor /etc/tonk-relay.toml                  # such as: [auth] mode = \"token\"\n\

@@ -22,6 +22,9 @@ _tonk__relay() {
             tonk__relay,checkpoint)
                 cmd="tonk__relay__subcmd__checkpoint"
                 ;;
+            tonk__relay,client)
+                cmd="tonk__relay__subcmd__client"
+                ;;
             tonk__relay,demo)
                 cmd="tonk__relay__subcmd__demo"
                 ;;
@@ -60,6 +63,12 @@ _tonk__relay() {
                 ;;
             tonk__relay,top)
                 cmd="tonk__relay__subcmd__top"
+                ;;
+            tonk__relay__subcmd__client,new)
+                cmd="tonk__relay__subcmd__client__subcmd__new"
+                ;;
+            tonk__relay__subcmd__client,open)
+                cmd="tonk__relay__subcmd__client__subcmd__open"
                 ;;
             tonk__relay__subcmd__doc,block)
                 cmd="tonk__relay__subcmd__doc__subcmd__block"
@@ -101,7 +110,7 @@ _tonk__relay() {
 
     case "${cmd}" in
         tonk__relay)
-            opts="-h -V --config --check-config --print-config --help --version demo status top ping reload token checkpoint doc fsck quarantine backup restore import export serve-storage"
+            opts="-h -V --config --check-config --print-config --help --version demo status top ping client reload token checkpoint doc fsck quarantine backup restore import export serve-storage"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -152,6 +161,80 @@ _tonk__relay() {
                     return 0
                     ;;
                 --socket)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        tonk__subcmd__relay__subcmd__client)
+            opts="-h --help new open"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        tonk__subcmd__relay__subcmd__client__subcmd__new)
+            opts="-h --url --token-file --ca-file --name --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --url)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --token-file)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --ca-file)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --name)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        tonk__subcmd__relay__subcmd__client__subcmd__open)
+            opts="-h --url --token-file --ca-file --name --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --url)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --token-file)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --ca-file)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --name)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

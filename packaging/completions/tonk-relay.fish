@@ -33,6 +33,7 @@ complete -c tonk-relay -n "__fish_tonk_relay_needs_command" -a "demo" -d 'Start 
 complete -c tonk-relay -n "__fish_tonk_relay_needs_command" -a "status" -d 'Ask the running relay how it is'
 complete -c tonk-relay -n "__fish_tonk_relay_needs_command" -a "top" -d 'Say which documents and which sessions cost the running relay most in the last minute'
 complete -c tonk-relay -n "__fish_tonk_relay_needs_command" -a "ping" -d 'Try the way to a relay as a client takes it: address, TLS, proxy, upgrade, round trip, large messages, silence'
+complete -c tonk-relay -n "__fish_tonk_relay_needs_command" -a "client" -d 'Make or open a document on a relay or any other automerge-repo server, show it, and change it'
 complete -c tonk-relay -n "__fish_tonk_relay_needs_command" -a "reload" -d 'Let the running relay take over its changed config file'
 complete -c tonk-relay -n "__fish_tonk_relay_needs_command" -a "token" -d 'Make, list and remove the tokens that clients sign in with'
 complete -c tonk-relay -n "__fish_tonk_relay_needs_command" -a "checkpoint" -d 'Move all that is stored into the documents\' folders, whether or not the relay runs'
@@ -62,6 +63,19 @@ complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand ping" -l ca-file -
 complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand ping" -l largest -d 'The largest message to send there and back' -r
 complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand ping" -l silence -d 'How long to say nothing, to see whether something on the way ends silent connections' -r
 complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand ping" -s h -l help -d 'Print help'
+complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand client; and not __fish_seen_subcommand_from new open" -s h -l help -d 'Print help'
+complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand client; and not __fish_seen_subcommand_from new open" -f -a "new" -d 'Make a document, print its id, and go on as `open` does'
+complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand client; and not __fish_seen_subcommand_from new open" -f -a "open" -d 'Show a document as JSON each time it changes, who else is there, and whether it is saved; typed lines change it'
+complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand client; and __fish_seen_subcommand_from new" -l url -d 'The server: ws:// or wss://' -r
+complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand client; and __fish_seen_subcommand_from new" -l token-file -d 'A file with the token to sign in with' -r -F
+complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand client; and __fish_seen_subcommand_from new" -l ca-file -d 'A file with certificates (PEM) to trust besides the system\'s' -r -F
+complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand client; and __fish_seen_subcommand_from new" -l name -d 'The name that others see; your user name if it is not given' -r
+complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand client; and __fish_seen_subcommand_from new" -s h -l help -d 'Print help'
+complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand client; and __fish_seen_subcommand_from open" -l url -d 'The server: ws:// or wss://' -r
+complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand client; and __fish_seen_subcommand_from open" -l token-file -d 'A file with the token to sign in with' -r -F
+complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand client; and __fish_seen_subcommand_from open" -l ca-file -d 'A file with certificates (PEM) to trust besides the system\'s' -r -F
+complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand client; and __fish_seen_subcommand_from open" -l name -d 'The name that others see; your user name if it is not given' -r
+complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand client; and __fish_seen_subcommand_from open" -s h -l help -d 'Print help'
 complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand reload" -l config -d 'The config file of the relay, which names its admin socket' -r -F
 complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand reload" -l socket -d 'The admin socket itself' -r -F
 complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand reload" -s h -l help -d 'Print help'

@@ -1,7 +1,7 @@
 //! The first phases: [`Loaded`], a config that was read, and [`Bound`], a relay that has opened and
 //! bound everything that can fail.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 
 use tokio::{
     net::{TcpListener, UnixListener},
@@ -54,6 +54,15 @@ pub struct Bound {
     pub(super) storage_id: String,
     pub(super) store: store::OpenedStore,
     pub(super) listeners: Listeners,
+}
+
+/// Where a relay listens.
+#[derive(Debug)]
+pub struct Addresses {
+    /// For clients.
+    pub public: Vec<SocketAddr>,
+    /// For operators, apart from Unix sockets.
+    pub admin: Vec<SocketAddr>,
 }
 
 /// Bound listeners, which do not accept connections yet.
@@ -126,6 +135,19 @@ impl Loaded {
             store: uploads,
             listeners,
         })
+    }
+}
+
+impl Bound {
+    /// Returns where the relay listens. With port 0 in the config, these have the actual ports.
+    pub fn addresses(&self) -> Addresses {
+        let Listeners { public, admin } = &self.listeners;
+        let address = |listener: &TcpListener| listener.local_addr().ok();
+        let admin = admin.iter().filter_map(|listener| match listener {
+            AdminListener::Tcp(listener) => address(listener),
+            AdminListener::Unix(..) => None,
+        });
+        Addresses { public: public.iter().filter_map(address).collect(), admin: admin.collect() }
     }
 }
 

@@ -27,7 +27,7 @@ mod tasks;
 pub mod watchdog;
 
 pub use self::{
-    bind::{Bound, Loaded},
+    bind::{Addresses, Bound, Loaded},
     drain::{Draining, Running},
     error::AppError,
 };

@@ -36,11 +36,12 @@ use crate::{
 const OTHER_FILES: u64 = 500;
 
 impl Bound {
-    /// Starts every task, and reports to systemd that the relay is ready.
+    /// Starts every task, and reports to systemd that the relay is ready. The public port also has
+    /// `pages`.
     ///
     /// # Errors
     /// Signals cannot be caught.
-    pub fn run(self) -> Result<Running, AppError> {
+    pub fn run(self, pages: Router<App>) -> Result<Running, AppError> {
         let (signals, requests) = Signals::new(signals::requests().map_err(AppError::Signals)?);
         let config = self.config.subscribe();
         let now = config.borrow().clone();
@@ -74,7 +75,8 @@ impl Bound {
         });
 
         let mut supervisor = Supervisor::new(self.metrics.process.clone());
-        listen(&mut supervisor, self.listeners.public, &public, &http::router(app.clone()));
+        let router = http::router(app.clone(), pages);
+        listen(&mut supervisor, self.listeners.public, &public, &router);
         let unix =
             admin::unix_router(app.clone(), sync.rooms.clone(), reloader.admin_handle(), stored);
         let sockets = listen_admin(&mut supervisor, self.listeners.admin, &admin, &app, &unix)?;
@@ -272,7 +274,7 @@ fn watchdog(app: &App, metrics: ProcessMetrics) -> Arc<Watchdog> {
         connections: Arc::default(),
         ..app.clone()
     };
-    let router = http::uncounted_router(app);
+    let router = http::uncounted_router(app, Router::new());
     Arc::new(Watchdog { connections, router, document, metrics })
 }
 

@@ -7,17 +7,19 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use axum::Router;
 use clap::Args;
 
 use super::{
     arguments::CONFIG_FILE, error::CliError, files::absolute, output::print, runtime::runtime,
 };
 use crate::{
-    app::{Loaded, preflight, service::Service},
+    app::{Addresses, Loaded, preflight, service::Service},
     config::{
         AuthMode, Config, StoreKind, check,
         load::{self, LoadedConfig, Origins},
     },
+    http,
     observe::log,
 };
 
@@ -73,12 +75,25 @@ pub(super) fn run(arguments: DaemonArguments) -> Result<(), CliError> {
 }
 
 /// Runs the relay until it is stopped.
-pub(super) fn serve(loaded: LoadedConfig) -> Result<(), CliError> {
+fn serve(loaded: LoadedConfig) -> Result<(), CliError> {
+    serve_with(loaded, Router::new(), |_| ())
+}
+
+/// Runs the relay until it is stopped, with further `pages` on its public port. Calls `started`
+/// when it has started.
+pub(super) fn serve_with(
+    loaded: LoadedConfig,
+    pages: Router<http::state::App>,
+    started: impl FnOnce(&Addresses),
+) -> Result<(), CliError> {
     let log_level = Some(log::init(&loaded.config.log)?);
     let runtime = runtime()?;
     let result = runtime.block_on(async {
         let bound = Loaded { config: loaded, log_level }.bind().await?;
-        bound.run()?.serve().await.finish().await
+        let addresses = bound.addresses();
+        let running = bound.run(pages)?;
+        started(&addresses);
+        running.serve().await.finish().await
     });
     // Do not wait for threads that hang in a disk access: nothing can end them.
     runtime.shutdown_background();

@@ -1,6 +1,6 @@
 //! The command line: its arguments, and which file does what they ask for.
 //!
-//! Every command has a file of its name. `backup`, `doc` and `ping` are folders. Commands reach a
+//! Every command has a file of its name. `backup`, `client`, `doc` and `ping` are folders. Commands reach a
 //! relay, or the stored data when no relay runs, through `relay`.
 
 #![allow(clippy::disallowed_methods, reason = "commands may block")]
@@ -9,6 +9,7 @@ mod arguments;
 mod backup;
 mod backup_folder;
 mod checkpoint;
+mod client;
 mod daemon;
 mod demo;
 mod doc;
@@ -37,6 +38,7 @@ use clap::{Parser, Subcommand};
 
 use self::{
     backup::BackupArguments,
+    client::ClientArguments,
     daemon::DaemonArguments,
     doc::DocArguments,
     error::CliError,
@@ -96,6 +98,9 @@ enum Command {
     /// Try the way to a relay as a client takes it: address, TLS, proxy, upgrade, round trip, large
     /// messages, silence
     Ping(PingArguments),
+    /// Make or open a document on a relay or any other automerge-repo server, show it, and change
+    /// it
+    Client(ClientArguments),
     /// Let the running relay take over its changed config file
     Reload {
         #[command(flatten)]
@@ -152,6 +157,7 @@ pub fn run() -> ExitCode {
         Some(Command::Status { relay, json }) => status::run(&relay, json),
         Some(Command::Top { relay, once, json }) => top::run(&relay, once, json),
         Some(Command::Ping(arguments)) => ping::run(&arguments),
+        Some(Command::Client(arguments)) => client::run(arguments),
         Some(Command::Reload { relay }) => reload::run(&relay),
         Some(Command::Token(arguments)) => token::run(arguments),
         Some(Command::Checkpoint { storage }) => checkpoint::run(&storage),

@@ -66,14 +66,14 @@ const EXPOSED_HEADERS: [HeaderName; 4] =
 /// How long a browser may cache the answer to a preflight request. Chromium caps it at this.
 const PREFLIGHT_MAX_AGE: Duration = Duration::from_secs(2 * 3600);
 
-/// Returns the router of the public port.
-pub fn router(app: App) -> Router {
+/// Returns the router of the public port, with `more` routes.
+pub fn router(app: App, more: Router<App>) -> Router {
     let counted = middleware::from_fn_with_state(app.metrics.clone(), finish);
-    uncounted_router(app).layer(counted)
+    uncounted_router(app, more).layer(counted)
 }
 
 /// Returns the router of the public port without metrics, for the relay's test of itself.
-pub fn uncounted_router(app: App) -> Router {
+pub fn uncounted_router(app: App, more: Router<App>) -> Router {
     let needs = |need, routes: Router<App>| {
         let check = move |state, client, request, next| require(need, state, client, request, next);
         routes.route_layer(middleware::from_fn_with_state(app.clone(), check))
@@ -89,6 +89,7 @@ pub fn uncounted_router(app: App) -> Router {
         .route("/livez", get(pages::livez))
         .route("/readyz", get(pages::readyz))
         .merge(needs(Need::Admission, Router::new().route("/api/session", get(session::session))))
+        .merge(more)
         .merge(needs(Need::Download, downloads))
         .merge(needs(Need::Upload, Router::new().route("/api/bundles", post(uploads::upload))))
         .merge(needs(Need::Admin, Router::new().route("/metrics", get(pages::public_metrics))));

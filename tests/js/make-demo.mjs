@@ -3,11 +3,12 @@ import { writeFile } from 'node:fs/promises';
 process.env.TONK_RELAY ??= 'unused';
 const { bundle, documentId } = await import('./relay.mjs');
 
-const [root, welcome, notes] = [1, 2, 3].map(n => documentId(0xd0 + n));
+// The list is also named in src/cli/demo/mod.rs.
+const [root, welcome, list] = [1, 2, 4].map(n => documentId(0xd0 + n));
 const contents = bundle({
-  [root]: { name: 'tonk-relay demo', documents: { welcome: `automerge:${welcome}`, notes: `automerge:${notes}` } },
+  [root]: { name: 'tonk-relay demo', documents: { welcome: `automerge:${welcome}`, list: `automerge:${list}` } },
   [welcome]: { text: 'This document came from the bundle that the relay serves.' },
-  [notes]: { lines: [] },
+  [list]: { todos: ['open this page in a second window', 'type something here'] },
 }, { xNotes: 'The demo bundle of tonk-relay' });
 await writeFile(new URL('../../etc/demo.tonk', import.meta.url), contents);
-console.log(`root ${root}, welcome ${welcome}, notes ${notes}: ${contents.length} bytes`);
+console.log(`root ${root}, welcome ${welcome}, list ${list}: ${contents.length} bytes`);

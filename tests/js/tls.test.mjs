@@ -52,7 +52,7 @@ const serial = relay => {
 };
 const degraded = relay => relay.command('status').split('\n').filter(line => line.startsWith('degraded')).join('\n');
 
-test('clients, curl and ping connect with TLS 1.2 and 1.3, and nothing older', { skip }, async t => {
+test('clients, curl, ping and `client` connect with TLS 1.2 and 1.3, and nothing older', { skip }, async t => {
   const relay = await start(t);
   const [writer, reader] = [1, 2].map(() => relay.client(t, { url: relay.wss }));
   const handle = await share(writer, { n: 1 });
@@ -66,6 +66,9 @@ test('clients, curl and ping connect with TLS 1.2 and 1.3, and nothing older', {
   const run = promisify(execFile);
   const said = (await run(BINARY, ['ping', relay.wss, '--ca-file', join(relay.at, 'ca.pem'), '--silence', '1s'])).stdout;
   assert.match(said, /^tls +TLSv? ?1\.3, certificate until .* \(1 days\)$/m, said);
+  const opening = run(BINARY, ['client', 'open', handle.documentId, '--url', relay.wss, '--ca-file', join(relay.at, 'ca.pem')]);
+  opening.child.stdin.end();
+  assert.equal((await opening).stdout, '{"n":2}\n');
   await assert.rejects(run(BINARY, ['ping', relay.wss]), error => /^tls: .*UnknownIssuer/m.test(error.stderr));
   const page = execFileSync('curl', ['-s', '--cacert', join(relay.at, 'ca.pem'), `${relay.tls}/livez`], { encoding: 'utf8' });
   assert.equal(page, 'ok\n');

@@ -22,7 +22,7 @@ pub(super) const STEP_TIMEOUT: Duration = Duration::from_secs(10);
 /// Bytes per second of a slow line.
 const SLOW_LINE: f64 = 64.0 * 1024.0;
 
-pub(super) trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+pub(in crate::cli) trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
 
 /// A client that has completed the handshake.

@@ -8,7 +8,7 @@ use crate::sync::wire::WireError;
 
 /// Which step failed, and what to do.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum PingError {
+pub(in crate::cli) enum PingError {
     #[error("{0}: expected a URL such as wss://relay.example.org")]
     Url(String),
     #[error("{path}: {source}", path = path.display())]

@@ -2,8 +2,8 @@
 //! the step that fails.
 
 mod client;
-mod error;
-mod target;
+pub(super) mod error;
+pub(super) mod target;
 
 use std::{
     path::PathBuf,

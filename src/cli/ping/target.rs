@@ -35,7 +35,7 @@ use crate::{
 const MAX_FILE: u64 = 1 << 20;
 
 /// The relay to connect to.
-pub(super) struct Target {
+pub(in crate::cli) struct Target {
     uri: Uri,
     host: String,
     port: u16,
@@ -49,7 +49,7 @@ fn read(path: &Path) -> Result<Vec<u8>, PingError> {
 }
 
 impl Target {
-    pub(super) fn new(
+    pub(in crate::cli) fn new(
         url: &str,
         token_file: Option<&Path>,
         ca_file: Option<&Path>,
@@ -79,18 +79,30 @@ impl Target {
         Ok(Self { uri, host, port, tls, token })
     }
 
+    /// Returns the URL, with the scheme ws or wss.
+    pub(in crate::cli) fn url(&self) -> String {
+        self.uri.to_string()
+    }
+
+    /// Opens a WebSocket. Calls `report` after each step.
+    pub(in crate::cli) async fn open(
+        &self,
+        report: impl Fn(&str, String),
+    ) -> Result<WebSocketStream<Box<dyn Stream>>, PingError> {
+        let start = Instant::now();
+        let (stream, address) = self.connect().await?;
+        report("address", format!("{address}, connected in {}", millis(start.elapsed())));
+        let stream = self.secure(stream, &report).await?;
+        self.upgrade(stream, &report).await
+    }
+
     /// Connects and joins as the peer `name`. Calls `report` after each step.
     pub(super) async fn join(
         &self,
         name: &str,
         report: impl Fn(&str, String),
     ) -> Result<Client, PingError> {
-        let start = Instant::now();
-        let (stream, address) = self.connect().await?;
-        report("address", format!("{address}, connected in {}", millis(start.elapsed())));
-        let stream = self.secure(stream, &report).await?;
-        let socket = self.upgrade(stream, &report).await?;
-
+        let socket = self.open(&report).await?;
         let (name, relay) = (name.to_owned(), String::new());
         let mut client = Client { socket, name, relay, pings: 0 };
         let start = Instant::now();

@@ -103,6 +103,16 @@ pub fn remote_heads_changed(
     })
 }
 
+/// `remote-subscription-change`: subscribes to what a storage has of documents.
+pub fn subscribe(us: &str, target: &str, storage_id: &str) -> Bytes {
+    encode(|e| {
+        e.map(4)?.str("type")?.str("remote-subscription-change")?;
+        e.str("senderId")?.str(us)?.str("targetId")?.str(target)?;
+        e.str("add")?.array(1)?.str(storage_id)?;
+        Ok(())
+    })
+}
+
 /// `error`: sent before a socket is closed.
 pub fn error(us: &str, target: &str, message: &str) -> Bytes {
     encode(|e| {

@@ -1,0 +1,224 @@
+//! Connects to the server, and makes or finds the document.
+
+use std::{collections::HashMap, pin::pin, sync::Arc, time::Duration};
+
+use automerge::Automerge;
+use futures::{StreamExt, stream::BoxStream};
+use samod::{
+    BackoffConfig, ConcurrencyConfig, ConnectionId, DialerFailed, DialerHandle, DocHandle,
+    PeerDocState, PeerId, Repo, Url,
+};
+use tokio::{
+    sync::{mpsc, watch},
+    time::{Instant, sleep_until, timeout_at},
+};
+
+use super::{
+    error::{ClientError, hint},
+    transport::{Note, Server, Tap, Tokio},
+};
+use crate::{
+    base::document_id::DocumentId,
+    cli::ping::{error::PingError, target::Target},
+};
+
+/// Time limit of the handshake, once there is a WebSocket.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long to look for a document. A relay asks its other clients, too.
+const SEARCH_TIMEOUT: Duration = Duration::from_secs(60);
+/// Notes that wait to be read.
+const MAX_NOTES: usize = 64;
+
+/// What the command was asked for.
+pub(super) struct Options {
+    /// None for a new one.
+    pub(super) document: Option<DocumentId>,
+    pub(super) target: Target,
+    pub(super) name: String,
+    /// Whether the URL is the default.
+    pub(super) is_default: bool,
+}
+
+/// An open document, and the way to the server.
+pub(super) struct Opened {
+    pub(super) repo: Repo,
+    pub(super) document: DocumentId,
+    pub(super) handle: DocHandle,
+    pub(super) dialer: DialerHandle<PingError>,
+    pub(super) url: String,
+    /// The server's peer id.
+    pub(super) server: String,
+    pub(super) has_storage: bool,
+    /// Counts the ephemeral messages that were sent.
+    pub(super) sent: watch::Receiver<u64>,
+    /// Notes that arrived while the document was looked for.
+    pub(super) early: Vec<Note>,
+    pub(super) events: Events,
+}
+
+/// What happens with the document and the connection.
+pub(super) struct Events {
+    notes: mpsc::Receiver<Note>,
+    changes: BoxStream<'static, ()>,
+    peers: BoxStream<'static, HashMap<ConnectionId, PeerDocState>>,
+}
+
+pub(super) enum Event {
+    Note(Note),
+    Changed,
+    Peers(HashMap<ConnectionId, PeerDocState>),
+}
+
+impl Events {
+    /// The next event; never, if the repository has stopped.
+    pub(super) async fn next(&mut self) -> Event {
+        tokio::select! {
+            biased;
+            Some(note) = self.notes.recv() => Event::Note(note),
+            Some(()) = self.changes.next() => Event::Changed,
+            Some(peers) = self.peers.next() => Event::Peers(peers),
+            else => std::future::pending().await,
+        }
+    }
+}
+
+/// Connects to the server, and makes or finds the document.
+pub(super) async fn open(
+    options: Options,
+) -> Result<(Opened, HashMap<ConnectionId, PeerDocState>), ClientError> {
+    let peer = format!("client-{}", DocumentId::random());
+    let repo = Repo::builder(Tokio)
+        .with_peer_id(PeerId::from_string(peer.clone()))
+        .with_concurrency(ConcurrencyConfig::AsyncRuntime);
+    let repo = repo.load().await;
+    let stopped = |_| ClientError::Stopped;
+    let (document, created) = match options.document {
+        Some(document) => (document, None),
+        None => {
+            let handle = repo.create(Automerge::new()).await.map_err(stopped)?;
+            let id = handle.document_id().to_string();
+            (id.parse().map_err(|_| ClientError::Stopped)?, Some(handle))
+        }
+    };
+    let url = options.target.url();
+    let url = url.trim_end_matches('/').to_owned();
+    let (sender, mut notes) = mpsc::channel(MAX_NOTES);
+    let tap = Tap::new(document, &peer, sender);
+    let sent = tap.sent();
+    let server = Server {
+        target: Arc::new(options.target),
+        url: Url::parse(&url).map_err(|error| PingError::Url(format!("{url}: {error}")))?,
+        tap,
+    };
+    let dialer = repo.dial(BackoffConfig::default(), Arc::new(server)).map_err(stopped)?;
+    let joined = join(&dialer, &mut notes, &url, options.is_default).await?;
+    let (server, has_storage) = joined;
+    let mut early = Vec::new();
+    let handle = match created {
+        Some(handle) => handle,
+        None => find(&repo, document, &url, &mut notes, &mut early).await?,
+    };
+    let (peers, peer_changes) = handle.peers();
+    let changes = handle.changes().map(|_| ()).boxed();
+    let events = Events { notes, changes, peers: peer_changes.boxed() };
+    let opened =
+        Opened { repo, document, handle, dialer, url, server, has_storage, sent, early, events };
+    Ok((opened, peers))
+}
+
+/// Waits for the first connection's handshake. Returns the server's peer id, and whether it has a
+/// storage.
+async fn join(
+    dialer: &DialerHandle<PingError>,
+    notes: &mut mpsc::Receiver<Note>,
+    url: &str,
+    is_default: bool,
+) -> Result<(String, bool), ClientError> {
+    let mut established = pin!(dialer.established());
+    // Connecting has time limits of its own.
+    let mut until = None;
+    let mut problem = None;
+    loop {
+        let note = tokio::select! {
+            biased;
+            Some(note) = notes.recv() => note,
+            Err(failed) = &mut established => return Err(match failed {
+                DialerFailed::PermanentFailure(source) => ClientError::Connect {
+                    hint: match &*source {
+                        PingError::Connect { .. } if is_default => "; `tonk-relay demo` starts one",
+                        _ => "",
+                    },
+                    source,
+                },
+                DialerFailed::MaxRetriesReached => ClientError::Stopped,
+            }),
+            () = sleep_until(until.unwrap_or_else(Instant::now)), if until.is_some() => {
+                return Err(ClientError::Handshake { url: url.to_owned(), limit: HANDSHAKE_TIMEOUT });
+            }
+        };
+        match note {
+            Note::Opened => until = Some(Instant::now() + HANDSHAKE_TIMEOUT),
+            Note::Joined { server, has_storage } => return Ok((server, has_storage)),
+            Note::Error(text) => problem = Some(text),
+            Note::Closed { code, reason } => return Err(refused(url, code, reason, problem)),
+            Note::Lost(_) => return Err(ClientError::Ended { url: url.to_owned() }),
+            Note::Ephemeral { .. } | Note::DurableHeads(_) => {}
+        }
+    }
+}
+
+/// The error for a connection that the server has closed. Without a reason, its `error` message
+/// says why.
+pub(super) fn refused(
+    url: &str,
+    code: u16,
+    reason: String,
+    problem: Option<String>,
+) -> ClientError {
+    let reason = if reason.is_empty() { problem.unwrap_or_default() } else { reason };
+    let reason = if reason.is_empty() { "without a reason".to_owned() } else { reason };
+    ClientError::Refused { url: url.to_owned(), code, reason, hint: hint(code) }
+}
+
+/// Finds the document. Keeps the notes that arrive in the meantime.
+async fn find(
+    repo: &Repo,
+    document: DocumentId,
+    url: &str,
+    notes: &mut mpsc::Receiver<Note>,
+    early: &mut Vec<Note>,
+) -> Result<DocHandle, ClientError> {
+    let id = document.to_string().parse().map_err(|_| ClientError::Stopped)?;
+    let mut finding = pin!(repo.find(id));
+    let deadline = Instant::now() + SEARCH_TIMEOUT;
+    let mut problem = None;
+    loop {
+        let step = async {
+            tokio::select! {
+                biased;
+                Some(note) = notes.recv() => Err(note),
+                found = &mut finding => Ok(found),
+            }
+        };
+        let url = || url.to_owned();
+        match timeout_at(deadline, step).await {
+            Err(_) => {
+                return Err(ClientError::Search { url: url(), document, limit: SEARCH_TIMEOUT });
+            }
+            Ok(Ok(found)) => {
+                let found = found.map_err(|_| ClientError::Stopped)?;
+                return found.ok_or_else(|| {
+                    let says =
+                        problem.map(|text| format!(" (it says: {text})")).unwrap_or_default();
+                    ClientError::Unknown { url: url(), document, says }
+                });
+            }
+            Ok(Err(Note::Error(text))) => problem = Some(text),
+            Ok(Err(Note::Closed { code, reason })) if !hint(code).is_empty() => {
+                return Err(refused(&url(), code, reason, problem));
+            }
+            Ok(Err(note)) if early.len() < MAX_NOTES => early.push(note),
+            Ok(Err(_)) => {}
+        }
+    }
+}
