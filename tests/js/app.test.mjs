@@ -82,7 +82,7 @@ test('people share a todo list, and see who is there, what is saved, who may onl
   const anna = await app.open('anna');
   await shows(anna, '#state', /^anna: saved$/);
   const { hash } = new URL(anna.url());
-  const [ben, guest] = [await app.open('ben', hash), await app.open('guest', hash)];
+  const [ben, guest] = await Promise.all([app.open('ben', hash), app.open('guest', hash)]);
   await shows(guest, '#state', /^guest: read only, saved$/);
   await shows(ben, '#state', /^ben: saved$/);
 

@@ -4,7 +4,7 @@ import { WebSocketClientAdapter } from '@automerge/automerge-repo-network-websoc
 const user = new URLSearchParams(location.search).get('user') ?? 'guest';
 const $ = id => document.getElementById(id);
 const tell = problem => { $('problem').textContent = problem; };
-const pause = seconds => new Promise(resolve => setTimeout(resolve, 1000 * seconds));
+const pause = state => new Promise(resolve => { $('state').textContent = state; setTimeout(resolve, 1000); });
 let relay, token, session, renewal, handle, presence;
 
 /** Uses the current token whenever it connects, and tells why a connection ended. */
@@ -33,7 +33,7 @@ async function renew() {
 }
 
 async function ask(url, headers) {
-  const answer = await fetch(url, { headers });
+  const answer = await fetch(url, { headers }).catch(error => { throw new Error(`${url}: ${error.message}`); });
   if (answer.ok) return answer.json();
   throw new Error(`${answer.status} ${(await answer.json()).error}`);
 }
@@ -55,11 +55,11 @@ function render() {
 const repo = new Repo({ enableRemoteHeadsGossiping: true });
 const id = location.hash.slice(1) || repo.create({ items: [] }).documentId;
 location.hash = id;
-for (await renew(); !session;) await pause(1);
+for (await renew(); !session;) await pause('waiting for the relay');
 repo.networkSubsystem.on('peer', () => tell(''));
 repo.networkSubsystem.addNetworkAdapter(new RelayAdapter(relay, 2000));
 repo.subscribeToRemotes([session.storageId]);
-while (!handle) handle = await repo.find(`automerge:${id}`).catch(() => pause(1));
+while (!handle) handle = await repo.find(`automerge:${id}`).catch(error => pause(error.message));
 presence = new Presence({ handle });
 for (const event of ['snapshot', 'update', 'goodbye', 'pruning']) presence.on(event, render);
 for (const event of ['change', 'remote-heads']) handle.on(event, render);
