@@ -27,7 +27,12 @@ use crate::{
     base::run_to_completion::RunToCompletion,
     bundle::{disk_budget::DiskBudget, import::Importer, services::Bundles},
     config::{AuthMode, Config},
-    http::{self, listener::Connections, state::App, tls::Acceptor},
+    http::{
+        self,
+        listener::Connections,
+        state::{App, Services},
+        tls::Acceptor,
+    },
     observe::{health::Phase, log::Repeats, metrics::ProcessMetrics, signals, systemd},
     sync::build::{Needs, Sync},
 };
@@ -101,10 +106,10 @@ impl Bound {
             supervisor,
             reloader,
             journal: self.journal,
-            importer: app.bundles.importer,
+            importer: app.bundles.importer.clone(),
             sync,
             http_running,
-            unfinished: app.unfinished,
+            unfinished: app.unfinished.clone(),
             stopping,
             sockets,
             step: Mutex::new(Step::Connections),
@@ -141,7 +146,7 @@ impl Bound {
             self.journal.root().to_owned(),
             self.metrics.bundles.clone(),
         ));
-        App {
+        App::from(Services {
             config: config.clone(),
             health: self.health.clone(),
             metrics: self.metrics.clone(),
@@ -159,7 +164,7 @@ impl Bound {
             sync: sync.clone(),
             unfinished: RunToCompletion::default(),
             started: Instant::now(),
-        }
+        })
     }
 }
 
@@ -267,13 +272,13 @@ fn watchdog(app: &App, metrics: ProcessMetrics) -> Arc<Watchdog> {
         stopping: app.sync.draining.clone(),
     };
     let document = app.sync.probe;
-    let app = App {
+    let app = App::from(Services {
         sync: app.sync.for_probe(config.clone(), auth.clone()),
         config,
         auth,
         connections: Arc::default(),
-        ..app.clone()
-    };
+        ..Services::clone(app)
+    });
     let router = http::uncounted_router(app, Router::new());
     Arc::new(Watchdog { connections, router, document, metrics })
 }

@@ -1,6 +1,6 @@
 //! The state that handlers share.
 
-use std::{sync::Arc, time::Instant};
+use std::{ops::Deref, sync::Arc, time::Instant};
 
 use tokio::sync::watch;
 
@@ -16,10 +16,29 @@ use crate::{
     sync::build::Sync,
 };
 
-/// The state that handlers share.
+/// The state that handlers share. axum clones it several times a request, so that a clone must cost
+/// next to nothing.
+#[derive(Clone)]
+pub struct App(Arc<Services>);
+
+impl Deref for App {
+    type Target = Services;
+
+    fn deref(&self) -> &Services {
+        &self.0
+    }
+}
+
+impl From<Services> for App {
+    fn from(services: Services) -> Self {
+        Self(Arc::new(services))
+    }
+}
+
+/// The parts of the relay that answer requests.
 #[derive(Clone)]
 #[expect(missing_docs, reason = "the types say it")]
-pub struct App {
+pub struct Services {
     pub config: watch::Receiver<Arc<Config>>,
     pub health: Arc<Health>,
     pub metrics: Metrics,

@@ -65,7 +65,7 @@ pub(super) async fn upgrade(State(app): State<App>, request: Request, next: Next
     // `sync::session` limits sessions that are being refused.
     let permit = permit.filter(|_| admitted.is_ok());
     let max_message = config.sync.max_message.bytes();
-    let (sessions, running) = (app.sync.sessions, app.sync.running);
+    let (sessions, running) = (app.sync.sessions.clone(), app.sync.running.clone());
     running.spawn(async move {
         let _permit = permit;
         // The client disconnected before it had the response.

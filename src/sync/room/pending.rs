@@ -154,9 +154,7 @@ impl Pending {
                 entry.stage = Stage::Applied { changes };
             }
         }
-        let is_durable = |entry: &mut Entry| {
-            matches!(entry.stage, Stage::Applied { changes } if changes <= durable)
-        };
+        let is_durable = |entry: &mut Entry| matches!(entry.stage, Stage::Applied { changes } if changes <= durable);
         while let Some(mut entry) = messages.waiting.pop_front_if(is_durable) {
             if let Some(charge) = &mut entry.charge {
                 charge.keep_bytes();
