@@ -196,7 +196,7 @@ test('invalid uploads are refused with a reason and leave no files', async t => 
     if (Buffer.from(notText.slice(at, at + 8)).toString() === 'abc-name') notText.set([0xff, 0xfe], at);
   }
   for (const [what, body, status, error] of [
-    ['empty', '', 400, /^Invalid bundle data$/],
+    ['empty', '', 400, /^Invalid bundle data: the body is empty$/],
     ['no ZIP', 'hello', 400, /^Invalid bundle: not a ZIP archive/],
     ['no manifest', zipSync({ 'a.txt': strToU8('x') }), 400, /^Invalid bundle: manifest\.json not found$/],
     ['bad JSON', zipSync({ 'manifest.json': strToU8('{') }), 400, /^Invalid bundle: manifest\.json is not valid/],
@@ -218,7 +218,7 @@ test('invalid uploads are refused with a reason and leave no files', async t => 
     assert.match((await response.json()).error, error, what);
   }
   const type = await upload(relay, contents, { 'content-type': 'text/plain' });
-  assert.deepEqual([type.status, await type.json()], [400, { error: 'Invalid bundle data' }]);
+  assert.deepEqual([type.status, await type.json()], [400, { error: 'Invalid bundle data: expected the Content-Type application/octet-stream, found text/plain' }]);
   const bomb = await upload(relay, gzipSync(zeros), { 'content-encoding': 'gzip' });
   assert.equal(bomb.status, 413, 'gzip bodies count unpacked');
   const gzipped = gzipSync(contents);

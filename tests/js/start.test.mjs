@@ -1,6 +1,7 @@
 // The program as an operator uses it: failed starts, the config, reload, the log.
 import assert from 'node:assert/strict';
-import { execFile, spawnSync } from 'node:child_process';
+import { execFile, spawn, spawnSync } from 'node:child_process';
+import { once } from 'node:events';
 import { chmod, chown, mkdir, readFile, rm, writeFile } from 'node:fs/promises';
 import net from 'node:net';
 import { join } from 'node:path';
@@ -65,6 +66,31 @@ for (const [text, expected] of CONFIG_FAULTS) {
   });
 }
 
+test('a mistyped command suggests the right one', async () => {
+  for (const [words, suggested] of [[['statsu'], 'status'], [['doc', 'blokced'], 'blocked'], [['token', 'lsit'], 'list']]) {
+    const { code, stderr } = await run(words);
+    assert.equal(code, 2, stderr);
+    assert.match(stderr, new RegExp(`unrecognized subcommand '${words.at(-1)}'[^]*similar subcommand exists: '${suggested}'`));
+  }
+});
+
+test('NO_COLOR switches the colours of the log off', async t => {
+  const { file } = await configured(t, '[log]\nlevel = "info"\n[http]\nlisten = ["127.0.0.1:0"]\n');
+  const onTerminal = async env => {
+    const child = spawn('script', ['--quiet', '--command', `'${BINARY}' --config '${file}'`, '/dev/null'],
+      { env: { ...process.env, ...env }, stdio: ['pipe', 'pipe', 'inherit'] });
+    let log = '';
+    child.stdout.on('data', data => { log += data; });
+    await until('ready', () => log.includes('ready'));
+    const [pid] = (await readFile(`/proc/${child.pid}/task/${child.pid}/children`, 'utf8')).split(' ');
+    process.kill(Number(pid), 'SIGTERM');
+    await once(child, 'exit');
+    return log;
+  };
+  assert.match(await onTerminal({ NO_COLOR: '' }), /\x1b\[/);
+  assert.doesNotMatch(await onTerminal({ NO_COLOR: '1' }), /\x1b\[/);
+});
+
 test('a valid config is printed with the source of each key', async t => {
   const { file } = await configured(t, '[http]\nlisten = ["127.0.0.1:0"]\n');
   const check = await run(['--config', file, '--check-config']);
@@ -119,7 +145,6 @@ test('the command line of the TypeScript relay works', async t => {
   assert.match(s3.stdout, /region = "eu-west-1"/);
   const relay = new Relay(at);
   relay.start = undefined;
-  const { spawn } = await import('node:child_process');
   const child = spawn(BINARY, ['0', join(at, 'app.tonk'), join(at, 'data')], { env: { ...process.env, HOST: '127.0.0.1', S3_BUCKET_NAME: '' } });
   atEnd(t, () => child.kill('SIGKILL'));
   let log = '';
@@ -205,13 +230,25 @@ test('status reports the state of the relay', async t => {
   assert.ok(handle);
   const file = join(relay.at, 'tonk-relay.toml');
   const { stdout } = await run(['status', '--config', file]);
-  assert.match(stdout, /^tonk-relay \d+\.\d+\.\d+ \(pid \d+\), running for \d+s\nready        yes\nconnections  1 \(1 peers\)\ndocuments    1 live, 0 waited for\n/);
+  assert.match(stdout, /^tonk-relay \d+\.\d+\.\d+ \(pid \d+\), running for \d+s\nready        yes\nconnections  1 \(1 peers\)\ndocuments    1 live, 0 requested\n/);
   const json = JSON.parse((await run(['status', '--json', '--socket', join(relay.at, 'admin.sock')])).stdout);
   assert.deepEqual([json.pid, json.connections, json.ready], [relay.child.pid, 1, true]);
+  assert.match(stdout, /\ndisk         \S+ \S+ free \(storage\.min_free: 1 B\)\nmemory       \S+ MiB \(sync\.memory: \S+ GiB\)\n/);
+  assert.match(stdout, /\nsign-in      none: clients on this machine only \(auth\.mode is not set\)\ncertificate  none: plain HTTP\n/);
+  assert.match(stdout, /\nlast backup  never: .*\nquarantine   empty\n$/);
+  assert.deepEqual([json.sign_in, json.certificate_until, json.backed_up_at], ['', null, null]);
+  spawnSync(BINARY, ['backup', join(relay.at, 'backup'), '--config', file]);
+  assert.match((await run(['status', '--config', file])).stdout, /\nlast backup  20\d\d-\S+Z \(0 hours ago\)\n/);
+
+  await rm(join(relay.at, 'admin.sock'));
+  const deleted = await run(['status', '--config', file]);
+  assert.equal(deleted.code, 1);
+  assert.match(deleted.stderr, /admin\.sock: a relay is running, but its socket was deleted/);
+  assert.match((await run(['doc', handle.documentId, '--config', file])).stderr, /its socket was deleted/);
   await relay.stop();
   const gone = await run(['status', '--config', file]);
   assert.equal(gone.code, 1);
-  assert.match(gone.stderr, /admin\.sock: no relay runs there/);
+  assert.match(gone.stderr, /admin\.sock: no relay is listening there/);
 });
 
 test('the relay listens on several IPv4 and IPv6 addresses', async t => {
