@@ -51,9 +51,12 @@ test('GET / answers with CORS headers', async t => {
 });
 
 test('an origin that is not allowed gets no CORS headers', async t => {
-  const relay = await withBundle(t, { more: { http: { allowed_origins: '["https://app.example.org"]' } } });
-  const response = await fetch(relay.url, { headers: { origin: 'https://evil.example.org' } });
-  assert.equal(response.headers.get('access-control-allow-origin'), null);
+  const relay = await withBundle(t, { more: { http: { allowed_origins: '["https://app.example.org", "https://*.example.com"]' } } });
+  const allowed = async origin =>
+    (await fetch(relay.url, { headers: { origin } })).headers.get('access-control-allow-origin');
+  assert.equal(await allowed('https://evil.example.org'), null);
+  assert.equal(await allowed('https://example.com'), null);
+  assert.equal(await allowed('https://a.b.example.com'), 'https://a.b.example.com');
 });
 
 test('the manifest is served with its ETag', async t => {
