@@ -18,6 +18,7 @@ use common::Relay;
 use tonk_relay::config::{
     check,
     load::{self, Fault},
+    warnings::warnings,
 };
 
 /// Where the documents are.
@@ -387,7 +388,7 @@ fn runnable_blocks_run_and_print_what_is_shown() {
 fn faults(path: &Path) -> Vec<Fault> {
     let loaded = load::read_file(path).expect("a config");
     let mut faults = check::check(&loaded);
-    faults.extend(check::without_effect(&loaded));
+    faults.extend(warnings(&loaded));
     faults
 }
 

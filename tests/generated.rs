@@ -23,16 +23,19 @@ fn compare(path: &str, made: &[u8]) {
     );
 }
 
-/// The command without hidden arguments.
+/// The command without those sub-commands that are hidden. clap_complete would complete them.
 fn command() -> Command {
     let command = cli::command();
-    let hidden: Vec<String> = command
-        .get_subcommands()
-        .filter(|sub| sub.is_hide_set())
-        .map(|sub| sub.get_name().to_owned())
-        .collect();
-    assert_eq!(hidden, ["serve-storage"]);
-    command.disable_help_subcommand(true)
+    let (hidden, shown): (Vec<Command>, Vec<Command>) =
+        command.get_subcommands().cloned().partition(Command::is_hide_set);
+    assert_eq!(hidden.iter().map(Command::get_name).collect::<Vec<_>>(), ["serve-storage"]);
+    let about = command.get_about().expect("a description").clone();
+    Command::new("tonk-relay")
+        .about(about)
+        .version(env!("CARGO_PKG_VERSION"))
+        .args(command.get_arguments())
+        .subcommands(shown)
+        .disable_help_subcommand(true)
 }
 
 #[test]
@@ -250,9 +253,10 @@ const EXIT_STATUS: &[(&str, &str)] = &[
     ("0", "Success. After a SIGTERM: every document was made durable."),
     (
         "1",
-        "The command failed, or could not do everything; standard error says why. `fsck`: all damage was repaired. After a \
-         SIGTERM: not everything was durable within drain_timeout. `client`: also if not everything that was typed was \
-         saved, or a line of input that is not a terminal changed nothing.",
+        "The command failed, or could not do everything; standard error says why. `status`: the relay is not ready, or does \
+         not run. `fsck`: all damage was repaired. After a SIGTERM: not everything was durable within drain_timeout. \
+         `client`: also if not everything that was typed was saved, or a line of input that is not a terminal changed \
+         nothing.",
     ),
     ("2", "The arguments are wrong."),
     (

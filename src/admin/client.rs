@@ -20,8 +20,14 @@ use super::error::Problem;
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the texts say it")]
 pub enum AdminError {
-    #[error("{socket}: no relay runs there ({source}); start it, or name its socket with --socket")]
+    #[error(
+        "{socket}: no relay is listening there ({source}); start it, or name its socket with --socket"
+    )]
     NotRunning { socket: String, source: io::Error },
+    #[error(
+        "{socket}: a relay is running, but its socket was deleted and nothing can connect; restart the relay"
+    )]
+    Deleted { socket: String },
     #[error("{socket}: permission denied; run this as root, or as a member of the socket's group")]
     Denied { socket: String },
     #[error("{socket}: {source}")]
@@ -160,6 +166,7 @@ async fn connect(socket: &Path) -> Result<Http, AdminError> {
     let stream = UnixStream::connect(socket).await.map_err(|source| {
         let socket = socket.display().to_string();
         match source.kind() {
+            io::ErrorKind::NotFound if is_bound(&socket) => AdminError::Deleted { socket },
             io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
                 AdminError::NotRunning { socket, source }
             }
@@ -168,6 +175,14 @@ async fn connect(socket: &Path) -> Result<Http, AdminError> {
         }
     })?;
     open(stream).await
+}
+
+/// Whether a process has a socket of this name, even if its file was deleted (`proc(5)`,
+/// `/proc/net/unix`).
+#[expect(clippy::disallowed_methods, reason = "runs in a command, and /proc is in memory")]
+fn is_bound(socket: &str) -> bool {
+    let sockets = std::fs::read_to_string("/proc/net/unix").unwrap_or_default();
+    sockets.lines().any(|line| line.strip_suffix(socket).is_some_and(|rest| rest.ends_with(' ')))
 }
 
 async fn open(stream: UnixStream) -> Result<Http, AdminError> {

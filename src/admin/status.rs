@@ -1,6 +1,8 @@
 //! `GET /status`: the state of the relay, as JSON for `tonk-relay status`, or as a page for a
 //! browser.
 
+use std::time::{Duration, UNIX_EPOCH};
+
 use axum::{
     Json,
     extract::State,
@@ -11,13 +13,14 @@ use prometheus::core::Collector;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    config::AuthMode,
     http::{client, state::App},
     observe::{
         health::{Phase, lines},
         log::{self, RecentLine},
     },
-    storage::local::quarantine,
-    sync::report::Top,
+    storage::local::{backups, quarantine},
+    sync::{memory, report::Top},
 };
 
 /// The page. It is one file and loads no others.
@@ -42,9 +45,19 @@ pub struct Status {
     pub connections: i64,
     pub peers: usize,
     pub documents_live: usize,
-    pub documents_waited_for: usize,
+    pub documents_requested: usize,
     pub unsaved_bytes: u64,
     pub free_bytes: u64,
+    /// `storage.min_free`.
+    pub min_free_bytes: u64,
+    /// `sync.memory`, in bytes. `None` if this machine's memory is unknown.
+    pub memory_limit_bytes: Option<u64>,
+    /// `auth.mode`; "" if it is not set.
+    pub sign_in: AuthMode,
+    /// When the TLS certificate expires, in RFC 3339. `None` without TLS.
+    pub certificate_until: Option<String>,
+    /// When the last complete backup was made, in RFC 3339. `None` if there never was one.
+    pub backed_up_at: Option<String>,
     pub quarantined: usize,
     pub blocked: u64,
     pub bundle_sha256: Option<String>,
@@ -128,15 +141,19 @@ fn is_requested_by_address(headers: &HeaderMap) -> bool {
 
 async fn collect(app: &App) -> Status {
     let report = app.health.report();
-    let (documents_live, documents_waited_for) = app.sync.rooms.count();
+    let (documents_live, documents_requested) = app.sync.rooms.count();
     let served = app.bundles.served.borrow().clone();
     let metrics = &app.metrics;
     let count = |gauge: &prometheus::IntGauge| u64::try_from(gauge.get()).unwrap_or(0);
     let config = app.config.borrow().clone();
-    let root = config.storage.path.clone();
-    // The metric is some seconds behind, so count again. If the listing fails, report the rest.
-    let quarantined = tokio::task::spawn_blocking(move || quarantine::list(&root)).await;
-    let quarantined = quarantined.map_or(0, |listed| listed.map_or(0, |entries| entries.len()));
+    let (root, limit) = (config.storage.path.clone(), config.sync.memory);
+    // The metrics are some seconds behind, so look again. If the listing fails, report the rest.
+    let looking = tokio::task::spawn_blocking(move || {
+        let quarantined = quarantine::list(&root).map_or(0, |entries| entries.len());
+        (quarantined, backups::last_complete(&root), memory::limit(limit))
+    });
+    let (quarantined, backed_up_at, memory_limit_bytes) = looking.await.unwrap_or_default();
+    let certificate_until = metrics.http.certificate_until.get();
     Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         pid: std::process::id(),
@@ -148,9 +165,14 @@ async fn collect(app: &App) -> Status {
         connections: metrics.sessions.open.get(),
         peers: app.sync.sessions.peers.len(),
         documents_live,
-        documents_waited_for,
+        documents_requested,
         unsaved_bytes: count(&metrics.storage.unsaved_bytes),
         free_bytes: count(&metrics.storage.free_bytes),
+        min_free_bytes: config.storage.min_free.0,
+        memory_limit_bytes,
+        sign_in: config.auth.mode,
+        certificate_until: Some(certificate_until).filter(|until| *until > 0.0).map(rfc3339),
+        backed_up_at: backed_up_at.map(rfc3339),
         quarantined,
         blocked: count(&metrics.storage.blocked),
         bundle_sha256: served.as_ref().map(|bundle| bundle.sha256.clone()),
@@ -161,6 +183,12 @@ async fn collect(app: &App) -> Status {
         top: app.sync.rooms.top().await,
         log: log::recent(),
     }
+}
+
+/// Formats seconds since 1970.
+fn rfc3339(seconds: f64) -> String {
+    let at = UNIX_EPOCH + Duration::from_secs_f64(seconds);
+    humantime::format_rfc3339_seconds(at).to_string()
 }
 
 fn figures(app: &App) -> Figures {

@@ -73,6 +73,7 @@ fn open_here(loaded: &LoadedConfig, will_be_made: impl Fn(&Path) -> bool) -> Vec
         fault("bundle.path", error.to_string());
     }
     if is_named(&config.tls.cert)
+        && is_named(&config.tls.key)
         && let Err(error) = tls::load(&config.tls)
     {
         fault(error.key(), error.to_string());

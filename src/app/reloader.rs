@@ -195,6 +195,7 @@ impl Reloader {
         self.sessions.auth.set(policy);
         self.sessions.revalidate_all();
         report::show_sign_in(&new.config, &self.health);
+        report::log_warnings(&new);
         *now = new;
         changed
     }

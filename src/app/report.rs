@@ -1,8 +1,13 @@
-//! Shows operators the limits of the config, as metrics, and the health of the relay, as the line
-//! for `systemctl status`.
+//! Shows operators the limits of the config, as metrics, its warnings, in the log, and the health of
+//! the relay, as the line for `systemctl status`.
+
+use tracing::warn;
 
 use crate::{
-    config::{AuthMode, Bundles, Config, Limits, Rate, Size, Storage, Sync},
+    config::{
+        AuthMode, Bundles, Config, Limits, Rate, Size, Storage, Sync, load::LoadedConfig,
+        warnings::warnings,
+    },
     observe::{
         health::{Health, Report, lines},
         metrics::ProcessMetrics,
@@ -18,6 +23,13 @@ pub(super) fn show_limits(config: &Config, metrics: &ProcessMetrics) {
     show_sync(&config.sync, show);
     show_storage(&config.storage, show);
     show_bundles(&config.bundles, show);
+}
+
+/// Logs what the config says without effect.
+pub(super) fn log_warnings(loaded: &LoadedConfig) {
+    for warning in warnings(loaded) {
+        warn!("config: {warning}");
+    }
 }
 
 fn bytes(size: Size) -> i64 {

@@ -16,7 +16,7 @@ use super::{
     drain::{Parts, Running, Step},
     error::AppError,
     reloader::Reloader,
-    report::{show_sign_in, status_line},
+    report::{log_warnings, show_sign_in, status_line},
     supervisor::Supervisor,
     tasks::{self, Signals, Subjects},
     watchdog::{self, Watchdog},
@@ -51,6 +51,7 @@ impl Bound {
         let config = self.config.subscribe();
         let now = config.borrow().clone();
         warn_of_few_files(&now);
+        log_warnings(&self.loaded.config);
         let repeats = Arc::new(Repeats::new(now.log.repeat.0));
         let sync = Sync::build(Needs {
             config: config.clone(),

@@ -31,11 +31,15 @@ pub struct LastUse {
 
 /// Returns what is recorded in a folder of documents. Empty if nothing is.
 pub fn read(documents: &Path) -> BTreeMap<String, SystemTime> {
-    let at = |seconds| UNIX_EPOCH.checked_add(Duration::from_secs(seconds));
     read_file(&documents.join(FILE))
         .into_iter()
-        .filter_map(|(hash, seconds)| Some((hash, at(seconds)?)))
+        .filter_map(|(hash, seconds)| Some((hash, from_seconds(seconds)?)))
         .collect()
+}
+
+/// Converts from seconds since 1970.
+pub fn from_seconds(seconds: u64) -> Option<SystemTime> {
+    UNIX_EPOCH.checked_add(Duration::from_secs(seconds))
 }
 
 /// Reads a file, whose times are in seconds since 1970. Empty if there is none.
@@ -66,6 +70,11 @@ impl LastUse {
             None => _ = seconds.insert(hash.to_owned(), now),
         }
         self.is_changed.store(true, Ordering::Relaxed);
+    }
+
+    /// Returns the records, in seconds since 1970.
+    pub fn seconds(&self) -> BTreeMap<String, u64> {
+        lock(&self.seconds).clone()
     }
 
     /// Saves the records, if any has changed. Blocks.

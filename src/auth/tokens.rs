@@ -15,7 +15,7 @@ use sha2::{Digest, Sha256};
 
 use crate::{
     base::{document_id::DocumentId, folder::Folder, hex::hex, regular_file},
-    config::{load::line_of, scopes::Scope},
+    config::{line_of, scopes::Scope},
 };
 
 /// The prefix of every token, by which scanners for leaked secrets recognise one.

@@ -18,6 +18,7 @@ use crate::{
     config::{
         AuthMode, Config, StoreKind, check,
         load::{self, LoadedConfig, Origins},
+        warnings::warnings,
     },
     http,
     observe::log,
@@ -57,9 +58,12 @@ pub(super) fn run(arguments: DaemonArguments) -> Result<(), CliError> {
     let mut faults = check::check(&loaded);
     if arguments.check_config {
         let service = Service::find().map_err(|fault| CliError::Config(vec![fault]))?;
-        faults.extend(preflight::open(&loaded, service.as_ref()));
-        for key in check::without_effect(&loaded) {
-            eprintln!("warning: {key}");
+        let known: Vec<String> = faults.iter().map(|fault| fault.key.clone()).collect();
+        let found = preflight::open(&loaded, service.as_ref());
+        // One fault of a key is enough: a key that is not set also names no file.
+        faults.extend(found.into_iter().filter(|fault| !known.contains(&fault.key)));
+        for warning in warnings(&loaded) {
+            eprintln!("warning: {warning}");
         }
         if faults.is_empty() {
             let file = loaded.file.as_ref().map(|file| format!("{}: ", file.display()));

@@ -29,6 +29,7 @@ mod restore;
 mod runtime;
 mod serve_storage;
 mod status;
+mod suggest;
 mod token;
 mod top;
 
@@ -76,11 +77,13 @@ enum Command {
         #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:8081")]
         listen: SocketAddr,
     },
-    /// Ask the running relay how it is
+    /// Show the state of the running relay: readiness, clients, disk, memory, sign-in, certificate,
+    /// last backup, quarantine. Exit code: 0 it is ready, 1 it is not ready or does not run, 78 the
+    /// config names no socket
     Status {
         #[command(flatten)]
         relay: RelayArguments,
-        /// As JSON
+        /// Print JSON
         #[arg(long)]
         json: bool,
     },
@@ -151,6 +154,11 @@ pub fn command() -> clap::Command {
 
 /// Runs the command that the arguments name, and returns its exit code.
 pub fn run() -> ExitCode {
+    let words: Vec<String> =
+        std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
+    if let Some(error) = suggest::unknown_command(command(), &words) {
+        error.exit();
+    }
     let arguments = Arguments::parse();
     let result = match arguments.command {
         Some(Command::Demo { bundle, folder, listen }) => demo::run(bundle, &folder, listen),

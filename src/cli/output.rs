@@ -32,6 +32,20 @@ pub(super) fn show(json: bool, answer: &impl Serialize, text: impl FnOnce() -> S
     });
 }
 
+/// Prints a list, as JSON or as a line for each entry. That it is empty goes to stderr as `empty`, so
+/// that a script that counts lines counts none.
+pub(super) fn show_list<T: Serialize>(
+    json: bool,
+    entries: &[T],
+    empty: &str,
+    line: impl Fn(&T) -> String,
+) {
+    if entries.is_empty() && !json {
+        eprintln!("{empty}");
+    }
+    show(json, &entries, || entries.iter().map(line).collect());
+}
+
 /// A size with its unit, such as `1.5 MiB`.
 pub(super) fn byte_size(bytes: u64) -> String {
     bytesize::ByteSize(bytes).display().iec().to_string()

@@ -3,7 +3,11 @@
 use clap::Subcommand;
 use hyper::Method;
 
-use super::{error::CliError, output::show, relay::StorageArguments};
+use super::{
+    error::CliError,
+    output::{show, show_list},
+    relay::StorageArguments,
+};
 use crate::{
     admin::storage::quarantine::{QuarantineReport, QuarantineSelection},
     storage::local::quarantine::Entry,
@@ -46,7 +50,7 @@ pub(super) fn run(command: QuarantineCommand) -> Result<(), CliError> {
             let line = |entry: &Entry| {
                 format!("{}  {:>9}  {}  {}\n", entry.since, entry.bytes, entry.path, entry.reason)
             };
-            show(storage.json, &entries, || entries.iter().map(line).collect());
+            show_list(storage.json, &entries, "the quarantine is empty", line);
             Ok(())
         }
         QuarantineCommand::Release { paths, storage } => {
@@ -69,6 +73,9 @@ fn change(
     let path = format!("/quarantine/{action}");
     let answer: QuarantineReport =
         arguments.relay.stored()?.send(Method::POST, &path, &selection)?;
+    if answer.done.is_empty() && answer.failed.is_empty() && !arguments.json {
+        eprintln!("nothing in the quarantine matches; nothing was {done}");
+    }
     show(arguments.json, &answer, || {
         let done = answer.done.iter().map(|path| format!("{done} {path}\n"));
         done.chain(answer.failed.iter().map(|reason| format!("{reason}\n"))).collect()

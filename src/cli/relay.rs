@@ -67,6 +67,11 @@ fn admin_socket(config: &Config) -> Option<PathBuf> {
 }
 
 impl RelayArguments {
+    /// Those of a command that only takes the config file.
+    pub(super) fn of(config: PathBuf) -> Self {
+        Self { config, socket: None }
+    }
+
     fn read_config(&self) -> Result<Config, CliError> {
         Ok(load::read_file(&self.config).map_err(CliError::Config)?.config)
     }

@@ -1,58 +1,134 @@
 //! `tonk-relay status`: asks the running relay for its state.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use hyper::Method;
 
-use super::{error::CliError, output::show, relay::RelayArguments};
-use crate::admin::status::Status;
+use super::{
+    error::CliError,
+    output::{byte_size, show},
+    relay::RelayArguments,
+};
+use crate::{admin::status::Status, config::AuthMode};
 
 pub(super) fn run(relay: &RelayArguments, json: bool) -> Result<(), CliError> {
     let status: Status = relay.running()?.request(Method::GET, "/status")?;
     show(json, &status, || describe(&status));
-    Ok(())
+    if status.ready { Ok(()) } else { Err(CliError::Reported(1)) }
 }
 
 fn describe(status: &Status) -> String {
-    let bundle = match (&status.bundle_sha256, status.bundle_documents) {
-        (Some(sha256), Some(documents)) => format!("{documents} documents, sha256 {sha256}"),
-        _ => "none".to_owned(),
-    };
     let mut text = format!(
-        "tonk-relay {} (pid {}), {} for {}\n\
-         ready        {}\n\
-         connections  {} ({} peers)\n\
-         documents    {} live, {} waited for\n\
-         unsaved      {} bytes\n\
-         bundle       {bundle}\n",
+        "tonk-relay {} (pid {}), {} for {}\n",
         status.version,
         status.pid,
         status.phase.name(),
         humantime::format_duration(Duration::from_secs(status.uptime_seconds)),
-        if status.ready { "yes" } else { "no" },
-        status.connections,
-        status.peers,
-        status.documents_live,
-        status.documents_waited_for,
-        status.unsaved_bytes,
     );
-    if status.quarantined > 0 {
-        let quarantined = status.quarantined;
-        text.push_str(&format!(
-            "quarantine   {quarantined} files that do not parse: `tonk-relay quarantine list`\n"
-        ));
-    }
+    let mut row = |name: &str, value: String| text.push_str(&format!("{name:<12} {value}\n"));
+    row("ready", if status.ready { "yes" } else { "no" }.to_owned());
+    row("connections", format!("{} ({} peers)", status.connections, status.peers));
+    row(
+        "documents",
+        format!("{} live, {} requested", status.documents_live, status.documents_requested),
+    );
+    row("unsaved", format!("{} bytes", status.unsaved_bytes));
+    row(
+        "disk",
+        format!(
+            "{} free (storage.min_free: {})",
+            byte_size(status.free_bytes),
+            byte_size(status.min_free_bytes)
+        ),
+    );
+    row("memory", memory(status));
+    row("sign-in", sign_in(status.sign_in).to_owned());
+    row(
+        "certificate",
+        match &status.certificate_until {
+            Some(until) => format!("expires {until} ({})", from_now(until)),
+            None => "none: plain HTTP".to_owned(),
+        },
+    );
+    row("bundle", bundle(status));
+    row(
+        "last backup",
+        match &status.backed_up_at {
+            Some(at) => format!("{at} ({})", from_now(at)),
+            None => "never: `tonk-relay backup DIR` makes one".to_owned(),
+        },
+    );
+    row(
+        "quarantine",
+        match status.quarantined {
+            0 => "empty".to_owned(),
+            count => format!("{count} files that do not parse: `tonk-relay quarantine list`"),
+        },
+    );
     if status.blocked > 0 {
-        text.push_str(&format!(
-            "blocked      {} documents: `tonk-relay doc blocked`\n",
-            status.blocked
-        ));
+        row("blocked", format!("{} documents: `tonk-relay doc blocked`", status.blocked));
     }
     for line in &status.failed {
-        text.push_str(&format!("failed       {line}\n"));
+        row("failed", line.clone());
     }
     for line in &status.degraded {
-        text.push_str(&format!("degraded     {line}\n"));
+        row("degraded", line.clone());
     }
     text
+}
+
+fn memory(status: &Status) -> String {
+    let used = byte_size(status.figures.resident_bytes);
+    match status.memory_limit_bytes {
+        Some(limit) => format!("{used} (sync.memory: {})", byte_size(limit)),
+        None => used,
+    }
+}
+
+fn bundle(status: &Status) -> String {
+    match (&status.bundle_sha256, status.bundle_documents) {
+        (Some(sha256), Some(documents)) => format!("{documents} documents, sha256 {sha256}"),
+        _ => "none".to_owned(),
+    }
+}
+
+fn sign_in(mode: AuthMode) -> &'static str {
+    match mode {
+        AuthMode::Unset => "none: clients on this machine only (auth.mode is not set)",
+        AuthMode::Open => "none: open to everybody (auth.mode = \"open\")",
+        AuthMode::Token => "by token",
+        AuthMode::Jwt => "by JWT",
+    }
+}
+
+/// Returns how far a time in RFC 3339 is from now, in days or hours, such as `3 days ago`.
+fn from_now(time: &str) -> String {
+    let Ok(time) = humantime::parse_rfc3339(time) else { return String::new() };
+    let now = SystemTime::now();
+    let (distance, is_past) = match time.duration_since(now) {
+        Ok(left) => (left, false),
+        Err(passed) => (passed.duration(), true),
+    };
+    let hours = distance.as_secs() / 3600;
+    let (count, unit) = if hours < 48 { (hours, "hour") } else { (hours / 24, "day") };
+    let plural = if count == 1 { "" } else { "s" };
+    match is_past {
+        true => format!("{count} {unit}{plural} ago"),
+        false => format!("in {count} {unit}{plural}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn distances_in_time_are_in_hours_or_days() {
+        let of = |time: SystemTime| from_now(&humantime::format_rfc3339(time).to_string());
+        let hour = Duration::from_secs(3600);
+        assert_eq!(of(SystemTime::now()), "0 hours ago");
+        assert_eq!(of(SystemTime::now() - hour), "1 hour ago");
+        assert_eq!(of(SystemTime::now() - 72 * hour), "3 days ago");
+        assert_eq!(of(SystemTime::now() + 49 * hour), "in 2 days");
+    }
 }

@@ -1,17 +1,20 @@
 //! `tonk-relay token`: make, list and remove the tokens of `auth.mode = "token"`.
 
 use std::{
+    collections::BTreeMap,
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
 };
 
 use clap::{Args, Subcommand};
+use hyper::Method;
 use serde::Serialize;
 
 use super::{
     arguments::CONFIG_FILE,
     error::{CliError, io_error},
-    output::{print, show},
+    output::{print, show_list},
+    relay::RelayArguments,
 };
 use crate::{
     auth::{
@@ -113,7 +116,7 @@ pub(super) fn run(arguments: TokenArguments) -> Result<(), CliError> {
             );
         }
         TokenCommand::List { json } => {
-            let used = last_use::read(documents);
+            let used = last_uses(&arguments.config, documents);
             let now = SystemTime::now();
             let time = |at: SystemTime| humantime::format_rfc3339_seconds(at).to_string();
             let listed: Vec<ListedToken<'_>> = stored
@@ -128,7 +131,8 @@ pub(super) fn run(arguments: TokenArguments) -> Result<(), CliError> {
                     last_used: used.get(&token.sha256).copied().map(time),
                 })
                 .collect();
-            show(json, &listed, || listed.iter().map(describe).collect());
+            let empty = "there are no tokens; `tonk-relay token add NAME --scope SCOPE` makes one";
+            show_list(json, &listed, empty, describe);
         }
         TokenCommand::Remove { name_or_id } => {
             let is_meant = |token: &Token| token.name == name_or_id || token.id() == name_or_id;
@@ -147,6 +151,22 @@ pub(super) fn run(arguments: TokenArguments) -> Result<(), CliError> {
         }
     }
     Ok(())
+}
+
+/// Returns when each token was last used, by its hash: as it is saved, which is up to half a minute
+/// old, and as a running relay knows it.
+fn last_uses(config: &Path, documents: &Path) -> BTreeMap<String, SystemTime> {
+    let mut used = last_use::read(documents);
+    let relay = RelayArguments::of(config.to_owned()).running();
+    let running = relay
+        .and_then(|mut relay| relay.request::<BTreeMap<String, u64>>(Method::GET, "/token-use"));
+    // Without a relay, or without the right to ask it, the saved times are all there is.
+    for (hash, seconds) in running.unwrap_or_default() {
+        if let Some(at) = last_use::from_seconds(seconds) {
+            used.insert(hash, at);
+        }
+    }
+    used
 }
 
 /// Locks the file against other commands until what this returns is dropped. The folder is locked,

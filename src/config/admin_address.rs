@@ -35,7 +35,7 @@ impl<'de> Deserialize<'de> for AdminAddress {
         }
         text.parse().map(Self::Tcp).map_err(|_| {
             de::Error::custom(format!(
-                r#"{text:?} is no listener: expected "unix:/absolute/path" or an address with a port, such as "127.0.0.1:9464""#
+                r#"{text:?} is not an address to listen on; expected "unix:/absolute/path", or an IP address with a port, such as "127.0.0.1:9464""#
             ))
         })
     }

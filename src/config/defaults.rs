@@ -8,9 +8,9 @@ use std::{
 };
 
 use super::{
-    Admin, AdminAddress, Auth, AuthMode, Bundle, Bundles, Config, Durability, EngineKind, Forward,
-    Http, Limits, Log, LogFormat, MemoryLimit, Network, Rate, Reload, Share, Size, Storage,
-    StoreKind, Sync, Time, Tls,
+    Admin, AdminAddress, AllowedOrigin, Auth, AuthMode, Bundle, Bundles, Config, Durability,
+    EngineKind, Forward, Http, Limits, Log, LogFormat, MemoryLimit, Network, Rate, Reload, Share,
+    Size, Storage, StoreKind, Sync, Time, Tls,
 };
 
 impl Default for Config {
@@ -42,7 +42,7 @@ impl Default for Http {
             public_url: String::new(),
             trusted_proxies: loopback(),
             proxy_protocol: false,
-            allowed_origins: vec!["*".to_owned()],
+            allowed_origins: vec![AllowedOrigin::Any],
             metrics: true,
             header_timeout: Time::secs(10),
             body_idle_timeout: Time::secs(30),

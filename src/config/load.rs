@@ -9,7 +9,10 @@ use std::{
 use serde::Deserialize;
 use toml::{Table, Value, de::DeTable};
 
-use super::{AdminAddress, Config};
+use super::{
+    AdminAddress, Config, expected,
+    syntax::{self, line_of},
+};
 use crate::base::regular_file;
 
 /// The largest config file, in bytes.
@@ -92,7 +95,7 @@ pub fn read_file(file: &Path) -> Result<LoadedConfig, Vec<Fault>> {
                 "not found; name the file with --config, or install the package's own".to_owned()
             }
             io::ErrorKind::PermissionDenied => {
-                "may not be read by this user; it belongs to root, readable by all".to_owned()
+                "permission denied; the config holds no secrets: chmod 0644".to_owned()
             }
             _ => format!("cannot be read: {error}"),
         };
@@ -126,12 +129,8 @@ pub fn parse(name: &str, text: &str) -> Result<(Config, Origins), Vec<Fault>> {
     let whole =
         |problem: String| vec![Fault { location: name.to_owned(), key: String::new(), problem }];
     let spans = DeTable::parse(text).map_err(|error| {
-        let line = error.span().map_or(1, |span| line_of(text, span.start));
-        vec![Fault {
-            location: format!("{name}:{line}"),
-            key: String::new(),
-            problem: format!("is no TOML: {}", error.message().replace('\n', ", ")),
-        }]
+        let syntax::SyntaxFault { line, key, problem } = syntax::explain(text, &error);
+        vec![Fault { location: format!("{name}:{line}"), key, problem }]
     })?;
     let table: Table = text.parse().map_err(|e: toml::de::Error| whole(e.message().to_owned()))?;
 
@@ -206,17 +205,17 @@ fn read_key(known: &Table, key: &str, value: &Value) -> Result<(), String> {
             }
         },
     };
-    match siblings.get(name) {
+    let default = match siblings.get(name) {
         Some(Value::Table(_)) => {
-            return Err(format!("is a section: write [{name}] on a line of its own"));
+            return Err(format!("is a section; write [{name}] on a line of its own"));
         }
-        Some(_) => {}
+        Some(default) => default,
         None => {
             let keys = siblings.iter().filter(|(_, v)| !v.is_table()).map(|(key, _)| key.clone());
             let at = section.map_or(String::new(), |section| format!(" of [{section}]"));
             return Err(format!("unknown key; expected one{at}: {}", list(keys)));
         }
-    }
+    };
     let mut alone = Table::new();
     alone.insert(name.to_owned(), value.clone());
     if let Some(section) = section {
@@ -224,7 +223,7 @@ fn read_key(known: &Table, key: &str, value: &Value) -> Result<(), String> {
     }
     match Config::deserialize(alone) {
         Ok(_) => Ok(()),
-        Err(error) => Err(error.message().trim().replace('\n', ", ")),
+        Err(error) => Err(expected::problem(key, value, default, error.message())),
     }
 }
 
@@ -244,11 +243,6 @@ fn key_start(table: &DeTable<'_>, key: &str) -> usize {
         (Some(name), Some(section)) => key_start(section, name),
         _ => found.span().start,
     }
-}
-
-/// Returns the line of the byte at `offset`, from 1.
-pub(crate) fn line_of(text: &str, offset: usize) -> usize {
-    1 + text.bytes().take(offset).filter(|b| *b == b'\n').count()
 }
 
 /// Returns the config as a file that can be parsed again, each key with its origin. No key holds a
@@ -308,22 +302,93 @@ mod tests {
                 "drain_timeout = 5\n[http]\nlisen = 1\nmetrics = \"yes\"\n[sync]\nmax_message = \"big\"\n[bundle]\npath = 7\n[nope]\na = 1\n"
             ),
             [
-                "x.toml:1: drain_timeout: invalid type: integer `5`, expected a duration in quotes, such as \"20ms\", \"5s\" or \"10m\"",
+                "x.toml:1: drain_timeout: 5 is an integer; expected a string, such as \"30s\"",
                 "x.toml:3: http.lisen: unknown key; expected one of [http]: listen, public_url, trusted_proxies, proxy_protocol, allowed_origins, metrics, header_timeout, body_idle_timeout, body_min_rate, response_idle_timeout",
-                "x.toml:4: http.metrics: invalid type: string \"yes\", expected a boolean",
-                "x.toml:6: sync.max_message: \"big\" is no size above zero: expected one such as \"8MiB\" or \"100MB\"",
-                "x.toml:8: bundle.path: invalid type: integer `7`, expected path string",
+                "x.toml:4: http.metrics: \"yes\" is a string; expected true or false",
+                "x.toml:6: sync.max_message: \"big\" is not a size above zero with a unit; expected one such as \"8MiB\" or \"100MB\"",
+                "x.toml:8: bundle.path: 7 is an integer; expected a string, such as \"/srv/app.tonk\"",
                 "x.toml:10: nope.a: unknown section [nope]; expected one of [http], [tls], [admin], [bundle], [bundles], [storage], [sync], [auth], [limits], [reload], [log]",
             ]
         );
     }
 
     #[test]
-    fn invalid_toml_is_reported_with_its_line() {
+    fn a_fault_of_a_value_shows_the_value_and_an_example() {
+        for (text, expected) in [
+            (
+                "[http]\nlisten = \"127.0.0.1:8081\"\n",
+                r#"x.toml:2: http.listen: "127.0.0.1:8081" is a string; expected a list, such as ["127.0.0.1:8081"]"#,
+            ),
+            (
+                "[http]\nlisten = [\"localhost:8081\"]\n",
+                r#"x.toml:2: http.listen: "localhost:8081" is not an IP address with a port; expected one such as "127.0.0.1:8081" or "[::1]:8081""#,
+            ),
+            (
+                "[http]\nlisten = [8081]\n",
+                r#"x.toml:2: http.listen: 8081 is an integer; expected strings in quotes, such as ["127.0.0.1:8081", "[::1]:8081"]"#,
+            ),
+            (
+                "[http]\nallowed_origins = [\"example.org\"]\n",
+                r#"x.toml:2: http.allowed_origins: "example.org" is not an origin; expected "*", or a scheme and a host without a path, such as "https://app.example.org", or "https://*.example.org" for all subdomains"#,
+            ),
+            (
+                "[auth]\nmode = \"password\"\n",
+                r#"x.toml:2: auth.mode: "password" is unknown; expected one of "", "open", "token", "jwt""#,
+            ),
+            (
+                "[limits]\nconnections = -1\n",
+                "x.toml:2: limits.connections: -1 is negative; expected an integer of 0 or more, such as 15000",
+            ),
+            (
+                "[limits]\nconnections = 1.5\n",
+                "x.toml:2: limits.connections: 1.5 is a float; expected an integer, such as 15000",
+            ),
+            (
+                "drain_timeout = \"99999999999d\"\n",
+                r#"x.toml:1: drain_timeout: "99999999999d" is not a duration between "1ms" and "365d"; expected one such as "20ms", "5s" or "10m""#,
+            ),
+            (
+                "[sync]\nmemory = \"70\"\n",
+                r#"x.toml:2: sync.memory: "70" is not a share of memory; expected "1%" to "100%", or a size with a unit, such as "2GiB""#,
+            ),
+        ] {
+            assert_eq!(faults(text), [expected], "{text}");
+        }
+    }
+
+    #[test]
+    fn an_error_of_the_syntax_is_reported_with_its_key() {
+        for (text, expected) in [
+            (
+                "[http]\nmetrics = true\n[log]\nlevel = info # more\n",
+                r#"x.toml:4: log.level: info is not a value; strings need quotes: level = "info""#,
+            ),
+            (
+                "[tls]\nkey = /a.pem\n",
+                r#"x.toml:2: tls.key: /a.pem is not a value; strings need quotes: key = "/a.pem""#,
+            ),
+            (
+                "[tls]\nkey = \"/a\"\ncert = \"/b\"\nkey = \"/c\"\n",
+                "x.toml:4: tls.key: is set twice, first on line 2; keep one of the two",
+            ),
+        ] {
+            assert_eq!(faults(text), [expected], "{text}");
+        }
         let faults = faults("[http]\nlisten = [\n");
         assert_eq!(faults.len(), 1);
         assert!(faults[0].starts_with("x.toml:"), "{faults:?}");
-        assert!(faults[0].contains("is no TOML"), "{faults:?}");
+        assert!(faults[0].contains("is not valid TOML"), "{faults:?}");
+    }
+
+    #[test]
+    fn every_key_has_an_example_that_is_accepted() {
+        let table = to_table(&Config::default());
+        for (key, default) in keys(&table) {
+            let example = expected::example(&key, default);
+            assert!(!["\"\"", "[]"].contains(&example.as_str()), "{key} needs an example");
+            let parsed = parse("x.toml", &format!("{key} = {example}\n"));
+            assert!(parsed.is_ok(), "{key} = {example}: {parsed:?}");
+        }
     }
 
     #[test]

@@ -6,27 +6,34 @@
 //! | to find | look in |
 //! |---|---|
 //! | the defaults | `defaults` |
-//! | reading a file, and its faults | [`load`] |
+//! | reading a file, and its faults | [`load`], `syntax`, `expected` |
 //! | faults of the values together | [`check`] |
+//! | keys without effect, and values that can never match | [`warnings`] |
 //! | which keys a reload can change | [`reload`] |
-//! | values with a syntax of their own | `units`, `admin_address`, [`levels`], [`scopes`] |
+//! | values with a syntax of their own | `units`, `admin_address`, `allowed_origin`, [`levels`], [`scopes`] |
 //! | files that systemd passes on | [`credentials`] |
 
 mod admin_address;
+mod allowed_origin;
 pub mod check;
 pub mod credentials;
 mod defaults;
+mod expected;
 pub mod levels;
 pub mod load;
 pub mod reload;
 pub mod scopes;
+mod syntax;
 mod units;
+pub mod warnings;
 
 use std::{net::SocketAddr, path::PathBuf};
 
 use self::scopes::Scope;
 pub use self::{
     admin_address::AdminAddress,
+    allowed_origin::AllowedOrigin,
+    syntax::line_of,
     units::{MemoryLimit, Network, Rate, Share, Size, Time},
 };
 use serde::{Deserialize, Serialize};
@@ -55,11 +62,12 @@ pub struct Config {
 #[serde(default, deny_unknown_fields)]
 #[expect(missing_docs, reason = "etc/tonk-relay.toml describes the keys")]
 pub struct Http {
+    #[serde(deserialize_with = "units::listen")]
     pub listen: Vec<SocketAddr>,
     pub public_url: String,
     pub trusted_proxies: Vec<Network>,
     pub proxy_protocol: bool,
-    pub allowed_origins: Vec<String>,
+    pub allowed_origins: Vec<AllowedOrigin>,
     pub metrics: bool,
     pub header_timeout: Time,
     pub body_idle_timeout: Time,

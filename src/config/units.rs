@@ -1,6 +1,10 @@
 //! Durations, sizes, rates and networks, as they are written in the config file.
 
-use std::{fmt, net::IpAddr, time::Duration};
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 // ipnet: the crate that most network code in Rust uses.
 use ipnet::IpNet;
@@ -12,6 +16,10 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 pub struct Time(pub Duration);
 
 impl Time {
+    /// The longest duration: a longer one is a mistake, and could not be added to a point in time.
+    const MAX: Duration = Duration::from_secs(365 * 24 * 3600);
+    const MIN: Duration = Duration::from_millis(1);
+
     /// Returns a duration in seconds.
     pub const fn secs(secs: u64) -> Self {
         Self(Duration::from_secs(secs))
@@ -20,12 +28,12 @@ impl Time {
 
 impl<'de> Deserialize<'de> for Time {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = text(deserializer, r#"a duration in quotes, such as "20ms", "5s" or "10m""#)?;
+        let text = String::deserialize(deserializer)?;
         // humantime: the crate that most daemons in Rust use.
         match humantime::parse_duration(&text) {
-            Ok(duration) if !duration.is_zero() => Ok(Self(duration)),
+            Ok(duration) if (Self::MIN..=Self::MAX).contains(&duration) => Ok(Self(duration)),
             _ => Err(de::Error::custom(format!(
-                r#"{text:?} is no duration above zero: expected one such as "20ms", "5s" or "10m""#
+                r#"{text:?} is not a duration between "1ms" and "365d"; expected one such as "20ms", "5s" or "10m""#
             ))),
         }
     }
@@ -53,6 +61,13 @@ impl Size {
         Self(mib << 20)
     }
 
+    /// Parses a size above zero with a unit. A number alone is refused, since it says bytes where
+    /// people mean megabytes.
+    fn parse(text: &str) -> Option<Self> {
+        let size = text.parse::<bytesize::ByteSize>().ok()?.as_u64();
+        (size > 0 && text.ends_with(|c: char| c.is_ascii_alphabetic())).then_some(Self(size))
+    }
+
     /// Returns the size as the length of a buffer.
     pub fn bytes(self) -> usize {
         usize::try_from(self.0).unwrap_or(usize::MAX)
@@ -61,13 +76,12 @@ impl Size {
 
 impl<'de> Deserialize<'de> for Size {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = text(deserializer, r#"a size in quotes, such as "8MiB" or "100MB""#)?;
-        match text.parse::<bytesize::ByteSize>() {
-            Ok(size) if size.as_u64() > 0 => Ok(Self(size.as_u64())),
-            _ => Err(de::Error::custom(format!(
-                r#"{text:?} is no size above zero: expected one such as "8MiB" or "100MB""#
-            ))),
-        }
+        let text = String::deserialize(deserializer)?;
+        Self::parse(&text).ok_or_else(|| {
+            de::Error::custom(format!(
+                r#"{text:?} is not a size above zero with a unit; expected one such as "8MiB" or "100MB""#
+            ))
+        })
     }
 }
 
@@ -105,19 +119,16 @@ pub enum MemoryLimit {
 
 impl<'de> Deserialize<'de> for MemoryLimit {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text =
-            text(deserializer, r#"a share in quotes, such as "70%", or a size, such as "2GiB""#)?;
+        let text = String::deserialize(deserializer)?;
         let limit = match text.strip_suffix('%') {
             Some(share) => {
                 share.trim().parse().ok().filter(|p| (1..=100).contains(p)).map(Self::Percent)
             }
-            None => {
-                text.parse::<bytesize::ByteSize>().ok().map(|size| Self::Bytes(Size(size.as_u64())))
-            }
+            None => Size::parse(&text).map(Self::Bytes),
         };
-        limit.filter(|limit| *limit != Self::Bytes(Size(0))).ok_or_else(|| {
+        limit.ok_or_else(|| {
             de::Error::custom(format!(
-                r#"{text:?} is no share of memory: expected "1%" to "100%", or a size above zero, such as "2GiB""#
+                r#"{text:?} is not a share of memory; expected "1%" to "100%", or a size with a unit, such as "2GiB""#
             ))
         })
     }
@@ -160,11 +171,11 @@ impl Share {
 
 impl<'de> Deserialize<'de> for Share {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = text(deserializer, r#"a share of a processor core in quotes, such as "25%""#)?;
+        let text = String::deserialize(deserializer)?;
         let share = text.strip_suffix('%').and_then(|share| share.trim().parse().ok());
         share.filter(|share| (1..=Self::MAX).contains(share)).map(Self).ok_or_else(|| {
             de::Error::custom(format!(
-                r#"{text:?} is no share of a processor core: expected one above zero, such as "25%""#
+                r#"{text:?} is not a share of a processor core; expected one such as "25%", or "200%" for two cores"#
             ))
         })
     }
@@ -225,7 +236,7 @@ impl Rate {
         let amount = amount.trim();
         let (count, is_bytes) = match amount.replace('_', "").parse() {
             Ok(count) => (count, false),
-            Err(_) => (amount.parse::<bytesize::ByteSize>().ok()?.as_u64(), true),
+            Err(_) => (Size::parse(amount)?.0, true),
         };
         (count > 0).then_some(Self { count, per, is_bytes })
     }
@@ -233,10 +244,10 @@ impl Rate {
 
 impl<'de> Deserialize<'de> for Rate {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = text(deserializer, r#"a rate in quotes, such as "20/s" or "1000/h""#)?;
+        let text = String::deserialize(deserializer)?;
         Self::parse(&text).ok_or_else(|| {
             de::Error::custom(format!(
-                r#"{text:?} is no rate above zero: expected one such as "20/s", "600/m", "1000/h" or "20MiB/s""#
+                r#"{text:?} is not a rate above zero; expected one such as "20/s", "600/m", "1000/h" or "20MiB/s""#
             ))
         })
     }
@@ -259,6 +270,21 @@ impl fmt::Display for Rate {
     }
 }
 
+/// Deserializes addresses with ports.
+pub(super) fn listen<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Vec<SocketAddr>, D::Error> {
+    let texts = Vec::<String>::deserialize(deserializer)?;
+    let parse = |text: &String| {
+        text.parse().map_err(|_| {
+            de::Error::custom(format!(
+                r#"{text:?} is not an IP address with a port; expected one such as "127.0.0.1:8081" or "[::1]:8081""#
+            ))
+        })
+    };
+    texts.iter().map(parse).collect()
+}
+
 /// A network, `"10.0.0.0/8"`, or one address, `"::1"`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Network(IpNet);
@@ -273,12 +299,11 @@ impl Network {
 
 impl<'de> Deserialize<'de> for Network {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text =
-            text(deserializer, r#"a network in quotes, such as "10.0.0.0/8", or an address"#)?;
+        let text = String::deserialize(deserializer)?;
         let network = text.parse().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from));
         network.map(Self).ok_or_else(|| {
             de::Error::custom(format!(
-                r#"{text:?} is no network: expected one such as "10.0.0.0/8", or an address"#
+                r#"{text:?} is not a network; expected one such as "10.0.0.0/8", or an address such as "192.0.2.1""#
             ))
         })
     }
@@ -300,23 +325,6 @@ impl From<IpNet> for Network {
     }
 }
 
-fn text<'de, D: Deserializer<'de>>(
-    deserializer: D,
-    expected: &'static str,
-) -> Result<String, D::Error> {
-    struct Text(&'static str);
-    impl de::Visitor<'_> for Text {
-        type Value = String;
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str(self.0)
-        }
-        fn visit_str<E: de::Error>(self, text: &str) -> Result<String, E> {
-            Ok(text.to_owned())
-        }
-    }
-    deserializer.deserialize_str(Text(expected))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -333,7 +341,7 @@ mod tests {
         }
 
         #[test]
-        fn a_duration_is_parsed_from_its_text_form(ms in 1..=u64::MAX >> 24) {
+        fn a_duration_is_parsed_from_its_text_form(ms in 1..=365 * 24 * 3_600_000u64) {
             let time = Time(Duration::from_millis(ms));
             prop_assert_eq!(read::<Time>(&time.to_string()), Ok(time));
         }
@@ -368,7 +376,20 @@ mod tests {
         assert_eq!(read("100MB"), Ok(Size(100_000_000)));
         assert_eq!(read("20ms"), Ok(Time(Duration::from_millis(20))));
         assert_eq!(read("10m"), Ok(Time::secs(600)));
-        assert!(read::<Time>("0s").is_err());
         assert!(read::<Size>("8 apples").is_err());
+    }
+
+    #[test]
+    fn absurd_values_are_refused() {
+        for text in ["0s", "1ns", "366d", "99999999999d", "99999999999999999999d", "5"] {
+            assert!(read::<Time>(text).is_err(), "{text}");
+        }
+        for text in ["0B", "70", "-1MiB", "1.5", ""] {
+            assert!(read::<Size>(text).is_err(), "{text}");
+        }
+        for text in ["70", "0%", "101%", "0B", "%"] {
+            assert!(read::<MemoryLimit>(text).is_err(), "{text}");
+        }
+        assert_eq!(read("2GiB"), Ok(MemoryLimit::Bytes(Size::mib(2048))));
     }
 }

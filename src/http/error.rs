@@ -34,8 +34,10 @@ pub enum HttpError {
     NoSuchBundle,
     #[error("Invalid bundle id: {0}")]
     BundleId(#[from] crate::base::document_id::BadDocumentId),
-    #[error("Invalid bundle data")]
-    BundleData,
+    #[error("Invalid bundle data: expected the Content-Type application/octet-stream, found {0}")]
+    ContentType(String),
+    #[error("Invalid bundle data: the body is empty")]
+    EmptyBody,
     #[error("Invalid bundle data: {0}")]
     Body(String),
     #[error("Invalid bundle: {0}")]
@@ -112,9 +114,11 @@ impl HttpError {
     fn status(&self) -> StatusCode {
         match self {
             Self::NoWasm | Self::NoBlank | Self::NoSuchBundle => StatusCode::NOT_FOUND,
-            Self::BundleId(_) | Self::BundleData | Self::Body(_) | Self::Bundle(_) => {
-                StatusCode::BAD_REQUEST
-            }
+            Self::BundleId(_)
+            | Self::ContentType(_)
+            | Self::EmptyBody
+            | Self::Body(_)
+            | Self::Bundle(_) => StatusCode::BAD_REQUEST,
             Self::SignIn(_) => StatusCode::UNAUTHORIZED,
             Self::NoScope(_) | Self::NoRight(_) => StatusCode::FORBIDDEN,
             Self::NewDocuments | Self::StoredBytes | Self::NoRoom(NoRoom::Share) => {

@@ -27,8 +27,7 @@ use crate::{
 
 /// Whether pages of `origin` may use this relay.
 pub(super) fn is_allowed(origin: &HeaderValue, config: &Config) -> bool {
-    let allowed = &config.http.allowed_origins;
-    allowed.iter().any(|allowed| allowed == "*" || allowed.as_bytes() == origin.as_bytes())
+    config.http.allowed_origins.iter().any(|allowed| allowed.includes(origin.as_bytes()))
 }
 
 /// Whether a request asks for a WebSocket.

@@ -36,6 +36,8 @@ use tracing::info;
 
 /// How long one turn of unpacking takes before others have theirs.
 const VERIFY_SLICE: Duration = Duration::from_millis(50);
+/// The longest part of a wrong Content-Type that the answer names, in characters.
+const MAX_SHOWN_TYPE: usize = 80;
 /// How long the rest of a refused upload is read and dropped.
 const LINGER_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -95,9 +97,9 @@ async fn receive(
     body: &mut BodyDataStream,
 ) -> Result<(DocumentId, Option<Imported>), HttpError> {
     let kind = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
-    let kind = kind.and_then(|kind| kind.split(';').next()).map(str::trim);
-    if !kind.is_some_and(|kind| kind.eq_ignore_ascii_case("application/octet-stream")) {
-        return Err(HttpError::BundleData);
+    let kind = kind.and_then(|kind| kind.split(';').next()).map_or("none", str::trim);
+    if !kind.eq_ignore_ascii_case("application/octet-stream") {
+        return Err(HttpError::ContentType(kind.chars().take(MAX_SHOWN_TYPE).collect()));
     }
     let coding = Coding::of(headers)?;
     if app.documents.space().is_low() {
@@ -119,7 +121,7 @@ async fn receive(
     let spooled = body::receive(body, spool, grant, &config).await?;
     let (size, charge) = (spooled.size, spooled.charge);
     if size == 0 {
-        return Err(HttpError::BundleData);
+        return Err(HttpError::EmptyBody);
     }
     let reservation = Arc::new(spooled.reservation);
     let mut upload = Upload { file, size, reservation, charge };

@@ -103,7 +103,9 @@ pub fn init(config: &Log) -> Result<LogLevel, LogError> {
             Box::new(tracing_subscriber::fmt::layer().json().with_writer(io::stderr))
         }
         (None, _) => {
-            let ansi = io::IsTerminal::is_terminal(&io::stderr());
+            // NO_COLOR: https://no-color.org
+            let ansi = io::IsTerminal::is_terminal(&io::stderr())
+                && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
             Box::new(tracing_subscriber::fmt::layer().with_writer(io::stderr).with_ansi(ansi))
         }
     };

@@ -1,6 +1,6 @@
 // Sign-in: who is accepted, with which rights, and when these end.
 import assert from 'node:assert/strict';
-import { execFileSync } from 'node:child_process';
+import { execFileSync, spawnSync } from 'node:child_process';
 import { createHmac, generateKeyPairSync, randomBytes, sign } from 'node:crypto';
 import { mkdir, readFile, rename, rm, symlink, writeFile } from 'node:fs/promises';
 import net from 'node:net';
@@ -26,6 +26,20 @@ async function signedIn(t, config = {}) {
   relay.headers = { authorization: `Bearer ${first}` };
   return { relay, token, command, first, tokens };
 }
+
+test('the list of tokens shows a use at once, and says so when it is empty', async t => {
+  const { relay, command, first } = await signedIn(t);
+  const config = path(relay.at, 'tonk-relay.toml');
+  const list = () => spawnSync(BINARY, ['token', 'list', '--config', config], { encoding: 'utf8' });
+  assert.match(list().stdout, /first .* never used\n$/);
+  const headers = { authorization: `Bearer ${first}` };
+  assert.equal((await fetch(`${relay.url}/metrics`, { headers })).status, 200);
+  assert.match(list().stdout, /first .* used 20\d\d-\S+Z\n$/);
+  await relay.stop();
+  assert.match(list().stdout, /first .* used 20\d\d-\S+Z\n$/, 'without the relay, too');
+  command('remove', 'first');
+  assert.deepEqual([list().stdout, list().stderr], ['', 'there are no tokens; `tonk-relay token add NAME --scope SCOPE` makes one\n']);
+});
 
 const url = (relay, token) => `${relay.ws}/?token=${token}`;
 const reload = relay => relay.command('reload');

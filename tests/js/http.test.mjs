@@ -51,9 +51,12 @@ test('GET / answers with CORS headers', async t => {
 });
 
 test('an origin that is not allowed gets no CORS headers', async t => {
-  const relay = await withBundle(t, { more: { http: { allowed_origins: '["https://app.example.org"]' } } });
-  const response = await fetch(relay.url, { headers: { origin: 'https://evil.example.org' } });
-  assert.equal(response.headers.get('access-control-allow-origin'), null);
+  const relay = await withBundle(t, { more: { http: { allowed_origins: '["https://app.example.org", "https://*.example.com"]' } } });
+  const allowed = async origin =>
+    (await fetch(relay.url, { headers: { origin } })).headers.get('access-control-allow-origin');
+  assert.equal(await allowed('https://evil.example.org'), null);
+  assert.equal(await allowed('https://example.com'), null);
+  assert.equal(await allowed('https://a.b.example.com'), 'https://a.b.example.com');
 });
 
 test('the manifest is served with its ETag', async t => {
@@ -196,7 +199,7 @@ test('invalid uploads are refused with a reason and leave no files', async t => 
     if (Buffer.from(notText.slice(at, at + 8)).toString() === 'abc-name') notText.set([0xff, 0xfe], at);
   }
   for (const [what, body, status, error] of [
-    ['empty', '', 400, /^Invalid bundle data$/],
+    ['empty', '', 400, /^Invalid bundle data: the body is empty$/],
     ['no ZIP', 'hello', 400, /^Invalid bundle: not a ZIP archive/],
     ['no manifest', zipSync({ 'a.txt': strToU8('x') }), 400, /^Invalid bundle: manifest\.json not found$/],
     ['bad JSON', zipSync({ 'manifest.json': strToU8('{') }), 400, /^Invalid bundle: manifest\.json is not valid/],
@@ -218,7 +221,7 @@ test('invalid uploads are refused with a reason and leave no files', async t => 
     assert.match((await response.json()).error, error, what);
   }
   const type = await upload(relay, contents, { 'content-type': 'text/plain' });
-  assert.deepEqual([type.status, await type.json()], [400, { error: 'Invalid bundle data' }]);
+  assert.deepEqual([type.status, await type.json()], [400, { error: 'Invalid bundle data: expected the Content-Type application/octet-stream, found text/plain' }]);
   const bomb = await upload(relay, gzipSync(zeros), { 'content-encoding': 'gzip' });
   assert.equal(bomb.status, 413, 'gzip bodies count unpacked');
   const gzipped = gzipSync(contents);

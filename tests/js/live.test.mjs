@@ -59,7 +59,7 @@ test('`doc ID` and `doc ID --follow` show who has what, and what happened to eac
   await ended;
   const stopped = json(relay, 'doc', id);
   assert.equal(stopped.live, null);
-  assert.match(fails(relay, 'doc', id, '--follow').stderr, /no relay runs there/);
+  assert.match(fails(relay, 'doc', id, '--follow').stderr, /no relay is listening there/);
 });
 
 test('`top` lists the documents and sessions that cost most, up to a limit', async t => {
@@ -147,8 +147,17 @@ test('`ping` connects like a client, and names the step that fails', async t => 
   const server = createServer((request, response) => response.writeHead(404).end()).listen(0, '127.0.0.1');
   atEnd(t, () => server.close());
   await once(server, 'listening');
+  const report = JSON.parse((await ping(url, '--silence', '0s', '--largest', '1KiB', '--json')).stdout);
+  assert.deepEqual([report.url, report.ok, report.error], [url, true, null]);
+  assert.deepEqual(report.steps.map(({ step }) => step), ['address', 'tls', 'upgrade', 'join', 'round trip', 'large']);
+  assert.ok(report.steps.at(-1).seconds > 0);
+  await assert.rejects(ping('ws://127.0.0.1:1', '--json'), ({ stdout }) => {
+    const { ok, steps, error } = JSON.parse(stdout);
+    assert.match(error, /^address: 127\.0\.0\.1:1 does not answer/);
+    return ok === false && steps.length === 0;
+  });
   const fail = (to, said) => assert.rejects(ping(to), error => said.test(error.stderr) || assert.fail(error.stderr));
-  await fail(`ws://127.0.0.1:${server.address().port}`, /^upgrade: the answer is HTTP 404 and no WebSocket/);
+  await fail(`ws://127.0.0.1:${server.address().port}`, /^upgrade: the server answered HTTP 404 instead of opening a WebSocket/);
   await fail('relay.example.org', /expected a URL such as wss:/);
   await fail('ws://127.0.0.1:1/', /^address: 127.0.0.1:1 does not answer/);
   await fail(url.replace('ws:', 'wss:'), /^tls: /);

@@ -136,6 +136,14 @@ test('fsck finds broken chunks, and moves them to quarantine', async t => {
   assert.equal((await find(t, relay, good.url)).n, 1);
   assert.deepEqual(json(relay, 'quarantine', 'list'), []);
   assert.deepEqual(json(relay, 'quarantine', 'purge', '--older-than', '0s'), { done: [], failed: [] });
+  for (const [words, empty] of [
+    [['quarantine', 'list'], 'the quarantine is empty\n'],
+    [['quarantine', 'purge', '--older-than', '0s'], 'nothing in the quarantine matches; nothing was deleted\n'],
+    [['doc', 'blocked'], 'no document is blocked\n'],
+  ]) {
+    const { stdout, stderr } = spawnSync(BINARY, [...words, '--config', join(relay.at, 'tonk-relay.toml')], { encoding: 'utf8' });
+    assert.deepEqual([stdout, stderr], ['', empty], 'a script counts no lines');
+  }
 });
 
 test('commands that only read leave a broken journal, and the relay moves it to quarantine at its start', async t => {

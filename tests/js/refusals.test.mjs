@@ -229,14 +229,22 @@ test('the relay waits for a client that is busy in the middle of a message', asy
 });
 
 test('a page of another origin is refused after the upgrade', async t => {
-  const relay = await Relay.start(t, { http: { allowed_origins: '["https://app.example.org"]' } });
-  const good = await connect(t, relay, { headers: { origin: 'https://app.example.org' } });
-  join(good);
-  await until('the handshake', () => good.heard.length === 1);
-  const bad = await connect(t, relay, { headers: { origin: 'https://evil.example.org' } });
-  const { code } = await bad.closed;
-  assert.equal(code, 4403);
-  assert.equal(bad.heard[0].type, 'error');
+  const relay = await Relay.start(t, {
+    auth: { mode: '"open"' },
+    http: { allowed_origins: '["https://app.example.org", "https://*.example.com"]' },
+  });
+  for (const origin of ['https://app.example.org', 'https://app.example.com', 'https://a.b.example.com']) {
+    const good = await connect(t, relay, { headers: { origin } });
+    join(good);
+    await until('the handshake', () => good.heard.length === 1);
+    assert.equal(good.heard[0].type, 'peer', origin);
+  }
+  for (const origin of ['https://evil.example.org', 'https://example.com', 'https://evilexample.com', 'http://app.example.com']) {
+    const bad = await connect(t, relay, { headers: { origin } });
+    const { code } = await bad.closed;
+    assert.equal(code, 4403, origin);
+    assert.equal(bad.heard[0].type, 'error');
+  }
 });
 
 test('a peer id that could forge a log line is refused', async t => {

@@ -1,6 +1,7 @@
 // The program as an operator uses it: failed starts, the config, reload, the log.
 import assert from 'node:assert/strict';
-import { execFile, spawnSync } from 'node:child_process';
+import { execFile, spawn, spawnSync } from 'node:child_process';
+import { once } from 'node:events';
 import { chmod, chown, mkdir, readFile, rm, writeFile } from 'node:fs/promises';
 import net from 'node:net';
 import { join } from 'node:path';
@@ -28,7 +29,7 @@ test('every fault of a config is reported with file, line and key, and the exit 
   const { code, stderr } = await run(['--config', file, '--check-config']);
   assert.equal(code, 78);
   assert.deepEqual(stderr.trim().split('\n'), [
-    `${file}:1: drain_timeout: "soon" is no duration above zero: expected one such as "20ms", "5s" or "10m"`,
+    `${file}:1: drain_timeout: "soon" is not a duration between "1ms" and "365d"; expected one such as "20ms", "5s" or "10m"`,
     `${file}:4: http.lisen: unknown key; expected one of [http]: listen, public_url, trusted_proxies, proxy_protocol, allowed_origins, metrics, header_timeout, body_idle_timeout, body_min_rate, response_idle_timeout`,
   ]);
   await writeFile(file, (await readFile(file, 'utf8')).replace('"soon"', '"5s"').replace('lisen = 1\n', ''));
@@ -42,18 +43,23 @@ test('every fault of a config is reported with file, line and key, and the exit 
 });
 
 const CONFIG_FAULTS = [
-  ['[http', /^\S+:1: is no TOML: /],
+  ['[http', /^\S+:1: is not valid TOML: /],
+  ['[log]\nlevel = info\n', /:2: log\.level: info is not a value; strings need quotes: level = "info"/],
+  ['[tls]\ncert = "/a"\ncert = "/b"\n', /:3: tls\.cert: is set twice, first on line 2/],
   ['[nope]\nx = 1\n', /:2: nope\.x: unknown section \[nope\]; expected one of \[http\], \[tls\], \[admin\], \[bundle\]/],
-  ['[sync]\nmax_message = "0B"\n', /:2: sync\.max_message: "0B" is no size above zero/],
-  ['[sync]\nforward_requests = "sometimes"\n', /:2: sync\.forward_requests: unknown variant `sometimes`, expected one of `open`, `always`, `never`/],
-  ['[auth]\nmode = "password"\n', /:2: auth\.mode: unknown variant `password`, expected one of ``, `open`, `token`, `jwt`/],
-  ['[http]\nlisten = ["localhost"]\n', /:2: http\.listen: invalid socket address syntax/],
-  ['[http]\npublic_url = "example.org"\n', /:2: http\.public_url: "example\.org" is no URL of a relay/],
-  ['[http]\nallowed_origins = ["example.org"]\n', /:2: http\.allowed_origins: "example\.org" is no origin/],
-  ['[limits]\nconnections = -1\n', /:2: limits\.connections: invalid value: integer `-1`, expected usize/],
-  ['[bundle]\npath = "app.tonk"\n', /:2: bundle\.path: app\.tonk is a relative path; expected an absolute one/],
+  ['[sync]\nmax_message = "0B"\n', /:2: sync\.max_message: "0B" is not a size above zero/],
+  ['[sync]\nforward_requests = "sometimes"\n', /:2: sync\.forward_requests: "sometimes" is unknown; expected one of "open", "always", "never"/],
+  ['[auth]\nmode = "password"\n', /:2: auth\.mode: "password" is unknown; expected one of "", "open", "token", "jwt"/],
+  ['[http]\nlisten = ["localhost"]\n', /:2: http\.listen: "localhost" is not an IP address with a port; expected one such as "127\.0\.0\.1:8081"/],
+  ['[http]\npublic_url = "example.org"\n', /:2: http\.public_url: "example\.org" is not the URL of a relay/],
+  ['[http]\nallowed_origins = ["example.org"]\n', /:2: http\.allowed_origins: "example\.org" is not an origin; expected "\*", or .*"https:\/\/app\.example\.org"/],
+  ['[limits]\nconnections = -1\n', /:2: limits\.connections: -1 is negative; expected an integer of 0 or more, such as 15000/],
+  ['[bundle]\npath = "app.tonk"\n', /:2: bundle\.path: "app\.tonk" is a relative path; expected an absolute one, such as "\/srv\/app\.tonk"/],
   ['[bundle]\npath = "/no/such.tonk"\n', /:2: bundle\.path: \/no\/such\.tonk: not found/],
   ['[bundle]\nwasm = "/no/such.wasm"\n', /:2: bundle\.wasm: \/no\/such\.wasm: not found/],
+  ['[tls]\ncert = "/no/such.pem"\n', /: tls\.key: is not set, and tls\.cert is; expected the key of that certificate, such as "\S+"/],
+  ['[auth]\nmode = "jwt"\n', /: auth\.jwt_keys: is not set, and auth\.mode = "jwt" needs it; expected a file of public keys/],
+  ['[sync]\nmemory = "70"\n', /:2: sync\.memory: "70" is not a share of memory; expected "1%" to "100%", or a size with a unit/],
 ];
 for (const [text, expected] of CONFIG_FAULTS) {
   test(`config fault: ${text.replaceAll('\n', ' ')}`, async t => {
@@ -64,6 +70,47 @@ for (const [text, expected] of CONFIG_FAULTS) {
     assert.equal(stderr.trim().split('\n').length, 1, stderr);
   });
 }
+
+test('what has no effect, or never matches, is a warning of the check and of the start', async t => {
+  const { file } = await configured(t, '[http]\nlisten = ["127.0.0.1:0"]\nallowed_origins = ["https://App.example.org:443"]\n[auth]\ntokens = "/etc/tokens"\n');
+  const check = await run(['--config', file, '--check-config']);
+  assert.equal(check.code, 0);
+  const [effect, origin] = check.stderr.trim().split('\n');
+  assert.equal(effect, `warning: ${file}:5: auth.tokens: has no effect: auth.mode is not "token"`);
+  assert.match(origin, /^warning: \S+:3: http\.allowed_origins: "https:\/\/App\.example\.org:443" never matches: .*write "https:\/\/app\.example\.org"$/);
+  const child = spawn(BINARY, ['--config', file]);
+  atEnd(t, () => child.kill('SIGKILL'));
+  let log = '';
+  child.stderr.on('data', data => { log += data; });
+  await until('ready', () => log.includes(' ready '));
+  assert.match(log, /WARN .*config: \S+:5: auth\.tokens: has no effect/);
+  assert.match(log, /WARN .*config: \S+:3: http\.allowed_origins: .* never matches/);
+});
+
+test('a mistyped command suggests the right one', async () => {
+  for (const [words, suggested] of [[['statsu'], 'status'], [['doc', 'blokced'], 'blocked'], [['token', 'lsit'], 'list']]) {
+    const { code, stderr } = await run(words);
+    assert.equal(code, 2, stderr);
+    assert.match(stderr, new RegExp(`unrecognized subcommand '${words.at(-1)}'[^]*similar subcommand exists: '${suggested}'`));
+  }
+});
+
+test('NO_COLOR switches the colours of the log off', async t => {
+  const { file } = await configured(t, '[log]\nlevel = "info"\n[http]\nlisten = ["127.0.0.1:0"]\n');
+  const onTerminal = async env => {
+    const child = spawn('script', ['--quiet', '--command', `'${BINARY}' --config '${file}'`, '/dev/null'],
+      { env: { ...process.env, ...env }, stdio: ['pipe', 'pipe', 'inherit'] });
+    let log = '';
+    child.stdout.on('data', data => { log += data; });
+    await until('ready', () => log.includes('ready'));
+    const [pid] = (await readFile(`/proc/${child.pid}/task/${child.pid}/children`, 'utf8')).split(' ');
+    process.kill(Number(pid), 'SIGTERM');
+    await once(child, 'exit');
+    return log;
+  };
+  assert.match(await onTerminal({ NO_COLOR: '' }), /\x1b\[/);
+  assert.doesNotMatch(await onTerminal({ NO_COLOR: '1' }), /\x1b\[/);
+});
 
 test('a valid config is printed with the source of each key', async t => {
   const { file } = await configured(t, '[http]\nlisten = ["127.0.0.1:0"]\n');
@@ -134,7 +181,6 @@ test('the command line of the TypeScript relay works', async t => {
   assert.match(s3.stdout, /region = "eu-west-1"/);
   const relay = new Relay(at);
   relay.start = undefined;
-  const { spawn } = await import('node:child_process');
   const child = spawn(BINARY, ['0', join(at, 'app.tonk'), join(at, 'data')], { env: { ...process.env, HOST: '127.0.0.1', S3_BUCKET_NAME: '' } });
   atEnd(t, () => child.kill('SIGKILL'));
   let log = '';
@@ -220,13 +266,25 @@ test('status reports the state of the relay', async t => {
   assert.ok(handle);
   const file = join(relay.at, 'tonk-relay.toml');
   const { stdout } = await run(['status', '--config', file]);
-  assert.match(stdout, /^tonk-relay \d+\.\d+\.\d+ \(pid \d+\), running for \d+s\nready        yes\nconnections  1 \(1 peers\)\ndocuments    1 live, 0 waited for\n/);
+  assert.match(stdout, /^tonk-relay \d+\.\d+\.\d+ \(pid \d+\), running for \d+s\nready        yes\nconnections  1 \(1 peers\)\ndocuments    1 live, 0 requested\n/);
   const json = JSON.parse((await run(['status', '--json', '--socket', join(relay.at, 'admin.sock')])).stdout);
   assert.deepEqual([json.pid, json.connections, json.ready], [relay.child.pid, 1, true]);
+  assert.match(stdout, /\ndisk         \S+ \S+ free \(storage\.min_free: 1 B\)\nmemory       \S+ MiB \(sync\.memory: \S+ GiB\)\n/);
+  assert.match(stdout, /\nsign-in      none: clients on this machine only \(auth\.mode is not set\)\ncertificate  none: plain HTTP\n/);
+  assert.match(stdout, /\nlast backup  never: .*\nquarantine   empty\n$/);
+  assert.deepEqual([json.sign_in, json.certificate_until, json.backed_up_at], ['', null, null]);
+  spawnSync(BINARY, ['backup', join(relay.at, 'backup'), '--config', file]);
+  assert.match((await run(['status', '--config', file])).stdout, /\nlast backup  20\d\d-\S+Z \(0 hours ago\)\n/);
+
+  await rm(join(relay.at, 'admin.sock'));
+  const deleted = await run(['status', '--config', file]);
+  assert.equal(deleted.code, 1);
+  assert.match(deleted.stderr, /admin\.sock: a relay is running, but its socket was deleted/);
+  assert.match((await run(['doc', handle.documentId, '--config', file])).stderr, /its socket was deleted/);
   await relay.stop();
   const gone = await run(['status', '--config', file]);
   assert.equal(gone.code, 1);
-  assert.match(gone.stderr, /admin\.sock: no relay runs there/);
+  assert.match(gone.stderr, /admin\.sock: no relay is listening there/);
 });
 
 test('the relay listens on several IPv4 and IPv6 addresses', async t => {

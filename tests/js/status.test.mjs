@@ -114,4 +114,9 @@ test('programs receive JSON, and requests with a host name are refused', async t
   assert.equal(asked('localhost'), '200');
   assert.equal(asked('evil.example'), '403');
   assert.equal((await fetch(`${relay.url}/status`)).status, 404, 'not on the public port');
+  const index = await (await fetch(new URL('/', relay.page))).text();
+  for (const path of ['/metrics', '/livez', '/readyz?verbose', '/status']) {
+    assert.ok(index.includes(`\n${path} `), index);
+    assert.equal((await fetch(new URL(path, relay.page))).status, 200, path);
+  }
 });

@@ -69,10 +69,25 @@ test('clients, curl, ping and `client` connect with TLS 1.2 and 1.3, and nothing
   const opening = run(BINARY, ['client', 'open', handle.documentId, '--url', relay.wss, '--ca-file', join(relay.at, 'ca.pem')]);
   opening.child.stdin.end();
   assert.equal((await opening).stdout, '{"n":2}\n');
-  await assert.rejects(run(BINARY, ['ping', relay.wss]), error => /^tls: .*UnknownIssuer/m.test(error.stderr));
+  await assert.rejects(run(BINARY, ['ping', relay.wss]), error => /^tls: the certificate is self-signed, or .*--ca-file.*--insecure/m.test(error.stderr));
   const page = execFileSync('curl', ['-s', '--cacert', join(relay.at, 'ca.pem'), `${relay.tls}/livez`], { encoding: 'utf8' });
   assert.equal(page, 'ok\n');
   assert.ok(spawnSync('curl', ['-s', `http://127.0.0.1:${relay.port}/livez`]).status !== 0, 'no plain HTTP');
+});
+
+test('`ping` accepts a self-signed certificate that is named, or any with --insecure', { skip }, async t => {
+  const at = await folder(t);
+  // As `openssl req -x509` makes it, it is its own authority.
+  execFileSync('openssl', ['req', '-x509', '-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:P-256', '-nodes', '-keyout', 'key.pem', '-out',
+    'cert.pem', '-subj', '/CN=localhost', '-addext', 'subjectAltName=IP:127.0.0.1', '-days', '40'], { cwd: at, stdio: 'pipe' });
+  const cert = join(at, 'cert.pem');
+  const relay = await Relay.start(t, { tls: { cert: `"${cert}"`, key: `"${join(at, 'key.pem')}"` } }, at);
+  const ping = (host, ...words) => promisify(execFile)(BINARY, ['ping', `wss://${host}:${relay.port}`, '--silence', '0s', '--largest', '1KiB', ...words]);
+  await assert.rejects(ping('127.0.0.1'), error => /^tls: the certificate is self-signed/m.test(error.stderr));
+  assert.match((await ping('127.0.0.1', '--ca-file', cert)).stdout, /^tls +TLSv? ?1\.3, certificate until \S+ \(39 days\)$/m);
+  await assert.rejects(ping('localhost', '--ca-file', cert), error => /^tls: the certificate is for another host name/m.test(error.stderr));
+  assert.match((await ping('localhost', '--insecure')).stdout, /^tls +TLSv? ?1\.3, certificate until .*; NOT VERIFIED \(--insecure\)$/m);
+  assert.match(relay.command('status'), /\ncertificate  expires \S+Z \(in 39 days\)\n/);
 });
 
 test('a renewed certificate is used for new connections, and open ones are kept', { skip }, async t => {

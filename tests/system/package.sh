@@ -39,6 +39,8 @@ check 'it runs as its own user' says '^tonk-relay$' stat --format=%U "/proc/$(pi
 check 'others read nothing of what is stored' says '^750$' stat --format=%a /var/lib/tonk-relay
 exposure=$(systemd-analyze security tonk-relay --no-pager | sed -n 's/.*Overall exposure level.*: \([0-9.]*\) .*/\1/p')
 check "the exposure is $exposure" awk "BEGIN { exit !($exposure <= 1.2) }"
+exposure=$(systemd-analyze security tonk-relay-backup --no-pager | sed -n 's/.*Overall exposure level.*: \([0-9.]*\) .*/\1/p')
+check "that of the backup is $exposure" awk "BEGIN { exit !($exposure <= 2.0) }"
 check 'dashboards are there' test -s /usr/share/tonk-relay/grafana/overview.json
 check 'rules, and what to do when they fire' test -s /usr/share/tonk-relay/prometheus/tonk-relay.rules.yml -a \
   -s /usr/share/doc/tonk-relay/runbooks.md
@@ -64,8 +66,18 @@ check 'the journal has its fields' says '"MESSAGE":"ready"' journalctl --unit to
 
 check 'it takes a bundle' says '"new":3' curl --silent --header 'content-type: application/octet-stream' \
   --data-binary @demo.tonk http://127.0.0.1:8081/api/bundles
-check 'the backup unit runs' systemctl start tonk-relay-backup.service
+check 'no backup was made yet' says '^last backup  never' tonk-relay status
+check 'root makes a backup' tonk-relay backup /var/backups/tonk-relay
+check 'the backup unit takes it over' systemctl start tonk-relay-backup.service
 check 'and makes a good backup' says '3 documents' tonk-relay fsck /var/backups/tonk-relay
+check 'which status shows' says '^last backup  20' tonk-relay status
+check 'root updates it' tonk-relay backup /var/backups/tonk-relay
+check 'and the files stay those of the service' says '^tonk-relay$' \
+  stat --format=%U /var/backups/tonk-relay/backup.json
+check 'so that the unit can update them again' systemctl start tonk-relay-backup.service
+systemctl stop tonk-relay
+check 'and does so while the relay is stopped' systemctl start tonk-relay-backup.service
+systemctl start tonk-relay
 
 tar --extract --file clients.tar
 TONK_RELAY=/usr/bin/tonk-relay ./node clients.mjs > clients.out 2>&1 &
@@ -147,7 +159,7 @@ systemctl start tonk-relay
 cp /etc/tonk-relay.toml good.toml
 echo 'drain_timeout = "soon"' > /etc/tonk-relay.toml
 check 'a config that is wrong keeps it down' fails systemctl restart tonk-relay
-check 'with the reason' says 'drain_timeout: "soon" is no duration' journalctl --unit tonk-relay
+check 'with the reason' says 'drain_timeout: "soon" is not a duration' journalctl --unit tonk-relay
 sleep 2
 check 'and it is not tried again' says 'NRestarts=0' systemctl show --property NRestarts tonk-relay
 check 'and does not fail an upgrade' dpkg -i "$new"

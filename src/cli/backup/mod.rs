@@ -6,7 +6,9 @@ mod report;
 use std::{
     collections::BTreeSet,
     fs::TryLockError,
+    os::unix::{fs::MetadataExt, process::CommandExt},
     path::{Path, PathBuf},
+    process::Command,
     time::SystemTime,
 };
 
@@ -26,7 +28,7 @@ use super::{
 };
 use crate::{
     admin::storage::storage_id::StorageId,
-    base::folder::Folder,
+    base::folder::{self, Folder},
     storage::local::{backups, tombstones::Tombstone},
 };
 
@@ -42,7 +44,11 @@ pub(super) struct BackupArguments {
 
 pub(super) fn run(arguments: &BackupArguments) -> Result<(), CliError> {
     let folder = &absolute(&arguments.folder)?;
-    refuse_relay_folders(folder, &arguments.storage.relay.folders())?;
+    let relay_folders = arguments.storage.relay.folders();
+    refuse_relay_folders(folder, &relay_folders)?;
+    if let Some(code) = run_as_service(folder, &relay_folders)? {
+        return if code == 0 { Ok(()) } else { Err(CliError::Reported(code)) };
+    }
     let opened = open_locked(folder)?;
     let earlier = BackupIndex::read(folder)?;
     if earlier.is_none() && !opened.entries().map_err(io_error(folder))?.is_empty() {
@@ -87,6 +93,24 @@ pub(super) fn run(arguments: &BackupArguments) -> Result<(), CliError> {
     }
     record.whole_at = Some(record.at.clone());
     relay.send(Method::POST, "/backups", &record)
+}
+
+/// Runs this command as the service's user if root runs it on a folder of that user, and returns
+/// its exit code: the backup unit could not update files that root has written there.
+fn run_as_service(folder: &Path, relay_folders: &[PathBuf]) -> Result<Option<u8>, CliError> {
+    let Some(storage) = relay_folders.first() else { return Ok(None) };
+    let (service, _) = folder::owner(storage).map_err(io_error(storage))?;
+    let found = match std::fs::symlink_metadata(folder) {
+        Ok(found) if found.is_dir() => found,
+        _ => return Ok(None),
+    };
+    if !rustix::process::geteuid().is_root() || service == 0 || found.uid() != service {
+        return Ok(None);
+    }
+    let mut command = Command::new("/proc/self/exe");
+    command.args(std::env::args_os().skip(1)).uid(found.uid()).gid(found.gid());
+    let ended = command.status().map_err(io_error(folder))?;
+    Ok(Some(ended.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1)))
 }
 
 /// Fails if `folder` is in one of the relay's own folders.

@@ -27,7 +27,11 @@ use std::{env, path::PathBuf};
 use clap::{Args, Subcommand};
 
 use self::{edit::GRAMMAR, open::Options};
-use super::{error::CliError, ping::target::Target, runtime::runtime};
+use super::{
+    error::CliError,
+    ping::{target::Target, trust::Trust},
+    runtime::runtime,
+};
 use crate::base::document_id::{BadDocumentId, DocumentId};
 
 /// Where the demo listens.
@@ -89,7 +93,8 @@ pub(super) fn run(arguments: ClientArguments) -> Result<(), CliError> {
     };
     let ServerArguments { url, token_file, ca_file, name } = server;
     let name = name.or_else(|| env::var("USER").ok()).unwrap_or_else(|| "somebody".to_owned());
-    let target = Target::new(&url, token_file.as_deref(), ca_file.as_deref())?;
+    let trust = ca_file.as_deref().map_or(Trust::System, Trust::File);
+    let target = Target::new(&url, token_file.as_deref(), trust)?;
     let is_default = url == DEFAULT_URL;
     let runtime = runtime()?;
     let options = Options { document, target, name, is_default };

@@ -92,7 +92,7 @@ impl Dialer for Server {
     fn connect(&self) -> BoxFuture<'static, Result<Transport, DialError<PingError>>> {
         let (target, tap) = (self.target.clone(), self.tap.clone());
         async move {
-            let socket = target.open(|_, _| ()).await.map_err(|error| {
+            let socket = target.open(&|_| ()).await.map_err(|error| {
                 if tap.has_joined.load(Ordering::Relaxed) {
                     DialError::transient(error)
                 } else {

@@ -7,7 +7,12 @@ mod inspect;
 use clap::{Args, Subcommand};
 use hyper::Method;
 
-use super::{arguments::document_id, error::CliError, output::show, relay::StorageArguments};
+use super::{
+    arguments::document_id,
+    error::CliError,
+    output::{show, show_list},
+    relay::StorageArguments,
+};
 use crate::{
     admin::storage::reason::Reason, base::document_id::DocumentId, storage::local::blocked::Block,
 };
@@ -99,7 +104,7 @@ pub(super) fn run(arguments: DocArguments) -> Result<(), CliError> {
             let line = |Block { document, blocked_at, reason }: &Block| {
                 format!("{document}  {blocked_at}  {}\n", reason.as_deref().unwrap_or_default())
             };
-            show(storage.json, &all, || all.iter().map(line).collect());
+            show_list(storage.json, &all, "no document is blocked", line);
             Ok(())
         }
         (Some(DocCommand::Unblock { id, storage }), _) => {

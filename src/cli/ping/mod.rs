@@ -3,7 +3,9 @@
 
 mod client;
 pub(super) mod error;
+mod report;
 pub(super) mod target;
+pub(super) mod trust;
 
 use std::{
     path::PathBuf,
@@ -16,13 +18,11 @@ use tokio::time::timeout;
 use self::{
     client::{Client, STEP_TIMEOUT},
     error::PingError,
+    report::{Report, Step},
     target::Target,
+    trust::Trust,
 };
-use super::{
-    error::CliError,
-    output::{millis, print},
-    runtime::runtime,
-};
+use super::{error::CliError, output::millis, runtime::runtime};
 use crate::{base::document_id::DocumentId, config::Size};
 
 /// Round trips that are measured.
@@ -31,20 +31,29 @@ const ROUND_TRIPS: u64 = 10;
 /// `tonk-relay ping`
 #[derive(Debug, Args)]
 pub(super) struct PingArguments {
-    /// Where clients connect to: ws:// or wss://
+    /// The URL that clients connect to, such as wss://sync.example.org
     url: String,
     /// A file with the token to sign in with
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
-    /// A file with certificates (PEM) to trust besides the system's
+    /// A file with certificates (PEM) to trust in addition to the system's: of an authority, or the
+    /// server's own
     #[arg(long, value_name = "FILE")]
     ca_file: Option<PathBuf>,
-    /// The largest message to send there and back
+    /// Accept any certificate, such as a self-signed one. The connection may be with anybody: use it
+    /// without a token, or with one that you then revoke
+    #[arg(long, conflicts_with = "ca_file")]
+    insecure: bool,
+    /// The largest message to send from one client to the other
     #[arg(long, value_name = "SIZE", default_value = "8MiB", value_parser = size)]
     largest: Size,
-    /// How long to say nothing, to see whether something on the way ends silent connections
+    /// How long to send nothing, to see whether a proxy or firewall cuts idle connections; 0s to
+    /// skip this
     #[arg(long, value_name = "DURATION", default_value = "15s", value_parser = humantime::parse_duration)]
     silence: Duration,
+    /// Print JSON, at the end
+    #[arg(long)]
+    json: bool,
 }
 
 fn size(text: &str) -> Result<Size, String> {
@@ -58,20 +67,27 @@ impl From<PingError> for CliError {
 }
 
 pub(super) fn run(arguments: &PingArguments) -> Result<(), CliError> {
-    let target =
-        Target::new(&arguments.url, arguments.token_file.as_deref(), arguments.ca_file.as_deref())?;
-    Ok(runtime()?.block_on(ping(&target, arguments))?)
+    let trust = match &arguments.ca_file {
+        _ if arguments.insecure => Trust::All,
+        Some(file) => Trust::File(file),
+        None => Trust::System,
+    };
+    let target = Target::new(&arguments.url, arguments.token_file.as_deref(), trust)?;
+    let report = Report::new(arguments.json);
+    let result = runtime()?.block_on(ping(&target, arguments, &report));
+    report.end(&arguments.url, &result);
+    Ok(result?)
 }
 
-fn report(step: &str, text: String) {
-    print(&format!("{step:<12} {text}\n"));
-}
-
-async fn ping(target: &Target, arguments: &PingArguments) -> Result<(), PingError> {
+async fn ping(
+    target: &Target,
+    arguments: &PingArguments,
+    report: &Report,
+) -> Result<(), PingError> {
     let document = DocumentId::random();
-    let first = target.join(&format!("ping-{document}-1"), report).await?;
-    let second = target.join(&format!("ping-{document}-2"), |_, _| ()).await?;
-    let mut pair = Pair { first, second, document, count: 1 };
+    let first = target.join(&format!("ping-{document}-1"), &|step| report.add(step)).await?;
+    let second = target.join(&format!("ping-{document}-2"), &|_| ()).await?;
+    let mut pair = Pair { first, second, document, count: 1, report };
     pair.round_trips().await?;
     pair.large_messages(arguments.largest.0).await?;
     if !arguments.silence.is_zero() {
@@ -86,15 +102,16 @@ async fn ping(target: &Target, arguments: &PingArguments) -> Result<(), PingErro
 
 /// Two clients that exchange ephemeral messages in a document that does not exist: nothing is
 /// stored.
-struct Pair {
+struct Pair<'a> {
     first: Client,
     second: Client,
     document: DocumentId,
     /// Count of the next ephemeral message.
     count: u64,
+    report: &'a Report,
 }
 
-impl Pair {
+impl Pair<'_> {
     /// Measures how long a small message takes from one client to the other.
     async fn round_trips(&mut self) -> Result<(), PingError> {
         let step = "round trip";
@@ -116,9 +133,10 @@ impl Pair {
         }
         self.count = 2 + ROUND_TRIPS;
         times.sort_unstable();
-        let median = millis(times.get(times.len() / 2).copied().unwrap_or_default());
+        let median = times.get(times.len() / 2).copied().unwrap_or_default();
         let longest = millis(times.last().copied().unwrap_or_default());
-        report(step, format!("to another client: median {median}, longest {longest}"));
+        let text = format!("to another client: median {}, longest {longest}", millis(median));
+        self.report.add(Step::new(step, text, Some(median)));
         Ok(())
     }
 
@@ -138,11 +156,13 @@ impl Pair {
                 refused = sending => refused,
             };
             if let Err(error) = arrived {
-                report(step, format!("a message of {} does not arrive", Size(size)));
+                let text = format!("a message of {} does not arrive", Size(size));
+                self.report.add(Step::new(step, text, None));
                 return Err(error);
             }
-            let time = millis(start.elapsed());
-            report(step, format!("a message of {} arrives in {time}", Size(size)));
+            let took = start.elapsed();
+            let text = format!("a message of {} arrives in {}", Size(size), millis(took));
+            self.report.add(Step::new(step, text, Some(took)));
             self.count += 1;
         }
         Ok(())
@@ -164,7 +184,8 @@ impl Pair {
         self.second.receive_ephemeral(step, self.count, 1).await?;
         let pings = self.first.pings;
         let silence = humantime::format_duration(silence);
-        report(step, format!("{silence}, and the connection lives; {pings} pings came"));
+        let text = format!("{silence}, and the connection is still open; {pings} pings received");
+        self.report.add(Step::new(step, text, None));
         Ok(())
     }
 }

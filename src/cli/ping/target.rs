@@ -8,7 +8,7 @@ use std::{
     time::{Instant, SystemTime},
 };
 
-use rustls::{ClientConfig, RootCertStore, pki_types::ServerName};
+use rustls::{ClientConfig, pki_types::ServerName};
 use tokio::{net::TcpStream, time::timeout};
 use tokio_tungstenite::{
     WebSocketStream, client_async_with_config,
@@ -23,16 +23,14 @@ use tokio_tungstenite::{
 use super::{
     client::{Client, STEP_TIMEOUT, Stream},
     error::PingError,
+    report::Step,
+    trust::{Trust, read, tls_config},
 };
 use crate::{
-    base::regular_file,
     cli::output::{millis, printable},
     http::tls::holds_until,
     sync::wire::{self, Body, Message},
 };
-
-/// The largest token or certificate file that is read, in bytes.
-const MAX_FILE: u64 = 1 << 20;
 
 /// The relay to connect to.
 pub(in crate::cli) struct Target {
@@ -40,19 +38,15 @@ pub(in crate::cli) struct Target {
     host: String,
     port: u16,
     tls: Option<Arc<ClientConfig>>,
+    is_verified: bool,
     token: Option<String>,
-}
-
-fn read(path: &Path) -> Result<Vec<u8>, PingError> {
-    regular_file::read(path, MAX_FILE)
-        .map_err(|source| PingError::File { path: path.to_owned(), source })
 }
 
 impl Target {
     pub(in crate::cli) fn new(
         url: &str,
         token_file: Option<&Path>,
-        ca_file: Option<&Path>,
+        trust: Trust<'_>,
     ) -> Result<Self, PingError> {
         let bad = || PingError::Url(url.to_owned());
         // The URLs of the relay's web pages are accepted as well.
@@ -71,12 +65,12 @@ impl Target {
         let host = uri.host().ok_or_else(bad)?;
         let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
         let port = uri.port_u16().unwrap_or(if is_tls { 443 } else { 80 });
-        let tls = if is_tls { Some(Arc::new(tls_config(ca_file)?)) } else { None };
+        let tls = if is_tls { Some(Arc::new(tls_config(trust)?)) } else { None };
         let token = match token_file {
             Some(path) => Some(String::from_utf8_lossy(&read(path)?).trim().to_owned()),
             None => None,
         };
-        Ok(Self { uri, host, port, tls, token })
+        Ok(Self { uri, host, port, tls, is_verified: !matches!(trust, Trust::All), token })
     }
 
     /// Returns the URL, with the scheme ws or wss.
@@ -87,22 +81,24 @@ impl Target {
     /// Opens a WebSocket. Calls `report` after each step.
     pub(in crate::cli) async fn open(
         &self,
-        report: impl Fn(&str, String),
+        report: &(impl Fn(Step) + ?Sized),
     ) -> Result<WebSocketStream<Box<dyn Stream>>, PingError> {
         let start = Instant::now();
         let (stream, address) = self.connect().await?;
-        report("address", format!("{address}, connected in {}", millis(start.elapsed())));
-        let stream = self.secure(stream, &report).await?;
-        self.upgrade(stream, &report).await
+        let took = start.elapsed();
+        let text = format!("{address}, connected in {}", millis(took));
+        report(Step::new("address", text, Some(took)));
+        let stream = self.secure(stream, report).await?;
+        self.upgrade(stream, report).await
     }
 
     /// Connects and joins as the peer `name`. Calls `report` after each step.
     pub(super) async fn join(
         &self,
         name: &str,
-        report: impl Fn(&str, String),
+        report: &(impl Fn(Step) + ?Sized),
     ) -> Result<Client, PingError> {
-        let socket = self.open(&report).await?;
+        let socket = self.open(report).await?;
         let (name, relay) = (name.to_owned(), String::new());
         let mut client = Client { socket, name, relay, pings: 0 };
         let start = Instant::now();
@@ -116,8 +112,8 @@ impl Target {
                 break message.sender.unwrap_or_default().into_owned();
             }
         };
-        let relay = printable(&client.relay, 64);
-        report("join", format!("relay {relay} in {}", millis(start.elapsed())));
+        let (relay, took) = (printable(&client.relay, 64), start.elapsed());
+        report(Step::new("join", format!("relay {relay} in {}", millis(took)), Some(took)));
         Ok(client)
     }
 
@@ -148,19 +144,22 @@ impl Target {
     async fn secure(
         &self,
         stream: TcpStream,
-        report: impl Fn(&str, String),
+        report: &(impl Fn(Step) + ?Sized),
     ) -> Result<Box<dyn Stream>, PingError> {
         let Some(config) = &self.tls else {
-            report("tls", "none: what is sent can be read on the way".to_owned());
+            let text = "none: everybody on the network path can read the traffic".to_owned();
+            report(Step::new("tls", text, None));
             return Ok(Box::new(stream));
         };
-        let name = ServerName::try_from(self.host.clone())
-            .map_err(|error| PingError::Tls(io::Error::other(error)))?;
+        let name = ServerName::try_from(self.host.clone());
+        let name = name.map_err(|error| PingError::tls_setup(&error))?;
         let connector = tokio_rustls::TlsConnector::from(config.clone());
         let stream = timeout(STEP_TIMEOUT, connector.connect(name, stream)).await;
         let stream = stream.map_err(|_| PingError::Late { step: "tls", limit: STEP_TIMEOUT })?;
-        let stream = stream.map_err(PingError::Tls)?;
-        report("tls", describe_tls(stream.get_ref().1));
+        let (host, port) = (self.host.clone(), self.port);
+        let stream = stream.map_err(|source| PingError::Tls { host, port, source })?;
+        let text = describe_tls(stream.get_ref().1, self.is_verified);
+        report(Step::new("tls", text, None));
         Ok(Box::new(stream))
     }
 
@@ -168,7 +167,7 @@ impl Target {
     async fn upgrade(
         &self,
         stream: Box<dyn Stream>,
-        report: impl Fn(&str, String),
+        report: &(impl Fn(Step) + ?Sized),
     ) -> Result<WebSocketStream<Box<dyn Stream>>, PingError> {
         let mut request = self.uri.clone().into_client_request().map_err(PingError::Upgrade)?;
         if let Some(token) = &self.token {
@@ -191,37 +190,14 @@ impl Target {
         })?;
         let proxy = response.headers().get(header::SERVER).and_then(|name| name.to_str().ok());
         let proxy = proxy.map_or_else(String::new, |name| format!(", through {name}"));
-        report("upgrade", format!("a WebSocket in {}{proxy}", millis(start.elapsed())));
+        let took = start.elapsed();
+        let text = format!("a WebSocket in {}{proxy}", millis(took));
+        report(Step::new("upgrade", text, Some(took)));
         Ok(socket)
     }
 }
 
-/// The TLS config that trusts the certificates of the system, and those in a file.
-fn tls_config(ca_file: Option<&Path>) -> Result<ClientConfig, PingError> {
-    let mut roots = RootCertStore::empty();
-    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-    if let Some(path) = ca_file {
-        let text = read(path)?;
-        let more: Vec<_> = rustls::pki_types::pem::PemObject::pem_slice_iter(&text)
-            .filter_map(Result::ok)
-            .collect();
-        if more.is_empty() {
-            let source = io::Error::other("no certificate (PEM) is in there");
-            return Err(PingError::File { path: path.to_owned(), source });
-        }
-        roots.add_parsable_certificates(more);
-    }
-    if roots.is_empty() {
-        return Err(PingError::NoRoots);
-    }
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|error| PingError::Tls(io::Error::other(error)))?;
-    Ok(builder.with_root_certificates(roots).with_no_client_auth())
-}
-
-fn describe_tls(connection: &rustls::ClientConnection) -> String {
+fn describe_tls(connection: &rustls::ClientConnection, is_verified: bool) -> String {
     let version = connection.protocol_version();
     let version = version.and_then(|v| v.as_str()).unwrap_or("unknown").replace("v1_", " 1.");
     let certificate = connection.peer_certificates().and_then(|chain| chain.first());
@@ -234,5 +210,6 @@ fn describe_tls(connection: &rustls::ClientConnection) -> String {
             humantime::format_rfc3339_seconds(until)
         ))
     });
-    format!("{version}{}", until.unwrap_or_default())
+    let warning = if is_verified { "" } else { "; NOT VERIFIED (--insecure)" };
+    format!("{version}{}{warning}", until.unwrap_or_default())
 }
