@@ -324,7 +324,10 @@ const FILES: &[(&str, &str)] = &[
         "/usr/share/tonk-relay",
         "Dashboards for Grafana, rules for Prometheus, examples for nginx and Caddy, and a deploy hook for certbot.",
     ),
-    ("/usr/share/doc/tonk-relay/examples", "The two example configs of `tonk-relay.toml`(5)."),
+    (
+        "/usr/share/doc/tonk-relay/examples",
+        "The two example configs of `tonk-relay.toml`(5), and an app with its backend.",
+    ),
 ];
 
 /// What a person does on the first day, on every day, and on a bad one.
