@@ -154,8 +154,8 @@ impl Pending {
                 entry.stage = Stage::Applied { changes };
             }
         }
-        let is_durable = |entry: &mut Entry| matches!(entry.stage, Stage::Applied { changes } if changes <= durable);
-        while let Some(mut entry) = messages.waiting.pop_front_if(is_durable) {
+        while let Some(mut entry) = messages.waiting.pop_front_if(|entry| entry.is_durable(durable))
+        {
             if let Some(charge) = &mut entry.charge {
                 charge.keep_bytes();
             }
@@ -238,5 +238,10 @@ impl Messages {
 impl Entry {
     fn is_applied(&self) -> bool {
         matches!(self.stage, Stage::Applied { .. })
+    }
+
+    /// Whether it is durable once the first `durable` changes of the document are.
+    fn is_durable(&self, durable: u64) -> bool {
+        matches!(self.stage, Stage::Applied { changes } if changes <= durable)
     }
 }

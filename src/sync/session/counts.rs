@@ -1,6 +1,6 @@
 //! What sessions count in the metrics.
 
-use prometheus::IntGauge;
+use prometheus::{IntCounterVec, IntGauge};
 
 use crate::observe::metrics::SessionMetrics;
 
@@ -51,6 +51,12 @@ impl Counts {
         Counted(gauge)
     }
 
+    fn count(&self, counter: fn(&SessionMetrics) -> &IntCounterVec, label: &str) {
+        if let Some(metrics) = self.counted() {
+            counter(metrics).with_label_values(&[label]).inc();
+        }
+    }
+
     /// Counts a WebSocket that was admitted.
     pub(super) fn open(&self) -> Counted {
         self.gauge(|metrics| &metrics.open)
@@ -63,23 +69,17 @@ impl Counts {
 
     /// Counts a WebSocket that has ended.
     pub(super) fn ended(&self, outcome: &str) {
-        if let Some(metrics) = self.counted() {
-            metrics.ended.with_label_values(&[outcome]).inc();
-        }
+        self.count(|metrics| &metrics.ended, outcome);
     }
 
     /// Counts a WebSocket that was refused, or closed for something that the peer did.
     pub(super) fn refused(&self, reason: &str) {
-        if let Some(metrics) = self.counted() {
-            metrics.refused.with_label_values(&[reason]).inc();
-        }
+        self.count(|metrics| &metrics.refused, reason);
     }
 
     /// Counts a sign-in.
     pub fn sign_in(&self, outcome: &str) {
-        if let Some(metrics) = self.counted() {
-            metrics.sign_ins.with_label_values(&[outcome]).inc();
-        }
+        self.count(|metrics| &metrics.sign_ins, outcome);
     }
 
     /// Counts a panic of a session's task.
@@ -105,23 +105,17 @@ impl Counts {
 
     /// Counts a message that was dropped.
     pub(super) fn dropped(&self, reason: &str) {
-        if let Some(metrics) = self.counted() {
-            metrics.dropped.with_label_values(&[reason]).inc();
-        }
+        self.count(|metrics| &metrics.dropped, reason);
     }
 
     /// Counts a message after which a session is read more slowly.
     pub(super) fn throttled(&self, limit: &str) {
-        if let Some(metrics) = self.counted() {
-            metrics.throttled.with_label_values(&[limit]).inc();
-        }
+        self.count(|metrics| &metrics.throttled, limit);
     }
 
     /// Counts a document of which a peer's changes were refused.
     pub(super) fn refused_document(&self, reason: &str) {
-        if let Some(metrics) = self.counted() {
-            metrics.refused_documents.with_label_values(&[reason]).inc();
-        }
+        self.count(|metrics| &metrics.refused_documents, reason);
     }
 
     /// The gauge of bytes that wait to be sent.
