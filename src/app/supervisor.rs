@@ -157,7 +157,7 @@ mod tests {
         (Supervisor::new(metrics.clone()), stopping, metrics)
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_task_that_panics_or_returns_is_restarted() {
         let (mut supervisor, stopping, metrics) = supervisor();
         let starts = Arc::new(AtomicUsize::new(0));

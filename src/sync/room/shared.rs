@@ -44,7 +44,7 @@ const ASK_AGAIN: Duration = Duration::from_secs(3600);
 const ASKED: usize = 4096;
 /// Documents that are loaded at a time. The memory that they take is known only afterwards, and
 /// may exceed `sync.memory`.
-const LOADING: usize = 8;
+pub(crate) const LOADING: usize = 8;
 /// Unknown documents for which requests are held back at a time, in case somebody brings them. Each
 /// has a room and a timer meanwhile. Requests for more documents are answered at once.
 pub(crate) const IN_GRACE: usize = 2_000;

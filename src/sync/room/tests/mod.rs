@@ -36,7 +36,7 @@ use super::{
     pending::Pending,
     port::Port,
     samod,
-    shared::{FREED_WITHIN, IN_GRACE, NOTHING, Needs},
+    shared::{FREED_WITHIN, IN_GRACE, LOADING, NOTHING, Needs},
 };
 use crate::{
     base::{document_id::DocumentId, principal::Principal, session_id::SessionId},
