@@ -69,9 +69,11 @@ pub trait Engine: Send {
     /// Whether nothing is lost if the engine is dropped now.
     fn is_durable(&self) -> bool;
 
-    /// Makes everything durable, and ends. An engine that fails meanwhile leaves the rest in
-    /// [`Pending`].
-    fn close(self: Box<Self>) -> BoxFuture<'static, ()>;
+    /// Makes everything durable, and ends.
+    ///
+    /// # Errors
+    /// It has failed meanwhile, and leaves the rest in [`Pending`].
+    fn close(self: Box<Self>) -> BoxFuture<'static, Result<(), EngineFailed>>;
 }
 
 /// A panic in an engine, or changes in its document that it cannot undo.

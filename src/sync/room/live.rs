@@ -236,9 +236,9 @@ impl Room {
         tokio::pin!(closing);
         // On a disk that fails this takes as long as that does. Sessions that send meanwhile are
         // not blocked with all their other documents; they send it again afterwards.
-        loop {
+        let closed = loop {
             tokio::select! {
-                () = &mut closing => break,
+                closed = &mut closing => break closed,
                 Some(input) = self.inbox.recv() => {
                     self.stash(*input, "closing");
                     if self.stash.len() >= STASH {
@@ -246,8 +246,10 @@ impl Room {
                     }
                 }
             }
-        }
-        self.members().engine_ended(false);
+        };
+        let is_panic = closed.is_err_and(|failed| failed.is_panic);
+        self.metrics().panics.inc_by(u64::from(is_panic));
+        self.members().engine_ended(closed.is_err());
         if !self.handle.pending.hand_over(&self.shared.documents) {
             return end;
         }

@@ -245,12 +245,13 @@ impl Engine for NativeEngine {
         is_written && matches!(&self.core, CoreState::Idle(core) if core.is_durable())
     }
 
-    fn close(mut self: Box<Self>) -> BoxFuture<'static, ()> {
+    fn close(mut self: Box<Self>) -> BoxFuture<'static, Result<(), EngineFailed>> {
         async move {
             self.settle().await;
-            while (!self.is_durable() || self.writer.removal.is_some()) && self.work().await.is_ok()
-            {
+            while !self.is_durable() || self.writer.removal.is_some() {
+                self.work().await?;
             }
+            Ok(())
         }
         .boxed()
     }

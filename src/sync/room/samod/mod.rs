@@ -347,7 +347,7 @@ impl Engine for SamodEngine {
         true
     }
 
-    fn close(mut self: Box<Self>) -> BoxFuture<'static, ()> {
+    fn close(mut self: Box<Self>) -> BoxFuture<'static, Result<(), EngineFailed>> {
         async move {
             // The repo reads the streams to their ends and applies what is in them before it is
             // told to stop. Then it ends when everything is durable.
@@ -357,6 +357,7 @@ impl Engine for SamodEngine {
             if let Some(saving) = self.saving.take() {
                 saving.await;
             }
+            Ok(())
         }
         .boxed()
     }

@@ -80,8 +80,8 @@ impl Engine for Fragile {
         true
     }
 
-    fn close(self: Box<Self>) -> BoxFuture<'static, ()> {
-        futures::future::ready(()).boxed()
+    fn close(self: Box<Self>) -> BoxFuture<'static, Result<(), EngineFailed>> {
+        futures::future::ready(Ok(())).boxed()
     }
 }
 

@@ -60,6 +60,25 @@ async fn changes_of_a_session_that_left_survive_a_panic_in_the_engine() {
     }
 }
 
+/// A relay that stops waits for the next engine, which stores what the one that panicked has left.
+#[tokio::test]
+async fn changes_survive_a_panic_in_the_engine_while_the_relay_stops() {
+    // The room may handle the messages before or after it hears that the relay stops.
+    for _ in 0..8 {
+        let fixture = native(config());
+        let writer = with_writer(&fixture).await;
+        let mallory = fixture.peer("mallory");
+        mallory.send(id(1), false, POISON.to_vec()).await;
+        writer.edit_and_leave(id(1), 1).await;
+        mallory.leave();
+        tokio::time::timeout(LIMIT, fixture.rooms.stop()).await.expect("stops");
+        assert_eq!(fixture.metrics.rooms.panics.get(), 1);
+        assert!(fixture.rooms.late().unsaved.is_empty());
+        assert_eq!(fixture.rooms.shared.documents.unsaved(), 0);
+        assert_eq!(stored_keys(&fixture).await, ["left 0", "stored"]);
+    }
+}
+
 #[tokio::test]
 async fn only_the_message_that_makes_a_second_engine_fail_is_dropped() {
     let fixture = native(config());
