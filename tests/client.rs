@@ -39,12 +39,12 @@ fn lines(from: impl Read + Send + 'static) -> Receiver<String> {
 
 impl Terminal {
     fn open(relay: &Relay, words: &[&str]) -> Self {
+        Self::at(&format!("ws://127.0.0.1:{}", relay.port), words)
+    }
+
+    fn at(url: &str, words: &[&str]) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_tonk-relay"));
-        command
-            .arg("client")
-            .args(words)
-            .arg("--url")
-            .arg(format!("ws://127.0.0.1:{}", relay.port));
+        command.arg("client").args(words).args(["--url", url]);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("starts");
         let document = lines(child.stdout.take().expect("its output"));
@@ -169,6 +169,13 @@ fn problems_say_what_to_do() {
     let id = client.shows();
     client.type_in("a = 1");
     assert_eq!(client.end().0, Some(0));
+    let token = fs::read_to_string(&reader).expect("a token");
+    let url = format!("ws://127.0.0.1:{}/?token={}", relay.port, token.trim());
+    let client = Terminal::at(&url, &["open", &id]);
+    assert_eq!(client.shows(), r#"{"a":1}"#);
+    let (code, text) = client.end();
+    assert_eq!(code, Some(0));
+    assert!(text.contains("connected to") && !text.contains(token.trim()), "{text}");
     let mut client = Terminal::open(&relay, &["open", &id, "--token-file", &reader]);
     assert_eq!(client.shows(), r#"{"a":1}"#);
     client.says("* you may only read this document");

@@ -34,6 +34,8 @@ pub(super) enum ClientError {
          client changes"
     )]
     NotSaved(Duration),
+    #[error("interrupted before the document was open")]
+    NotOpened,
     #[error("not saved: interrupted before the server confirmed the last change")]
     Interrupted,
     #[error("{0} of the lines changed nothing")]

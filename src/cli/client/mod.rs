@@ -3,7 +3,7 @@
 //!
 //! | to find | look in |
 //! |---|---|
-//! | the connection, and what samod does not tell of it | `transport`, `durable_heads` |
+//! | the connection, and what samod does not report of it | `transport`, `durable_heads` |
 //! | finding the document | `open` |
 //! | what happens with it, and what is printed | `session` |
 //! | what typed lines mean | `edit`, `input` |

@@ -15,7 +15,7 @@ use tokio::{
 
 use super::{
     error::{ClientError, hint},
-    transport::{Note, Server, Tap, Tokio},
+    transport::{Notice, Server, Tap, Tokio},
 };
 use crate::{
     base::document_id::DocumentId,
@@ -26,8 +26,8 @@ use crate::{
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long to look for a document. A relay asks its other clients, too.
 const SEARCH_TIMEOUT: Duration = Duration::from_secs(60);
-/// Notes that wait to be read.
-const MAX_NOTES: usize = 64;
+/// Notices that wait to be read.
+const MAX_NOTICES: usize = 64;
 
 /// What the command was asked for.
 pub(super) struct Options {
@@ -51,20 +51,22 @@ pub(super) struct Opened {
     pub(super) has_storage: bool,
     /// Counts the ephemeral messages that were sent.
     pub(super) sent: watch::Receiver<u64>,
-    /// Notes that arrived while the document was looked for.
-    pub(super) early: Vec<Note>,
+    /// What the server has told about the document, by connection.
+    pub(super) peers: HashMap<ConnectionId, PeerDocState>,
+    /// Notices that arrived while the document was looked for.
+    pub(super) early: Vec<Notice>,
     pub(super) events: Events,
 }
 
 /// What happens with the document and the connection.
 pub(super) struct Events {
-    notes: mpsc::Receiver<Note>,
+    notices: mpsc::Receiver<Notice>,
     changes: BoxStream<'static, ()>,
     peers: BoxStream<'static, HashMap<ConnectionId, PeerDocState>>,
 }
 
 pub(super) enum Event {
-    Note(Note),
+    Notice(Notice),
     Changed,
     Peers(HashMap<ConnectionId, PeerDocState>),
 }
@@ -73,8 +75,7 @@ impl Events {
     /// The next event; never, if the repository has stopped.
     pub(super) async fn next(&mut self) -> Event {
         tokio::select! {
-            biased;
-            Some(note) = self.notes.recv() => Event::Note(note),
+            Some(notice) = self.notices.recv() => Event::Notice(notice),
             Some(()) = self.changes.next() => Event::Changed,
             Some(peers) = self.peers.next() => Event::Peers(peers),
             else => std::future::pending().await,
@@ -83,9 +84,7 @@ impl Events {
 }
 
 /// Connects to the server, and makes or finds the document.
-pub(super) async fn open(
-    options: Options,
-) -> Result<(Opened, HashMap<ConnectionId, PeerDocState>), ClientError> {
+pub(super) async fn open(options: Options) -> Result<Opened, ClientError> {
     let peer = format!("client-{}", DocumentId::random());
     let repo = Repo::builder(Tokio)
         .with_peer_id(PeerId::from_string(peer.clone()))
@@ -100,9 +99,10 @@ pub(super) async fn open(
             (id.parse().map_err(|_| ClientError::Stopped)?, Some(handle))
         }
     };
+    // It is shown, and its query may have a token.
     let url = options.target.url();
-    let url = url.trim_end_matches('/').to_owned();
-    let (sender, mut notes) = mpsc::channel(MAX_NOTES);
+    let url = url.split('?').next().unwrap_or_default().trim_end_matches('/').to_owned();
+    let (sender, mut notices) = mpsc::channel(MAX_NOTICES);
     let tap = Tap::new(document, &peer, sender);
     let sent = tap.sent();
     let server = Server {
@@ -111,26 +111,35 @@ pub(super) async fn open(
         tap,
     };
     let dialer = repo.dial(BackoffConfig::default(), Arc::new(server)).map_err(stopped)?;
-    let joined = join(&dialer, &mut notes, &url, options.is_default).await?;
-    let (server, has_storage) = joined;
+    let (server, has_storage) = join(&dialer, &mut notices, &url, options.is_default).await?;
     let mut early = Vec::new();
     let handle = match created {
         Some(handle) => handle,
-        None => find(&repo, document, &url, &mut notes, &mut early).await?,
+        None => find(&repo, document, &url, &mut notices, &mut early).await?,
     };
     let (peers, peer_changes) = handle.peers();
     let changes = handle.changes().map(|_| ()).boxed();
-    let events = Events { notes, changes, peers: peer_changes.boxed() };
-    let opened =
-        Opened { repo, document, handle, dialer, url, server, has_storage, sent, early, events };
-    Ok((opened, peers))
+    let events = Events { notices, changes, peers: peer_changes.boxed() };
+    Ok(Opened {
+        repo,
+        document,
+        handle,
+        dialer,
+        url,
+        server,
+        has_storage,
+        sent,
+        peers,
+        early,
+        events,
+    })
 }
 
 /// Waits for the first connection's handshake. Returns the server's peer id, and whether it has a
 /// storage.
 async fn join(
     dialer: &DialerHandle<PingError>,
-    notes: &mut mpsc::Receiver<Note>,
+    notices: &mut mpsc::Receiver<Notice>,
     url: &str,
     is_default: bool,
 ) -> Result<(String, bool), ClientError> {
@@ -139,9 +148,10 @@ async fn join(
     let mut until = None;
     let mut problem = None;
     loop {
-        let note = tokio::select! {
+        let notice = tokio::select! {
+            // Notices first: they say why it failed.
             biased;
-            Some(note) = notes.recv() => note,
+            Some(notice) = notices.recv() => notice,
             Err(failed) = &mut established => return Err(match failed {
                 DialerFailed::PermanentFailure(source) => ClientError::Connect {
                     hint: match &*source {
@@ -156,13 +166,13 @@ async fn join(
                 return Err(ClientError::Handshake { url: url.to_owned(), limit: HANDSHAKE_TIMEOUT });
             }
         };
-        match note {
-            Note::Opened => until = Some(Instant::now() + HANDSHAKE_TIMEOUT),
-            Note::Joined { server, has_storage } => return Ok((server, has_storage)),
-            Note::Error(text) => problem = Some(text),
-            Note::Closed { code, reason } => return Err(refused(url, code, reason, problem)),
-            Note::Lost(_) => return Err(ClientError::Ended { url: url.to_owned() }),
-            Note::Ephemeral { .. } | Note::DurableHeads(_) => {}
+        match notice {
+            Notice::Opened => until = Some(Instant::now() + HANDSHAKE_TIMEOUT),
+            Notice::Joined { server, has_storage } => return Ok((server, has_storage)),
+            Notice::Error(text) => problem = Some(text),
+            Notice::Closed { code, reason } => return Err(refused(url, code, reason, problem)),
+            Notice::Lost(_) => return Err(ClientError::Ended { url: url.to_owned() }),
+            Notice::Ephemeral { .. } | Notice::DurableHeads(_) => {}
         }
     }
 }
@@ -180,13 +190,13 @@ pub(super) fn refused(
     ClientError::Refused { url: url.to_owned(), code, reason, hint: hint(code) }
 }
 
-/// Finds the document. Keeps the notes that arrive in the meantime.
+/// Finds the document. Keeps the notices that arrive in the meantime.
 async fn find(
     repo: &Repo,
     document: DocumentId,
     url: &str,
-    notes: &mut mpsc::Receiver<Note>,
-    early: &mut Vec<Note>,
+    notices: &mut mpsc::Receiver<Notice>,
+    early: &mut Vec<Notice>,
 ) -> Result<DocHandle, ClientError> {
     let id = document.to_string().parse().map_err(|_| ClientError::Stopped)?;
     let mut finding = pin!(repo.find(id));
@@ -196,7 +206,7 @@ async fn find(
         let step = async {
             tokio::select! {
                 biased;
-                Some(note) = notes.recv() => Err(note),
+                Some(notice) = notices.recv() => Err(notice),
                 found = &mut finding => Ok(found),
             }
         };
@@ -213,11 +223,11 @@ async fn find(
                     ClientError::Unknown { url: url(), document, says }
                 });
             }
-            Ok(Err(Note::Error(text))) => problem = Some(text),
-            Ok(Err(Note::Closed { code, reason })) if !hint(code).is_empty() => {
+            Ok(Err(Notice::Error(text))) => problem = Some(text),
+            Ok(Err(Notice::Closed { code, reason })) if !hint(code).is_empty() => {
                 return Err(refused(&url(), code, reason, problem));
             }
-            Ok(Err(note)) if early.len() < MAX_NOTES => early.push(note),
+            Ok(Err(notice)) if early.len() < MAX_NOTICES => early.push(notice),
             Ok(Err(_)) => {}
         }
     }

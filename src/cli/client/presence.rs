@@ -57,7 +57,7 @@ pub(super) enum News {
     /// A client is here whose name is not known yet. Like the next, it wants to hear that we are
     /// here.
     Stranger,
-    Came(String),
+    Arrived(String),
     Renamed {
         from: String,
         to: String,
@@ -147,7 +147,7 @@ impl Others {
         }
         let after = self.name(peer);
         match is_new {
-            true => News::Came(after),
+            true => News::Arrived(after),
             false if before != after => News::Renamed { from: before, to: after },
             false => News::None,
         }
@@ -213,15 +213,15 @@ mod tests {
     }
 
     #[test]
-    fn clients_come_get_names_and_leave() {
+    fn clients_arrive_get_names_and_leave() {
         let mut others = Others::default();
-        assert_eq!(others.receive("p1", &snapshot("Anna")), News::Came("Anna".to_owned()));
+        assert_eq!(others.receive("p1", &snapshot("Anna")), News::Arrived("Anna".to_owned()));
         assert_eq!(others.receive("p1", &heartbeat()), News::None);
         assert_eq!(others.receive("p1", &update("cursor", "7")), News::None);
         let renamed = News::Renamed { from: "Anna".to_owned(), to: "Anne".to_owned() };
         assert_eq!(others.receive("p1", &update("name", "Anne")), renamed);
         assert_eq!(others.receive("p2", &heartbeat()), News::Stranger);
-        assert_eq!(others.receive("p2", &update("cursor", "7")), News::Came("p2".to_owned()));
+        assert_eq!(others.receive("p2", &update("cursor", "7")), News::Arrived("p2".to_owned()));
         assert_eq!(others.receive("p1", &goodbye()), News::Left("Anne".to_owned()));
         assert_eq!(others.receive("p1", &goodbye()), News::None);
         let later = Instant::now() + GONE_AFTER + Duration::from_secs(1);

@@ -1,7 +1,6 @@
 //! A document that is open in a terminal: what happens with it, and what is printed.
 
 use std::{
-    collections::HashMap,
     io::{self, IsTerminal, Write},
     pin::pin,
     time::Duration,
@@ -18,7 +17,7 @@ use super::{
     input,
     open::{Event, Opened, Options, open, refused},
     presence::{self, HEARTBEAT_EVERY, News, Others},
-    transport::Note,
+    transport::Notice,
 };
 use crate::{cli::error::CliError, observe::signals};
 
@@ -37,8 +36,7 @@ struct Session {
     /// The name that others see.
     name: String,
     others: Others,
-    peers: HashMap<ConnectionId, PeerDocState>,
-    /// The heads that the server's storage has, if the server tells them.
+    /// The heads that the server's storage has, if the server reports them.
     durable: Option<Vec<ChangeHash>>,
     /// The connection over which the others were told that we are here.
     greeted: Option<ConnectionId>,
@@ -77,17 +75,15 @@ pub(super) async fn run(options: Options) -> Result<(), CliError> {
     let mut signals = pin!(signals);
     let (is_new, is_default, name) =
         (options.document.is_none(), options.is_default, options.name.clone());
-    let opening = tokio::select! {
+    let mut opened = tokio::select! {
         opened = open(options) => opened?,
-        // Nothing was made yet that anybody knows of.
-        _ = signals.next() => return Ok(()),
+        _ = signals.next() => return Err(ClientError::NotOpened.into()),
     };
-    let (mut opened, peers) = opening;
     let early = std::mem::take(&mut opened.early);
-    let mut session = Session::new(opened, peers, name, is_new);
+    let mut session = Session::new(opened, name, is_new);
     session.introduce(is_new, is_default);
-    for note in early {
-        session.note(note)?;
+    for notice in early {
+        session.handle_notice(notice)?;
     }
     let result = session.follow(&mut signals).await;
     session.close().await;
@@ -95,18 +91,12 @@ pub(super) async fn run(options: Options) -> Result<(), CliError> {
 }
 
 impl Session {
-    fn new(
-        opened: Opened,
-        peers: HashMap<ConnectionId, PeerDocState>,
-        name: String,
-        is_new: bool,
-    ) -> Self {
+    fn new(opened: Opened, name: String, is_new: bool) -> Self {
         let now = Instant::now();
         Self {
             opened,
             name,
             others: Others::default(),
-            peers,
             durable: None,
             greeted: None,
             last_presence: now,
@@ -144,9 +134,8 @@ impl Session {
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         while self.is_read {
-            self.look();
+            self.report_status();
             tokio::select! {
-                biased;
                 _ = signals.next() => break,
                 event = self.opened.events.next() => self.handle(event)?,
                 line = lines.recv() => match line {
@@ -159,13 +148,12 @@ impl Session {
         let mut deadline = pin!(sleep(SAVE_TIMEOUT));
         while self.has_edited && !self.is_saved() {
             tokio::select! {
-                biased;
                 _ = signals.next() => return Err(ClientError::Interrupted),
                 event = self.opened.events.next() => self.handle(event)?,
                 () = &mut deadline => return Err(ClientError::NotSaved(SAVE_TIMEOUT)),
             }
         }
-        self.look();
+        self.report_status();
         if self.failed_lines > 0 && !io::stdin().is_terminal() {
             return Err(ClientError::Lines(self.failed_lines));
         }
@@ -174,33 +162,33 @@ impl Session {
 
     fn handle(&mut self, event: Event) -> Result<(), ClientError> {
         match event {
-            Event::Note(note) => self.note(note)?,
+            Event::Notice(notice) => self.handle_notice(notice)?,
             Event::Changed => self.show(),
-            Event::Peers(peers) => self.peers.extend(peers),
+            Event::Peers(peers) => self.opened.peers.extend(peers),
         }
         Ok(())
     }
 
-    fn note(&mut self, note: Note) -> Result<(), ClientError> {
-        match note {
-            Note::Opened => {}
-            Note::Joined { server, has_storage } => {
+    fn handle_notice(&mut self, notice: Notice) -> Result<(), ClientError> {
+        match notice {
+            Notice::Opened => {}
+            Notice::Joined { server, has_storage } => {
                 self.is_connected = true;
                 self.opened.has_storage = has_storage;
                 self.unsaved().since = Instant::now();
                 say(&format!("connected again, to {server}"));
             }
-            Note::Error(text) => self.problem = Some(text),
-            Note::Closed { code, reason } if !self.is_connected && !hint(code).is_empty() => {
+            Notice::Error(text) => self.problem = Some(text),
+            Notice::Closed { code, reason } if !self.is_connected && !hint(code).is_empty() => {
                 return Err(refused(&self.opened.url, code, reason, self.problem.take()));
             }
-            Note::Closed { code, reason } => {
+            Notice::Closed { code, reason } => {
                 self.problem = None;
                 self.disconnected(&format!("closed with {code}: {reason}"));
             }
-            Note::Lost(reason) => self.disconnected(&reason),
-            Note::Ephemeral { sender, data } => self.presence(&sender, &data),
-            Note::DurableHeads(heads) => self.durable = Some(heads),
+            Notice::Lost(reason) => self.disconnected(&reason),
+            Notice::Ephemeral { sender, data } => self.presence(&sender, &data),
+            Notice::DurableHeads(heads) => self.durable = Some(heads),
         }
         Ok(())
     }
@@ -216,7 +204,7 @@ impl Session {
         match self.others.receive(sender, data) {
             News::None => {}
             News::Stranger => self.greet(),
-            News::Came(name) => {
+            News::Arrived(name) => {
                 say(&format!("{name} is here"));
                 self.greet();
             }
@@ -269,7 +257,7 @@ impl Session {
     }
 
     fn tick(&mut self) {
-        self.tell_problem();
+        self.report_problem();
         if self.is_connected && self.last_presence.elapsed() > HEARTBEAT_EVERY {
             self.broadcast(presence::heartbeat());
         }
@@ -278,14 +266,14 @@ impl Session {
         }
     }
 
-    fn tell_problem(&mut self) {
+    fn report_problem(&mut self) {
         if let Some(text) = self.problem.take() {
             say(&format!("the server says: {text}"));
         }
     }
 
-    /// Looks what follows from the last event.
-    fn look(&mut self) {
+    /// Reports what the last event has changed: who is there, what is allowed, whether all is saved.
+    fn report_status(&mut self) {
         let server = self.opened.dialer.connection_id();
         let has_answered = self.peer().is_some_and(|peer| peer.their_heads.is_some());
         if has_answered && self.greeted != server {
@@ -300,7 +288,7 @@ impl Session {
             if was.is_some_and(|unsaved| unsaved.is_awaited || unsaved.is_late) {
                 say(match self.opened.has_storage {
                     true => "saved",
-                    false => "the server has it, but says of no storage that it would save it in",
+                    false => "received by the server, which has no storage",
                 });
             }
         } else {
@@ -315,7 +303,7 @@ impl Session {
 
     /// What the server has told about the document.
     fn peer(&self) -> Option<&PeerDocState> {
-        self.peers.get(&self.opened.dialer.connection_id()?)
+        self.opened.peers.get(&self.opened.dialer.connection_id()?)
     }
 
     fn is_read_only(&self) -> bool {
@@ -350,7 +338,7 @@ impl Session {
 
     /// Says goodbye, and closes the connection.
     async fn close(&mut self) {
-        self.tell_problem();
+        self.report_problem();
         self.opened.sent.mark_unchanged();
         if self.is_connected && self.greeted.is_some() {
             self.broadcast(presence::goodbye());

@@ -1,5 +1,5 @@
 //! How samod reaches the server: over a WebSocket, whose frames pass through here. samod does not
-//! tell with which code the server closes, what its `error` messages say, who sent presence, and
+//! report with which code the server closes, what its `error` messages say, who sent presence, and
 //! what the server's storage has.
 
 use std::sync::{
@@ -49,9 +49,9 @@ impl RuntimeHandle for Tokio {
     }
 }
 
-/// Something that samod does not tell.
+/// Something that samod does not report.
 #[derive(Debug)]
-pub(super) enum Note {
+pub(super) enum Notice {
     /// There is a WebSocket.
     Opened,
     /// The handshake is complete. The server has a peer id, and may have a storage id.
@@ -101,7 +101,7 @@ impl Dialer for Server {
             })?;
             let (sink, stream) = socket.split();
             lock(&tap.pending).take();
-            tap.note(Note::Opened).await;
+            tap.notify(Notice::Opened).await;
             let receiving = tap.clone();
             let stream = stream.filter_map(move |frame| {
                 let tap = receiving.clone();
@@ -114,29 +114,29 @@ impl Dialer for Server {
     }
 }
 
-/// Reads along.
+/// Reads the frames of the connection, and sends notices about them.
 #[derive(Clone)]
 pub(super) struct Tap {
     document: DocumentId,
     /// Peer id of this client.
     peer: Arc<str>,
-    notes: mpsc::Sender<Note>,
+    notices: mpsc::Sender<Notice>,
     /// Whether a handshake was complete. A first attempt that fails is not repeated.
     has_joined: Arc<AtomicBool>,
     /// The server's storage id, once it is known.
     storage_id: Arc<Mutex<Option<String>>>,
-    /// A message of ours that goes before samod's next one.
+    /// A message that is sent before samod's next one.
     pending: Arc<Mutex<Option<Bytes>>>,
     /// Ephemeral messages that were sent.
     sent: watch::Sender<u64>,
 }
 
 impl Tap {
-    pub(super) fn new(document: DocumentId, peer: &str, notes: mpsc::Sender<Note>) -> Self {
+    pub(super) fn new(document: DocumentId, peer: &str, notices: mpsc::Sender<Notice>) -> Self {
         Self {
             document,
             peer: peer.into(),
-            notes,
+            notices,
             has_joined: Arc::default(),
             storage_id: Arc::default(),
             pending: Arc::default(),
@@ -160,19 +160,19 @@ impl Tap {
                 let (code, reason) = frame.map_or((NO_CODE, String::new()), |frame| {
                     (frame.code.into(), printable(&frame.reason, MAX_REASON))
                 });
-                self.note(Note::Closed { code, reason }).await;
+                self.notify(Notice::Closed { code, reason }).await;
                 None
             }
             Ok(_) => None,
             Err(error) => {
-                self.note(Note::Lost(error.to_string())).await;
+                self.notify(Notice::Lost(error.to_string())).await;
                 Some(Err(error))
             }
         }
     }
 
-    /// Notes what a message says. Returns whether samod gets it: it would end the connection after
-    /// an `error`, before the close code arrives.
+    /// Sends a notice about a message. Returns whether samod gets the message: after an `error` samod
+    /// would end the connection before the close code arrives.
     async fn inspect(&self, data: &[u8]) -> bool {
         let Ok(message) = Message::decode(data) else { return true };
         match message.body {
@@ -185,20 +185,20 @@ impl Tap {
                 *lock(&self.storage_id) = storage_id.map(str::to_owned);
                 self.has_joined.store(true, Ordering::Relaxed);
                 let server = printable(&server, MAX_NAME);
-                self.note(Note::Joined { server, has_storage: storage_id.is_some() }).await;
+                self.notify(Notice::Joined { server, has_storage: storage_id.is_some() }).await;
             }
             Body::Error { message } => {
-                self.note(Note::Error(printable(&message, MAX_REASON))).await;
+                self.notify(Notice::Error(printable(&message, MAX_REASON))).await;
                 return false;
             }
             Body::Ephemeral { document, data, .. } if document == self.document => {
                 let sender = message.sender.unwrap_or_default().into_owned();
-                self.note(Note::Ephemeral { sender, data: data.into_owned() }).await;
+                self.notify(Notice::Ephemeral { sender, data: data.into_owned() }).await;
             }
             Body::RemoteHeadsChanged => {
                 let storage_id = lock(&self.storage_id).clone().unwrap_or_default();
                 if let Some(heads) = durable_heads::decode(data, self.document, &storage_id) {
-                    self.note(Note::DurableHeads(heads)).await;
+                    self.notify(Notice::DurableHeads(heads)).await;
                 }
             }
             _ => {}
@@ -206,9 +206,9 @@ impl Tap {
         true
     }
 
-    async fn note(&self, note: Note) {
+    async fn notify(&self, notice: Notice) {
         // Without a receiver the client is ending.
-        let _ = self.notes.send(note).await;
+        let _ = self.notices.send(notice).await;
     }
 
     /// The frames to send for a message of samod's.
