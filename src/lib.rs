@@ -25,7 +25,7 @@
 //! [`sync::room::engine::Engine`], which holds the document and answers through each session's
 //! [`sync::outbound`] queue. What changed goes to [`storage::documents`], which returns when it is
 //! durable: in [`storage::local::journal`], and later in the folders of
-//! [`storage::local::nodefs`]. The engine hears of it as `Event::Saved`. Only then are peers told
+//! [`storage::local::nodefs`], where large chunks go at once. The engine hears of it as `Event::Saved`. Only then are peers told
 //! the heads (`document::core::answer`), and those who subscribe to durable heads
 //! (`sync::room::answers`).
 

@@ -3,7 +3,8 @@
 //!
 //! | to find | look in |
 //! |---|---|
-//! | opening storage and the bundle, binding listeners | `bind` |
+//! | the order of the phases, from the start to the exit | `cli::daemon`, in `serve_with` |
+//! | binding listeners, then opening storage and the bundle | `bind` |
 //! | building the parts and starting them | `start` |
 //! | every supervised task | `tasks` |
 //! | the drain: its order, its deadline, the report of what is late | `drain` |

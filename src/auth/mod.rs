@@ -5,9 +5,11 @@
 //!
 //! | to find | look in |
 //! |---|---|
-//! | which rights a scope gives, such as to write a document | [`rights`] |
+//! | which rights a scope gives | [`rights`] |
+//! | whether a session may write a document: its right, and nothing refused | `sync::session`, `may_write` |
 //! | the file of tokens that the relay has issued | [`tokens`] |
-//! | tokens that an identity provider signs | [`jwt`] |
+//! | tokens that an identity provider signs, and when they expire | [`jwt`] |
+//! | how a session ends when its sign-in does | `sync::session::revalidate` |
 //! | when each token was last used | [`last_use`] |
 
 pub mod jwt;

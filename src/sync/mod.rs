@@ -1,12 +1,25 @@
 //! Synchronization: the automerge-repo network protocol, version 1, over WebSocket.
 //!
-//! A [`session`] is a peer that has joined over one WebSocket; [`peers`] knows all of them.
-//! [`incoming`] reads its socket and [`wire`] its messages; [`truncating`] discards the middle of
-//! messages that are too large. What a session is sent waits in its [`outbound`] queue, which
-//! `socket` writes; [`close_reason`] is why it ends. [`rooms`] are the live documents, each a
-//! [`room`] with an engine that synchronizes it. [`memory`] is what all of them may take. For the
-//! operator, [`inspect`] gathers a [`report`] of documents and sessions, and [`events`] are what
-//! happens to one document.
+//! A session is a peer that has joined over one WebSocket. A room is a live document, with an
+//! engine that synchronizes it.
+//!
+//! | to find | look in |
+//! |---|---|
+//! | one session: its rights, what it is charged, its end | [`session`], a table of its own |
+//! | all sessions | [`peers`] |
+//! | one document: who is in its room, its engine, when it unloads | [`room`], a table of its own |
+//! | all rooms; entering one, and a panic in one | [`rooms`] |
+//! | the messages of the protocol | [`wire`] |
+//! | reading a socket, and how fast | [`incoming`] |
+//! | a message that is too large: how its middle is discarded | [`truncating`] |
+//! | ... and how it is refused | `session::route`, in `refuse_truncated` |
+//! | what waits to be sent; closing a reader whose queue is full | [`outbound`] |
+//! | writing a socket; closing a reader that reads nothing, or answers no ping | `socket` |
+//! | why a connection is closed, with code and text | [`close_reason`] |
+//! | the memory that all documents may take | [`memory`] |
+//! | what an operator sees of documents and sessions | [`inspect`], [`report`], [`activity`] |
+//! | what happens to one document, for those who follow it | [`events`] |
+//! | wiring | [`build`] |
 
 pub mod activity;
 pub mod build;

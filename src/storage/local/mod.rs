@@ -7,7 +7,8 @@
 //! | automerge-repo's folder layout as a [`ChunkStore`](super::ChunkStore) | [`nodefs`] |
 //! | the write-ahead journal in front of these folders | [`journal`] |
 //! | the documents in a folder, and their chunks | [`walk`] |
-//! | chunks and journals that cannot be read | [`quarantine`] |
+//! | moving a damaged chunk to quarantine | [`nodefs`], in `quarantine` |
+//! | listing, releasing and purging what is in quarantine | [`quarantine`] |
 //! | deleted documents, and blocked ones | [`tombstones`], [`blocked`], both as [`marks`] |
 //! | free space on the disks | [`space`] |
 //! | backups that were made of this storage | [`backups`] |
