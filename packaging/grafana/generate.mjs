@@ -185,119 +185,119 @@ const NEVER = [named(0, 'never', 'text')];
 const MIN_FREE = by([], m('tonk_relay_limit', 'key="storage.min_free"'));
 const FIRING = 'sum(ALERTS{alertname=~"TonkRelay.+", alertstate="firing"}) or vector(0)';
 
-const overview = dashboard('overview', 'Overview', 'How a relay is: start here.', [
-  stat('Ready', 'Whether sync can be promised, as /readyz says. Anything but "ready" for more than a minute is bad.',
+const overview = dashboard('overview', 'Overview', 'The state of a relay. Start here.', [
+  stat('Ready', 'Whether /readyz is 200. Anything but "ready" for more than a minute is bad.',
     'none', [[m('tonk_relay_ready'), '{{instance}}']],
     { thresholds: falling(1, 1), mappings: READY, graph: false }),
-  stat('Alerts firing', 'Alerts of tonk-relay.rules.yml that fire, of all relays. 0 is good.', 'none',
+  stat('Alerts firing', 'Firing alerts of tonk-relay.rules.yml, for all relays. 0 is good.', 'none',
     [[FIRING, 'alerts']], { thresholds: steps(RED, 1) }),
-  stat('Connections', 'Open WebSocket connections. A fall to near 0 on a busy relay is bad: look at the proxy '
-    + 'before it.',
+  stat('Connections', 'Open WebSocket connections. A drop to near 0 on a busy relay is bad: check the proxy in '
+    + 'front of it.',
     'short', [[m('tonk_relay_connections'), '{{instance}}']], { decimals: 0 }),
-  stat('Documents in memory', 'Live documents: those that sessions follow, and for sync.idle_unload those that '
-    + 'they did.',
+  stat('Documents in memory', 'Live documents: those with sessions, and those that lost their last session less than '
+    + 'sync.idle_unload ago.',
     'short', [[orZero(by([], m('tonk_relay_rooms', 'state="live"'))), '{{instance}}']], { decimals: 0 }),
-  stat('Message time, p99', 'All but one message in 100 were taken in and answered within this. Good: below 0.5 s.',
+  stat('Message time, p99', '99 of 100 sync messages were applied and answered within this time. Good: below 0.5 s.',
     's', [[quantile(0.99, 'tonk_relay_message_seconds'), '{{instance}}']], { thresholds: LATE }),
-  stat('Last backup', 'How long ago the last whole backup was made. With nightly ones, more than two days is bad.',
+  stat('Last backup', 'Time since the last complete backup. With nightly backups, more than two days is bad.',
     's', [[age('tonk_relay_backup_timestamp_seconds'), '{{instance}}']],
     { thresholds: steps(ORANGE, 93_600, RED, 172_800), mappings: NEVER, graph: false }),
-  lines('Connections', 'Open WebSocket connections. At the limit further ones are closed with 1013.', 'short', [
+  lines('Connections', 'Open WebSocket connections. At the limit, further ones are closed with 1013.', 'short', [
     [m('tonk_relay_connections'), '{{instance}}'],
     [limit('limits.connections'), 'limit (limits.connections)'],
   ]),
-  lines('New changes', 'Changes that documents took in, a second: what users type. It has no good value, but a '
-    + 'usual one.',
+  lines('New changes', 'Changes applied to documents per second: what users type. Compare it with its usual '
+    + 'value.',
     'cps', [[by([], rate('tonk_relay_changes_applied_total')), '{{instance}}']]),
-  lines('Message time', 'From a sync message\'s arrival until its document has it and the answers are queued. '
-    + 'Good: p99 below 0.5 s. A p99 that rises alone is a large document (tonk-relay top); both together, a '
-    + 'machine that is full.', 's', [
+  lines('Message time', 'From the arrival of a sync message until it is applied and the answers are queued. '
+    + 'Good: p99 below 0.5 s. If only p99 rises, it is a large document (tonk-relay top); if both rise, the machine '
+    + 'is overloaded.', 's', [
     [quantile(0.99, 'tonk_relay_message_seconds'), '{{instance}} p99'],
     [quantile(0.5, 'tonk_relay_message_seconds'), '{{instance}} p50'],
   ], { thresholds: LATE }),
-  lines('CPU cores', 'How many the process uses. One document uses one core at most.', 'short',
+  lines('CPU cores', 'CPU cores that the process uses. One document uses at most one core.', 'short',
     [[by([], rate('process_cpu_seconds_total')), '{{instance}}']]),
-  lines('Memory', 'Resident memory. At the limit no further document is taken into memory, and sessions that ask '
-    + 'for one are closed with 1013.', 'bytes', [
+  lines('Memory', 'Resident memory. At the limit, no further document is loaded, and sessions that request one '
+    + 'are closed with 1013.', 'bytes', [
     [m('process_resident_memory_bytes'), '{{instance}}'],
     [limit('sync.memory'), 'limit (sync.memory)'],
   ]),
-  lines('Changes that are not durable yet', 'Good: near 0. It grows while the disk is slow, full or fails, and at '
-    + 'the limit writers are closed.', 'bytes', [
+  lines('Changes that are not durable yet', 'Good: near 0. It grows while the disk is slow, full or failing. At the '
+    + 'limit, sessions that write are closed.', 'bytes', [
     [m('tonk_relay_storage_unsaved_bytes'), '{{instance}}'],
     [limit('storage.max_unsaved'), 'limit (storage.max_unsaved)'],
   ]),
-  lines('Checks that are not met', 'Good: none. "auth" only says that the relay is open to anybody; tonk-relay '
-    + 'status gives the reason of each.', 'none', [
+  lines('Failed checks', 'Good: none. "auth" means that the relay is open to everybody. tonk-relay status shows the '
+    + 'reason for each.', 'none', [
     [orZero(by(['check'], m('tonk_relay_not_ready'))), '{{instance}} not ready: {{check}}'],
     [orZero(by(['check'], m('tonk_relay_degraded'))), '{{instance}} degraded: {{check}}'],
   ], { w: 12 }),
-  lines('Connections refused', 'By reason. "connections", "memory" and "unsaved": the relay has not enough of '
-    + 'something. "dead": peers that went without a word. Others: what peers do wrong.', 'cps',
+  lines('Connections refused', 'By reason. "connections", "memory" and "unsaved": the relay lacks a resource. '
+    + '"dead": clients that disappeared without closing. Others: errors of clients.', 'cps',
     [[counts('tonk_relay_refused_total', 'reason'), '{{instance}} {{reason}}']], { w: 12 }),
 ]);
 
 const sync = dashboard('sync', 'Sync', 'Sessions, documents in memory, and the messages between them.', [
-  lines('Messages received', 'Protocol messages from clients, by type. Many "request" with few "sync": clients ask '
-    + 'for documents that nobody has.', 'cps',
+  lines('Messages received', 'Protocol messages from clients, by type. Many "request" and few "sync": clients '
+    + 'request documents that nobody has.', 'cps',
     [[by(['type'], rate('tonk_relay_messages_total', 'direction="in"')), '{{instance}} {{type}}']]),
   lines('Messages sent', 'Protocol messages to clients, by type.', 'cps',
     [[by(['type'], rate('tonk_relay_messages_total', 'direction="out"')), '{{instance}} {{type}}']]),
-  lines('Bytes', 'Of protocol messages, before TLS. Out is in, times the clients of a document.', 'Bps',
+  lines('Bytes', 'Bytes of protocol messages, without TLS. Every message in goes out to all other clients of the document.', 'Bps',
     [[by(['direction'], rate('tonk_relay_message_bytes_total')), '{{instance}} {{direction}}']]),
-  lines('Message time', 'From a sync message\'s arrival until its document has it and the answers are queued. '
+  lines('Message time', 'From the arrival of a sync message until it is applied and the answers are queued. '
     + 'Good: p99 below 0.5 s.', 's', [
     [quantile(0.99, 'tonk_relay_message_seconds'), '{{instance}} p99'],
     [quantile(0.9, 'tonk_relay_message_seconds'), '{{instance}} p90'],
     [quantile(0.5, 'tonk_relay_message_seconds'), '{{instance}} p50'],
   ], { thresholds: LATE }),
-  heatmap('Message time, all', 'The same, as a distribution: a second band far above the first is one slow '
+  heatmap('Message time, all', 'The same as a distribution. A second band far above the first is one slow '
     + 'document.', 's',
     `sum by (le) (${rate('tonk_relay_message_seconds_bucket')})`),
-  lines('Threads held', 'How long a task of the relay holds a thread that serves everybody, each time that it runs. Good: p99 '
-    + 'below 1 ms; above 50 ms everybody waits.', 's', [
+  lines('Worker threads occupied', 'How long a task occupies an async worker thread each time it runs. Good: p99 below '
+    + '1 ms. Above 50 ms all clients wait.', 's', [
     [quantile(0.99, 'tonk_relay_poll_seconds'), '{{instance}} p99'],
     [quantile(0.9999, 'tonk_relay_poll_seconds'), '{{instance}} p99.99'],
   ]),
-  lines('Time to join a document', 'From a session\'s first mention of a document: until the room has taken it in, '
-    + 'and until the session was sent what the relay has. Good: p99 below 1 s; large documents take as long as '
-    + 'they take to send.', 's', [
+  lines('Time to join a document', 'From a session\'s first message about a document until it has joined the room, '
+    + 'and until it was sent the relay\'s changes. Good: p99 below 1 s; large documents take as long as sending '
+    + 'them takes.', 's', [
     [quantile(0.99, 'tonk_relay_room_join_seconds'), '{{instance}} joined, p99'],
     [quantile(0.99, 'tonk_relay_room_first_sync_seconds'), '{{instance}} sent, p99'],
   ]),
-  lines('Documents in memory', 'Live, being opened, and unknown ones that sessions wait for. Good: few are '
-    + 'opening.', 'short', [
+  lines('Documents in memory', 'Live documents, documents being opened, and unknown ones that sessions have requested. '
+    + 'Good: few are opening.', 'short', [
     [orZero(by(['state'], m('tonk_relay_rooms'))), '{{instance}} {{state}}'],
-    [m('tonk_relay_rooms_waiting'), '{{instance}} waited for'],
+    [m('tonk_relay_rooms_waiting'), '{{instance}} requested'],
   ]),
-  lines('Documents that left memory', 'By reason. "idle" is usual; "memory" means that sync.memory is too small.',
+  lines('Documents that left memory', 'By reason. "idle" is normal. "memory" means that sync.memory is too small.',
     'cps', [[counts('tonk_relay_rooms_unloaded_total', 'reason'), '{{instance}} {{reason}}']]),
-  lines('Unknown documents', 'Requests for documents that the relay does not have: passed on to other clients, '
-    + 'found there, or unavailable. Many that are unavailable: clients hold ids of another relay.', 'cps',
+  lines('Unknown documents', 'Requests for documents that the relay does not have: forwarded to other clients, '
+    + 'found there, or unavailable. Many unavailable ones: clients have ids from another relay.', 'cps',
     [[counts('tonk_relay_unknown_requests_total', 'outcome'), '{{instance}} {{outcome}}']]),
-  lines('Bytes that wait', 'Good: near 0. To be sent: clients that read slowly. Received: documents that are busy; '
-    + 'at the limit sockets are read later.', 'bytes', [
+  lines('Queued bytes', 'Good: near 0. To be sent: clients read slowly. Received: documents are busy. At the limit, '
+    + 'reads from sockets pause.', 'bytes', [
     [m('tonk_relay_unsent_bytes'), '{{instance}} to be sent'],
     [m('tonk_relay_received_queue_bytes'), '{{instance}} received'],
     [limit('sync.receive_queue'), 'limit of received (sync.receive_queue)'],
   ]),
-  lines('Connections that ended', 'By outcome. "peer" and "left" are usual; "drain" is a restart; "dead" peers '
-    + 'that do not answer pings.', 'cps',
+  lines('Connections that ended', 'By outcome. "peer" and "left" are normal, "drain" is a restart, and "dead" are '
+    + 'peers that do not answer pings.', 'cps',
     [[counts('tonk_relay_connections_ended_total', 'outcome'), '{{instance}} {{outcome}}']]),
-  lines('Messages dropped, presence passed on', 'Dropped ones by reason; presence is what is sent to each '
-    + 'receiver. Dropped presence is a slow reader, and harmless. Refused: documents of which a client sent changes that '
-    + 'may not become part of them.', 'cps', [
+  lines('Messages dropped, presence forwarded', 'Dropped messages by reason, and presence counted for each '
+    + 'receiver. Presence dropped for a slow reader is harmless. Refused: documents for which a client sent changes '
+    + 'that would damage them.', 'cps', [
     [counts('tonk_relay_messages_dropped_total', 'reason'), '{{instance}} dropped {{reason}}'],
     [counts('tonk_relay_documents_refused_total', 'reason'), '{{instance}} refused {{reason}}'],
     [by([], rate('tonk_relay_ephemera_forwarded_total')), '{{instance}} presence'],
   ]),
-  lines('Probe', 'The relay asks itself for a document, the way a client does. Good: some ms, and no failures. It '
-    + 'measures the whole path but disk and network.', 's', [
+  lines('Probe', 'The relay connects to itself as a client does, and requests a document. Good: a few ms, and no '
+    + 'failures. It includes everything but disk and network.', 's', [
     [m('tonk_relay_probe_seconds'), '{{instance}} seconds'],
     [`increase(${m('tonk_relay_probe_failures_total')}[$__rate_interval])`, '{{instance}} failures'],
   ], { w: 12 }),
-  lines('Panics', 'Good: 0. Each hurt one document or one connection, and is a fault of the program; the log has '
-    + 'it.', 'none', [
+  lines('Panics', 'Good: 0. Each affected one document or one connection, and is a bug in the relay. The log has the '
+    + 'details.', 'none', [
     [`increase(${m('tonk_relay_room_panics_total')}[$__rate_interval])`, '{{instance}} rooms'],
     [`increase(${m('tonk_relay_session_panics_total')}[$__rate_interval])`, '{{instance}} sessions'],
   ], { w: 12 }),
@@ -305,51 +305,51 @@ const sync = dashboard('sync', 'Sync', 'Sessions, documents in memory, and the m
 
 const storage = dashboard('storage-and-bundles', 'Storage and bundles', 'The disk, the journal, backups and '
   + 'bundles.', [
-  stat('Free', 'On the disk of documents or of bundles, whichever has less, as a multiple of storage.min_free. '
-    + 'Below 1 no new document is taken. With a min_free of some bytes the figure means nothing.', 'none',
+  stat('Free', 'Free space on the disk of documents or of bundles, whichever has less, as a multiple of '
+    + 'storage.min_free. Below 1, new documents are refused. It means nothing if min_free is only a few bytes.', 'none',
     [[`${m('tonk_relay_storage_free_bytes')} / on (instance) ${MIN_FREE}`, '{{instance}}']],
     { thresholds: falling(1, 2), decimals: 1, w: 6 }),
-  stat('In quarantine', 'Chunks that do not parse and were put aside. Good: 0. See tonk-relay quarantine list.',
+  stat('In quarantine', 'Chunks that do not parse and were moved to quarantine. Good: 0. See tonk-relay quarantine list.',
     'short', [[m('tonk_relay_quarantined_chunks'), '{{instance}}']], { thresholds: steps(ORANGE, 1), w: 6 }),
-  stat('Blocked documents', 'Documents that an operator refuses to everybody for a while (tonk-relay doc block).',
+  stat('Blocked documents', 'Documents that an operator has blocked (tonk-relay doc block).',
     'short', [[m('tonk_relay_blocked_documents'), '{{instance}}']], { thresholds: steps(ORANGE, 1), w: 6 }),
-  stat('Last backup', 'How long ago the last whole backup was made. With nightly ones, more than two days is bad.', 's',
+  stat('Last backup', 'Time since the last complete backup. With nightly backups, more than two days is bad.', 's',
     [[age('tonk_relay_backup_timestamp_seconds'), '{{instance}}']],
     { thresholds: steps(ORANGE, 93_600, RED, 172_800), mappings: NEVER, graph: false, w: 6 }),
-  lines('Storage time, p99', 'By operation. Good: below 0.1 s for "put". Higher on all operations: the disk is '
-    + 'slow or shared.',
+  lines('Storage time, p99', 'By operation. Good: below 0.1 s for "put". If all operations are slower, the disk '
+    + 'is slow or shared.',
     's', [[quantile(0.99, 'tonk_relay_storage_seconds', ['operation']), '{{instance}} {{operation}}']]),
   lines('Storage operations', 'By operation.', 'ops',
     [[by(['operation'], rate('tonk_relay_storage_seconds_count')), '{{instance}} {{operation}}']]),
-  lines('Storage failures', 'Good: 0. Failures by operation, and writes that were tried again: they go on until '
-    + 'they work.',
+  lines('Storage failures', 'Good: 0. Failures by operation, and retries of writes, which continue until they '
+    + 'succeed.',
     'ops', [
     [counts('tonk_relay_storage_failures_total', 'operation'), '{{instance}} {{operation}}'],
-    [by([], rate('tonk_relay_storage_retries_total')), '{{instance}} tried again'],
+    [by([], rate('tonk_relay_storage_retries_total')), '{{instance}} retries'],
   ]),
-  lines('Changes that are not durable yet', 'Good: near 0. At the limit writers are closed with 1013.', 'bytes', [
+  lines('Changes that are not durable yet', 'Good: near 0. At the limit, sessions that write are closed with 1013.', 'bytes', [
     [m('tonk_relay_storage_unsaved_bytes'), '{{instance}}'],
     [limit('storage.max_unsaved'), 'limit (storage.max_unsaved)'],
   ]),
-  lines('Journal', 'Chunks that have not moved into the folders yet. Good: below the limit, and near 0 when it is '
-    + 'quiet.',
+  lines('Journal', 'Chunks that are not checkpointed into the folders yet. Good: below the limit, and near 0 when '
+    + 'nobody edits.',
     'bytes', [
     [m('tonk_relay_storage_journal_bytes'), '{{instance}}'],
     [limit('storage.journal_size'), 'limit (storage.journal_size)'],
   ]),
-  lines('Commits and moves', 'Commits of the journal, at most one each storage.commit_interval, and chunks that '
-    + 'moved from it into the folders.', 'ops', [
+  lines('Commits and checkpoints', 'Commits of the journal, at most one in each storage.commit_interval, and chunks '
+    + 'that were checkpointed into the folders.', 'ops', [
     [by([], rate('tonk_relay_storage_commits_total')), '{{instance}} commits'],
-    [by([], rate('tonk_relay_storage_moved_chunks_total')), '{{instance}} moved chunks'],
+    [by([], rate('tonk_relay_storage_moved_chunks_total')), '{{instance}} checkpointed chunks'],
   ]),
-  lines('Free disk', 'On the disk of documents or of bundles, whichever has less. At the limit no new document is '
-    + 'taken.',
+  lines('Free disk', 'Free space on the disk of documents or of bundles, whichever has less. Below the limit, new documents '
+    + 'are refused.',
     'bytes', [
     [m('tonk_relay_storage_free_bytes'), '{{instance}}'],
     [limit('storage.min_free'), 'limit (storage.min_free)'],
   ]),
-  lines('Broken and unrelated', 'Good: 0. Chunks that do not parse, and documents of the served bundle whose id is '
-    + 'that of a stored document with another history.', 'none', [
+  lines('Broken and unrelated', 'Good: 0. Chunks that do not parse, and documents of the served bundle that have '
+    + 'the id of a stored document with another history.', 'none', [
     [m('tonk_relay_storage_broken_chunks_total'), '{{instance}} broken chunks'],
     [m('tonk_relay_storage_unrelated_snapshots_total'), '{{instance}} unrelated snapshots'],
   ]),
@@ -360,15 +360,15 @@ const storage = dashboard('storage-and-bundles', 'Storage and bundles', 'The dis
     [counts('tonk_relay_bundle_imports_total', 'result'), '{{instance}} import {{result}}'],
     [counts('tonk_relay_bundle_downloads_total', 'result'), '{{instance}} download {{result}}'],
   ]),
-  lines('Loads of the served bundle', 'How often its file was loaded since the start. A "failed" that grows: a '
-    + 'broken file was put there, and the last good one is served.', 'none', [
+  lines('Loads of the served bundle', 'How often the file was loaded since the start. If "failed" grows, the file '
+    + 'is broken, and the last good one is still served.', 'none', [
     [orZero(by(['result'], m('tonk_relay_bundle_loads_total'))), '{{instance}} {{result}}'],
   ], { w: 24, h: 6 }),
 ]);
 
-const fleet = dashboard('fleet', 'Fleet', 'All relays beside each other. Needs the recording rules of '
+const fleet = dashboard('fleet', 'Fleet', 'All relays side by side. Needs the recording rules of '
   + 'tonk-relay.rules.yml.', [
-  table('Relays', 'One row for each relay that was reached. The others: see "Targets that are down".', [
+  table('Relays', 'One row for each relay that Prometheus reaches. For the others see "Targets that are down".', [
     [`sum by (instance, version) (${m('tonk_relay_build_info')})`, 'up', 'none', { mappings: [named(1, 'up', GREEN)] }],
     [by([], m('tonk_relay_ready')), 'ready', 'none', { thresholds: falling(1, 1), mappings: READY }],
     [by([], m('tonk_relay_connections')), 'connections', 'short'],
@@ -380,11 +380,11 @@ const fleet = dashboard('fleet', 'Fleet', 'All relays beside each other. Needs t
     [by([], age('tonk_relay_backup_timestamp_seconds')), 'last backup', 's', { mappings: NEVER }],
     [by([], `time() - ${m('tonk_relay_start_timestamp_seconds')}`), 'uptime', 's'],
   ]),
-  lines('Connections', 'Of each relay, one upon the other. One that falls while the others rise: clients move.',
+  lines('Connections', 'Stacked by relay. If one falls while the others rise, clients are moving.',
     'short', [[m('tonk_relay_connections'), '{{instance}}']], { stack: true }),
-  lines('New changes', 'Of each relay, one upon the other, over 5 minutes.', 'cps',
+  lines('New changes', 'Stacked by relay, over 5 minutes.', 'cps',
     [[m('instance:tonk_relay_changes_applied:rate5m'), '{{instance}}']], { stack: true }),
-  lines('Message time, p99', 'Over 5 minutes. Good: below 0.5 s, and the same everywhere.', 's',
+  lines('Message time, p99', 'Over 5 minutes. Good: below 0.5 s, and similar on all relays.', 's',
     [[m('instance:tonk_relay_message_seconds:p99_5m'), '{{instance}}']], { thresholds: LATE }),
   lines('Connections, of the limit', 'Share of limits.connections. Bad: above 90%.', 'percentunit',
     [[m('instance:tonk_relay_connections_used:ratio'), '{{instance}}']], { thresholds: NEAR }),
@@ -394,17 +394,17 @@ const fleet = dashboard('fleet', 'Fleet', 'All relays beside each other. Needs t
     [[m('instance:tonk_relay_open_files_used:ratio'), '{{instance}}']], { thresholds: NEAR }),
   lines('Not durable, of the limit', 'Share of storage.max_unsaved. Good: near 0. Bad: above 50%.', 'percentunit',
     [[m('instance:tonk_relay_unsaved_used:ratio'), '{{instance}}']], { thresholds: steps(RED, 0.5) }),
-  lines('Refused', 'Connections refused or closed for something a peer did, all reasons, over 5 minutes.', 'cps',
+  lines('Refused', 'Connections refused or closed because of something a client did, for all reasons, over 5 minutes.', 'cps',
     [[by([], m('instance:tonk_relay_refused:rate5m')), '{{instance}}']]),
   lines('Starts in the last hour', 'Good: 0, and 1 or 2 after an upgrade.', 'none',
     [[`changes(${m('tonk_relay_start_timestamp_seconds')}[1h])`, '{{instance}}']]),
-  lines('Versions', 'How many relays run which version. More than one line for long: an upgrade that stopped half '
-    + 'way.', 'none',
+  lines('Versions', 'How many relays run each version. More than one line for a long time is an unfinished '
+    + 'upgrade.', 'none',
     [[`count by (version) (${m('tonk_relay_build_info')})`, '{{version}}']]),
-  lines('Served bundles', 'How many relays serve which bundle, by the SHA-256 of its file. More than one line for '
-    + 'long: a roll-out that stopped half way, if all are to serve the same.', 'none',
+  lines('Served bundles', 'How many relays serve each bundle, by the SHA-256 of its file. If all should serve the '
+    + 'same one, more than one line for a long time is an unfinished roll-out.', 'none',
     [[`count by (sha256) (${m('tonk_relay_bundle_info')}) or vector(0)`, '{{sha256}}']]),
-  lines('Targets that are down', 'Good: 0. Relays that Prometheus has no answer from.', 'none',
+  lines('Targets that are down', 'Good: 0. Relays that do not answer Prometheus.', 'none',
     [['count by (job) (up{job=~"$job"} == 0) or 0 * count by (job) (up{job=~"$job"})', '{{job}}']]),
 ]);
 
