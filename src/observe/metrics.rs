@@ -116,15 +116,17 @@ metrics! {
     SessionMetrics {
         /// Open WebSocket connections.
         open: IntGauge = "tonk_relay_connections" [];
-        /// WebSocket connections that ended, by outcome: why the relay closed them, or "peer" where
-        /// the peer did.
+        /// WebSocket connections that ended, by outcome: the reason why the relay closed them, or
+        /// "peer" if the peer did.
         ended: IntCounterVec = "tonk_relay_connections_ended_total" ["outcome"];
         /// WebSocket connections that the relay refused, or closed for something the peer did, by
         /// reason.
         refused: IntCounterVec = "tonk_relay_refused_total" ["reason"];
-        /// Messages after which a connection was read more slowly, by the limit that it was over.
+        /// Messages after which reads from a connection were throttled, by the limit that was
+        /// exceeded.
         throttled: IntCounterVec = "tonk_relay_throttled_total" ["reason"];
-        /// Sign-ins of WebSockets and HTTP requests, by outcome: "admitted", or why not.
+        /// Sign-ins of WebSockets and HTTP requests, by outcome: "admitted", or the reason for the
+        /// refusal.
         sign_ins: IntCounterVec = "tonk_relay_sign_ins_total" ["outcome"];
         /// Protocol messages, by direction and type.
         messages: IntCounterVec = "tonk_relay_messages_total" ["direction", "type"];
@@ -132,18 +134,17 @@ metrics! {
         message_bytes: IntCounterVec = "tonk_relay_message_bytes_total" ["direction", "type"];
         /// Messages that were dropped, by reason.
         dropped: IntCounterVec = "tonk_relay_messages_dropped_total" ["reason"];
-        /// Documents of which a peer's changes were refused, by reason.
+        /// Documents for which changes of a peer were refused, by reason.
         refused_documents: IntCounterVec = "tonk_relay_documents_refused_total" ["reason"];
-        /// Ephemeral messages passed on, once for each receiver.
+        /// Ephemeral messages that were forwarded, counted once for each receiver.
         ephemera: IntCounter = "tonk_relay_ephemera_forwarded_total" [];
-        /// Bytes that wait to be sent, all sessions together.
+        /// Bytes in the send queues of all sessions.
         unsent: IntGauge = "tonk_relay_unsent_bytes" [];
-        /// Bytes of messages that are on their way or being taken in, all connections together; of
-        /// messages above 16 KiB.
+        /// Bytes of partially received messages over 16 KiB, across all connections.
         in_flight: IntGauge = "tonk_relay_arriving_bytes" [];
-        /// Refused WebSockets whose close is not finished.
+        /// Refused WebSockets that are still being closed.
         closing: IntGauge = "tonk_relay_connections_refused" [];
-        /// Received bytes that wait for their documents, all sessions together.
+        /// Received bytes that wait to be handled by their documents, across all sessions.
         unread: IntGauge = "tonk_relay_received_queue_bytes" [];
         /// Panics in session tasks.
         panics: IntCounter = "tonk_relay_session_panics_total" [];
@@ -151,63 +152,63 @@ metrics! {
 
     /// Rooms: the live documents.
     RoomMetrics {
-        /// Documents in memory, by state: live, or opening (being loaded or asked for).
+        /// Documents in memory, by state: live, or opening (being loaded or requested from peers).
         rooms: IntGaugeVec = "tonk_relay_rooms" ["state"];
         /// Unknown documents that sessions wait for.
         waiting: IntGauge = "tonk_relay_rooms_waiting" [];
         /// Documents that left memory, by reason.
         unloaded: IntCounterVec = "tonk_relay_rooms_unloaded_total" ["reason"];
-        /// Tasks that room engines run.
+        /// Tasks of room engines that are running.
         engine_tasks: IntGauge = "tonk_relay_room_engine_tasks" [];
-        /// Panics in rooms; each hurt one document.
+        /// Panics in rooms; each affected one document.
         panics: IntCounter = "tonk_relay_room_panics_total" [];
-        /// Seconds from a session's first mention of a document until the room has taken it in.
+        /// Seconds from a session's first message about a document until it has joined the room.
         join_seconds: Histogram = "tonk_relay_room_join_seconds" [];
-        /// Seconds from a session's first mention of a document until it was sent what the relay
-        /// has of it.
+        /// Seconds from a session's first message about a document until it was sent the relay's
+        /// changes.
         sync_seconds: Histogram = "tonk_relay_room_first_sync_seconds" [];
-        /// Seconds from a sync message's arrival until its document has taken it in and the answers
-        /// are queued.
+        /// Seconds from the arrival of a sync message until it is applied and the answers are
+        /// queued.
         message_seconds: Histogram = "tonk_relay_message_seconds" [];
-        /// New changes that documents took in.
+        /// New changes that were applied to documents.
         changes: IntCounter = "tonk_relay_changes_applied_total" [];
-        /// Requests for unknown documents, by outcome: passed on, unavailable, or found; "probe"
-        /// are the relay's own.
+        /// Requests for unknown documents, by outcome: forwarded, unavailable or found; "probe" is
+        /// the relay's own probe.
         requests: IntCounterVec = "tonk_relay_unknown_requests_total" ["outcome"];
     }
 
     /// Documents on disk.
     StorageMetrics {
-        /// Seconds a storage operation took, by operation.
+        /// Duration of storage operations in seconds, by operation.
         seconds: HistogramVec = "tonk_relay_storage_seconds" ["operation"];
         /// Storage operations that failed, by operation.
         failures: IntCounterVec = "tonk_relay_storage_failures_total" ["operation"];
-        /// Writes that were tried again.
+        /// Writes that were retried.
         retries: IntCounter = "tonk_relay_storage_retries_total" [];
         /// Writes that are not durable yet.
         queue: IntGauge = "tonk_relay_storage_queue" [];
         /// Bytes that are not durable yet.
         unsaved_bytes: IntGauge = "tonk_relay_storage_unsaved_bytes" [];
-        /// Bytes that are free on the disk of documents or of bundles, whichever has less.
+        /// Free bytes on the disk of the documents or of the bundles, whichever has less.
         free_bytes: IntGauge = "tonk_relay_storage_free_bytes" [];
-        /// Commits of the journal: each makes what all documents wrote meanwhile durable.
+        /// Commits of the journal. Each makes the pending writes of all documents durable.
         commits: IntCounter = "tonk_relay_storage_commits_total" [];
-        /// Bytes of chunks in the journal, which have not moved into the folders yet.
+        /// Bytes of chunks in the journal that are not checkpointed into the folders yet.
         journal_bytes: IntGauge = "tonk_relay_storage_journal_bytes" [];
-        /// Chunks in the journal, which have not moved into the folders yet.
+        /// Chunks in the journal that are not checkpointed into the folders yet.
         journal_chunks: IntGauge = "tonk_relay_storage_journal_chunks" [];
-        /// Chunks that moved from the journal into the folders.
+        /// Chunks that were checkpointed from the journal into the folders.
         moved: IntCounter = "tonk_relay_storage_moved_chunks_total" [];
         /// Stored chunks that do not parse and were moved to quarantine.
         broken_chunks: IntCounter = "tonk_relay_storage_broken_chunks_total" [];
         /// Chunks in quarantine.
         quarantined: IntGauge = "tonk_relay_quarantined_chunks" [];
-        /// Documents that an operator blocked.
+        /// Documents that an operator has blocked.
         blocked: IntGauge = "tonk_relay_blocked_documents" [];
-        /// When the last backup was made that is whole, in seconds since 1970; 0 if none is known.
+        /// Time of the last complete backup, in seconds since 1970; 0 if there never was one.
         backed_up_at: Gauge = "tonk_relay_backup_timestamp_seconds" [];
-        /// Snapshots of the served bundle that share no change with the stored document of their
-        /// id.
+        /// Snapshots of the served bundle that have no change in common with the stored document
+        /// of the same id.
         unrelated_snapshots: IntCounter = "tonk_relay_storage_unrelated_snapshots_total" [];
     }
 
@@ -215,13 +216,13 @@ metrics! {
     BundleMetrics {
         /// Loads of the served bundle, by result.
         loads: IntCounterVec = "tonk_relay_bundle_loads_total" ["result"];
-        /// When the served bundle was last loaded, in seconds since 1970.
+        /// Time at which the served bundle was last loaded, in seconds since 1970.
         loaded_at: Gauge = "tonk_relay_bundle_loaded_timestamp_seconds" [];
-        /// The served bundle: always 1, with the SHA-256 of its file.
+        /// Always 1, with the SHA-256 of the served bundle's file.
         info: IntGaugeVec = "tonk_relay_bundle_info" ["sha256"];
         /// Uploads, by result.
         uploads: IntCounterVec = "tonk_relay_bundle_uploads_total" ["result"];
-        /// Disk space that is reserved for bundles being received, in bytes.
+        /// Disk space reserved for uploads in progress, in bytes.
         receiving: IntGauge = "tonk_relay_bundle_receiving_bytes" [];
         /// Imports of uploaded bundles into the documents, by result.
         imports: IntCounterVec = "tonk_relay_bundle_imports_total" ["result"];
@@ -231,47 +232,45 @@ metrics! {
 
     /// HTTP.
     HttpMetrics {
-        /// Open HTTP connections, by listener; one that was upgraded to a WebSocket is counted
-        /// there.
+        /// Open HTTP connections by listener, without those that were upgraded to WebSockets.
         sockets: IntGaugeVec = "tonk_relay_http_connections" ["listener"];
         /// TLS handshakes, by result: done, failed, or late.
         handshakes: IntCounterVec = "tonk_relay_tls_handshakes_total" ["result"];
-        /// Until when the certificate holds, in seconds since 1970; 0 without TLS.
+        /// Time at which the TLS certificate expires, in seconds since 1970; 0 without TLS.
         certificate_until: Gauge = "tonk_relay_tls_certificate_until_timestamp_seconds" [];
         /// HTTP requests, by route and status.
         requests: IntCounterVec = "tonk_relay_http_requests_total" ["route", "status"];
-        /// Seconds until the head of the answer, by route.
+        /// Seconds until the head of the response, by route.
         seconds: HistogramVec = "tonk_relay_http_request_seconds" ["route"];
     }
 
     /// The process.
     ProcessMetrics {
-        /// Ends of tasks, by task and verdict: restart, fatal, or expected where the relay stops.
+        /// Tasks that ended, by task and verdict: restart, fatal, or expected during a shutdown.
         task_exits: IntCounterVec = "tonk_relay_task_exits_total" ["task", "verdict"];
         /// Config reloads, by result.
         reloads: IntCounterVec = "tonk_relay_config_reloads_total" ["result"];
-        /// Seconds that a task of the relay held a thread that serves everybody, each time that it
-        /// ran, by task: what takes long holds up
-        /// whatever else waits for that thread.
+        /// Seconds that a task occupied an async worker thread each time it ran, by task. Long
+        /// times delay everything else on that thread.
         poll_seconds: HistogramVec = "tonk_relay_poll_seconds" ["task"];
-        /// Seconds that the drain has taken so far; 0 while serving.
+        /// Seconds since the graceful shutdown began; 0 while serving.
         drain_seconds: Gauge = "tonk_relay_drain_seconds" [];
-        /// Whether sync can be promised, as /readyz says; looked at every 5 s.
+        /// Whether /readyz is 200; updated every 5 s.
         ready: IntGauge = "tonk_relay_ready" [];
-        /// Checks because of which /readyz is 503: 1 for each.
+        /// 1 for each failed check that makes /readyz 503.
         failed: IntGaugeVec = "tonk_relay_not_ready" ["check"];
-        /// Checks that are not met although sync can be promised: 1 for each.
+        /// 1 for each failed check that does not affect /readyz.
         degraded: IntGaugeVec = "tonk_relay_degraded" ["check"];
-        /// Seconds that the last probe took: a session and a document of the relay's own, through
-        /// the whole path.
+        /// Duration of the last self-probe in seconds: the relay connects to itself and syncs a
+        /// document.
         probe_seconds: Gauge = "tonk_relay_probe_seconds" [];
-        /// Probes that had no answer in time; systemd's watchdog is not fed by these.
+        /// Self-probes without an answer in time. systemd's watchdog is not notified after these.
         probe_failures: IntCounter = "tonk_relay_probe_failures_total" [];
         /// Configured limits, by key, in the unit of the key.
         limits: IntGaugeVec = "tonk_relay_limit" ["key"];
         /// Always 1, with the version.
         build: IntGaugeVec = "tonk_relay_build_info" ["version"];
-        /// When the process started, in seconds since 1970.
+        /// Time at which the process started, in seconds since 1970.
         started_at: Gauge = "tonk_relay_start_timestamp_seconds" [];
     }
 }
