@@ -125,7 +125,7 @@ async fn a_drain_ends_in_time_and_loses_nothing() {
     assert!(took < Duration::from_secs(seconds as u64), "after {took:?}: {log:#?}");
     let has = |text: &str| log.iter().any(|line| line.contains(text));
     assert!(has(&format!("draining: {} connections", idlers + editors + UNRESPONSIVE)), "{log:#?}");
-    assert!(has("all is durable"), "{log:#?}");
+    assert!(has("all documents are durable"), "{log:#?}");
     assert!(!has("may not be durable") && !has("still being loaded"), "{log:#?}");
     drop(unresponsive);
 

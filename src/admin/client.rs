@@ -34,7 +34,7 @@ pub enum AdminError {
     Socket { socket: String, source: io::Error },
     #[error("the relay does not answer: {0}")]
     Http(#[from] hyper::Error),
-    #[error("the relay's answer is not understood: {0}")]
+    #[error("the relay sent an answer that this program does not understand: {0}")]
     Answer(String),
     #[error("{0}")]
     Missing(String),

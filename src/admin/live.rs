@@ -34,7 +34,10 @@ async fn live(
     let document: DocumentId = id.parse()?;
     match rooms.inspect(document).await {
         Some(found) => Ok(Json(found).into_response()),
-        None => Err(HandlerError(StatusCode::NOT_FOUND, format!("{document}: nobody follows it"))),
+        None => Err(HandlerError(
+            StatusCode::NOT_FOUND,
+            format!("{document}: the document is not in memory"),
+        )),
     }
 }
 
@@ -46,7 +49,7 @@ async fn events(
 ) -> Result<Response, HandlerError> {
     let document: DocumentId = id.parse()?;
     let Some(following) = rooms.follow(document) else {
-        let text = "too many documents are followed; end one of the others first".to_owned();
+        let text = "too many documents are being followed; stop one of the other `doc --follow` commands first".to_owned();
         return Err(HandlerError(StatusCode::TOO_MANY_REQUESTS, text));
     };
     let lines = futures::stream::unfold(following, async |mut following| {

@@ -101,7 +101,7 @@ pub async fn full_status(State(app): State<App>) -> Response {
 /// shown.
 pub async fn masked_status(State(app): State<App>, headers: HeaderMap) -> Response {
     if !is_requested_by_address(&headers) {
-        let text = "ask for this page by address, or as localhost: a name could be anybody's\n";
+        let text = "request this page by IP address or as localhost; other host names are refused, because any web site can choose them\n";
         return (StatusCode::FORBIDDEN, text).into_response();
     }
     let accept = headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok());

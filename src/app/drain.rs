@@ -72,7 +72,7 @@ impl Running {
             }
         };
         if let Some(ended) = &cause {
-            error!("the relay cannot go on: {ended}");
+            error!("a task that the relay needs has ended; stopping: {ended}");
         }
         Draining { parts: self.parts, requests: self.requests, cause }
     }
@@ -113,12 +113,12 @@ impl Draining {
         let (auth, sockets) = (parts.sync.sessions.auth.clone(), parts.sockets.clone());
         // A disk that hangs must not keep the process alive.
         if timeout(CLEANUP, blocking::run(move || clean_up(&auth, &sockets))).await.is_err() {
-            warn!("the last use of tokens was not written within {CLEANUP:?}");
+            warn!("the last use of tokens was not saved within {CLEANUP:?}");
         }
         if !finished {
             return Err(AppError::Late { timeout: limit, late: parts.late() });
         }
-        info!(seconds = start.elapsed().as_secs_f64(), "all is durable");
+        info!(seconds = start.elapsed().as_secs_f64(), "all documents are durable");
         self.cause.take().map_or(Ok(()), |cause| Err(cause.into()))
     }
 }
@@ -159,7 +159,7 @@ impl Parts {
         // sends them again.
         if timeout_at(start + limit / 2, end_sessions).await.is_err() {
             let connections = self.sync.running.len();
-            info!(connections, "connections that did not close in time are cut off");
+            info!(connections, "cutting off connections that did not close in time");
         }
         self.enter(Step::Documents);
         self.sync.rooms.stop().await;
@@ -169,12 +169,17 @@ impl Parts {
         // Everything is durable. On a slow disk the rest of the journal is moved after the next
         // start.
         match timeout_at(start + limit * 2 / 3, self.journal.checkpoint()).await {
-            Ok(Ok(chunks)) => info!(chunks, "the journal is empty: the folders hold everything"),
+            Ok(Ok(chunks)) => {
+                info!(chunks, "the journal is empty; the folders contain all changes")
+            }
             Ok(Err(error)) => {
-                warn!("the journal keeps what could not be moved into the folders: {error}");
+                warn!(
+                    "cannot move all chunks from the journal into the folders; the journal keeps the rest: {error}"
+                );
             }
             Err(_) => warn!(
-                "the journal keeps what could not be moved into the folders in time; `tonk-relay checkpoint` moves it"
+                "no time was left to move all chunks from the journal into the folders; the journal keeps the rest, \
+                 and `tonk-relay checkpoint` moves it"
             ),
         }
         self.enter(Step::Requests);
@@ -187,7 +192,7 @@ impl Parts {
         };
         if timeout(HTTP_GRACE.min(limit / 3), ended).await.is_err() {
             let requests = self.http_running.len().max(self.unfinished.unfinished());
-            info!(requests, "requests that did not end are cut off");
+            info!(requests, "cutting off requests that did not end in time");
         }
     }
 
@@ -279,6 +284,6 @@ fn clean_up(auth: &Auth, sockets: &[PathBuf]) {
         let _ = std::fs::remove_file(socket);
     }
     if let Err(error) = auth.last_use().save() {
-        warn!("the last use of tokens cannot be written: {error}");
+        warn!("cannot save the last use of tokens: {error}");
     }
 }

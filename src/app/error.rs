@@ -13,10 +13,11 @@ use crate::{
 pub enum AppError {
     #[error("{}: http.listen: cannot listen on {address}: {source}", location(file))]
     Listen { file: Option<PathBuf>, address: SocketAddr, source: std::io::Error },
-    #[error("the sockets that systemd passes on: {0}")]
+    #[error("cannot use the sockets that systemd passed: {0}")]
     Inherited(std::io::Error),
     #[error(
-        "tonk-relay.socket: {address} is not loopback: set auth.mode in {}, \"open\" to let anybody in",
+        "tonk-relay.socket: {address} is not a loopback address; set auth.mode in {}, such as \"token\", or \
+         \"open\" to admit everybody",
         location(file)
     )]
     OpenSocket { file: Option<PathBuf>, address: SocketAddr },
@@ -25,8 +26,8 @@ pub enum AppError {
     #[error("{}: storage.path: {source}", location(file))]
     Storage { file: Option<PathBuf>, source: StorageError },
     #[error(
-        "{}: storage.path: {}: `tonk-relay restore --replace {}` was not finished: run it again; or, to go back, put \
-         what is in {name} there in the place of what is beside it, and delete .replacing",
+        "{}: storage.path: {}: `tonk-relay restore --replace {}` was not finished. Run it again. To go back \
+         instead, move everything in {name} one folder up, replacing what is there, and delete .replacing",
         location(file), path.display(), backup.display()
     )]
     Replacing { file: Option<PathBuf>, path: PathBuf, backup: PathBuf, name: String },
@@ -38,13 +39,13 @@ pub enum AppError {
     Tls { file: Option<PathBuf>, source: TlsError },
     #[error("{}: {}: {source}", location(file), source.key())]
     Auth { file: Option<PathBuf>, source: AuthError },
-    #[error("signals cannot be caught: {0}")]
+    #[error("cannot install signal handlers: {0}")]
     Signals(std::io::Error),
-    #[error("metrics cannot be made: {0}")]
+    #[error("cannot create the metrics: {0}")]
     Metrics(#[from] prometheus::Error),
     #[error(transparent)]
     Task(#[from] TaskEnded),
-    #[error("not all was finished within drain_timeout ({timeout}): {late}")]
+    #[error("the shutdown was not finished within drain_timeout ({timeout}): {late}")]
     Late { timeout: crate::config::Time, late: String },
     #[error("stopped at once by a second signal; {0}")]
     Quit(String),

@@ -130,7 +130,7 @@ fn can_write(folder: &Path) -> Result<(), String> {
     loop {
         match fs::metadata(there) {
             Ok(found) if !found.is_dir() => {
-                return Err(format!("{} is no folder", there.display()));
+                return Err(format!("{} is not a folder", there.display()));
             }
             Ok(_) => break,
             Err(error) if error.kind() == io::ErrorKind::NotFound => match there.parent() {
@@ -150,9 +150,10 @@ fn can_write(folder: &Path) -> Result<(), String> {
 fn reason(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::NotFound => {
-            "not found; if it is there, the unit may hide it (ProtectHome, PrivateTmp)".to_owned()
+            "not found; if it exists, the sandbox of the unit may hide it (ProtectHome, PrivateTmp)"
+                .to_owned()
         }
-        io::ErrorKind::PermissionDenied => "this user may not: permission denied".to_owned(),
+        io::ErrorKind::PermissionDenied => "permission denied for this user".to_owned(),
         io::ErrorKind::ReadOnlyFilesystem => {
             "read-only; under systemd, ReadWritePaths must name it".to_owned()
         }

@@ -111,7 +111,7 @@ impl Reloader {
         // Held to the end, so that only one reload runs at a time.
         let mut loaded = self.loaded.lock().await;
         if self.health.report().phase != Phase::Running {
-            return Err(refused(["the relay is not running yet, or not any more".to_owned()]));
+            return Err(refused(["the relay is starting or stopping".to_owned()]));
         }
         systemd::reloading();
         let prepared = self.prepare(&loaded).await;
@@ -123,7 +123,7 @@ impl Reloader {
                 self.metrics.reloads.with_label_values(&["applied"]).inc();
             }
             Err(refused) => {
-                error!(reason = %refused, "config not reloaded; the former one stays in effect");
+                error!(reason = %refused, "config not reloaded; the previous config stays in effect");
                 self.health.set_degraded("reload", Some(refused.to_string()));
                 self.metrics.reloads.with_label_values(&["refused"]).inc();
             }
@@ -135,7 +135,7 @@ impl Reloader {
     /// Reads the config file and everything that it names, and changes nothing.
     async fn prepare(&self, now: &LoadedConfig) -> Result<Prepared<'_>, Refused> {
         let file = now.file.clone().ok_or_else(|| {
-            refused(["the relay was started without a config file: there is nothing to reload"
+            refused(["the relay was started without a config file, so there is nothing to reload"
                 .to_owned()])
         })?;
         let faults = |faults: Vec<load::Fault>| refused(faults.iter().map(ToString::to_string));
@@ -223,7 +223,8 @@ impl Reloader {
             } else {
                 warn!(
                     file = %file.display(),
-                    "the config file has changed and is not in effect: tonk-relay --check-config, then tonk-relay reload"
+                    "the config file has changed and is not in effect; run `tonk-relay --check-config`, then \
+                     `tonk-relay reload`"
                 );
             }
         }

@@ -142,7 +142,7 @@ fn show_bundles(bundles: &Bundles, show: impl Fn(&str, i64)) {
 pub(super) fn show_sign_in(config: &Config, health: &Health) {
     // If the mode is not set, only clients of this machine may write.
     let is_open = config.auth.mode != AuthMode::Unset && config.auth.lets_all_write();
-    health.set_degraded("auth", is_open.then(|| "open to anybody".to_owned()));
+    health.set_degraded("auth", is_open.then(|| "open to everybody".to_owned()));
 }
 
 /// Returns the line for `systemctl status`.

@@ -72,7 +72,7 @@ impl Service {
         let missing = |what: &str| Fault {
             location: UNIT.to_owned(),
             key: String::new(),
-            problem: format!("runs as the {what}, which does not exist here"),
+            problem: format!("runs as the {what}, which does not exist"),
         };
         let id = |option: &str| output_of(Command::new("id").args([option, &user]));
         let (uid, groups) =
@@ -118,8 +118,9 @@ impl Service {
     pub fn hidden(&self, path: &Path) -> Option<String> {
         let setting = self.sandbox.hides(&resolve_links(path))?;
         Some(format!(
-            "{}: {UNIT} hides it from the user {} ({setting}): move it, to /srv or /var/lib/tonk-relay for example, and \
-             name the new place",
+            "{}: {UNIT} hides it from the user {} ({setting}); move it, for example to /srv or /var/lib/tonk-relay, \
+             and \
+             change the path here",
             path.display(),
             self.user
         ))
@@ -130,8 +131,8 @@ impl Service {
         let real = resolve_links(path);
         let setting = self.sandbox.denies(&real)?;
         Some(format!(
-            "{}: {UNIT} has it read-only for the user {} ({setting}): `systemctl edit tonk-relay`, and add the lines \
-             [Service] and ReadWritePaths={}",
+            "{}: {UNIT} makes it read-only for the user {} ({setting}); run `systemctl edit tonk-relay`, and add the \
+             lines [Service] and ReadWritePaths={}",
             path.display(),
             self.user,
             real.display()

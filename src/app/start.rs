@@ -246,7 +246,7 @@ fn listen_admin(
 fn announce(config: &Config, app: &App) {
     if config.auth.mode != AuthMode::Unset && config.auth.lets_all_write() {
         warn!(
-            "open: anybody who reaches this port may read and write every document whose id they know"
+            "the relay is open: everybody who can reach this port can read and write every document whose id they know"
         );
     }
     show_sign_in(config, &app.health);
@@ -291,7 +291,8 @@ fn warn_of_few_files(config: &Config) {
         warn!(
             open_files = limit.unwrap_or_default(),
             needed,
-            "limits.connections is more than the limit of open files allows: raise LimitNOFILE, or lower it"
+            "limits.connections needs more open files than this process may have; raise LimitNOFILE, or lower \
+             limits.connections"
         );
     }
 }

@@ -117,7 +117,7 @@ impl Supervisor {
                     backoff.reset();
                 }
                 let pause = backoff.pause();
-                error!(task, cause, ?pause, "a task ended; it is started again");
+                error!(task, cause, ?pause, "a task failed; restarting it");
                 tokio::select! {
                     () = tokio::time::sleep(pause) => {}
                     () = stopping.cancelled() => return,

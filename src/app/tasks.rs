@@ -188,7 +188,7 @@ async fn revalidate_sign_ins(sessions: Arc<Sessions>) {
             let auth = sessions.auth.clone();
             let saved = tokio::task::spawn_blocking(move || auth.last_use().save()).await;
             if let Ok(Err(error)) = saved {
-                warn!("the last use of tokens cannot be written: {error}");
+                warn!("cannot save the last use of tokens: {error}");
             }
         }
     }

@@ -56,9 +56,9 @@ pub struct Watchdog {
 pub enum ProbeError {
     #[error("the connection failed: {0}")]
     Socket(#[from] tungstenite::Error),
-    #[error("the answer is not understood: {0}")]
+    #[error("the answer is not a sync message: {0}")]
     Wire(#[from] wire::WireError),
-    #[error("no {0} came before the connection ended")]
+    #[error("the connection ended before a {0} arrived")]
     Missing(&'static str),
     #[error("no answer within {0:?}")]
     Late(Duration),
@@ -91,7 +91,7 @@ impl Watchdog {
                 }
                 Err(fault) => {
                     self.metrics.probe_failures.inc();
-                    error!("the relay does not answer itself: {fault}");
+                    error!("the relay does not answer its own probe: {fault}");
                 }
             }
             tokio::time::sleep(every.saturating_sub(start.elapsed())).await;

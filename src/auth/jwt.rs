@@ -157,13 +157,13 @@ impl Keys {
         if token.len() > MAX_TOKEN {
             return Err(invalid("it is too long"));
         }
-        let header = decode_header(token).map_err(|_| invalid("it is no JWT"))?;
+        let header = decode_header(token).map_err(|_| invalid("it is not a JWT"))?;
         // No critical extension is supported (RFC 7515, 4.1.11). `b64` is one, which changes what
         // is signed (RFC 7797).
         let is_plain = header.extras.get("b64").is_ok_and(|b64: Option<bool>| b64 != Some(false));
         if header.crit.is_some() || !is_plain {
             return Err(invalid(
-                "its header asks for extensions (crit, b64) that are not known here",
+                "its header requires extensions (crit, b64) that the relay does not support",
             ));
         }
         let is_meant = |key: &Key| {
@@ -171,7 +171,7 @@ impl Keys {
             key.algorithm == header.alg
                 && (key.id.is_none() || header.kid.is_none() || key.id == header.kid)
         };
-        let mut problem = invalid("there is no key for it");
+        let mut problem = invalid("auth.jwt_keys has no key for it");
         for (id, key) in self.keys.iter().filter(|(_, key)| is_meant(key)) {
             match decode::<Fields>(token, &key.key, &self.validation(key.algorithm)) {
                 Ok(found) => return claims(found.claims, *id),
@@ -179,17 +179,19 @@ impl Keys {
                     problem = match error.kind() {
                         ErrorKind::ExpiredSignature => return Err(BadJwt::Expired),
                         ErrorKind::InvalidSignature => {
-                            invalid("its signature is not of a known key")
+                            invalid("its signature does not match any key in auth.jwt_keys")
                         }
-                        ErrorKind::InvalidIssuer => invalid("its issuer is not auth.jwt_issuer"),
+                        ErrorKind::InvalidIssuer => {
+                            invalid("its issuer (iss) is not auth.jwt_issuer")
+                        }
                         ErrorKind::InvalidAudience => {
-                            invalid("its audience is not auth.jwt_audience")
+                            invalid("its audience (aud) is not auth.jwt_audience")
                         }
                         ErrorKind::ImmatureSignature => invalid("it is not valid yet"),
                         ErrorKind::MissingRequiredClaim(claim) => {
                             BadJwt::Invalid(format!("it has no {claim}"))
                         }
-                        _ => invalid("it is no JWT with exp and sub"),
+                        _ => invalid("it is not a JWT with exp and sub"),
                     };
                 }
             }
@@ -220,7 +222,8 @@ impl Keys {
 fn claims(fields: Fields, key: KeyId) -> Result<Claims, BadJwt> {
     if fields.sub.is_empty() || fields.sub.len() > 1024 || fields.sub.contains(text::is_invisible) {
         return Err(BadJwt::Invalid(
-            "its sub is empty, too long, or has control or format characters".to_owned(),
+            "its subject (sub) is empty, too long, or contains control or format characters"
+                .to_owned(),
         ));
     }
     // NumericDate may have a fraction (RFC 7519, 2). A century is long enough.
@@ -234,7 +237,7 @@ fn claims(fields: Fields, key: KeyId) -> Result<Claims, BadJwt> {
 fn read(text: &str) -> Result<Vec<Key>, String> {
     let keys = if text.trim_start().starts_with('{') { read_jwks(text)? } else { read_pem(text)? };
     if keys.is_empty() {
-        return Err("holds no key: expected PEM public keys, or a JWKS".to_owned());
+        return Err("contains no key; expected PEM public keys, or a JWKS".to_owned());
     }
     Ok(keys)
 }
@@ -242,13 +245,13 @@ fn read(text: &str) -> Result<Vec<Key>, String> {
 fn read_jwks(text: &str) -> Result<Vec<Key>, String> {
     // The text itself is left out, since it may hold a secret.
     let set: JwkSet = serde_json::from_str(text).map_err(|error| {
-        format!("is no JWKS: see line {}, column {}", error.line(), error.column())
+        format!("is not a valid JWKS: see line {}, column {}", error.line(), error.column())
     })?;
     let names: NamedSet = serde_json::from_str(text).unwrap_or_default();
     let (mut keys, mut weak) = (Vec::new(), Vec::new());
     for (index, jwk) in set.keys.iter().enumerate() {
         let name = jwk.common.key_id.clone().unwrap_or_else(|| format!("number {}", index + 1));
-        let problem = |why: &str| format!("the key {name}: {why}");
+        let problem = |why: &str| format!("the key {name} {why}");
         // Key sets of identity providers hold keys for other uses too.
         if jwk
             .common
@@ -270,7 +273,7 @@ fn read_jwks(text: &str) -> Result<Vec<Key>, String> {
         match check_strength(&key) {
             Ok(()) => keys.push(Key { id: jwk.common.key_id.clone(), algorithm, key }),
             Err(why) => {
-                warn!("auth.jwt_keys: {}", problem(&format!("{why}; it is left out")));
+                warn!("auth.jwt_keys: {}", problem(&format!("{why}; ignoring this key")));
                 weak.push(problem(&why));
             }
         }
@@ -278,7 +281,7 @@ fn read_jwks(text: &str) -> Result<Vec<Key>, String> {
     if keys.is_empty() && !set.keys.is_empty() {
         let why = weak.into_iter().next();
         return Err(
-            why.unwrap_or_else(|| "holds no key for EdDSA, ES256, RS256 or HS256".to_owned())
+            why.unwrap_or_else(|| "contains no key for EdDSA, ES256, RS256 or HS256".to_owned())
         );
     }
     Ok(keys)
@@ -328,11 +331,11 @@ fn read_pem(text: &str) -> Result<Vec<Key>, String> {
         let label = label.unwrap_or_default();
         if label.contains("PRIVATE") {
             return Err(format!(
-                "holds a {label}: expected public keys; `openssl pkey -pubout` makes one"
+                "contains a {label}; expected public keys, as `openssl pkey -pubout` writes them"
             ));
         }
         if !label.ends_with("PUBLIC KEY") {
-            return Err(format!("holds a {label}: expected PUBLIC KEY"));
+            return Err(format!("contains a {label}; expected a PUBLIC KEY"));
         }
         let pem = format!("{block} {label}-----\n");
         let (algorithm, key) = [
@@ -343,7 +346,7 @@ fn read_pem(text: &str) -> Result<Vec<Key>, String> {
         .into_iter()
         .find_map(|(algorithm, key)| Some((algorithm, key.ok()?)))
         .ok_or_else(|| {
-            format!("key number {}: is no Ed25519, P-256 or RSA public key", keys.len() + 1)
+            format!("key number {} is not an Ed25519, P-256 or RSA public key", keys.len() + 1)
         })?;
         check_strength(&key).map_err(|why| format!("key number {}: {why}", keys.len() + 1))?;
         keys.push(Key { id: None, algorithm, key });
@@ -355,7 +358,7 @@ fn check_strength(key: &DecodingKey) -> Result<(), String> {
     use jsonwebtoken::DecodingKeyKind::{RsaModulusExponent, SecretOrDer};
     match (key.family(), key.kind()) {
         (AlgorithmFamily::Hmac, SecretOrDer(secret)) if secret.len() < MIN_SECRET => {
-            Err(format!("is a secret of {} bytes: expected {MIN_SECRET} or more", secret.len()))
+            Err(format!("is a secret of {} bytes; expected {MIN_SECRET} or more", secret.len()))
         }
         (AlgorithmFamily::Rsa, RsaModulusExponent { n, .. }) if bits(n) < MIN_MODULUS => {
             Err("is an RSA key of less than 2,048 bits".to_owned())
@@ -365,7 +368,7 @@ fn check_strength(key: &DecodingKey) -> Result<(), String> {
         }
         // An uncompressed point of P-256.
         (AlgorithmFamily::Ec, SecretOrDer(point)) if point.len() != 65 => {
-            Err("is no P-256 key".to_owned())
+            Err("is not a P-256 key".to_owned())
         }
         _ => Ok(()),
     }

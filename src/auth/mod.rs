@@ -125,15 +125,17 @@ impl Access {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[expect(missing_docs, reason = "the texts say it")]
 pub enum Refusal {
-    #[error("sign-in is needed: send a token")]
+    #[error("sign-in is required: send a token")]
     NoToken,
-    #[error("the token is not known here, or not any more")]
+    #[error("unknown or revoked token")]
     Unknown,
     #[error("the token has expired")]
     Expired,
     #[error("the token is not valid: {0}")]
     Invalid(String),
-    #[error("only clients and pages of the relay's own machine are served: auth.mode is not set")]
+    #[error(
+        "auth.mode is not set, so only clients and pages on the relay's own machine are served"
+    )]
     Remote,
 }
 

@@ -235,8 +235,8 @@ fn a_jwt_without_a_required_claim_is_refused() {
 fn an_unusable_file_of_keys_is_refused_with_the_reason() {
     let problem = |keys: &str| jwt_policy(keys, "", "").expect_err(keys).to_string();
     assert!(problem("").contains("no key"));
-    assert!(problem(ED_PRIVATE).contains("PRIVATE KEY: expected public keys"));
-    assert!(problem("{}").contains("is no JWKS"));
+    assert!(problem(ED_PRIVATE).contains("PRIVATE KEY; expected public keys"));
+    assert!(problem("{}").contains("is not a valid JWKS"));
     assert!(problem(r#"{"keys":[{"kty":"oct","k":"c2hvcnQ"}]}"#).contains("32 or more"));
     assert!(
         problem(r#"{"keys":[{"kty":"EC","crv":"P-384","x":"AA","y":"AA"}]}"#)

@@ -12,7 +12,7 @@ pub(super) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<SystemTime,
     let text = String::deserialize(d)?;
     humantime::parse_rfc3339_weak(&text).map_err(|_| {
         D::Error::custom(format!(
-            "{text:?} is no time: expected one such as \"2027-01-31T12:00:00Z\""
+            "{text:?} is not a time in RFC 3339; expected one such as \"2027-01-31T12:00:00Z\""
         ))
     })
 }

@@ -104,9 +104,9 @@ impl Tokens {
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the texts say it")]
 pub enum TokensError {
-    #[error("{}: {source}; `tonk-relay token add NAME --scope sync:write` makes it", path.display())]
+    #[error("{}: {source}; `tonk-relay token add NAME --scope sync:write` creates it", path.display())]
     Missing { path: PathBuf, source: io::Error },
-    #[error("{}: {source}; it belongs to root and the group tonk-relay, with mode 0640", path.display())]
+    #[error("{}: {source}; it must belong to root and the group tonk-relay, with mode 0640", path.display())]
     Denied { path: PathBuf, source: io::Error },
     #[error("{}: {source}", path.display())]
     Io { path: PathBuf, source: io::Error },
@@ -153,14 +153,14 @@ pub fn read(path: &Path) -> Result<Vec<Token>, TokensError> {
             && token.sha256.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
         if !is_hash {
             let problem = format!(
-                "the sha256 of {:?} is none: expected 64 hexadecimal digits in lower case",
+                "the sha256 of {:?} is not a SHA-256; expected 64 hexadecimal digits in lower case",
                 token.name
             );
             return Err(content(problem));
         }
         if !seen.insert(&token.sha256) {
             return Err(content(format!(
-                "the token {} of {:?} is there twice",
+                "the token {} of {:?} occurs twice; remove one",
                 token.id(),
                 token.name
             )));
@@ -242,10 +242,10 @@ mod tests {
             )
         };
         assert!(problem("[[token]]\nname = 1\n").contains("line 2"));
-        assert!(problem(&token("expires = \"tomorrow\"\n")).contains("is no time"));
-        assert!(problem(&token("").replace("[]", "[\"all\"]")).contains("is no scope"));
+        assert!(problem(&token("expires = \"tomorrow\"\n")).contains("is not a time"));
+        assert!(problem(&token("").replace("[]", "[\"all\"]")).contains("is not a scope"));
         assert!(problem(&token("secret = \"x\"\n")).contains("unknown field"));
-        assert!(problem(&(token("") + &token(""))).contains("there twice"));
+        assert!(problem(&(token("") + &token(""))).contains("occurs twice"));
         assert!(problem(&token("").replace("00000", "XXXXX")).contains("64 hexadecimal digits"));
         let missing = read(&folder.path().join("none")).expect_err("none").to_string();
         assert!(missing.contains("token add"), "{missing}");

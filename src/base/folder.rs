@@ -123,7 +123,7 @@ impl Folder {
         let (found, folder) = (fstat(&file)?, fstat(&self.file)?);
         let is_foreign = found.st_nlink > 1 && found.st_uid != folder.st_uid;
         if is_foreign && folder.st_uid != 0 && geteuid().is_root() {
-            let problem = "is a hard link to another user's file, which root does not read";
+            let problem = "is a hard link to another user's file; root does not read it";
             return Err(io::Error::new(io::ErrorKind::PermissionDenied, problem));
         }
         Ok(file)
@@ -312,15 +312,14 @@ pub fn check_case_sensitive(folder: &Path) -> io::Result<()> {
     let other = folder.stat(NAMES.1);
     folder.remove(NAMES.0)?;
     if other?.is_some() {
-        let problem = "the file system takes names that differ only in case for the same, and documents have such names: \
-                       choose a folder on another one";
+        let problem = "the file system does not distinguish upper and lower case in names, which document ids need; choose a folder on another file system";
         return Err(io::Error::new(io::ErrorKind::Unsupported, problem));
     }
     Ok(())
 }
 
 fn refused_link() -> io::Error {
-    let problem = "is a symbolic link, which is not followed here";
+    let problem = "is a symbolic link, and links are not followed here";
     io::Error::new(io::ErrorKind::PermissionDenied, problem)
 }
 

@@ -147,12 +147,12 @@ impl<R: Read + Seek> Bundle<R> {
         if let Err(error) = unpacked::of(&save, Origin::Peer, self.max_document) {
             let problem = match error {
                 NotUnpacked::TooMuch { .. } => error.to_string(),
-                NotUnpacked::Malformed => format!("is no automerge document: it {error}"),
+                NotUnpacked::Malformed => format!("is not an automerge document: it {error}"),
             };
             return Err(BundleError::Entry { name: name(), problem });
         }
         let problem = match Document::read(&save, Rules::Admission) {
-            Ok(read) if read.heads().is_empty() => "holds no change".to_owned(),
+            Ok(read) if read.heads().is_empty() => "contains no change".to_owned(),
             Ok(mut read) if chunks.len() > 1 => return Ok(read.automerge().save().into()),
             Ok(_) => return Ok(save.into()),
             Err(refusal) => return Err(BundleError::Refused { document, refusal }),
@@ -230,6 +230,6 @@ fn document_of(name: &str) -> Result<Option<(DocumentId, ChunkKind)>, BundleErro
     match (first.len(), document, ChunkKind::from_name(kind)) {
         (2, Ok(document), Some(kind)) => Ok(Some((document, kind))),
         (2, Ok(_), None) => Err(BundleError::entry(name, "expected a snapshot or an incremental")),
-        _ => Err(BundleError::entry(name, "the folders make no document id")),
+        _ => Err(BundleError::entry(name, "the folders do not form a document id")),
     }
 }

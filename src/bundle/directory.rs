@@ -20,7 +20,7 @@ const MAX_DIRECTORY: u64 = 4 << 20;
 /// It is not a ZIP, declares more than `max_inflated` bytes, or has a name that may not be used.
 pub(super) fn check(reader: &mut (impl Read + Seek), max_inflated: u64) -> Result<(), BundleError> {
     if !has_end_record(reader)? {
-        let problem = "it does not end as one does".to_owned();
+        let problem = "the end of the archive is missing or damaged".to_owned();
         return Err(BundleError::NotZip(problem));
     }
     let mut limited = LimitedReader { reader: &mut *reader, left: MAX_DIRECTORY };
@@ -49,7 +49,7 @@ pub(super) fn check(reader: &mut (impl Read + Seek), max_inflated: u64) -> Resul
     for name in &names {
         check_name(name)?;
         if !seen.insert(name.as_str()) {
-            return Err(BundleError::entry(name, "stands in the archive twice"));
+            return Err(BundleError::entry(name, "occurs twice in the archive"));
         }
     }
     Ok(())
@@ -127,9 +127,9 @@ fn check_name(name: &str) -> Result<(), BundleError> {
     let problem = if name.starts_with('/') || name.get(1..3) == Some(":/") {
         "the path is absolute"
     } else if name.contains(['\\', '\0']) {
-        "the path has a character that no bundle uses"
+        "the path contains a character that is not allowed in bundles"
     } else if relative.split('/').any(|part| matches!(part, "" | "." | "..")) {
-        "the path has an empty part, \".\" or \"..\""
+        "the path contains an empty part, \".\" or \"..\""
     } else {
         return Ok(());
     };

@@ -32,11 +32,11 @@ const ADDRESS_FRACTION: u64 = 4;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[expect(missing_docs, reason = "the texts say it")]
 pub enum NoRoom {
-    #[error("less than storage.min_free is free on the relay's disk")]
+    #[error("the relay's disk has less free space than storage.min_free")]
     Disk,
-    #[error("bundles that are being received use all of their disk space, {0} (bundles.receiving)")]
+    #[error("uploads in progress use all of their disk space, {0} (bundles.receiving)")]
     Budget(Size),
-    #[error("bundles that are being received from this address use its share of bundles.receiving")]
+    #[error("uploads in progress from this address use its whole share of bundles.receiving")]
     Share,
 }
 

@@ -108,13 +108,13 @@ impl Imported {
             Merged::New => return self.new += 1,
             Merged::Newer => return self.newer += 1,
             Merged::Contained => return self.contained += 1,
-            Merged::Unrelated => "a document of this id with another history is here",
-            Merged::Deleted => "it was deleted here",
-            Merged::Blocked => "it is blocked here",
+            Merged::Unrelated => "a document with this id and another history is stored",
+            Merged::Deleted => "it was deleted",
+            Merged::Blocked => "it is blocked",
             Merged::TooLarge => "it would be larger than a document may be",
-            Merged::NoSpace => "there is no room for new documents",
-            Merged::Refused(_) => "its changes may not become part of the document",
-            Merged::Failed(_) => "what is stored of it cannot be read or written",
+            Merged::NoSpace => "less than storage.min_free is free",
+            Merged::Refused(_) => "its changes would damage the document",
+            Merged::Failed(_) => "the stored document cannot be read or written",
         };
         self.is_complete &= !matches!(merged, Merged::NoSpace | Merged::Failed(_));
         if self.refused.len() < MAX_LISTED {
@@ -311,7 +311,7 @@ impl Importer {
                 bundle = %id, documents, new, newer, contained, refused = refused.len(),
                 "imported the documents of a bundle"
             ),
-            Err(error) => warn!(bundle = %id, "a bundle's documents are not imported: {error}"),
+            Err(error) => warn!(bundle = %id, "cannot import the documents of a bundle: {error}"),
         }
         let ids = result.as_ref().map_or_else(|_| Vec::new(), |imported| imported.ids.clone());
         if let Some(problem) = problem {

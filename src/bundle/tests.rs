@@ -101,7 +101,7 @@ fn invalid_bundles_are_rejected_with_a_reason() {
     assert_eq!(error_of(&[(&path, &whole)]), "manifest.json not found");
     assert_eq!(error_of(&[(MANIFEST, b"{}")]), "rootId not found in manifest");
     assert_eq!(error_of(&[(MANIFEST, br#"{"rootId":7}"#)]), "rootId not found in manifest");
-    assert!(error_of(&[(MANIFEST, br#"{"rootId":"../x"}"#)]).contains("is no document id"));
+    assert!(error_of(&[(MANIFEST, br#"{"rootId":"../x"}"#)]).contains("is not a document id"));
     assert_eq!(
         error_of(&[(
             MANIFEST,
@@ -113,9 +113,12 @@ fn invalid_bundles_are_rejected_with_a_reason() {
     assert!(error_of(&[(MANIFEST, &m), ("storage/../../etc/passwd", b"")]).contains("\"..\""));
     assert!(error_of(&[(MANIFEST, &m), ("/etc/passwd", b"")]).contains("absolute"));
     assert!(
-        error_of(&[(MANIFEST, &m), ("storage/aa/bb/snapshot/x", b"")]).contains("no document id")
+        error_of(&[(MANIFEST, &m), ("storage/aa/bb/snapshot/x", b"")])
+            .contains("do not form a document id")
     );
-    assert!(error_of(&[(MANIFEST, &m), (&path, b"garbage")]).contains("is no automerge document"));
+    assert!(
+        error_of(&[(MANIFEST, &m), (&path, b"garbage")]).contains("is not an automerge document")
+    );
     assert!(matches!(open(b"PK garbage"), Err(BundleError::NotZip(_))));
 }
 

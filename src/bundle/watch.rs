@@ -291,7 +291,7 @@ impl BundleKeeper {
         match self.read(&config, loading).await {
             Ok(prepared) => self.serve(prepared),
             Err(error) => {
-                error!("the changed bundle is not served; the last good one still is: {error}");
+                error!("cannot serve the changed bundle; still serving the last good one: {error}");
                 self.health.set_degraded("bundle", Some(error.to_string()));
             }
         }
@@ -311,7 +311,7 @@ fn warn_of_other_servers(network_uris: &[String], public_url: &str) {
         warn!(
             network_uris = network_uris.join(" "),
             public_url,
-            "the served bundle sends clients elsewhere: none of its networkUris is http.public_url"
+            "the served bundle sends clients to other servers: none of its networkUris is http.public_url"
         );
     }
 }

@@ -139,7 +139,7 @@ impl BackupIndex {
     pub(super) fn check(&self, folder: &Path, tell: &mut dyn FnMut(Line) -> bool) {
         let mut faults: Vec<(String, String)> = Vec::new();
         if !self.is_complete {
-            let fault = "the backup was not finished: run it again";
+            let fault = "the backup is incomplete; run it again";
             faults.push((INDEX.to_owned(), fault.to_owned()));
         }
         for id in self.bundles.keys() {
@@ -150,7 +150,7 @@ impl BackupIndex {
         }
         for document in &self.deleted {
             if !tombstone_file(folder, *document).is_file() {
-                let fault = "it was deleted, and the file that says so is not there";
+                let fault = "it was deleted, and the file with its tombstone is missing";
                 faults.push((document.to_string(), fault.to_owned()));
             }
         }

@@ -9,7 +9,7 @@ pub(super) fn run(arguments: &StorageArguments) -> Result<(), CliError> {
     let answer: CheckpointReport =
         arguments.relay.stored()?.request(Method::POST, "/checkpoint")?;
     show(arguments.json, &answer, || {
-        format!("{} chunks moved; the folders hold everything\n", answer.moved)
+        format!("{} chunks moved; the folders now contain all changes\n", answer.moved)
     });
     Ok(())
 }

@@ -29,19 +29,21 @@ pub(super) struct DaemonArguments {
     /// The config file
     #[arg(long, value_name = "FILE", default_value = CONFIG_FILE)]
     pub(super) config: PathBuf,
-    /// Check the config and what it names, print every fault, and exit with 0 or 78
+    /// Check the config and the files that it names, print every fault and warning, and exit with 0
+    /// or 78
     #[arg(long)]
     pub(super) check_config: bool,
-    /// Print what is in effect, each key with where it comes from
+    /// Print the values in effect, and where each of them comes from
     #[arg(long)]
     pub(super) print_config: bool,
-    /// The TypeScript relay's form: a port to listen on (address in $HOST, default 127.0.0.1)
+    /// The form of the TypeScript relay: the port to listen on (address in $HOST, 127.0.0.1 by
+    /// default)
     #[arg(value_name = "PORT", requires = "bundle", conflicts_with = "config")]
     pub(super) port: Option<u16>,
-    /// ... the bundle to serve
+    /// The bundle to serve
     #[arg(value_name = "BUNDLE")]
     pub(super) bundle: Option<PathBuf>,
-    /// ... and the folder of documents
+    /// The folder of documents
     #[arg(value_name = "STORAGE", default_value = "automerge-repo-data")]
     pub(super) storage: PathBuf,
 }

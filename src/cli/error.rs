@@ -26,15 +26,15 @@ pub(super) enum CliError {
     Admin(#[from] AdminError),
     #[error("{}: {problem}", path.display())]
     Path { path: PathBuf, problem: String },
-    #[error("{0} is no automerge document: {1}")]
+    #[error("{0} is not a valid automerge document: {1}")]
     Document(DocumentId, Box<automerge::AutomergeError>),
-    #[error("not all could be checked: {0}")]
+    #[error("the check is incomplete: {0}")]
     NotChecked(String),
     #[error(
-        "{0}; `tonk-relay fsck --repair`, or a start of the relay, moves the journal into quarantine"
+        "{0}; `tonk-relay fsck --repair`, or the next start of the relay, moves the journal into quarantine"
     )]
     BrokenJournal(StorageError),
-    #[error("the documents cannot be listed: {0}")]
+    #[error("cannot list the documents: {0}")]
     NotListed(String),
     #[error("{0}")]
     Problem(String),
@@ -55,7 +55,7 @@ pub(super) enum CliError {
     Host(String, String),
     #[error("{0} names no Unix socket under admin.listen; name the relay's socket with --socket")]
     NoSocket(String),
-    #[error("the runtime cannot start: {0}")]
+    #[error("cannot start the async runtime: {0}")]
     Runtime(io::Error),
 }
 

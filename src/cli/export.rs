@@ -27,13 +27,13 @@ use crate::{
 /// `tonk-relay export`
 #[derive(Debug, Args)]
 pub(super) struct ExportArguments {
-    /// The app's root document
+    /// The id of the app's root document, or its automerge: URL
     #[arg(value_name = "ROOT_ID", value_parser = document_id)]
     root: DocumentId,
-    /// The bundle to write
+    /// The bundle file to write
     #[arg(value_name = "FILE.tonk")]
     file: PathBuf,
-    /// Write over a file that is there
+    /// Overwrite an existing file
     #[arg(long)]
     force: bool,
     #[command(flatten)]
@@ -55,7 +55,7 @@ struct ExportReport {
 pub(super) fn run(arguments: &ExportArguments) -> Result<(), CliError> {
     let (root, file) = (arguments.root, &arguments.file);
     if !arguments.force && file.exists() {
-        return Err(path_error(file, "is there already; --force writes over it"));
+        return Err(path_error(file, "already exists; --force overwrites it"));
     }
     let mut relay = arguments.storage.relay.stored()?;
     let manifest =
@@ -67,7 +67,7 @@ pub(super) fn run(arguments: &ExportArguments) -> Result<(), CliError> {
     };
     let Collected { documents, missing, broken } = collect(&mut relay, root)?;
     if !documents.contains_key(&root) {
-        return Err(path_error(file, format!("nothing is stored of the root document {root}")));
+        return Err(path_error(file, format!("the root document {root} is not stored")));
     }
     let data = bundle::pack(&manifest, &documents).map_err(|error| path_error(file, error))?;
     // A symbolic link is followed, and a file that exists keeps its permissions and owner.
@@ -115,10 +115,10 @@ fn describe(report: &ExportReport, file: &Path) -> String {
     let ExportReport { documents, bytes, .. } = report;
     let mut text = format!("{}: {documents} documents, {bytes} bytes\n", file.display());
     for document in &report.missing {
-        text.push_str(&format!("mentioned, and not stored here: {document}\n"));
+        text.push_str(&format!("referenced, but not stored here: {document}\n"));
     }
     for chunk in &report.broken {
-        text.push_str(&format!("broken, and left out: {chunk}\n"));
+        text.push_str(&format!("broken and left out: {chunk}\n"));
     }
     text
 }

@@ -18,10 +18,11 @@ use crate::storage::fsck::{self, Finding, Line, Summary};
 /// `tonk-relay fsck`
 #[derive(Debug, Args)]
 pub(super) struct FsckArguments {
-    /// A backup, or a folder in automerge-repo's layout, to check instead of what the relay stores
+    /// A backup, or a folder in automerge-repo's layout, to check instead of the relay's stored
+    /// data
     #[arg(value_name = "DIR", conflicts_with = "repair")]
     folder: Option<PathBuf>,
-    /// Move what does not parse into quarantine, and delete what is left of deleted documents
+    /// Move chunks that do not parse to quarantine, and delete what is left of deleted documents
     #[arg(long)]
     repair: bool,
     #[command(flatten)]
@@ -81,7 +82,7 @@ fn check(arguments: &FsckArguments) -> Result<u8, CliError> {
         && !may_be_empty
         && summary.documents + summary.damages == 0
     {
-        let problem = format!("{}: no document is there", folder.display());
+        let problem = format!("{}: no document found", folder.display());
         return Err(CliError::Problem(problem));
     }
     let repaired = summary.repaired;

@@ -37,10 +37,10 @@ pub(super) struct ImportArguments {
     /// stopped
     #[arg(value_name = "DIR")]
     folder: PathBuf,
-    /// Say what would be done, and do nothing
+    /// Print what would be done, and change nothing
     #[arg(long)]
     dry_run: bool,
-    /// Leave out the folder's storage id: for a copy, beside a relay that goes on
+    /// Do not adopt the folder's storage id, for a copy of a relay that stays in use
     #[arg(long)]
     new_identity: bool,
     #[command(flatten)]
@@ -81,8 +81,7 @@ fn refuse_unfit_folder(arguments: &ImportArguments) -> Result<(), CliError> {
     match count_rows(folder) {
         Ok(0) => Ok(()),
         Ok(_) | Err(StorageError::InUse(_)) => {
-            let problem = "has a journal with changes that are not in the folders: stop that relay, and run its \
-                           `tonk-relay checkpoint`";
+            let problem = "has a journal with changes that are not in the folders; stop that relay and run its `tonk-relay checkpoint` first";
             Err(path_error(folder, problem))
         }
         Err(error) => Err(error.into()),
@@ -95,7 +94,7 @@ fn list_documents(folder: &Path) -> Result<Vec<DocumentId>, CliError> {
         match found {
             Found::Document(document) => documents.push(document),
             Found::Foreign(path) => {
-                eprintln!("{}: none of automerge-repo's; it is left out", path.display());
+                eprintln!("{}: not a file of automerge-repo; ignored", path.display());
             }
         }
         true

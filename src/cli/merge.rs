@@ -74,13 +74,13 @@ impl MergeReport {
             Merged::Deleted | Merged::Blocked => self.deleted += 1,
             Merged::Unrelated => self.refuse(
                 document,
-                "a document of this id with another history is stored here; that one stays",
+                "a document with this id and another history is stored; keeping the stored one",
             ),
             Merged::TooLarge => {
                 self.refuse(document, "it would be larger than storage.max_document allows")
             }
             Merged::NoSpace => {
-                self.refuse(document, "there is no room for new documents (storage.min_free)");
+                self.refuse(document, "less than storage.min_free is free");
             }
             Merged::Refused(reason) | Merged::Failed(reason) => self.refuse(document, reason),
         }
@@ -89,20 +89,21 @@ impl MergeReport {
     fn describe(&self) -> String {
         let mut text = String::new();
         if let Some(replaced) = &self.replaced {
-            text.push_str(&format!("what was stored before is in {replaced}\n"));
+            text.push_str(&format!("the previously stored documents are in {replaced}\n"));
         }
         if let Some(bundles) = &self.replaced_bundles {
-            text.push_str(&format!("the bundles of before are in {bundles}\n"));
+            text.push_str(&format!("the previous bundles are in {bundles}\n"));
         }
         for document in &self.tombstones {
-            text.push_str(&format!("deleted here now, as in the backup: {document}\n"));
+            text.push_str(&format!("deleted, as in the backup: {document}\n"));
         }
         for Failure { place, reason } in &self.refused {
             text.push_str(&format!("refused: {place}: {reason}\n"));
         }
-        let would = if self.dry_run { "this would be done: " } else { "" };
+        let would = if self.dry_run { "dry run, nothing is changed: " } else { "" };
         text.push_str(&format!(
-            "{would}{} documents: {} new, {} with new changes, {} there already, {} deleted here, {} refused; {} bundles, {} tombstones; the storage id is {}\n",
+            "{would}{} documents: {} new, {} with new changes, {} already stored, {} deleted here, {} refused; {} \
+             bundles, {} tombstones; the storage id is {}\n",
             self.documents,
             self.new,
             self.newer,

@@ -87,61 +87,63 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Say which documents and which sessions cost the running relay most in the last minute
+    /// Show the documents and sessions that used the most resources of the running relay in the
+    /// last minute
     Top {
         #[command(flatten)]
         relay: RelayArguments,
-        /// Say it once, also on a terminal
+        /// Print once instead of refreshing the terminal
         #[arg(long)]
         once: bool,
-        /// As JSON
+        /// Print JSON
         #[arg(long)]
         json: bool,
     },
-    /// Try the way to a relay as a client takes it: address, TLS, proxy, upgrade, round trip, large
-    /// messages, silence
+    /// Connect to a relay as a client does, and check each step: address, TLS, upgrade through
+    /// proxies, round trip, large messages, idle time
     Ping(PingArguments),
     /// Make or open a document on a relay or any other automerge-repo server, show it, and change
     /// it
     Client(ClientArguments),
-    /// Let the running relay take over its changed config file
+    /// Have the running relay reload its config file, tokens and keys
     Reload {
         #[command(flatten)]
         relay: RelayArguments,
     },
-    /// Make, list and remove the tokens that clients sign in with
+    /// Add, list and remove the tokens that clients sign in with
     Token(TokenArguments),
-    /// Move all that is stored into the documents' folders, whether or not the relay runs
+    /// Move all chunks from the journal into the folders of the documents, whether or not the relay
+    /// is running
     Checkpoint {
         #[command(flatten)]
         storage: StorageArguments,
     },
-    /// Say what is stored of a document, or delete it, whether or not the relay runs
+    /// Show, delete or block a document, whether or not the relay is running
     Doc(DocArguments),
-    /// Check all that is stored, whether or not the relay runs: 0 all is well, 1 repaired, 4
-    /// damaged, 8 not checked
+    /// Check everything that is stored, whether or not the relay is running. Exit code: 0 no
+    /// damage, 1 all damage repaired, 4 damage is left, 8 the check is incomplete
     Fsck(FsckArguments),
-    /// Look after what was put aside because it does not parse
+    /// List, release or delete stored chunks that do not parse and were moved to quarantine
     Quarantine {
         #[command(subcommand)]
         command: QuarantineCommand,
     },
-    /// Copy all that is stored into a folder, whether or not the relay runs; what has not changed
-    /// is not copied again
+    /// Back up everything that is stored to a folder, whether or not the relay is running. Later
+    /// backups copy only what has changed
     Backup(BackupArguments),
-    /// Bring a backup back
+    /// Restore a backup
     Restore(RestoreArguments),
-    /// Take over the documents of another relay's folder, which stays as it is
+    /// Import the documents of another relay's storage folder, which is not changed
     Import(ImportArguments),
-    /// Write an app's documents as they are now into a .tonk bundle: 0 with all of them, 1 where
-    /// one that is mentioned is not stored or not whole
+    /// Write the current documents of an app into a .tonk bundle. Exit code: 0 the bundle is
+    /// complete, 1 a referenced document is missing or damaged
     Export(ExportArguments),
-    /// Serve what is stored to another command of ours
+    /// Serve the stored data to another command of this program
     #[command(hide = true)]
     ServeStorage {
         #[arg(long)]
         config: PathBuf,
-        /// Make the folder if it is not there, and put a broken journal aside
+        /// Create the folder if it does not exist, and move a broken journal aside
         #[arg(long)]
         repairs: bool,
     },

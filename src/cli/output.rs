@@ -18,7 +18,7 @@ pub(super) fn print(text: &str) {
     let mut out = io::stdout();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => {
-            eprintln!("the answer cannot be written: {error}");
+            eprintln!("cannot write the output: {error}");
         }
         _ => {}
     }

@@ -16,25 +16,25 @@ use crate::{
 /// `tonk-relay quarantine`
 #[derive(Debug, Subcommand)]
 pub(super) enum QuarantineCommand {
-    /// Name what is there, and why
+    /// List the entries, with the reason for each
     List {
         #[command(flatten)]
         storage: StorageArguments,
     },
-    /// Put chunks that parse back among the documents
+    /// Put chunks that parse back into their documents
     Release {
-        /// Paths, as `quarantine list` names them
+        /// Paths, as `quarantine list` prints them
         #[arg(value_name = "PATH", required = true)]
         paths: Vec<String>,
         #[command(flatten)]
         storage: StorageArguments,
     },
-    /// Delete entries for good
+    /// Delete entries permanently
     Purge {
-        /// Paths, as `quarantine list` names them
+        /// Paths, as `quarantine list` prints them
         #[arg(value_name = "PATH", required_unless_present = "older_than")]
         paths: Vec<String>,
-        /// All that are older than this, such as 30d; 0s for all
+        /// Delete all entries that are older than this, such as 30d; 0s for all
         #[arg(long, value_name = "AGE")]
         older_than: Option<humantime::Duration>,
         #[command(flatten)]

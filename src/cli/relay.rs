@@ -37,7 +37,7 @@ pub(super) struct RelayArguments {
     /// The config file of the relay, which names its admin socket
     #[arg(long, value_name = "FILE", default_value = CONFIG_FILE)]
     config: PathBuf,
-    /// The admin socket itself
+    /// Connect to this admin socket instead of the one in the config file
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
 }
@@ -47,7 +47,7 @@ pub(super) struct RelayArguments {
 pub(super) struct StorageArguments {
     #[command(flatten)]
     pub(super) relay: RelayArguments,
-    /// As JSON
+    /// Print JSON
     #[arg(long)]
     pub(super) json: bool,
 }
@@ -91,7 +91,9 @@ impl RelayArguments {
         if relay.fetch(Method::GET, "/livez", Bytes::new()).is_err() {
             return Err(fault);
         }
-        eprintln!("the config has a fault, and the relay goes on with what it has:\n{fault}");
+        eprintln!(
+            "the config file has a fault; the relay keeps running with its previous config:\n{fault}"
+        );
         Ok(relay)
     }
 

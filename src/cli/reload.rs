@@ -11,7 +11,7 @@ pub(super) fn run(relay: &RelayArguments) -> Result<(), CliError> {
         return Err(CliError::NotReloaded(answer.problems));
     }
     print(&match answer.changed.as_slice() {
-        [] => "reloaded: no setting has changed; the files of tokens and keys were read anew\n"
+        [] => "reloaded: no setting has changed; the files of tokens and keys were read again\n"
             .to_owned(),
         keys => format!("reloaded: {}\n", keys.join(" ")),
     });

@@ -32,14 +32,14 @@ pub(super) struct RestoreArguments {
     /// The folder of the backup
     #[arg(value_name = "DIR")]
     folder: PathBuf,
-    /// Move what is stored now aside first, with the relay stopped; without this, the backup is
-    /// merged with it
+    /// Move the stored data aside first, with the relay stopped. Without this, the backup is merged
+    /// with the stored data
     #[arg(long)]
     replace: bool,
-    /// Leave out the backup's storage id: for a copy, beside a relay that goes on
+    /// Do not adopt the backup's storage id, for a copy of a relay that stays in use
     #[arg(long)]
     new_identity: bool,
-    /// Take what is there of a backup that was not finished
+    /// Restore what an incomplete backup has
     #[arg(long)]
     unfinished: bool,
     #[command(flatten)]
@@ -51,8 +51,7 @@ pub(super) fn run(arguments: &RestoreArguments) -> Result<(), CliError> {
     let (backup, sha256) = BackupIndex::read_with_hash(folder)?
         .ok_or_else(|| path_error(folder, "is not a backup"))?;
     if !backup.is_complete && !arguments.unfinished {
-        let problem = "is a backup that was not finished: it may lack documents; finish it, or take what is there with \
-                       --unfinished";
+        let problem = "is an incomplete backup that may lack documents; finish it, or restore what it has with --unfinished";
         return Err(path_error(folder, problem));
     }
     let tombstones = read_tombstones(folder)?;
@@ -79,8 +78,8 @@ pub(super) fn run(arguments: &RestoreArguments) -> Result<(), CliError> {
     // A tombstone that was refused counts as well.
     if arguments.replace && report.has_refusals() {
         eprintln!(
-            "not all could be restored, and so the relay does not start: put right what is named, and run this again; or \
-             delete the file .replacing in its storage folder, to go on without"
+            "the restore is incomplete, so the relay will not start. Correct the problems named above and run this \
+             again, or delete the file .replacing in the storage folder to continue without the rest"
         );
     } else if arguments.replace {
         let () = relay.request(Method::POST, "/restored")?;
@@ -106,7 +105,8 @@ fn refuse_damaged(backup: &BackupIndex, folder: &Path) -> Result<(), CliError> {
         (damages > accepted).then(|| format!("has {} damages", damages - accepted))
     });
     let Some(problem) = problem else { return Ok(()) };
-    let advice = "`tonk-relay fsck DIR` names what is wrong, and a restore without --replace merges what is whole";
+    let advice =
+        "`tonk-relay fsck DIR` lists them, and a restore without --replace merges what is intact";
     Err(path_error(folder, format!("{problem}; nothing was replaced: {advice}")))
 }
 
@@ -120,11 +120,11 @@ fn move_stored_aside(
     let MovedAside { documents, bundles, is_resumed, interrupted } =
         relay.send(Method::POST, "/set-aside", source)?;
     if is_resumed {
-        eprintln!("resuming the restore of this backup, which was interrupted");
+        eprintln!("resuming the interrupted restore of this backup");
     }
     for interrupted in interrupted {
         eprintln!(
-            "the restore of another backup was interrupted; what it had brought is in {}",
+            "the restore of another backup was interrupted; its files were moved to {}",
             interrupted.display()
         );
     }
@@ -149,7 +149,7 @@ fn restore_documents(
                 merger.merge(relay, *document, data)?;
             }
             Ok(_) => {
-                let reason = "its bytes are not those that were written";
+                let reason = "its content does not match its checksum";
                 merger.report.refuse(file.display(), reason);
             }
             Err(error) => merger.report.refuse(file.display(), error),
@@ -204,8 +204,10 @@ fn restore_tombstones(
             TombstoneImport::AlreadyDeleted => {}
             // It is among what was moved aside, which must stay usable for going back.
             TombstoneImport::DocumentExists if replaces => {}
-            TombstoneImport::DocumentExists => report
-                .refuse(tombstone.document, "it was deleted in the backup, and is here; it stays"),
+            TombstoneImport::DocumentExists => report.refuse(
+                tombstone.document,
+                "it is deleted in the backup but stored here; keeping it",
+            ),
         }
     }
     Ok(())

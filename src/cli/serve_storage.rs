@@ -75,7 +75,7 @@ async fn open_storage(
     if !config.bundle.path.as_os_str().is_empty() {
         match ServedBundle::load(&config.bundle.path, MaxInflated::of(&config)) {
             Ok(bundle) => served = Some(Arc::new(bundle)),
-            Err(error) => eprintln!("the served bundle is left out: {error}"),
+            Err(error) => eprintln!("ignoring the served bundle: {error}"),
         }
     }
     let served = watch::channel(served).1;

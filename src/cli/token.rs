@@ -36,28 +36,29 @@ pub(super) struct TokenArguments {
 
 #[derive(Debug, Subcommand)]
 enum TokenCommand {
-    /// Make a token and print it, once: only its hash is kept. In effect after `tonk-relay reload`
+    /// Create a token and print it. Only its hash is stored, so it cannot be shown again. It takes
+    /// effect after `tonk-relay reload`
     Add {
-        /// Who gets it; several tokens of one name are one principal's, so that a new one can take
-        /// over from an old one
+        /// The name of the holder. Tokens with the same name belong to the same principal, so that
+        /// a new one can replace an old one
         name: String,
-        /// What it is for: sync:read or sync:write, also with :<document id>; upload; download;
-        /// admin
+        /// What the token allows: sync:read or sync:write, for one document with :<document id>;
+        /// upload; download; admin
         #[arg(long = "scope", value_name = "SCOPE", required = true, value_delimiter = ',')]
         scopes: Vec<Scope>,
-        /// How long it is good for, such as 90d; without, for ever
+        /// How long the token is valid, such as 90d; without this, it does not expire
         #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
         expires: Option<Duration>,
     },
     /// List the tokens, with when each was last used
     List {
-        /// As JSON
+        /// Print JSON
         #[arg(long)]
         json: bool,
     },
-    /// Remove tokens. Sessions that they let in end with `tonk-relay reload`
+    /// Remove tokens. Their sessions end with the next `tonk-relay reload`
     Remove {
-        /// Those of this name, or the one of this id, as `token list` shows it
+        /// A name, for all tokens with it, or the id of one token, as `token list` prints it
         name_or_id: String,
     },
 }
@@ -96,12 +97,13 @@ pub(super) fn run(arguments: TokenArguments) -> Result<(), CliError> {
         TokenCommand::Add { name, scopes, expires } => {
             if name.is_empty() || name.len() > 200 || name.contains(text::is_invisible) {
                 return Err(CliError::Problem(
-                    "a name has 1 to 200 bytes, and no control or format characters".to_owned(),
+                    "the name must have 1 to 200 bytes, without control or format characters"
+                        .to_owned(),
                 ));
             }
             if expires.is_some_and(|lives| lives > tokens::MAX_LIFETIME) {
                 return Err(CliError::Problem(
-                    "--expires: a token lives a century at most; without --expires it does not end"
+                    "--expires: at most 100 years; leave --expires out for a token that does not expire"
                         .to_owned(),
                 ));
             }
@@ -111,7 +113,7 @@ pub(super) fn run(arguments: TokenArguments) -> Result<(), CliError> {
             tokens::write(file, all, documents)?;
             print(&format!("{secret}\n"));
             eprintln!(
-                "in {}; in effect after `tonk-relay reload`. It is not shown again.",
+                "stored in {}; it takes effect after `tonk-relay reload`. The token is not shown again.",
                 file.display()
             );
         }
@@ -139,7 +141,7 @@ pub(super) fn run(arguments: TokenArguments) -> Result<(), CliError> {
             let (gone, left): (Vec<Token>, Vec<Token>) = stored.into_iter().partition(is_meant);
             if gone.is_empty() {
                 return Err(CliError::Problem(format!(
-                    "{}: no token {name_or_id}; `tonk-relay token list` shows them",
+                    "{}: no token {name_or_id}; `tonk-relay token list` lists all tokens",
                     file.display()
                 )));
             }
@@ -147,7 +149,7 @@ pub(super) fn run(arguments: TokenArguments) -> Result<(), CliError> {
             for token in &gone {
                 print(&format!("removed {} {}\n", token.id(), token.name));
             }
-            eprintln!("in effect after `tonk-relay reload`");
+            eprintln!("this takes effect after `tonk-relay reload`");
         }
     }
     Ok(())

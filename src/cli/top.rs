@@ -50,7 +50,7 @@ fn terminal_size() -> (usize, usize) {
 }
 
 fn describe(top: &Top) -> String {
-    let mut text = "of the last minute: seconds of processor time, messages, bytes\n\n".to_owned();
+    let mut text = "in the last minute: seconds of CPU time, messages, bytes\n\n".to_owned();
     text.push_str(&format!(
         "{:<28} {:>7} {:>9} {:>9} {:>8} {:>9} {:>8} {:>5}\n",
         "DOCUMENT", "SECONDS", "MESSAGES", "BYTES", "SESSIONS", "STORED", "CHANGES", "QUEUE"

@@ -188,7 +188,8 @@ fn check_bundle_store(faults: &mut Faults<'_>) {
     if endpoint.contains('@') {
         faults.add(
             "bundles.endpoint_url",
-            "has access keys in it; expected a URL without them: they come from the usual places of AWS, or the systemd credential aws-credentials",
+            "has access keys in it; expected a URL without them: they come from the usual places of AWS, or the \
+             systemd credential aws-credentials",
         );
     }
 }

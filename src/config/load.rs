@@ -305,7 +305,8 @@ mod tests {
                 "x.toml:1: drain_timeout: 5 is an integer; expected a string, such as \"30s\"",
                 "x.toml:3: http.lisen: unknown key; expected one of [http]: listen, public_url, trusted_proxies, proxy_protocol, allowed_origins, metrics, header_timeout, body_idle_timeout, body_min_rate, response_idle_timeout",
                 "x.toml:4: http.metrics: \"yes\" is a string; expected true or false",
-                "x.toml:6: sync.max_message: \"big\" is not a size above zero with a unit; expected one such as \"8MiB\" or \"100MB\"",
+                "x.toml:6: sync.max_message: \"big\" is not a size above zero with a unit; expected one such as \
+                 \"8MiB\" or \"100MB\"",
                 "x.toml:8: bundle.path: 7 is an integer; expected a string, such as \"/srv/app.tonk\"",
                 "x.toml:10: nope.a: unknown section [nope]; expected one of [http], [tls], [admin], [bundle], [bundles], [storage], [sync], [auth], [limits], [reload], [log]",
             ]

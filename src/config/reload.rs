@@ -83,10 +83,10 @@ pub fn weakens_sign_in(now: &Config, new: &Config) -> Option<&'static str> {
         return None;
     }
     if new.auth.mode.is_open() {
-        return Some("a reload never turns sign-in off; a restart does");
+        return Some("a reload never turns sign-in off; restart the relay to do that");
     }
     let adds = new.auth.anonymous.iter().any(|scope| !now.auth.anonymous.contains(scope));
-    adds.then_some("a reload never adds to auth.anonymous; a restart does")
+    adds.then_some("a reload never adds to auth.anonymous; restart the relay to do that")
 }
 
 /// Compares the config in effect with a new one.

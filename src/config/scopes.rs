@@ -27,7 +27,8 @@ pub enum Scope {
 #[expect(missing_docs, reason = "the texts say it")]
 pub enum BadScope {
     #[error(
-        "{0:?} is not a scope; expected sync:read, sync:write, one of these with :<document id>, upload, download or admin"
+        "{0:?} is not a scope; expected sync:read, sync:write, one of these with :<document id>, upload, download \
+         or admin"
     )]
     Unknown(String),
     #[error("{0}")]
@@ -95,7 +96,7 @@ mod tests {
         {
             let error = bad.parse::<Scope>().expect_err(bad).to_string();
             assert!(
-                error.contains("is not a scope") || error.contains("is no document id"),
+                error.contains("is not a scope") || error.contains("is not a document id"),
                 "{error}"
             );
         }

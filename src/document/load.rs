@@ -152,7 +152,7 @@ fn admit_most(changes: &[Change]) -> (Document, HashMap<ChangeHash, String>) {
 }
 
 fn builds_on_bad(dep: &ChangeHash) -> String {
-    format!("it builds on change {dep}, which is bad")
+    format!("it depends on change {dep}, which is invalid")
 }
 
 fn describe(change: &Change, refusal: &Refusal) -> String {

@@ -74,7 +74,7 @@ pub fn merge(
     };
     let waits = doc.has_orphans();
     if doc.heads().is_empty() && !waits {
-        return (Merged::Refused("it holds no change".to_owned()), None);
+        return (Merged::Refused("it contains no change".to_owned()), None);
     }
     let is_known = !here.heads().is_empty() || here.has_orphans();
     let merged = match Ancestry::of(doc.automerge(), here.automerge()) {

@@ -32,17 +32,11 @@ impl MaxDocument {
     /// The limit that it exceeds, for a log line.
     pub fn check(&self, size: usize, unpacked: Unpacked) -> Result<(), String> {
         if size as u64 > self.stored.0 {
-            return Err(format!(
-                "{size} bytes are more than {} (storage.max_document)",
-                self.stored
-            ));
+            return Err(format!("{size} bytes exceed {} (storage.max_document)", self.stored));
         }
         if unpacked.changes > self.changes {
             let changes = unpacked.changes;
-            return Err(format!(
-                "{changes} changes are more than {} (storage.max_changes)",
-                self.changes
-            ));
+            return Err(format!("{changes} changes exceed {} (storage.max_changes)", self.changes));
         }
         let (bytes, allowed) = (unpacked.bytes, self.allowed(size));
         if bytes > allowed {

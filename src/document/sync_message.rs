@@ -28,11 +28,11 @@ pub struct SyncMessage {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[expect(missing_docs, reason = "the texts say it")]
 pub enum BadSyncMessage {
-    #[error("is no automerge sync message")]
+    #[error("is not an automerge sync message")]
     NoMessage,
-    #[error("summarises too many states")]
+    #[error("has too many summaries (have)")]
     TooManyStates,
-    #[error("names too many heads")]
+    #[error("lists too many heads")]
     TooManyHeads,
     #[error("{0}")]
     Unpacks(#[from] NotUnpacked),

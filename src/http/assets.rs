@@ -61,7 +61,7 @@ impl Asset {
     pub async fn get(&self, path: &Path, limit: u64, compresses: bool) -> Option<Arc<Loaded>> {
         self.read(path, limit, compresses)
             .await
-            .inspect_err(|error| warn!("a configured file cannot be served: {error}"))
+            .inspect_err(|error| warn!("cannot serve a configured file: {error}"))
             .ok()
     }
 

@@ -87,7 +87,7 @@ pub fn reset(
 ) {
     let _ = socket2::SockRef::from(socket).set_linger(Some(Duration::ZERO));
     refused.with_label_values(&[reason]).inc();
-    debug!(%client, reason, "a connection is cut");
+    debug!(%client, reason, "a connection is cut off");
 }
 
 impl AsyncRead for ClientStream {

@@ -44,21 +44,21 @@ pub enum HttpError {
     Bundle(#[from] BundleError),
     #[error("Bundle is larger than {0} bytes")]
     TooLarge(u64),
-    #[error("No data for {0:?}")]
+    #[error("No data for {0:?} (http.body_idle_timeout)")]
     Slow(std::time::Duration),
-    #[error("Less than {0} a second")]
+    #[error("Less than {0} a second (http.body_min_rate)")]
     Trickle(Size),
-    #[error("The stored bundle is broken: {0}")]
+    #[error("The stored bundle is damaged: {0}")]
     BrokenBundle(String),
     #[error("The bundle store is not available")]
     Store(StorageError),
-    #[error("No room for this upload: {0}")]
+    #[error("No space for this upload: {0}")]
     NoRoom(#[from] NoRoom),
-    #[error("Content-Encoding is neither gzip nor identity")]
+    #[error("Content-Encoding must be gzip or identity")]
     ContentEncoding,
-    #[error("This bundle was deleted here")]
+    #[error("This bundle was deleted")]
     Deleted,
-    #[error("Too many bundles are being read")]
+    #[error("Too many bundles are being read; try again later")]
     Busy,
     #[error("Range not satisfiable")]
     Range(u64),
@@ -66,11 +66,13 @@ pub enum HttpError {
     SignIn(Refusal),
     #[error("The token has no scope {0}")]
     NoScope(&'static str),
-    #[error("The token may not write the document {0}, which the bundle is of or holds")]
+    #[error(
+        "The token may not write the document {0}, which is the bundle's root or in the bundle"
+    )]
     NoRight(DocumentId),
-    #[error("Too many new documents of late (limits.new_documents)")]
+    #[error("Too many new documents (limits.new_documents)")]
     NewDocuments,
-    #[error("Too many bytes stored of late (limits.stored_bytes)")]
+    #[error("Too many bytes stored within 30 days (limits.stored_bytes)")]
     StoredBytes,
     #[error("The relay is stopping")]
     Stopping(#[from] Stopping),
@@ -145,7 +147,7 @@ impl IntoResponse for HttpError {
     fn into_response(self) -> Response {
         match &self {
             Self::Store(reason) => error!(%reason, "the bundle store failed"),
-            Self::BrokenBundle(reason) => error!(reason, "a stored bundle is broken"),
+            Self::BrokenBundle(reason) => error!(reason, "a stored bundle is damaged"),
             Self::Internal(reason) => error!(reason, "a request failed"),
             _ => {}
         }

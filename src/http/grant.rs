@@ -137,7 +137,7 @@ impl HttpBody for Guarded {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         if let Err(ended) = self.grant.check() {
-            debug!("a download is cut off: {ended}");
+            debug!("cutting off a download: {ended}");
             return Poll::Ready(Some(Err(Error::new(ended))));
         }
         if self.rest.is_empty() {

@@ -107,12 +107,18 @@ pub fn inherited() -> io::Result<Vec<TcpListener>> {
 pub fn bind_unix(path: &Path) -> io::Result<UnixListener> {
     match std::os::unix::net::UnixStream::connect(path) {
         Ok(_) => {
-            return Err(io::Error::new(io::ErrorKind::AddrInUse, "another process answers there"));
+            return Err(io::Error::new(
+                io::ErrorKind::AddrInUse,
+                "another process is listening there",
+            ));
         }
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
             // A regular file refuses connections as well, and must not be removed.
             if !std::fs::symlink_metadata(path)?.file_type().is_socket() {
-                return Err(io::Error::new(io::ErrorKind::AlreadyExists, "is there and no socket"));
+                return Err(io::Error::new(
+                    io::ErrorKind::AlreadyExists,
+                    "exists and is not a socket",
+                ));
             }
             std::fs::remove_file(path)?;
         }
@@ -205,7 +211,7 @@ impl Connections {
             match read {
                 Ok(Ok(client)) => this.spawn_tcp(stream, router, client.unwrap_or(proxy)),
                 Ok(Err(error)) => {
-                    warn!(client = %proxy, "no PROXY protocol header (http.proxy_protocol): {error}");
+                    warn!(client = %proxy, "no valid PROXY protocol header (http.proxy_protocol): {error}");
                     stream.reset("no_proxy_header");
                 }
                 Err(_) => stream.reset("no_proxy_header"),
@@ -292,8 +298,8 @@ impl Connections {
                 Ok(Ok(stream)) => {
                     this.serve_stream(stream, activity, router, Some(address), counted).await;
                 }
-                Ok(Err(error)) => debug!(client = %address.0, "no TLS handshake: {error}"),
-                Err(_) => debug!(client = %address.0, "no TLS handshake in time"),
+                Ok(Err(error)) => debug!(client = %address.0, "the TLS handshake failed: {error}"),
+                Err(_) => debug!(client = %address.0, "the TLS handshake was not finished in time"),
             }
         };
         self.tasks.spawn(Polled::new(serving, self.polls.clone()));
@@ -351,7 +357,7 @@ impl Connections {
 }
 
 async fn accept_failed(error: &io::Error) {
-    warn!("a connection could not be accepted: {error}");
+    warn!("cannot accept a connection: {error}");
     tokio::time::sleep(ACCEPT_RETRY).await;
 }
 

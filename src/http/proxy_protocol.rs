@@ -56,7 +56,7 @@ pub async fn read(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<So
         });
     }
     if !header.starts_with(b"PROXY ") {
-        return Err(bad("it begins with something else"));
+        return Err(bad("it does not begin with PROXY"));
     }
     while !header.ends_with(b"\r\n") {
         if header.len() >= MAX_LINE {

@@ -42,11 +42,11 @@ pub type Acceptor = watch::Receiver<Option<Arc<ServerConfig>>>;
 pub enum TlsError {
     #[error("{}: {source}; it must be readable by the group tonk-relay", path.display())]
     Read { path: PathBuf, source: io::Error },
-    #[error("{}: no certificate (PEM) is in there", .0.display())]
+    #[error("{}: the file contains no certificate (PEM)", .0.display())]
     NoCertificate(PathBuf),
-    #[error("{}: no private key (PEM) is in there", .0.display())]
+    #[error("{}: the file contains no private key (PEM)", .0.display())]
     NoKey(PathBuf),
-    #[error("{} and {} do not go together: {source}", cert.display(), key.display())]
+    #[error("{} and {} do not match: {source}", cert.display(), key.display())]
     Mismatch { cert: PathBuf, key: PathBuf, source: Box<rustls::Error> },
 }
 
@@ -162,7 +162,7 @@ impl TlsKeeper {
         let prepared = self.prepare(config).await;
         let Err(error) = &prepared else { return prepared };
         info!(
-            "tls.cert and tls.key may be about to change; reading them again for {SETTLE_TIMEOUT:?}: {error}"
+            "cannot use tls.cert and tls.key; they may be changing, so retrying for {SETTLE_TIMEOUT:?}: {error}"
         );
         let until = Instant::now() + SETTLE_TIMEOUT;
         loop {
@@ -193,7 +193,7 @@ impl TlsKeeper {
         self.metrics.certificate_until.set(seconds.map_or(0.0, |until| until.as_secs_f64()));
         if let Some(until) = until {
             let until = humantime::format_rfc3339_seconds(until).to_string();
-            info!(until, "the certificate holds until {until}");
+            info!(until, "using the certificate that expires {until}");
         }
         self.current.send_replace(loaded.map(|loaded| loaded.config));
         self.health.set_degraded("tls", None);
@@ -206,7 +206,7 @@ impl TlsKeeper {
         match Self::read(config, turn).await {
             Ok(prepared) => self.install(prepared),
             Err(error) => {
-                error!("the changed certificate is not used; the former one still is: {error}");
+                error!("cannot use the changed certificate; still using the previous one: {error}");
                 self.health.set_degraded("tls", Some(error.to_string()));
             }
         }

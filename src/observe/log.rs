@@ -82,7 +82,7 @@ pub enum LogError {
     Level(#[from] BadLevel),
     #[error("log.format = \"journal\": the journal cannot be reached: {0}")]
     Journal(io::Error),
-    #[error("the log was set up twice: {0}")]
+    #[error("the log is already set up: {0}")]
     Twice(#[from] tracing_subscriber::util::TryInitError),
 }
 
@@ -134,7 +134,7 @@ impl LogLevel {
     pub fn set(&self, filter: Targets) {
         // It only fails without the subscriber, which lives as long as the process.
         if let Err(error) = self.0.reload(filter) {
-            warn!("the log level stays as it was: {error}");
+            warn!("cannot change the log level: {error}");
         }
     }
 }

@@ -7,7 +7,7 @@ use tracing::warn;
 
 fn notify(states: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {
-        warn!("systemd cannot be told how it stands: {error}");
+        warn!("cannot notify systemd: {error}");
     }
 }
 
@@ -35,7 +35,7 @@ pub fn status(status: &str) {
 pub fn reloading() {
     match NotifyState::monotonic_usec_now() {
         Ok(now) => notify(&[NotifyState::Reloading, now]),
-        Err(error) => warn!("no clock to tell systemd of the reload: {error}"),
+        Err(error) => warn!("cannot notify systemd of the reload: no clock: {error}"),
     }
 }
 

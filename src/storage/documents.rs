@@ -126,12 +126,12 @@ impl Documents {
         let stored = self.timed("load", self.store.load_storage_id()).await?;
         match stored.map(String::from_utf8) {
             Some(Ok(id)) if !id.trim().is_empty() => return Ok(id.trim().to_owned()),
-            Some(_) => warn!("the storage id is not a text: a new one is made"),
+            Some(_) => warn!("the stored storage id is not valid UTF-8; creating a new one"),
             None => {}
         }
         let id = new_storage_id();
         self.timed("put", self.store.put(&Key::StorageId, Bytes::from(id.clone()))).await?;
-        info!(storage_id = id, "a new storage");
+        info!(storage_id = id, "created a new storage folder");
         Ok(id)
     }
 
@@ -179,7 +179,7 @@ impl Documents {
                 self.timed("put", self.store.put(&seed.key, seed.data.clone())).await
             {
                 // Stored before the first change instead, like the seed of a new document.
-                warn!(%document, "the served bundle's snapshot cannot be stored yet: {error}");
+                warn!(%document, "cannot store the served bundle's snapshot yet; retrying: {error}");
                 opened.unsaved_seed = Some(seed.clone());
             }
             opened.chunks.push((seed.key, seed.data.to_vec()));
@@ -202,16 +202,16 @@ impl Documents {
         let chunks = broken.len();
         for (key, reason) in broken {
             self.metrics.broken_chunks.inc();
-            info!(%document, %key, reason, "moving a stored chunk to quarantine");
+            info!(%document, %key, reason, "a stored chunk is broken; moving it to quarantine");
             if let Err(error) = self.timed("quarantine", self.store.quarantine(&key, &reason)).await
             {
-                error!(%document, "the chunk stays where it is: {error}");
+                error!(%document, "cannot move the chunk; it stays where it is: {error}");
             }
         }
         warn!(
             %document, chunks,
-            "stored chunks do not parse, or the document cannot be read with them; they are in quarantine, and the rest \
-             of the document is served: see `tonk-relay quarantine list`"
+            "stored chunks do not parse, or make the document unreadable; they were moved to quarantine, and the \
+             rest of the document is served: see `tonk-relay quarantine list`"
         );
         Ok(())
     }
@@ -247,7 +247,7 @@ impl Documents {
                 let mut together = stored.clone();
                 together.push((snapshot_key(document, &[]), data.to_vec()));
                 if let Err(limit) = max.check_chunks(&together) {
-                    error!(%document, "an upload's document is not merged: it would be too large: {limit}");
+                    error!(%document, "not merging a document of an upload: it would be too large: {limit}");
                     return (Merged::TooLarge, None);
                 }
             }
@@ -303,7 +303,7 @@ impl Documents {
         self.metrics.unrelated_snapshots.inc();
         error!(
             %document,
-            "the served bundle has a document of this id with another history; the stored one stays as it is"
+            "the served bundle has a document with this id and another history; keeping the stored document"
         );
     }
 
@@ -317,13 +317,13 @@ impl Documents {
             self.metrics.retries.inc();
             let pause = backoff.pause();
             if failing.is_none() {
-                error!(%key, "a change cannot be stored; it is kept in memory and tried again: {error}");
+                error!(%key, "cannot store a change; keeping it in memory and retrying: {error}");
             }
             failing = Some(self.health.failing_write(&error.to_string()));
             tokio::time::sleep(pause).await;
         }
         if failing.is_some() {
-            info!(%key, "the change is stored now");
+            info!(%key, "the change is stored after retries");
         }
     }
 
@@ -331,7 +331,7 @@ impl Documents {
     /// remains is redundant.
     pub async fn remove(&self, key: &Key) {
         if let Err(error) = self.timed("delete", self.store.delete(key)).await {
-            warn!("a chunk that is not needed any more stays: {error}");
+            warn!("could not delete a superseded chunk: {error}");
         }
     }
 

@@ -158,7 +158,7 @@ impl<T: Listener> Check<T> {
         let Assembled { mut opened, broken, rescue, .. } = assemble(document, chunks, None);
         let missing = opened.doc.automerge().get_missing_deps(&[]).len();
         if missing > 0 {
-            let fault = format!("changes wait for {missing} others that are not here");
+            let fault = format!("changes depend on {missing} others that are missing");
             let kind = if opened.heads.is_empty() { Kind::Lost } else { Kind::Orphaned };
             self.report(kind, document, fault, false);
         }
@@ -175,7 +175,7 @@ impl<T: Listener> Check<T> {
             match found {
                 Found::Document(document) => documents.push(document),
                 Found::Foreign(path) => {
-                    let fault = "not of this relay's, nor of automerge-repo's";
+                    let fault = "not a file of this relay or of automerge-repo";
                     self.report(Kind::Foreign, path.display(), fault, false);
                 }
             }
@@ -251,7 +251,7 @@ fn check_documents(
             check.report(
                 Kind::Deleted,
                 document,
-                "it was deleted, and its folder is here",
+                "it was deleted, but its folder still exists",
                 repaired,
             );
             continue;
@@ -311,7 +311,7 @@ pub fn check_copies<'a>(copies: impl ExactSizeIterator<Item = Copy<'a>>, listene
         check.summary.chunks += 1;
         check.summary.bytes += data.len() as u64;
         if hex(&Sha256::digest(&data)) != *sha256 {
-            let fault = "its bytes are not those that were written";
+            let fault = "its content does not match its checksum";
             check.report(Kind::Broken, file.display(), fault, false);
         } else {
             for fault in faults_in(&data) {
@@ -332,7 +332,7 @@ fn check_files(check: &mut Check<impl Listener>, root: &Path) -> Result<(), Stor
     let in_journal = match count_rows(root) {
         Ok(0) => None,
         Ok(rows) => {
-            Some(format!("{rows} chunks are in the journal of this folder, and were not checked"))
+            Some(format!("the journal of this folder has {rows} chunks, which were not checked"))
         }
         Err(StorageError::InUse(_)) => Some(
             "the journal of this folder is in use, or was not closed; it was not checked"
@@ -341,7 +341,7 @@ fn check_files(check: &mut Check<impl Listener>, root: &Path) -> Result<(), Stor
         Err(error) => return Err(error),
     };
     if let Some(fault) = in_journal {
-        let advice = "`tonk-relay checkpoint` of its relay moves it into the folders";
+        let advice = "`tonk-relay checkpoint` with that relay's config moves them into the folders";
         check.report(Kind::Foreign, ".journal", format!("{fault}: {advice}"), false);
     }
     let documents = check.documents_of(root)?;

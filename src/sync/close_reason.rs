@@ -21,11 +21,11 @@ pub enum CloseReason {
     ClosedByPeer { code: u16 },
     #[error("{0}")]
     ConnectionLost(String),
-    #[error("the connection broke")]
+    #[error("the connection was lost")]
     ConnectionBroken,
     #[error("the peer does not answer pings")]
     Unresponsive,
-    #[error("the same peer has connected anew")]
+    #[error("the same peer has connected again")]
     Superseded,
 
     // The protocol.
@@ -35,7 +35,7 @@ pub enum CloseReason {
     NoJoin(&'static str),
     #[error("unsupported protocol version")]
     UnsupportedVersion,
-    #[error("text frames are not of this protocol")]
+    #[error("text frames are not part of this protocol")]
     TextFrame,
     #[error("{0}")]
     WebSocketProtocol(String),
@@ -45,7 +45,7 @@ pub enum CloseReason {
     Subduction,
     #[error("a message is larger than {0} (sync.max_message)")]
     TooLarge(Size),
-    #[error("a large message comes slower than {0} a second (sync.message_min_rate)")]
+    #[error("a large message arrives more slowly than {0} a second (sync.message_min_rate)")]
     SlowMessage(Size),
 
     // Who may come in.
@@ -53,15 +53,15 @@ pub enum CloseReason {
     SignIn(#[from] Refusal),
     #[error("the token has no scope for sync")]
     NoSyncScope,
-    #[error("what you may do here has changed; please come again")]
+    #[error("your access rights have changed; please reconnect")]
     RightsChanged,
-    #[error("this Origin is not among http.allowed_origins")]
+    #[error("this Origin is not in http.allowed_origins")]
     Origin,
 
     // Limits of one client.
-    #[error("more than {0} connections of one address (limits.connections_per_address)")]
+    #[error("more than {0} connections from one address (limits.connections_per_address)")]
     ConnectionsPerAddress(usize),
-    #[error("more than {0} new connections of one address (limits.handshakes_per_address)")]
+    #[error("more than {0} new connections from one address (limits.handshakes_per_address)")]
     HandshakesPerAddress(Rate),
     #[error("more than {0} documents (limits.documents_per_connection)")]
     Documents(usize),
@@ -73,27 +73,31 @@ pub enum CloseReason {
     NewDocuments(Rate),
     #[error("more than {0} stored within 30 days (limits.stored_bytes)")]
     StoredBytes(Size),
-    #[error("more than {0} bytes (sync.send_queue) wait to be read")]
+    #[error("send queue overflow: more than {0} bytes (sync.send_queue) are unsent")]
     SendQueueFull(usize),
-    #[error("{0} bytes wait to be read (sync.send_queue), and none is")]
+    #[error(
+        "send queue is full: {0} bytes (sync.send_queue) are unsent, and the client is not reading"
+    )]
     SendQueueStalled(usize),
-    #[error("messages of this address that are on their way hold its share of sync.arriving")]
+    #[error("partially received messages from this address use its whole share of sync.arriving")]
     InFlightOfAddress,
 
     // What the relay cannot do now.
-    #[error("the relay is full; please come again")]
+    #[error("the relay has reached limits.connections; please reconnect later")]
     Connections,
-    #[error("messages that are on their way hold {0} (sync.arriving)")]
+    #[error("partially received messages use all of {0} (sync.arriving)")]
     InFlight(Size),
-    #[error("the relay has no memory for a further document (sync.memory); please come again")]
+    #[error("the relay has no memory for another document (sync.memory); please reconnect later")]
     Memory,
-    #[error("changes wait to be stored; please come again")]
+    #[error(
+        "the relay cannot store changes fast enough (storage.max_unsaved); please reconnect later"
+    )]
     Unsaved,
-    #[error("the relay restarts")]
+    #[error("the relay is shutting down; please reconnect")]
     Draining,
-    #[error("the relay fails on a message")]
+    #[error("a message made the relay fail")]
     MessagePanic,
-    #[error("a document of yours failed here; please come again")]
+    #[error("a document of this session made the relay fail; please reconnect")]
     RoomPanic,
 }
 

@@ -110,7 +110,7 @@ impl Rooms {
         let polled = Polled::new(room.run(), polls).charged_to(&usage);
         self.tasks.spawn(async move {
             if AssertUnwindSafe(polled).catch_unwind().await.is_err() {
-                error!(%document, "a panic in the document's room; its sessions are closed");
+                error!(%document, "the document's room panicked; closing its sessions");
                 if let Some(rooms) = rooms.upgrade() {
                     rooms.abandon(document);
                 }

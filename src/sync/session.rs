@@ -145,7 +145,7 @@ impl Session {
         match self.outbound.push(frame) {
             Push::Queued => self.count_out(kind, size),
             Push::Overflow => {
-                warn!(peer = %self.peer_id, connection = %self.id, "a slow reader is closed: its queue is full");
+                warn!(peer = %self.peer_id, connection = %self.id, "closing a slow reader: its send queue is full");
             }
             Push::Dropped | Push::Closed => {}
         }
@@ -226,7 +226,7 @@ impl Session {
         if is_new {
             warn!(
                 peer = %self.peer_id, connection = %self.id, %document,
-                "changes refused, and the peer may only read this document now: {reason}"
+                "refused changes; the peer may now only read this document: {reason}"
             );
             self.send_error(reason);
             self.answer_unavailable(document);
@@ -243,8 +243,8 @@ impl Session {
         if self.record.was_told_read_only.swap(true, Ordering::Relaxed) {
             return;
         }
-        warn!(peer = %self.peer_id, connection = %self.id, %document, "changes of a peer that may only read are not taken");
-        self.send_error(&format!("changes of {document} are not taken: you may only read it"));
+        warn!(peer = %self.peer_id, connection = %self.id, %document, "rejected changes from a read-only peer");
+        self.send_error(&format!("changes of {document} were rejected: you may only read it"));
     }
 
     /// When its sign-in expires.

@@ -30,11 +30,13 @@ const SUBDUCTION: &[u8] = b"SU";
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[expect(missing_docs, reason = "the texts say it")]
 pub enum WireError {
-    #[error("is no CBOR map of a message: {0}")]
+    #[error("is not a CBOR map of a message: {0}")]
     Cbor(String),
     #[error("has no {0}")]
     Missing(&'static str),
-    #[error("is of the Subduction protocol; this relay speaks automerge-repo version 1")]
+    #[error(
+        "belongs to the Subduction protocol; this relay speaks automerge-repo protocol version 1"
+    )]
     Subduction,
 }
 
@@ -390,7 +392,7 @@ fn whole_number(d: &mut Decoder<'_>) -> Result<u64, DecodeError> {
         )]
         Ok(number as u64)
     } else {
-        Err(DecodeError::message("a count is no whole number"))
+        Err(DecodeError::message("a count is not an integer"))
     }
 }
 

@@ -240,7 +240,7 @@ test('changes whose dependencies never arrive do not fill memory', async t => {
     sync(socket, handle.documentId, syncMessageWith(Automerge.getLastLocalChange(after)), 'sync');
     await wait(20);
   }
-  assert.match(await refused(socket, handle.documentId), /would be too large: \d+ bytes are more than 200kB \(storage\.max_document\)/);
+  assert.match(await refused(socket, handle.documentId), /would be too large: \d+ bytes exceed 200kB \(storage\.max_document\)/);
   handle.change(doc => { doc.n = 1; });
   await saved(writer, handle);
 });
@@ -256,7 +256,7 @@ test('a stored document that is too large is reported, and other documents are s
   const client = relay.client(t);
   assert.equal((await client.repo.find(`automerge:${small}`)).doc().a, 1);
   await assert.rejects(client.repo.find(`automerge:${large}`), /unavailable/i);
-  await until('it is named', () => new RegExp(`larger than one may be.*${large}`).test(relay.log));
+  await until('it is named', () => new RegExp(`too large to load.*${large}`).test(relay.log));
   await relay.stop();
   relay.config = {};
   await relay.start();
@@ -272,7 +272,7 @@ test('a change that would make a document too large is refused, and the document
   const seen = await until('it is there', () => other.repo.find(handle.url).catch(() => undefined));
   for (let n = 1; n <= 30; n++) { handle.change(doc => { doc.n = n; }); await wait(120); }
   await until('it is refused', async () => await relay.metric('tonk_relay_documents_refused_total{reason="max_document"}') > 0);
-  assert.match(relay.log, /would be too large: \d+ changes are more than 20 \(storage\.max_changes\)/);
+  assert.match(relay.log, /would be too large: \d+ changes exceed 20 \(storage\.max_changes\)/);
   assert.ok(seen.doc().n >= 5 && seen.doc().n < 25, `${seen.doc().n}`);
 });
 

@@ -80,8 +80,8 @@ test('a token is accepted in the URL, a header or a subprotocol, and is never lo
     sync(socket, handle.documentId);
     await until('the document', () => socket.heard.some(message => message.type === 'sync'));
   }
-  for (const [options, why] of [[{}, /sign-in is needed/], [{ path: '/?token=tonk_wrong' }, /not known/],
-    [{ headers: { authorization: 'Bearer x' } }, /not known/]]) {
+  for (const [options, why] of [[{}, /sign-in is required/], [{ path: '/?token=tonk_wrong' }, /unknown or revoked token/],
+    [{ headers: { authorization: 'Bearer x' } }, /unknown or revoked token/]]) {
     const socket = await connect(t, relay, options);
     const { code, reason } = await socket.closed;
     assert.equal(code, 4401);
@@ -231,7 +231,7 @@ for (const engine of ['native', 'samod']) {
     assert.equal(seen.doc().graffiti, undefined);
     assert.equal(handle.doc().graffiti, undefined);
     await assert.rejects(third.repo.find(own.url), /unavailable/i);
-    const lines = relay.log.split('\n').filter(line => line.includes('may only read are not taken'));
+    const lines = relay.log.split('\n').filter(line => line.includes('rejected changes from a read-only peer'));
     assert.equal(lines.length, 1, 'logged once');
     // Nothing is requested repeatedly.
     const messages = () => relay.metric('tonk_relay_messages_total{direction="in",type="sync"}');
@@ -311,7 +311,7 @@ test('revoking a token ends its sessions within a second, and no others', async 
   const { code, reason } = await gone.closed;
   assert.ok(Date.now() - start < 1000, `${Date.now() - start} ms`);
   assert.equal(code, 4401);
-  assert.match(reason, /not known here, or not any more/);
+  assert.match(reason, /unknown or revoked token/);
   assert.equal((await (await connect(t, relay, { path: `/?token=${phone}` })).closed).code, 4401);
   for (const socket of [kept, other]) {
     sync(socket, documentId(5));
@@ -546,7 +546,7 @@ test('a peer id belongs to the principal that signed in with it', async t => {
   await until('messages of the victim arrive again', () => heard().length === 4);
   assert.deepEqual(heard(), ['tab-1 1', 'behind-tab-1 1', 'tab-1 2', 'behind-tab-1 2']);
   const again = await joined(t, relay, 'tab-1', { path: `/?token=${ann}` });
-  assert.equal((await victim.closed).reason.startsWith('the same peer has connected anew'), true);
+  assert.equal((await victim.closed).reason.startsWith('the same peer has connected again'), true);
   assert.equal(again.readyState, 1);
 });
 
@@ -618,12 +618,12 @@ test('JWT key files are watched: a swap as Kubernetes makes it, and an invalid f
   await rm(path(mount, '..1'), { recursive: true });
   assert.equal((await socket.closed).code, 4401);
   const next = await joined(t, relay, 'two', { path: `/?token=${token('two')}` });
-  assert.match(relay.log, /auth\.jwt_keys has changed; its keys are in effect/);
+  assert.match(relay.log, /auth\.jwt_keys has changed; using the new keys/);
 
   await put('..3', 'no keys');
   await rm(path(mount, '..2'), { recursive: true });
   await until('it is reported', () => /degraded +keys: auth\.jwt_keys: /.test(relay.command('status')));
-  assert.equal(next.readyState, 1, 'the former keys stay');
+  assert.equal(next.readyState, 1, 'the previous keys stay');
   await put('..4', pem('two'));
   await until('all is well', () => !/degraded/.test(relay.command('status')));
   assert.equal(next.readyState, 1);

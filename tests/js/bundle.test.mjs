@@ -148,7 +148,7 @@ test('a hot reload fails no request, and no answer mixes old and new', async t =
   await until('the failed load', async () =>
     await relay.metric('tonk_relay_bundle_loads_total{result="failed"}') >= 1);
   assert.equal(await served(), 4, 'the last good one');
-  assert.match(relay.log, /the changed bundle is not served; the last good one still is.*not a ZIP/);
+  assert.match(relay.log, /cannot serve the changed bundle; still serving the last good one.*not a ZIP/);
   assert.equal(await (await fetch(`${relay.url}/readyz`)).text(), 'degraded: bundle\n');
   await write(join(at, 'r2/app.tonk'), 5);
   await until('the next good one', async () => await served() === 5);
@@ -158,13 +158,13 @@ test('a hot reload fails no request, and no answer mixes old and new', async t =
   assert.ok(answers > 50, `${answers} answers`);
 });
 
-test('the relay warns at its start if the bundle sends clients elsewhere', async t => {
+test('the relay warns at its start if the bundle sends clients to other servers', async t => {
   const at = await folder(t);
   const path = join(at, 'app.tonk');
   await writeFile(path, bundle({ [ids[0]]: { n: 1 } }, { networkUris: ['wss://other.example.org'] }));
   const config = { ...serving(path), http: { public_url: '"wss://sync.example.org"' } };
   const relay = await Relay.start(t, config, at);
-  assert.match(relay.log, /WARN.*sends clients elsewhere.*wss:\/\/other\.example\.org/);
+  assert.match(relay.log, /WARN.*sends clients to other servers.*wss:\/\/other\.example\.org/);
   await relay.stop();
   relay.config.http.public_url = '"https://other.example.org/"';
   await relay.start();

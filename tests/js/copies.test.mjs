@@ -65,7 +65,7 @@ test('a backup of a running relay is complete, incremental and verified, and can
   const third = await Relay.start(t);
   const owner = third.client(t);
   const mine = await share(owner, { mine: true });
-  assert.match(fails(third, 'restore', backup, '--replace').stderr, /the relay runs: stop it/);
+  assert.match(fails(third, 'restore', backup, '--replace').stderr, /the relay is running; stop it/);
   await close(owner);
   await third.stop();
   const { replaced, storage_id } = json(third, 'restore', backup, '--replace', '--new-identity');
@@ -181,7 +181,7 @@ test('an app is exported in its current state, as a bundle that can be served', 
   const answer = JSON.parse(stdout);
   assert.deepEqual([answer.documents, answer.missing], [3, [documentId(99)]]);
   assert.equal((await stat(out)).mode & 0o777, 0o644);
-  assert.match(fails(relay, 'export', root.documentId, out).stderr, /is there already/);
+  assert.match(fails(relay, 'export', root.documentId, out).stderr, /already exists/);
   const entries = unzipSync(await readFile(out));
   assert.ok(!Object.keys(entries).some(name => name.includes(other.documentId.slice(2))));
   assert.equal(JSON.parse(Buffer.from(entries['manifest.json'])).rootId, root.documentId);
@@ -283,7 +283,7 @@ test('an interrupted first backup does not count as complete, and is resumed', a
   await writeFile(join(backup, 'documents', whole.slice(0, 2), whole.slice(2), 'snapshot/.tmpX2'), 'half');
 
   const other = await Relay.start(t);
-  assert.match(fails(other, 'restore', backup).stderr, /not finished.*--unfinished/);
+  assert.match(fails(other, 'restore', backup).stderr, /is an incomplete backup.*--unfinished/);
   assert.equal(fails(other, 'fsck', backup).status, 4);
   assert.equal(json(other, 'restore', backup, '--unfinished').new, 2);
   const answer = json(relay, 'backup', backup);
@@ -299,7 +299,7 @@ test('an interrupted first backup does not count as complete, and is resumed', a
   await rm(join(relay.at, 'bundles', `${id}.tonk`));
   const gone = fails(relay, 'backup', backup, '--json');
   assert.deepEqual([gone.status, JSON.parse(gone.stdout).kept, JSON.parse(gone.stdout).kept_bundles], [1, [id], [id]]);
-  assert.match(fails(relay, 'backup', join(relay.documents, 'backup')).stderr, /folder of the relay's own/);
+  assert.match(fails(relay, 'backup', join(relay.documents, 'backup')).stderr, /inside one of the relay's own folders/);
 });
 
 test('a corrupted file of a backup is found by the next backup, and copied again', async t => {
@@ -347,7 +347,7 @@ test('a restore that replaces everything restores nothing deleted, and no relay 
   assert.deepEqual([first.new, first.deleted], [1, 1]);
   // As if it had been interrupted after everything was moved aside.
   await interrupt(relay, backup, first);
-  await assert.rejects(relay.start(), /restore --replace \S+backup` was not finished: run it again/);
+  await assert.rejects(relay.start(), /restore --replace \S+backup` was not finished\. Run it again/);
   const again = json(relay, 'restore', backup, '--replace');
   assert.deepEqual([again.contained, again.replaced], [1, first.replaced]);
   await relay.start();
@@ -390,7 +390,7 @@ test('after an interrupted restore of one backup, the restore of another starts 
   const { status, stdout, stderr } = spawnSync(BINARY, ['restore', backups[1], '--replace', '--json', '--config', config], { encoding: 'utf8' });
   assert.equal(status, 0, stderr);
   assert.equal(JSON.parse(stdout).replaced, first.replaced, 'where the original documents are');
-  const [, partial] = /restore of another backup was interrupted; what it had brought is in (\S+)/.exec(stderr);
+  const [, partial] = /restore of another backup was interrupted; its files were moved to (\S+)/.exec(stderr);
   await relay.start();
   assert.equal((await find(t, relay, ids[1].kept)).n, 2);
   await isUnavailable(t, relay, ids[0].kept);

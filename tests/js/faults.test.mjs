@@ -218,7 +218,7 @@ test('edits are sent and saved while the clock jumps by years in both directions
     await saved(client, handle);
     assert.equal(await status(relay), 200);
   }
-  assert.match(relay.command('checkpoint'), /the folders hold everything/);
+  assert.match(relay.command('checkpoint'), /the folders now contain all changes/);
   await relay.stop();
   await close(client);
   await relay.start();

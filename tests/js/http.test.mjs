@@ -143,7 +143,7 @@ test('a relay without a bundle reports that', async t => {
   }
   const badId = await fetch(`${relay.url}/api/bundles/..%2f..%2fetc`);
   assert.equal(badId.status, 400);
-  assert.match((await badId.json()).error, /is no document id/);
+  assert.match((await badId.json()).error, /is not a document id/);
   const method = await fetch(relay.url, { method: 'DELETE' });
   assert.equal(method.status, 405);
   assert.match(method.headers.get('allow'), /GET/);
@@ -204,15 +204,15 @@ test('invalid uploads are refused with a reason and leave no files', async t => 
     ['no manifest', zipSync({ 'a.txt': strToU8('x') }), 400, /^Invalid bundle: manifest\.json not found$/],
     ['bad JSON', zipSync({ 'manifest.json': strToU8('{') }), 400, /^Invalid bundle: manifest\.json is not valid/],
     ['no rootId', zipSync({ 'manifest.json': strToU8('{}') }), 400, /^Invalid bundle: rootId not found in manifest$/],
-    ['a bad rootId', zipSync({ 'manifest.json': manifest({ rootId: '../../x' }) }), 400, /is no document id/],
+    ['a bad rootId', zipSync({ 'manifest.json': manifest({ rootId: '../../x' }) }), 400, /is not a document id/],
     ['version 2', zipSync({ 'manifest.json': manifest({ manifestVersion: 2 }) }), 400, /manifestVersion 2 is not supported/],
     ['an absolute path', zipSync({ 'manifest.json': manifest(), '/etc/passwd': strToU8('x') }), 400, /absolute/],
     ['a path upwards', zipSync({ 'manifest.json': manifest(), 'storage/../../x': strToU8('x') }), 400, /"\.\."/],
     ['a name twice', twice, 400, /twice/],
     ['a name that is no text', notText, 400, /not UTF-8/],
-    ['a document id that is none', zipSync({ 'manifest.json': manifest(), 'storage/AB/CDEFG/snapshot/x': strToU8('x') }), 400, /no document id/],
+    ['a document id that is none', zipSync({ 'manifest.json': manifest(), 'storage/AB/CDEFG/snapshot/x': strToU8('x') }), 400, /do not form a document id/],
     ['a kind that is none', zipSync({ 'manifest.json': manifest(), [entry(id).replace('snapshot', 'other')]: strToU8('x') }), 400, /expected a snapshot/],
-    ['a broken document', zipSync({ 'manifest.json': manifest(), [entry(id)]: strToU8('x') }), 400, /is no automerge document/],
+    ['a broken document', zipSync({ 'manifest.json': manifest(), [entry(id)]: strToU8('x') }), 400, /is not an automerge document/],
     ['a bomb', zipSync({ 'manifest.json': manifest(), [entry(id)]: zeros }, { level: 9 }), 400, /unpacks to more than 1048576 bytes/],
     ['too large', crypto.getRandomValues(new Uint8Array(60_000)).length && new Uint8Array(200_000), 413, /larger than 102400 bytes/],
   ]) {

@@ -50,5 +50,5 @@ test('under a service manager the log is written to the journal with fields', { 
   execFileSync('kill', ['-TERM', String(entries().at(-1)._PID)]);
   const [code] = await exited;
   assert.equal(code, 0);
-  assert.ok(entries().some(entry => entry.MESSAGE === 'all is durable'));
+  assert.ok(entries().some(entry => entry.MESSAGE === 'all documents are durable'));
 });

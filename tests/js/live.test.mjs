@@ -35,7 +35,7 @@ test('`doc ID` and `doc ID --follow` show who has what, and what happened to eac
   assert.deepEqual(known.heads, known.live.heads);
   assert.deepEqual(known.live.sessions.map(session => session.peer).sort(),
     [writer.repo.peerId, reader.repo.peerId].sort());
-  assert.match(relay.command('doc', id), /all of it saved\n.*has all of it\n.*has all of it\n/);
+  assert.match(relay.command('doc', id), /all saved\n.*has all changes\n.*has all changes\n/);
 
   const following = follow(t, relay, handle.url);
   let n = 0;
@@ -164,5 +164,5 @@ test('`ping` connects like a client, and names the step that fails', async t => 
   const small = await Relay.start(t, { sync: { max_message: '"1MiB"' } });
   await assert.rejects(ping(small.url.replace('http', 'ws'), '--largest', '2MiB'), /^.*large: refused: .* larger than 1MiB \(sync\.max_message\)/ms);
   const full = await Relay.start(t, { limits: { connections: 1 } });
-  await fail(full.ws, /^join: closed with 1013: the relay is full/);
+  await fail(full.ws, /^join: closed with 1013: the relay has reached limits\.connections/);
 });

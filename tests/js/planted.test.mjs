@@ -124,7 +124,7 @@ test('files that are planted in the storage folder do not block commands of root
     writeFileSync(join(relay.documents, '.backups'), JSON.stringify(noted));
     const { status, said } = run('doc', 'delete', ID);
     assert.equal(status, 0, said);
-    assert.match(said, /may hold \(it cannot be read from here\)/);
+    assert.match(said, /may contain \(it cannot be read here\)/);
     run('doc', 'undelete', ID);
   }
   // Without the planted files the relay works.
@@ -143,7 +143,7 @@ test('commands of root write nothing to a path that another user chose', async t
       own(path);
       const { status, said } = run(...words);
       assert.notEqual(status, 0, `${words[0]} with ${kind}: ${said}`);
-      assert.match(said, /of another user, which root does not follow|not a regular file/);
+      assert.match(said, /of another user; root does not follow it|not a regular file/);
     }
   }
   // A link to another user's file is replaced by the new file; the other file is unchanged.

@@ -111,7 +111,7 @@ export async function load(t, relay, clients = 4) {
     const nobodys = Uint8Array.from({ length: 16 }, (_, at) => at ? 7 : visits++);
     writers[0].repo.find(`automerge:${documentId(nobodys)}`).catch(() => {});
     const stranger = new WebSocket(relay.ws);
-    stranger.on('open', () => stranger.send('not of this protocol'));
+    stranger.on('open', () => stranger.send('not part of this protocol'));
     stranger.on('error', () => {});
     const visitor = relay.client(t);
     await visitor.repo.find(handles[0].url).catch(() => {});

@@ -40,16 +40,16 @@ test('a join without versions is accepted, and one without version 1 is refused'
 
 const BAD = {
   'a text frame': [socket => socket.send('hello'), 1003, /text frames/],
-  'garbage': [socket => socket.send(Buffer.from([0xff, 0x00, 0x13])), 1007, /no CBOR map/],
-  'an empty frame': [socket => socket.send(Buffer.alloc(0)), 1007, /no CBOR map/],
+  'garbage': [socket => socket.send(Buffer.from([0xff, 0x00, 0x13])), 1007, /not a CBOR map/],
+  'an empty frame': [socket => socket.send(Buffer.alloc(0)), 1007, /not a CBOR map/],
   'a message without a type': [socket => sendTo(socket, { senderId: 'peer-1' }), 1007, /has no type/],
   'a sync message without data': [
     socket => sendTo(socket, { type: 'sync', senderId: 'peer-1', targetId: 'relay', documentId: documentId(1) }), 1007, /has no data/],
   'a frame of Subduction': [socket => socket.send(Buffer.from('SUM\0\x01')), 1007, /Subduction protocol/],
   'data that is no sync message': [
-    socket => sendTo(socket, { type: 'sync', senderId: 'peer-1', documentId: documentId(1), data: new Uint8Array([1, 2, 3]) }), 1007, /no automerge sync message/],
+    socket => sendTo(socket, { type: 'sync', senderId: 'peer-1', documentId: documentId(1), data: new Uint8Array([1, 2, 3]) }), 1007, /not an automerge sync message/],
   'sync data cut off': [
-    socket => sendTo(socket, { type: 'sync', senderId: 'peer-1', documentId: documentId(1), data: new Uint8Array([0x42, 9, 9]) }), 1007, /no automerge sync message/],
+    socket => sendTo(socket, { type: 'sync', senderId: 'peer-1', documentId: documentId(1), data: new Uint8Array([0x42, 9, 9]) }), 1007, /not an automerge sync message/],
   'ephemera without a count': [
     socket => sendTo(socket, { type: 'ephemeral', senderId: 'peer-1', documentId: documentId(1), sessionId: 's', data: new Uint8Array() }), 1007, /has no count/],
   'a message that is too large': [socket => socket.send(Buffer.alloc(300_000)), 1009, /larger than/],
@@ -108,7 +108,7 @@ test('a document that is too large for a message is refused, and the session con
   const refusals = () => relay.metric('tonk_relay_documents_refused_total{reason="too_large"}');
   const bad = client.repo.create({ bytes: new Uint8Array(randomBytes(100_000)) });
   await until('it is refused', async () => await refusals() === 1);
-  const line = `what was sent of ${bad.documentId} is larger than 64KiB (sync.max_message)`;
+  const line = `the message about ${bad.documentId} is larger than 64KiB (sync.max_message)`;
   await until('the log says so', () => relay.log.includes(line));
   good.change(doc => { doc.n = 2; });
   await saved(client, good);
@@ -119,7 +119,7 @@ test('a document that is too large for a message is refused, and the session con
   const [first, second, data] = [documentId(1), documentId(2), new Uint8Array(150_000)];
   const from = { senderId: 'peer-1', targetId: 'relay' };
   sendTo(socket, { type: 'sync', documentId: first, ...from, data });
-  assert.equal(await refused(socket, first), `what was sent of ${first} is larger than 64KiB (sync.max_message)`);
+  assert.equal(await refused(socket, first), `the message about ${first} is larger than 64KiB (sync.max_message)`);
   const message = Buffer.from(cbor.encode({ type: 'sync', data, documentId: second, ...from }));
   for (let at = 0; at < message.length; at += 40_000) {
     socket.ping();
@@ -273,7 +273,7 @@ test('a full relay refuses further connections, and serves the others', async t 
   const third = await connect(t, relay);
   const { code, reason } = await third.closed;
   assert.equal(code, 1013);
-  assert.match(reason, /full/);
+  assert.match(reason, /limits\.connections/);
   here[0].close();
   await until('there is room again', async () => await relay.metric('tonk_relay_connections') === 1);
   await joined(t, relay, 'c');

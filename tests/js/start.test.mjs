@@ -186,7 +186,7 @@ test('the command line of the TypeScript relay works', async t => {
   let log = '';
   child.stderr.on('data', data => { log += data; });
   await until('ready', () => log.includes(' ready '));
-  assert.match(log, /WARN .*open: anybody/);
+  assert.match(log, /WARN .*the relay is open: everybody/);
   const port = /listening on http:\/\/\S*:(\d+)/.exec(log)[1];
   assert.equal((await fetch(`http://127.0.0.1:${port}/.manifest.tonk`)).status, 200);
 });
@@ -196,7 +196,7 @@ test('a reload applies all keys or none, and names those that need a restart', a
   const file = join(relay.at, 'tonk-relay.toml');
   const before = await readFile(file, 'utf8');
   const reload = () => run(['reload', '--config', file]);
-  assert.deepEqual(await reload(), { code: 0, stdout: 'reloaded: no setting has changed; the files of tokens and keys were read anew\n', stderr: '' });
+  assert.deepEqual(await reload(), { code: 0, stdout: 'reloaded: no setting has changed; the files of tokens and keys were read again\n', stderr: '' });
 
   await writeFile(file, `${before}[limits]\nconnections = 0\n`);
   const fault = await reload();
@@ -313,7 +313,7 @@ test('two simultaneous signals count as one, and a later one ends the drain', as
   relay.child.kill('SIGTERM');
   relay.child.kill('SIGINT');
   assert.equal((await relay.exited).code, 0, relay.log);
-  assert.match(relay.log, /all is durable/);
+  assert.match(relay.log, /all documents are durable/);
 
   await relay.start();
   const stuck = net.connect(relay.port, '127.0.0.1');
@@ -338,7 +338,7 @@ test('an admin socket never replaces a file', async t => {
     + `[storage]\npath = "${at}/documents"\n[bundles]\npath = "${at}/bundles"\n`);
   const { code, stderr } = await run(['--config', file]);
   assert.equal(code, 1);
-  assert.match(stderr, /admin\.listen: cannot listen on unix:\S+app\.tonk: is there and no socket/);
+  assert.match(stderr, /admin\.listen: cannot listen on unix:\S+app\.tonk: exists and is not a socket/);
   assert.equal(await readFile(join(at, 'app.tonk'), 'utf8'), 'precious');
 });
 
@@ -362,11 +362,11 @@ test('root checks a config as the user and in the sandbox of the unit', async t 
   const lines = ({ said }) => said.trim().split('\n').map(line => line.replaceAll(at, ''));
   const sandboxed = await check({});
   assert.equal(sandboxed.status, 78);
-  assert.deepEqual(lines(sandboxed).map(line => /: (\S+): (\S+): tonk-relay\.service has it read-only for the user nobody \(ProtectSystem=strict\)/.exec(line)?.slice(1)),
+  assert.deepEqual(lines(sandboxed).map(line => /: (\S+): (\S+): tonk-relay\.service makes it read-only for the user nobody \(ProtectSystem=strict\)/.exec(line)?.slice(1)),
     [['bundles.path', '/bundles'], ['storage.path', '/documents']]);
   assert.match(lines(sandboxed)[1], /`systemctl edit tonk-relay`, and add the lines \[Service\] and ReadWritePaths=\/documents$/);
   const hidden = await check({ PrivateTmp: 'yes', ReadWritePaths: at });
-  assert.match(lines(hidden)[0], /bundle\.path: \/app\.tonk: tonk-relay\.service hides it from the user nobody \(PrivateTmp=yes\): move it/);
+  assert.match(lines(hidden)[0], /bundle\.path: \/app\.tonk: tonk-relay\.service hides it from the user nobody \(PrivateTmp=yes\); move it/);
   const allowed = { ReadWritePaths: at };
   assert.deepEqual(await check(allowed), { status: 0, said: `${file}: no fault (checked as the user nobody of tonk-relay.service)\n` });
   await chmod(join(at, 'app.tonk'), 0o600);
@@ -376,7 +376,7 @@ test('root checks a config as the user and in the sandbox of the unit', async t 
   assert.equal(denied.status, 78);
   assert.deepEqual(lines(denied).map(line => /^\S+?: (?:(\S+): )?.*ermission denied.*\(checked as the user nobody of tonk-relay\.service\)$/.exec(line)?.[1] ?? 'config'),
     ['bundle.path', 'storage.path', 'config']);
-  assert.match((await check({ User: 'nobody-else' })).said, /tonk-relay\.service: runs as the user nobody-else, which does not exist here/);
+  assert.match((await check({ User: 'nobody-else' })).said, /tonk-relay\.service: runs as the user nobody-else, which does not exist/);
 });
 
 test('a key that has no effect is reported, and is not a fault', async t => {

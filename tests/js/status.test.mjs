@@ -71,7 +71,7 @@ test('the page shows live data, and requests nothing from other servers', { skip
 
   await writeFile(relay.served, 'no bundle');
   await page.waitForFunction(() => /degraded: bundle: /.test(document.getElementById('checks').textContent));
-  await page.waitForFunction(() => /is not served/.test(document.getElementById('log').textContent));
+  await page.waitForFunction(() => /cannot serve the changed bundle/.test(document.getElementById('log').textContent));
   await saved(client, handle);
   await close(client);
   await relay.stop();

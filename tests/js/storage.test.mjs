@@ -118,7 +118,7 @@ test('a checkpoint moves everything into the folders, with the relay running or 
   };
   const handle = await share(client, { n: 1 });
   await assert.rejects(read(handle.url), /unavailable/, 'it is in the journal');
-  assert.match(relay.command('checkpoint'), /^1 chunks moved; the folders hold everything\n$/);
+  assert.match(relay.command('checkpoint'), /^1 chunks moved; the folders now contain all changes\n$/);
   assert.equal(await read(handle.url), 1);
   assert.deepEqual(JSON.parse(relay.command('checkpoint', '--json')), { moved: 0 });
 

@@ -182,7 +182,7 @@ for (const [kind, skip, Kind] of STORES) {
       for (let time = 0; time < 2; time++) {
         const broken = await fetch(`${relay.url}/api/bundles/${root}/manifest`);
         assert.equal(broken.status, 500);
-        assert.match((await broken.json()).error, /^The stored bundle is broken: not a ZIP/);
+        assert.match((await broken.json()).error, /^The stored bundle is damaged: not a ZIP/);
       }
     }
   });
@@ -207,7 +207,7 @@ test('s3: a store without checksums and access keys for only two folders work', 
   const prefix = 'my apps+1/';
   const store = await StrictStore.start(t, prefix);
   const relay = await start(t, store.config());
-  await until('it knows what the store can do', () => relay.log.includes('the bundle store honours conditional writes'));
+  await until('it knows what the store can do', () => relay.log.includes('the bundle store supports conditional writes'));
   const root = documentId(1);
   for (const body of [bundle({ [root]: { n: 1 } }), bundle({ [root]: { n: 2 } }), large(root)]) {
     const stored = await upload(relay, body);
@@ -221,7 +221,7 @@ test('s3: a store without checksums and access keys for only two folders work', 
   }
   assert.equal(store.list(`${prefix}former/${root}/`).length, 2);
   assert.deepEqual(store.list(`${prefix}bundles/`), [`${root}.tonk`], 'nothing is left of what it tried');
-  assert.doesNotMatch(relay.command('status'), /bundles: the store is away/);
+  assert.doesNotMatch(relay.command('status'), /bundles: cannot reach the store/);
   await relay.end();
 
   // An operator who wants checksums can set the SDK's own variable.
@@ -231,7 +231,7 @@ test('s3: a store without checksums and access keys for only two folders work', 
 
   const strange = await start(t, store.config(), KEYS.replace('AKIATEST', 'AKIAOTHER'));
   await until('the fault is reported', () =>
-    /bundles: the store is away: cannot find the bucket \S+: the store refuses these access keys \(HTTP 403\)/.test(strange.command('status')));
+    /bundles: cannot reach the store: cannot find the bucket \S+: the store refuses these access keys \(HTTP 403\)/.test(strange.command('status')));
   assert.equal((await upload(strange, bundle({ [root]: { n: 4 } }))).status, 503);
 });
 
@@ -249,7 +249,7 @@ test('s3: when the store stalls requests are answered with 503 in bounded time, 
   assert.deepEqual(answers.map(({ status }) => status), [503, 503, 503]);
   assert.ok(answers.every(({ headers }) => headers.get('retry-after') === '5'));
   assert.ok(Date.now() - began < 10_000);
-  assert.match(relay.command('status'), /degraded +bundles: the store is away/);
+  assert.match(relay.command('status'), /degraded +bundles: cannot reach the store/);
   assert.equal((await fetch(`${relay.url}/readyz`)).status, 200, 'sync is offered all the same');
   const client = relay.client(t);
   const handle = await share(client, { n: 1 });
@@ -258,7 +258,7 @@ test('s3: when the store stalls requests are answered with 503 in bounded time, 
   assert.deepEqual(await readdir(join(relay.at, 'bundles/.incoming')), [], 'nothing is left behind');
   store.go();
   await until('it is back', async () => (await fetch(`${relay.url}/api/bundles/${root}`)).status === 200);
-  await until('no fault is found', () => !relay.command('status').includes('the store is away'));
+  await until('no fault is found', () => !relay.command('status').includes('cannot reach the store'));
 });
 
 test('s3: without a store, bucket or valid key the relay starts, reports it, and syncs', { skip }, async t => {
@@ -269,7 +269,7 @@ test('s3: without a store, bucket or valid key the relay starts, reports it, and
     [{}, KEYS.replace('a-secret-of-the-test', 'another')],
   ]) {
     const relay = await start(t, store.config(config), keys);
-    const expected = keys === KEYS ? /bundles: the store is away/ : /the store refuses these access keys \(HTTP 403\)/;
+    const expected = keys === KEYS ? /bundles: cannot reach the store/ : /the store refuses these access keys \(HTTP 403\)/;
     await until('it is reported', () => expected.test(relay.command('status')));
     // SeaweedFS creates a missing bucket.
     if (!config.bucket) assert.equal((await upload(relay, bundle({ [documentId(1)]: { n: 1 } }))).status, 503);
@@ -317,7 +317,7 @@ test('s3: a truncated response is an error, and the next one is complete', { ski
   // A multipart upload that was only begun is aborted when the line works again.
   cut.cutAt = 'uploadId=';
   assert.equal((await upload(relay, body)).status, 503);
-  assert.match(relay.log, /is to be aborted when the bundle store is back/);
+  assert.match(relay.log, /cannot abort a failed upload; retrying when the bundle store answers again/);
   assert.ok(store.uploads().length > 0, 'it is there');
   Object.assign(cut, { cutAt: undefined, left: Infinity });
   await until('it is gone', () => store.uploads().length === 0);

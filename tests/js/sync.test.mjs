@@ -164,6 +164,6 @@ test('a newer connection of the same peer replaces the older one', async t => {
   const newer = await connect();
   const { code, reason } = await older.closed;
   assert.equal(code, 1000);
-  assert.match(reason, /connected anew \(connection c\d+\)/);
+  assert.match(reason, /connected again \(connection c\d+\)/);
   assert.equal(newer.readyState, WebSocket.OPEN);
 });

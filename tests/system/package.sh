@@ -167,7 +167,7 @@ cp good.toml /etc/tonk-relay.toml
 systemctl reset-failed tonk-relay
 check 'it starts again' systemctl start tonk-relay
 check 'it stops again' systemctl stop tonk-relay
-check 'with all durable' says 'all is durable' journalctl --unit tonk-relay
+check 'with all durable' says 'all documents are durable' journalctl --unit tonk-relay
 check 'the commands work while it is stopped' says '^24 documents.* 0 damages' tonk-relay fsck
 check 'and leave the files to their owner' says '^tonk-relay$' stat --format=%U /var/lib/tonk-relay/documents/.journal
 systemctl start tonk-relay
@@ -178,7 +178,7 @@ mount -t tmpfs tmpfs /mnt/disk
 install -d -o tonk-relay -g tonk-relay -m 750 /mnt/disk/documents
 sed -i 's|^#path = "/var/lib/tonk-relay/documents".*|path = "/mnt/disk/documents"|' /etc/tonk-relay.toml
 check 'a folder on another disk needs a drop-in, and the check says so' \
-  says 'storage.path: /mnt/disk/documents: tonk-relay.service has it read-only .*ReadWritePaths=/mnt/disk/documents' \
+  says 'storage.path: /mnt/disk/documents: tonk-relay.service makes it read-only .*ReadWritePaths=/mnt/disk/documents' \
   tonk-relay --check-config
 with ReadWritePaths=/mnt/disk/documents
 check 'with it the check finds no fault' says 'no fault (checked as the user tonk-relay' tonk-relay --check-config

@@ -23,7 +23,7 @@ async fn record(
     Json(made): Json<Backup>,
 ) -> Result<Response, HandlerError> {
     let is_whole = made.whole_at.is_some();
-    info!(folder = made.folder, is_whole, "an operator's backup");
+    info!(folder = made.folder, is_whole, "an operator's backup was recorded");
     run_blocking(move || {
         backups::record(state.journal.root(), made)?;
         Ok(Json(()).into_response())

@@ -84,7 +84,7 @@ fn write_verified(
     let mut bundle = Bundle::open(io::Cursor::new(data), max_inflated)?;
     bundle.verify()?;
     if bundle.manifest().root != id {
-        let text = format!("the bundle of {id} has another root: {}", bundle.manifest().root);
+        let text = format!("the bundle {id} has another root document: {}", bundle.manifest().root);
         return Err(HandlerError(StatusCode::UNPROCESSABLE_ENTITY, text));
     }
     Ok(file)
@@ -113,7 +113,7 @@ async fn manifest(
                 return Ok(bundle.manifest_json().to_vec().into_response());
             }
         }
-        Err(HandlerError(StatusCode::NOT_FOUND, format!("no bundle of {id} is here")))
+        Err(HandlerError(StatusCode::NOT_FOUND, format!("no bundle of {id} is stored")))
     })
     .await
 }

@@ -178,7 +178,7 @@ async fn undelete(
     // have of the document.
     let root = state.journal.root().to_owned();
     run_blocking(move || Ok(imported::clear(&root)?)).await?;
-    info!(%document, "an operator lets a deleted document be brought again");
+    info!(%document, "an operator undeleted a document; clients can upload it again");
     Ok(Json(()).into_response())
 }
 
@@ -203,6 +203,6 @@ async fn import_tombstone(
     if let Some(rooms) = &state.rooms {
         rooms.reopen(document);
     }
-    info!(%document, "a restore brought the deletion of a document");
+    info!(%document, "a restore deleted a document, as in the backup");
     Ok(Json(TombstoneImport::Imported).into_response())
 }

@@ -26,7 +26,7 @@ fn fsck(state: StorageState, repair: bool) -> Response {
     let runtime = tokio::runtime::Handle::current();
     let max_inflated = MaxInflated::of(&state.config.borrow());
     if repair {
-        info!("an operator's check moves what is broken into quarantine");
+        info!("an operator's check moves broken chunks into quarantine");
     }
     json_lines(move |tell| {
         let (journal, uploads) = (&state.journal, &*state.uploads);

@@ -40,7 +40,7 @@ async fn move_aside(
     Json(backup): Json<BackupSource>,
 ) -> Result<Response, HandlerError> {
     if state.rooms.is_some() {
-        let text = "the relay runs: stop it, to replace what it stores".to_owned();
+        let text = "the relay is running; stop it before you replace what it stores".to_owned();
         return Err(HandlerError(StatusCode::CONFLICT, text));
     }
     let root = state.journal.root().to_owned();

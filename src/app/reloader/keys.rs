@@ -31,7 +31,7 @@ impl Reloader {
                 tokio::select! {
                     () = keys.changed() => {
                         if self.load_keys().await {
-                            info!(file = %file.display(), "auth.jwt_keys has changed; its keys are in effect");
+                            info!(file = %file.display(), "auth.jwt_keys has changed; using the new keys");
                         }
                     }
                     changed = config.changed() => match changed {
@@ -63,7 +63,9 @@ impl Reloader {
                 true
             }
             Err(error) => {
-                error!("auth.jwt_keys cannot be used; the former keys stay in effect: {error}");
+                error!(
+                    "cannot use the changed auth.jwt_keys; the previous keys stay in effect: {error}"
+                );
                 self.health.set_degraded("keys", Some(format!("auth.jwt_keys: {error}")));
                 false
             }

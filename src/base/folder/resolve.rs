@@ -69,7 +69,7 @@ pub(super) fn resolve(path: &Path, creates: bool) -> io::Result<Resolved> {
                 }
                 if geteuid().is_root() && !is_trusted {
                     let problem = format!(
-                        "{} is a symbolic link of another user, which root does not follow",
+                        "{} is a symbolic link of another user; root does not follow it",
                         reached.join(&name).display()
                     );
                     return Err(io::Error::new(io::ErrorKind::PermissionDenied, problem));

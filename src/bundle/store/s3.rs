@@ -88,7 +88,7 @@ impl S3Store {
     /// failed is back.
     pub async fn run(&self) {
         while let Err(error) = self.record_health(self.prepare().await) {
-            warn!("the bundle store is away; it is asked again: {error}");
+            warn!("cannot reach the bundle store; retrying: {error}");
             tokio::time::sleep(CHECK_INTERVAL).await;
         }
         let mut last_abort = Instant::now();
@@ -98,7 +98,7 @@ impl S3Store {
                 if self.record_health(self.bucket.check_exists().await).is_err() {
                     continue;
                 }
-                info!("the bundle store is back");
+                info!("the bundle store answers again");
             }
             self.bucket.retry_pending_aborts().await;
             if last_abort.elapsed() >= ABANDONED_AFTER {
@@ -112,12 +112,12 @@ impl S3Store {
         self.bucket.check_exists().await?;
         let honours = self.bucket.probe_conditional_writes().await?;
         if honours {
-            info!(bucket = %self.bucket.name, "the bundle store honours conditional writes");
+            info!(bucket = %self.bucket.name, "the bundle store supports conditional writes");
         } else {
             warn!(
                 bucket = %self.bucket.name,
-                "the bundle store ignores conditional writes: of two uploads of one bundle at once, the former \
-                 generation that is kept may be the one before both"
+                "the bundle store ignores conditional writes; if one bundle is uploaded twice at the same time, the \
+                 first of the two may not be kept as a former generation"
             );
         }
         let _ = self.honours_conditions.set(honours);
@@ -127,7 +127,7 @@ impl S3Store {
 
     async fn abort_abandoned(&self) {
         if let Err(error) = self.bucket.abort_abandoned().await {
-            warn!("uploads that were abandoned stay in the bundle store: {error}");
+            warn!("cannot remove abandoned uploads from the bundle store: {error}");
         }
     }
 
@@ -141,7 +141,8 @@ impl S3Store {
             }
             Err(error @ StorageError::Unavailable(_)) => {
                 self.is_unavailable.store(true, Ordering::Relaxed);
-                self.health.set_degraded("bundles", Some(format!("the store is away: {error}")));
+                self.health
+                    .set_degraded("bundles", Some(format!("cannot reach the store: {error}")));
             }
             // The store can be reached.
             Err(_) => {}
@@ -197,7 +198,7 @@ impl S3Store {
                 Written::PreconditionFailed => {}
             }
         }
-        let reason = "other uploads of this bundle come between all the time";
+        let reason = "other uploads of this bundle keep interfering";
         Err(unavailable("store the bundle", &key, reason))
     }
 }
@@ -270,5 +271,5 @@ impl BundleStore for S3Store {
 }
 
 fn missing_metadata(key: &str) -> StorageError {
-    bad_answer("find the bundle", key, "the store does not name its size and ETag")
+    bad_answer("find the bundle", key, "the store does not report its size and ETag")
 }

@@ -58,7 +58,7 @@ impl Shared {
         })
         .inspect_err(|error| {
             warn!(
-                "file changes are not reported; watched files are checked every {POLL_INTERVAL:?}: {error}"
+                "cannot watch files for changes; checking them every {POLL_INTERVAL:?} instead: {error}"
             );
         });
         Self { watcher: Mutex::new(watcher.ok()), listeners }

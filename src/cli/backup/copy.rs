@@ -89,7 +89,7 @@ impl BackupRun<'_> {
         for document in gone {
             let is_deleted = tombstones.iter().any(|tombstone| tombstone.document == *document);
             if !is_deleted && !self.check_copy(*document) {
-                let fault = "its copy is damaged, and the relay does not have it any more";
+                let fault = "its copy is damaged, and the relay no longer has it";
                 self.report.fail(document, fault);
             }
         }
@@ -127,12 +127,13 @@ impl BackupRun<'_> {
         let data = match join_copies(&content.data, earlier.as_deref()) {
             Joined::New => content.data,
             Joined::Both(data) => {
-                let fault = "the relay lacks changes that are in the earlier copy; they are kept";
+                let fault = "the relay lacks changes that are in the earlier copy; keeping them";
                 self.report.fail(document, fault);
                 data
             }
             Joined::Unrelated => {
-                let fault = "it has no change in common with the earlier copy, which stays";
+                let fault =
+                    "it has no change in common with the earlier copy; keeping the earlier copy";
                 self.report.fail(document, fault);
                 return Ok(None);
             }
@@ -208,7 +209,7 @@ impl BackupRun<'_> {
 }
 
 fn list_documents(relay: &mut Relay) -> Result<Vec<Listed>, CliError> {
-    let (mut listed, mut end) = (Vec::new(), Err("the listing was cut off".to_owned()));
+    let (mut listed, mut end) = (Vec::new(), Err("the relay's listing was cut off".to_owned()));
     relay.lines(Method::GET, "/documents", |entry: DocumentListLine<Listed>| match entry {
         DocumentListLine::Document(document) => listed.push(document),
         DocumentListLine::End => end = Ok(()),

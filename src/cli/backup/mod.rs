@@ -35,7 +35,7 @@ use crate::{
 /// `tonk-relay backup`
 #[derive(Debug, Args)]
 pub(super) struct BackupArguments {
-    /// The folder of the backup: a new one, or an earlier backup, which is brought up to date
+    /// The folder for the backup: a new or empty folder, or an earlier backup to update
     #[arg(value_name = "DIR")]
     folder: PathBuf,
     #[command(flatten)]
@@ -52,7 +52,10 @@ pub(super) fn run(arguments: &BackupArguments) -> Result<(), CliError> {
     let opened = open_locked(folder)?;
     let earlier = BackupIndex::read(folder)?;
     if earlier.is_none() && !opened.entries().map_err(io_error(folder))?.is_empty() {
-        return Err(path_error(folder, "is neither empty nor an earlier backup"));
+        return Err(path_error(
+            folder,
+            "is neither empty nor an earlier backup; name another folder",
+        ));
     }
     let is_first = earlier.as_ref().is_none_or(|earlier| !earlier.is_complete);
     let mut relay = arguments.storage.relay.stored()?;
@@ -121,7 +124,10 @@ fn refuse_relay_folders(folder: &Path, relay_folders: &[PathBuf]) -> Result<(), 
         if let (Some(real), Ok(own)) = (real, std::fs::canonicalize(own))
             && real.starts_with(own)
         {
-            return Err(path_error(folder, "is in a folder of the relay's own"));
+            return Err(path_error(
+                folder,
+                "is inside one of the relay's own folders; name a folder outside of them",
+            ));
         }
     }
     Ok(())
@@ -133,7 +139,7 @@ fn open_locked(folder: &Path) -> Result<Folder, CliError> {
     match opened.file().try_lock() {
         Ok(()) => Ok(opened),
         Err(TryLockError::WouldBlock) => {
-            Err(path_error(folder, "another backup goes there at this time"))
+            Err(path_error(folder, "another backup is being written there"))
         }
         Err(TryLockError::Error(error)) => Err(io_error(folder)(error)),
     }
@@ -155,7 +161,7 @@ fn next_index(
     });
     if earlier.storage_id != storage_id {
         let problem = format!(
-            "is a backup of another storage, {}; this one is {}",
+            "is a backup of another relay, with the storage id {}; this relay's is {}",
             earlier.storage_id.as_deref().unwrap_or("without an id"),
             storage_id.as_deref().unwrap_or("without an id")
         );

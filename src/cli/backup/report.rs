@@ -49,13 +49,13 @@ pub(super) fn describe(report: &BackupReport) -> String {
         report.tombstones
     );
     for document in &report.kept {
-        text.push_str(&format!("kept, although the relay has it no more: {document}\n"));
+        text.push_str(&format!("kept, although the relay no longer has it: {document}\n"));
     }
     for bundle in &report.kept_bundles {
-        text.push_str(&format!("kept, although the relay has it no more: bundle {bundle}\n"));
+        text.push_str(&format!("kept, although the relay no longer has it: bundle {bundle}\n"));
     }
     for file in &report.damaged {
-        text.push_str(&format!("an earlier copy is not as it was written: {file}\n"));
+        text.push_str(&format!("an earlier copy has changed on the disk: {file}\n"));
     }
     for Failure { place, reason } in &report.failed {
         text.push_str(&format!("not copied: {place}: {reason}\n"));

@@ -57,18 +57,20 @@ fn describe_receipt(ShownReceipt { receipt, backups }: &ShownReceipt) -> String 
         if receipt.bundle { ", and the uploaded bundle of this id" } else { "" },
     );
     for bundle in &receipt.held_by_bundles {
-        text.push_str(&format!("a bundle still holds it: {bundle}\n"));
+        text.push_str(&format!("a bundle still contains it: {bundle}\n"));
     }
     for ListedBackup { made: Backup { folder, at, .. }, holds } in backups {
         let holds = match holds {
             Some(false) => continue,
             Some(true) => "holds",
-            None => "may hold (it cannot be read from here)",
+            None => "may contain (it cannot be read here)",
         };
-        text.push_str(&format!("a backup {holds} it until it is renewed: {folder} (of {at})\n"));
+        text.push_str(&format!(
+            "a backup {holds} it until the next backup to that folder: {folder} (of {at})\n"
+        ));
     }
     for kept in &receipt.kept {
-        text.push_str(&format!("may hold it until you delete it: {}\n", kept.display()));
+        text.push_str(&format!("may contain it until you delete the file: {}\n", kept.display()));
     }
     text
 }

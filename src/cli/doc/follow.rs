@@ -36,7 +36,7 @@ pub(super) fn run(id: DocumentId, arguments: &StorageArguments) -> Result<(), Cl
 
 fn describe_event(Event { at, peer, connection, what }: &Event) -> String {
     let what = match what {
-        What::Opened { heads } if heads.is_empty() => "opened: nothing of it is here".to_owned(),
+        What::Opened { heads } if heads.is_empty() => "opened: nothing of it is stored".to_owned(),
         What::Opened { heads } => format!("opened at {}", short_hashes(heads)),
         What::Unloaded { reason } => format!("left memory: {reason}"),
         What::Joined => "is here".to_owned(),
@@ -46,14 +46,14 @@ fn describe_event(Event { at, peer, connection, what }: &Event) -> String {
             format!("sent {kind}, {bytes} bytes, {heads} heads{changes}")
         }
         What::Applied { new_changes: 0 } => {
-            "nothing of it was new, or it waits for changes before it".to_owned()
+            "none of it was new, or it depends on changes that are missing".to_owned()
         }
         What::Applied { new_changes } => format!("applied: {new_changes} new changes"),
         What::Refused { reason } => format!("REFUSED: {reason}"),
         What::Sent { kind, bytes } => format!("was sent {kind}, {bytes} bytes"),
-        What::KeptBack => "reads slowly: it is told later".to_owned(),
+        What::KeptBack => "reads slowly: held back for it".to_owned(),
         What::Saved { heads } => format!("saved at {}", short_hashes(heads)),
-        What::Missed { events } => format!("{events} events came too fast to be told"),
+        What::Missed { events } => format!("{events} events left out: they came too fast"),
     };
     let time = at.get(11..23).unwrap_or(at);
     let who = match (connection, peer) {

@@ -54,7 +54,7 @@ fn describe_stored(document: &Inspection) -> String {
         document.heads.join(" "),
         document.changes,
         document.actors,
-        document.last_change.as_deref().unwrap_or("at a time that nobody noted"),
+        document.last_change.as_deref().unwrap_or("at an unknown time"),
         document.bytes,
         document.chunks.len(),
     );
@@ -87,25 +87,25 @@ fn describe_live(live: &LiveDocument) -> String {
     let mut text = format!("live         {}", live.state);
     if let Some(heads) = &live.heads {
         let is_saved = live.saved.as_ref() == Some(heads);
-        let saved = if is_saved { "all of it saved" } else { "NOT all of it saved yet" };
+        let saved = if is_saved { "all saved" } else { "NOT all saved yet" };
         text.push_str(&format!(", heads {}, {saved}", short_hashes(heads)));
     }
     text.push('\n');
     for session in &live.sessions {
         let LiveSession { connection, peer, client, heads, waits, queue_bytes } = session;
         let state = match (heads, &live.heads) {
-            _ if *waits => "asked for it and waits".to_owned(),
-            (Some(theirs), Some(ours)) if theirs == ours => "has all of it".to_owned(),
-            (Some(theirs), _) if theirs.is_empty() => "has nothing of it".to_owned(),
-            (Some(theirs), _) => format!("last said that it has {}", short_hashes(theirs)),
-            (None, Some(_)) => "has not said what it has".to_owned(),
+            _ if *waits => "requested it and waits".to_owned(),
+            (Some(theirs), Some(ours)) if theirs == ours => "has all changes".to_owned(),
+            (Some(theirs), _) if theirs.is_empty() => "has no changes".to_owned(),
+            (Some(theirs), _) => format!("last reported {}", short_hashes(theirs)),
+            (None, Some(_)) => "has not reported what it has".to_owned(),
             (None, None) => "is here".to_owned(),
         };
         let client = client.as_deref().unwrap_or("?");
         let peer = printable(peer, 40);
         text.push_str(&format!("  {connection:<8} {peer} ({client}) {state}"));
         if *queue_bytes > 0 {
-            text.push_str(&format!(", {} wait to be read by it", byte_size(*queue_bytes as u64)));
+            text.push_str(&format!(", {} unsent", byte_size(*queue_bytes as u64)));
         }
         text.push('\n');
     }

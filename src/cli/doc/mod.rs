@@ -21,11 +21,11 @@ use crate::{
 #[derive(Debug, Args)]
 #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub(super) struct DocArguments {
-    /// Its id, or its automerge: URL
+    /// The id of the document, or its automerge: URL
     #[arg(value_parser = document_id, required = true)]
     id: Option<DocumentId>,
-    /// Say what happens to it from now on in the running relay: who sent what, and whether it was
-    /// applied or refused and why; never what is in it
+    /// Print what happens to the document in the running relay from now on: who sends what, and
+    /// whether it is applied or refused and why. Contents are never printed
     #[arg(long)]
     follow: bool,
     #[command(flatten)]
@@ -36,45 +36,45 @@ pub(super) struct DocArguments {
 
 #[derive(Debug, Subcommand)]
 enum DocCommand {
-    /// Delete a document for good: nothing brings it back until it is undeleted
+    /// Delete a document permanently. Clients cannot upload it again until it is undeleted
     Delete {
-        /// Its id, or its automerge: URL
+        /// The id of the document, or its automerge: URL
         #[arg(value_parser = document_id)]
         id: DocumentId,
-        /// Why; kept with the tombstone
+        /// The reason, which is stored with the tombstone
         #[arg(long, value_name = "TEXT")]
         reason: Option<String>,
         #[command(flatten)]
         storage: StorageArguments,
     },
-    /// Let a deleted document be brought again; what was deleted does not come back by itself
+    /// Remove a document's tombstone so that clients can upload it again. Deleted data is not
+    /// restored
     Undelete {
-        /// Its id, or its automerge: URL
+        /// The id of the document, or its automerge: URL
         #[arg(value_parser = document_id)]
         id: DocumentId,
         #[command(flatten)]
         storage: StorageArguments,
     },
-    /// Keep a document from everybody, at once and until it is unblocked; what is stored of it
-    /// stays
+    /// Block all access to a document, at once and until it is unblocked. Its data is kept
     Block {
-        /// Its id, or its automerge: URL
+        /// The id of the document, or its automerge: URL
         #[arg(value_parser = document_id)]
         id: DocumentId,
-        /// Why; kept with the block
+        /// The reason, which is stored with the block
         #[arg(long, value_name = "TEXT")]
         reason: Option<String>,
         #[command(flatten)]
         storage: StorageArguments,
     },
-    /// Say which documents are blocked, since when and why
+    /// List the blocked documents, with the time and reason of each block
     Blocked {
         #[command(flatten)]
         storage: StorageArguments,
     },
-    /// Let everybody have a blocked document again
+    /// Allow access to a blocked document again
     Unblock {
-        /// Its id, or its automerge: URL
+        /// The id of the document, or its automerge: URL
         #[arg(value_parser = document_id)]
         id: DocumentId,
         #[command(flatten)]
@@ -89,14 +89,16 @@ pub(super) fn run(arguments: DocArguments) -> Result<(), CliError> {
             let path = format!("/documents/{id}/undelete");
             let () = storage.relay.stored()?.request(Method::POST, &path)?;
             let answer = serde_json::json!({ "document": id, "deleted": false });
-            show(storage.json, &answer, || format!("{id} may be brought again\n"));
+            show(storage.json, &answer, || {
+                format!("{id} is undeleted: clients can upload it again\n")
+            });
             Ok(())
         }
         (Some(DocCommand::Block { id, reason, storage }), _) => {
             let path = format!("/documents/{id}/block");
             let block: Block =
                 storage.relay.stored()?.send(Method::POST, &path, &Reason { reason })?;
-            show(storage.json, &block, || format!("{id} is kept from everybody\n"));
+            show(storage.json, &block, || format!("{id} is blocked\n"));
             Ok(())
         }
         (Some(DocCommand::Blocked { storage }), _) => {
@@ -111,7 +113,7 @@ pub(super) fn run(arguments: DocArguments) -> Result<(), CliError> {
             let path = format!("/documents/{id}/unblock");
             let () = storage.relay.stored()?.request(Method::POST, &path)?;
             let answer = serde_json::json!({ "document": id, "blocked": false });
-            show(storage.json, &answer, || format!("{id} may be had again\n"));
+            show(storage.json, &answer, || format!("{id} is unblocked\n"));
             Ok(())
         }
         (None, Some(id)) if arguments.follow => follow::run(id, &arguments.storage),

@@ -32,12 +32,14 @@ pub(in crate::cli) enum PingError {
     )]
     NoRoots,
     #[error(
-        "upgrade: the server answered HTTP {0} instead of opening a WebSocket; a proxy in between must pass on `Upgrade` \
+        "upgrade: the server answered HTTP {0} instead of opening a WebSocket; a proxy in between must pass on \
+         `Upgrade` \
          and `Connection`, and speak HTTP/1.1 to the relay"
     )]
     Status(u16),
     #[error(
-        "upgrade: a proxy answered HTTP {0}, because it does not reach the relay; is the relay running, on the port that \
+        "upgrade: a proxy answered HTTP {0}, because it does not reach the relay; is the relay running, on the port \
+         that \
          the proxy connects to?"
     )]
     NoRelay(u16),

@@ -91,11 +91,11 @@ fn count(doc: &Automerge, new: &[Change], heads: &[ChangeHash], tally: &mut Tall
 /// Checks that automerge does not fail in the middle of applying a change.
 pub(super) fn check_applicable(change: &Change) -> Result<(), Refusal> {
     let fault = if change.seq() == 0 {
-        "a change has the number 0"
+        "a change has the sequence number 0"
     } else if change.seq() > 1 && change.author().is_some() {
-        "a change that is not its actor's first names an author"
+        "a change that is not its actor's first has an author"
     } else if change.timestamp().unsigned_abs() > MAX_TIME {
-        "a change has an impossible time"
+        "a change has a time that is out of range"
     } else {
         return Ok(());
     };

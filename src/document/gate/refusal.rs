@@ -21,11 +21,11 @@ pub enum Refusal {
     Malformed(String),
     #[error("cannot be applied: {0}")]
     Unappliable(String),
-    #[error("are not as automerge writes them: a document with them cannot be loaded again")]
+    #[error("are not encoded as automerge does it; a document with them could not be loaded again")]
     Unreadable,
     #[error(
-        "number an operation {highest}, which is {} more than the document has operations; at most \
-         {MAX_LEAP} more are allowed",
+        "use the operation number {highest}, which is {} above the number of operations in the document; at most \
+         {MAX_LEAP} are allowed",
         highest - operations
     )]
     Leap { highest: u64, operations: u64 },

@@ -140,7 +140,7 @@ impl Journal {
             delete_files_with_tombstones(&config.path, &tombstones);
         }
         if index.rows > 0 {
-            info!(chunks = index.rows, bytes = index.bytes, "the journal holds what was not moved");
+            info!(chunks = index.rows, bytes = index.bytes, "the journal has chunks to checkpoint");
         }
         let shared = Arc::new(Shared {
             path,

@@ -208,8 +208,8 @@ fn check_format(root: &Path) -> Result<(), StorageError> {
         Ok(format) if format <= FORMAT => Ok(()),
         _ => {
             let reason = format!(
-                "the folder is of format {}, and this tonk-relay knows {FORMAT}; let the one that wrote it run \
-                 `tonk-relay checkpoint`, and import the folder's documents into a new one",
+                "the folder has format {}, and this tonk-relay supports {FORMAT}; run `tonk-relay checkpoint` of \
+                 the version that wrote it, and import its documents into a new folder",
                 text.trim()
             );
             Err(StorageError::Unsupported(Failure::new("open", root, reason)))
@@ -231,7 +231,7 @@ fn lock(path: &Path) -> Result<File, StorageError> {
             }
             Err(TryLockError::WouldBlock) => {
                 let holder = io::read_to_string((&file).take(100)).unwrap_or_default();
-                let reason = format!("another process has this folder: {}", holder.trim());
+                let reason = format!("another process uses this folder: {}", holder.trim());
                 return Err(StorageError::InUse(Failure::new("open", path, reason)));
             }
             Err(TryLockError::Error(error)) => return Err(failed("lock", path)(error)),

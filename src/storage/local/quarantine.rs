@@ -94,7 +94,7 @@ fn file(root: &Path, entry: &str) -> Result<PathBuf, StorageError> {
     let is_plain = path.components().all(|part| matches!(part, Component::Normal(_)));
     let file = root.join(QUARANTINE).join(path);
     if !is_plain || !file.is_file() {
-        let missing = Failure::new("find", file, "this is not in quarantine");
+        let missing = Failure::new("find", file, "it is not in quarantine");
         return Err(StorageError::Refused(missing));
     }
     Ok(file)
@@ -109,13 +109,15 @@ pub fn release(root: &Path, entry: &str) -> Result<Key, StorageError> {
     let refused = |why: &str| StorageError::Refused(Failure::new("release", file.as_path(), why));
     let parts: Vec<&str> = entry.split('/').collect();
     let &[first, rest, kind, name] = parts.as_slice() else {
-        return Err(refused("it is no chunk of a document"));
+        return Err(refused("it is not a chunk of a document"));
     };
     let (Ok(document), Some(kind)) = (format!("{first}{rest}").parse(), ChunkKind::from_name(kind))
     else {
-        return Err(refused("it is no chunk of a document"));
+        return Err(refused("it is not a chunk of a document"));
     };
-    let Some(data) = read(&file)? else { return Err(refused("it was deleted meanwhile")) };
+    let Some(data) = read(&file)? else {
+        return Err(refused("its document was deleted in the meantime"));
+    };
     parses(&data).map_err(|reason| refused(&format!("it does not parse: {reason}")))?;
     write_atomically(root, &[(root.join(entry), data.into())], true)?;
     delete(&file)?;

@@ -78,13 +78,15 @@ impl Space {
         let is_low = free < min_free.0;
         let fault = is_low.then(|| {
             let (path, free) = (path.display(), Size(free));
-            format!("{path}: {free} are free, less than storage.min_free ({min_free}): no new documents, no uploads")
+            format!("{path}: {free} free, which is less than storage.min_free ({min_free}); refusing new documents and uploads")
         });
         let has_changed =
             self.is_low.send_if_modified(|was| std::mem::replace(was, is_low) != is_low);
         match &fault {
             Some(fault) if has_changed => warn!("{fault}"),
-            None if has_changed => info!("there is room for new documents again"),
+            None if has_changed => info!(
+                "free disk space is above storage.min_free again; accepting new documents and uploads"
+            ),
             _ => {}
         }
         self.health.set_degraded("space", fault);

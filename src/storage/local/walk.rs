@@ -115,7 +115,7 @@ pub fn read_document(root: &Path, document: DocumentId) -> Result<Vec<StoredChun
             return Ok(chunks);
         }
     }
-    let reason = "its chunks change faster than they can be read";
+    let reason = "its chunks change faster than the relay can read them";
     Err(StorageError::Unavailable(Failure::new("read", root.join(document.folder()), reason)))
 }
 

@@ -45,10 +45,12 @@ impl Room {
                     return Ok(opened);
                 }
                 Err(error) => {
-                    error!(%document, "the document cannot be read; it is tried again: {error}");
+                    error!(%document, "cannot read the document; retrying: {error}");
                     unreadable.get_or_insert_with(|| shared.documents.unreadable(&error));
                     self.lose_stash("unreadable");
-                    let text = format!("{document} cannot be read here for now; it is tried again");
+                    let text = format!(
+                        "the relay cannot read document {document} right now and is retrying"
+                    );
                     self.members().active().for_each(|member| member.session.send_error(&text));
                     tokio::select! {
                         () = self.pause("unreadable") => {}

@@ -16,7 +16,7 @@ impl Room {
         let bytes = self.handle.pending.clear();
         let document = self.document();
         if bytes > 0 {
-            error!(%document, why, bytes, "changes that were not durable are dropped");
+            error!(%document, why, bytes, "dropping changes that were not durable");
         }
         // If a message is the reason why the document was opened, members that only waited were
         // told before.

@@ -64,7 +64,7 @@ impl Room {
         } else if opened.is_blocked {
             self.withhold_document("blocked")
         } else if let Some(limit) = &opened.too_large {
-            error!(%document, "the document is larger than one may be, and stays on the disk: {limit}");
+            error!(%document, "the document is too large to load, and stays on the disk: {limit}");
             self.withhold_document("too_large")
         } else if self.has_no_space(&opened) {
             Box::pin(self.wait_for_space()).await

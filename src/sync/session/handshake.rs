@@ -96,7 +96,7 @@ impl Sessions {
         };
         // The log contains it.
         if peer_id.contains(text::is_invisible) {
-            let reason = "the peer id has control or format characters".to_owned();
+            let reason = "the peer id contains control or format characters".to_owned();
             return Err(CloseReason::Malformed(reason).into());
         }
         if peer_id == &*self.names.peer_id
@@ -117,7 +117,7 @@ impl Sessions {
         let counts = &self.observed.counts;
         counts.ended(reason.label());
         if reason.label() == "peer" {
-            return debug!(connection = %id, client, "gone before it joined");
+            return debug!(connection = %id, client, "the client left before it joined");
         }
         counts.refused(reason.label());
         if let Some(times) = self.observed.repeats.pass(client, reason.label()) {

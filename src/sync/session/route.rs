@@ -201,7 +201,11 @@ impl<'a> Router<'a> {
             };
             let Some(label) = why.of_document() else { return Err(garbage(why)) };
             sessions.rooms.report_refused(document, session, &why.to_string());
-            session.refuse_document(document, &format!("what was sent of {document} {why}"), label);
+            session.refuse_document(
+                document,
+                &format!("the message about {document} {why}"),
+                label,
+            );
         }
         let (size, read) = (data.len(), move || SyncMessage::read_without_changes(data));
         match sessions.read(session, size, read).await? {
@@ -249,7 +253,7 @@ impl<'a> Router<'a> {
         }
         if !session.is_refused(document) {
             sessions.rooms.report_refused(document, &session, &why);
-            let reason = format!("what was sent of {document} {why}");
+            let reason = format!("the message about {document} {why}");
             session.refuse_document(document, &reason, "too_large");
         }
         session.refuse_changes(document);
@@ -261,7 +265,7 @@ impl<'a> Router<'a> {
     fn deny(&mut self, document: DocumentId, is_request: bool) -> Result<(), CloseReason> {
         self.check_may_open(document)?;
         if self.subscriptions.open_denied(document) {
-            self.session.deny_document(document, "your sign-in does not let you read it");
+            self.session.deny_document(document, "your token does not let you read it");
         } else if is_request {
             self.session.send_unavailable(document);
         }
@@ -279,7 +283,7 @@ impl<'a> Router<'a> {
         if let Some(times) = observed.repeats.pass(&session.peer_id, "document_id") {
             warn!(
                 peer = %session.peer_id, connection = %session.id, times,
-                "a {kind} message is dropped: its document id {id:?} is not base58check of 16 bytes"
+                "dropped a {kind} message: its document id {id:?} is not base58check of 16 bytes"
             );
         }
     }

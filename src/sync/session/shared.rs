@@ -125,7 +125,7 @@ impl Sessions {
     pub(super) fn dropped(&self, session: &Session, reason: &'static str) {
         self.observed.counts.dropped(reason);
         if let Some(times) = self.observed.repeats.pass(&session.peer_id, reason) {
-            warn!(peer = %session.peer_id, connection = %session.id, times, "a message is dropped: {reason}");
+            warn!(peer = %session.peer_id, connection = %session.id, times, "dropped a message: {reason}");
         }
     }
 
@@ -135,7 +135,7 @@ impl Sessions {
         if let Some(times) = self.observed.repeats.pass(&session.peer_id, limit) {
             warn!(
                 peer = %session.peer_id, connection = %session.id, times,
-                "what it sends is more than limits.{limit} allows: it is read more slowly"
+                "rate limit limits.{limit} exceeded; throttling reads"
             );
         }
         tokio::time::sleep(wait).await;

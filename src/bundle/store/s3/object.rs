@@ -54,7 +54,7 @@ impl Object {
         let chunks =
             stream::try_unfold((body, key, length), move |(mut body, key, left)| async move {
                 let next = timeout(longest, body.next()).await.map_err(|_| {
-                    unavailable(READ, &key, format!("the store has sent nothing for {longest:?}"))
+                    unavailable(READ, &key, format!("the store sent nothing for {longest:?}"))
                 })?;
                 match next {
                     Some(chunk) => {
@@ -93,5 +93,5 @@ impl Object {
 }
 
 fn wrong_length(key: &str, difference: &str) -> StorageError {
-    bad_answer(READ, key, &format!("the store has sent {difference} than it announced"))
+    bad_answer(READ, key, &format!("the store sent {difference} than it announced"))
 }

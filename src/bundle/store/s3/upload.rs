@@ -206,7 +206,10 @@ impl Bucket {
         let mut pending = lock(&self.pending_aborts);
         let entry = (key.to_owned(), upload.to_owned());
         if pending.len() < MAX_PENDING_ABORTS && !pending.contains(&entry) {
-            warn!(key, "an upload that failed is to be aborted when the bundle store is back");
+            warn!(
+                key,
+                "cannot abort a failed upload; retrying when the bundle store answers again"
+            );
             pending.push(entry);
         }
     }

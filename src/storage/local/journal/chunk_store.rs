@@ -61,7 +61,8 @@ impl ChunkStore for Journal {
                     return Ok(chunks);
                 }
             }
-            let reason = format!("the chunks of {document} change faster than they can be read");
+            let reason =
+                format!("the chunks of {document} change faster than the relay can read them");
             let path = self.shared.path.as_path();
             Err(StorageError::Unavailable(Failure::new("read", path, reason)))
         }
@@ -73,7 +74,7 @@ impl ChunkStore for Journal {
         let has_row = self.shared.index().get(key).is_some();
         let is_row = has_row || (matches!(key, Key::Chunk { .. }) && data.len() < LARGE_CHUNK);
         if is_row && self.shared.index().bytes > self.shared.max_size.saturating_mul(MAX_GROWTH) {
-            let full = "it is full, for its chunks cannot be moved into the folders";
+            let full = "it is full, because its chunks cannot be moved into the folders";
             let full = Failure::new("write", self.shared.path.as_path(), full);
             return std::future::ready(Err(StorageError::Full(full))).boxed();
         }

@@ -43,7 +43,7 @@ pub(super) async fn delete_after_grace(
         if !is_replacement_moved && mover.shared.rows_of_same_document(&key).is_some() {
             let moved = mover.move_same_document(&key).await;
             if let Err(error) = &moved {
-                warn!("a chunk that is not needed any more stays: {error}");
+                warn!("could not delete a superseded chunk: {error}");
             }
             let delete = PendingDelete {
                 key: key.clone(),
@@ -66,7 +66,7 @@ pub(super) async fn delete_after_grace(
             mover.shared.deleting.send_replace(Some(key.clone()));
         }
         if let Err(error) = mover.folders.delete(&key).await {
-            warn!("a chunk that is not needed any more stays: {error}");
+            warn!("could not delete a superseded chunk: {error}");
         }
         mover.shared.deleting.send_replace(None);
     }
@@ -106,7 +106,7 @@ impl Mover {
             }
             let left = if is_too_large { self.shared.max_size / 2 } else { 0 };
             while let Err(error) = self.checkpoint(left).await {
-                warn!("the journal cannot be moved into the folders; it is tried again: {error}");
+                warn!("cannot checkpoint the journal into the folders; retrying: {error}");
                 sleep(backoff.pause()).await;
             }
             backoff.reset();
@@ -217,9 +217,7 @@ impl Mover {
         let Some(requests) = self.requests.upgrade() else { return Ok(()) };
         send(&requests, &self.shared, Change::DeleteDocument(document)).await?;
         if let Err(error) = self.move_oldest(0).await {
-            warn!(
-                "the journal cannot be moved into the folders before it is written anew: {error}"
-            );
+            warn!("cannot checkpoint the journal into the folders before it is recreated: {error}");
         }
         send(&requests, &self.shared, Change::Vacuum).await
     }

@@ -49,8 +49,8 @@ pub(super) fn open(
         (number("application_id").map_err(failed)?, number("user_version").map_err(failed)?);
     if format > FORMAT || ![0, APPLICATION].contains(&application) {
         let reason = format!(
-            "it is of format {format}, and this tonk-relay knows {FORMAT}; let the one that wrote it move it into \
-             the folders by `tonk-relay checkpoint`"
+            "it has format {format}, and this tonk-relay supports {FORMAT}; run `tonk-relay checkpoint` of the \
+             version that wrote it, which moves it into the folders"
         );
         return Err(StorageError::Unsupported(Failure::new("open", path, reason)));
     }
@@ -127,7 +127,7 @@ fn salvage(root: &Path, path: &Path) -> usize {
     match write_atomically(root, &files, true) {
         Ok(()) => files.len(),
         Err(error) => {
-            error!("what can be read of the broken journal is not in the folders: {error}");
+            error!("cannot save the readable part of the broken journal into the folders: {error}");
             0
         }
     }
@@ -146,7 +146,7 @@ pub(super) fn delete_rows_with_tombstones(
         match connection.execute(delete, [document.as_bytes()]) {
             Ok(_) => has_deleted = true,
             Err(error) => {
-                warn!(%document, "the journal keeps chunks of a deleted document for now: {error}");
+                warn!(%document, "cannot remove a deleted document from the journal yet; retrying: {error}");
             }
         }
         for (key, _) in index.rows_of(document).unwrap_or_default() {
@@ -163,7 +163,7 @@ pub(super) fn delete_rows_with_tombstones(
 pub(super) fn vacuum(connection: &Connection) {
     if let Err(error) = connection.execute_batch("VACUUM; PRAGMA wal_checkpoint(TRUNCATE);") {
         warn!(
-            "bytes of a deleted document stay in the journal's file until they are written over: {error}"
+            "bytes of a deleted document stay in the journal's file until they are overwritten: {error}"
         );
     }
 }
@@ -223,11 +223,9 @@ fn check_header(path: &Path) -> Result<(), StorageError> {
             Ok(())
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            broken("it is gone, and its write-ahead log is there")
+            broken("it is missing, but its write-ahead log exists")
         }
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
-            broken("it was cut off before its end")
-        }
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => broken("it is truncated"),
         Err(source) => Err(StorageError::io("open", path, source)),
     }
 }
@@ -236,7 +234,7 @@ fn check_header(path: &Path) -> Result<(), StorageError> {
 pub(super) fn delete_files_with_tombstones(root: &Path, tombstones: &Tombstones) {
     for document in tombstones.ids() {
         if let Err(error) = delete_files(root, document) {
-            warn!(%document, "files of a deleted document stay for now: {error}");
+            warn!(%document, "cannot remove the files of a deleted document yet; retrying: {error}");
         }
     }
 }
@@ -266,8 +264,8 @@ pub(super) fn quarantine_journal(
         %reason,
         salvaged,
         moved_to = %to.display(),
-        "the journal is broken: what could be read of it is in the folders; other changes since the last checkpoint are \
-         missing until clients bring them again"
+        "the journal is broken; what could be read of it is in the folders, and other changes since the last \
+         checkpoint are missing until clients send them again"
     );
     Ok(())
 }

@@ -151,7 +151,7 @@ impl NativeEngine {
     }
 
     fn panicked(&mut self) {
-        error!(document = %self.document, "a panic in the document's engine; it is started anew");
+        error!(document = %self.document, "the document's engine panicked; restarting it");
         let from = SessionId(self.applying.load(Ordering::Relaxed));
         self.drop_failed(from);
         let reason = format!("the changes to {} make automerge fail", self.document);
@@ -166,7 +166,7 @@ impl NativeEngine {
         if bytes > 0 {
             error!(
                 document = %self.document, connection = %from, bytes,
-                "changes that make the document's engine fail are dropped"
+                "dropping changes that make the document's engine fail"
             );
         }
     }

@@ -170,7 +170,7 @@ impl SamodEngine {
         self.under_way.streams.fetch_add(1, Ordering::Relaxed);
         match self.acceptor.as_ref().map(|acceptor| acceptor.accept(transport)) {
             Some(Ok(_)) => {}
-            _ => error!(document = %self.document, %session, "the repo takes no session"),
+            _ => error!(document = %self.document, %session, "the repo accepts no session"),
         }
         let join = wire::join(&name).to_vec();
         self.sessions.insert(session, Connection { name, port, frames: frames.clone() });

@@ -103,7 +103,7 @@ impl RuntimeHandle for Runtime {
         let task = tokio::spawn(async move {
             let _counted = counted;
             if AssertUnwindSafe(task).catch_unwind().await.is_err() {
-                error!(%document, "a panic in the document's engine; it is started anew");
+                error!(%document, "the document's engine panicked; restarting it");
                 failed.cancel();
             }
         });

@@ -111,13 +111,15 @@ impl Storage for RoomStorage {
                     Some(data) => self.documents.save(&key, data.into()).await,
                     // The chunks that it would replace are kept, and have all that it has.
                     None => {
-                        error!(%key, "the repo's snapshot cannot be read again; it is not stored");
+                        error!(%key, "cannot read the repo's snapshot again; not storing it");
                         self.keeps_all.store(true, Ordering::Relaxed);
                     }
                 }
             }
             Some(key) => self.documents.save(&key, data.into()).await,
-            None => error!(key = %samod, "the repo stores what is no chunk; it is not stored"),
+            None => {
+                error!(key = %samod, "the repo stores something that is not a chunk; not storing it")
+            }
         }
     }
 

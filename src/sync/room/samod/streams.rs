@@ -95,8 +95,10 @@ impl Sink<Vec<u8>> for PortSink {
             Ok(Body::Sync { data, .. }) => self.0.sync(&data),
             // The room answers for documents that nobody has: only it knows who else was asked.
             Ok(Body::Peer | Body::DocUnavailable { .. }) => {}
-            Ok(other) => debug!(kind = other.name(), "the repo sent what no session needs"),
-            Err(error) => warn!("the repo sent what is no message: {error}"),
+            Ok(other) => {
+                debug!(kind = other.name(), "the repo sent a message that no session needs")
+            }
+            Err(error) => warn!("the repo sent something that is not a message: {error}"),
         }
         Ok(())
     }
