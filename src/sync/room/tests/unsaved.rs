@@ -70,7 +70,6 @@ async fn changes_survive_a_panic_in_the_engine_while_the_relay_stops() {
         let mallory = fixture.peer("mallory");
         mallory.send(id(1), false, POISON.to_vec()).await;
         writer.edit_and_leave(id(1), 1).await;
-        mallory.leave();
         tokio::time::timeout(LIMIT, fixture.rooms.stop()).await.expect("stops");
         assert_eq!(fixture.metrics.rooms.panics.get(), 1);
         assert!(fixture.rooms.late().unsaved.is_empty());
