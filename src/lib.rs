@@ -4,7 +4,7 @@
 //!
 //! | folder | what it holds |
 //! |---|---|
-//! | [`base`] | identifiers, locks, files (planted ones too), calls that block, tasks that must finish |
+//! | [`base`] | identifiers, locks, files, calls that block, tasks that must finish |
 //! | [`config`] | the config file: keys, defaults, units, checks, which keys a reload can change |
 //! | [`observe`] | metrics, health, the log, what rooms and sessions cost, systemd, signals |
 //! | [`limits`] | rates, limits by address, quotas of accounts, turns at long work |
@@ -24,9 +24,9 @@
 //! [`sync::rooms`] has a room for each live document; the room hands sync messages to its
 //! [`sync::room::engine::Engine`], which holds the document and answers through each session's
 //! [`sync::outbound`] queue. What changed goes to [`storage::documents`], which returns when it is
-//! durable: in [`storage::local::journal`], and later in the folders of
-//! [`storage::local::nodefs`], where large chunks go at once. The engine hears of it as `Event::Saved`. Only then are peers told
-//! the heads (`document::core::answer`), and those who subscribe to durable heads
+//! durable: in [`storage::local::journal`], and later in the folders of [`storage::local::nodefs`],
+//! where large chunks go at once. The engine hears of it as `Event::Saved`. Only then are peers
+//! told the heads (`document::core::answer`), and those who subscribe to durable heads
 //! (`sync::room::answers`).
 
 // Tests may block, and so may the crates of `tests/`.

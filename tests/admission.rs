@@ -262,7 +262,9 @@ async fn bring(place: &Place, relay: &Relay, way: Way, cases: &[Case]) {
                 }
                 // The message is processed in its order, and the session continues.
                 client.push(id(cases.len()), true).await;
-                let is_answer = |event| matches!(event, client::Event::Unavailable(at) if at == id(cases.len()));
+                let last = id(cases.len());
+                let is_answer =
+                    |event| matches!(event, client::Event::Unavailable(at) if at == last);
                 while !is_answer(client.step().await) {}
             }
         }

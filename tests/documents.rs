@@ -411,8 +411,8 @@ fn the_program_accepts_the_small_example() {
     let text = read("etc/examples/small.toml");
     let text = text.replace("\"/etc/", &format!("\"{at}/")).replace("\"/srv/", &format!("\"{at}/"));
     let extra = format!(
-        "\n[admin]\nlisten = [\"unix:{at}/admin.sock\"]\n[storage]\npath = \"{at}/documents\"\n[bundles]\npath = \
-         \"{at}/bundles\"\n"
+        "\n[admin]\nlisten = [\"unix:{at}/admin.sock\"]\n[storage]\npath = \"{at}/documents\"\n\
+         [bundles]\npath = \"{at}/bundles\"\n"
     );
     let config = folder.path().join("tonk-relay.toml");
     fs::write(&config, text + &extra).expect("is written");

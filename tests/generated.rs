@@ -19,7 +19,8 @@ fn compare(path: &str, made: &[u8]) {
     let there = fs::read(&file).unwrap_or_default();
     assert!(
         there == made,
-        "{path} is not what the program says by now: TONK_RELAY_WRITE=1 cargo test --test generated writes it"
+        "{path} is not what the program says by now: TONK_RELAY_WRITE=1 cargo test --test \
+         generated writes it"
     );
 }
 
@@ -219,8 +220,9 @@ fn manual_of_the_program() {
             ("", "`tonk-relay.toml`(5), `systemctl`(1), `journalctl`(1)"),
             (
                 "",
-                "In /usr/share/doc/tonk-relay: operation.md, app.md, storage.md, monitoring.md, troubleshooting.md, \
-                 runbooks.md, security.md, protocol.md, costs.md, glossary.md, from-typescript.md.",
+                "In /usr/share/doc/tonk-relay: operation.md, app.md, storage.md, monitoring.md, \
+                 troubleshooting.md, runbooks.md, security.md, protocol.md, costs.md, glossary.md, \
+                 from-typescript.md.",
             ),
         ],
     );
@@ -233,19 +235,22 @@ const DATE: &str = "2026-11-27";
 const DESCRIPTION: &[(&str, &str)] = &[
     (
         "",
-        "`tonk-relay` is a sync server for clients of automerge-repo and Tonk. They connect over WebSocket (automerge-repo \
-         protocol version 1) and share automerge documents through it. The relay stores the documents, serves one `.tonk` \
-         bundle, stores uploaded bundles, and exports Prometheus metrics.",
+        "`tonk-relay` is a sync server for clients of automerge-repo and Tonk. They connect over \
+         WebSocket (automerge-repo protocol version 1) and share automerge documents through it. \
+         The relay stores the documents, serves one `.tonk` bundle, stores uploaded bundles, and \
+         exports Prometheus metrics.",
     ),
     (
         "",
-        "Without a command it runs in the foreground, for `systemd`(1). Commands about stored documents do the same whether \
-         or not the relay runs: they ask the running relay over its admin socket, as root or a member of the group \
-         tonk-relay, or else work as the owner of the storage folder.",
+        "Without a command it runs in the foreground, for `systemd`(1). Commands about stored \
+         documents do the same whether or not the relay runs: they ask the running relay over its \
+         admin socket, as root or a member of the group tonk-relay, or else work as the owner of \
+         the storage folder.",
     ),
     (
         "",
-        "The form with PORT and BUNDLE is that of Tonk's TypeScript relay. It is open to everybody who reaches the port.",
+        "The form with PORT and BUNDLE is that of Tonk's TypeScript relay. It is open to everybody \
+         who reaches the port.",
     ),
 ];
 
@@ -253,10 +258,10 @@ const EXIT_STATUS: &[(&str, &str)] = &[
     ("0", "Success. After a SIGTERM: every document was made durable."),
     (
         "1",
-        "The command failed, or could not do everything; standard error says why. `status`: the relay is not ready, or does \
-         not run. `fsck`: all damage was repaired. After a SIGTERM: not everything was durable within drain_timeout. \
-         `client`: also if not everything that was typed was saved, or a line of input that is not a terminal changed \
-         nothing.",
+        "The command failed, or could not do everything; standard error says why. `status`: the \
+         relay is not ready, or does not run. `fsck`: all damage was repaired. After a SIGTERM: \
+         not everything was durable within drain_timeout. `client`: also if not everything that \
+         was typed was saved, or a line of input that is not a terminal changed nothing.",
     ),
     ("2", "The arguments are wrong."),
     (
@@ -266,27 +271,30 @@ const EXIT_STATUS: &[(&str, &str)] = &[
     ("8", "`fsck`: the check could not be made, or not to its end."),
     (
         "78",
-        "The config is wrong. Standard error names every fault. The systemd unit does not restart the relay after this.",
+        "The config is wrong. Standard error names every fault. The systemd unit does not restart \
+         the relay after this.",
     ),
 ];
 
 const SIGNALS: &[(&str, &str)] = &[
     (
         "SIGTERM, SIGINT",
-        "Shut down gracefully: accept nothing new, close the connections with 1012, make every document durable, and exit \
-         within drain_timeout. The same signal again, at least a second later, ends the relay at once.",
+        "Shut down gracefully: accept nothing new, close the connections with 1012, make every \
+         document durable, and exit within drain_timeout. The same signal again, at least a second \
+         later, ends the relay at once.",
     ),
     (
         "SIGHUP",
-        "Reload the config, as `tonk-relay reload` does. The log and `systemctl status` say whether it was applied.",
+        "Reload the config, as `tonk-relay reload` does. The log and `systemctl status` say \
+         whether it was applied.",
     ),
 ];
 
 const ENVIRONMENT: &[(&str, &str)] = &[
     (
         "HOST, S3_BUCKET_NAME, AWS_REGION, RUST_LOG",
-        "In the form with PORT and BUNDLE only: the address to listen on, the S3 bucket for uploaded bundles and its region, \
-         and the log level.",
+        "In the form with PORT and BUNDLE only: the address to listen on, the S3 bucket for \
+         uploaded bundles and its region, and the log level.",
     ),
     (
         "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_PROFILE and others of AWS",
@@ -294,16 +302,18 @@ const ENVIRONMENT: &[(&str, &str)] = &[
     ),
     (
         "AWS_REQUEST_CHECKSUM_CALCULATION, AWS_RESPONSE_CHECKSUM_VALIDATION",
-        "Whether requests to S3 carry checksums, and whether those of answers are checked; `when_required` if not set.",
+        "Whether requests to S3 carry checksums, and whether those of answers are checked; \
+         `when_required` if not set.",
     ),
     (
         "CREDENTIALS_DIRECTORY",
-        "Set by systemd for `LoadCredential=`. The credentials `tokens`, `jwt-keys` and `aws-credentials` replace the files \
-         that the config names.",
+        "Set by systemd for `LoadCredential=`. The credentials `tokens`, `jwt-keys` and \
+         `aws-credentials` replace the files that the config names.",
     ),
     (
         "NOTIFY_SOCKET, WATCHDOG_USEC, LISTEN_FDS, JOURNAL_STREAM",
-        "Set by systemd: readiness, the watchdog, socket activation, and whether to log to the journal.",
+        "Set by systemd: readiness, the watchdog, socket activation, and whether to log to the \
+         journal.",
     ),
 ];
 
@@ -315,14 +325,15 @@ const FILES: &[(&str, &str)] = &[
     ),
     (
         "/var/lib/tonk-relay/documents",
-        "The documents, in the layout of automerge-repo's nodefs adapter, with the relay's own files next to them; \
-         storage.md lists these.",
+        "The documents, in the layout of automerge-repo's nodefs adapter, with the relay's own \
+         files next to them; storage.md lists these.",
     ),
     ("/var/lib/tonk-relay/bundles", "Uploaded bundles."),
     ("/run/tonk-relay/admin.sock", "The admin socket, for root and the group tonk-relay."),
     (
         "/usr/share/tonk-relay",
-        "Dashboards for Grafana, rules for Prometheus, examples for nginx and Caddy, and a deploy hook for certbot.",
+        "Dashboards for Grafana, rules for Prometheus, examples for nginx and Caddy, and a deploy \
+         hook for certbot.",
     ),
     (
         "/usr/share/doc/tonk-relay/examples",
@@ -334,10 +345,13 @@ const FILES: &[(&str, &str)] = &[
 const EXAMPLES: &[(&str, &str)] = &[
     (
         "A first look",
-        "tonk-relay demo                                         # prints what to open in a browser\n\
-         tonk-relay client new                                   # a document in the terminal; help says what to type\n\
+        "tonk-relay demo                                         # prints what to open in a \
+         browser\n\
+         tonk-relay client new                                   # a document in the terminal; \
+         help says what to type\n\
          tonk-relay client open 3xybM3xYKhVUmxiaepeYcZaQkoCL     # the list that the demo shows\n\
-         echo 'title = Groceries' | tonk-relay client new --url wss://sync.example.org --token-file phone.token",
+         echo 'title = Groceries' | tonk-relay client new --url wss://sync.example.org \
+         --token-file phone.token",
     ),
     (
         "First set-up",
@@ -351,7 +365,8 @@ const EXAMPLES: &[(&str, &str)] = &[
     ),
     (
         "Daily work",
-        "tonk-relay --check-config && tonk-relay reload          # after a change of the config or the tokens\n\
+        "tonk-relay --check-config && tonk-relay reload          # after a change of the config or \
+         the tokens\n\
          tonk-relay token list                                   # which tokens are in use\n\
          tonk-relay token remove phone && tonk-relay reload      # its sessions end\n\
          tonk-relay backup /var/backups/tonk-relay\n\
@@ -363,17 +378,20 @@ const EXAMPLES: &[(&str, &str)] = &[
         "tonk-relay status                                       # ready? what is wrong?\n\
          journalctl -u tonk-relay --since -1h -p warning\n\
          tonk-relay top --once                                   # what costs most\n\
-         tonk-relay doc 3vYSepnTEEeveV7o2zeHfciMfz49 --follow    # who sends what, and why it is refused\n\
+         tonk-relay doc 3vYSepnTEEeveV7o2zeHfciMfz49 --follow    # who sends what, and why it is \
+         refused\n\
          tonk-relay doc block 3vYSepnTEEeveV7o2zeHfciMfz49 --reason \"grows without end\"\n\
          tonk-relay quarantine list\n\
-         systemctl stop tonk-relay && tonk-relay restore --replace /var/backups/tonk-relay && systemctl start tonk-relay",
+         systemctl stop tonk-relay && tonk-relay restore --replace /var/backups/tonk-relay && \
+         systemctl start tonk-relay",
     ),
 ];
 
 const SECURITY: &[(&str, &str)] = &[(
     "",
-    "Without an `auth.mode` the relay serves clients of its own machine only. Which pages need which scope, and the codes \
-     with which WebSockets are closed, are in /usr/share/doc/tonk-relay/protocol.md; what the relay promises, in \
+    "Without an `auth.mode` the relay serves clients of its own machine only. Which pages need \
+     which scope, and the codes with which WebSockets are closed, are in \
+     /usr/share/doc/tonk-relay/protocol.md; what the relay promises, in \
      /usr/share/doc/tonk-relay/security.md.",
 )];
 
@@ -429,14 +447,15 @@ fn manual_of_the_config() {
 const CONFIG: &[(&str, &str)] = &[
     (
         "",
-        "The config is a TOML file. A key that is missing has its default, which is shown here. An unknown key, a wrong type or \
-         a wrong value is an error that names file, line and key: `tonk-relay --check-config` prints all of them, and \
-         `tonk-relay --print-config` prints what is in effect.",
+        "The config is a TOML file. A key that is missing has its default, which is shown here. An \
+         unknown key, a wrong type or a wrong value is an error that names file, line and key: \
+         `tonk-relay --check-config` prints all of them, and `tonk-relay --print-config` prints \
+         what is in effect.",
     ),
     (
         "",
-        "`systemctl reload tonk-relay` applies a changed file, either all of it or nothing. A reload that changes a key that \
-         needs a restart is refused, and names the key.",
+        "`systemctl reload tonk-relay` applies a changed file, either all of it or nothing. A \
+         reload that changes a key that needs a restart is refused, and names the key.",
     ),
 ];
 
@@ -448,15 +467,15 @@ const VALUES: &[(&str, &str)] = &[
     ),
     (
         "Rates",
-        "\"20/s\", \"600/m\" or \"1000/h\", and \"20MiB/s\" for bytes, in quotes. All that a minute or an hour allows may be \
-         used at once, and twice what a second allows.",
+        "\"20/s\", \"600/m\" or \"1000/h\", and \"20MiB/s\" for bytes, in quotes. All that a \
+         minute or an hour allows may be used at once, and twice what a second allows.",
     ),
     ("Shares", "\"25%\", in quotes: of one core, or of the memory that the relay may use."),
     ("Numbers", "5000 or 5_000, without quotes."),
     (
         "Addresses",
-        "\"127.0.0.1:8081\" or \"[::1]:8081\", with a port; \"0.0.0.0:8081\" and \"[::]:8081\" are all addresses of the \
-         machine. In `admin.listen` also \"unix:/path/of/socket\".",
+        "\"127.0.0.1:8081\" or \"[::1]:8081\", with a port; \"0.0.0.0:8081\" and \"[::]:8081\" are \
+         all addresses of the machine. In `admin.listen` also \"unix:/path/of/socket\".",
     ),
     ("Files and folders", "absolute paths."),
 ];

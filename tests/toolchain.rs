@@ -1,6 +1,6 @@
-//! `rust-version` in Cargo.toml is the oldest toolchain that builds the relay: the one that CI builds
-//! and tests it with. No locked crate requires a newer one. Tests are built from the same artifacts
-//! as the relay.
+//! `rust-version` in Cargo.toml is the oldest toolchain that builds the relay: the one that CI
+//! builds and tests it with. No locked crate requires a newer one. Tests are built from the same
+//! artifacts as the relay.
 #![expect(clippy::expect_used, reason = "a failed expectation is a failed test")]
 
 use std::{collections::BTreeSet, process::Command};
@@ -32,8 +32,8 @@ fn this_rust_is_not_older_than_the_minimum_which_is_the_one_of_ci() {
         assert_eq!(
             parse(version),
             parse(FLOOR),
-            "rust-version = \"{FLOOR}\" in Cargo.toml is not the {version} of CI, and nothing shows \
-             that the relay builds with it; set it, and what README.md and tests/run say"
+            "rust-version = \"{FLOOR}\" in Cargo.toml is not the {version} of CI, and nothing \
+             shows that the relay builds with it; set it, and what README.md and tests/run say"
         );
     }
 }

@@ -21,11 +21,13 @@ use super::error::Problem;
 #[expect(missing_docs, reason = "the texts say it")]
 pub enum AdminError {
     #[error(
-        "{socket}: no relay is listening there ({source}); start it, or name its socket with --socket"
+        "{socket}: no relay is listening there ({source}); start it, or name its socket with \
+         --socket"
     )]
     NotRunning { socket: String, source: io::Error },
     #[error(
-        "{socket}: a relay is running, but its socket was deleted and nothing can connect; restart the relay"
+        "{socket}: a relay is running, but its socket was deleted and nothing can connect; restart \
+         the relay"
     )]
     Deleted { socket: String },
     #[error("{socket}: permission denied; run this as root, or as a member of the socket's group")]

@@ -49,7 +49,9 @@ async fn events(
 ) -> Result<Response, HandlerError> {
     let document: DocumentId = id.parse()?;
     let Some(following) = rooms.follow(document) else {
-        let text = "too many documents are being followed; stop one of the other `doc --follow` commands first".to_owned();
+        let text = "too many documents are being followed; stop one of the other `doc --follow` \
+                    commands first"
+            .to_owned();
         return Err(HandlerError(StatusCode::TOO_MANY_REQUESTS, text));
     };
     let lines = futures::stream::unfold(following, async |mut following| {

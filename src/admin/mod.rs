@@ -1,9 +1,10 @@
 //! The admin listener: metrics, health, and the requests of the commands.
 //!
-//! Every address of `[admin] listen` answers `GET /metrics`, `/livez` and `/readyz?verbose`, and `/`
-//! with a list of these; loopback addresses also answer `/status` ([`status`]). The Unix socket,
-//! which root and the service's group may connect to, also answers `POST /reload`, `/token-use`, and
-//! the requests of [`storage`] and [`live`]. [`client`] is the client that the commands use.
+//! Every address of `[admin] listen` answers `GET /metrics`, `/livez` and `/readyz?verbose`, and
+//! `/` with a list of these; loopback addresses also answer `/status` ([`status`]). The Unix
+//! socket, which root and the service's group may connect to, also answers `POST /reload`,
+//! `/token-use`, and the requests of [`storage`] and [`live`]. [`client`] is the client that the
+//! commands use.
 
 pub mod client;
 mod error;

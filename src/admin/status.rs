@@ -28,8 +28,9 @@ const PAGE: &str = include_str!("status.html");
 /// Characters of a document id that the page shows.
 const SHOWN_ID_CHARS: usize = 8;
 /// The page may run its own script, and send requests to this address.
-const POLICY: &str = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; \
-                      img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+const POLICY: &str = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; \
+                      connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; \
+                      frame-ancestors 'none'";
 
 /// The state of the relay.
 #[derive(Debug, Serialize, Deserialize)]
@@ -101,7 +102,8 @@ pub async fn full_status(State(app): State<App>) -> Response {
 /// shown.
 pub async fn masked_status(State(app): State<App>, headers: HeaderMap) -> Response {
     if !is_requested_by_address(&headers) {
-        let text = "request this page by IP address or as localhost; other host names are refused, because any web site can choose them\n";
+        let text = "request this page by IP address or as localhost; other host names are refused, \
+                    because any web site can choose them\n";
         return (StatusCode::FORBIDDEN, text).into_response();
     }
     let accept = headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok());

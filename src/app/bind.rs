@@ -168,7 +168,8 @@ impl Listeners {
                 Ok(listener) => public.push(listener),
                 // The default names both loopback addresses, and a machine may have no IPv6.
                 Err(error) if is_default && address.is_ipv6() && !is_taken(&error) => {
-                    warn!(%address, "cannot listen on this address, and continuing without it: {error}");
+                    warn!(%address, "cannot listen on this address, and continuing without it: \
+                                     {error}");
                 }
                 Err(source) => return Err(AppError::Listen { file: file(), address, source }),
             }

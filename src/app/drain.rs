@@ -174,12 +174,13 @@ impl Parts {
             }
             Ok(Err(error)) => {
                 warn!(
-                    "cannot move all chunks from the journal into the folders; the journal keeps the rest: {error}"
+                    "cannot move all chunks from the journal into the folders; the journal keeps \
+                     the rest: {error}"
                 );
             }
             Err(_) => warn!(
-                "no time was left to move all chunks from the journal into the folders; the journal keeps the rest, \
-                 and `tonk-relay checkpoint` moves it"
+                "no time was left to move all chunks from the journal into the folders; the \
+                 journal keeps the rest, and `tonk-relay checkpoint` moves it"
             ),
         }
         self.enter(Step::Requests);

@@ -16,8 +16,8 @@ pub enum AppError {
     #[error("cannot use the sockets that systemd passed: {0}")]
     Inherited(std::io::Error),
     #[error(
-        "tonk-relay.socket: {address} is not a loopback address; set auth.mode in {}, such as \"token\", or \
-         \"open\" to admit everybody",
+        "tonk-relay.socket: {address} is not a loopback address; set auth.mode in {}, such as \
+         \"token\", or \"open\" to admit everybody",
         location(file)
     )]
     OpenSocket { file: Option<PathBuf>, address: SocketAddr },
@@ -26,8 +26,9 @@ pub enum AppError {
     #[error("{}: storage.path: {source}", location(file))]
     Storage { file: Option<PathBuf>, source: StorageError },
     #[error(
-        "{}: storage.path: {}: `tonk-relay restore --replace {}` was not finished. Run it again. To go back \
-         instead, move everything in {name} one folder up, replacing what is there, and delete .replacing",
+        "{}: storage.path: {}: `tonk-relay restore --replace {}` was not finished. Run it again. \
+         To go back instead, move everything in {name} one folder up, replacing what is there, and \
+         delete .replacing",
         location(file), path.display(), backup.display()
     )]
     Replacing { file: Option<PathBuf>, path: PathBuf, backup: PathBuf, name: String },

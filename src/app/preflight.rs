@@ -172,7 +172,8 @@ mod tests {
         let at = |name: &str| folder.path().join(name);
         fs::write(at("file"), "no ZIP").expect("written");
         let text = format!(
-            "[bundle]\npath = {:?}\nwasm = {:?}\n[storage]\npath = {:?}\n[bundles]\npath = {:?}\n[admin]\nlisten = [\"unix:{}\"]\n",
+            "[bundle]\npath = {:?}\nwasm = {:?}\n[storage]\npath = {:?}\n[bundles]\npath = {:?}\n\
+             [admin]\nlisten = [\"unix:{}\"]\n",
             at("file"),
             at("missing"),
             at("file").join("below"),

@@ -123,7 +123,8 @@ impl Reloader {
                 self.metrics.reloads.with_label_values(&["applied"]).inc();
             }
             Err(refused) => {
-                error!(reason = %refused, "config not reloaded; the previous config stays in effect");
+                error!(reason = %refused, "config not reloaded; the previous config stays in \
+                                           effect");
                 self.health.set_degraded("reload", Some(refused.to_string()));
                 self.metrics.reloads.with_label_values(&["refused"]).inc();
             }
@@ -223,8 +224,8 @@ impl Reloader {
             } else {
                 warn!(
                     file = %file.display(),
-                    "the config file has changed and is not in effect; run `tonk-relay --check-config`, then \
-                     `tonk-relay reload`"
+                    "the config file has changed and is not in effect; run `tonk-relay \
+                     --check-config`, then `tonk-relay reload`"
                 );
             }
         }

@@ -1,5 +1,5 @@
-//! Shows operators the limits of the config, as metrics, its warnings, in the log, and the health of
-//! the relay, as the line for `systemctl status`.
+//! Shows operators the limits of the config, as metrics, its warnings, in the log, and the health
+//! of the relay, as the line for `systemctl status`.
 
 use tracing::warn;
 

@@ -19,8 +19,9 @@ use crate::config::load::Fault;
 /// The unit in the packages.
 const UNIT: &str = "tonk-relay.service";
 /// Its properties that matter here (systemd.exec(5)). They include drop-ins.
-const PROPERTIES: &str = "LoadState,User,Group,SupplementaryGroups,ProtectHome,ProtectSystem,PrivateTmp,ReadWritePaths,\
-                          ReadOnlyPaths,InaccessiblePaths,BindPaths,BindReadOnlyPaths,StateDirectory,RuntimeDirectory";
+const PROPERTIES: &str = "LoadState,User,Group,SupplementaryGroups,ProtectHome,ProtectSystem,\
+                          PrivateTmp,ReadWritePaths,ReadOnlyPaths,InaccessiblePaths,BindPaths,\
+                          BindReadOnlyPaths,StateDirectory,RuntimeDirectory";
 
 /// The user, groups and sandbox of the service.
 #[derive(Debug)]
@@ -118,9 +119,8 @@ impl Service {
     pub fn hidden(&self, path: &Path) -> Option<String> {
         let setting = self.sandbox.hides(&resolve_links(path))?;
         Some(format!(
-            "{}: {UNIT} hides it from the user {} ({setting}); move it, for example to /srv or /var/lib/tonk-relay, \
-             and \
-             change the path here",
+            "{}: {UNIT} hides it from the user {} ({setting}); move it, for example to /srv or \
+             /var/lib/tonk-relay, and change the path here",
             path.display(),
             self.user
         ))
@@ -131,8 +131,8 @@ impl Service {
         let real = resolve_links(path);
         let setting = self.sandbox.denies(&real)?;
         Some(format!(
-            "{}: {UNIT} makes it read-only for the user {} ({setting}); run `systemctl edit tonk-relay`, and add the \
-             lines [Service] and ReadWritePaths={}",
+            "{}: {UNIT} makes it read-only for the user {} ({setting}); run `systemctl edit \
+             tonk-relay`, and add the lines [Service] and ReadWritePaths={}",
             path.display(),
             self.user,
             real.display()

@@ -246,7 +246,8 @@ fn listen_admin(
 fn announce(config: &Config, app: &App) {
     if config.auth.mode != AuthMode::Unset && config.auth.lets_all_write() {
         warn!(
-            "the relay is open: everybody who can reach this port can read and write every document whose id they know"
+            "the relay is open: everybody who can reach this port can read and write every \
+             document whose id they know"
         );
     }
     show_sign_in(config, &app.health);
@@ -291,8 +292,8 @@ fn warn_of_few_files(config: &Config) {
         warn!(
             open_files = limit.unwrap_or_default(),
             needed,
-            "limits.connections needs more open files than this process may have; raise LimitNOFILE, or lower \
-             limits.connections"
+            "limits.connections needs more open files than this process may have; raise \
+             LimitNOFILE, or lower limits.connections"
         );
     }
 }

@@ -20,7 +20,8 @@ use crate::{
 
 /// The prefix of every token, by which scanners for leaked secrets recognise one.
 const PREFIX: &str = "tonk_";
-const HEADER: &str = "# Tokens of tonk-relay, hashed. `tonk-relay token add` and `remove` write this file;\n\
+const HEADER: &str = "# Tokens of tonk-relay, hashed. `tonk-relay token add` and `remove` write \
+                      this file;\n\
                       # `tonk-relay reload` puts it into effect.\n";
 /// The largest file of tokens, in bytes.
 const MAX_FILE: u64 = 16 << 20;
@@ -104,9 +105,15 @@ impl Tokens {
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the texts say it")]
 pub enum TokensError {
-    #[error("{}: {source}; `tonk-relay token add NAME --scope sync:write` creates it", path.display())]
+    #[error(
+        "{}: {source}; `tonk-relay token add NAME --scope sync:write` creates it",
+        path.display()
+    )]
     Missing { path: PathBuf, source: io::Error },
-    #[error("{}: {source}; it must belong to root and the group tonk-relay, with mode 0640", path.display())]
+    #[error(
+        "{}: {source}; it must belong to root and the group tonk-relay, with mode 0640",
+        path.display()
+    )]
     Denied { path: PathBuf, source: io::Error },
     #[error("{}: {source}", path.display())]
     Io { path: PathBuf, source: io::Error },
@@ -238,7 +245,8 @@ mod tests {
         let token = |extra: &str| {
             let hash = "0".repeat(64);
             format!(
-                "[[token]]\nname = \"a\"\nsha256 = \"{hash}\"\nscopes = []\ncreated = \"2026-01-01T00:00:00Z\"\n{extra}"
+                "[[token]]\nname = \"a\"\nsha256 = \"{hash}\"\nscopes = []\n\
+                 created = \"2026-01-01T00:00:00Z\"\n{extra}"
             )
         };
         assert!(problem("[[token]]\nname = 1\n").contains("line 2"));

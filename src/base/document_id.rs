@@ -17,7 +17,8 @@ pub struct DocumentId([u8; 16]);
 /// A text that is not a document id.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{text:?} is not a document id; expected base58check of 16 bytes, such as 2XehcERzGALTcjP7C7VxwFJdWoEW"
+    "{text:?} is not a document id; expected base58check of 16 bytes, such as \
+     2XehcERzGALTcjP7C7VxwFJdWoEW"
 )]
 pub struct BadDocumentId {
     text: String,

@@ -312,7 +312,8 @@ pub fn check_case_sensitive(folder: &Path) -> io::Result<()> {
     let other = folder.stat(NAMES.1);
     folder.remove(NAMES.0)?;
     if other?.is_some() {
-        let problem = "the file system does not distinguish upper and lower case in names, which document ids need; choose a folder on another file system";
+        let problem = "the file system does not distinguish upper and lower case in names, which \
+                       document ids need; choose a folder on another file system";
         return Err(io::Error::new(io::ErrorKind::Unsupported, problem));
     }
     Ok(())

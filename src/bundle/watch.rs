@@ -311,7 +311,8 @@ fn warn_of_other_servers(network_uris: &[String], public_url: &str) {
         warn!(
             network_uris = network_uris.join(" "),
             public_url,
-            "the served bundle sends clients to other servers: none of its networkUris is http.public_url"
+            "the served bundle sends clients to other servers: none of its networkUris is \
+             http.public_url"
         );
     }
 }

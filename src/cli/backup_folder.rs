@@ -111,7 +111,8 @@ impl BackupIndex {
         let Format { format } = serde_json::from_slice(&text).map_err(|e| path_error(&path, e))?;
         if format > FORMAT {
             let problem = format!(
-                "is a backup of format {format}, and this tonk-relay knows {FORMAT}; use the version that made it, or a newer one"
+                "is a backup of format {format}, and this tonk-relay knows {FORMAT}; use the \
+                 version that made it, or a newer one"
             );
             return Err(path_error(folder, problem));
         }

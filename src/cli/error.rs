@@ -31,7 +31,8 @@ pub(super) enum CliError {
     #[error("the check is incomplete: {0}")]
     NotChecked(String),
     #[error(
-        "{0}; `tonk-relay fsck --repair`, or the next start of the relay, moves the journal into quarantine"
+        "{0}; `tonk-relay fsck --repair`, or the next start of the relay, moves the journal into \
+         quarantine"
     )]
     BrokenJournal(StorageError),
     #[error("cannot list the documents: {0}")]

@@ -81,7 +81,8 @@ fn refuse_unfit_folder(arguments: &ImportArguments) -> Result<(), CliError> {
     match count_rows(folder) {
         Ok(0) => Ok(()),
         Ok(_) | Err(StorageError::InUse(_)) => {
-            let problem = "has a journal with changes that are not in the folders; stop that relay and run its `tonk-relay checkpoint` first";
+            let problem = "has a journal with changes that are not in the folders; stop that relay \
+                           and run its `tonk-relay checkpoint` first";
             Err(path_error(folder, problem))
         }
         Err(error) => Err(error.into()),

@@ -102,8 +102,8 @@ impl MergeReport {
         }
         let would = if self.dry_run { "dry run, nothing is changed: " } else { "" };
         text.push_str(&format!(
-            "{would}{} documents: {} new, {} with new changes, {} already stored, {} deleted here, {} refused; {} \
-             bundles, {} tombstones; the storage id is {}\n",
+            "{would}{} documents: {} new, {} with new changes, {} already stored, {} deleted here, \
+             {} refused; {} bundles, {} tombstones; the storage id is {}\n",
             self.documents,
             self.new,
             self.newer,

@@ -1,7 +1,7 @@
 //! The command line: its arguments, and which file does what they ask for.
 //!
-//! Every command has a file of its name. `backup`, `client`, `doc` and `ping` are folders. Commands reach a
-//! relay, or the stored data when no relay runs, through `relay`.
+//! Every command has a file of its name. `backup`, `client`, `doc` and `ping` are folders. Commands
+//! reach a relay, or the stored data when no relay runs, through `relay`.
 
 #![allow(clippy::disallowed_methods, reason = "commands may block")]
 

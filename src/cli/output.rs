@@ -32,8 +32,8 @@ pub(super) fn show(json: bool, answer: &impl Serialize, text: impl FnOnce() -> S
     });
 }
 
-/// Prints a list, as JSON or as a line for each entry. That it is empty goes to stderr as `empty`, so
-/// that a script that counts lines counts none.
+/// Prints a list, as JSON or as a line for each entry. That it is empty goes to stderr as `empty`,
+/// so that a script that counts lines counts none.
 pub(super) fn show_list<T: Serialize>(
     json: bool,
     entries: &[T],

@@ -92,7 +92,8 @@ impl RelayArguments {
             return Err(fault);
         }
         eprintln!(
-            "the config file has a fault; the relay keeps running with its previous config:\n{fault}"
+            "the config file has a fault; the relay keeps running with its previous config:\n\
+             {fault}"
         );
         Ok(relay)
     }

@@ -51,7 +51,8 @@ pub(super) fn run(arguments: &RestoreArguments) -> Result<(), CliError> {
     let (backup, sha256) = BackupIndex::read_with_hash(folder)?
         .ok_or_else(|| path_error(folder, "is not a backup"))?;
     if !backup.is_complete && !arguments.unfinished {
-        let problem = "is an incomplete backup that may lack documents; finish it, or restore what it has with --unfinished";
+        let problem = "is an incomplete backup that may lack documents; finish it, or restore what \
+                       it has with --unfinished";
         return Err(path_error(folder, problem));
     }
     let tombstones = read_tombstones(folder)?;
@@ -78,8 +79,9 @@ pub(super) fn run(arguments: &RestoreArguments) -> Result<(), CliError> {
     // A tombstone that was refused counts as well.
     if arguments.replace && report.has_refusals() {
         eprintln!(
-            "the restore is incomplete, so the relay will not start. Correct the problems named above and run this \
-             again, or delete the file .replacing in the storage folder to continue without the rest"
+            "the restore is incomplete, so the relay will not start. Correct the problems named \
+             above and run this again, or delete the file .replacing in the storage folder to \
+             continue without the rest"
         );
     } else if arguments.replace {
         let () = relay.request(Method::POST, "/restored")?;

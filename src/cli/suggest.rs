@@ -1,7 +1,8 @@
 //! Suggests the right name for a mistyped command.
 //!
-//! clap does that only where a command has no arguments of its own. `tonk-relay statsu` would be the
-//! form `tonk-relay PORT BUNDLE` with a wrong port, and `tonk-relay doc blcok` a wrong document id.
+//! clap does that only where a command has no arguments of its own. `tonk-relay statsu` would be
+//! the form `tonk-relay PORT BUNDLE` with a wrong port, and `tonk-relay doc blcok` a wrong document
+//! id.
 
 use clap::{
     Command,

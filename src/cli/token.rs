@@ -103,7 +103,8 @@ pub(super) fn run(arguments: TokenArguments) -> Result<(), CliError> {
             }
             if expires.is_some_and(|lives| lives > tokens::MAX_LIFETIME) {
                 return Err(CliError::Problem(
-                    "--expires: at most 100 years; leave --expires out for a token that does not expire"
+                    "--expires: at most 100 years; leave --expires out for a token that does not \
+                     expire"
                         .to_owned(),
                 ));
             }
@@ -113,7 +114,8 @@ pub(super) fn run(arguments: TokenArguments) -> Result<(), CliError> {
             tokens::write(file, all, documents)?;
             print(&format!("{secret}\n"));
             eprintln!(
-                "stored in {}; it takes effect after `tonk-relay reload`. The token is not shown again.",
+                "stored in {}; it takes effect after `tonk-relay reload`. The token is not shown \
+                 again.",
                 file.display()
             );
         }

@@ -188,8 +188,8 @@ fn check_bundle_store(faults: &mut Faults<'_>) {
     if endpoint.contains('@') {
         faults.add(
             "bundles.endpoint_url",
-            "has access keys in it; expected a URL without them: they come from the usual places of AWS, or the \
-             systemd credential aws-credentials",
+            "has access keys in it; expected a URL without them: they come from the usual places \
+             of AWS, or the systemd credential aws-credentials",
         );
     }
 }
@@ -304,7 +304,8 @@ mod tests {
     #[test]
     fn every_fault_of_the_values_is_reported() {
         let text = "[http]\nlisten = []\npublic_url = \"example.org\"\n\
-                    [bundle]\npath = \"app.tonk\"\n[limits]\nconnections = 0\n[log]\nlevel = \"x=loud\"\n";
+                    [bundle]\npath = \"app.tonk\"\n[limits]\nconnections = 0\n[log]\n\
+                    level = \"x=loud\"\n";
         let faults = texts(&check(&loaded(text)));
         let keys: Vec<&str> = faults.iter().filter_map(|fault| fault.split(": ").nth(1)).collect();
         assert_eq!(
@@ -348,14 +349,16 @@ mod tests {
     fn listeners_must_not_conflict() {
         has_fault(
             "[admin]\nlisten = [\"127.0.0.1:8081\"]\n",
-            "admin.listen: 127.0.0.1:8081 conflicts with 127.0.0.1:8081 of http.listen; expected another port",
+            "admin.listen: 127.0.0.1:8081 conflicts with 127.0.0.1:8081 of http.listen; expected \
+             another port",
         );
         has_fault("[admin]\nlisten = [\"0.0.0.0:8081\"]\n", "conflicts with 127.0.0.1:8081");
         has_fault(
             "[http]\nlisten = [\"127.0.0.1:1\", \"127.0.0.1:1\"]\n",
             "http.listen: 127.0.0.1:1 conflicts",
         );
-        let fine = "[http]\nlisten = [\"127.0.0.1:0\"]\n[admin]\nlisten = [\"127.0.0.1:0\", \"[::1]:8081\"]\n";
+        let fine = "[http]\nlisten = [\"127.0.0.1:0\"]\n[admin]\n\
+                    listen = [\"127.0.0.1:0\", \"[::1]:8081\"]\n";
         assert_eq!(check(&loaded(fine)), []);
     }
 

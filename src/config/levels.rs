@@ -5,8 +5,8 @@ use tracing_subscriber::filter::{LevelFilter, Targets};
 /// A text that is not a log level.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "log.level: {0}; expected off, error, warn, info, debug or trace, such as \"info\", and levels of modules, such \
-     as \"info,tonk_relay::sync=debug\""
+    "log.level: {0}; expected off, error, warn, info, debug or trace, such as \"info\", and levels \
+     of modules, such as \"info,tonk_relay::sync=debug\""
 )]
 pub struct BadLevel(String);
 

@@ -299,16 +299,22 @@ mod tests {
     fn every_fault_is_reported_with_its_line_and_key() {
         assert_eq!(
             faults(
-                "drain_timeout = 5\n[http]\nlisen = 1\nmetrics = \"yes\"\n[sync]\nmax_message = \"big\"\n[bundle]\npath = 7\n[nope]\na = 1\n"
+                "drain_timeout = 5\n[http]\nlisen = 1\nmetrics = \"yes\"\n[sync]\n\
+                 max_message = \"big\"\n[bundle]\npath = 7\n[nope]\na = 1\n"
             ),
             [
                 "x.toml:1: drain_timeout: 5 is an integer; expected a string, such as \"30s\"",
-                "x.toml:3: http.lisen: unknown key; expected one of [http]: listen, public_url, trusted_proxies, proxy_protocol, allowed_origins, metrics, header_timeout, body_idle_timeout, body_min_rate, response_idle_timeout",
+                "x.toml:3: http.lisen: unknown key; expected one of [http]: listen, public_url, \
+                 trusted_proxies, proxy_protocol, allowed_origins, metrics, header_timeout, \
+                 body_idle_timeout, body_min_rate, response_idle_timeout",
                 "x.toml:4: http.metrics: \"yes\" is a string; expected true or false",
-                "x.toml:6: sync.max_message: \"big\" is not a size above zero with a unit; expected one such as \
-                 \"8MiB\" or \"100MB\"",
-                "x.toml:8: bundle.path: 7 is an integer; expected a string, such as \"/srv/app.tonk\"",
-                "x.toml:10: nope.a: unknown section [nope]; expected one of [http], [tls], [admin], [bundle], [bundles], [storage], [sync], [auth], [limits], [reload], [log]",
+                "x.toml:6: sync.max_message: \"big\" is not a size above zero with a unit; \
+                 expected one such as \"8MiB\" or \"100MB\"",
+                "x.toml:8: bundle.path: 7 is an integer; expected a string, such as \
+                 \"/srv/app.tonk\"",
+                "x.toml:10: nope.a: unknown section [nope]; expected one of [http], [tls], \
+                 [admin], [bundle], [bundles], [storage], [sync], [auth], [limits], [reload], \
+                 [log]",
             ]
         );
     }
@@ -338,7 +344,8 @@ mod tests {
             ),
             (
                 "[limits]\nconnections = -1\n",
-                "x.toml:2: limits.connections: -1 is negative; expected an integer of 0 or more, such as 15000",
+                "x.toml:2: limits.connections: -1 is negative; expected an integer of 0 or more, \
+                 such as 15000",
             ),
             (
                 "[limits]\nconnections = 1.5\n",
@@ -416,14 +423,19 @@ mod tests {
 
         #[test]
         fn a_refused_value_is_reported_with_its_key(
-            index in 0usize..64, value in prop_oneof!["[0-9]{1,5}", "\"[a-z0-9]{0,5}\"", "true", "\\[\\]", "\\{\\}"],
+            index in 0usize..64,
+            value in prop_oneof!["[0-9]{1,5}", "\"[a-z0-9]{0,5}\"", "true", "\\[\\]", "\\{\\}"],
         ) {
             let table = to_table(&Config::default());
             let keys = keys(&table);
             let key = &keys[index % keys.len()].0;
             match parse("x.toml", &format!("{key} = {value}\n")) {
                 Ok(_) => {}
-                Err(faults) => prop_assert!(faults.iter().all(|f| f.to_string().contains(key.as_str()) || f.to_string().contains("x.toml:1")), "{faults:?}"),
+                Err(faults) => {
+                    let faults: Vec<String> = faults.iter().map(ToString::to_string).collect();
+                    let is_named = |f: &String| f.contains(key.as_str()) || f.contains("x.toml:1");
+                    prop_assert!(faults.iter().all(is_named), "{faults:?}");
+                }
             }
         }
     }

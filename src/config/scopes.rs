@@ -27,8 +27,8 @@ pub enum Scope {
 #[expect(missing_docs, reason = "the texts say it")]
 pub enum BadScope {
     #[error(
-        "{0:?} is not a scope; expected sync:read, sync:write, one of these with :<document id>, upload, download \
-         or admin"
+        "{0:?} is not a scope; expected sync:read, sync:write, one of these with :<document id>, \
+         upload, download or admin"
     )]
     Unknown(String),
     #[error("{0}")]

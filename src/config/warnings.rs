@@ -20,8 +20,9 @@ pub fn warnings(loaded: &LoadedConfig) -> Vec<Fault> {
             warn(
                 "admin.listen",
                 format!(
-                    "{address} is reachable from other machines, which can read metrics and health there without a \
-                     token; expected the address of one interface, such as 127.0.0.1:{}",
+                    "{address} is reachable from other machines, which can read metrics and health \
+                     there without a token; expected the address of one interface, such as \
+                     127.0.0.1:{}",
                     address.port()
                 ),
             );

@@ -128,7 +128,8 @@ pub fn bind_unix(path: &Path) -> io::Result<UnixListener> {
     if let Some(folder) = path.parent() {
         std::fs::create_dir_all(folder).map_err(|error| {
             let problem = format!(
-                "the folder {} is not there, and cannot be created: {error}; create it for the relay's user",
+                "the folder {} is not there, and cannot be created: {error}; create it for the \
+                 relay's user",
                 folder.display()
             );
             io::Error::new(error.kind(), problem)
@@ -211,7 +212,8 @@ impl Connections {
             match read {
                 Ok(Ok(client)) => this.spawn_tcp(stream, router, client.unwrap_or(proxy)),
                 Ok(Err(error)) => {
-                    warn!(client = %proxy, "no valid PROXY protocol header (http.proxy_protocol): {error}");
+                    warn!(client = %proxy, "no valid PROXY protocol header (http.proxy_protocol): \
+                                            {error}");
                     stream.reset("no_proxy_header");
                 }
                 Err(_) => stream.reset("no_proxy_header"),

@@ -4,7 +4,8 @@
 //! |---|---|
 //! | accepting and serving connections | [`listener`], [`client_stream`], [`tls`] |
 //! | the client's address, if a proxy sends it first | [`proxy_protocol`] |
-//! | the handlers of requests | [`pages`], [`session`], [`bundles`], [`uploads`], [`assets`], `content` |
+//! | the handlers of requests | [`pages`], [`session`], [`assets`], `content` |
+//! | uploads and downloads of bundles | [`uploads`], [`bundles`] |
 //! | WebSocket upgrades, and why one is refused | `upgrade` |
 //! | the client of a request, its sign-in and its rights | [`client`], [`sign_in`], [`grant`] |
 //! | how a request fails | [`error`] |

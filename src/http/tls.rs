@@ -162,7 +162,8 @@ impl TlsKeeper {
         let prepared = self.prepare(config).await;
         let Err(error) = &prepared else { return prepared };
         info!(
-            "cannot use tls.cert and tls.key; they may be changing, so retrying for {SETTLE_TIMEOUT:?}: {error}"
+            "cannot use tls.cert and tls.key; they may be changing, so retrying for \
+             {SETTLE_TIMEOUT:?}: {error}"
         );
         let until = Instant::now() + SETTLE_TIMEOUT;
         loop {

@@ -179,7 +179,8 @@ impl Documents {
                 self.timed("put", self.store.put(&seed.key, seed.data.clone())).await
             {
                 // Stored before the first change instead, like the seed of a new document.
-                warn!(%document, "cannot store the served bundle's snapshot yet; retrying: {error}");
+                warn!(%document, "cannot store the served bundle's snapshot yet; retrying: \
+                                  {error}");
                 opened.unsaved_seed = Some(seed.clone());
             }
             opened.chunks.push((seed.key, seed.data.to_vec()));
@@ -210,8 +211,8 @@ impl Documents {
         }
         warn!(
             %document, chunks,
-            "stored chunks do not parse, or make the document unreadable; they were moved to quarantine, and the \
-             rest of the document is served: see `tonk-relay quarantine list`"
+            "stored chunks do not parse, or make the document unreadable; they were moved to \
+             quarantine, and the rest of the document is served: see `tonk-relay quarantine list`"
         );
         Ok(())
     }
@@ -247,7 +248,8 @@ impl Documents {
                 let mut together = stored.clone();
                 together.push((snapshot_key(document, &[]), data.to_vec()));
                 if let Err(limit) = max.check_chunks(&together) {
-                    error!(%document, "not merging a document of an upload: it would be too large: {limit}");
+                    error!(%document, "not merging a document of an upload: it would be too large: \
+                                       {limit}");
                     return (Merged::TooLarge, None);
                 }
             }
@@ -303,7 +305,8 @@ impl Documents {
         self.metrics.unrelated_snapshots.inc();
         error!(
             %document,
-            "the served bundle has a document with this id and another history; keeping the stored document"
+            "the served bundle has a document with this id and another history; keeping the stored \
+             document"
         );
     }
 

@@ -145,7 +145,10 @@ impl Session {
         match self.outbound.push(frame) {
             Push::Queued => self.count_out(kind, size),
             Push::Overflow => {
-                warn!(peer = %self.peer_id, connection = %self.id, "closing a slow reader: its send queue is full");
+                warn!(
+                    peer = %self.peer_id, connection = %self.id,
+                    "closing a slow reader: its send queue is full"
+                );
             }
             Push::Dropped | Push::Closed => {}
         }
@@ -243,7 +246,10 @@ impl Session {
         if self.record.was_told_read_only.swap(true, Ordering::Relaxed) {
             return;
         }
-        warn!(peer = %self.peer_id, connection = %self.id, %document, "rejected changes from a read-only peer");
+        warn!(
+            peer = %self.peer_id, connection = %self.id, %document,
+            "rejected changes from a read-only peer"
+        );
         self.send_error(&format!("changes of {document} were rejected: you may only read it"));
     }
 

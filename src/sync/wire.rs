@@ -1,8 +1,8 @@
 //! Messages of the automerge-repo network protocol, version 1, which are CBOR maps. No I/O.
 //!
 //! Source: automerge-repo 2.5, `packages/automerge-repo/src/network/messages.ts` and
-//! `packages/automerge-repo-network-websocket/src/messages.ts`. JavaScript peers encode with cbor-x,
-//! so numbers may be floats, byte strings may carry a typed-array tag, absent fields may be
+//! `packages/automerge-repo-network-websocket/src/messages.ts`. JavaScript peers encode with
+//! cbor-x, so numbers may be floats, byte strings may carry a typed-array tag, absent fields may be
 //! `undefined`, and lengths may be indefinite; all of that is read here.
 
 mod encode;

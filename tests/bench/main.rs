@@ -412,8 +412,9 @@ fn print_sizes(figures: &HashMap<&str, Figures>) {
         return;
     };
     println!(
-        "\nFor N users who each follow the same M documents of a few KiB, and each make an edit every ten \
-         seconds:\n{:>8} {:>10} {:>12} {:>16} {:>12}",
+        "\n\
+         For N users who each follow the same M documents of a few KiB, and each make an edit \
+         every ten seconds:\n{:>8} {:>10} {:>12} {:>16} {:>12}",
         "users", "documents", "memory, MiB", "CPU, % of a core", "open files"
     );
     for users in [100.0, 1_000.0, 10_000.0] {
@@ -425,6 +426,7 @@ fn print_sizes(figures: &HashMap<&str, Figures>) {
         }
     }
     println!(
-        "Disk: what the documents take as automerge saves them, at most twice that and 4 KiB for each chunk."
+        "Disk: what the documents take as automerge saves them, at most twice that and 4 KiB for \
+         each chunk."
     );
 }

@@ -22,7 +22,8 @@ pub(crate) const STRACE: [&str; 9] = [
     "-s",
     "100000000",
     "-e",
-    "trace=openat,write,writev,pwrite64,ftruncate,fallocate,fsync,fdatasync,rename,renameat,renameat2,unlink,unlinkat,\
+    "trace=openat,write,writev,pwrite64,ftruncate,fallocate,fsync,fdatasync,rename,renameat,\
+     renameat2,unlink,unlinkat,\
      mkdir,mkdirat,rmdir,link,linkat",
 ];
 

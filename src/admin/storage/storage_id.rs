@@ -48,7 +48,9 @@ async fn adopt(
     // Clients use it as a key in their own storage. Accept a UUID, or a word that is as harmless.
     let is_word = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
     if new.is_empty() || new.len() > 64 || !new.bytes().all(is_word) {
-        let text = "the storage id is not a UUID; expected one such as 6d7e0c5e-3f0c-4f6a-9d43-0f2a4c1b8e77".to_owned();
+        let text = "the storage id is not a UUID; expected one such as \
+                    6d7e0c5e-3f0c-4f6a-9d43-0f2a4c1b8e77"
+            .to_owned();
         return Err(HandlerError(StatusCode::UNPROCESSABLE_ENTITY, text));
     }
     info!(storage_id = new, "adopted the storage id of a backup");

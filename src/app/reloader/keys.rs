@@ -31,7 +31,10 @@ impl Reloader {
                 tokio::select! {
                     () = keys.changed() => {
                         if self.load_keys().await {
-                            info!(file = %file.display(), "auth.jwt_keys has changed; using the new keys");
+                            info!(
+                                file = %file.display(),
+                                "auth.jwt_keys has changed; using the new keys"
+                            );
                         }
                     }
                     changed = config.changed() => match changed {
@@ -64,7 +67,8 @@ impl Reloader {
             }
             Err(error) => {
                 error!(
-                    "cannot use the changed auth.jwt_keys; the previous keys stay in effect: {error}"
+                    "cannot use the changed auth.jwt_keys; the previous keys stay in effect: \
+                     {error}"
                 );
                 self.health.set_degraded("keys", Some(format!("auth.jwt_keys: {error}")));
                 false

@@ -116,8 +116,8 @@ impl S3Store {
         } else {
             warn!(
                 bucket = %self.bucket.name,
-                "the bundle store ignores conditional writes; if one bundle is uploaded twice at the same time, the \
-                 first of the two may not be kept as a former generation"
+                "the bundle store ignores conditional writes; if one bundle is uploaded twice at \
+                 the same time, the first of the two may not be kept as a former generation"
             );
         }
         let _ = self.honours_conditions.set(honours);

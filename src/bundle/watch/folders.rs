@@ -58,7 +58,8 @@ impl Shared {
         })
         .inspect_err(|error| {
             warn!(
-                "cannot watch files for changes; checking them every {POLL_INTERVAL:?} instead: {error}"
+                "cannot watch files for changes; checking them every {POLL_INTERVAL:?} instead: \
+                 {error}"
             );
         });
         Self { watcher: Mutex::new(watcher.ok()), listeners }

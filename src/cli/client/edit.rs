@@ -411,8 +411,8 @@ mod tests {
             [
                 "expected KEY = VALUE, KEY += VALUE or delete KEY; `help` says more",
                 "no value follows; an empty text is \"\"",
-                "the value is not valid JSON: EOF while parsing a list at line 1 column 2; quote a text that begins \
-                 with {, [ or \"",
+                "the value is not valid JSON: EOF while parsing a list at line 1 column 2; quote a \
+                 text that begins with {, [ or \"",
                 "title is not a map",
                 "title is not a list",
                 "new.list[3]: the list has 0 elements; KEY += VALUE appends one",

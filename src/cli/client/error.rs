@@ -21,8 +21,8 @@ pub(super) enum ClientError {
     #[error("{url} ended the connection during the handshake; is it an automerge-repo server?")]
     Ended { url: String },
     #[error(
-        "{url} does not have document {document}{says}, and nobody who is connected has it. Check the id and the URL; \
-         if the server asks for tokens, also check that yours may read it"
+        "{url} does not have document {document}{says}, and nobody who is connected has it. Check \
+         the id and the URL; if the server asks for tokens, also check that yours may read it"
     )]
     Unknown { url: String, document: DocumentId, says: String },
     #[error(transparent)]
@@ -30,8 +30,8 @@ pub(super) enum ClientError {
     #[error("{url} does not answer within {limit:?} whether it has document {document}; try again")]
     Search { url: String, document: DocumentId, limit: Duration },
     #[error(
-        "not saved: the server has not confirmed the last change within {0:?}; it may be busy, or refuse what this \
-         client changes"
+        "not saved: the server has not confirmed the last change within {0:?}; it may be busy, or \
+         refuse what this client changes"
     )]
     NotSaved(Duration),
     #[error("interrupted before the document was open")]

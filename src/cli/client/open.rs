@@ -163,7 +163,8 @@ async fn join(
                 DialerFailed::MaxRetriesReached => ClientError::Stopped,
             }),
             () = sleep_until(until.unwrap_or_else(Instant::now)), if until.is_some() => {
-                return Err(ClientError::Handshake { url: url.to_owned(), limit: HANDSHAKE_TIMEOUT });
+                let (url, limit) = (url.to_owned(), HANDSHAKE_TIMEOUT);
+                return Err(ClientError::Handshake { url, limit });
             }
         };
         match notice {

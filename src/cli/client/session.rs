@@ -272,7 +272,8 @@ impl Session {
         }
     }
 
-    /// Reports what the last event has changed: who is there, what is allowed, whether all is saved.
+    /// Reports what the last event has changed: who is there, what is allowed, whether all is
+    /// saved.
     fn report_status(&mut self) {
         let server = self.opened.dialer.connection_id();
         let has_answered = self.peer().is_some_and(|peer| peer.their_heads.is_some());

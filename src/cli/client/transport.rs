@@ -171,8 +171,8 @@ impl Tap {
         }
     }
 
-    /// Sends a notice about a message. Returns whether samod gets the message: after an `error` samod
-    /// would end the connection before the close code arrives.
+    /// Sends a notice about a message. Returns whether samod gets the message: after an `error`
+    /// samod would end the connection before the close code arrives.
     async fn inspect(&self, data: &[u8]) -> bool {
         let Ok(message) = Message::decode(data) else { return true };
         match message.body {

@@ -41,7 +41,8 @@ pub(super) fn run(
         serve_with(loaded, page::routes(), |addresses| print(&what_to_open(addresses, list)));
     result.map_err(|error| match error {
         CliError::App(AppError::Listen { address, source, .. }) => CliError::Problem(format!(
-            "cannot listen on {address}: {source}; if another relay runs there, `--listen 127.0.0.1:0` takes a free port"
+            "cannot listen on {address}: {source}; if another relay runs there, `--listen \
+             127.0.0.1:0` takes a free port"
         )),
         error => error,
     })
@@ -86,10 +87,10 @@ fn not_for_others(listen: SocketAddr) -> Fault {
         location: "demo".to_owned(),
         key: "--listen".to_owned(),
         problem: format!(
-            "{listen} can be reached by other machines, and the demo asks nobody for a token and has no TLS. For \
-             others, write a config with http.listen = [\"{listen}\"], an [auth] mode, and [tls] or a proxy in front, \
-             and start it with `tonk-relay --config FILE`; `man tonk-relay.toml` has two examples. For this machine \
-             alone: --listen 127.0.0.1:{}",
+            "{listen} can be reached by other machines, and the demo asks nobody for a token and \
+             has no TLS. For others, write a config with http.listen = [\"{listen}\"], an [auth] \
+             mode, and [tls] or a proxy in front, and start it with `tonk-relay --config FILE`; \
+             `man tonk-relay.toml` has two examples. For this machine alone: --listen 127.0.0.1:{}",
             listen.port()
         ),
     }

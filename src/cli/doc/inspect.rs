@@ -49,7 +49,8 @@ struct InspectReport {
 
 fn describe_stored(document: &Inspection) -> String {
     let mut text = format!(
-        "document     {}\nheads        {}\nchanges      {} by {} actors, the last {}\nstored       {} bytes in {} chunks\n",
+        "document     {}\nheads        {}\nchanges      {} by {} actors, the last {}\n\
+         stored       {} bytes in {} chunks\n",
         document.document,
         document.heads.join(" "),
         document.changes,

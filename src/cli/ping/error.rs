@@ -17,7 +17,8 @@ pub(in crate::cli) enum PingError {
     #[error("address: {host}: {source}")]
     Lookup { host: String, source: io::Error },
     #[error(
-        "address: {address} does not answer: {source}; is the relay or its proxy running, and the port open?"
+        "address: {address} does not answer: {source}; is the relay or its proxy running, and the \
+         port open?"
     )]
     Connect { address: SocketAddr, source: io::Error },
     #[error(
@@ -28,23 +29,23 @@ pub(in crate::cli) enum PingError {
     #[error("tls: {0}")]
     TlsSetup(String),
     #[error(
-        "tls: this machine trusts no certificate authority; install ca-certificates, or name a file with --ca-file"
+        "tls: this machine trusts no certificate authority; install ca-certificates, or name a \
+         file with --ca-file"
     )]
     NoRoots,
     #[error(
-        "upgrade: the server answered HTTP {0} instead of opening a WebSocket; a proxy in between must pass on \
-         `Upgrade` \
-         and `Connection`, and speak HTTP/1.1 to the relay"
+        "upgrade: the server answered HTTP {0} instead of opening a WebSocket; a proxy in between \
+         must pass on `Upgrade` and `Connection`, and speak HTTP/1.1 to the relay"
     )]
     Status(u16),
     #[error(
-        "upgrade: a proxy answered HTTP {0}, because it does not reach the relay; is the relay running, on the port \
-         that \
-         the proxy connects to?"
+        "upgrade: a proxy answered HTTP {0}, because it does not reach the relay; is the relay \
+         running, on the port that the proxy connects to?"
     )]
     NoRelay(u16),
     #[error(
-        "silence: {0}; a proxy's timeout for idle connections must be longer than twice sync.ping_interval"
+        "silence: {0}; a proxy's timeout for idle connections must be longer than twice \
+         sync.ping_interval"
     )]
     Cut(Box<PingError>),
     #[error("upgrade: {0}")]
@@ -56,7 +57,8 @@ pub(in crate::cli) enum PingError {
     #[error("{step}: refused: {reason}")]
     Refused { step: &'static str, reason: String },
     #[error(
-        "{step}: the connection ended without a close code; a proxy or a firewall in between may have cut it"
+        "{step}: the connection ended without a close code; a proxy or a firewall in between may \
+         have cut it"
     )]
     Ended { step: &'static str },
     #[error("{step}: no answer within {limit:?}")]
@@ -77,8 +79,9 @@ fn explain_tls(error: &io::Error) -> String {
     let inner = error.get_ref().and_then(|error| error.downcast_ref::<rustls::Error>());
     let Some(inner) = inner else { return error.to_string() };
     if is_untrusted(inner) {
-        return "the certificate is self-signed, or signed by an authority that this machine does not trust; name the \
-                certificate or its authority with --ca-file, or skip the check with --insecure"
+        return "the certificate is self-signed, or signed by an authority that this machine does \
+                not trust; name the certificate or its authority with --ca-file, or skip the check \
+                with --insecure"
             .to_owned();
     }
     let rustls::Error::InvalidCertificate(invalid) = inner else { return error.to_string() };

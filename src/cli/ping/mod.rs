@@ -40,8 +40,8 @@ pub(super) struct PingArguments {
     /// server's own
     #[arg(long, value_name = "FILE")]
     ca_file: Option<PathBuf>,
-    /// Accept any certificate, such as a self-signed one. The connection may be with anybody: use it
-    /// without a token, or with one that you then revoke
+    /// Accept any certificate, such as a self-signed one. The connection may be with anybody: use
+    /// it without a token, or with one that you then revoke
     #[arg(long, conflicts_with = "ca_file")]
     insecure: bool,
     /// The largest message to send from one client to the other
@@ -49,7 +49,10 @@ pub(super) struct PingArguments {
     largest: Size,
     /// How long to send nothing, to see whether a proxy or firewall cuts idle connections; 0s to
     /// skip this
-    #[arg(long, value_name = "DURATION", default_value = "15s", value_parser = humantime::parse_duration)]
+    #[arg(
+        long, value_name = "DURATION", default_value = "15s",
+        value_parser = humantime::parse_duration
+    )]
     silence: Duration,
     /// Print JSON, at the end
     #[arg(long)]

@@ -24,8 +24,8 @@ pub enum Refusal {
     #[error("are not encoded as automerge does it; a document with them could not be loaded again")]
     Unreadable,
     #[error(
-        "use the operation number {highest}, which is {} above the number of operations in the document; at most \
-         {MAX_LEAP} are allowed",
+        "use the operation number {highest}, which is {} above the number of operations in the \
+         document; at most {MAX_LEAP} are allowed",
         highest - operations
     )]
     Leap { highest: u64, operations: u64 },

@@ -38,7 +38,8 @@ impl Origin {
 #[expect(missing_docs, reason = "the texts say it")]
 pub enum NotUnpacked {
     #[error(
-        "unpacks to more than {limit} (sync.max_inflated): {operations} operations or more, at least {} MiB",
+        "unpacks to more than {limit} (sync.max_inflated): {operations} operations or more, at \
+         least {} MiB",
         bytes >> 20
     )]
     TooMuch { limit: Size, operations: u64, bytes: u64 },

@@ -60,7 +60,8 @@ pub fn assemble(document: DocumentId, stored: Vec<StoredChunk>, seed: Option<Byt
             Seeding::Newer(seed) => newer_seed = Some(seed),
             Seeding::Unrelated => is_seed_unrelated = true,
             Seeding::Refused(refusal) => {
-                error!(%document, "the served bundle's changes {refusal}; keeping the stored document");
+                error!(%document, "the served bundle's changes {refusal}; keeping the stored \
+                                   document");
                 if doc.is_damaged() {
                     doc = load::load(&chunks).doc;
                 }

@@ -208,8 +208,9 @@ fn check_format(root: &Path) -> Result<(), StorageError> {
         Ok(format) if format <= FORMAT => Ok(()),
         _ => {
             let reason = format!(
-                "the folder has format {}, and this tonk-relay supports {FORMAT}; run `tonk-relay checkpoint` of \
-                 the version that wrote it, and import its documents into a new folder",
+                "the folder has format {}, and this tonk-relay supports {FORMAT}; run `tonk-relay \
+                 checkpoint` of the version that wrote it, and import its documents into a new \
+                 folder",
                 text.trim()
             );
             Err(StorageError::Unsupported(Failure::new("open", root, reason)))

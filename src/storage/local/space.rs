@@ -78,14 +78,18 @@ impl Space {
         let is_low = free < min_free.0;
         let fault = is_low.then(|| {
             let (path, free) = (path.display(), Size(free));
-            format!("{path}: {free} free, which is less than storage.min_free ({min_free}); refusing new documents and uploads")
+            format!(
+                "{path}: {free} free, which is less than storage.min_free ({min_free}); \
+                     refusing new documents and uploads"
+            )
         });
         let has_changed =
             self.is_low.send_if_modified(|was| std::mem::replace(was, is_low) != is_low);
         match &fault {
             Some(fault) if has_changed => warn!("{fault}"),
             None if has_changed => info!(
-                "free disk space is above storage.min_free again; accepting new documents and uploads"
+                "free disk space is above storage.min_free again; accepting new documents and \
+                 uploads"
             ),
             _ => {}
         }

@@ -379,7 +379,8 @@ impl Room {
             Some(Ancestry::Unrelated) => self.shared.documents.report_unrelated(document),
             Some(Ancestry::Contained) => {}
             None => {
-                warn!(%document, "merging the new bundle's snapshot when the document is next loaded")
+                warn!(%document, "merging the new bundle's snapshot when the document is next \
+                                  loaded")
             }
         }
     }

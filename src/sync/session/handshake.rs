@@ -104,7 +104,8 @@ impl Sessions {
         {
             warn!(
                 connection = %id, times,
-                "a peer has joined with this relay's own peer id, {peer_id}; if it is another relay, set sync.peer_id there"
+                "a peer has joined with this relay's own peer id, {peer_id}; if it is another \
+                 relay, set sync.peer_id there"
             );
         }
         let (us, config) = (self.names.peer_id.clone(), self.config.clone());

@@ -125,7 +125,10 @@ impl Sessions {
     pub(super) fn dropped(&self, session: &Session, reason: &'static str) {
         self.observed.counts.dropped(reason);
         if let Some(times) = self.observed.repeats.pass(&session.peer_id, reason) {
-            warn!(peer = %session.peer_id, connection = %session.id, times, "dropped a message: {reason}");
+            warn!(
+                peer = %session.peer_id, connection = %session.id, times,
+                "dropped a message: {reason}"
+            );
         }
     }
 

@@ -49,8 +49,8 @@ pub(super) fn open(
         (number("application_id").map_err(failed)?, number("user_version").map_err(failed)?);
     if format > FORMAT || ![0, APPLICATION].contains(&application) {
         let reason = format!(
-            "it has format {format}, and this tonk-relay supports {FORMAT}; run `tonk-relay checkpoint` of the \
-             version that wrote it, which moves it into the folders"
+            "it has format {format}, and this tonk-relay supports {FORMAT}; run `tonk-relay \
+             checkpoint` of the version that wrote it, which moves it into the folders"
         );
         return Err(StorageError::Unsupported(Failure::new("open", path, reason)));
     }
@@ -58,7 +58,8 @@ pub(super) fn open(
     let synchronous = if durability == Durability::Fsync { "FULL" } else { "NORMAL" };
     connection
         .execute_batch(&format!(
-            "PRAGMA journal_mode = WAL; PRAGMA synchronous = {synchronous}; PRAGMA cache_size = -1024;"
+            "PRAGMA journal_mode = WAL; PRAGMA synchronous = {synchronous}; PRAGMA cache_size = \
+             -1024;"
         ))
         .map_err(failed)?;
     if application == 0 {
@@ -146,7 +147,8 @@ pub(super) fn delete_rows_with_tombstones(
         match connection.execute(delete, [document.as_bytes()]) {
             Ok(_) => has_deleted = true,
             Err(error) => {
-                warn!(%document, "cannot remove a deleted document from the journal yet; retrying: {error}");
+                warn!(%document, "cannot remove a deleted document from the journal yet; retrying: \
+                                  {error}");
             }
         }
         for (key, _) in index.rows_of(document).unwrap_or_default() {
@@ -163,7 +165,8 @@ pub(super) fn delete_rows_with_tombstones(
 pub(super) fn vacuum(connection: &Connection) {
     if let Err(error) = connection.execute_batch("VACUUM; PRAGMA wal_checkpoint(TRUNCATE);") {
         warn!(
-            "bytes of a deleted document stay in the journal's file until they are overwritten: {error}"
+            "bytes of a deleted document stay in the journal's file until they are overwritten: \
+             {error}"
         );
     }
 }
@@ -234,7 +237,8 @@ fn check_header(path: &Path) -> Result<(), StorageError> {
 pub(super) fn delete_files_with_tombstones(root: &Path, tombstones: &Tombstones) {
     for document in tombstones.ids() {
         if let Err(error) = delete_files(root, document) {
-            warn!(%document, "cannot remove the files of a deleted document yet; retrying: {error}");
+            warn!(%document, "cannot remove the files of a deleted document yet; retrying: \
+                              {error}");
         }
     }
 }
@@ -264,8 +268,8 @@ pub(super) fn quarantine_journal(
         %reason,
         salvaged,
         moved_to = %to.display(),
-        "the journal is broken; what could be read of it is in the folders, and other changes since the last \
-         checkpoint are missing until clients send them again"
+        "the journal is broken; what could be read of it is in the folders, and other changes \
+         since the last checkpoint are missing until clients send them again"
     );
     Ok(())
 }

@@ -118,7 +118,8 @@ impl Storage for RoomStorage {
             }
             Some(key) => self.documents.save(&key, data.into()).await,
             None => {
-                error!(key = %samod, "the repo stores something that is not a chunk; not storing it")
+                error!(key = %samod, "the repo stores something that is not a chunk; not storing \
+                                      it")
             }
         }
     }

@@ -48,7 +48,8 @@ async fn the_file_is_not_reopened_after_a_failed_commit() {
     let folder = tempfile::tempdir().expect("a folder");
     let journal = open_at(folder.path());
     let file = folder.path().join(".journal/journal.sqlite");
-    let fail = "CREATE TRIGGER fail BEFORE INSERT ON chunk WHEN NEW.name = 'bad' BEGIN SELECT RAISE(ABORT, 'no'); END";
+    let fail = "CREATE TRIGGER fail BEFORE INSERT ON chunk WHEN NEW.name = 'bad' BEGIN SELECT \
+                RAISE(ABORT, 'no'); END";
     Connection::open(&file).expect("opens").execute_batch(fail).expect("made");
     journal.put(&increment(1, "bad"), Bytes::from_static(b"x")).await.expect_err("fails");
     // Opening the journal now would fail.
