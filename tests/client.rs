@@ -147,8 +147,7 @@ fn problems_say_what_to_do() {
     let at = folder.path().display();
     let config = folder.path().join("tonk-relay.toml");
     let text = format!(
-        "[http]\nlisten = [\"127.0.0.1:0\"]\n[admin]\nlisten = []\n[storage]\n\
-         path = \"{at}/documents\"\n\
+        "[http]\nlisten = [\"127.0.0.1:0\"]\n[admin]\nlisten = []\n[storage]\npath = \"{at}/documents\"\n\
          [bundles]\npath = \"{at}/bundles\"\n[auth]\nmode = \"token\"\ntokens = \"{at}/tokens\"\n"
     );
     fs::write(&config, text).expect("is written");
@@ -163,7 +162,7 @@ fn problems_say_what_to_do() {
     let relay = Relay::start_with(&config);
     let (code, text) = Terminal::open(&relay, &["new"]).end();
     assert_eq!(code, Some(1));
-    assert!(text.contains("closed with 4401: sign-in is needed"), "{text}");
+    assert!(text.contains("closed with 4401: sign-in is required"), "{text}");
     assert!(text.contains("--token-file"), "{text}");
 
     let mut client = Terminal::open(&relay, &["new", "--token-file", &writer]);

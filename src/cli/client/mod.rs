@@ -71,9 +71,13 @@ struct ServerArguments {
     /// A file with the token to sign in with
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
-    /// A file with certificates (PEM) to trust besides the system's
+    /// A file with certificates (PEM) to trust in addition to the system's
     #[arg(long, value_name = "FILE")]
     ca_file: Option<PathBuf>,
+    /// Accept any certificate, such as a self-signed one. The connection may be with anybody: use it
+    /// without a token, or with one that you then revoke
+    #[arg(long, conflicts_with = "ca_file")]
+    insecure: bool,
     /// The name that others see; your user name if it is not given
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
@@ -91,9 +95,13 @@ pub(super) fn run(arguments: ClientArguments) -> Result<(), CliError> {
         Action::New { server } => (None, server),
         Action::Open { document, server } => (Some(document), server),
     };
-    let ServerArguments { url, token_file, ca_file, name } = server;
+    let ServerArguments { url, token_file, ca_file, insecure, name } = server;
     let name = name.or_else(|| env::var("USER").ok()).unwrap_or_else(|| "somebody".to_owned());
-    let trust = ca_file.as_deref().map_or(Trust::System, Trust::File);
+    let trust = match &ca_file {
+        _ if insecure => Trust::All,
+        Some(file) => Trust::File(file),
+        None => Trust::System,
+    };
     let target = Target::new(&url, token_file.as_deref(), trust)?;
     let is_default = url == DEFAULT_URL;
     let runtime = runtime()?;

@@ -73,15 +73,10 @@ impl Target {
         Ok(Self { uri, host, port, tls, is_verified: !matches!(trust, Trust::All), token })
     }
 
-    /// Returns the URL, with the scheme ws or wss.
-    pub(in crate::cli) fn url(&self) -> String {
-        self.uri.to_string()
-    }
-
     /// Opens a WebSocket. Calls `report` after each step.
     pub(in crate::cli) async fn open(
         &self,
-        report: &(impl Fn(Step) + ?Sized),
+        report: &impl Fn(Step),
     ) -> Result<WebSocketStream<Box<dyn Stream>>, PingError> {
         let start = Instant::now();
         let (stream, address) = self.connect().await?;
@@ -92,11 +87,16 @@ impl Target {
         self.upgrade(stream, report).await
     }
 
+    /// Returns the URL, with the scheme ws or wss.
+    pub(in crate::cli) fn url(&self) -> String {
+        self.uri.to_string()
+    }
+
     /// Connects and joins as the peer `name`. Calls `report` after each step.
     pub(super) async fn join(
         &self,
         name: &str,
-        report: &(impl Fn(Step) + ?Sized),
+        report: &impl Fn(Step),
     ) -> Result<Client, PingError> {
         let socket = self.open(report).await?;
         let (name, relay) = (name.to_owned(), String::new());
@@ -144,7 +144,7 @@ impl Target {
     async fn secure(
         &self,
         stream: TcpStream,
-        report: &(impl Fn(Step) + ?Sized),
+        report: &impl Fn(Step),
     ) -> Result<Box<dyn Stream>, PingError> {
         let Some(config) = &self.tls else {
             let text = "none: everybody on the network path can read the traffic".to_owned();
@@ -167,7 +167,7 @@ impl Target {
     async fn upgrade(
         &self,
         stream: Box<dyn Stream>,
-        report: &(impl Fn(Step) + ?Sized),
+        report: &impl Fn(Step),
     ) -> Result<WebSocketStream<Box<dyn Stream>>, PingError> {
         let mut request = self.uri.clone().into_client_request().map_err(PingError::Upgrade)?;
         if let Some(token) = &self.token {

@@ -1,4 +1,4 @@
-//! Which certificates `ping` trusts.
+//! Which certificates `ping` and `client` trust.
 
 use std::{io, path::Path, sync::Arc};
 
