@@ -42,7 +42,7 @@ for (const [kind, skip, Kind] of STORES) {
     assert.equal((await fetch(url)).status, 404);
     await warm(relay, root);
     if (store) {
-      const what = Kind === Rclone ? 'ignores' : 'honours';
+      const what = Kind === Rclone ? 'ignores' : 'supports';
       const isKnown = () => relay.log.includes(`the bundle store ${what} conditional writes`);
       await until('it knows what the store can do', isKnown);
     }
