@@ -52,9 +52,6 @@ _tonk__relay() {
             tonk__relay,restore)
                 cmd="tonk__relay__subcmd__restore"
                 ;;
-            tonk__relay,serve-storage)
-                cmd="tonk__relay__subcmd__serve__subcmd__storage"
-                ;;
             tonk__relay,status)
                 cmd="tonk__relay__subcmd__status"
                 ;;
@@ -110,7 +107,7 @@ _tonk__relay() {
 
     case "${cmd}" in
         tonk__relay)
-            opts="-h -V --config --check-config --print-config --help --version demo status top ping client reload token checkpoint doc fsck quarantine backup restore import export serve-storage"
+            opts="-h -V --config --check-config --print-config --help --version demo status top ping client reload token checkpoint doc fsck quarantine backup restore import export"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -186,7 +183,7 @@ _tonk__relay() {
             return 0
             ;;
         tonk__subcmd__relay__subcmd__client__subcmd__new)
-            opts="-h --url --token-file --ca-file --name --help"
+            opts="-h --url --token-file --ca-file --insecure --name --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -216,7 +213,7 @@ _tonk__relay() {
             return 0
             ;;
         tonk__subcmd__relay__subcmd__client__subcmd__open)
-            opts="-h --url --token-file --ca-file --name --help"
+            opts="-h --url --token-file --ca-file --insecure --name --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -478,7 +475,7 @@ _tonk__relay() {
             return 0
             ;;
         tonk__subcmd__relay__subcmd__ping)
-            opts="-h --token-file --ca-file --largest --silence --help"
+            opts="-h --token-file --ca-file --insecure --largest --silence --json --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -625,24 +622,6 @@ _tonk__relay() {
                     return 0
                     ;;
                 --socket)
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                *)
-                    COMPREPLY=()
-                    ;;
-            esac
-            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
-            return 0
-            ;;
-        tonk__subcmd__relay__subcmd__serve__subcmd__storage)
-            opts="-h --config --repairs --help"
-            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
-                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
-                return 0
-            fi
-            case "${prev}" in
-                --config)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
