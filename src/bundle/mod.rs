@@ -11,7 +11,8 @@
 //! | `manifest.json` | [`Manifest`] |
 //! | writing bundles | [`pack`](pack()) |
 //! | the bundle at `/.manifest.tonk`, reloaded when its file changes | [`served`], [`watch`] |
-//! | merging a new version into live documents | `sync::rooms::Rooms::bundle_changed` |
+//! | telling live documents of a new version | `sync::rooms::Rooms::bundle_changed` |
+//! | merging it into one | `sync::room::live`, in `merge_bundle` |
 //! | verifying an upload before it is stored | `http::uploads`, [`import`] |
 //! | storing uploaded bundles | [`store`] |
 //! | the disk space of uploads that are being received | [`disk_budget`] |

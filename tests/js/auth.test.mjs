@@ -171,7 +171,7 @@ test('a client can ask who it is, what it may do, until when, and for the names 
     ['all', 'all', 'all', null, null]);
   const { rights } = await (await session(poor)).json();
   assert.deepEqual([rights.read, rights.write, rights.admin], [[], [], true], 'no scope is needed to ask');
-  for (const [secret, error] of [['tonk_wrong', /unknown|not known/], [undefined, /sign-in is needed/]]) {
+  for (const [secret, error] of [['tonk_wrong', /unknown or revoked token/], [undefined, /sign-in is required/]]) {
     const refused = await session(secret);
     assert.deepEqual([refused.status, refused.headers.get('www-authenticate')], [401, 'Bearer']);
     assert.match((await refused.json()).error, error);

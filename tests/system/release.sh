@@ -32,7 +32,7 @@ check 'its config has no fault' says 'no fault' tonk-relay --check-config
 check 'the config is the whole one' grep -q '^#max_message' /etc/tonk-relay.toml
 check 'it can be backed up' tonk-relay backup /var/backups/tonk-relay
 check 'it stops' systemctl stop tonk-relay
-check 'with all durable' says 'all is durable' journalctl --unit tonk-relay
+check 'with all durable' says 'all documents are durable' journalctl --unit tonk-relay
 case $PWD in
   */tonk-relay-*)
     check 'it is removed as INSTALL.md says' bash -euxc "$(block 3)"

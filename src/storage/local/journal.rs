@@ -16,7 +16,7 @@
 //! | loading, storing and deleting chunks | `chunk_store` |
 //! | listing the documents | `list` |
 //! | opening the SQLite file, and salvaging a broken one | `sqlite` |
-//! | the task that commits | `writer` |
+//! | the task that commits: where a change becomes durable | `writer` |
 //! | the tasks that move chunks into the folders, and delete documents | `mover` |
 //! | the rows that the journal has, in memory | `index` |
 //!

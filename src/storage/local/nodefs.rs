@@ -360,7 +360,7 @@ mod tests {
         let other = NodefsStore::open(folder.path(), Durability::Fsync).expect("opens then");
         ending.join().expect("ends");
         let error = NodefsStore::open(folder.path(), Durability::Fsync).err().expect("is locked");
-        let expected = "another process has this folder: tonk-relay";
+        let expected = "another process uses this folder: tonk-relay";
         assert!(error.to_string().contains(expected), "{error}");
         drop(other);
     }

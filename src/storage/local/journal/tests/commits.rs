@@ -92,7 +92,7 @@ async fn a_folder_is_open_in_one_process_only() {
     let journal = open_at(folder.path());
     let error = Journal::open(&config(folder.path()), metrics()).err().expect("is refused");
     let expected =
-        format!("another process has this folder: tonk-relay, process {}", std::process::id());
+        format!("another process uses this folder: tonk-relay, process {}", std::process::id());
     assert!(error.to_string().contains(&expected), "{error}");
     drop(journal);
     until("it is free", async || Journal::open(&config(folder.path()), metrics()).is_ok()).await;
@@ -107,5 +107,5 @@ async fn a_newer_format_is_refused() {
     connection.pragma_update(None, "user_version", 2).expect("sets");
     drop(connection);
     let error = Journal::open(&config(folder.path()), metrics()).err().expect("is refused");
-    assert!(error.to_string().contains("format 2, and this tonk-relay knows 1"), "{error}");
+    assert!(error.to_string().contains("format 2, and this tonk-relay supports 1"), "{error}");
 }
