@@ -45,11 +45,11 @@ function render() {
   $('state').textContent = `${user}: ${mayWrite ? '' : 'read only, '}${isSaved ? 'saved' : 'saving...'}`;
   $('others').textContent = Object.values(presence.getPeerStates().value).map(peer => peer.value.name).join(', ');
   $('new').disabled = !mayWrite;
-  $('list').replaceChildren(...handle.doc().items.map(({ text, done }, index) => {
+  for (const [index, { text, done }] of handle.doc().items.entries()) {
     const onclick = () => handle.change(doc => { doc.items[index].done = !done; });
-    const textContent = `${done ? '☑' : '☐'} ${text}`;
-    return Object.assign(document.createElement('button'), { textContent, onclick, disabled: !mayWrite });
-  }));
+    const button = $('list').children[index] ?? $('list').appendChild(document.createElement('button'));
+    Object.assign(button, { textContent: `${done ? '☑' : '☐'} ${text}`, onclick, disabled: !mayWrite });
+  }
 }
 
 const repo = new Repo({ enableRemoteHeadsGossiping: true });

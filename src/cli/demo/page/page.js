@@ -3,7 +3,7 @@ import { Presence, Repo, WebSocketClientAdapter, initializeWasm } from './autome
 
 const HEARTBEAT_MS = 5000;
 const $ = id => document.getElementById(id);
-let handle, presence, storageId, isConnected = false;
+let handle, presence, storageId, drawn, isConnected = false;
 
 /** Tells whether there is a connection; automerge-repo's adapter reconnects by itself. */
 class Adapter extends WebSocketClientAdapter {
@@ -25,6 +25,9 @@ function render() {
   const others = Object.values(presence.getPeerStates().value).map(peer => peer.value.name ?? 'somebody');
   $('others').textContent = others.length ? `here: ${others.sort().join(', ')}` : 'nobody else is here';
   const todos = handle.doc().todos ?? [];
+  // Buttons stay while the list does: one that is replaced while it is pressed loses the click.
+  if (todos === drawn) return;
+  drawn = todos;
   $('todos').replaceChildren(...todos.map((todo, index) => {
     const text = document.createElement('span');
     // Clients may put anything into the list.
