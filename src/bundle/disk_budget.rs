@@ -43,7 +43,7 @@ pub enum NoRoom {
 /// Why a stored bundle cannot be opened as a file.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// There is no space for a copy on the relay's disk.
+    /// The relay's disk has no space for a copy.
     #[error(transparent)]
     NoRoom(#[from] NoRoom),
     /// The store cannot read it, or the copy cannot be written.

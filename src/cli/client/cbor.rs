@@ -6,7 +6,7 @@ use minicbor::{Decoder, data::Type, decode::Error as DecodeError};
 /// does not have it.
 ///
 /// # Errors
-/// There is no map, or it cannot be read as far as the field.
+/// The decoder is not at a map, or the map cannot be read up to the field.
 pub(super) fn field<'a>(map: &Decoder<'a>, name: &str) -> Result<Option<Decoder<'a>>, DecodeError> {
     let mut d = map.clone();
     let mut left = d.map()?;

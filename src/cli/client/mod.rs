@@ -97,11 +97,7 @@ pub(super) fn run(arguments: ClientArguments) -> Result<(), CliError> {
     };
     let ServerArguments { url, token_file, ca_file, insecure, name } = server;
     let name = name.or_else(|| env::var("USER").ok()).unwrap_or_else(|| "somebody".to_owned());
-    let trust = match &ca_file {
-        _ if insecure => Trust::All,
-        Some(file) => Trust::File(file),
-        None => Trust::System,
-    };
+    let trust = Trust::of(ca_file.as_deref(), insecure);
     let target = Target::new(&url, token_file.as_deref(), trust)?;
     let is_default = url == DEFAULT_URL;
     let runtime = runtime()?;

@@ -70,11 +70,7 @@ impl From<PingError> for CliError {
 }
 
 pub(super) fn run(arguments: &PingArguments) -> Result<(), CliError> {
-    let trust = match &arguments.ca_file {
-        _ if arguments.insecure => Trust::All,
-        Some(file) => Trust::File(file),
-        None => Trust::System,
-    };
+    let trust = Trust::of(arguments.ca_file.as_deref(), arguments.insecure);
     let target = Target::new(&arguments.url, arguments.token_file.as_deref(), trust)?;
     let report = Report::new(arguments.json);
     let result = runtime()?.block_on(ping(&target, arguments, &report));

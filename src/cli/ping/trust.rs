@@ -31,6 +31,17 @@ pub(in crate::cli) enum Trust<'a> {
     All,
 }
 
+impl<'a> Trust<'a> {
+    /// What the arguments `--ca-file` and `--insecure` ask for.
+    pub(in crate::cli) fn of(ca_file: Option<&'a Path>, insecure: bool) -> Self {
+        match ca_file {
+            _ if insecure => Self::All,
+            Some(file) => Self::File(file),
+            None => Self::System,
+        }
+    }
+}
+
 /// Returns the config of TLS connections.
 pub(super) fn tls_config(trust: Trust<'_>) -> Result<ClientConfig, PingError> {
     let provider = Arc::new(ring::default_provider());

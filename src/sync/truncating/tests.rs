@@ -31,7 +31,7 @@ fn payload(length: usize) -> Vec<u8> {
 }
 
 /// What the WebSocket above the filter reads, and how it was truncated; the messages come over a
-/// stream that has so many bytes at once.
+/// stream that has that many bytes at once.
 async fn read(input: Vec<u8>, at_once: usize) -> (Vec<Frame>, Vec<Truncation>, Option<String>) {
     let (ours, mut theirs) = tokio::io::duplex(at_once);
     let stream = Truncating::new(ours, MAX);
