@@ -98,8 +98,10 @@ test('a mistyped command suggests the right one', async () => {
 test('NO_COLOR switches the colours of the log off', async t => {
   const { file } = await configured(t, '[log]\nlevel = "info"\n[http]\nlisten = ["127.0.0.1:0"]\n');
   const onTerminal = async env => {
-    const child = spawn('script', ['--quiet', '--command', `'${BINARY}' --config '${file}'`, '/dev/null'],
+    // `script` runs this by $SHELL or sh; without `exec`, sh would stay between it and the relay.
+    const child = spawn('script', ['--quiet', '--command', `exec '${BINARY}' --config '${file}'`, '/dev/null'],
       { env: { ...process.env, ...env }, stdio: ['pipe', 'pipe', 'inherit'] });
+    atEnd(t, () => child.kill('SIGKILL'));
     let log = '';
     child.stdout.on('data', data => { log += data; });
     await until('ready', () => log.includes('ready'));
