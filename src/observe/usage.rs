@@ -6,7 +6,10 @@
 
 use std::{
     pin::Pin,
-    sync::{Arc, LazyLock, Mutex},
+    sync::{
+        Arc, LazyLock, Mutex, MutexGuard,
+        atomic::{AtomicU64, Ordering},
+    },
     task::{Context, Poll},
     time::{Duration, Instant},
 };
@@ -74,26 +77,42 @@ impl Windows {
 
 /// The sum of what something costs. A clone adds to the same sum.
 #[derive(Clone, Debug, Default)]
-pub struct Usage(Arc<Mutex<Windows>>);
+pub struct Usage(Arc<Sums>);
+
+#[derive(Debug, Default)]
+struct Sums {
+    /// Messages and their bytes that are not in `windows` yet. They are counted without a lock,
+    /// and added with the next time that a task ran, which is right after them.
+    messages: AtomicU64,
+    bytes: AtomicU64,
+    windows: Mutex<Windows>,
+}
 
 impl Usage {
     /// Adds a sent or received message of this many bytes.
     pub fn message(&self, bytes: usize) {
-        self.add(Cost { messages: 1.0, bytes: bytes as f64, ..Cost::default() });
+        self.0.messages.fetch_add(1, Ordering::Relaxed);
+        self.0.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
     /// Adds the time that a task ran.
     pub fn ran(&self, time: Duration) {
-        self.add(Cost { seconds: time.as_secs_f64(), ..Cost::default() });
-    }
-
-    fn add(&self, cost: Cost) {
-        lock(&self.0).add(START.elapsed(), cost);
+        self.windows(START.elapsed()).current.seconds += time.as_secs_f64();
     }
 
     /// Returns the cost in the last minute.
     pub fn last_minute(&self) -> Cost {
-        lock(&self.0).last_minute(START.elapsed())
+        let now = START.elapsed();
+        self.windows(now).last_minute(now)
+    }
+
+    /// The windows, with all messages in them.
+    fn windows(&self, now: Duration) -> MutexGuard<'_, Windows> {
+        let messages = self.0.messages.swap(0, Ordering::Relaxed);
+        let bytes = self.0.bytes.swap(0, Ordering::Relaxed);
+        let mut windows = lock(&self.0.windows);
+        windows.add(now, Cost { messages: messages as f64, bytes: bytes as f64, seconds: 0.0 });
+        windows
     }
 
     /// Runs `work` and adds the time that it took.

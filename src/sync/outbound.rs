@@ -101,18 +101,40 @@ impl Outbound {
 
     /// Appends a frame that cannot wait. Granted frames do not count against its limit.
     pub fn push(&self, data: Bytes) -> Push {
-        self.push_frame(Frame { data, kind: Kind::Urgent })
+        let mut queue = self.queue();
+        if queue.close_reason.is_some() {
+            return Push::Closed;
+        }
+        let fits = |bytes: usize| bytes == 0 || bytes + data.len() <= self.limit;
+        if !fits(queue.bytes) {
+            self.drop_presence(&mut queue);
+        }
+        if !fits(queue.urgent) {
+            self.close_queue(&mut queue, CloseReason::SendQueueFull(self.limit));
+            drop(queue);
+            self.ready.notify_one();
+            return Push::Overflow;
+        }
+        self.append(&mut queue, Frame { data, kind: Kind::Urgent });
+        drop(queue);
+        self.ready.notify_one();
+        Push::Queued
     }
 
-    /// Appends a frame that may be dropped.
-    pub fn push_presence(&self, data: Bytes) -> Push {
-        self.push_frame(Frame { data, kind: Kind::Presence })
-    }
-
-    /// Whether there is room for presence of that size.
-    pub fn has_room_for_presence(&self, size: usize) -> bool {
-        let queue = self.queue();
-        queue.close_reason.is_none() && (queue.bytes == 0 || queue.bytes + size <= self.limit)
+    /// Appends a frame that may be dropped. It holds `size` bytes of data, and is made only if there
+    /// is room for these.
+    pub fn push_presence(&self, size: usize, make: impl FnOnce() -> Bytes) -> Push {
+        let mut queue = self.queue();
+        if queue.close_reason.is_some() {
+            return Push::Closed;
+        }
+        if queue.bytes > 0 && queue.bytes + size > self.limit {
+            return Push::Dropped;
+        }
+        self.append(&mut queue, Frame { data: make(), kind: Kind::Presence });
+        drop(queue);
+        self.ready.notify_one();
+        Push::Queued
     }
 
     /// Appends a frame whose sender has checked [`Self::full`] before it made the frame.
@@ -164,31 +186,6 @@ impl Outbound {
         } else if queue.bytes <= self.limit / 2 && self.full.swap(false, Ordering::Relaxed) {
             queue.waiting.drain(..).for_each(|room| room.notify_one());
         }
-    }
-
-    fn push_frame(&self, frame: Frame) -> Push {
-        let mut queue = self.queue();
-        let size = frame.data.len();
-        if queue.close_reason.is_some() {
-            return Push::Closed;
-        }
-        let fits = |bytes: usize| bytes == 0 || bytes + size <= self.limit;
-        if frame.kind == Kind::Presence && !fits(queue.bytes) {
-            return Push::Dropped;
-        }
-        if !fits(queue.bytes) {
-            self.drop_presence(&mut queue);
-        }
-        if frame.kind == Kind::Urgent && !fits(queue.urgent) {
-            self.close_queue(&mut queue, CloseReason::SendQueueFull(self.limit));
-            drop(queue);
-            self.ready.notify_one();
-            return Push::Overflow;
-        }
-        self.append(&mut queue, frame);
-        drop(queue);
-        self.ready.notify_one();
-        Push::Queued
     }
 
     fn drop_presence(&self, queue: &mut Queue) {
@@ -294,8 +291,8 @@ mod tests {
     fn queued_presence_is_dropped_before_the_session_is_closed() {
         let (outbound, unsent) = outbound(10);
         assert_eq!(outbound.push(frame(4)), Push::Queued);
-        assert_eq!(outbound.push_presence(frame(6)), Push::Queued);
-        assert_eq!(outbound.push_presence(frame(1)), Push::Dropped);
+        assert_eq!(outbound.push_presence(6, || frame(6)), Push::Queued);
+        assert_eq!(outbound.push_presence(1, || frame(1)), Push::Dropped);
         assert_eq!(outbound.push(frame(5)), Push::Queued, "the presence made room");
         assert_eq!(unsent.get(), 9);
         assert_eq!(outbound.try_next(), Some(Next::Send(frame(4))));
@@ -308,7 +305,7 @@ mod tests {
     fn a_queued_large_document_leaves_room_for_urgent_frames() {
         let (outbound, unsent) = outbound(10);
         assert_eq!(outbound.push_granted(frame(1000)), Push::Queued);
-        assert_eq!(outbound.push_presence(frame(1)), Push::Dropped);
+        assert_eq!(outbound.push_presence(1, || frame(1)), Push::Dropped);
         assert_eq!(outbound.push(frame(6)), Push::Queued);
         assert_eq!(outbound.push(frame(5)), Push::Overflow);
         assert_eq!(unsent.get(), 0);

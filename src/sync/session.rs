@@ -306,26 +306,13 @@ impl Session {
         self.send("error", wire::error(&self.relay.peer_id, &self.peer_id, message));
     }
 
-    /// Queues presence, or drops it if the peer reads too slowly.
-    pub fn send_ephemeral(
-        &self,
-        author: &str,
-        document: DocumentId,
-        count: u64,
-        session: &str,
-        data: &[u8],
-    ) {
-        // Checked before the frame is encoded: a flood of presence to a stalled reader must be
-        // cheap.
-        let push = if self.outbound.has_room_for_presence(data.len()) {
-            let frame = wire::ephemeral(author, &self.peer_id, document, count, session, data);
-            self.outbound.push_presence(frame)
-        } else {
-            Push::Dropped
-        };
-        match push {
+    /// Queues presence with this many bytes of data, or drops it if the peer reads too slowly.
+    pub fn send_ephemeral(&self, message: &wire::Ephemeral, size: usize) {
+        // The frame is written only if there is room: a flood of presence to a stalled reader must
+        // be cheap.
+        match self.outbound.push_presence(size, || message.to(&self.peer_id)) {
             Push::Queued => {
-                self.usage.message(data.len());
+                self.usage.message(size);
                 self.relay.counts.presence();
             }
             _ => self.relay.counts.dropped("presence_queue"),

@@ -12,7 +12,8 @@ use std::borrow::Cow;
 use minicbor::{Decoder, data::Type, decode::Error as DecodeError};
 
 pub use self::encode::{
-    VERSION, doc_unavailable, ephemeral, error, join, peer, remote_heads_changed, subscribe, sync,
+    Ephemeral, VERSION, doc_unavailable, ephemeral, error, join, peer, remote_heads_changed,
+    subscribe, sync,
 };
 use super::truncating::Truncation;
 use crate::base::document_id::DocumentId;

@@ -5,7 +5,10 @@ use std::time::Duration;
 use tokio::time::Instant as Deadline;
 
 use super::{mailbox::Input, state::Room};
-use crate::{base::lock::lock, sync::events::What};
+use crate::{
+    base::lock::lock,
+    sync::{events::What, wire},
+};
 
 /// How long a room whose document nobody has stays after presence passed through it.
 const PRESENCE_LINGERS: Duration = Duration::from_secs(10);
@@ -23,12 +26,13 @@ impl Room {
         if !lock(self.handle.mailbox.seen()).record(by, &author, &author_session, count) {
             return self.report_refused(&from, "ephemeral_seen");
         }
+        let message = wire::Ephemeral::new(&author, self.document(), count, &author_session, &data);
         let members = self.members();
         for member in members.active().filter(|member| member.session.id != from.id) {
             self.handle.usage.message(data.len());
             let (kind, bytes) = ("ephemeral", data.len());
             self.report(Some(&member.session), || What::Sent { kind: kind.to_owned(), bytes });
-            member.session.send_ephemeral(&author, self.document(), count, &author_session, &data);
+            member.session.send_ephemeral(&message, data.len());
         }
     }
 }

@@ -11,13 +11,24 @@ use minicbor::{
 
 use crate::base::document_id::DocumentId;
 
+/// More than the names and the document id of a message take, in bytes.
+const FIELDS: usize = 128;
+
 /// The protocol version that this relay speaks.
 pub const VERSION: &str = "1";
 
 pub(super) type Encoded<W> = Result<(), EncodeError<<W as Write>::Error>>;
 
 pub(super) fn encode(build: impl FnOnce(&mut Encoder<&mut Vec<u8>>) -> Encoded<Vec<u8>>) -> Bytes {
-    let mut out = Vec::new();
+    encode_sized(0, build)
+}
+
+/// Encodes a message of about this many bytes, with one allocation.
+fn encode_sized(
+    size: usize,
+    build: impl FnOnce(&mut Encoder<&mut Vec<u8>>) -> Encoded<Vec<u8>>,
+) -> Bytes {
+    let mut out = Vec::with_capacity(size);
     match build(&mut Encoder::new(&mut out)) {
         Ok(()) => out.into(),
         // Writing to a Vec cannot fail, and no value written here has a form of its own that can.
@@ -39,7 +50,7 @@ pub fn peer(us: &str, target: &str, storage_id: &str) -> Bytes {
 
 /// `sync`, or `request`: an automerge sync message.
 pub fn sync(request: bool, us: &str, target: &str, document: DocumentId, data: &[u8]) -> Bytes {
-    encode(|e| {
+    encode_sized(FIELDS + us.len() + target.len() + data.len(), |e| {
         e.map(5)?.str("type")?.str(if request { "request" } else { "sync" })?;
         e.str("senderId")?.str(us)?.str("targetId")?.str(target)?;
         e.str("documentId")?.str(&document.to_string())?;
@@ -67,14 +78,43 @@ pub fn ephemeral(
     session: &str,
     data: &[u8],
 ) -> Bytes {
-    encode(|e| {
-        e.map(7)?.str("type")?.str("ephemeral")?;
-        e.str("senderId")?.str(author)?.str("targetId")?.str(target)?;
-        e.str("count")?.u64(count)?.str("sessionId")?.str(session)?;
-        e.str("documentId")?.str(&document.to_string())?;
-        e.str("data")?.bytes(data)?;
-        Ok(())
-    })
+    Ephemeral::new(author, document, count, session, data).to(target)
+}
+
+/// An `ephemeral` message that is sent to many peers. It is encoded once, in two parts: each frame
+/// has its receiver's name between them.
+pub struct Ephemeral {
+    before: Bytes,
+    after: Bytes,
+}
+
+impl Ephemeral {
+    /// A message of `author`, without a receiver.
+    pub fn new(author: &str, document: DocumentId, count: u64, session: &str, data: &[u8]) -> Self {
+        let before = encode(|e| {
+            e.map(7)?.str("type")?.str("ephemeral")?;
+            e.str("senderId")?.str(author)?.str("targetId")?;
+            Ok(())
+        });
+        let after = encode_sized(FIELDS + session.len() + data.len(), |e| {
+            e.str("count")?.u64(count)?.str("sessionId")?.str(session)?;
+            e.str("documentId")?.str(&document.to_string())?;
+            e.str("data")?.bytes(data)?;
+            Ok(())
+        });
+        Self { before, after }
+    }
+
+    /// The frame for one receiver.
+    pub fn to(&self, target: &str) -> Bytes {
+        // A text's length takes at most nine bytes.
+        let size = self.before.len() + 9 + target.len() + self.after.len();
+        encode_sized(size, |e| {
+            e.writer_mut().extend_from_slice(&self.before);
+            e.str(target)?.writer_mut().extend_from_slice(&self.after);
+            Ok(())
+        })
+    }
 }
 
 /// `remote-heads-changed`: the heads of a document that are durable in a storage, as of a time in
