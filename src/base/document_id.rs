@@ -3,12 +3,68 @@
 //! The text form is automerge-repo's (`automerge-repo/src/AutomergeUrl.ts`): base58 with Bitcoin's
 //! alphabet and a four-byte double SHA-256 checksum, 27 or 28 characters for most ids.
 
-use std::{fmt, str::FromStr};
+use std::{cell::RefCell, fmt, str::FromStr};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// The longest text form of 20 bytes (16 and the checksum) in base58.
 const MAX_TEXT: usize = 28;
+/// How many ids each thread remembers with their texts.
+const REMEMBERED: usize = 256;
+
+thread_local! {
+    /// The ids that this thread has lately written and read, with their texts. The checksum and
+    /// base58 take about a microsecond, and every message has an id.
+    static WRITTEN: Remembered = Remembered::default();
+    static READ: Remembered = Remembered::default();
+}
+
+/// Ids with their texts, each in the slot that the hash of a key chooses.
+#[derive(Default)]
+struct Remembered(RefCell<Vec<Option<(DocumentId, Text)>>>);
+
+impl Remembered {
+    /// Returns what is in the slot of a key. Replaces it by what `make` returns unless it is what
+    /// is looked for.
+    fn get(
+        &self,
+        key: [u8; 8],
+        is_right: impl FnOnce(&(DocumentId, Text)) -> bool,
+        make: impl FnOnce() -> Option<(DocumentId, Text)>,
+    ) -> Option<(DocumentId, Text)> {
+        let mut slots = self.0.borrow_mut();
+        if slots.is_empty() {
+            slots.resize(REMEMBERED, None);
+        }
+        // Fibonacci hashing: the high bits of the product depend on all bits of the key.
+        let hash = u64::from_le_bytes(key).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+        let slot = slots.get_mut(hash as usize % REMEMBERED)?;
+        if !slot.as_ref().is_some_and(is_right) {
+            *slot = Some(make()?);
+        }
+        *slot
+    }
+}
+
+/// The text form of an id.
+#[derive(Clone, Copy)]
+struct Text {
+    bytes: [u8; MAX_TEXT],
+    len: usize,
+}
+
+impl Text {
+    fn of(id: DocumentId) -> Self {
+        let mut bytes = [0; MAX_TEXT];
+        // It fits.
+        let len = bs58::encode(id.0).with_check().onto(bytes.as_mut_slice()).unwrap_or_default();
+        Self { bytes, len }
+    }
+
+    fn as_bytes(&self) -> &[u8] {
+        self.bytes.get(..self.len).unwrap_or_default()
+    }
+}
 
 /// The id of an automerge document.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -59,22 +115,27 @@ impl FromStr for DocumentId {
     type Err = BadDocumentId;
 
     fn from_str(text: &str) -> Result<Self, BadDocumentId> {
+        let bad = || BadDocumentId { text: text.chars().take(2 * MAX_TEXT).collect() };
         // The length is checked first: decoding base58 takes quadratic time.
-        let decoded = if text.len() <= MAX_TEXT {
-            bs58::decode(text).with_check(None).into_vec().ok()
-        } else {
-            None
+        let key =
+            text.as_bytes().last_chunk().filter(|_| text.len() <= MAX_TEXT).ok_or_else(bad)?;
+        let read = || {
+            let bytes = bs58::decode(text).with_check(None).into_vec().ok()?;
+            let id = Self(bytes.try_into().ok()?);
+            Some((id, Text::of(id)))
         };
-        decoded
-            .and_then(|bytes| <[u8; 16]>::try_from(bytes).ok())
-            .map(Self)
-            .ok_or_else(|| BadDocumentId { text: text.chars().take(2 * MAX_TEXT).collect() })
+        let is_right = |(_, known): &(Self, Text)| known.as_bytes() == text.as_bytes();
+        READ.with(|ids| ids.get(*key, is_right, read)).map(|(id, _)| id).ok_or_else(bad)
     }
 }
 
 impl fmt::Display for DocumentId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&bs58::encode(self.0).with_check().into_string())
+        let [key @ .., _, _, _, _, _, _, _, _] = self.0;
+        let is_right = |(known, _): &(Self, Text)| known == self;
+        let written = WRITTEN.with(|ids| ids.get(key, is_right, || Some((*self, Text::of(*self)))));
+        let text = written.map_or_else(|| Text::of(*self), |(_, text)| text);
+        f.write_str(str::from_utf8(text.as_bytes()).unwrap_or_default())
     }
 }
 
