@@ -35,7 +35,7 @@ use self::{
     state::App,
     upgrade::{is_allowed, is_websocket, upgrade},
 };
-use crate::{config::Config, observe::metrics::Metrics};
+use crate::config::Config;
 use axum::{
     Router,
     extract::{MatchedPath, Request, State},
@@ -69,7 +69,7 @@ const PREFLIGHT_MAX_AGE: Duration = Duration::from_secs(2 * 3600);
 
 /// Returns the router of the public port, with `more` routes.
 pub fn router(app: App, more: Router<App>) -> Router {
-    let counted = middleware::from_fn_with_state(app.metrics.clone(), finish);
+    let counted = middleware::from_fn_with_state(app.clone(), finish);
     uncounted_router(app, more).layer(counted)
 }
 
@@ -142,7 +142,7 @@ fn names_one_host(version: Version, headers: &HeaderMap) -> bool {
 }
 
 /// Counts the request, and gives errors and preflight responses their form.
-async fn finish(State(metrics): State<Metrics>, request: Request, next: Next) -> Response {
+async fn finish(State(app): State<App>, request: Request, next: Next) -> Response {
     let start = Instant::now();
     let route = request.extensions().get::<MatchedPath>().cloned();
     let is_preflight = request.method() == Method::OPTIONS;
@@ -182,7 +182,8 @@ async fn finish(State(metrics): State<Metrics>, request: Request, next: Next) ->
         Some(path) => path.as_str(),
         None => "other",
     };
-    metrics.http.requests.with_label_values(&[route, status.as_str()]).inc();
-    metrics.http.seconds.with_label_values(&[route]).observe(start.elapsed().as_secs_f64());
+    let metrics = &app.metrics.http;
+    metrics.requests.with_label_values(&[route, status.as_str()]).inc();
+    metrics.seconds.with_label_values(&[route]).observe(start.elapsed().as_secs_f64());
     response
 }
