@@ -57,7 +57,7 @@ const ADDRESS_SHARE: u64 = 4;
 /// Bytes of a control frame's header with its mask (RFC 6455, section 5.2).
 const CONTROL_HEADER: u64 = 6;
 
-type Reader = SplitStream<Socket>;
+pub(super) type Reader = SplitStream<Socket>;
 type Read = Result<Frame, tungstenite::Error>;
 
 /// A message that was received.

@@ -28,9 +28,9 @@ use crate::{
     sync::{
         activity::Activity,
         close_reason::CloseReason,
-        incoming::{Incoming, Received},
+        incoming::{Incoming, Reader, Received},
         socket::{self, CLOSE_GRACE, Progress, Writer},
-        truncating::Socket,
+        truncating::{Socket, Truncated},
         wire,
     },
 };
@@ -38,17 +38,29 @@ use crate::{
 impl Sessions {
     /// Runs one WebSocket from its upgrade to its end, if it was admitted, and holds its slot
     /// among the connections of its address until then.
-    pub async fn run(
+    pub fn run(
         self: Arc<Self>,
         socket: Socket,
         from: Client,
         activity: Arc<Activity>,
         admitted: Result<Access, CloseReason>,
         slot: Option<ConnectionSlot>,
+    ) -> impl Future<Output = ()> + Send {
+        let truncated = socket.get_ref().truncated();
+        // Split here: a future has space for its arguments twice, and the socket is large.
+        let (writer, reader) = socket.split();
+        self.run_halves((writer, reader, truncated), from, activity, admitted, slot)
+    }
+
+    async fn run_halves(
+        self: Arc<Self>,
+        (mut writer, reader, truncated): (Writer, Reader, Arc<Truncated>),
+        from: Client,
+        activity: Arc<Activity>,
+        admitted: Result<Access, CloseReason>,
+        slot: Option<ConnectionSlot>,
     ) {
         let id = self.peers.next_id();
-        let truncated = socket.get_ref().truncated();
-        let (mut writer, reader) = socket.split();
         let (in_flight, config) = (&self.receiving.in_flight, self.config.clone());
         let mut incoming =
             Incoming::new(reader, truncated, &activity, in_flight, slot.as_ref(), config);
