@@ -2,7 +2,10 @@
 
 use std::borrow::Cow;
 
-use automerge::sync::{BloomFilter, ChunkList, Message};
+use automerge::{
+    ChangeHash,
+    sync::{BloomFilter, ChunkList, Message, MessageFlags},
+};
 use bytes::Bytes;
 
 use super::unpacked::{self, NotUnpacked, Origin, Unpacked};
@@ -115,6 +118,14 @@ impl SyncMessage {
         message.changes = if is_empty { Vec::<Vec<u8>>::new().into() } else { changes.into() };
         let unpacked = if is_empty { Unpacked::default() } else { unpacked };
         Self { raw: message.clone().encode().into(), message, unpacked }
+    }
+
+    /// The heads that it names, if it says nothing else that has to be answered.
+    pub fn acknowledged(&self) -> Option<&[ChangeHash]> {
+        let Message { heads, need, changes, flags, .. } = &self.message;
+        let is_reset = flags.is_some_and(|flags| flags.contains(MessageFlags::SYNC_RESET));
+        let is_bare = need.is_empty() && changes.is_empty() && !heads.is_empty();
+        (is_bare && !is_reset).then_some(heads)
     }
 
     /// Whether its sender has any change of the document.

@@ -168,7 +168,7 @@ metrics! {
         /// changes.
         sync_seconds: Histogram = "tonk_relay_room_first_sync_seconds" [];
         /// Seconds from the arrival of a sync message until it is applied and the answers are
-        /// queued.
+        /// queued. Acknowledgements that wait for the next message are not counted.
         message_seconds: Histogram = "tonk_relay_message_seconds" [];
         /// New changes that were applied to documents.
         changes: IntCounter = "tonk_relay_changes_applied_total" [];

@@ -95,6 +95,11 @@ impl Followers {
         Some(Following { followers: self.clone(), document, events })
     }
 
+    /// Whether any document is followed.
+    pub fn is_any_followed(&self) -> bool {
+        self.count.load(Ordering::Relaxed) > 0
+    }
+
     /// Reports what happened, if somebody follows the document.
     pub fn report(
         &self,
@@ -102,7 +107,7 @@ impl Followers {
         session: Option<&Session>,
         what: impl FnOnce() -> What,
     ) {
-        if self.count.load(Ordering::Relaxed) == 0 {
+        if !self.is_any_followed() {
             return;
         }
         let documents = lock(&self.documents);

@@ -60,6 +60,11 @@ impl Rooms {
         self.shared.receive_share()
     }
 
+    /// Whether an operator follows what happens to any document.
+    pub(super) fn is_any_followed(&self) -> bool {
+        self.shared.followers.is_any_followed()
+    }
+
     /// The mailbox of a document's room, for a session that mentions the document. Makes the room
     /// if there is none.
     pub async fn enter(self: &Arc<Self>, document: DocumentId, session: &Arc<Session>) -> Mailbox {

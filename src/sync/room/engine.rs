@@ -60,6 +60,10 @@ pub trait Engine: Send {
     /// The engine has failed and is to be dropped.
     fn work(&mut self) -> BoxFuture<'_, Result<(), EngineFailed>>;
 
+    /// The document's heads, sorted, if an acknowledgement of these needs no answer. None if the
+    /// engine does not know them now.
+    fn heads(&self) -> Option<&[ChangeHash]>;
+
     /// The heads up to which everything is durable. None if the engine does not know them now.
     fn durable_heads(&self) -> Option<&[ChangeHash]>;
 

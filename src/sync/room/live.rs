@@ -35,7 +35,7 @@ use crate::{
 /// together.
 const BATCH: usize = 64;
 /// How long a room receives no message before it frees what memory it can.
-const QUIET: Duration = Duration::from_millis(1500);
+pub(super) const QUIET: Duration = Duration::from_millis(1500);
 
 /// What a room with an engine is waiting for.
 struct Waits {
@@ -55,11 +55,12 @@ struct Waits {
 
 impl Room {
     /// Serves the document until nobody is in the room.
-    pub(super) async fn live(&mut self, opened: Opened) -> End {
+    pub(super) async fn live(&mut self, opened: Box<Opened>) -> End {
         let stopping = self.shared.stopping.clone();
         let mut config = self.shared.config.clone();
         let was_empty = opened.heads.is_empty();
-        let mut engine = self.start_engine(opened).await;
+        // What happens once is in a box: a room keeps no memory for it.
+        let mut engine = Box::pin(self.start_engine(opened)).await;
         let handle = self.handle.clone();
         let mut waits = Waits {
             started: Instant::now(),
@@ -103,14 +104,19 @@ impl Room {
                         self.merge_bundle(&mut *engine).await;
                     }
                 }
-                () = due => if let Some(end) = self.handle_due(&mut *engine, &mut waits) {
-                    return self.end_engine(engine, end).await;
-                },
+                () = due => {
+                    if waits.quiet.is_some_and(|at| at <= Deadline::now()) {
+                        self.handle_rested(&mut *engine).await;
+                    }
+                    if let Some(end) = self.handle_due(&mut *engine, &mut waits) {
+                        return self.end_engine(engine, end).await;
+                    }
+                }
                 _ = config.changed() => {}
                 () = stopping.cancelled() => {
                     // Sessions have ended by now: what they sent is in the mailbox.
                     while let Some(input) = self.inbox.try_recv() {
-                        self.handle_input(&mut *engine, *input).await;
+                        self.handle_input(&mut *engine, input).await;
                     }
                     return self.end_engine(engine, End::Stop).await;
                 }
@@ -119,12 +125,12 @@ impl Room {
     }
 
     /// Starts an engine with the members that wait for it and the messages that were kept.
-    async fn start_engine(&mut self, opened: Opened) -> Box<dyn Engine> {
+    async fn start_engine(&mut self, opened: Box<Opened>) -> Box<dyn Engine> {
         let document = self.document();
         let start = Start {
             documents: self.shared.documents.clone(),
             document,
-            opened,
+            opened: *opened,
             members: self.handle.members.clone(),
             usage: self.handle.usage.clone(),
             pending: self.handle.pending.clone(),
@@ -149,7 +155,7 @@ impl Room {
             engine.receive(session.id, true, nothing, None).await;
         }
         for input in std::mem::take(&mut self.stash) {
-            self.handle_input(&mut *engine, input).await;
+            self.handle_input(&mut *engine, Box::new(input)).await;
         }
         engine.settle().await;
         // The time to answer begins when there is something to answer from.
@@ -182,13 +188,24 @@ impl Room {
             let Some(input) = next else { break };
             senders.extend(input.sync_sender());
             received.extend(input.received_at());
-            self.handle_input(engine, *input).await;
+            self.handle_input(engine, input).await;
             next = self.inbox.try_recv();
         }
         engine.settle().await;
+        if let Some(heads) = engine.heads() {
+            self.inbox.announce(heads);
+        }
         let seconds = &self.metrics().message_seconds;
         received.into_iter().for_each(|at| seconds.observe(seconds_since(at)));
         senders.into_iter().for_each(|id| self.measure(id));
+    }
+
+    /// Handles the acknowledgements that rest. The next ones wake the room.
+    async fn handle_rested(&mut self, engine: &mut dyn Engine) {
+        for input in self.inbox.stop_resting() {
+            self.handle_input(engine, input).await;
+        }
+        engine.settle().await;
     }
 
     /// Does what is due by the clock. Returns how the state ends, if it does.
@@ -280,10 +297,11 @@ impl Room {
         self.metrics().join_seconds.observe(seconds_since(since));
     }
 
-    async fn handle_input(&mut self, engine: &mut dyn Engine, input: Input) {
+    // A box, because a future has space for its arguments twice.
+    async fn handle_input(&mut self, engine: &mut dyn Engine, input: Box<Input>) {
         self.record(&input);
-        match input {
-            Input::Ephemeral { .. } => self.pass_on(input),
+        match *input {
+            input @ Input::Ephemeral { .. } => self.pass_on(input),
             Input::Inspect { reply } => {
                 let found = self.inspect_live(engine.report().await);
                 // The operator may have given up.

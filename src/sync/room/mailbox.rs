@@ -11,12 +11,13 @@ use std::{
     time::Instant,
 };
 
+use automerge::ChangeHash;
 use bytes::Bytes;
 use futures::task::AtomicWaker;
 use prometheus::IntGauge;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
-use super::seen::Seen;
+use super::{resting::Resting, seen::Seen};
 use crate::{
     base::{document_id::DocumentId, lock::lock, session_id::SessionId},
     document::sync_message::SyncMessage,
@@ -82,10 +83,10 @@ impl Input {
         }
     }
 
-    /// When a sync message was received.
+    /// When a sync message was received that did not rest.
     pub(super) fn received_at(&self) -> Option<Instant> {
         match self {
-            Self::Sync { permit, .. } => Some(permit.since()),
+            Self::Sync { permit, .. } if !permit.has_rested => Some(permit.since),
             _ => None,
         }
     }
@@ -119,6 +120,7 @@ pub struct ReceivePermit {
     _permits: [Option<OwnedSemaphorePermit>; 2],
     bytes: i64,
     since: Instant,
+    has_rested: bool,
     unread: IntGauge,
 }
 
@@ -127,12 +129,17 @@ impl ReceivePermit {
     pub fn new(permits: [Option<OwnedSemaphorePermit>; 2], bytes: usize, unread: IntGauge) -> Self {
         let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
         unread.add(bytes);
-        Self { _permits: permits, bytes, since: Instant::now(), unread }
+        Self { _permits: permits, bytes, since: Instant::now(), has_rested: false, unread }
     }
 
     /// When the message was received.
     pub(super) fn since(&self) -> Instant {
         self.since
+    }
+
+    /// Records that nobody waits for what the message does.
+    pub(super) fn rest(&mut self) {
+        self.has_rested = true;
     }
 }
 
@@ -153,10 +160,14 @@ struct Shared {
     sent: AtomicU64,
     /// The sessions that are leaving, in order.
     leaving: Mutex<VecDeque<Leaving>>,
+    /// Messages that wait for the next one in `messages`.
+    resting: Mutex<Resting>,
     /// Woken when a session leaves.
     receiver: AtomicWaker,
     /// The room's share of the receive queue, in KiB, so that a slow room takes none from others.
     receive_share: Arc<Semaphore>,
+    /// The size of that share.
+    permits: usize,
     /// The presence that the room has passed on.
     seen: Arc<Mutex<Seen>>,
 }
@@ -177,6 +188,8 @@ pub struct Inbox {
     messages: mpsc::Receiver<Box<Input>>,
     /// How many messages have been received.
     received: u64,
+    /// Received, and behind messages that rested.
+    ready: VecDeque<Box<Input>>,
     mailbox: Mailbox,
 }
 
@@ -187,11 +200,13 @@ pub(crate) fn mailbox(receive_share: u32, seen: Arc<Mutex<Seen>>) -> (Mailbox, I
         messages,
         sent: AtomicU64::new(0),
         leaving: Mutex::default(),
+        resting: Mutex::default(),
         receiver: AtomicWaker::new(),
         receive_share: Arc::new(Semaphore::new(receive_share as usize)),
+        permits: receive_share as usize,
         seen,
     }));
-    (mailbox.clone(), Inbox { messages: receiver, received: 0, mailbox })
+    (mailbox.clone(), Inbox { messages: receiver, received: 0, ready: VecDeque::new(), mailbox })
 }
 
 impl Mailbox {
@@ -204,6 +219,22 @@ impl Mailbox {
         self.0.sent.fetch_add(1, Ordering::Relaxed);
         slot.send(message);
         Ok(())
+    }
+
+    /// Lets a message rest, if it is one that needs no answer: the room receives it before its next
+    /// message. It comes from a session that has sent the room messages before.
+    ///
+    /// # Errors
+    /// Returns the message if it is to be [sent](Self::send).
+    pub(crate) fn rest(&self, message: Box<Input>) -> Result<(), Box<Input>> {
+        // What the session has sent before must have been received: nothing overtakes it. If
+        // something waits, the room is awake anyway.
+        let is_asleep = self.waiting() == 0;
+        let has_permits = self.0.receive_share.available_permits() >= self.0.permits / 2;
+        if !is_asleep || !has_permits {
+            return Err(message);
+        }
+        lock(&self.0.resting).keep(message)
     }
 
     /// Tells the room that a session has left, after the messages that it has sent. Never waits.
@@ -268,48 +299,78 @@ impl Inbox {
     }
 
     fn poll_recv(&mut self, context: &mut Context<'_>) -> Poll<Option<Box<Input>>> {
-        if let Some(left) = self.next_left() {
-            return Poll::Ready(Some(left));
+        if let Some(next) = self.next_ready() {
+            return Poll::Ready(Some(next));
         }
-        let message = self.messages.poll_recv(context);
-        match message {
-            Poll::Ready(Some(_)) => self.received += 1,
-            Poll::Ready(None) => {}
+        match self.messages.poll_recv(context) {
+            Poll::Ready(message) => Poll::Ready(message.map(|message| self.receive(message))),
             Poll::Pending => {
                 self.mailbox.0.receiver.register(context.waker());
                 // One may have left since the first look.
-                if let Some(left) = self.next_left() {
-                    return Poll::Ready(Some(left));
-                }
+                self.next_ready().map_or(Poll::Pending, |next| Poll::Ready(Some(next)))
             }
         }
-        message
     }
 
     /// The next input, if there is one.
     pub(super) fn try_recv(&mut self) -> Option<Box<Input>> {
-        if let Some(left) = self.next_left() {
-            return Some(left);
+        if let Some(next) = self.next_ready() {
+            return Some(next);
         }
         let message = self.messages.try_recv().ok()?;
-        self.received += 1;
-        Some(message)
+        Some(self.receive(message))
     }
 
-    /// The next session that has left and whose messages were all received.
-    fn next_left(&self) -> Option<Box<Input>> {
+    /// Receives a message behind what has rested.
+    fn receive(&mut self, message: Box<Input>) -> Box<Input> {
+        self.received += 1;
+        let mut rested = lock(&self.mailbox.0.resting).take();
+        let Some(first) = rested.pop_front() else { return message };
+        rested.push_back(message);
+        self.ready = rested;
+        first
+    }
+
+    /// The next input that was received, or the next session that has left and whose messages were
+    /// all received.
+    fn next_ready(&mut self) -> Option<Box<Input>> {
+        if let Some(next) = self.ready.pop_front() {
+            return Some(next);
+        }
+        // A crowd that sends or leaves at once is rare; a room keeps no memory for the next one.
+        self.ready = VecDeque::new();
         let mut leaving = lock(&self.mailbox.0.leaving);
-        let Leaving { session, .. } = leaving.pop_front_if(|next| next.after <= self.received)?;
+        leaving.front().filter(|next| next.after <= self.received)?;
+        let mut rested = lock(&self.mailbox.0.resting).take();
+        if let Some(first) = rested.pop_front() {
+            self.ready = rested;
+            return Some(first);
+        }
+        let Leaving { session, .. } = leaving.pop_front()?;
         if leaving.is_empty() {
-            // A crowd that leaves at once is rare; a room keeps no memory for the next one.
             *leaving = VecDeque::new();
         }
         Some(Box::new(Input::Leave { session }))
     }
 
+    /// Messages that acknowledge these heads may [rest](Mailbox::rest) from now on.
+    pub(super) fn announce(&mut self, heads: &[ChangeHash]) {
+        lock(&self.mailbox.0.resting).announce(heads);
+    }
+
+    /// Takes what rests, behind what was received before. Nothing rests from now on.
+    pub(super) fn stop_resting(&mut self) -> VecDeque<Box<Input>> {
+        let mut received = std::mem::take(&mut self.ready);
+        received.extend(lock(&self.mailbox.0.resting).stop());
+        received
+    }
+
     /// Whether nothing waits.
     pub(super) fn is_empty(&self) -> bool {
-        self.messages.is_empty() && lock(&self.mailbox.0.leaving).is_empty()
+        self.ready.is_empty()
+            && self.messages.is_empty()
+            && lock(&self.mailbox.0.leaving).is_empty()
+            && lock(&self.mailbox.0.resting).is_empty()
     }
 
     /// Accepts no further messages. Sessions may still leave.

@@ -18,6 +18,7 @@
 //! | that part on automerge itself, and on a `samod::Repo` | [`native`], [`samod`] |
 //! | the engine's way to a member | [`port`] |
 //! | changes that were received and are not durable | [`pending`] |
+//! | acknowledgements, which do not wake the room | `resting` |
 //! | passing presence on, each message once | `presence`, [`seen`] |
 
 mod answers;
@@ -33,6 +34,7 @@ pub mod pending;
 pub mod port;
 mod presence;
 mod refused;
+mod resting;
 pub mod samod;
 pub mod seen;
 pub mod shared;

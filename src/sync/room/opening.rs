@@ -20,15 +20,15 @@ impl Room {
     ///
     /// # Errors
     /// The relay stops first, or has no memory for it.
-    pub(super) async fn open(&mut self) -> Result<Opened, End> {
+    pub(super) async fn open(&mut self) -> Result<Box<Opened>, End> {
         let shared = self.shared.clone();
         let document = self.document();
         if document == shared.probe {
-            return Ok(Opened::default());
+            return Ok(Box::default());
         }
         // A document that is not served needs no memory.
         if let Some(refused) = shared.documents.refused(document) {
-            return Ok(refused);
+            return Ok(Box::new(refused));
         }
         let opener = self.handle.members.only();
         let payer = opener.as_deref().map_or(Payer::Document(document), Session::payer);
@@ -42,7 +42,7 @@ impl Room {
                     if let Some(opener) = opener {
                         opener.charge(opened.took, 1);
                     }
-                    return Ok(opened);
+                    return Ok(Box::new(opened));
                 }
                 Err(error) => {
                     error!(%document, "cannot read the document; retrying: {error}");

@@ -57,7 +57,7 @@ impl Room {
     }
 
     /// Serves, refuses or looks for a document that was opened.
-    async fn be_in_state(&mut self, opened: Opened, opening: InState) -> End {
+    async fn be_in_state(&mut self, opened: Box<Opened>, opening: InState) -> End {
         let document = self.document();
         if opened.is_deleted {
             self.withhold_document("deleted")
@@ -76,6 +76,9 @@ impl Room {
             let _live = InState::new(&self.metrics().clone(), "live");
             self.handle.has_engine.store(true, Ordering::Relaxed);
             let end = Box::pin(self.live(opened)).await;
+            for input in self.inbox.stop_resting() {
+                self.stash(*input, "closing");
+            }
             self.handle.has_engine.store(false, Ordering::Relaxed);
             end
         } else {

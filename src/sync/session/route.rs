@@ -78,7 +78,7 @@ impl<'a> Router<'a> {
                     data: bytes(data),
                     permit,
                 };
-                self.subscriptions.deliver(document, input).await;
+                self.subscriptions.deliver(document, Box::new(input)).await;
                 Ok(())
             }
             Body::DocUnavailable { document } => {
@@ -177,7 +177,14 @@ impl<'a> Router<'a> {
         }
         let permit = self.receive_permit(document, frame_len).await?;
         let from = self.session.clone();
-        self.subscriptions.deliver(document, Input::Sync { from, request, message, permit }).await;
+        let mut input = Box::new(Input::Sync { from, request, message, permit });
+        if sessions.receiving.is_half_free() {
+            input = match self.subscriptions.rest(document, input) {
+                Ok(()) => return Ok(()),
+                Err(input) => input,
+            };
+        }
+        self.subscriptions.deliver(document, input).await;
         Ok(())
     }
 

@@ -75,6 +75,11 @@ impl Receiving {
             in_flight: InFlightBudget::new(counts.in_flight()),
         }
     }
+
+    /// Whether at most half of the receive queue is used, so that some of it may be used for long.
+    pub(super) fn is_half_free(&self) -> bool {
+        self.queue.available_permits() >= self.permits as usize / 2
+    }
 }
 
 /// Where an operator sees what sessions do.

@@ -16,68 +16,96 @@ use crate::{
 pub(crate) struct Subscriptions {
     rooms: Arc<Rooms>,
     session: Arc<Session>,
-    /// The mailbox of each document's room. A document that the session may not read has none, and
-    /// the mailbox of a document that nobody has is gone.
-    mailboxes: HashMap<DocumentId, WeakMailbox>,
+    /// A document that the session may not read has no mailbox, and the mailbox of a document that
+    /// nobody has is gone.
+    open: HashMap<DocumentId, Open>,
+}
+
+/// A document that is open.
+#[derive(Default)]
+struct Open {
+    /// The mailbox of its room.
+    mailbox: WeakMailbox,
+    /// The room was sent a message of the session.
+    has_sent: bool,
 }
 
 impl Subscriptions {
     /// A session that has no document open.
     pub(crate) fn new(rooms: Arc<Rooms>, session: Arc<Session>) -> Self {
-        Self { rooms, session, mailboxes: HashMap::new() }
+        Self { rooms, session, open: HashMap::new() }
     }
 
     /// Whether the session has `document` open, or fewer documents than `limit`.
     pub(crate) fn may_open(&self, document: DocumentId, limit: usize) -> bool {
-        self.mailboxes.contains_key(&document) || self.mailboxes.len() < limit
+        self.open.contains_key(&document) || self.open.len() < limit
     }
 
     /// Counts a document as open that the session may not read. Returns whether the session
     /// mentions it for the first time.
     pub(crate) fn open_denied(&mut self, document: DocumentId) -> bool {
-        let is_first = !self.mailboxes.contains_key(&document);
-        self.mailboxes.entry(document).or_default();
+        let is_first = !self.open.contains_key(&document);
+        self.open.entry(document).or_default();
         is_first
     }
 
     /// The mailbox of a document's room. The session enters the room if it is not in it.
     pub(crate) async fn mailbox(&mut self, document: DocumentId) -> Mailbox {
-        let known = self.mailboxes.get(&document).and_then(WeakMailbox::upgrade);
-        match known {
+        match self.known_mailbox(document) {
             Some(mailbox) => mailbox,
             None => self.enter(document).await,
         }
     }
 
+    fn known_mailbox(&self, document: DocumentId) -> Option<Mailbox> {
+        self.open.get(&document)?.mailbox.upgrade()
+    }
+
     async fn enter(&mut self, document: DocumentId) -> Mailbox {
         let mailbox = self.rooms.enter(document, &self.session).await;
-        self.mailboxes.insert(document, mailbox.downgrade());
+        self.open.insert(document, Open { mailbox: mailbox.downgrade(), has_sent: false });
         mailbox
     }
 
+    /// Lets a message [rest](Mailbox::rest) in the mailbox of a document's room.
+    ///
+    /// # Errors
+    /// Returns the message if it is to be delivered: it needs an answer, it is the session's first
+    /// one, or somebody follows what happens.
+    pub(crate) fn rest(&self, document: DocumentId, message: Box<Input>) -> Result<(), Box<Input>> {
+        let open = self.open.get(&document).filter(|open| open.has_sent);
+        let mailbox = open.and_then(|open| open.mailbox.upgrade());
+        match mailbox.filter(|_| !self.rooms.is_any_followed()) {
+            Some(mailbox) => mailbox.rest(message),
+            None => Err(message),
+        }
+    }
+
     /// Sends an input to a document's room.
-    pub(crate) async fn deliver(&mut self, document: DocumentId, input: Input) {
+    pub(crate) async fn deliver(&mut self, document: DocumentId, mut input: Box<Input>) {
         let mut mailbox = self.mailbox(document).await;
-        let mut input = Box::new(input);
         while let Err(returned) = mailbox.send(input).await {
             // That room has ended.
             input = returned;
             mailbox = self.enter(document).await;
+        }
+        if let Some(open) = self.open.get_mut(&document) {
+            open.has_sent = true;
         }
     }
 
     /// Subscribes to the durable heads of all documents that have a room. Returns how many these
     /// are.
     pub(crate) async fn subscribe_to_durable(&mut self) -> u64 {
-        let documents: Vec<DocumentId> = self.mailboxes.keys().copied().collect();
+        let documents: Vec<DocumentId> = self.open.keys().copied().collect();
         let mut count = 0;
         for document in documents {
-            let mailbox = self.mailboxes.get(&document).and_then(WeakMailbox::upgrade);
+            let mailbox = self.known_mailbox(document);
             let is_open = mailbox.is_some_and(|mailbox| !mailbox.is_closed());
             // A room that was about to unload may go on with another mailbox.
             if is_open || self.rooms.is_member(document, self.session.id) {
                 let from = self.session.clone();
-                self.deliver(document, Input::Subscribe { from }).await;
+                self.deliver(document, Box::new(Input::Subscribe { from })).await;
                 count += 1;
             }
         }
@@ -93,13 +121,13 @@ impl Subscriptions {
         author_session: &str,
         count: u64,
     ) -> bool {
-        let mailbox = self.mailboxes.get(&document);
-        mailbox.is_some_and(|mailbox| mailbox.has_passed_on(author, author_session, count))
+        let open = self.open.get(&document);
+        open.is_some_and(|open| open.mailbox.has_passed_on(author, author_session, count))
     }
 
     /// Leaves all rooms. The session sends nothing after this.
     pub(crate) fn leave_all(&mut self) {
-        for document in std::mem::take(&mut self.mailboxes).into_keys() {
+        for document in std::mem::take(&mut self.open).into_keys() {
             self.rooms.leave(document, self.session.id);
         }
     }

@@ -217,6 +217,13 @@ impl Engine for NativeEngine {
         self.work().boxed()
     }
 
+    fn heads(&self) -> Option<&[ChangeHash]> {
+        match &self.core {
+            CoreState::Idle(core) => Some(core.heads()),
+            CoreState::Stepping(_) | CoreState::Failed => None,
+        }
+    }
+
     fn durable_heads(&self) -> Option<&[ChangeHash]> {
         match &self.core {
             CoreState::Idle(core) => Some(core.durable_heads()),
@@ -226,6 +233,8 @@ impl Engine for NativeEngine {
 
     fn report(&mut self) -> BoxFuture<'_, EngineReport> {
         async move {
+            // Messages that came before count.
+            self.settle().await;
             self.wait_for_core().await;
             match &self.core {
                 CoreState::Idle(core) => EngineReport {

@@ -332,6 +332,11 @@ impl Engine for SamodEngine {
     }
 
     /// samod does not report them.
+    fn heads(&self) -> Option<&[ChangeHash]> {
+        // samod decides what it answers.
+        None
+    }
+
     fn durable_heads(&self) -> Option<&[ChangeHash]> {
         None
     }

@@ -72,6 +72,10 @@ impl Engine for Fragile {
             .boxed()
     }
 
+    fn heads(&self) -> Option<&[automerge::ChangeHash]> {
+        None
+    }
+
     fn durable_heads(&self) -> Option<&[automerge::ChangeHash]> {
         None
     }

@@ -6,6 +6,7 @@ mod failures;
 mod fragile;
 mod mailbox;
 mod membership;
+mod resting;
 mod sharing;
 mod unknown;
 mod unsaved;
@@ -185,7 +186,10 @@ fn permit() -> ReceivePermit {
 
 impl Peer {
     async fn deliver(&self, document: DocumentId, input: Input) {
-        self.subscriptions.lock().await.deliver(document, input).await;
+        let mut subscriptions = self.subscriptions.lock().await;
+        if let Err(input) = subscriptions.rest(document, Box::new(input)) {
+            subscriptions.deliver(document, input).await;
+        }
     }
 
     async fn push(&mut self, document: DocumentId, request: bool) {

@@ -1,0 +1,188 @@
+//! Acknowledgements rest: they wake nobody, and nothing depends on when they are handled.
+
+use super::*;
+use crate::sync::room::mailbox::{Inbox, Mailbox, mailbox};
+
+fn native_fixture() -> Fixture {
+    fixture(config(), |_| native::engine(Arc::new(Turns::new(2))))
+}
+
+/// How many sync messages have woken a room.
+fn woken(fixture: &Fixture) -> u64 {
+    fixture.metrics.rooms.message_seconds.get_sample_count()
+}
+
+/// Lets all tasks run that are not waiting.
+async fn let_all_run() {
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+}
+
+/// Alice edits a document that she shares with bob, and both have the edit.
+async fn edit_together(alice: &mut Peer, bob: &mut Peer, document: DocumentId, key: &str) {
+    alice.edit(document, key).await;
+    bob.until("the edit", |bob| bob.has(document, key)).await;
+    alice.until_with(bob, "stored", |alice| alice.in_sync(document)).await;
+    let_all_run().await;
+}
+
+#[tokio::test]
+async fn an_acknowledgement_wakes_no_room_and_is_seen_by_an_operator() {
+    let fixture = native_fixture();
+    let (mut alice, mut bob) = (fixture.peer("alice"), fixture.peer("bob"));
+    alice.share_with(&mut bob, id(1)).await;
+    edit_together(&mut alice, &mut bob, id(1), "first").await;
+    let before = woken(&fixture);
+    edit_together(&mut alice, &mut bob, id(1), "second").await;
+    assert_eq!(woken(&fixture) - before, 1, "the edit");
+    let report = fixture.rooms.inspect(id(1)).await.expect("a room");
+    for session in &report.sessions {
+        assert_eq!(session.heads, report.heads, "{}", session.peer);
+    }
+}
+
+#[tokio::test]
+async fn what_rests_is_handled_when_the_room_is_quiet() {
+    let fixture = native_fixture();
+    let (mut alice, mut bob) = (fixture.peer("alice"), fixture.peer("bob"));
+    alice.share_with(&mut bob, id(1)).await;
+    edit_together(&mut alice, &mut bob, id(1), "first").await;
+    edit_together(&mut alice, &mut bob, id(1), "second").await;
+    let held = Arc::strong_count(&bob.session);
+    until("handled", || Arc::strong_count(&bob.session) < held).await;
+    // An acknowledgement that comes now wakes the room: nothing else would.
+    let before = woken(&fixture);
+    let (doc, state) = bob.documents.entry(id(1)).or_default();
+    let mut again = State::clone(state);
+    again.last_sent_heads.clear();
+    again.in_flight = false;
+    let message = doc.generate_sync_message(&mut again).expect("a message");
+    bob.send(id(1), false, message.encode()).await;
+    let_all_run().await;
+    assert_eq!(woken(&fixture) - before, 1);
+}
+
+#[tokio::test]
+async fn nothing_rests_while_an_operator_follows() {
+    let fixture = native_fixture();
+    let (mut alice, mut bob) = (fixture.peer("alice"), fixture.peer("bob"));
+    alice.share_with(&mut bob, id(1)).await;
+    let _following = fixture.rooms.follow(id(1)).expect("a place");
+    edit_together(&mut alice, &mut bob, id(1), "first").await;
+    let before = woken(&fixture);
+    edit_together(&mut alice, &mut bob, id(1), "second").await;
+    assert_eq!(woken(&fixture) - before, 2, "the edit and the acknowledgement");
+}
+
+struct Announced {
+    mailbox: Mailbox,
+    inbox: Inbox,
+    doc: Automerge,
+    session: Arc<Session>,
+}
+
+impl Announced {
+    /// A mailbox whose room has announced a document's heads.
+    fn new(fixture: &Fixture) -> Self {
+        let (mailbox, mut inbox) = mailbox(64, Arc::default());
+        let mut doc = Automerge::new();
+        doc.transact::<_, _, AutomergeError>(|tx| tx.put(ROOT, "a", 1)).expect("an edit");
+        inbox.announce(&doc.get_heads());
+        Self { mailbox, inbox, doc, session: fixture.peer("alice").session }
+    }
+
+    fn acknowledgement(&self) -> automerge::sync::Message {
+        let message = self.doc.generate_sync_message(&mut State::new()).expect("a message");
+        assert!(message.changes.is_empty() && message.need.is_empty());
+        message
+    }
+
+    fn input(&self, message: automerge::sync::Message, request: bool) -> Box<Input> {
+        let message = SyncMessage::read(message.encode().into(), Size::mib(1)).expect("a message");
+        Box::new(Input::Sync { from: self.session.clone(), request, message, permit: permit() })
+    }
+
+    fn rests(&self, message: automerge::sync::Message) -> bool {
+        self.mailbox.rest(self.input(message, false)).is_ok()
+    }
+}
+
+#[tokio::test]
+async fn only_an_acknowledgement_of_announced_heads_rests() {
+    let fixture = native_fixture();
+    let mut room = Announced::new(&fixture);
+    assert!(room.rests(room.acknowledgement()));
+    assert!(room.mailbox.rest(room.input(room.acknowledgement(), true)).is_err(), "a request");
+    let other = automerge::ChangeHash([7; 32]);
+    let mut needs = room.acknowledgement();
+    needs.need = room.doc.get_heads();
+    let mut has_nothing = room.acknowledgement();
+    has_nothing.heads.clear();
+    let mut has_news = room.acknowledgement();
+    has_news.heads = vec![other];
+    let mut brings_changes = room.acknowledgement();
+    brings_changes.changes = room
+        .doc
+        .get_changes(&[])
+        .iter()
+        .map(|change| change.raw_bytes().to_vec())
+        .collect::<Vec<_>>()
+        .into();
+    for (what, message) in [
+        ("needs a change", needs),
+        ("has nothing", has_nothing),
+        ("has news", has_news),
+        ("brings changes", brings_changes),
+    ] {
+        assert!(!room.rests(message), "{what}");
+    }
+    for n in 0..3 {
+        room.inbox.announce(&[automerge::ChangeHash([n; 32])]);
+        assert!(room.rests(room.acknowledgement()), "an acknowledgement may be late");
+    }
+    room.inbox.announce(&[other]);
+    assert!(!room.rests(room.acknowledgement()), "too late");
+}
+
+#[tokio::test]
+async fn what_rests_keeps_its_place() {
+    let fixture = native_fixture();
+    let mut room = Announced::new(&fixture);
+    let presence = || Box::new(Input::Subscribe { from: room.session.clone() });
+    assert!(room.rests(room.acknowledgement()));
+    assert!(!room.inbox.is_empty());
+    assert!(room.inbox.try_recv().is_none(), "it wakes nobody");
+    room.mailbox.send(presence()).await.unwrap_or_else(|_| panic!("open"));
+    assert!(!room.rests(room.acknowledgement()), "it would overtake the message that waits");
+    let kinds = |inbox: &mut Inbox| {
+        let mut kinds = Vec::new();
+        while let Some(input) = inbox.try_recv() {
+            kinds.push(match *input {
+                Input::Sync { .. } => "sync",
+                Input::Leave { .. } => "leave",
+                _ => "other",
+            });
+        }
+        kinds
+    };
+    assert_eq!(kinds(&mut room.inbox), ["sync", "other"]);
+    assert!(room.rests(room.acknowledgement()));
+    assert!(room.rests(room.acknowledgement()));
+    room.mailbox.leave(room.session.id);
+    assert_eq!(kinds(&mut room.inbox), ["sync", "sync", "leave"]);
+    assert!(room.rests(room.acknowledgement()));
+    assert_eq!(room.inbox.stop_resting().len(), 1);
+    assert!(!room.rests(room.acknowledgement()), "the room does not look at it soon");
+    assert!(room.inbox.is_empty());
+}
+
+#[tokio::test]
+async fn what_rests_leaves_half_of_the_receive_queue() {
+    let fixture = native_fixture();
+    let room = Announced::new(&fixture);
+    let _half = room.mailbox.receive_permits(32).await.expect("half of the share");
+    assert!(room.rests(room.acknowledgement()));
+    let _more = room.mailbox.receive_permits(1).await.expect("one more");
+    assert!(!room.rests(room.acknowledgement()));
+}
