@@ -5,8 +5,8 @@ use jsonwebtoken::dangerous::insecure_decode_claims as decode_part;
 use serde::{Deserialize, de::IgnoredAny};
 use serde_json::Value;
 
-/// The fields of a header that decide how the token is verified. jsonwebtoken's own type cannot hold
-/// the name of an algorithm that jsonwebtoken does not know.
+/// The fields of a header that decide how the token is verified. jsonwebtoken's own type cannot
+/// hold the name of an algorithm that jsonwebtoken does not know.
 #[derive(Deserialize)]
 pub(super) struct TokenHeader {
     pub(super) alg: String,
