@@ -147,8 +147,9 @@ fn problems_say_what_to_do() {
     let at = folder.path().display();
     let config = folder.path().join("tonk-relay.toml");
     let text = format!(
-        "[http]\nlisten = [\"127.0.0.1:0\"]\n[admin]\nlisten = []\n[storage]\npath = \"{at}/documents\"\n\
-         [bundles]\npath = \"{at}/bundles\"\n[auth]\nmode = \"token\"\ntokens = \"{at}/tokens\"\n"
+        "[http]\nlisten = [\"127.0.0.1:0\"]\n[admin]\nlisten = []\n\
+         [storage]\npath = \"{at}/documents\"\n[bundles]\npath = \"{at}/bundles\"\n\
+         [auth]\nmode = \"token\"\ntokens = \"{at}/tokens\"\n"
     );
     fs::write(&config, text).expect("is written");
     let token = |scope: &str| {

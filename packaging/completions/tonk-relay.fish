@@ -69,13 +69,13 @@ complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand client; and not __
 complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand client; and not __fish_seen_subcommand_from new open" -f -a "open" -d 'Show a document as JSON each time it changes, who else is there, and whether it is saved; typed lines change it'
 complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand client; and __fish_seen_subcommand_from new" -l url -d 'The server: ws:// or wss://' -r
 complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand client; and __fish_seen_subcommand_from new" -l token-file -d 'A file with the token to sign in with' -r -F
-complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand client; and __fish_seen_subcommand_from new" -l ca-file -d 'A file with certificates (PEM) to trust in addition to the system\'s' -r -F
+complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand client; and __fish_seen_subcommand_from new" -l ca-file -d 'A file with certificates (PEM) to trust in addition to the system\'s: of an authority, or the server\'s own' -r -F
 complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand client; and __fish_seen_subcommand_from new" -l name -d 'The name that others see; your user name if it is not given' -r
 complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand client; and __fish_seen_subcommand_from new" -l insecure -d 'Accept any certificate, such as a self-signed one. The connection may be with anybody: use it without a token, or with one that you then revoke'
 complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand client; and __fish_seen_subcommand_from new" -s h -l help -d 'Print help'
 complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand client; and __fish_seen_subcommand_from open" -l url -d 'The server: ws:// or wss://' -r
 complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand client; and __fish_seen_subcommand_from open" -l token-file -d 'A file with the token to sign in with' -r -F
-complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand client; and __fish_seen_subcommand_from open" -l ca-file -d 'A file with certificates (PEM) to trust in addition to the system\'s' -r -F
+complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand client; and __fish_seen_subcommand_from open" -l ca-file -d 'A file with certificates (PEM) to trust in addition to the system\'s: of an authority, or the server\'s own' -r -F
 complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand client; and __fish_seen_subcommand_from open" -l name -d 'The name that others see; your user name if it is not given' -r
 complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand client; and __fish_seen_subcommand_from open" -l insecure -d 'Accept any certificate, such as a self-signed one. The connection may be with anybody: use it without a token, or with one that you then revoke'
 complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand client; and __fish_seen_subcommand_from open" -s h -l help -d 'Print help'

@@ -1,5 +1,6 @@
 //! JSON Web Tokens (RFC 7519): the keys that may sign them, and their verification.
 
+mod header;
 mod signatures;
 
 use std::{
@@ -11,14 +12,16 @@ use std::{
 
 // jsonwebtoken: the crate that most services in Rust use.
 use jsonwebtoken::{
-    Algorithm, AlgorithmFamily, DecodingKey, Validation, decode, decode_header,
+    Algorithm, AlgorithmFamily, DecodingKey, Validation, decode,
     errors::ErrorKind,
     jwk::{AlgorithmParameters, EllipticCurve, Jwk, JwkSet, KeyOperations},
 };
+use ring::signature::ED25519_PUBLIC_KEY_LEN;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use tracing::warn;
 
+use self::{header::TokenHeader, signatures::decode_ed25519};
 use crate::{
     base::{regular_file, text},
     config::{self, scopes::Scope},
@@ -30,6 +33,8 @@ const CLOCK_SKEW: Duration = Duration::from_secs(10);
 const MAX_FILE: u64 = 1 << 20;
 /// The longest token, in bytes. The limit of request headers is about twice that.
 const MAX_TOKEN: usize = 16 << 10;
+/// The name that RFC 9864 gives to EdDSA with this curve, which is the only one that is supported.
+const ED25519: &str = "Ed25519";
 /// The shortest HS256 secret, in bytes (RFC 7518, 3.2), and RSA modulus, in bits (RFC 7518, 3.3).
 const MIN_SECRET: usize = 32;
 const MIN_MODULUS: usize = 2048;
@@ -157,23 +162,26 @@ impl Keys {
         if token.len() > MAX_TOKEN {
             return Err(invalid("it is too long"));
         }
-        let header = decode_header(token).map_err(|_| invalid("it is not a JWT"))?;
-        // No critical extension is supported (RFC 7515, 4.1.11). `b64` is one, which changes what
-        // is signed (RFC 7797).
-        let is_plain = header.extras.get("b64").is_ok_and(|b64: Option<bool>| b64 != Some(false));
-        if header.crit.is_some() || !is_plain {
+        let header = TokenHeader::read(token).ok_or_else(|| invalid("it is not a JWT"))?;
+        if header.requires_extensions() {
             return Err(invalid(
                 "its header requires extensions (crit, b64) that the relay does not support",
             ));
         }
         let is_meant = |key: &Key| {
             // The algorithm of the key decides, not what the token claims.
-            key.algorithm == header.alg
+            is_name_of(&header.alg, key.algorithm)
                 && (key.id.is_none() || header.kid.is_none() || key.id == header.kid)
         };
         let mut problem = invalid("auth.jwt_keys has no key for it");
         for (id, key) in self.keys.iter().filter(|(_, key)| is_meant(key)) {
-            match decode::<Fields>(token, &key.key, &self.validation(key.algorithm)) {
+            let validation = self.validation(key.algorithm);
+            let decoded = if header.alg == ED25519 {
+                decode_ed25519::<Fields>(token, &key.key, &validation)
+            } else {
+                decode(token, &key.key, &validation)
+            };
+            match decoded {
                 Ok(found) => return claims(found.claims, *id),
                 Err(error) => {
                     problem = match error.kind() {
@@ -312,13 +320,14 @@ fn algorithm_of(jwk: &Jwk, named: Option<&str>) -> Option<Algorithm> {
         AlgorithmParameters::OctetKey(_) => Algorithm::HS256,
         _ => return None,
     };
-    let is_meant = match named {
-        None => true,
-        // RFC 9864 names the curve, and not the family.
-        Some("Ed25519") => algorithm == Algorithm::EdDSA,
-        Some(named) => named == format!("{algorithm:?}"),
-    };
-    is_meant.then_some(algorithm)
+    named.is_none_or(|named| is_name_of(named, algorithm)).then_some(algorithm)
+}
+
+fn is_name_of(name: &str, algorithm: Algorithm) -> bool {
+    match name {
+        ED25519 => algorithm == Algorithm::EdDSA,
+        name => name == format!("{algorithm:?}"),
+    }
 }
 
 fn read_pem(text: &str) -> Result<Vec<Key>, String> {
@@ -365,6 +374,9 @@ fn check_strength(key: &DecodingKey) -> Result<(), String> {
         }
         (AlgorithmFamily::Rsa, SecretOrDer(der)) if bits(modulus(der)) < MIN_MODULUS => {
             Err("is an RSA key of less than 2,048 bits".to_owned())
+        }
+        (AlgorithmFamily::Ed, SecretOrDer(key)) if key.len() != ED25519_PUBLIC_KEY_LEN => {
+            Err("is not an Ed25519 key".to_owned())
         }
         // An uncompressed point of P-256.
         (AlgorithmFamily::Ec, SecretOrDer(point)) if point.len() != 65 => {

@@ -6,7 +6,7 @@
 //! | to find | look in |
 //! |---|---|
 //! | which rights a scope gives | [`rights`] |
-//! | whether a session may write a document: its right, and nothing refused | `sync::session`, `may_write` |
+//! | whether a session may write a document now | `may_write` in `sync::session` |
 //! | the file of tokens that the relay has issued | [`tokens`] |
 //! | tokens that an identity provider signs, and when they expire | [`jwt`] |
 //! | how a session ends when its sign-in does | `sync::session::revalidate` |

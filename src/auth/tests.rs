@@ -1,7 +1,7 @@
 use std::{fs, time::Duration};
 
-use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, encode, jwk::Jwk};
-use serde_json::json;
+use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, crypto, encode, jwk::Jwk};
+use serde_json::{Value, json};
 
 use super::*;
 use crate::{base::document_id::DocumentId, config::scopes::Scope};
@@ -83,10 +83,24 @@ const RSA_PRIVATE: &str = include_str!("testdata/rsa.pem");
 const RSA_PUBLIC: &str = include_str!("testdata/rsa.pub.pem");
 const SECRET: &[u8] = b"0123456789abcdef0123456789abcdef";
 
-fn jwt(algorithm: Algorithm, key: &EncodingKey, claims: &serde_json::Value) -> String {
+fn jwt(algorithm: Algorithm, key: &EncodingKey, claims: &Value) -> String {
     // Loading keys registers the tests' signer.
     jwt_policy(ED_PUBLIC, "", "").expect("keys");
     encode(&Header::new(algorithm), claims, key).expect("signed")
+}
+
+/// A part of a token: JSON in base64url.
+fn part(content: &Value) -> String {
+    let token = jwt(Algorithm::HS256, &EncodingKey::from_secret(SECRET), content);
+    token.split('.').nth(1).expect("a payload").to_owned()
+}
+
+/// A token with this header, signed with the tests' Ed25519 key.
+fn ed25519_jwt(header: &Value, claims: &Value) -> String {
+    let message = format!("{}.{}", part(header), part(claims));
+    let key = EncodingKey::from_ed_pem(ED_PRIVATE.as_bytes()).expect("a key");
+    let signature = crypto::sign(message.as_bytes(), &key, Algorithm::EdDSA).expect("signed");
+    format!("{message}.{signature}")
 }
 
 fn signers() -> Vec<(Algorithm, EncodingKey)> {
@@ -139,6 +153,74 @@ fn a_jwks_may_name_the_algorithm_of_an_ed25519_key_eddsa_or_ed25519() {
 }
 
 #[test]
+fn a_token_may_name_its_algorithm_ed25519() {
+    let claims = json!({ "sub": "ann", "exp": now() + 60, "scope": "sync:read upload" });
+    let key = DecodingKey::from_ed_pem(ED_PUBLIC.as_bytes()).expect("a key");
+    let mut jwk = json!(Jwk::from_decoding_key(&key, None).expect("a JWK"));
+    jwk["kid"] = json!("one");
+    let keys = format!("{RSA_PUBLIC}{ED_PUBLIC}");
+    let pem = jwt_policy(&keys, "", "").expect("keys");
+    let jwks = jwt_policy(&json!({ "keys": [jwk] }).to_string(), "", "").expect("keys");
+    for header in [
+        json!({ "alg": "Ed25519" }),
+        json!({ "typ": "JWT", "alg": "Ed25519", "kid": "one" }),
+        json!({ "alg": "Ed25519", "theirs": { "a": [1, 2] }, "b64": true, "crit": null }),
+    ] {
+        let token = ed25519_jwt(&header, &claims);
+        for policy in [&pem, &jwks] {
+            let access = policy.admit(Some(&token), client()).expect("admitted");
+            assert_eq!(&*access.principal.0, "jwt:ann", "{header}");
+            assert!(access.rights.upload && access.rights.may_sync() && !access.rights.admin);
+        }
+    }
+    for (header, why) in [
+        (json!({ "alg": "Ed25519", "kid": "two" }), "no key"),
+        (json!({ "alg": "Ed448" }), "no key"),
+        (json!({ "alg": "ed25519" }), "no key"),
+        (json!({ "alg": "Ed25519", "crit": ["theirs"] }), "crit"),
+        (json!({ "alg": "Ed25519", "b64": false }), "crit"),
+        (json!({ "alg": null }), "not a JWT"),
+        (json!({}), "not a JWT"),
+    ] {
+        let token = ed25519_jwt(&header, &claims);
+        let refusal = jwks.admit(Some(&token), client()).expect_err("refused").to_string();
+        assert!(refusal.contains(why), "{header}: {refusal}");
+    }
+}
+
+#[test]
+fn the_header_of_an_ed25519_token_is_part_of_what_is_signed() {
+    let policy = jwt_policy(ED_PUBLIC, "", "").expect("keys");
+    let claims = json!({ "sub": "ann", "exp": now() + 60 });
+    let header = part(&json!({ "alg": "Ed25519" }));
+    let eddsa = part(&json!({ "alg": "EdDSA" }));
+    let other = part(&json!({ "alg": "Ed25519", "kid": "one" }));
+    let split = |token: &str| token.rsplit_once('.').map(|(_, s)| s.to_owned()).expect("a part");
+    let signature = split(&ed25519_jwt(&json!({ "alg": "Ed25519" }), &claims));
+    let of_eddsa = split(&ed25519_jwt(&json!({ "alg": "EdDSA" }), &claims));
+    let payload = part(&claims);
+    let forged = part(&json!({ "sub": "bob", "exp": now() + 60 }));
+    let whole = format!("{header}.{payload}.{signature}");
+    assert!(policy.admit(Some(&whole), client()).is_ok());
+    for altered in [
+        format!("{other}.{payload}.{signature}"),
+        format!("{eddsa}.{payload}.{signature}"),
+        format!("{header}.{payload}.{of_eddsa}"),
+        format!("{header}.{forged}.{signature}"),
+        format!("{header}.{payload}."),
+        format!("{header}.{payload}"),
+        format!("{header}.{header}.{payload}.{signature}"),
+        format!("{header}.{eddsa}.{payload}.{of_eddsa}"),
+        format!("{header}.{payload}.{signature}."),
+        format!("{whole}.{signature}"),
+        format!(".{whole}"),
+    ] {
+        let refusal = policy.admit(Some(&altered), client()).expect_err(&altered);
+        assert!(matches!(refusal, Refusal::Invalid(_)), "{altered}: {refusal}");
+    }
+}
+
+#[test]
 fn every_kind_of_key_verifies_its_own_tokens_only() {
     let keys = format!("{ED_PUBLIC}{EC_PUBLIC}{RSA_PUBLIC}");
     let pem = jwt_policy(&keys, "", "").expect("keys");
@@ -186,20 +268,30 @@ fn a_public_key_is_not_accepted_as_an_hmac_secret() {
     let claims = json!({ "sub": "ann", "exp": now() + 60, "scope": "sync:write" });
     let forged = jwt(Algorithm::HS256, &EncodingKey::from_secret(RSA_PUBLIC.as_bytes()), &claims);
     assert!(matches!(policy.admit(Some(&forged), client()), Err(Refusal::Invalid(_))));
+    let claims = part(&claims);
+    let named = format!("{}.{claims}", part(&json!({ "alg": "Ed25519" })));
+    let secret = EncodingKey::from_secret(RSA_PUBLIC.as_bytes());
+    let signature = crypto::sign(named.as_bytes(), &secret, Algorithm::HS256).expect("signed");
+    let forged = format!("{named}.{signature}");
+    assert!(matches!(policy.admit(Some(&forged), client()), Err(Refusal::Invalid(_))));
     let none = "eyJhbGciOiJub25lIn0.eyJzdWIiOiJhbm4iLCJleHAiOjk5OTk5OTk5OTl9.";
     assert!(matches!(policy.admit(Some(none), client()), Err(Refusal::Invalid(_))));
 }
 
 #[test]
 fn a_jwt_without_a_required_claim_is_refused() {
+    refuse_bad_claims("EdDSA");
+    refuse_bad_claims("Ed25519");
+}
+
+fn refuse_bad_claims(algorithm: &str) {
     let policy = jwt_policy(ED_PUBLIC, "https://id.example.org", "relay").expect("keys");
-    let key = EncodingKey::from_ed_pem(ED_PRIVATE.as_bytes()).expect("a key");
     let good = json!({
         "sub": "ann", "exp": now() + 60, "scopes": ["sync:read"],
         "iss": "https://id.example.org", "aud": ["x", "relay"],
     });
-    let admit = |claims: &serde_json::Value| {
-        policy.admit(Some(&jwt(Algorithm::EdDSA, &key, claims)), client())
+    let admit = |claims: &Value| {
+        policy.admit(Some(&ed25519_jwt(&json!({ "alg": algorithm }), claims)), client())
     };
     let access = admit(&good).expect("admitted");
     assert!(access.rights.may_sync());
@@ -212,7 +304,7 @@ fn a_jwt_without_a_required_claim_is_refused() {
     for name in ["sub", "exp", "iss", "aud"] {
         assert!(matches!(without(name), Err(Refusal::Invalid(_))), "{name}");
     }
-    let with = |name: &str, value: serde_json::Value| {
+    let with = |name: &str, value: Value| {
         let mut claims = good.clone();
         claims[name] = value;
         admit(&claims)
@@ -242,6 +334,11 @@ fn an_unusable_file_of_keys_is_refused_with_the_reason() {
         problem(r#"{"keys":[{"kty":"EC","crv":"P-384","x":"AA","y":"AA"}]}"#)
             .contains("no key for")
     );
+    // A header must not become a part of the key.
+    for x in ["AAAA", "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURpyZXN0"] {
+        let keys = json!({ "keys": [{ "kty": "OKP", "crv": "Ed25519", "x": x }] });
+        assert!(problem(&keys.to_string()).contains("is not an Ed25519 key"), "{x}");
+    }
     let broken = "-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n";
     assert!(problem(broken).contains("key number 1"));
 }
@@ -249,8 +346,20 @@ fn an_unusable_file_of_keys_is_refused_with_the_reason() {
 #[test]
 fn no_token_makes_verification_panic() {
     let policy = jwt_policy(ED_PUBLIC, "", "").expect("keys");
-    for token in ["", ".", "..", "a.b.c", "eyJhbGciOiJFZERTQSJ9..", &"x".repeat(1 << 20), "é.é.é"]
-    {
+    let long = "x".repeat(1 << 20);
+    for token in [
+        "",
+        ".",
+        "..",
+        "a.b.c",
+        "eyJhbGciOiJFZERTQSJ9..",
+        "eyJhbGciOiJFZDI1NTE5In0",
+        "eyJhbGciOiJFZDI1NTE5In0.",
+        "eyJhbGciOiJFZDI1NTE5In0..",
+        "eyJhbGciOiJFZDI1NTE5In0.é.é",
+        &long,
+        "é.é.é",
+    ] {
         assert!(policy.admit(Some(token), client()).is_err(), "{token:.20}");
     }
 }

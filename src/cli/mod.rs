@@ -1,7 +1,8 @@
 //! The command line: its arguments, and which file does what they ask for.
 //!
 //! Every command has a file of its name. `backup`, `client`, `doc` and `ping` are folders. Commands
-//! reach a relay, or the stored data when no relay runs, through `relay`.
+//! reach a relay, or the stored data when no relay runs, through `relay`; `client` and `ping`
+//! connect as clients do, through `connect`.
 
 #![allow(clippy::disallowed_methods, reason = "commands may block")]
 
@@ -10,6 +11,7 @@ mod backup;
 mod backup_folder;
 mod checkpoint;
 mod client;
+mod connect;
 mod daemon;
 mod demo;
 mod doc;

@@ -35,7 +35,8 @@ impl<'de> Deserialize<'de> for AdminAddress {
         }
         text.parse().map(Self::Tcp).map_err(|_| {
             de::Error::custom(format!(
-                r#"{text:?} is not an address to listen on; expected "unix:/absolute/path", or an IP address with a port, such as "127.0.0.1:9464""#
+                "{text:?} is not an address to listen on; expected \"unix:/absolute/path\", or an \
+                 IP address with a port, such as \"127.0.0.1:9464\""
             ))
         })
     }

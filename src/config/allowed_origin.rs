@@ -115,7 +115,9 @@ impl<'de> Deserialize<'de> for AllowedOrigin {
         let text = String::deserialize(deserializer)?;
         text.parse().map_err(|()| {
             de::Error::custom(format!(
-                r#"{text:?} is not an origin; expected "*", or a scheme and a host without a path, such as "https://app.example.org", or "https://*.example.org" for all subdomains"#
+                "{text:?} is not an origin; expected \"*\", or a scheme and a host without a path, \
+                 such as \"https://app.example.org\", or \"https://*.example.org\" for all \
+                 subdomains"
             ))
         })
     }

@@ -59,20 +59,25 @@ fn check_access(faults: &mut Faults<'_>) {
         faults.add(
             "auth.mode",
             format!(
-                r#"is not set, and http.listen has {address}, which other machines can reach; write mode = "token" or "jwt" under [auth], or mode = "open" to let anybody read and write every document whose id they know, or listen on 127.0.0.1 and [::1] alone"#
+                "is not set, and http.listen has {address}, which other machines can reach; write \
+                 mode = \"token\" or \"jwt\" under [auth], or mode = \"open\" to let anybody read \
+                 and write every document whose id they know, or listen on 127.0.0.1 and [::1] \
+                 alone"
             ),
         );
     }
     if config.auth.mode == AuthMode::Jwt && config.auth.keys_file().as_os_str().is_empty() {
         faults.add(
             "auth.jwt_keys",
-            r#"is not set, and auth.mode = "jwt" needs it; expected a file of public keys, such as "/etc/tonk-relay.jwks""#,
+            "is not set, and auth.mode = \"jwt\" needs it; expected a file of public keys, such as \
+             \"/etc/tonk-relay.jwks\"",
         );
     }
     if config.http.proxy_protocol && config.http.trusted_proxies.is_empty() {
         faults.add(
             "http.trusted_proxies",
-            r#"is empty, and with http.proxy_protocol only trusted proxies can connect; expected their addresses or networks, such as ["10.0.0.0/8"]"#,
+            "is empty, and with http.proxy_protocol only trusted proxies can connect; expected \
+             their addresses or networks, such as [\"10.0.0.0/8\"]",
         );
     }
 }
@@ -113,11 +118,13 @@ fn check_tls(faults: &mut Faults<'_>) {
     match (cert.as_os_str().is_empty(), key.as_os_str().is_empty()) {
         (true, false) => faults.add(
             "tls.cert",
-            r#"is not set, and tls.key is; expected the certificate of that key, such as "/etc/tonk-relay.tls/fullchain.pem""#,
+            "is not set, and tls.key is; expected the certificate of that key, such as \
+             \"/etc/tonk-relay.tls/fullchain.pem\"",
         ),
         (false, true) => faults.add(
             "tls.key",
-            r#"is not set, and tls.cert is; expected the key of that certificate, such as "/etc/tonk-relay.tls/privkey.pem""#,
+            "is not set, and tls.cert is; expected the key of that certificate, such as \
+             \"/etc/tonk-relay.tls/privkey.pem\"",
         ),
         _ => {}
     }
@@ -131,7 +138,7 @@ fn check_public_url(faults: &mut Faults<'_>) {
         faults.add(
             "http.public_url",
             format!(
-                r#"{url:?} is not the URL of a relay; expected one such as "wss://sync.example.org""#
+                "{url:?} is not the URL of a relay; expected one such as \"wss://sync.example.org\""
             ),
         );
     }
@@ -173,7 +180,8 @@ fn check_bundle_store(faults: &mut Faults<'_>) {
     if bundles.store == StoreKind::S3 && bundles.bucket.is_empty() {
         faults.add(
             "bundles.bucket",
-            r#"is not set, and bundles.store = "s3" needs it; expected the name of a bucket, such as "my-bundles""#,
+            "is not set, and bundles.store = \"s3\" needs it; expected the name of a bucket, such \
+             as \"my-bundles\"",
         );
     }
     let endpoint = &bundles.endpoint_url;
@@ -181,7 +189,8 @@ fn check_bundle_store(faults: &mut Faults<'_>) {
         faults.add(
             "bundles.endpoint_url",
             format!(
-                r#"{endpoint:?} is not the URL of a store; expected one such as "https://s3.example.org""#
+                "{endpoint:?} is not the URL of a store; expected one such as \
+                 \"https://s3.example.org\""
             ),
         );
     }

@@ -324,23 +324,29 @@ mod tests {
         for (text, expected) in [
             (
                 "[http]\nlisten = \"127.0.0.1:8081\"\n",
-                r#"x.toml:2: http.listen: "127.0.0.1:8081" is a string; expected a list, such as ["127.0.0.1:8081"]"#,
+                "x.toml:2: http.listen: \"127.0.0.1:8081\" is a string; expected a list, such as \
+                 [\"127.0.0.1:8081\"]",
             ),
             (
                 "[http]\nlisten = [\"localhost:8081\"]\n",
-                r#"x.toml:2: http.listen: "localhost:8081" is not an IP address with a port; expected one such as "127.0.0.1:8081" or "[::1]:8081""#,
+                "x.toml:2: http.listen: \"localhost:8081\" is not an IP address with a port; \
+                 expected one such as \"127.0.0.1:8081\" or \"[::1]:8081\"",
             ),
             (
                 "[http]\nlisten = [8081]\n",
-                r#"x.toml:2: http.listen: 8081 is an integer; expected strings in quotes, such as ["127.0.0.1:8081", "[::1]:8081"]"#,
+                "x.toml:2: http.listen: 8081 is an integer; expected strings in quotes, such as \
+                 [\"127.0.0.1:8081\", \"[::1]:8081\"]",
             ),
             (
                 "[http]\nallowed_origins = [\"example.org\"]\n",
-                r#"x.toml:2: http.allowed_origins: "example.org" is not an origin; expected "*", or a scheme and a host without a path, such as "https://app.example.org", or "https://*.example.org" for all subdomains"#,
+                "x.toml:2: http.allowed_origins: \"example.org\" is not an origin; expected \"*\", \
+                 or a scheme and a host without a path, such as \"https://app.example.org\", or \
+                 \"https://*.example.org\" for all subdomains",
             ),
             (
                 "[auth]\nmode = \"password\"\n",
-                r#"x.toml:2: auth.mode: "password" is unknown; expected one of "", "open", "token", "jwt""#,
+                "x.toml:2: auth.mode: \"password\" is unknown; expected one of \"\", \"open\", \
+                 \"token\", \"jwt\"",
             ),
             (
                 "[limits]\nconnections = -1\n",
@@ -353,11 +359,13 @@ mod tests {
             ),
             (
                 "drain_timeout = \"99999999999d\"\n",
-                r#"x.toml:1: drain_timeout: "99999999999d" is not a duration between "1ms" and "365d"; expected one such as "20ms", "5s" or "10m""#,
+                "x.toml:1: drain_timeout: \"99999999999d\" is not a duration between \"1ms\" and \
+                 \"365d\"; expected one such as \"20ms\", \"5s\" or \"10m\"",
             ),
             (
                 "[sync]\nmemory = \"70\"\n",
-                r#"x.toml:2: sync.memory: "70" is not a share of memory; expected "1%" to "100%", or a size with a unit, such as "2GiB""#,
+                "x.toml:2: sync.memory: \"70\" is not a share of memory; expected \"1%\" to \
+                 \"100%\", or a size with a unit, such as \"2GiB\"",
             ),
         ] {
             assert_eq!(faults(text), [expected], "{text}");

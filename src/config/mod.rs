@@ -10,7 +10,7 @@
 //! | faults of the values together | [`check`] |
 //! | keys without effect, and values that can never match | [`warnings`] |
 //! | which keys a reload can change | [`reload`] |
-//! | values with a syntax of their own | `units`, `admin_address`, `allowed_origin`, [`levels`], [`scopes`] |
+//! | the syntax of values | `units`, `admin_address`, `allowed_origin`, [`levels`], [`scopes`] |
 //! | files that systemd passes on | [`credentials`] |
 
 mod admin_address;

@@ -5,7 +5,9 @@ use super::{Config, load};
 /// Lists for every key whether a running relay can change it. A key that is in neither list does
 /// not compile.
 macro_rules! effects {
-    ($($section:ident: $kind:ident { live: [$($live:ident),*], restart: [$($restart:ident),*] })*) => {
+    ($(
+        $section:ident: $kind:ident { live: [$($live:ident),*], restart: [$($restart:ident),*] }
+    )*) => {
         /// Keys that a running relay cannot change, as `section.key`, in the order of the shipped
         /// file, which marks them with (R).
         pub const NEEDS_RESTART: &[&str] = &[

@@ -33,7 +33,8 @@ impl<'de> Deserialize<'de> for Time {
         match humantime::parse_duration(&text) {
             Ok(duration) if (Self::MIN..=Self::MAX).contains(&duration) => Ok(Self(duration)),
             _ => Err(de::Error::custom(format!(
-                r#"{text:?} is not a duration between "1ms" and "365d"; expected one such as "20ms", "5s" or "10m""#
+                "{text:?} is not a duration between \"1ms\" and \"365d\"; expected one such as \
+                 \"20ms\", \"5s\" or \"10m\""
             ))),
         }
     }
@@ -79,7 +80,8 @@ impl<'de> Deserialize<'de> for Size {
         let text = String::deserialize(deserializer)?;
         Self::parse(&text).ok_or_else(|| {
             de::Error::custom(format!(
-                r#"{text:?} is not a size above zero with a unit; expected one such as "8MiB" or "100MB""#
+                "{text:?} is not a size above zero with a unit; expected one such as \"8MiB\" or \
+                 \"100MB\""
             ))
         })
     }
@@ -128,7 +130,8 @@ impl<'de> Deserialize<'de> for MemoryLimit {
         };
         limit.ok_or_else(|| {
             de::Error::custom(format!(
-                r#"{text:?} is not a share of memory; expected "1%" to "100%", or a size with a unit, such as "2GiB""#
+                "{text:?} is not a share of memory; expected \"1%\" to \"100%\", or a size with a \
+                 unit, such as \"2GiB\""
             ))
         })
     }
@@ -175,7 +178,8 @@ impl<'de> Deserialize<'de> for Share {
         let share = text.strip_suffix('%').and_then(|share| share.trim().parse().ok());
         share.filter(|share| (1..=Self::MAX).contains(share)).map(Self).ok_or_else(|| {
             de::Error::custom(format!(
-                r#"{text:?} is not a share of a processor core; expected one such as "25%", or "200%" for two cores"#
+                "{text:?} is not a share of a processor core; expected one such as \"25%\", or \
+                 \"200%\" for two cores"
             ))
         })
     }
@@ -247,7 +251,8 @@ impl<'de> Deserialize<'de> for Rate {
         let text = String::deserialize(deserializer)?;
         Self::parse(&text).ok_or_else(|| {
             de::Error::custom(format!(
-                r#"{text:?} is not a rate above zero; expected one such as "20/s", "600/m", "1000/h" or "20MiB/s""#
+                "{text:?} is not a rate above zero; expected one such as \"20/s\", \"600/m\", \
+                 \"1000/h\" or \"20MiB/s\""
             ))
         })
     }
@@ -278,7 +283,8 @@ pub(super) fn listen<'de, D: Deserializer<'de>>(
     let parse = |text: &String| {
         text.parse().map_err(|_| {
             de::Error::custom(format!(
-                r#"{text:?} is not an IP address with a port; expected one such as "127.0.0.1:8081" or "[::1]:8081""#
+                "{text:?} is not an IP address with a port; expected one such as \
+                 \"127.0.0.1:8081\" or \"[::1]:8081\""
             ))
         })
     };
@@ -303,7 +309,8 @@ impl<'de> Deserialize<'de> for Network {
         let network = text.parse().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from));
         network.map(Self).ok_or_else(|| {
             de::Error::custom(format!(
-                r#"{text:?} is not a network; expected one such as "10.0.0.0/8", or an address such as "192.0.2.1""#
+                "{text:?} is not a network; expected one such as \"10.0.0.0/8\", or an address \
+                 such as \"192.0.2.1\""
             ))
         })
     }

@@ -40,7 +40,8 @@ fn origins_that_never_match(config: &Config) -> Vec<String> {
             problems.push(format!(r#""{origin}" has no effect: "*" already allows all origins"#));
         } else if let Some(written) = origin.as_browsers_write_it() {
             problems.push(format!(
-                r#""{origin}" never matches: browsers send lower case and no default port; write "{written}""#
+                "\"{origin}\" never matches: browsers send lower case and no default port; write \
+                 \"{written}\""
             ));
         }
     }
@@ -116,9 +117,8 @@ mod tests {
         assert_eq!(of(r#""https://a.example", "https://*.b.example""#), [""; 0]);
         assert_eq!(
             of(r#""https://A.example:443""#),
-            [
-                r#"x.toml:2: http.allowed_origins: "https://A.example:443" never matches: browsers send lower case and no default port; write "https://a.example""#
-            ]
+            ["x.toml:2: http.allowed_origins: \"https://A.example:443\" never matches: browsers \
+                 send lower case and no default port; write \"https://a.example\""]
         );
         assert!(
             of(r#""*", "https://a.example""#)[0].contains(r#""https://a.example" has no effect"#)

@@ -5,7 +5,7 @@
 //! | token buckets for rates | `bucket` |
 //! | permits for a number of open things | `counter` |
 //! | limits by address, as `http::listener` and `http::upgrade` ask for them | `addresses` |
-//! | the processor time of a session | `sync::session`: `charge`, and `rate_limit`, which makes it wait |
+//! | the processor time of a session | `charge` and `rate_limit` in `sync::session` |
 //! | quotas of what is stored, and their refunds | `accounts` |
 //! | permits for long work, which principals take in turn | [`turns`] |
 

@@ -6,8 +6,8 @@
 //! | loading, checking, merging and saving documents | [`documents`] |
 //! | snapshots from which stored documents start | [`underlay`] |
 //! | the store on local disks: folders, and the journal in front of them | [`local`] |
-//! | where a change becomes durable, and its saver is told | `local::journal::writer` |
-//! | who else is told then: peers, and subscribers | `document::core::answer`, `sync::room::answers` |
+//! | where a change becomes durable, and its saver is notified | `local::journal::writer` |
+//! | notices to peers and subscribers | `document::core::answer`, `sync::room::answers` |
 //! | what is stored of one document, for an operator | [`inspect`] |
 //! | checks of everything that is stored | [`fsck`] |
 

@@ -4,7 +4,9 @@
 use jsonwebtoken::{
     Algorithm, DecodingKey,
     DecodingKeyKind::{RsaModulusExponent, SecretOrDer},
+    TokenData, Validation,
     crypto::{CryptoProvider, JwtVerifier, KeyUtils},
+    decode,
     errors::{ErrorKind, Result},
     signature::{self, Verifier},
 };
@@ -12,10 +14,14 @@ use ring::{
     error::Unspecified,
     hmac,
     signature::{
-        ECDSA_P256_SHA256_FIXED, ED25519, RSA_PKCS1_2048_8192_SHA256, RsaPublicKeyComponents,
-        UnparsedPublicKey,
+        ECDSA_P256_SHA256_FIXED, ED25519, ED25519_PUBLIC_KEY_LEN, RSA_PKCS1_2048_8192_SHA256,
+        RsaPublicKeyComponents, UnparsedPublicKey,
     },
 };
+use serde::de::DeserializeOwned;
+
+/// The header `{"alg":"EdDSA"}`.
+const EDDSA_HEADER: &str = "eyJhbGciOiJFZERTQSJ9";
 
 static PROVIDER: CryptoProvider = CryptoProvider {
     #[cfg(not(test))]
@@ -30,6 +36,45 @@ static PROVIDER: CryptoProvider = CryptoProvider {
 /// Registers ring as the verifier of jsonwebtoken. Further calls do nothing.
 pub(super) fn install() {
     let _ = PROVIDER.install_default();
+}
+
+/// Decodes a token whose header names the algorithm `Ed25519`, as [`decode`] does for `EdDSA`.
+///
+/// jsonwebtoken cannot read such a header, so it gets one that says `EdDSA`. It passes the key on
+/// to [`verify_ed25519`]. The original header is appended to the key, so that the signature is
+/// verified over the bytes that were signed.
+///
+/// # Errors
+/// Those of [`decode`].
+pub(super) fn decode_ed25519<T: DeserializeOwned>(
+    token: &str,
+    key: &DecodingKey,
+    validation: &Validation,
+) -> Result<TokenData<T>> {
+    let (header, rest) = token.split_once('.').ok_or(ErrorKind::InvalidToken)?;
+    let key = key.try_get_as_bytes()?;
+    // Nothing of the token may become a part of the key.
+    if key.len() != ED25519_PUBLIC_KEY_LEN {
+        return Err(ErrorKind::InvalidKeyFormat.into());
+    }
+    let key = DecodingKey::from_ed_der(&[key, header.as_bytes()].concat());
+    decode(format!("{EDDSA_HEADER}.{rest}"), &key, validation)
+}
+
+/// Verifies a signature with an Ed25519 key. If a header is appended to the key, it replaces the
+/// header of the message.
+fn verify_ed25519(
+    key: &[u8],
+    message: &[u8],
+    given: &[u8],
+) -> std::result::Result<(), Unspecified> {
+    let (key, header) = key.split_at_checked(ED25519_PUBLIC_KEY_LEN).ok_or(Unspecified)?;
+    let key = UnparsedPublicKey::new(&ED25519, key);
+    if header.is_empty() {
+        return key.verify(message, given);
+    }
+    let rest = message.strip_prefix(EDDSA_HEADER.as_bytes()).ok_or(Unspecified)?;
+    key.verify(&[header, rest].concat(), given)
 }
 
 fn verifier(algorithm: &Algorithm, key: &DecodingKey) -> Result<Box<dyn JwtVerifier>> {
@@ -55,9 +100,7 @@ impl JwtVerifier for Key {
 impl Verifier<Vec<u8>> for Key {
     fn verify(&self, message: &[u8], given: &Vec<u8>) -> std::result::Result<(), signature::Error> {
         let verified = match (self.algorithm, self.key.kind()) {
-            (Algorithm::EdDSA, SecretOrDer(key)) => {
-                UnparsedPublicKey::new(&ED25519, key).verify(message, given)
-            }
+            (Algorithm::EdDSA, SecretOrDer(key)) => verify_ed25519(key, message, given),
             (Algorithm::ES256, SecretOrDer(point)) => {
                 UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, point).verify(message, given)
             }

@@ -359,7 +359,8 @@ mod tests {
         ];
         let expected = json!({
             "title": "Buy milk", "n": 3, "share": 0.5, "big": 18446744073709551615.0, "done": false,
-            "nothing": null, "quoted": "3", "nested": {"list": [1, "two", {"three": []}], "empty": {}},
+            "nothing": null, "quoted": "3",
+            "nested": {"list": [1, "two", {"three": []}], "empty": {}},
             "my key": "= 4",
         });
         assert_eq!(type_in(&lines), (expected, vec![]));

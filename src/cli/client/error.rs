@@ -4,14 +4,14 @@ use std::{sync::Arc, time::Duration};
 
 use crate::{
     base::document_id::DocumentId,
-    cli::{error::CliError, ping::error::PingError},
+    cli::{connect::error::ConnectError, error::CliError},
 };
 
 /// Why the client ends, and what to do.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ClientError {
     #[error("{source}{hint}")]
-    Connect { source: Arc<PingError>, hint: &'static str },
+    Connect { source: Arc<ConnectError>, hint: &'static str },
     #[error(
         "{url} does not answer the handshake within {limit:?}; is it an automerge-repo server?"
     )]
@@ -26,7 +26,7 @@ pub(super) enum ClientError {
     )]
     Unknown { url: String, document: DocumentId, says: String },
     #[error(transparent)]
-    Url(#[from] PingError),
+    Url(#[from] ConnectError),
     #[error("{url} does not answer within {limit:?} whether it has document {document}; try again")]
     Search { url: String, document: DocumentId, limit: Duration },
     #[error(

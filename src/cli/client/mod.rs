@@ -22,16 +22,12 @@ mod presence;
 mod session;
 mod transport;
 
-use std::{env, path::PathBuf};
+use std::env;
 
 use clap::{Args, Subcommand};
 
 use self::{edit::GRAMMAR, open::Options};
-use super::{
-    error::CliError,
-    ping::{target::Target, trust::Trust},
-    runtime::runtime,
-};
+use super::{connect::ConnectArguments, error::CliError, runtime::runtime};
 use crate::base::document_id::{BadDocumentId, DocumentId};
 
 /// Where the demo listens.
@@ -68,16 +64,8 @@ struct ServerArguments {
     /// The server: ws:// or wss://
     #[arg(long, value_name = "URL", default_value = DEFAULT_URL)]
     url: String,
-    /// A file with the token to sign in with
-    #[arg(long, value_name = "FILE")]
-    token_file: Option<PathBuf>,
-    /// A file with certificates (PEM) to trust in addition to the system's
-    #[arg(long, value_name = "FILE")]
-    ca_file: Option<PathBuf>,
-    /// Accept any certificate, such as a self-signed one. The connection may be with anybody: use it
-    /// without a token, or with one that you then revoke
-    #[arg(long, conflicts_with = "ca_file")]
-    insecure: bool,
+    #[command(flatten)]
+    connect: ConnectArguments,
     /// The name that others see; your user name if it is not given
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
@@ -95,10 +83,9 @@ pub(super) fn run(arguments: ClientArguments) -> Result<(), CliError> {
         Action::New { server } => (None, server),
         Action::Open { document, server } => (Some(document), server),
     };
-    let ServerArguments { url, token_file, ca_file, insecure, name } = server;
+    let ServerArguments { url, connect, name } = server;
     let name = name.or_else(|| env::var("USER").ok()).unwrap_or_else(|| "somebody".to_owned());
-    let trust = Trust::of(ca_file.as_deref(), insecure);
-    let target = Target::new(&url, token_file.as_deref(), trust)?;
+    let target = connect.target(&url)?;
     let is_default = url == DEFAULT_URL;
     let runtime = runtime()?;
     let options = Options { document, target, name, is_default };

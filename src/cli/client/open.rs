@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     base::document_id::DocumentId,
-    cli::ping::{error::PingError, target::Target},
+    cli::connect::{error::ConnectError, target::Target},
 };
 
 /// Time limit of the handshake, once there is a WebSocket.
@@ -44,7 +44,7 @@ pub(super) struct Opened {
     pub(super) repo: Repo,
     pub(super) document: DocumentId,
     pub(super) handle: DocHandle,
-    pub(super) dialer: DialerHandle<PingError>,
+    pub(super) dialer: DialerHandle<ConnectError>,
     pub(super) url: String,
     /// The server's peer id.
     pub(super) server: String,
@@ -107,7 +107,7 @@ pub(super) async fn open(options: Options) -> Result<Opened, ClientError> {
     let sent = tap.sent();
     let server = Server {
         target: Arc::new(options.target),
-        url: Url::parse(&url).map_err(|error| PingError::Url(format!("{url}: {error}")))?,
+        url: Url::parse(&url).map_err(|error| ConnectError::Url(format!("{url}: {error}")))?,
         tap,
     };
     let dialer = repo.dial(BackoffConfig::default(), Arc::new(server)).map_err(stopped)?;
@@ -138,7 +138,7 @@ pub(super) async fn open(options: Options) -> Result<Opened, ClientError> {
 /// Waits for the first connection's handshake. Returns the server's peer id, and whether it has a
 /// storage.
 async fn join(
-    dialer: &DialerHandle<PingError>,
+    dialer: &DialerHandle<ConnectError>,
     notices: &mut mpsc::Receiver<Notice>,
     url: &str,
     is_default: bool,
@@ -152,16 +152,7 @@ async fn join(
             // Notices first: they say why it failed.
             biased;
             Some(notice) = notices.recv() => notice,
-            Err(failed) = &mut established => return Err(match failed {
-                DialerFailed::PermanentFailure(source) => ClientError::Connect {
-                    hint: match &*source {
-                        PingError::Connect { .. } if is_default => "; `tonk-relay demo` starts one",
-                        _ => "",
-                    },
-                    source,
-                },
-                DialerFailed::MaxRetriesReached => ClientError::Stopped,
-            }),
+            Err(failed) = &mut established => return Err(not_connected(failed, is_default)),
             () = sleep_until(until.unwrap_or_else(Instant::now)), if until.is_some() => {
                 let (url, limit) = (url.to_owned(), HANDSHAKE_TIMEOUT);
                 return Err(ClientError::Handshake { url, limit });
@@ -176,6 +167,14 @@ async fn join(
             Notice::Ephemeral { .. } | Notice::DurableHeads(_) => {}
         }
     }
+}
+
+/// The error for a server to which the first connection failed.
+fn not_connected(failed: DialerFailed<ConnectError>, is_default: bool) -> ClientError {
+    let DialerFailed::PermanentFailure(source) = failed else { return ClientError::Stopped };
+    let is_absent = matches!(&*source, ConnectError::Connect { .. });
+    let hint = if is_absent && is_default { "; `tonk-relay demo` starts one" } else { "" };
+    ClientError::Connect { source, hint }
 }
 
 /// The error for a connection that the server has closed. Without a reason, its `error` message

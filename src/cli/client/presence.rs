@@ -5,7 +5,7 @@
 //!
 //! | type | further fields | meaning |
 //! |---|---|---|
-//! | `snapshot` | `state`: a map, of which `name` is shown | I am here; sent first, and when somebody new is seen |
+//! | `snapshot` | `state`: a map; its `name` is shown | I am here; sent first, and to newcomers |
 //! | `update` | `channel`, `value` | one field of the state has changed |
 //! | `heartbeat` | | I am still here; every 15 s |
 //! | `goodbye` | | I leave |

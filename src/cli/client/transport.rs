@@ -22,8 +22,8 @@ use super::{
 use crate::{
     base::{document_id::DocumentId, lock::lock},
     cli::{
+        connect::{error::ConnectError, target::Target},
         output::printable,
-        ping::{error::PingError, target::Target},
     },
     sync::wire::{self, Body, Message},
 };
@@ -83,13 +83,13 @@ pub(super) struct Server {
 }
 
 impl Dialer for Server {
-    type Error = PingError;
+    type Error = ConnectError;
 
     fn url(&self) -> Url {
         self.url.clone()
     }
 
-    fn connect(&self) -> BoxFuture<'static, Result<Transport, DialError<PingError>>> {
+    fn connect(&self) -> BoxFuture<'static, Result<Transport, DialError<ConnectError>>> {
         let (target, tap) = (self.target.clone(), self.tap.clone());
         async move {
             let socket = target.open(&|_| ()).await.map_err(|error| {

@@ -1,29 +1,26 @@
 //! A sync client that has completed the handshake with a relay.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::{SinkExt, StreamExt};
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    time::timeout,
-};
 use tokio_tungstenite::{WebSocketStream, tungstenite::Message as Frame};
 
 use super::error::PingError;
 use crate::{
     base::document_id::DocumentId,
-    cli::output::printable,
+    cli::{
+        connect::{
+            step::{STEP_TIMEOUT, Step, within},
+            target::{Stream, Target},
+        },
+        output::{millis, printable},
+    },
     sync::wire::{self, Body, Message},
 };
 
-/// Time limit of a step.
-pub(super) const STEP_TIMEOUT: Duration = Duration::from_secs(10);
 /// Bytes per second of a slow line.
 const SLOW_LINE: f64 = 64.0 * 1024.0;
-
-pub(in crate::cli) trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
-impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
 
 /// A client that has completed the handshake.
 pub(super) struct Client {
@@ -37,14 +34,38 @@ pub(super) struct Client {
 }
 
 impl Client {
+    /// Connects and joins as the peer `name`. Calls `report` after each step.
+    pub(super) async fn join(
+        target: &Target,
+        name: &str,
+        report: &impl Fn(Step),
+    ) -> Result<Self, PingError> {
+        let socket = target.open(report).await?;
+        let (name, relay) = (name.to_owned(), String::new());
+        let mut client = Self { socket, name, relay, pings: 0 };
+        let start = Instant::now();
+        client.send("join", wire::join(&client.name)).await?;
+        client.relay = loop {
+            let answer = client.receive("join").await?;
+            let message = Message::decode(&answer);
+            let message = message.map_err(|source| PingError::Wire { step: "join", source })?;
+            // A relay that refuses sends an error message, and then closes with the reason.
+            if matches!(message.body, Body::Peer) {
+                break message.sender.unwrap_or_default().into_owned();
+            }
+        };
+        let (relay, took) = (printable(&client.relay, 64), start.elapsed());
+        report(Step::new("join", format!("relay {relay} in {}", millis(took)), Some(took)));
+        Ok(client)
+    }
+
     pub(super) async fn send(
         &mut self,
         step: &'static str,
         message: Bytes,
     ) -> Result<(), PingError> {
         let limit = message_timeout(message.len());
-        let sending = timeout(limit, self.socket.send(Frame::Binary(message))).await;
-        let sent = sending.map_err(|_| PingError::Late { step, limit })?;
+        let sent = within(limit, step, self.socket.send(Frame::Binary(message))).await?;
         sent.map_err(|source| PingError::Broke { step, source })
     }
 
@@ -92,8 +113,7 @@ impl Client {
         limit: Duration,
         step: &'static str,
     ) -> Result<Bytes, PingError> {
-        let receiving = timeout(limit, self.next(step)).await;
-        receiving.map_err(|_| PingError::Late { step, limit })?
+        within(limit, step, self.next(step)).await?
     }
 
     /// Sends an ephemeral message of `bytes` bytes.

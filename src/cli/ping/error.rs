@@ -1,55 +1,25 @@
 //! Which step of `tonk-relay ping` failed, and what to do.
 
-use std::{io, net::SocketAddr, path::PathBuf, time::Duration};
-
-use rustls::CertificateError;
 use tokio_tungstenite::tungstenite;
 
-use crate::sync::wire::WireError;
+use crate::{
+    cli::{
+        connect::error::{ConnectError, Late},
+        error::CliError,
+    },
+    sync::wire::WireError,
+};
 
 /// Which step failed, and what to do.
 #[derive(Debug, thiserror::Error)]
-pub(in crate::cli) enum PingError {
-    #[error("{0}: expected a URL such as wss://relay.example.org")]
-    Url(String),
-    #[error("{path}: {source}", path = path.display())]
-    File { path: PathBuf, source: io::Error },
-    #[error("address: {host}: {source}")]
-    Lookup { host: String, source: io::Error },
-    #[error(
-        "address: {address} does not answer: {source}; is the relay or its proxy running, and the \
-         port open?"
-    )]
-    Connect { address: SocketAddr, source: io::Error },
-    #[error(
-        "tls: {}; `openssl s_client -connect {host}:{port} -showcerts` shows more",
-        explain_tls(source)
-    )]
-    Tls { host: String, port: u16, source: io::Error },
-    #[error("tls: {0}")]
-    TlsSetup(String),
-    #[error(
-        "tls: this machine trusts no certificate authority; install ca-certificates, or name a \
-         file with --ca-file"
-    )]
-    NoRoots,
-    #[error(
-        "upgrade: the server answered HTTP {0} instead of opening a WebSocket; a proxy in between \
-         must pass on `Upgrade` and `Connection`, and speak HTTP/1.1 to the relay"
-    )]
-    Status(u16),
-    #[error(
-        "upgrade: a proxy answered HTTP {0}, because it does not reach the relay; is the relay \
-         running, on the port that the proxy connects to?"
-    )]
-    NoRelay(u16),
+pub(super) enum PingError {
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
     #[error(
         "silence: {0}; a proxy's timeout for idle connections must be longer than twice \
          sync.ping_interval"
     )]
     Cut(Box<PingError>),
-    #[error("upgrade: {0}")]
-    Upgrade(tungstenite::Error),
     #[error("{step}: the connection broke: {source}")]
     Broke { step: &'static str, source: tungstenite::Error },
     #[error("{step}: closed with {code}: {reason}")]
@@ -61,51 +31,14 @@ pub(in crate::cli) enum PingError {
          have cut it"
     )]
     Ended { step: &'static str },
-    #[error("{step}: no answer within {limit:?}")]
-    Late { step: &'static str, limit: Duration },
+    #[error(transparent)]
+    Late(#[from] Late),
     #[error("{step}: the answer is not a sync message: {source}; is this a sync server?")]
     Wire { step: &'static str, source: WireError },
 }
 
-impl PingError {
-    /// An error of the TLS settings of this program.
-    pub(super) fn tls_setup(error: &impl ToString) -> Self {
-        Self::TlsSetup(error.to_string())
+impl From<PingError> for CliError {
+    fn from(error: PingError) -> Self {
+        Self::Problem(error.to_string())
     }
-}
-
-/// Explains why a handshake failed, in words where rustls has only names.
-fn explain_tls(error: &io::Error) -> String {
-    let inner = error.get_ref().and_then(|error| error.downcast_ref::<rustls::Error>());
-    let Some(inner) = inner else { return error.to_string() };
-    if is_untrusted(inner) {
-        return "the certificate is self-signed, or signed by an authority that this machine does \
-                not trust; name the certificate or its authority with --ca-file, or skip the check \
-                with --insecure"
-            .to_owned();
-    }
-    let rustls::Error::InvalidCertificate(invalid) = inner else { return error.to_string() };
-    match invalid {
-        CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
-            "the certificate has expired; renew it".to_owned()
-        }
-        CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
-            "the certificate is not valid yet; check the clocks of both machines".to_owned()
-        }
-        CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
-            "the certificate is for another host name; connect by the name that it has".to_owned()
-        }
-        _ => error.to_string(),
-    }
-}
-
-/// Whether a certificate is refused only because no trusted authority has signed it.
-pub(super) fn is_untrusted(error: &rustls::Error) -> bool {
-    // The second is that an authority's certificate is used as a server's.
-    matches!(
-        error,
-        rustls::Error::InvalidCertificate(
-            CertificateError::UnknownIssuer | CertificateError::Other(_)
-        )
-    )
 }

@@ -2,27 +2,25 @@
 //! the step that fails.
 
 mod client;
-pub(super) mod error;
+mod error;
 mod report;
-pub(super) mod target;
-pub(super) mod trust;
 
-use std::{
-    path::PathBuf,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use tokio::time::timeout;
 
-use self::{
-    client::{Client, STEP_TIMEOUT},
-    error::PingError,
-    report::{Report, Step},
-    target::Target,
-    trust::Trust,
+use self::{client::Client, error::PingError, report::Report};
+use super::{
+    connect::{
+        ConnectArguments,
+        step::{STEP_TIMEOUT, Step},
+        target::Target,
+    },
+    error::CliError,
+    output::millis,
+    runtime::runtime,
 };
-use super::{error::CliError, output::millis, runtime::runtime};
 use crate::{base::document_id::DocumentId, config::Size};
 
 /// Round trips that are measured.
@@ -33,17 +31,8 @@ const ROUND_TRIPS: u64 = 10;
 pub(super) struct PingArguments {
     /// The URL that clients connect to, such as wss://sync.example.org
     url: String,
-    /// A file with the token to sign in with
-    #[arg(long, value_name = "FILE")]
-    token_file: Option<PathBuf>,
-    /// A file with certificates (PEM) to trust in addition to the system's: of an authority, or the
-    /// server's own
-    #[arg(long, value_name = "FILE")]
-    ca_file: Option<PathBuf>,
-    /// Accept any certificate, such as a self-signed one. The connection may be with anybody: use
-    /// it without a token, or with one that you then revoke
-    #[arg(long, conflicts_with = "ca_file")]
-    insecure: bool,
+    #[command(flatten)]
+    connect: ConnectArguments,
     /// The largest message to send from one client to the other
     #[arg(long, value_name = "SIZE", default_value = "8MiB", value_parser = size)]
     largest: Size,
@@ -63,15 +52,8 @@ fn size(text: &str) -> Result<Size, String> {
     text.parse::<bytesize::ByteSize>().map(|size| Size(size.as_u64()))
 }
 
-impl From<PingError> for CliError {
-    fn from(error: PingError) -> Self {
-        Self::Problem(error.to_string())
-    }
-}
-
 pub(super) fn run(arguments: &PingArguments) -> Result<(), CliError> {
-    let trust = Trust::of(arguments.ca_file.as_deref(), arguments.insecure);
-    let target = Target::new(&arguments.url, arguments.token_file.as_deref(), trust)?;
+    let target = arguments.connect.target(&arguments.url)?;
     let report = Report::new(arguments.json);
     let result = runtime()?.block_on(ping(&target, arguments, &report));
     report.end(&arguments.url, &result);
@@ -84,8 +66,9 @@ async fn ping(
     report: &Report,
 ) -> Result<(), PingError> {
     let document = DocumentId::random();
-    let first = target.join(&format!("ping-{document}-1"), &|step| report.add(step)).await?;
-    let second = target.join(&format!("ping-{document}-2"), &|_| ()).await?;
+    let names = [1, 2].map(|n| format!("ping-{document}-{n}"));
+    let first = Client::join(target, &names[0], &|step| report.add(step)).await?;
+    let second = Client::join(target, &names[1], &|_| ()).await?;
     let mut pair = Pair { first, second, document, count: 1, report };
     pair.round_trips().await?;
     pair.large_messages(arguments.largest.0).await?;

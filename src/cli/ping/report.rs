@@ -1,27 +1,11 @@
 //! What `ping` finds, printed step by step or as JSON.
 
-use std::{cell::RefCell, time::Duration};
+use std::cell::RefCell;
 
 use serde::Serialize;
 
 use super::error::PingError;
-use crate::cli::output::print;
-
-/// A step that has succeeded.
-#[derive(Debug, Serialize)]
-pub(in crate::cli) struct Step {
-    pub(super) step: &'static str,
-    /// What was found.
-    pub(super) text: String,
-    /// How long it took, if it was measured.
-    pub(super) seconds: Option<f64>,
-}
-
-impl Step {
-    pub(super) fn new(step: &'static str, text: String, took: Option<Duration>) -> Self {
-        Self { step, text, seconds: took.map(|took| took.as_secs_f64()) }
-    }
-}
+use crate::cli::{connect::step::Step, output::print};
 
 /// The steps so far.
 pub(super) struct Report {

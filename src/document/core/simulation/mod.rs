@@ -153,9 +153,8 @@ fn an_empty_document_leaves_nothing_to_save() {
     assert!(world.disk.is_empty() && world.core.is_durable());
 }
 
-/// Writes that keep failing are an ordinary state: all peers get all edits before anything is
-/// durable, whoever edits, and however late a reader acknowledges. Heads are not withheld from a
-/// peer that only reads.
+/// While writes fail, every peer still gets every edit, even if a reader acknowledges late. The
+/// heads of an edit are withheld only from its author, so a reader gets all heads.
 #[test]
 fn edits_reach_everybody_while_writes_fail_for_thirty_edits() {
     let (writer, other, reader) = (0, 1, 2);

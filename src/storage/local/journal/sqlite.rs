@@ -67,8 +67,8 @@ pub(super) fn open(
             .execute_batch(&format!(
                 "BEGIN; PRAGMA application_id = {APPLICATION}; PRAGMA user_version = {FORMAT};
              CREATE TABLE IF NOT EXISTS chunk (
-                 id INTEGER PRIMARY KEY, document BLOB NOT NULL, kind TEXT NOT NULL, name TEXT NOT NULL,
-                 data BLOB NOT NULL
+                 id INTEGER PRIMARY KEY, document BLOB NOT NULL, kind TEXT NOT NULL,
+                 name TEXT NOT NULL, data BLOB NOT NULL
              ) STRICT; COMMIT;"
             ))
             .map_err(failed)?;

@@ -66,8 +66,10 @@ proptest! {
             for d in 0..3 {
                 let found = journal.load_document(document(d)).await.expect("loads");
                 let found: BTreeMap<Key, Vec<u8>> = found.into_iter().collect();
-                let is_of =
-                    |key: &Key| matches!(key, Key::Chunk { document: id, .. } if *id == document(d));
+                let is_of = |key: &Key| match key {
+                    Key::Chunk { document: id, .. } => *id == document(d),
+                    _ => false,
+                };
                 for (key, value) in expected.iter().filter(|(key, _)| is_of(key)) {
                     assert_eq!(found.get(key), Some(&vec![*value]), "{key}");
                 }

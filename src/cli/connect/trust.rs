@@ -1,4 +1,4 @@
-//! Which certificates `ping` and `client` trust.
+//! Which certificates are trusted.
 
 use std::{io, path::Path, sync::Arc};
 
@@ -14,7 +14,7 @@ use rustls::{
     server::ParsedCertificate,
 };
 
-use super::error::{PingError, is_untrusted};
+use super::error::{ConnectError, is_untrusted};
 use crate::base::regular_file;
 
 /// The largest token or certificate file that is read, in bytes.
@@ -22,7 +22,7 @@ const MAX_FILE: u64 = 1 << 20;
 
 /// Certificates that are trusted besides the system's.
 #[derive(Clone, Copy)]
-pub(in crate::cli) enum Trust<'a> {
+pub(super) enum Trust<'a> {
     /// None.
     System,
     /// Those in a file: of authorities, and of servers themselves.
@@ -31,19 +31,8 @@ pub(in crate::cli) enum Trust<'a> {
     All,
 }
 
-impl<'a> Trust<'a> {
-    /// What the arguments `--ca-file` and `--insecure` ask for.
-    pub(in crate::cli) fn of(ca_file: Option<&'a Path>, insecure: bool) -> Self {
-        match ca_file {
-            _ if insecure => Self::All,
-            Some(file) => Self::File(file),
-            None => Self::System,
-        }
-    }
-}
-
 /// Returns the config of TLS connections.
-pub(super) fn tls_config(trust: Trust<'_>) -> Result<ClientConfig, PingError> {
+pub(super) fn tls_config(trust: Trust<'_>) -> Result<ClientConfig, ConnectError> {
     let provider = Arc::new(ring::default_provider());
     let mut verifier = Verifier { provider: provider.clone(), chains: None, named: Vec::new() };
     if !matches!(trust, Trust::All) {
@@ -54,30 +43,30 @@ pub(super) fn tls_config(trust: Trust<'_>) -> Result<ClientConfig, PingError> {
             roots.add_parsable_certificates(verifier.named.clone());
         }
         if roots.is_empty() {
-            return Err(PingError::NoRoots);
+            return Err(ConnectError::NoRoots);
         }
         let chains = WebPkiServerVerifier::builder_with_provider(roots.into(), provider.clone());
-        verifier.chains = Some(chains.build().map_err(|error| PingError::tls_setup(&error))?);
+        verifier.chains = Some(chains.build().map_err(|error| ConnectError::tls_setup(&error))?);
     }
     let builder = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
-        .map_err(|error| PingError::tls_setup(&error))?;
+        .map_err(|error| ConnectError::tls_setup(&error))?;
     let builder = builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier));
     Ok(builder.with_no_client_auth())
 }
 
 /// Reads a file that an argument names.
-pub(super) fn read(path: &Path) -> Result<Vec<u8>, PingError> {
+pub(super) fn read(path: &Path) -> Result<Vec<u8>, ConnectError> {
     regular_file::read(path, MAX_FILE)
-        .map_err(|source| PingError::File { path: path.to_owned(), source })
+        .map_err(|source| ConnectError::File { path: path.to_owned(), source })
 }
 
-fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, PingError> {
+fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, ConnectError> {
     let found: Vec<_> =
         CertificateDer::pem_slice_iter(&read(path)?).filter_map(Result::ok).collect();
     if found.is_empty() {
         let source = io::Error::other("the file has no certificate (PEM)");
-        return Err(PingError::File { path: path.to_owned(), source });
+        return Err(ConnectError::File { path: path.to_owned(), source });
     }
     Ok(found)
 }

@@ -1,4 +1,4 @@
-//! Connects to a relay: name, address, TLS, upgrade and handshake.
+//! Connects to a relay: address, TLS and upgrade.
 
 use std::{
     io,
@@ -9,7 +9,11 @@ use std::{
 };
 
 use rustls::{ClientConfig, pki_types::ServerName};
-use tokio::{net::TcpStream, time::timeout};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+    time::timeout,
+};
 use tokio_tungstenite::{
     WebSocketStream, client_async_with_config,
     tungstenite::{
@@ -21,16 +25,15 @@ use tokio_tungstenite::{
 };
 
 use super::{
-    client::{Client, STEP_TIMEOUT, Stream},
-    error::PingError,
-    report::Step,
+    error::ConnectError,
+    step::{STEP_TIMEOUT, Step, within},
     trust::{Trust, read, tls_config},
 };
-use crate::{
-    cli::output::{millis, printable},
-    http::tls::holds_until,
-    sync::wire::{self, Body, Message},
-};
+use crate::{cli::output::millis, http::tls::holds_until};
+
+/// A connection with or without TLS.
+pub(in crate::cli) trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
 
 /// The relay to connect to.
 pub(in crate::cli) struct Target {
@@ -43,12 +46,12 @@ pub(in crate::cli) struct Target {
 }
 
 impl Target {
-    pub(in crate::cli) fn new(
+    pub(super) fn new(
         url: &str,
         token_file: Option<&Path>,
         trust: Trust<'_>,
-    ) -> Result<Self, PingError> {
-        let bad = || PingError::Url(url.to_owned());
+    ) -> Result<Self, ConnectError> {
+        let bad = || ConnectError::Url(url.to_owned());
         // The URLs of the relay's web pages are accepted as well.
         let url = match url.split_once("://") {
             Some(("http", rest)) => format!("ws://{rest}"),
@@ -77,7 +80,7 @@ impl Target {
     pub(in crate::cli) async fn open(
         &self,
         report: &impl Fn(Step),
-    ) -> Result<WebSocketStream<Box<dyn Stream>>, PingError> {
+    ) -> Result<WebSocketStream<Box<dyn Stream>>, ConnectError> {
         let start = Instant::now();
         let (stream, address) = self.connect().await?;
         let took = start.elapsed();
@@ -92,38 +95,13 @@ impl Target {
         self.uri.to_string()
     }
 
-    /// Connects and joins as the peer `name`. Calls `report` after each step.
-    pub(super) async fn join(
-        &self,
-        name: &str,
-        report: &impl Fn(Step),
-    ) -> Result<Client, PingError> {
-        let socket = self.open(report).await?;
-        let (name, relay) = (name.to_owned(), String::new());
-        let mut client = Client { socket, name, relay, pings: 0 };
-        let start = Instant::now();
-        client.send("join", wire::join(&client.name)).await?;
-        client.relay = loop {
-            let answer = client.receive("join").await?;
-            let message = Message::decode(&answer);
-            let message = message.map_err(|source| PingError::Wire { step: "join", source })?;
-            // A relay that refuses sends an error message, and then closes with the reason.
-            if matches!(message.body, Body::Peer) {
-                break message.sender.unwrap_or_default().into_owned();
-            }
-        };
-        let (relay, took) = (printable(&client.relay, 64), start.elapsed());
-        report(Step::new("join", format!("relay {relay} in {}", millis(took)), Some(took)));
-        Ok(client)
-    }
-
     /// Connects to the first address that answers.
-    async fn connect(&self) -> Result<(TcpStream, SocketAddr), PingError> {
+    async fn connect(&self) -> Result<(TcpStream, SocketAddr), ConnectError> {
         let found = tokio::net::lookup_host((self.host.as_str(), self.port)).await;
         let found = found
-            .map_err(|source| PingError::Lookup { host: self.host.clone(), source })?
+            .map_err(|source| ConnectError::Lookup { host: self.host.clone(), source })?
             .collect::<Vec<_>>();
-        let mut failed = PingError::Lookup {
+        let mut failed = ConnectError::Lookup {
             host: self.host.clone(),
             source: io::Error::other("has no address"),
         };
@@ -134,7 +112,7 @@ impl Target {
                     let _ = stream.set_nodelay(true);
                     return Ok((stream, address));
                 }
-                Err(source) => failed = PingError::Connect { address, source },
+                Err(source) => failed = ConnectError::Connect { address, source },
             }
         }
         Err(failed)
@@ -145,19 +123,18 @@ impl Target {
         &self,
         stream: TcpStream,
         report: &impl Fn(Step),
-    ) -> Result<Box<dyn Stream>, PingError> {
+    ) -> Result<Box<dyn Stream>, ConnectError> {
         let Some(config) = &self.tls else {
             let text = "none: everybody on the network path can read the traffic".to_owned();
             report(Step::new("tls", text, None));
             return Ok(Box::new(stream));
         };
         let name = ServerName::try_from(self.host.clone());
-        let name = name.map_err(|error| PingError::tls_setup(&error))?;
+        let name = name.map_err(|error| ConnectError::tls_setup(&error))?;
         let connector = tokio_rustls::TlsConnector::from(config.clone());
-        let stream = timeout(STEP_TIMEOUT, connector.connect(name, stream)).await;
-        let stream = stream.map_err(|_| PingError::Late { step: "tls", limit: STEP_TIMEOUT })?;
+        let stream = within(STEP_TIMEOUT, "tls", connector.connect(name, stream)).await?;
         let (host, port) = (self.host.clone(), self.port);
-        let stream = stream.map_err(|source| PingError::Tls { host, port, source })?;
+        let stream = stream.map_err(|source| ConnectError::Tls { host, port, source })?;
         let text = describe_tls(stream.get_ref().1, self.is_verified);
         report(Step::new("tls", text, None));
         Ok(Box::new(stream))
@@ -168,25 +145,23 @@ impl Target {
         &self,
         stream: Box<dyn Stream>,
         report: &impl Fn(Step),
-    ) -> Result<WebSocketStream<Box<dyn Stream>>, PingError> {
-        let mut request = self.uri.clone().into_client_request().map_err(PingError::Upgrade)?;
+    ) -> Result<WebSocketStream<Box<dyn Stream>>, ConnectError> {
+        let mut request = self.uri.clone().into_client_request().map_err(ConnectError::Upgrade)?;
         if let Some(token) = &self.token {
             let value = HeaderValue::from_str(&format!("Bearer {token}"));
-            let value = value.map_err(|error| PingError::Upgrade(error.into()))?;
+            let value = value.map_err(|error| ConnectError::Upgrade(error.into()))?;
             request.headers_mut().insert(header::AUTHORIZATION, value);
         }
         let config = WebSocketConfig::default().max_message_size(None).max_frame_size(None);
         let start = Instant::now();
         let upgrading = client_async_with_config(request, stream, Some(config));
-        let upgraded = timeout(STEP_TIMEOUT, upgrading).await;
-        let upgraded =
-            upgraded.map_err(|_| PingError::Late { step: "upgrade", limit: STEP_TIMEOUT })?;
+        let upgraded = within(STEP_TIMEOUT, "upgrade", upgrading).await?;
         let (socket, response) = upgraded.map_err(|error| match error {
             tungstenite::Error::Http(response) => match response.status().as_u16() {
-                status @ 502..=504 => PingError::NoRelay(status),
-                status => PingError::Status(status),
+                status @ 502..=504 => ConnectError::NoRelay(status),
+                status => ConnectError::Status(status),
             },
-            error => PingError::Upgrade(error),
+            error => ConnectError::Upgrade(error),
         })?;
         let proxy = response.headers().get(header::SERVER).and_then(|name| name.to_str().ok());
         let proxy = proxy.map_or_else(String::new, |name| format!(", through {name}"));
