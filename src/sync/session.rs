@@ -10,7 +10,7 @@
 //! | where each message goes | `route` |
 //! | the documents that the session has open | `subscriptions` |
 //! | how fast it may send | `rate_limit` |
-//! | the processor time that it is charged | `Session::charge`, called by `room::port` and [`shared`] |
+//! | the processor time it is charged | `Session::charge`, called by `room::port` and [`shared`] |
 //! | sign-ins that expire, and rights that change | `revalidate` |
 //! | what all sessions share | [`shared`] |
 //! | what they count in the metrics | [`counts`] |

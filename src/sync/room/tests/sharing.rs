@@ -39,7 +39,7 @@ async fn sessions_without_memory_for_their_documents_are_refused_at_the_same_tim
     let mut config = config();
     config.sync.memory = MemoryLimit::Bytes(Size(1));
     let fixture = fixture(config, |_| native::engine(Arc::new(Turns::new(2))));
-    // So many that they would take longer than the test waits, if some waited for others.
+    // If some sessions waited for others, this many would take longer than the test waits.
     let mut peers: Vec<Peer> = (1..=250).map(|n| fixture.peer(&format!("peer-{n}"))).collect();
     assert!(FREED_WITHIN * (peers.len() / LOADING) as u32 > LIMIT);
     for (n, peer) in (1..).zip(&mut peers) {
