@@ -6,7 +6,7 @@ use tokio::sync::oneshot;
 
 use super::{
     report::{LiveDocument, Top, TopDocument, TopSession},
-    room::{directory::RoomHandle, mailbox::Input},
+    room::{directory::RoomHandle, input::Input},
     rooms::Rooms,
     session::Session,
 };

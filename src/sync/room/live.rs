@@ -12,7 +12,7 @@ use tracing::{debug, info, warn};
 
 use super::{
     engine::{Engine, EngineFailed, Start},
-    mailbox::Input,
+    input::Input,
     members::{Member, MemberState},
     port::{Observed, Port},
     shared::{NOTHING, seconds_since},
@@ -35,7 +35,7 @@ use crate::{
 /// together.
 const BATCH: usize = 64;
 /// How long a room receives no message before it frees what memory it can.
-pub(super) const QUIET: Duration = Duration::from_millis(1500);
+const QUIET: Duration = Duration::from_millis(1500);
 
 /// What a room with an engine is waiting for.
 struct Waits {

@@ -4,7 +4,8 @@
 //! |---|---|
 //! | which rooms there are, and which sessions are in them | [`directory`] |
 //! | who is in one room, and what each member waits for | [`members`] |
-//! | what a room is sent | [`mailbox`] |
+//! | what a room is sent | [`input`] |
+//! | the way into a room | [`mailbox`] |
 //! | how a room opens, reopens and leaves the directory | `task` |
 //! | when an idle room unloads | `live` |
 //! | what happens when a room's task panics | `Rooms::abandon` in `sync::rooms` |
@@ -25,6 +26,7 @@ mod answers;
 pub mod directory;
 pub mod engine;
 mod grace;
+pub mod input;
 mod live;
 pub mod mailbox;
 pub mod members;

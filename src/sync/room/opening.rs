@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tracing::error;
 
 use super::{
-    mailbox::Input,
+    input::Input,
     shared::NoMemory,
     state::{End, Room, STASH},
 };

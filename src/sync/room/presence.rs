@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::Instant as Deadline;
 
-use super::{mailbox::Input, state::Room};
+use super::{input::Input, state::Room};
 use crate::{
     base::lock::lock,
     sync::{events::What, wire},

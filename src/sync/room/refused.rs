@@ -4,7 +4,7 @@
 use tracing::error;
 
 use super::{
-    mailbox::Input,
+    input::Input,
     members::Member,
     state::{End, Room, left_in, unavailable},
 };

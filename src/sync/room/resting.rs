@@ -3,7 +3,7 @@
 //! In a busy room most messages say only "I have what you sent me". They change what the room knows
 //! of the peer, and there is nothing to answer. To wake the room for each of them costs more than
 //! all else that it does, so they rest until the room is woken by something else, or is
-//! [quiet](super::live::QUIET).
+//! quiet (`live::QUIET`).
 //!
 //! A message that rests is handled later, in its session's order, as if the network had taken so
 //! long. So nothing depends on whether a message is recognized here.
@@ -12,7 +12,7 @@ use std::collections::VecDeque;
 
 use automerge::ChangeHash;
 
-use super::mailbox::Input;
+use super::input::Input;
 
 /// How many messages may rest in one mailbox: acknowledgements of as many peers.
 const MOST: usize = 1024;

@@ -11,7 +11,8 @@ use tokio::time::{Instant as Deadline, sleep};
 use super::{
     directory::RoomHandle,
     grace::Grace,
-    mailbox::{Inbox, Input},
+    input::Input,
+    mailbox::Inbox,
     members::{Member, Table},
     shared::Shared,
 };

@@ -10,7 +10,7 @@ use tokio::time::{Instant as Deadline, sleep_until};
 
 use super::{
     grace::Grace,
-    mailbox::Input,
+    input::Input,
     shared::NOTHING,
     state::{End, Room, unavailable},
 };

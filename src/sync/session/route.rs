@@ -13,7 +13,7 @@ use crate::{
     document::sync_message::{BadSyncMessage, SyncMessage, heads_in},
     sync::{
         close_reason::CloseReason,
-        room::mailbox::{Input, ReceivePermit},
+        room::input::{Input, ReceivePermit},
         wire::{Body, Message, Truncated},
     },
 };

@@ -7,7 +7,10 @@ use super::Session;
 use crate::{
     base::document_id::DocumentId,
     sync::{
-        room::mailbox::{Input, Mailbox, WeakMailbox},
+        room::{
+            input::Input,
+            mailbox::{Mailbox, WeakMailbox},
+        },
         rooms::Rooms,
     },
 };

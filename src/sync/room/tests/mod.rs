@@ -32,7 +32,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     engine::{Engine, EngineFailed, EngineStart, Start},
-    mailbox::{Input, ReceivePermit},
+    input::{Input, ReceivePermit},
     native,
     pending::Pending,
     port::Port,
