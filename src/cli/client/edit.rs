@@ -59,7 +59,7 @@ pub(super) enum EditError {
     NoValue,
     #[error("the value is not valid JSON: {0}; quote a text that begins with {{, [ or \"")]
     Json(serde_json::Error),
-    #[error("there is no {0}")]
+    #[error("{0} does not exist")]
     Missing(String),
     #[error("{0} is not a {1}")]
     Kind(String, &'static str),

@@ -22,7 +22,10 @@ mod presence;
 mod session;
 mod transport;
 
-use std::{env, path::PathBuf};
+use std::{
+    env,
+    path::{Path, PathBuf},
+};
 
 use clap::{Args, Subcommand};
 
@@ -101,16 +104,64 @@ pub(super) fn run(arguments: ClientArguments) -> Result<(), CliError> {
     let target = Target::new(&url, token_file.as_deref(), trust)?;
     let is_default = url == DEFAULT_URL;
     let runtime = runtime()?;
-    let options = Options { document, target, name, is_default };
+    let url = (!is_default).then_some(url);
+    let server_arguments =
+        server_arguments(url.as_deref(), token_file.as_deref(), ca_file.as_deref(), insecure);
+    let options = Options { document, target, name, is_default, server_arguments };
     let result = runtime.block_on(session::run(options));
     // The thread that reads standard input may wait for it.
     runtime.shutdown_background();
     result
 }
 
+/// The arguments with which another client connects to the same server, for a shell.
+fn server_arguments(
+    url: Option<&str>,
+    token_file: Option<&Path>,
+    ca_file: Option<&Path>,
+    is_insecure: bool,
+) -> String {
+    let path = |path: &Path| path.display().to_string();
+    let options = [
+        ("--url", url.map(str::to_owned)),
+        ("--token-file", token_file.map(path)),
+        ("--ca-file", ca_file.map(path)),
+    ];
+    let mut text = String::new();
+    for (option, value) in options {
+        if let Some(value) = value {
+            text.push_str(&format!(" {option} {}", quoted(&value)));
+        }
+    }
+    if is_insecure {
+        text.push_str(" --insecure");
+    }
+    text
+}
+
+/// Quotes a text for a shell, if it needs that.
+fn quoted(text: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./:@%+=,".contains(c);
+    if !text.is_empty() && text.chars().all(is_plain) {
+        text.to_owned()
+    } else {
+        format!("'{}'", text.replace('\'', r"'\''"))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_arguments_for_another_client_can_be_pasted() {
+        assert_eq!(server_arguments(None, None, None, false), "");
+        let (token, authority) = (Path::new("my token"), Path::new("/etc/it's.pem"));
+        assert_eq!(
+            server_arguments(Some("wss://a.example"), Some(token), Some(authority), true),
+            r" --url wss://a.example --token-file 'my token' --ca-file '/etc/it'\''s.pem' --insecure"
+        );
+    }
 
     #[test]
     fn an_id_is_taken_from_urls() {

@@ -2,7 +2,7 @@
 
 use std::{io, net::SocketAddr, path::PathBuf, time::Duration};
 
-use rustls::CertificateError;
+use rustls::{CertificateError, InvalidMessage};
 use tokio_tungstenite::tungstenite;
 
 use crate::sync::wire::WireError;
@@ -12,8 +12,8 @@ use crate::sync::wire::WireError;
 pub(in crate::cli) enum PingError {
     #[error("{0}: expected a URL such as wss://relay.example.org")]
     Url(String),
-    #[error("{path}: {source}", path = path.display())]
-    File { path: PathBuf, source: io::Error },
+    #[error("{option}: {path}: {source}", path = path.display())]
+    File { option: &'static str, path: PathBuf, source: io::Error },
     #[error("address: {host}: {source}")]
     Lookup { host: String, source: io::Error },
     #[error(
@@ -48,11 +48,16 @@ pub(in crate::cli) enum PingError {
          sync.ping_interval"
     )]
     Cut(Box<PingError>),
+    #[error(
+        "upgrade: the server does not answer in plain HTTP; if this port expects TLS, connect with \
+         wss://"
+    )]
+    NotHttp,
     #[error("upgrade: {0}")]
     Upgrade(tungstenite::Error),
     #[error("{step}: the connection broke: {source}")]
     Broke { step: &'static str, source: tungstenite::Error },
-    #[error("{step}: closed with {code}: {reason}")]
+    #[error("{step}: closed with {code}: {reason}{}", hint(*code, reason))]
     Closed { step: &'static str, code: u16, reason: String },
     #[error("{step}: refused: {reason}")]
     Refused { step: &'static str, reason: String },
@@ -74,6 +79,18 @@ impl PingError {
     }
 }
 
+/// What to do about a connection that is closed with this code; nothing if connecting again may
+/// help.
+pub(in crate::cli) fn hint(code: u16, reason: &str) -> &'static str {
+    match code {
+        4401 if reason.starts_with("auth.mode is not set") => "; set it in the config of the relay",
+        4401 => "; --token-file names a file with a token that the server knows",
+        4403 => "; this token does not allow it",
+        4429 => "; wait a minute, or use fewer clients",
+        _ => "",
+    }
+}
+
 /// Explains why a handshake failed, in words where rustls has only names.
 fn explain_tls(error: &io::Error) -> String {
     let inner = error.get_ref().and_then(|error| error.downcast_ref::<rustls::Error>());
@@ -84,7 +101,15 @@ fn explain_tls(error: &io::Error) -> String {
                 with --insecure"
             .to_owned();
     }
-    let rustls::Error::InvalidCertificate(invalid) = inner else { return error.to_string() };
+    let invalid = match inner {
+        rustls::Error::InvalidCertificate(invalid) => invalid,
+        rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType) => {
+            return "the server does not speak TLS on this port; connect with ws://, or to the \
+                    port of the proxy in front"
+                .to_owned();
+        }
+        _ => return error.to_string(),
+    };
     match invalid {
         CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
             "the certificate has expired; renew it".to_owned()
@@ -108,4 +133,33 @@ pub(super) fn is_untrusted(error: &rustls::Error) -> bool {
             CertificateError::UnknownIssuer | CertificateError::Other(_)
         )
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_says_what_to_do() {
+        let refused = |code, reason: &str| {
+            let reason = reason.to_owned();
+            PingError::Closed { step: "join", code, reason }.to_string()
+        };
+        let text = refused(4401, "sign-in is required: send a token (connection c1)");
+        assert!(text.contains("(connection c1); --token-file names a file"), "{text}");
+        let text = refused(4401, "auth.mode is not set, so only clients on this machine (c1)");
+        assert!(text.ends_with("; set it in the config of the relay"), "{text}");
+        assert!(!text.contains("--token-file"), "{text}");
+        assert_eq!(
+            refused(1012, "the relay is shutting down"),
+            "join: closed with 1012: the relay is shutting down"
+        );
+    }
+
+    #[test]
+    fn a_port_without_tls_is_explained() {
+        let plain = rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType);
+        let text = explain_tls(&io::Error::other(plain));
+        assert!(text.contains("does not speak TLS on this port; connect with ws://"), "{text}");
+    }
 }

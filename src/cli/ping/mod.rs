@@ -22,7 +22,7 @@ use self::{
     target::Target,
     trust::Trust,
 };
-use super::{error::CliError, output::millis, runtime::runtime};
+use super::{arguments::duration, error::CliError, output::millis, runtime::runtime};
 use crate::{base::document_id::DocumentId, config::Size};
 
 /// Round trips that are measured.
@@ -51,7 +51,7 @@ pub(super) struct PingArguments {
     /// skip this
     #[arg(
         long, value_name = "DURATION", default_value = "15s",
-        value_parser = humantime::parse_duration
+        value_parser = duration
     )]
     silence: Duration,
     /// Print JSON, at the end
