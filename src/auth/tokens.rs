@@ -152,7 +152,10 @@ pub fn read(path: &Path) -> Result<Vec<Token>, TokensError> {
     let file: File = toml::from_str(&text).map_err(|error: toml::de::Error| {
         // The line itself is left out, since it may hold a secret.
         let line = line_of(&text, error.span().map_or(0, |span| span.start));
-        content(format!("line {line}: {}", error.message()))
+        content(format!(
+            "is not a file of tokens as `tonk-relay token add` writes it: line {line}: {}",
+            error.message()
+        ))
     })?;
     let mut seen = std::collections::HashSet::new();
     for token in &file.token {

@@ -40,6 +40,7 @@ use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
 use clap::{Parser, Subcommand};
 
 use self::{
+    arguments::socket_address,
     backup::BackupArguments,
     client::ClientArguments,
     daemon::DaemonArguments,
@@ -76,7 +77,10 @@ enum Command {
         #[arg(long, value_name = "FOLDER", default_value = "tonk-relay-data")]
         folder: PathBuf,
         /// Where to listen
-        #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:8081")]
+        #[arg(
+            long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:8081",
+            value_parser = socket_address
+        )]
         listen: SocketAddr,
     },
     /// Show the state of the running relay: readiness, clients, disk, memory, sign-in, certificate,

@@ -1,9 +1,12 @@
 //! `tonk-relay quarantine`: lists, releases and deletes chunks that do not parse.
 
-use clap::Subcommand;
+use std::time::Duration;
+
+use clap::{ArgGroup, Subcommand};
 use hyper::Method;
 
 use super::{
+    arguments::duration,
     error::CliError,
     output::{show, show_list},
     relay::StorageArguments,
@@ -30,13 +33,14 @@ pub(super) enum QuarantineCommand {
         storage: StorageArguments,
     },
     /// Delete entries permanently
+    #[command(group = ArgGroup::new("entries").required(true).multiple(true))]
     Purge {
         /// Paths, as `quarantine list` prints them
-        #[arg(value_name = "PATH", required_unless_present = "older_than")]
+        #[arg(value_name = "PATH", group = "entries")]
         paths: Vec<String>,
         /// Delete all entries that are older than this, such as 30d; 0s for all
-        #[arg(long, value_name = "AGE")]
-        older_than: Option<humantime::Duration>,
+        #[arg(long, value_name = "AGE", group = "entries", value_parser = duration)]
+        older_than: Option<Duration>,
         #[command(flatten)]
         storage: StorageArguments,
     },

@@ -26,6 +26,9 @@ use crate::{
     },
 };
 
+const NOT_A_BACKUP: &str =
+    "is not a backup: it does not exist, or `tonk-relay backup` did not make it";
+
 /// `tonk-relay restore`
 #[derive(Debug, Args)]
 pub(super) struct RestoreArguments {
@@ -48,8 +51,8 @@ pub(super) struct RestoreArguments {
 
 pub(super) fn run(arguments: &RestoreArguments) -> Result<(), CliError> {
     let folder = &absolute(&arguments.folder)?;
-    let (backup, sha256) = BackupIndex::read_with_hash(folder)?
-        .ok_or_else(|| path_error(folder, "is not a backup"))?;
+    let (backup, sha256) =
+        BackupIndex::read_with_hash(folder)?.ok_or_else(|| path_error(folder, NOT_A_BACKUP))?;
     if !backup.is_complete && !arguments.unfinished {
         let problem = "is an incomplete backup that may lack documents; finish it, or restore what \
                        it has with --unfinished";

@@ -110,6 +110,10 @@ fn from_now(time: &str) -> String {
         Err(passed) => (passed.duration(), true),
     };
     let hours = distance.as_secs() / 3600;
+    if hours == 0 {
+        let text = if is_past { "less than an hour ago" } else { "in less than an hour" };
+        return text.to_owned();
+    }
     let (count, unit) = if hours < 48 { (hours, "hour") } else { (hours / 24, "day") };
     let plural = if count == 1 { "" } else { "s" };
     match is_past {
@@ -126,7 +130,8 @@ mod tests {
     fn distances_in_time_are_in_hours_or_days() {
         let of = |time: SystemTime| from_now(&humantime::format_rfc3339(time).to_string());
         let hour = Duration::from_secs(3600);
-        assert_eq!(of(SystemTime::now()), "0 hours ago");
+        assert_eq!(of(SystemTime::now()), "less than an hour ago");
+        assert_eq!(of(SystemTime::now() + hour / 2), "in less than an hour");
         assert_eq!(of(SystemTime::now() - hour), "1 hour ago");
         assert_eq!(of(SystemTime::now() - 72 * hour), "3 days ago");
         assert_eq!(of(SystemTime::now() + 49 * hour), "in 2 days");

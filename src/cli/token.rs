@@ -11,7 +11,7 @@ use hyper::Method;
 use serde::Serialize;
 
 use super::{
-    arguments::CONFIG_FILE,
+    arguments::{CONFIG_FILE, duration},
     error::{CliError, io_error},
     output::{print, show_list},
     relay::RelayArguments,
@@ -47,7 +47,7 @@ enum TokenCommand {
         #[arg(long = "scope", value_name = "SCOPE", required = true, value_delimiter = ',')]
         scopes: Vec<Scope>,
         /// How long the token is valid, such as 90d; without this, it does not expire
-        #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+        #[arg(long, value_name = "DURATION", value_parser = duration)]
         expires: Option<Duration>,
     },
     /// List the tokens, with when each was last used

@@ -10,6 +10,35 @@ use tracing_subscriber::filter::{LevelFilter, Targets};
 )]
 pub struct BadLevel(String);
 
+/// The modules of this program that a level can name. A test compares them with the sources.
+const MODULES: [&str; 13] = [
+    "admin", "app", "auth", "base", "bundle", "cli", "config", "document", "http", "limits",
+    "observe", "storage", "sync",
+];
+const CRATE: &str = "tonk_relay";
+
+/// Returns what is wrong with the modules in a filter that can never match.
+pub fn modules_that_never_match(level: &str) -> Vec<String> {
+    let modules = level.split(',').filter_map(|part| Some(part.trim().split_once('=')?.0));
+    modules
+        .filter_map(|module| match module.strip_prefix(CRATE) {
+            None => {
+                let first = module.split("::").next()?;
+                let problem = format!("{module} never matches; write {CRATE}::{module}");
+                MODULES.contains(&first).then_some(problem)
+            }
+            Some(path) => {
+                let first = path.strip_prefix("::")?.split("::").next()?;
+                let problem = format!(
+                    "{module} never matches: {CRATE} has no module {first}; expected one of {}",
+                    MODULES.join(", ")
+                );
+                (!MODULES.contains(&first)).then_some(problem)
+            }
+        })
+        .collect()
+}
+
 /// Parses a filter: one level for everything, and levels of modules, separated by commas. Without a
 /// level for everything, modules that are not named log at "info".
 ///
@@ -91,6 +120,31 @@ mod tests {
         assert!(is_on("tonk_relay::sync=debug", "tonk_relay::sync", Level::DEBUG));
         assert!(is_on("tonk_relay::sync=debug", "tonk_relay::app", Level::INFO), "the default");
         assert!(!is_on("warn,tonk_relay::sync=debug", "tonk_relay::app", Level::INFO));
+    }
+
+    #[test]
+    fn modules_that_do_not_exist_are_named() {
+        assert_eq!(modules_that_never_match("info,tonk_relay::sync::room=debug"), [""; 0]);
+        assert_eq!(modules_that_never_match("info,tonk_relay=debug,samod=trace"), [""; 0]);
+        assert_eq!(
+            modules_that_never_match("sync=debug"),
+            ["sync never matches; write tonk_relay::sync"]
+        );
+        let found = modules_that_never_match("warn, tonk_relay::snc=debug").join("\n");
+        assert!(found.contains("tonk_relay has no module snc; expected one of admin, "), "{found}");
+    }
+
+    #[test]
+    fn every_module_of_the_sources_is_known() {
+        let sources = concat!(env!("CARGO_MANIFEST_DIR"), "/src");
+        let mut found: Vec<String> = std::fs::read_dir(sources)
+            .expect("the sources")
+            .map(|entry| entry.expect("an entry"))
+            .filter(|entry| entry.path().is_dir())
+            .map(|entry| entry.file_name().to_string_lossy().into_owned())
+            .collect();
+        found.sort();
+        assert_eq!(found, MODULES);
     }
 
     #[test]

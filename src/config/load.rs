@@ -212,8 +212,18 @@ fn read_key(known: &Table, key: &str, value: &Value) -> Result<(), String> {
         Some(default) => default,
         None => {
             let keys = siblings.iter().filter(|(_, v)| !v.is_table()).map(|(key, _)| key.clone());
-            let at = section.map_or(String::new(), |section| format!(" of [{section}]"));
-            return Err(format!("unknown key; expected one{at}: {}", list(keys)));
+            return Err(match (sections_with(known, name), section) {
+                (sections, _) if !sections.is_empty() => {
+                    format!("unknown key here; it belongs below {}", sections.join(" or "))
+                }
+                (_, Some(section)) => {
+                    format!("unknown key; expected one of [{section}]: {}", list(keys))
+                }
+                (_, None) => format!(
+                    "unknown key; expected {}, or a section such as [http] before it",
+                    list(keys)
+                ),
+            });
         }
     };
     let mut alone = Table::new();
@@ -225,6 +235,16 @@ fn read_key(known: &Table, key: &str, value: &Value) -> Result<(), String> {
         Ok(_) => Ok(()),
         Err(error) => Err(expected::problem(key, value, default, error.message())),
     }
+}
+
+/// The sections that have a key of this name.
+fn sections_with(known: &Table, name: &str) -> Vec<String> {
+    let has = |value: &Value| value.as_table().is_some_and(|keys| keys.contains_key(name));
+    known
+        .iter()
+        .filter(|(_, value)| has(value))
+        .map(|(section, _)| format!("[{section}]"))
+        .collect()
 }
 
 fn list(names: impl Iterator<Item = String>) -> String {
@@ -315,6 +335,19 @@ mod tests {
                 "x.toml:10: nope.a: unknown section [nope]; expected one of [http], [tls], \
                  [admin], [bundle], [bundles], [storage], [sync], [auth], [limits], [reload], \
                  [log]",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_key_in_the_wrong_section_is_told_its_own() {
+        assert_eq!(
+            faults("listen = []\ntimeouts = 1\n[http]\nmode = \"open\"\n"),
+            [
+                "x.toml:1: listen: unknown key here; it belongs below [http] or [admin]",
+                "x.toml:2: timeouts: unknown key; expected drain_timeout, or a section such as \
+                 [http] before it",
+                "x.toml:4: http.mode: unknown key here; it belongs below [auth]",
             ]
         );
     }

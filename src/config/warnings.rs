@@ -1,7 +1,7 @@
 //! What a config says without effect, or in a way that cannot mean what was intended.
 
 use super::{
-    AdminAddress, AllowedOrigin, AuthMode, Config, StoreKind,
+    AdminAddress, AllowedOrigin, AuthMode, Config, StoreKind, levels,
     load::{Fault, LoadedConfig},
 };
 
@@ -12,6 +12,9 @@ pub fn warnings(loaded: &LoadedConfig) -> Vec<Fault> {
     let mut warn = |key: &str, problem: String| found.push(loaded.fault(key, problem));
     for problem in origins_that_never_match(config) {
         warn("http.allowed_origins", problem);
+    }
+    for problem in levels::modules_that_never_match(&config.log.level) {
+        warn("log.level", problem);
     }
     for address in &config.admin.listen {
         if let AdminAddress::Tcp(address) = address

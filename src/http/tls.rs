@@ -46,8 +46,18 @@ pub enum TlsError {
     NoCertificate(PathBuf),
     #[error("{}: the file contains no private key (PEM)", .0.display())]
     NoKey(PathBuf),
-    #[error("{} and {} do not match: {source}", cert.display(), key.display())]
+    #[error("{} and {} do not match{}", cert.display(), key.display(), detail(source))]
     Mismatch { cert: PathBuf, key: PathBuf, source: Box<rustls::Error> },
+}
+
+/// What rustls says, unless it only says that the two do not match.
+fn detail(error: &rustls::Error) -> String {
+    match error {
+        rustls::Error::InconsistentKeys(_) => {
+            "; expected a certificate and the private key that belongs to it".to_owned()
+        }
+        error => format!(": {error}"),
+    }
 }
 
 impl TlsError {

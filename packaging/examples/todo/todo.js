@@ -55,7 +55,7 @@ function render() {
 const repo = new Repo({ enableRemoteHeadsGossiping: true });
 const id = location.hash.slice(1) || repo.create({ items: [] }).documentId;
 location.hash = id;
-for (await renew(); !session;) await pause('waiting for the relay');
+for (await renew(); !session;) await pause('waiting for a session');
 repo.networkSubsystem.on('peer', () => tell(''));
 repo.networkSubsystem.addNetworkAdapter(new RelayAdapter(relay, 2000));
 repo.subscribeToRemotes([session.storageId]);

@@ -59,7 +59,7 @@ pub(super) enum EditError {
     NoValue,
     #[error("the value is not valid JSON: {0}; quote a text that begins with {{, [ or \"")]
     Json(serde_json::Error),
-    #[error("there is no {0}")]
+    #[error("{0} does not exist")]
     Missing(String),
     #[error("{0} is not a {1}")]
     Kind(String, &'static str),
@@ -417,8 +417,8 @@ mod tests {
                 "title is not a map",
                 "title is not a list",
                 "new.list[3]: the list has 0 elements; KEY += VALUE appends one",
-                "there is no missing",
-                "there is no title.x",
+                "missing does not exist",
+                "title.x does not exist",
                 "expected KEY = VALUE, KEY += VALUE or delete KEY; `help` says more",
                 "\"[0]\" is not a key: expected one such as title, owner.name or todos[0]",
                 "\"a..b\" is not a key: expected one such as title, owner.name or todos[0]",

@@ -44,17 +44,6 @@ pub(super) enum ClientError {
     Stopped,
 }
 
-/// What to do about a connection that is closed with this code; nothing if connecting again may
-/// help.
-pub(super) fn hint(code: u16) -> &'static str {
-    match code {
-        4401 => "; --token-file names a file with a token that the server knows",
-        4403 => "; this token does not allow it",
-        4429 => "; wait a minute, or use fewer clients",
-        _ => "",
-    }
-}
-
 impl From<ClientError> for CliError {
     fn from(error: ClientError) -> Self {
         Self::Problem(error.to_string())

@@ -88,7 +88,8 @@ pub(super) fn run(arguments: ClientArguments) -> Result<(), CliError> {
     let target = connect.target(&url)?;
     let is_default = url == DEFAULT_URL;
     let runtime = runtime()?;
-    let options = Options { document, target, name, is_default };
+    let server_arguments = connect.for_shell((!is_default).then_some(&url));
+    let options = Options { document, target, name, is_default, server_arguments };
     let result = runtime.block_on(session::run(options));
     // The thread that reads standard input may wait for it.
     runtime.shutdown_background();

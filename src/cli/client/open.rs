@@ -14,12 +14,15 @@ use tokio::{
 };
 
 use super::{
-    error::{ClientError, hint},
+    error::ClientError,
     transport::{Notice, Server, Tap, Tokio},
 };
 use crate::{
     base::document_id::DocumentId,
-    cli::connect::{error::ConnectError, target::Target},
+    cli::connect::{
+        error::{ConnectError, hint},
+        target::Target,
+    },
 };
 
 /// Time limit of the handshake, once there is a WebSocket.
@@ -37,6 +40,8 @@ pub(super) struct Options {
     pub(super) name: String,
     /// Whether the URL is the default.
     pub(super) is_default: bool,
+    /// The arguments with which another client connects to the same server, each after a space.
+    pub(super) server_arguments: String,
 }
 
 /// An open document, and the way to the server.
@@ -187,7 +192,8 @@ pub(super) fn refused(
 ) -> ClientError {
     let reason = if reason.is_empty() { problem.unwrap_or_default() } else { reason };
     let reason = if reason.is_empty() { "without a reason".to_owned() } else { reason };
-    ClientError::Refused { url: url.to_owned(), code, reason, hint: hint(code) }
+    let hint = hint(code, &reason);
+    ClientError::Refused { url: url.to_owned(), code, reason, hint }
 }
 
 /// Finds the document. Keeps the notices that arrive in the meantime.
@@ -224,7 +230,7 @@ async fn find(
                 });
             }
             Ok(Err(Notice::Error(text))) => problem = Some(text),
-            Ok(Err(Notice::Closed { code, reason })) if !hint(code).is_empty() => {
+            Ok(Err(Notice::Closed { code, reason })) if !hint(code, &reason).is_empty() => {
                 return Err(refused(&url(), code, reason, problem));
             }
             Ok(Err(notice)) if early.len() < MAX_NOTICES => early.push(notice),

@@ -13,13 +13,16 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 
 use super::{
     edit::{GRAMMAR, Line},
-    error::{ClientError, hint},
+    error::ClientError,
     input,
     open::{Event, Opened, Options, open, refused},
     presence::{self, HEARTBEAT_EVERY, News, Others},
     transport::Notice,
 };
-use crate::{cli::error::CliError, observe::signals};
+use crate::{
+    cli::{connect::error::hint, error::CliError},
+    observe::signals,
+};
 
 /// How long to wait at the end until everything that was typed is saved.
 const SAVE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -73,15 +76,15 @@ fn say(text: &str) {
 pub(super) async fn run(options: Options) -> Result<(), CliError> {
     let signals = signals::requests().map_err(|error| CliError::Problem(error.to_string()))?;
     let mut signals = pin!(signals);
-    let (is_new, is_default, name) =
-        (options.document.is_none(), options.is_default, options.name.clone());
+    let (is_new, name) = (options.document.is_none(), options.name.clone());
+    let server_arguments = options.server_arguments.clone();
     let mut opened = tokio::select! {
         opened = open(options) => opened?,
         _ = signals.next() => return Err(ClientError::NotOpened.into()),
     };
     let early = std::mem::take(&mut opened.early);
     let mut session = Session::new(opened, name, is_new);
-    session.introduce(is_new, is_default);
+    session.introduce(is_new, &server_arguments);
     for notice in early {
         session.handle_notice(notice)?;
     }
@@ -112,12 +115,11 @@ impl Session {
     }
 
     /// Says where the document is, and prints it.
-    fn introduce(&mut self, is_new: bool, is_default: bool) {
+    fn introduce(&mut self, is_new: bool, server_arguments: &str) {
         let Opened { document, url, server, .. } = &self.opened;
         say(&format!("connected to {server} at {url}"));
         if is_new {
-            let option = if is_default { String::new() } else { format!(" --url {url}") };
-            let how = format!("elsewhere: tonk-relay client open {document}{option}");
+            let how = format!("elsewhere: tonk-relay client open {document}{server_arguments}");
             let id = format!("{document}\n");
             self.print(&id);
             say(&how);
@@ -179,7 +181,9 @@ impl Session {
                 say(&format!("connected again, to {server}"));
             }
             Notice::Error(text) => self.problem = Some(text),
-            Notice::Closed { code, reason } if !self.is_connected && !hint(code).is_empty() => {
+            Notice::Closed { code, reason }
+                if !self.is_connected && !hint(code, &reason).is_empty() =>
+            {
                 return Err(refused(&self.opened.url, code, reason, self.problem.take()));
             }
             Notice::Closed { code, reason } => {

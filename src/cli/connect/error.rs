@@ -2,7 +2,7 @@
 
 use std::{io, net::SocketAddr, path::PathBuf, time::Duration};
 
-use rustls::CertificateError;
+use rustls::{CertificateError, InvalidMessage};
 use tokio_tungstenite::tungstenite;
 
 use crate::cli::error::CliError;
@@ -12,8 +12,8 @@ use crate::cli::error::CliError;
 pub(in crate::cli) enum ConnectError {
     #[error("{0}: expected a URL such as wss://relay.example.org")]
     Url(String),
-    #[error("{path}: {source}", path = path.display())]
-    File { path: PathBuf, source: io::Error },
+    #[error("{option}: {path}: {source}", path = path.display())]
+    File { option: &'static str, path: PathBuf, source: io::Error },
     #[error("address: {host}: {source}")]
     Lookup { host: String, source: io::Error },
     #[error(
@@ -43,6 +43,11 @@ pub(in crate::cli) enum ConnectError {
          running, on the port that the proxy connects to?"
     )]
     NoRelay(u16),
+    #[error(
+        "upgrade: the server does not answer in plain HTTP; if this port expects TLS, connect with \
+         wss://"
+    )]
+    NotHttp,
     #[error("upgrade: {0}")]
     Upgrade(tungstenite::Error),
     #[error(transparent)]
@@ -70,6 +75,18 @@ impl From<ConnectError> for CliError {
     }
 }
 
+/// What to do about a connection that is closed with this code; nothing if connecting again may
+/// help.
+pub(in crate::cli) fn hint(code: u16, reason: &str) -> &'static str {
+    match code {
+        4401 if reason.starts_with("auth.mode is not set") => "; set it in the config of the relay",
+        4401 => "; --token-file names a file with a token that the server knows",
+        4403 => "; this token does not allow it",
+        4429 => "; wait a minute, or use fewer clients",
+        _ => "",
+    }
+}
+
 /// Explains why a handshake failed, in words where rustls has only names.
 fn explain_tls(error: &io::Error) -> String {
     let inner = error.get_ref().and_then(|error| error.downcast_ref::<rustls::Error>());
@@ -80,7 +97,15 @@ fn explain_tls(error: &io::Error) -> String {
                 with --insecure"
             .to_owned();
     }
-    let rustls::Error::InvalidCertificate(invalid) = inner else { return error.to_string() };
+    let invalid = match inner {
+        rustls::Error::InvalidCertificate(invalid) => invalid,
+        rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType) => {
+            return "the server does not speak TLS on this port; connect with ws://, or to the \
+                    port of the proxy in front"
+                .to_owned();
+        }
+        _ => return error.to_string(),
+    };
     match invalid {
         CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
             "the certificate has expired; renew it".to_owned()
@@ -104,4 +129,16 @@ pub(super) fn is_untrusted(error: &rustls::Error) -> bool {
             CertificateError::UnknownIssuer | CertificateError::Other(_)
         )
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_without_tls_is_explained() {
+        let plain = rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType);
+        let text = explain_tls(&io::Error::other(plain));
+        assert!(text.contains("does not speak TLS on this port; connect with ws://"), "{text}");
+    }
 }

@@ -48,4 +48,53 @@ impl ConnectArguments {
         };
         Target::new(url, self.token_file.as_deref(), trust)
     }
+
+    /// The arguments with which another client connects to the same relay, for a shell. Each comes
+    /// after a space.
+    pub(super) fn for_shell(&self, url: Option<&String>) -> String {
+        let path = |path: &PathBuf| path.display().to_string();
+        let options = [
+            ("--url", url.cloned()),
+            ("--token-file", self.token_file.as_ref().map(path)),
+            ("--ca-file", self.ca_file.as_ref().map(path)),
+        ];
+        let mut text = String::new();
+        for (option, value) in options {
+            if let Some(value) = value {
+                text.push_str(&format!(" {option} {}", quoted(&value)));
+            }
+        }
+        if self.insecure {
+            text.push_str(" --insecure");
+        }
+        text
+    }
+}
+
+/// Quotes a text for a shell, if it needs that.
+fn quoted(text: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./:@%+=,".contains(c);
+    if !text.is_empty() && text.chars().all(is_plain) {
+        text.to_owned()
+    } else {
+        format!("'{}'", text.replace('\'', r"'\''"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_arguments_for_another_client_can_be_pasted() {
+        let mut arguments = ConnectArguments { token_file: None, ca_file: None, insecure: false };
+        assert_eq!(arguments.for_shell(None), "");
+        arguments.token_file = Some("my token".into());
+        arguments.ca_file = Some("/etc/it's.pem".into());
+        arguments.insecure = true;
+        assert_eq!(
+            arguments.for_shell(Some(&"wss://a.example".to_owned())),
+            r" --url wss://a.example --token-file 'my token' --ca-file '/etc/it'\''s.pem' --insecure"
+        );
+    }
 }

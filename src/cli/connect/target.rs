@@ -19,7 +19,8 @@ use tokio_tungstenite::{
     tungstenite::{
         self,
         client::IntoClientRequest,
-        http::{HeaderValue, Uri, header},
+        error::ProtocolError,
+        http::{HeaderValue, Response, Uri, header},
         protocol::WebSocketConfig,
     },
 };
@@ -70,7 +71,9 @@ impl Target {
         let port = uri.port_u16().unwrap_or(if is_tls { 443 } else { 80 });
         let tls = if is_tls { Some(Arc::new(tls_config(trust)?)) } else { None };
         let token = match token_file {
-            Some(path) => Some(String::from_utf8_lossy(&read(path)?).trim().to_owned()),
+            Some(path) => {
+                Some(String::from_utf8_lossy(&read("--token-file", path)?).trim().to_owned())
+            }
             None => None,
         };
         Ok(Self { uri, host, port, tls, is_verified: !matches!(trust, Trust::All), token })
@@ -157,7 +160,9 @@ impl Target {
         let upgrading = client_async_with_config(request, stream, Some(config));
         let upgraded = within(STEP_TIMEOUT, "upgrade", upgrading).await?;
         let (socket, response) = upgraded.map_err(|error| match error {
+            tungstenite::Error::Protocol(ProtocolError::HttparseError(_)) => ConnectError::NotHttp,
             tungstenite::Error::Http(response) => match response.status().as_u16() {
+                400 if is_plain_to_tls(&response) => ConnectError::NotHttp,
                 status @ 502..=504 => ConnectError::NoRelay(status),
                 status => ConnectError::Status(status),
             },
@@ -170,6 +175,13 @@ impl Target {
         report(Step::new("upgrade", text, Some(took)));
         Ok(socket)
     }
+}
+
+/// Whether a server that expects TLS refuses plain HTTP, in the words of nginx, Caddy or Go.
+fn is_plain_to_tls(response: &Response<Option<Vec<u8>>>) -> bool {
+    let body = response.body().as_deref().unwrap_or_default();
+    String::from_utf8_lossy(body).to_ascii_lowercase().contains("plain http request")
+        || String::from_utf8_lossy(body).contains("HTTP request to an HTTPS server")
 }
 
 fn describe_tls(connection: &rustls::ClientConnection, is_verified: bool) -> String {

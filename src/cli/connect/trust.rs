@@ -55,18 +55,21 @@ pub(super) fn tls_config(trust: Trust<'_>) -> Result<ClientConfig, ConnectError>
     Ok(builder.with_no_client_auth())
 }
 
-/// Reads a file that an argument names.
-pub(super) fn read(path: &Path) -> Result<Vec<u8>, ConnectError> {
-    regular_file::read(path, MAX_FILE)
-        .map_err(|source| ConnectError::File { path: path.to_owned(), source })
+/// Reads a file that the argument `option` names.
+pub(super) fn read(option: &'static str, path: &Path) -> Result<Vec<u8>, ConnectError> {
+    regular_file::read(path, MAX_FILE).map_err(|source| ConnectError::File {
+        option,
+        path: path.to_owned(),
+        source,
+    })
 }
 
 fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, ConnectError> {
     let found: Vec<_> =
-        CertificateDer::pem_slice_iter(&read(path)?).filter_map(Result::ok).collect();
+        CertificateDer::pem_slice_iter(&read("--ca-file", path)?).filter_map(Result::ok).collect();
     if found.is_empty() {
         let source = io::Error::other("the file has no certificate (PEM)");
-        return Err(ConnectError::File { path: path.to_owned(), source });
+        return Err(ConnectError::File { option: "--ca-file", path: path.to_owned(), source });
     }
     Ok(found)
 }

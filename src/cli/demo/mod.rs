@@ -4,6 +4,7 @@
 mod page;
 
 use std::{
+    io,
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener},
     path::{Path, PathBuf},
 };
@@ -41,9 +42,18 @@ pub(super) fn run(
         serve_with(loaded, page::routes(), |addresses| print(&what_to_open(addresses, list)));
     result.map_err(|error| match error {
         CliError::App(AppError::Listen { address, source, .. }) => CliError::Problem(format!(
-            "cannot listen on {address}: {source}; if another relay runs there, `--listen \
-             127.0.0.1:0` takes a free port"
+            "cannot listen on {address}: {source}; if another relay runs there, start this one \
+             with `--listen 127.0.0.1:0 --folder other-data`, on a free port and in another folder"
         )),
+        CliError::App(AppError::AdminListen { address: AdminAddress::Unix(_), source, .. })
+            if source.kind() == io::ErrorKind::AddrInUse =>
+        {
+            CliError::Problem(format!(
+                "another relay uses the folder {}; stop it, or name another folder, such as \
+                 `--folder other-data`",
+                folder.display()
+            ))
+        }
         error => error,
     })
 }

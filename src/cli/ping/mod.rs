@@ -12,6 +12,7 @@ use tokio::time::timeout;
 
 use self::{client::Client, error::PingError, report::Report};
 use super::{
+    arguments::duration,
     connect::{
         ConnectArguments,
         step::{STEP_TIMEOUT, Step},
@@ -40,7 +41,7 @@ pub(super) struct PingArguments {
     /// skip this
     #[arg(
         long, value_name = "DURATION", default_value = "15s",
-        value_parser = humantime::parse_duration
+        value_parser = duration
     )]
     silence: Duration,
     /// Print JSON, at the end

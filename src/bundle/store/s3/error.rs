@@ -34,6 +34,13 @@ where
             let causes =
                 std::iter::successors(Some(&error as &dyn std::error::Error), |e| e.source());
             let causes = causes.map(ToString::to_string).collect::<Vec<_>>().join(": ");
+            let causes = match causes.contains("loading credentials") {
+                true => format!(
+                    "no access keys were found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or \
+                     the systemd credential aws-credentials: {causes}"
+                ),
+                false => causes,
+            };
             status.map_or(causes.clone(), |status| format!("HTTP {status}: {causes}"))
         }
     };
