@@ -120,7 +120,7 @@ impl SyncMessage {
         Self { raw: message.clone().encode().into(), message, unpacked }
     }
 
-    /// The heads that it names, if it says nothing else that has to be answered.
+    /// The heads that it names, if it says nothing else that has to be answered soon.
     pub fn acknowledged(&self) -> Option<&[ChangeHash]> {
         let Message { heads, need, changes, flags, .. } = &self.message;
         let is_reset = flags.is_some_and(|flags| flags.contains(MessageFlags::SYNC_RESET));

@@ -60,8 +60,8 @@ pub trait Engine: Send {
     /// The engine has failed and is to be dropped.
     fn work(&mut self) -> BoxFuture<'_, Result<(), EngineFailed>>;
 
-    /// The document's heads, sorted, if an acknowledgement of these needs no answer. None if the
-    /// engine does not know them now.
+    /// The document's heads, sorted, if the answer to an acknowledgement of these can wait. None if
+    /// the engine does not know them now.
     fn heads(&self) -> Option<&[ChangeHash]>;
 
     /// The heads up to which everything is durable. None if the engine does not know them now.

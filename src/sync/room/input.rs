@@ -68,10 +68,10 @@ impl Input {
         }
     }
 
-    /// When a sync message was received that did not rest.
+    /// When a sync message was received that was not delayed.
     pub(super) fn received_at(&self) -> Option<Instant> {
         match self {
-            Self::Sync { permit, .. } if !permit.has_rested => Some(permit.since),
+            Self::Sync { permit, .. } if !permit.is_delayed => Some(permit.since),
             _ => None,
         }
     }
@@ -105,7 +105,8 @@ pub struct ReceivePermit {
     _permits: [Option<OwnedSemaphorePermit>; 2],
     bytes: i64,
     since: Instant,
-    has_rested: bool,
+    /// Nobody waits for what the message does.
+    is_delayed: bool,
     unread: IntGauge,
 }
 
@@ -114,7 +115,7 @@ impl ReceivePermit {
     pub fn new(permits: [Option<OwnedSemaphorePermit>; 2], bytes: usize, unread: IntGauge) -> Self {
         let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
         unread.add(bytes);
-        Self { _permits: permits, bytes, since: Instant::now(), has_rested: false, unread }
+        Self { _permits: permits, bytes, since: Instant::now(), is_delayed: false, unread }
     }
 
     /// When the message was received.
@@ -122,9 +123,9 @@ impl ReceivePermit {
         self.since
     }
 
-    /// Records that nobody waits for what the message does.
-    pub(super) fn rest(&mut self) {
-        self.has_rested = true;
+    /// The message is delayed.
+    pub(super) fn set_delayed(&mut self) {
+        self.is_delayed = true;
     }
 }
 

@@ -34,7 +34,8 @@ use crate::{
 /// Messages that are handled before they are answered: answers to one document's edits are sent
 /// together.
 const BATCH: usize = 64;
-/// How long a room receives no message before it frees what memory it can.
+/// How long a room receives no message before it frees what memory it can. Acknowledgements are
+/// delayed for as long.
 const QUIET: Duration = Duration::from_millis(1500);
 
 /// What a room with an engine is waiting for.
@@ -106,7 +107,7 @@ impl Room {
                 }
                 () = due => {
                     if waits.quiet.is_some_and(|at| at <= Deadline::now()) {
-                        self.handle_rested(&mut *engine).await;
+                        self.handle_delayed(&mut *engine).await;
                     }
                     if let Some(end) = self.handle_due(&mut *engine, &mut waits) {
                         return self.end_engine(engine, end).await;
@@ -184,12 +185,13 @@ impl Room {
     async fn handle_batch(&mut self, engine: &mut dyn Engine, first: Box<Input>) {
         let mut next = Some(first);
         let (mut senders, mut received) = (Vec::new(), Vec::new());
-        for _ in 0..BATCH {
-            let Some(input) = next else { break };
+        for left in (0..BATCH).rev() {
+            let Some(input) = next.take() else { break };
             senders.extend(input.sync_sender());
             received.extend(input.received_at());
             self.handle_input(engine, input).await;
-            next = self.inbox.try_recv();
+            // What is received has to be handled.
+            next = if left > 0 { self.inbox.try_recv() } else { None };
         }
         engine.settle().await;
         if let Some(heads) = engine.heads() {
@@ -200,12 +202,15 @@ impl Room {
         senders.into_iter().for_each(|id| self.measure(id));
     }
 
-    /// Handles the acknowledgements that rest. The next ones wake the room.
-    async fn handle_rested(&mut self, engine: &mut dyn Engine) {
-        for input in self.inbox.stop_resting() {
+    /// Handles the acknowledgements that are delayed. The next ones wake the room.
+    async fn handle_delayed(&mut self, engine: &mut dyn Engine) {
+        let mut senders = Vec::new();
+        for input in self.inbox.stop_delaying() {
+            senders.extend(input.sync_sender());
             self.handle_input(engine, input).await;
         }
         engine.settle().await;
+        senders.into_iter().for_each(|id| self.measure(id));
     }
 
     /// Does what is due by the clock. Returns how the state ends, if it does.
@@ -239,6 +244,10 @@ impl Room {
             self.backoff.reset();
         }
         self.members().engine_ended(true);
+        for input in self.inbox.stop_delaying() {
+            self.stash(*input, "room_failed");
+        }
+        self.lose_stash("room_failed");
         let stopping = self.shared.stopping.clone();
         tokio::select! {
             () = self.pause("room_failed") => End::Reopen,
@@ -248,7 +257,8 @@ impl Room {
 
     /// Ends the engine; its members wait for the next one. Returns `end`, unless the engine has
     /// failed and left something unsaved: then there has to be a next one.
-    async fn end_engine(&mut self, engine: Box<dyn Engine>, end: End) -> End {
+    async fn end_engine(&mut self, mut engine: Box<dyn Engine>, end: End) -> End {
+        Box::pin(self.handle_delayed(&mut *engine)).await;
         let closing = engine.close();
         tokio::pin!(closing);
         // On a disk that fails this takes as long as that does. Sessions that send meanwhile are

@@ -5,7 +5,7 @@ use std::{
     future::poll_fn,
     sync::{
         Arc, Mutex, Weak,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     task::{Context, Poll},
 };
@@ -14,7 +14,7 @@ use automerge::ChangeHash;
 use futures::task::AtomicWaker;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
-use super::{input::Input, resting::Resting, seen::Seen};
+use super::{delayed::Delayed, input::Input, seen::Seen};
 use crate::base::{lock::lock, session_id::SessionId};
 
 /// Messages that may wait for one room. Their bytes are bounded by `sync.receive_queue`.
@@ -32,8 +32,10 @@ struct Shared {
     /// The sessions that are leaving, in order.
     leaving: Mutex<VecDeque<Leaving>>,
     /// Messages that wait for the next one in `messages`.
-    resting: Mutex<Resting>,
-    /// Woken when a session leaves.
+    delayed: Mutex<Delayed>,
+    /// A message waits for the permits of delayed ones.
+    is_delay_over: AtomicBool,
+    /// Woken when a session leaves, or when the delay is over.
     receiver: AtomicWaker,
     /// The room's share of the receive queue, in KiB, so that a slow room takes none from others.
     receive_share: Arc<Semaphore>,
@@ -59,7 +61,7 @@ pub struct Inbox {
     messages: mpsc::Receiver<Box<Input>>,
     /// How many messages have been received.
     received: u64,
-    /// Received, and behind messages that rested.
+    /// Received messages that are handled next: delayed ones, and the one after them.
     ready: VecDeque<Box<Input>>,
     mailbox: Mailbox,
 }
@@ -71,7 +73,8 @@ pub(crate) fn mailbox(receive_share: u32, seen: Arc<Mutex<Seen>>) -> (Mailbox, I
         messages,
         sent: AtomicU64::new(0),
         leaving: Mutex::default(),
-        resting: Mutex::default(),
+        delayed: Mutex::default(),
+        is_delay_over: AtomicBool::new(false),
         receiver: AtomicWaker::new(),
         receive_share: Arc::new(Semaphore::new(receive_share as usize)),
         permits: receive_share as usize,
@@ -92,20 +95,22 @@ impl Mailbox {
         Ok(())
     }
 
-    /// Lets a message rest, if it is one that needs no answer: the room receives it before its next
-    /// message. It comes from a session that has sent the room messages before.
+    /// Delays a message if its answer can wait: the room receives it before its next message. It
+    /// comes from a session that has sent the room sync messages before.
     ///
     /// # Errors
     /// Returns the message if it is to be [sent](Self::send).
-    pub(crate) fn rest(&self, message: Box<Input>) -> Result<(), Box<Input>> {
-        // What the session has sent before must have been received: nothing overtakes it. If
-        // something waits, the room is awake anyway.
-        let is_asleep = self.waiting() == 0;
-        let has_permits = self.0.receive_share.available_permits() >= self.0.permits / 2;
-        if !is_asleep || !has_permits {
+    pub(crate) fn delay(&self, message: Box<Input>) -> Result<(), Box<Input>> {
+        if self.0.receive_share.available_permits() < self.0.permits / 2 {
             return Err(message);
         }
-        lock(&self.0.resting).keep(message)
+        let mut delayed = lock(&self.0.delayed);
+        // What the session has sent before must have been received, so that nothing overtakes it.
+        // If something waits, the room is awake anyway.
+        if self.waiting() > 0 {
+            return Err(message);
+        }
+        delayed.delay(message)
     }
 
     /// Tells the room that a session has left, after the messages that it has sent. Never waits.
@@ -124,8 +129,14 @@ impl Mailbox {
 
     /// Waits for permits of the room's share of the receive queue.
     pub async fn receive_permits(&self, permits: u32) -> Option<OwnedSemaphorePermit> {
+        let share = &self.0.receive_share;
+        if let Ok(permits) = share.clone().try_acquire_many_owned(permits) {
+            return Some(permits);
+        }
+        self.0.is_delay_over.store(true, Ordering::Relaxed);
+        self.0.receiver.wake();
         // The semaphore is never closed.
-        self.0.receive_share.clone().acquire_many_owned(permits).await.ok()
+        share.clone().acquire_many_owned(permits).await.ok()
     }
 
     /// Whether the room accepts no further messages.
@@ -173,9 +184,17 @@ impl Inbox {
         if let Some(next) = self.next_ready() {
             return Poll::Ready(Some(next));
         }
+        // Locked, so that no session delays a message between this and the one before it.
+        let mut delayed = lock(&self.mailbox.0.delayed);
         match self.messages.poll_recv(context) {
-            Poll::Ready(message) => Poll::Ready(message.map(|message| self.receive(message))),
+            Poll::Ready(Some(message)) => {
+                let earlier = delayed.take();
+                drop(delayed);
+                Poll::Ready(Some(self.receive(earlier, message)))
+            }
+            Poll::Ready(None) => Poll::Ready(None),
             Poll::Pending => {
+                drop(delayed);
                 self.mailbox.0.receiver.register(context.waker());
                 // One may have left since the first look.
                 self.next_ready().map_or(Poll::Pending, |next| Poll::Ready(Some(next)))
@@ -188,17 +207,19 @@ impl Inbox {
         if let Some(next) = self.next_ready() {
             return Some(next);
         }
+        let mut delayed = lock(&self.mailbox.0.delayed);
         let message = self.messages.try_recv().ok()?;
-        Some(self.receive(message))
+        let earlier = delayed.take();
+        drop(delayed);
+        Some(self.receive(earlier, message))
     }
 
-    /// Receives a message behind what has rested.
-    fn receive(&mut self, message: Box<Input>) -> Box<Input> {
+    /// Returns the first of the delayed messages and the one after them.
+    fn receive(&mut self, mut delayed: VecDeque<Box<Input>>, message: Box<Input>) -> Box<Input> {
         self.received += 1;
-        let mut rested = lock(&self.mailbox.0.resting).take();
-        let Some(first) = rested.pop_front() else { return message };
-        rested.push_back(message);
-        self.ready = rested;
+        let Some(first) = delayed.pop_front() else { return message };
+        delayed.push_back(message);
+        self.ready = delayed;
         first
     }
 
@@ -210,29 +231,34 @@ impl Inbox {
         }
         // A crowd that sends or leaves at once is rare; a room keeps no memory for the next one.
         self.ready = VecDeque::new();
-        let mut leaving = lock(&self.mailbox.0.leaving);
-        leaving.front().filter(|next| next.after <= self.received)?;
-        let mut rested = lock(&self.mailbox.0.resting).take();
-        if let Some(first) = rested.pop_front() {
-            self.ready = rested;
-            return Some(first);
+        let shared = &self.mailbox.0;
+        let is_delay_over = shared.is_delay_over.swap(false, Ordering::Relaxed);
+        let mut leaving = lock(&shared.leaving);
+        let has_left = leaving.front().is_some_and(|next| next.after <= self.received);
+        if is_delay_over || has_left {
+            let mut delayed = lock(&shared.delayed).take();
+            if let Some(first) = delayed.pop_front() {
+                self.ready = delayed;
+                return Some(first);
+            }
         }
-        let Leaving { session, .. } = leaving.pop_front()?;
+        let Leaving { session, .. } = leaving.pop_front_if(|_| has_left)?;
         if leaving.is_empty() {
             *leaving = VecDeque::new();
         }
         Some(Box::new(Input::Leave { session }))
     }
 
-    /// Messages that acknowledge these heads may [rest](Mailbox::rest) from now on.
+    /// Messages that acknowledge these heads may be [delayed](Mailbox::delay) from now on.
     pub(super) fn announce(&mut self, heads: &[ChangeHash]) {
-        lock(&self.mailbox.0.resting).announce(heads);
+        lock(&self.mailbox.0.delayed).announce(heads);
     }
 
-    /// Takes what rests, behind what was received before. Nothing rests from now on.
-    pub(super) fn stop_resting(&mut self) -> VecDeque<Box<Input>> {
+    /// Takes the delayed messages, behind those that were received before. No further ones are
+    /// delayed.
+    pub(super) fn stop_delaying(&mut self) -> VecDeque<Box<Input>> {
         let mut received = std::mem::take(&mut self.ready);
-        received.extend(lock(&self.mailbox.0.resting).stop());
+        received.extend(lock(&self.mailbox.0.delayed).stop());
         received
     }
 
@@ -241,7 +267,7 @@ impl Inbox {
         self.ready.is_empty()
             && self.messages.is_empty()
             && lock(&self.mailbox.0.leaving).is_empty()
-            && lock(&self.mailbox.0.resting).is_empty()
+            && lock(&self.mailbox.0.delayed).is_empty()
     }
 
     /// Accepts no further messages. Sessions may still leave.

@@ -19,10 +19,11 @@
 //! | that part on automerge itself, and on a `samod::Repo` | [`native`], [`samod`] |
 //! | the engine's way to a member | [`port`] |
 //! | changes that were received and are not durable | [`pending`] |
-//! | acknowledgements, which do not wake the room | `resting` |
+//! | acknowledgements, which do not wake the room | `delayed` |
 //! | passing presence on, each message once | `presence`, [`seen`] |
 
 mod answers;
+mod delayed;
 pub mod directory;
 pub mod engine;
 mod grace;
@@ -36,7 +37,6 @@ pub mod pending;
 pub mod port;
 mod presence;
 mod refused;
-mod resting;
 pub mod samod;
 pub mod seen;
 pub mod shared;

@@ -76,9 +76,6 @@ impl Room {
             let _live = InState::new(&self.metrics().clone(), "live");
             self.handle.has_engine.store(true, Ordering::Relaxed);
             let end = Box::pin(self.live(opened)).await;
-            for input in self.inbox.stop_resting() {
-                self.stash(*input, "closing");
-            }
             self.handle.has_engine.store(false, Ordering::Relaxed);
             end
         } else {

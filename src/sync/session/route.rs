@@ -179,7 +179,7 @@ impl<'a> Router<'a> {
         let from = self.session.clone();
         let mut input = Box::new(Input::Sync { from, request, message, permit });
         if sessions.receiving.is_half_free() {
-            input = match self.subscriptions.rest(document, input) {
+            input = match self.subscriptions.delay(document, input) {
                 Ok(()) => return Ok(()),
                 Err(input) => input,
             };

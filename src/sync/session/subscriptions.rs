@@ -29,8 +29,8 @@ pub(crate) struct Subscriptions {
 struct Open {
     /// The mailbox of its room.
     mailbox: WeakMailbox,
-    /// The room was sent a message of the session.
-    has_sent: bool,
+    /// The room was sent a sync message of the session.
+    has_synced: bool,
 }
 
 impl Subscriptions {
@@ -66,26 +66,31 @@ impl Subscriptions {
 
     async fn enter(&mut self, document: DocumentId) -> Mailbox {
         let mailbox = self.rooms.enter(document, &self.session).await;
-        self.open.insert(document, Open { mailbox: mailbox.downgrade(), has_sent: false });
+        self.open.insert(document, Open { mailbox: mailbox.downgrade(), has_synced: false });
         mailbox
     }
 
-    /// Lets a message [rest](Mailbox::rest) in the mailbox of a document's room.
+    /// [Delays](Mailbox::delay) a sync message in the mailbox of a document's room.
     ///
     /// # Errors
-    /// Returns the message if it is to be delivered: it needs an answer, it is the session's first
-    /// one, or somebody follows what happens.
-    pub(crate) fn rest(&self, document: DocumentId, message: Box<Input>) -> Result<(), Box<Input>> {
-        let open = self.open.get(&document).filter(|open| open.has_sent);
+    /// Returns the message if it is to be delivered: its answer cannot wait, it is the session's
+    /// first one, or somebody follows what happens.
+    pub(crate) fn delay(
+        &self,
+        document: DocumentId,
+        message: Box<Input>,
+    ) -> Result<(), Box<Input>> {
+        let open = self.open.get(&document).filter(|open| open.has_synced);
         let mailbox = open.and_then(|open| open.mailbox.upgrade());
         match mailbox.filter(|_| !self.rooms.is_any_followed()) {
-            Some(mailbox) => mailbox.rest(message),
+            Some(mailbox) => mailbox.delay(message),
             None => Err(message),
         }
     }
 
     /// Sends an input to a document's room.
     pub(crate) async fn deliver(&mut self, document: DocumentId, mut input: Box<Input>) {
+        let is_sync = matches!(*input, Input::Sync { .. });
         let mut mailbox = self.mailbox(document).await;
         while let Err(returned) = mailbox.send(input).await {
             // That room has ended.
@@ -93,7 +98,7 @@ impl Subscriptions {
             mailbox = self.enter(document).await;
         }
         if let Some(open) = self.open.get_mut(&document) {
-            open.has_sent = true;
+            open.has_synced |= is_sync;
         }
     }
 

@@ -333,10 +333,10 @@ impl Engine for SamodEngine {
 
     /// samod does not report them.
     fn heads(&self) -> Option<&[ChangeHash]> {
-        // samod decides what it answers.
         None
     }
 
+    /// samod does not report them.
     fn durable_heads(&self) -> Option<&[ChangeHash]> {
         None
     }

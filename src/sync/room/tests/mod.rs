@@ -1,12 +1,12 @@
 //! Rooms with both engines, as sessions use them.
 
 mod admission;
+mod delayed;
 mod differential;
 mod failures;
 mod fragile;
 mod mailbox;
 mod membership;
-mod resting;
 mod sharing;
 mod unknown;
 mod unsaved;
@@ -187,7 +187,7 @@ fn permit() -> ReceivePermit {
 impl Peer {
     async fn deliver(&self, document: DocumentId, input: Input) {
         let mut subscriptions = self.subscriptions.lock().await;
-        if let Err(input) = subscriptions.rest(document, Box::new(input)) {
+        if let Err(input) = subscriptions.delay(document, Box::new(input)) {
             subscriptions.deliver(document, input).await;
         }
     }

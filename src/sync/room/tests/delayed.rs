@@ -1,4 +1,4 @@
-//! Acknowledgements rest: they wake nobody, and nothing depends on when they are handled.
+//! Delayed acknowledgements wake nobody, and nothing depends on when they are handled.
 
 use super::*;
 use crate::sync::room::mailbox::{Inbox, Mailbox, mailbox};
@@ -43,7 +43,7 @@ async fn an_acknowledgement_wakes_no_room_and_is_seen_by_an_operator() {
 }
 
 #[tokio::test]
-async fn what_rests_is_handled_when_the_room_is_quiet() {
+async fn what_is_delayed_is_handled_when_the_room_is_quiet() {
     let fixture = native_fixture();
     let (mut alice, mut bob) = (fixture.peer("alice"), fixture.peer("bob"));
     alice.share_with(&mut bob, id(1)).await;
@@ -64,7 +64,7 @@ async fn what_rests_is_handled_when_the_room_is_quiet() {
 }
 
 #[tokio::test]
-async fn nothing_rests_while_an_operator_follows() {
+async fn nothing_is_delayed_while_an_operator_follows() {
     let fixture = native_fixture();
     let (mut alice, mut bob) = (fixture.peer("alice"), fixture.peer("bob"));
     alice.share_with(&mut bob, id(1)).await;
@@ -103,17 +103,17 @@ impl Announced {
         Box::new(Input::Sync { from: self.session.clone(), request, message, permit: permit() })
     }
 
-    fn rests(&self, message: automerge::sync::Message) -> bool {
-        self.mailbox.rest(self.input(message, false)).is_ok()
+    fn delays(&self, message: automerge::sync::Message) -> bool {
+        self.mailbox.delay(self.input(message, false)).is_ok()
     }
 }
 
 #[tokio::test]
-async fn only_an_acknowledgement_of_announced_heads_rests() {
+async fn only_an_acknowledgement_of_announced_heads_is_delayed() {
     let fixture = native_fixture();
     let mut room = Announced::new(&fixture);
-    assert!(room.rests(room.acknowledgement()));
-    assert!(room.mailbox.rest(room.input(room.acknowledgement(), true)).is_err(), "a request");
+    assert!(room.delays(room.acknowledgement()));
+    assert!(room.mailbox.delay(room.input(room.acknowledgement(), true)).is_err(), "a request");
     let other = automerge::ChangeHash([7; 32]);
     let mut needs = room.acknowledgement();
     needs.need = room.doc.get_heads();
@@ -135,26 +135,26 @@ async fn only_an_acknowledgement_of_announced_heads_rests() {
         ("has news", has_news),
         ("brings changes", brings_changes),
     ] {
-        assert!(!room.rests(message), "{what}");
+        assert!(!room.delays(message), "{what}");
     }
     for n in 0..3 {
         room.inbox.announce(&[automerge::ChangeHash([n; 32])]);
-        assert!(room.rests(room.acknowledgement()), "an acknowledgement may be late");
+        assert!(room.delays(room.acknowledgement()), "an acknowledgement may be late");
     }
     room.inbox.announce(&[other]);
-    assert!(!room.rests(room.acknowledgement()), "too late");
+    assert!(!room.delays(room.acknowledgement()), "too late");
 }
 
 #[tokio::test]
-async fn what_rests_keeps_its_place() {
+async fn what_is_delayed_keeps_its_place() {
     let fixture = native_fixture();
     let mut room = Announced::new(&fixture);
     let presence = || Box::new(Input::Subscribe { from: room.session.clone() });
-    assert!(room.rests(room.acknowledgement()));
+    assert!(room.delays(room.acknowledgement()));
     assert!(!room.inbox.is_empty());
     assert!(room.inbox.try_recv().is_none(), "it wakes nobody");
     room.mailbox.send(presence()).await.unwrap_or_else(|_| panic!("open"));
-    assert!(!room.rests(room.acknowledgement()), "it would overtake the message that waits");
+    assert!(!room.delays(room.acknowledgement()), "it would overtake the message that waits");
     let kinds = |inbox: &mut Inbox| {
         let mut kinds = Vec::new();
         while let Some(input) = inbox.try_recv() {
@@ -167,22 +167,91 @@ async fn what_rests_keeps_its_place() {
         kinds
     };
     assert_eq!(kinds(&mut room.inbox), ["sync", "other"]);
-    assert!(room.rests(room.acknowledgement()));
-    assert!(room.rests(room.acknowledgement()));
+    assert!(room.delays(room.acknowledgement()));
+    assert!(room.delays(room.acknowledgement()));
     room.mailbox.leave(room.session.id);
     assert_eq!(kinds(&mut room.inbox), ["sync", "sync", "leave"]);
-    assert!(room.rests(room.acknowledgement()));
-    assert_eq!(room.inbox.stop_resting().len(), 1);
-    assert!(!room.rests(room.acknowledgement()), "the room does not look at it soon");
+    assert!(room.delays(room.acknowledgement()));
+    assert_eq!(room.inbox.stop_delaying().len(), 1);
+    assert!(!room.delays(room.acknowledgement()), "the room does not look at it soon");
     assert!(room.inbox.is_empty());
 }
 
 #[tokio::test]
-async fn what_rests_leaves_half_of_the_receive_queue() {
+async fn what_is_delayed_leaves_half_of_the_receive_queue() {
     let fixture = native_fixture();
     let room = Announced::new(&fixture);
     let _half = room.mailbox.receive_permits(32).await.expect("half of the share");
-    assert!(room.rests(room.acknowledgement()));
+    assert!(room.delays(room.acknowledgement()));
     let _more = room.mailbox.receive_permits(1).await.expect("one more");
-    assert!(!room.rests(room.acknowledgement()));
+    assert!(!room.delays(room.acknowledgement()));
+}
+
+/// Has bob acknowledge a document's heads many times.
+async fn acknowledge(bob: &Peer, document: DocumentId, times: usize) {
+    let (doc, state) = &bob.documents[&document];
+    for _ in 0..times {
+        let mut again = State::clone(state);
+        again.last_sent_heads.clear();
+        again.in_flight = false;
+        let message = doc.generate_sync_message(&mut again).expect("a message");
+        bob.send(document, false, message.encode()).await;
+    }
+}
+
+/// However many are delayed, what comes after them is handled: the room handles inputs in batches.
+#[tokio::test]
+async fn nothing_is_lost_behind_many_acknowledgements() {
+    let fixture = native_fixture();
+    let (mut alice, mut bob) = (fixture.peer("alice"), fixture.peer("bob"));
+    alice.share_with(&mut bob, id(1)).await;
+    for times in [62, 63, 64, 65, 128, 129, 500] {
+        edit_together(&mut alice, &mut bob, id(1), &format!("before {times}")).await;
+        let before = woken(&fixture);
+        acknowledge(&bob, id(1), times).await;
+        let_all_run().await;
+        assert_eq!(woken(&fixture), before, "delayed");
+        edit_together(&mut alice, &mut bob, id(1), &format!("after {times}")).await;
+        acknowledge(&bob, id(1), times).await;
+        assert!(fixture.rooms.inspect(id(1)).await.is_some(), "{times}");
+    }
+    acknowledge(&bob, id(1), 64).await;
+    bob.leave();
+    acknowledge(&alice, id(1), 64).await;
+    alice.leave();
+    until("unloaded", || fixture.rooms.count().0 == 0).await;
+}
+
+#[tokio::test]
+async fn a_sessions_first_sync_message_is_answered_at_once() {
+    let fixture = native_fixture();
+    let (mut alice, mut bob) = (fixture.peer("alice"), fixture.peer("bob"));
+    alice.share_with(&mut bob, id(1)).await;
+    edit_together(&mut alice, &mut bob, id(1), "edit").await;
+    let mut carol = fixture.peer("carol");
+    carol.documents.insert(id(1), (bob.documents[&id(1)].0.clone(), State::new()));
+    carol.say(id(1), 1, b"here").await;
+    let_all_run().await;
+    let before = woken(&fixture);
+    carol.push(id(1), false).await;
+    let_all_run().await;
+    assert_eq!(woken(&fixture) - before, 1);
+}
+
+#[tokio::test]
+async fn a_message_that_waits_for_permits_ends_the_delay() {
+    let fixture = native_fixture();
+    let mut room = Announced::new(&fixture);
+    let permits = room.mailbox.receive_permits(1).await;
+    let mut input = room.input(room.acknowledgement(), false);
+    if let Input::Sync { permit, .. } = &mut *input {
+        let unread = prometheus::IntGauge::new("unread", "unread").expect("a metric");
+        *permit = ReceivePermit::new([permits, None], 1, unread);
+    }
+    assert!(room.mailbox.delay(input).is_ok());
+    let mailbox = room.mailbox.clone();
+    let waiting = tokio::spawn(async move { mailbox.receive_permits(64).await.is_some() });
+    let received = tokio::time::timeout(LIMIT, room.inbox.recv()).await.expect("woken");
+    drop(received);
+    assert!(tokio::time::timeout(LIMIT, waiting).await.expect("permits").expect("no panic"));
 }
