@@ -509,7 +509,7 @@ test('a reload never turns sign-in off', async t => {
 test('an invalid token file keeps the former one in effect, and prevents a start', async t => {
   const { relay, first, tokens } = await signedIn(t);
   await writeFile(tokens, '[[token]]\nname = 7\n');
-  assert.throws(() => reload(relay), error => /auth\.tokens: .*tokens: line 2: /.test(error.stderr));
+  assert.throws(() => reload(relay), error => /auth\.tokens: .*tokens: is not a file of tokens .*: line 2: /.test(error.stderr));
   await joined(t, relay, 'still', { path: `/?token=${first}` });
   await relay.stop();
   await assert.rejects(relay.start(), error => /"code":78/.test(error.message) && /auth\.tokens/.test(error.message));

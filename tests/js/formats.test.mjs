@@ -128,7 +128,7 @@ test('what a later version has written is refused by name, and is not changed', 
   const tokens = join(at, 'tokens');
   await writeFile(tokens, (await readFile(tokens, 'utf8')).replace('[[token]]', '[[token]]\nlabel = "new"'));
   await writeFile(join(documents, '.format'), '1\n');
-  await assert.rejects(relay.start(), /auth\.tokens: .*tokens: line \d+: unknown field `label`/);
+  await assert.rejects(relay.start(), /auth\.tokens: .*tokens: is not a file of tokens .*: line \d+: unknown field `label`/);
   const config = join(at, 'later.toml');
   await writeFile(config, '[sync]\nlater = true\n');
   const { status, stderr } = spawnSync(BINARY, ['--config', config], { encoding: 'utf8' });
