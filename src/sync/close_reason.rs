@@ -21,8 +21,6 @@ pub enum CloseReason {
     ClosedByPeer { code: u16 },
     #[error("{0}")]
     ConnectionLost(String),
-    #[error("the connection was lost")]
-    ConnectionBroken,
     #[error("the peer does not answer pings")]
     Unresponsive,
     #[error("the same peer has connected again")]
@@ -112,7 +110,7 @@ impl CloseReason {
             | Self::UnsupportedVersion
             | Self::WebSocketProtocol(_) => 1002,
             Self::TextFrame => 1003,
-            Self::ConnectionLost(_) | Self::ConnectionBroken | Self::Unresponsive => 1006,
+            Self::ConnectionLost(_) | Self::Unresponsive => 1006,
             Self::Malformed(_) | Self::Subduction => 1007,
             Self::SlowMessage(_) => 1008,
             Self::TooLarge(_) => 1009,
@@ -143,7 +141,6 @@ impl CloseReason {
         match self {
             Self::Left => "left",
             Self::ClosedByPeer { .. } | Self::ConnectionLost(_) => "peer",
-            Self::ConnectionBroken => "broken",
             Self::Unresponsive => "dead",
             Self::Superseded => "superseded",
             Self::HandshakeTimeout(_) => "handshake_timeout",
@@ -184,7 +181,6 @@ impl CloseReason {
             Self::Left
                 | Self::ClosedByPeer { .. }
                 | Self::ConnectionLost(_)
-                | Self::ConnectionBroken
                 | Self::Superseded
                 | Self::Draining
         )
@@ -192,13 +188,7 @@ impl CloseReason {
 
     /// Whether the peer is gone, so that nothing can be sent to it.
     pub fn is_peer_gone(&self) -> bool {
-        matches!(
-            self,
-            Self::ClosedByPeer { .. }
-                | Self::ConnectionLost(_)
-                | Self::ConnectionBroken
-                | Self::Unresponsive
-        )
+        matches!(self, Self::ClosedByPeer { .. } | Self::ConnectionLost(_) | Self::Unresponsive)
     }
 
     /// Whether the same client can be served when it connects again.
@@ -207,7 +197,6 @@ impl CloseReason {
             Self::Left
             | Self::ClosedByPeer { .. }
             | Self::ConnectionLost(_)
-            | Self::ConnectionBroken
             | Self::Unresponsive
             | Self::HandshakeTimeout(_)
             | Self::WebSocketProtocol(_)
@@ -277,7 +266,6 @@ mod tests {
             Left,
             ClosedByPeer { code: 1001 },
             ConnectionLost("the connection ended".to_owned()),
-            ConnectionBroken,
             Unresponsive,
             Superseded,
             HandshakeTimeout(Duration::from_secs(10)),

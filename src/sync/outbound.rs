@@ -205,15 +205,20 @@ impl Outbound {
         self.closed.cancel();
     }
 
-    /// Closes the session and drops its queued frames. If it is being closed already, the first
-    /// reason stays.
-    pub fn close(&self, reason: CloseReason) {
+    /// Closes the session and drops its queued frames. Returns why it is closed: if it is being
+    /// closed already, the first reason stays.
+    pub fn close(&self, reason: CloseReason) -> CloseReason {
         let mut queue = self.queue();
-        if queue.close_reason.is_none() {
-            self.close_queue(&mut queue, reason);
-        }
+        let reason = match &queue.close_reason {
+            Some(first) => first.clone(),
+            None => {
+                self.close_queue(&mut queue, reason.clone());
+                reason
+            }
+        };
         drop(queue);
         self.ready.notify_one();
+        reason
     }
 
     /// Waits for what the writer does next.

@@ -11,7 +11,7 @@ use std::{
 use bytes::Bytes;
 use futures::{SinkExt, stream::SplitSink};
 use tokio::sync::{Notify, watch};
-use tokio_tungstenite::tungstenite::{Message as Frame, protocol::CloseFrame};
+use tokio_tungstenite::tungstenite::{self, Message as Frame, protocol::CloseFrame};
 
 use super::{
     close_reason::CloseReason, incoming::Incoming, outbound::Next, session::Session,
@@ -41,7 +41,7 @@ pub(super) struct Progress {
     is_sending: AtomicBool,
 }
 
-/// Closes the session when its peer is no longer there.
+/// Waits until the peer is no longer there. Returns why the session is to be closed.
 ///
 /// A silent peer is pinged; one that has not answered until the next ping is dead. In the middle of
 /// a message it may be silent for longer, because a Node.js client that computes neither reads nor
@@ -53,7 +53,7 @@ pub(super) async fn watch_liveness(
     progress: &Progress,
     pings: &Notify,
     config: &watch::Receiver<Arc<Config>>,
-) {
+) -> CloseReason {
     let (mut seen, mut taken) = (activity.moved(), activity.taken());
     let (mut silent, mut slow, mut stuck) = (0, 0, false);
     let (mut received, mut unfinished) = (activity.received(), None);
@@ -69,7 +69,7 @@ pub(super) async fn watch_liveness(
         stuck = !reads && session.outbound.full().load(Ordering::Relaxed);
         if was_stuck && stuck {
             let unsent = session.outbound.unsent();
-            return session.close(CloseReason::SendQueueStalled(unsent));
+            return CloseReason::SendQueueStalled(unsent);
         }
         // While a message waits for its document the relay does not read, so the peer seems silent.
         let is_busy = progress.is_busy.load(Ordering::Relaxed);
@@ -85,7 +85,7 @@ pub(super) async fn watch_liveness(
             slow += 1;
         }
         if slow > MIDWAY {
-            return session.close(CloseReason::SlowMessage(min_rate));
+            return CloseReason::SlowMessage(min_rate);
         }
         if moved != seen || is_busy {
             (seen, silent) = (moved, 0);
@@ -94,7 +94,7 @@ pub(super) async fn watch_liveness(
         silent += 1;
         let is_midway = unfinished.is_some() || progress.is_sending.load(Ordering::Relaxed);
         if silent > if is_midway { MIDWAY } else { 1 } {
-            return session.close(CloseReason::Unresponsive);
+            return CloseReason::Unresponsive;
         }
         if silent == 1 {
             pings.notify_one();
@@ -102,35 +102,58 @@ pub(super) async fn watch_liveness(
     }
 }
 
-/// Sends the queued frames, many of them in one flush, until the session is closed or its socket
-/// fails.
+/// Sends the queued frames until the session is closed, and returns why it is. If the socket fails,
+/// they are discarded from then on: what the peer had sent before it went is still to be read.
 pub(super) async fn write_all(
     session: &Session,
     writer: &mut Writer,
     progress: &Progress,
     pings: &Notify,
-) {
+) -> CloseReason {
+    let stuck = async {
+        session.outbound.closed().await;
+        tokio::time::sleep(CLOSE_GRACE).await;
+    };
+    tokio::select! {
+        _ = send_all(session, writer, progress, pings) => {}
+        () = stuck => {}
+    }
+    progress.is_sending.store(false, Ordering::Relaxed);
+    loop {
+        if let Next::Close(reason) = session.outbound.next().await {
+            return reason;
+        }
+    }
+}
+
+/// Sends the queued frames, many of them in one flush, until the session is closed.
+///
+/// # Errors
+/// The socket has failed.
+async fn send_all(
+    session: &Session,
+    writer: &mut Writer,
+    progress: &Progress,
+    pings: &Notify,
+) -> Result<(), tungstenite::Error> {
     loop {
         let next = tokio::select! {
             next = session.outbound.next() => next,
             () = pings.notified() => {
-                if writer.send(Frame::Ping(Bytes::new())).await.is_err() {
-                    return;
-                }
+                writer.send(Frame::Ping(Bytes::new())).await?;
                 continue;
             }
         };
         progress.is_sending.store(true, Ordering::Relaxed);
         let mut next = Some(next);
         while let Some(Next::Send(frame)) = next {
-            if writer.feed(Frame::Binary(frame)).await.is_err() {
-                return;
-            }
+            writer.feed(Frame::Binary(frame)).await?;
             next = session.outbound.try_next();
         }
-        if next.is_some() || writer.flush().await.is_err() {
-            return;
+        if next.is_some() {
+            return Ok(());
         }
+        writer.flush().await?;
         progress.is_sending.store(false, Ordering::Relaxed);
     }
 }

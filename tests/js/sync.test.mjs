@@ -1,10 +1,12 @@
 // Two real clients of automerge-repo with the relay between them.
 import assert from 'node:assert/strict';
+import { readFile } from 'node:fs/promises';
 import { test } from 'node:test';
 import * as Automerge from '@automerge/automerge';
 import { Repo, cbor } from '@automerge/automerge-repo';
 import { NodeFSStorageAdapter } from '@automerge/automerge-repo-storage-nodefs';
 import WebSocket from 'ws';
+import { joined, sync } from './raw.mjs';
 import { Relay, atEnd, close, documentId, folder, saved, share, until } from './relay.mjs';
 
 const url = id => `automerge:${id}`;
@@ -55,6 +57,35 @@ test('an edit made offline arrives when its author reconnects', async t => {
   bob.adapter.connect(bob.repo.networkSubsystem.peerId, bob.repo.peerMetadata ?? {});
   await until('both edits meet', () => hers.doc().offline && his.doc().n === 1);
 });
+
+test('what a client sends right before it vanishes is kept', async t => {
+  const relay = await Relay.start(t);
+  const bob = relay.client(t);
+  for (let round = 1; round <= 5; round++) {
+    let doc = Automerge.from({ n: 0 });
+    for (let n = 1; n <= 100; n++) doc = Automerge.change(doc, doc => { doc.n = n; });
+    const [id, alice] = [documentId(round), await joined(t, relay, `alice-${round}`)];
+    // The relay wakes up when all has arrived and she is gone: it can answer none of it.
+    relay.child.kill('SIGSTOP');
+    for (const change of Automerge.getAllChanges(doc)) {
+      const heads = [Automerge.decodeChange(change).hash];
+      sync(alice, id, Automerge.encodeSyncMessage({ heads, need: [], have: [], changes: [change] }), 'sync');
+    }
+    await until('her messages arrive', async () => await unacknowledged(alice._socket) === 0);
+    alice._socket.resetAndDestroy();
+    relay.child.kill('SIGCONT');
+    const handle = await bob.repo.find(url(id));
+    await until('all she has sent', () => handle.doc().n === 100);
+  }
+});
+
+/** The bytes that a socket has sent and its peer's kernel has not received (proc(5), /proc/net/tcp). */
+async function unacknowledged({ localPort, remotePort }) {
+  const port = number => number.toString(16).toUpperCase().padStart(4, '0');
+  const lines = (await readFile('/proc/net/tcp', 'utf8')).split('\n').map(line => line.trim().split(/\s+/));
+  const line = lines.find(([, local, remote]) => local?.endsWith(`:${port(localPort)}`) && remote.endsWith(`:${port(remotePort)}`));
+  return parseInt(line[4], 16);
+}
 
 test('clients keep working after the relay restarts between edits', async t => {
   const relay = await Relay.start(t);

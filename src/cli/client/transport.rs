@@ -2,14 +2,18 @@
 //! report with which code the server closes, what its `error` messages say, who sent presence, and
 //! what the server's storage has.
 
-use std::sync::{
-    Arc, Mutex,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    pin::Pin,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll, ready},
 };
 
 use automerge::ChangeHash;
 use bytes::Bytes;
-use futures::{FutureExt, SinkExt, StreamExt, future::BoxFuture, stream};
+use futures::{FutureExt, Sink, SinkExt, StreamExt, future::BoxFuture, stream};
 use minicbor::Decoder;
 use samod::{DialError, Dialer, Transport, Url, runtime::RuntimeHandle};
 use tokio::sync::{mpsc, watch};
@@ -107,10 +111,46 @@ impl Dialer for Server {
                 let tap = receiving.clone();
                 async move { tap.received(frame).await }
             });
-            let sink = sink.with_flat_map(move |message| tap.sending(message));
-            Ok(Transport::new(stream.boxed(), Box::pin(sink)))
+            let sent = tap.sent.clone();
+            let sink = Box::pin(sink.with_flat_map(move |message| tap.sending(message)));
+            Ok(Transport::new(stream.boxed(), Box::pin(CountPresence { sink, sent, unsent: 0 })))
         }
         .boxed()
+    }
+}
+
+/// A sink that counts the ephemeral messages among those that have left for the network.
+struct CountPresence<S> {
+    sink: Pin<Box<S>>,
+    sent: watch::Sender<u64>,
+    /// Ephemeral messages that the sink has not flushed.
+    unsent: u64,
+}
+
+impl<S: Sink<Vec<u8>>> Sink<Vec<u8>> for CountPresence<S> {
+    type Error = S::Error;
+
+    fn poll_ready(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.sink.as_mut().poll_ready(cx)
+    }
+
+    fn start_send(mut self: Pin<&mut Self>, message: Vec<u8>) -> Result<(), S::Error> {
+        let kind = Message::decode(&message).map(|message| message.body);
+        self.unsent += u64::from(matches!(kind, Ok(Body::Ephemeral { .. })));
+        self.sink.as_mut().start_send(message)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        ready!(self.sink.as_mut().poll_flush(cx))?;
+        let newly_sent = std::mem::take(&mut self.unsent);
+        if newly_sent > 0 {
+            self.sent.send_modify(|sent| *sent += newly_sent);
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.sink.as_mut().poll_close(cx)
     }
 }
 
@@ -216,10 +256,6 @@ impl Tap {
         &self,
         message: Vec<u8>,
     ) -> stream::Iter<std::vec::IntoIter<Result<Frame, tungstenite::Error>>> {
-        let kind = Message::decode(&message).map(|message| message.body);
-        if matches!(kind, Ok(Body::Ephemeral { .. })) {
-            self.sent.send_modify(|sent| *sent += 1);
-        }
         let before = lock(&self.pending).take();
         let frames = before.into_iter().chain([message.into()]);
         stream::iter(frames.map(|frame| Ok(Frame::Binary(frame))).collect::<Vec<_>>())

@@ -29,7 +29,7 @@ use crate::{
         activity::Activity,
         close_reason::CloseReason,
         incoming::{Incoming, Reader, Received},
-        socket::{self, CLOSE_GRACE, Progress, Writer},
+        socket::{self, Progress, Writer},
         truncating::{Socket, Truncated},
         wire,
     },
@@ -147,22 +147,13 @@ impl<'a> Actor<'a> {
         let (sessions, session) = (self.sessions, self.session.clone());
         let pings = tokio::sync::Notify::new();
         let progress = Progress::default();
-        let stuck = async {
-            session.outbound.closed().await;
-            tokio::time::sleep(CLOSE_GRACE).await;
-        };
         let config = &sessions.config;
-        let read_end = tokio::select! {
-            end = self.read_all(incoming, &progress) => Some(end),
-            () = socket::write_all(&session, writer, &progress, &pings) => None,
-            () = socket::watch_liveness(&session, activity, &progress, &pings, config) => None,
-            () = stuck => None,
+        let end = tokio::select! {
+            end = self.read_all(incoming, &progress) => end,
+            end = socket::write_all(&session, writer, &progress, &pings) => end,
+            end = socket::watch_liveness(&session, activity, &progress, &pings, config) => end,
         };
-        let end = match (session.outbound.close_reason(), read_end) {
-            (Some(reason), _) | (None, Some(reason)) => reason,
-            (None, None) => CloseReason::ConnectionBroken,
-        };
-        session.close(end.clone());
+        let end = session.outbound.close(end);
         self.report_end(&end);
         let (us, peer_id) = (&sessions.names.peer_id, &session.peer_id);
         Box::pin(socket::close(writer, incoming, us, peer_id, session.id, &end)).await;
