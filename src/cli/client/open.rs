@@ -54,8 +54,8 @@ pub(super) struct Opened {
     /// The server's peer id.
     pub(super) server: String,
     pub(super) has_storage: bool,
-    /// Counts the ephemeral messages that were sent.
-    pub(super) sent: watch::Receiver<u64>,
+    /// Whether the presence message "goodbye" was sent.
+    pub(super) said_goodbye: watch::Receiver<bool>,
     /// What the server has told about the document, by connection.
     pub(super) peers: HashMap<ConnectionId, PeerDocState>,
     /// Notices that arrived while the document was looked for.
@@ -109,7 +109,7 @@ pub(super) async fn open(options: Options) -> Result<Opened, ClientError> {
     let url = url.split('?').next().unwrap_or_default().trim_end_matches('/').to_owned();
     let (sender, mut notices) = mpsc::channel(MAX_NOTICES);
     let tap = Tap::new(document, &peer, sender);
-    let sent = tap.sent();
+    let said_goodbye = tap.said_goodbye();
     let server = Server {
         target: Arc::new(options.target),
         url: Url::parse(&url).map_err(|error| ConnectError::Url(format!("{url}: {error}")))?,
@@ -133,7 +133,7 @@ pub(super) async fn open(options: Options) -> Result<Opened, ClientError> {
         url,
         server,
         has_storage,
-        sent,
+        said_goodbye,
         peers,
         early,
         events,

@@ -344,10 +344,10 @@ impl Session {
     /// Says goodbye, and closes the connection.
     async fn close(&mut self) {
         self.report_problem();
-        self.opened.sent.mark_unchanged();
         if self.is_connected && self.greeted.is_some() {
             self.broadcast(presence::goodbye());
-            let _ = timeout(CLOSE_TIMEOUT, self.opened.sent.changed()).await;
+            let said = self.opened.said_goodbye.wait_for(|said| *said);
+            let _ = timeout(CLOSE_TIMEOUT, said).await;
         }
         let _ = timeout(CLOSE_TIMEOUT, self.opened.repo.stop()).await;
     }

@@ -22,6 +22,7 @@ use tokio_tungstenite::tungstenite::{self, Message as Frame};
 use super::{
     cbor::{field, text},
     durable_heads,
+    presence::goodbye,
 };
 use crate::{
     base::{document_id::DocumentId, lock::lock},
@@ -111,23 +112,24 @@ impl Dialer for Server {
                 let tap = receiving.clone();
                 async move { tap.received(frame).await }
             });
-            let sent = tap.sent.clone();
+            let said_goodbye = tap.said_goodbye.clone();
             let sink = Box::pin(sink.with_flat_map(move |message| tap.sending(message)));
-            Ok(Transport::new(stream.boxed(), Box::pin(CountPresence { sink, sent, unsent: 0 })))
+            let sink = NoticeGoodbye { sink, said_goodbye, is_saying_it: false };
+            Ok(Transport::new(stream.boxed(), Box::pin(sink)))
         }
         .boxed()
     }
 }
 
-/// A sink that counts the ephemeral messages among those that have left for the network.
-struct CountPresence<S> {
+/// A sink that notices when the presence message "goodbye" has left for the network.
+struct NoticeGoodbye<S> {
     sink: Pin<Box<S>>,
-    sent: watch::Sender<u64>,
-    /// Ephemeral messages that the sink has not flushed.
-    unsent: u64,
+    said_goodbye: watch::Sender<bool>,
+    /// The message is in the sink, which has not been flushed since.
+    is_saying_it: bool,
 }
 
-impl<S: Sink<Vec<u8>>> Sink<Vec<u8>> for CountPresence<S> {
+impl<S: Sink<Vec<u8>>> Sink<Vec<u8>> for NoticeGoodbye<S> {
     type Error = S::Error;
 
     fn poll_ready(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
@@ -135,16 +137,15 @@ impl<S: Sink<Vec<u8>>> Sink<Vec<u8>> for CountPresence<S> {
     }
 
     fn start_send(mut self: Pin<&mut Self>, message: Vec<u8>) -> Result<(), S::Error> {
-        let kind = Message::decode(&message).map(|message| message.body);
-        self.unsent += u64::from(matches!(kind, Ok(Body::Ephemeral { .. })));
+        let body = Message::decode(&message).map(|message| message.body);
+        self.is_saying_it |= matches!(body, Ok(Body::Ephemeral { data, .. }) if *data == goodbye());
         self.sink.as_mut().start_send(message)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         ready!(self.sink.as_mut().poll_flush(cx))?;
-        let newly_sent = std::mem::take(&mut self.unsent);
-        if newly_sent > 0 {
-            self.sent.send_modify(|sent| *sent += newly_sent);
+        if self.is_saying_it {
+            self.said_goodbye.send_replace(true);
         }
         Poll::Ready(Ok(()))
     }
@@ -167,8 +168,7 @@ pub(super) struct Tap {
     storage_id: Arc<Mutex<Option<String>>>,
     /// A message that is sent before samod's next one.
     pending: Arc<Mutex<Option<Bytes>>>,
-    /// Ephemeral messages that were sent.
-    sent: watch::Sender<u64>,
+    said_goodbye: watch::Sender<bool>,
 }
 
 impl Tap {
@@ -180,13 +180,13 @@ impl Tap {
             has_joined: Arc::default(),
             storage_id: Arc::default(),
             pending: Arc::default(),
-            sent: watch::channel(0).0,
+            said_goodbye: watch::channel(false).0,
         }
     }
 
-    /// Returns the number of ephemeral messages that were sent.
-    pub(super) fn sent(&self) -> watch::Receiver<u64> {
-        self.sent.subscribe()
+    /// Whether the presence message "goodbye" was sent.
+    pub(super) fn said_goodbye(&self) -> watch::Receiver<bool> {
+        self.said_goodbye.subscribe()
     }
 
     /// The message in a frame that samod gets.
