@@ -81,7 +81,7 @@ impl Bound {
         });
 
         let mut supervisor = Supervisor::new(self.metrics.process.clone());
-        let router = http::router(app.clone(), pages);
+        let router = http::router(app.clone(), pages, true);
         listen(&mut supervisor, self.listeners.public, &public, &router);
         let unix =
             admin::unix_router(app.clone(), sync.rooms.clone(), reloader.admin_handle(), stored);
@@ -281,7 +281,7 @@ fn watchdog(app: &App, metrics: ProcessMetrics) -> Arc<Watchdog> {
         connections: Arc::default(),
         ..Services::clone(app)
     });
-    let router = http::uncounted_router(app, Router::new());
+    let router = http::router(app, Router::new(), false);
     Arc::new(Watchdog { connections, router, document, metrics })
 }
 

@@ -52,6 +52,7 @@ use std::{
     time::{Duration, Instant},
 };
 use tokio::sync::watch;
+use tower::ServiceBuilder;
 // tower-http: from the project on which axum builds.
 use tower_http::{
     catch_panic::CatchPanicLayer,
@@ -67,14 +68,9 @@ const EXPOSED_HEADERS: [HeaderName; 4] =
 /// How long a browser may cache the answer to a preflight request. Chromium caps it at this.
 const PREFLIGHT_MAX_AGE: Duration = Duration::from_secs(2 * 3600);
 
-/// Returns the router of the public port, with `more` routes.
-pub fn router(app: App, more: Router<App>) -> Router {
-    let counted = middleware::from_fn_with_state(app.clone(), finish);
-    uncounted_router(app, more).layer(counted)
-}
-
-/// Returns the router of the public port without metrics, for the relay's test of itself.
-pub fn uncounted_router(app: App, more: Router<App>) -> Router {
+/// Returns the router of the public port, with `more` routes. Its requests are counted unless they
+/// are the relay's own, to test itself.
+pub fn router(app: App, more: Router<App>, is_counted: bool) -> Router {
     let needs = |need, routes: Router<App>| {
         let check = move |state, client, request, next| require(need, state, client, request, next);
         routes.route_layer(middleware::from_fn_with_state(app.clone(), check))
@@ -94,16 +90,16 @@ pub fn uncounted_router(app: App, more: Router<App>) -> Router {
         .merge(needs(Need::Download, downloads))
         .merge(needs(Need::Upload, Router::new().route("/api/bundles", post(uploads::upload))))
         .merge(needs(Need::Admin, Router::new().route("/metrics", get(pages::public_metrics))));
-    router
-        .fallback(|| async { StatusCode::NOT_FOUND })
-        .layer(middleware::from_fn_with_state(app.clone(), upgrade))
-        .layer(middleware::from_fn_with_state(app.clone(), record_client))
-        .layer(cors(app.config.clone()))
+    let finish = move |state, request, next| finish(is_counted, state, request, next);
+    // One stack, whose first layer is the outermost: axum boxes the service for each `layer`.
+    let layers = ServiceBuilder::new()
+        .layer(middleware::from_fn_with_state(app.clone(), finish))
         .layer(CatchPanicLayer::custom(|_: Box<dyn std::any::Any + Send>| {
             json_error(StatusCode::INTERNAL_SERVER_ERROR, "Internal error")
         }))
-        .layer(middleware::from_fn(require_host))
-        .with_state(app)
+        .layer(cors(app.config.clone()))
+        .layer(middleware::from_fn_with_state(app.clone(), enter));
+    router.fallback(|| async { StatusCode::NOT_FOUND }).layer(layers).with_state(app)
 }
 
 fn cors(config: watch::Receiver<Arc<Config>>) -> CorsLayer {
@@ -141,13 +137,27 @@ fn names_one_host(version: Version, headers: &HeaderMap) -> bool {
     }
 }
 
+/// Records the client of a request, and upgrades WebSockets on any path.
+async fn enter(State(app): State<App>, mut request: Request, next: Next) -> Response {
+    record_client(&app, &mut request);
+    match is_websocket(request.headers()) {
+        true => upgrade(&app, request),
+        false => next.run(request).await,
+    }
+}
+
 /// Counts the request, and gives errors and preflight responses their form.
-async fn finish(State(app): State<App>, request: Request, next: Next) -> Response {
+async fn finish(
+    is_counted: bool,
+    State(app): State<App>,
+    request: Request,
+    next: Next,
+) -> Response {
     let start = Instant::now();
     let route = request.extensions().get::<MatchedPath>().cloned();
     let is_preflight = request.method() == Method::OPTIONS;
     let is_upgrade = is_websocket(request.headers());
-    let mut response = next.run(request).await;
+    let mut response = require_host(request, next).await;
 
     // The spelling and status of the TypeScript relay. tower-http writes lower case and answers
     // with 200.
@@ -176,6 +186,9 @@ async fn finish(State(app): State<App>, request: Request, next: Next) -> Respons
         parts.headers.remove(header::CONTENT_LENGTH);
         parts.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
         response = Response::from_parts(parts, body);
+    }
+    if !is_counted {
+        return response;
     }
     let route = match &route {
         _ if is_upgrade => "websocket",

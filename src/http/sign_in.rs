@@ -70,12 +70,11 @@ pub(super) fn protocols(headers: &HeaderMap) -> impl Iterator<Item = &str> {
 }
 
 /// Records the client of a request in its extensions.
-pub async fn record_client(State(app): State<App>, mut request: Request, next: Next) -> Response {
+pub(super) fn record_client(app: &App, request: &mut Request) {
     let peer = request.extensions().get::<ClientAddress>().map(|address| address.0.ip());
     let config = app.config.borrow().clone();
     let client = client::client(peer, request.headers(), &config.http.trusted_proxies);
     request.extensions_mut().insert(RequestClient(client));
-    next.run(request).await
 }
 
 /// Admits a request.

@@ -3,11 +3,9 @@
 use std::sync::Arc;
 
 use axum::{
-    Extension,
     body::Body,
-    extract::{FromRequestParts, Request, State},
+    extract::Request,
     http::{HeaderMap, HeaderValue, StatusCode, header, request::Parts},
-    middleware::Next,
     response::Response,
 };
 use hyper::upgrade::OnUpgrade;
@@ -37,11 +35,8 @@ pub(super) fn is_websocket(headers: &HeaderMap) -> bool {
         .is_some_and(|upgrade| upgrade.as_bytes().eq_ignore_ascii_case(b"websocket"))
 }
 
-/// The middleware that upgrades WebSockets on any path.
-pub(super) async fn upgrade(State(app): State<App>, request: Request, next: Next) -> Response {
-    if !is_websocket(request.headers()) {
-        return next.run(request).await;
-    }
+/// Upgrades a WebSocket.
+pub(super) fn upgrade(app: &App, request: Request) -> Response {
     let mut response = match server::create_response_with_body(&request, Body::empty) {
         Ok(response) => response,
         Err(error) => return not_upgraded(&error),
@@ -55,12 +50,11 @@ pub(super) async fn upgrade(State(app): State<App>, request: Request, next: Next
         response.headers_mut().insert(header::SEC_WEBSOCKET_PROTOCOL, protocol);
     }
     let client = parts.extensions.get::<RequestClient>().map(|client| client.0).unwrap_or_default();
-    let Extension(activity) =
-        Extension::<Arc<Activity>>::from_request_parts(&mut parts, &()).await.unwrap_or_default();
+    let activity = parts.extensions.remove::<Arc<Activity>>().unwrap_or_default();
     let config = app.config.borrow().clone();
     activity.set_upgraded();
     let permit = app.connections.try_acquire(config.limits.connections);
-    let (admitted, slot) = admit(&app, &config, client, &parts, permit.is_some());
+    let (admitted, slot) = admit(app, &config, client, &parts, permit.is_some());
     // `sync::session` limits sessions that are being refused.
     let permit = permit.filter(|_| admitted.is_ok());
     let max_message = config.sync.max_message.bytes();
