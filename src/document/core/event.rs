@@ -52,7 +52,7 @@ pub(crate) enum Effect {
     AwaitRoom(SessionId),
     /// Make a chunk durable, and report [`Event::Saved`]. Only one is under way at a time.
     Save { key: Key, data: Bytes },
-    /// Delete chunks whose changes are in a durable snapshot.
+    /// Delete chunks whose changes are in a chunk that was written later, and is durable.
     Remove(Vec<Key>),
     /// A session's changes are part of the document, or wait there for others.
     Applied {

@@ -2,7 +2,11 @@
 
 use std::sync::Arc;
 
-use super::{chunks::Write, event::Effect, state::Core};
+use super::{
+    chunks::{Write, kept_increments},
+    event::Effect,
+    state::Core,
+};
 use crate::document::{
     chunk::{increment_key, snapshot_key},
     gate,
@@ -15,19 +19,25 @@ impl Core {
         if self.chunks.under_way.is_some() || self.doc.heads() == self.durable.heads {
             return;
         }
-        let wants_snapshot = self.chunks.wants_snapshot(false, self.chunks.unwritten_bytes());
+        let wants_snapshot = self.chunks.wants_snapshot(
+            false,
+            self.chunks.unwritten_bytes(),
+            self.kept_increments(),
+        );
         let unwritten = self.chunks.take_unwritten();
         let heads = self.doc.heads().to_vec();
         let doc = self.doc.automerge();
         let snapshot = wants_snapshot.then(|| doc.save());
         // A snapshot that replaces stored chunks must load.
-        let snapshot = snapshot
-            .filter(|data| self.chunks.stored_keys().is_empty() || gate::loads(data, &heads));
+        let snapshot =
+            snapshot.filter(|data| !self.chunks.is_stored() || gate::loads(data, &heads));
         let (key, data, replaces) = if let Some(data) = snapshot {
             let key = snapshot_key(self.id, &heads);
-            let mut replaces = self.chunks.stored_keys().to_vec();
-            replaces.retain(|old| *old != key);
+            let replaces = self.chunks.stored_keys().filter(|old| **old != key).cloned().collect();
             (key, data, replaces)
+        } else if let Some((heads_before, replaces)) = self.chunks.mergeable() {
+            let data = doc.save_after(heads_before);
+            (increment_key(self.id, &data), data, replaces)
         } else {
             let data = unwritten.unwrap_or_else(|| doc.save_after(&self.durable.heads));
             (increment_key(self.id, &data), data, Vec::new())
@@ -38,15 +48,20 @@ impl Core {
         effects.push(Effect::Save { key, data: data.into() });
     }
 
+    /// How many bytes of increments are kept next to the snapshot, however small it is.
+    pub(super) fn kept_increments(&self) -> usize {
+        kept_increments(self.doc.changes(), self.max.stored)
+    }
+
     /// The write under way is durable. Peers from which heads were withheld because of it are
     /// answered.
     pub(super) fn complete_write(&mut self, effects: &mut Vec<Effect>) {
         let Some(write) = self.chunks.under_way.take() else { return };
         let Write { heads, changes, key, size, replaces } = write;
+        self.chunks.add_stored(key, size, replaces.len(), &self.durable.heads);
         if !replaces.is_empty() {
             effects.push(Effect::Remove(replaces));
         }
-        self.chunks.add_stored(key, size);
         self.durable.advance(heads, changes);
         self.peers.queue_answers(|peer| {
             if peer.announced_changes <= changes {

@@ -3,8 +3,8 @@
 //!
 //! Writing a file for each change would cost more processor time than everything else that the
 //! relay does with an edit. In the journal changes are rows, which are committed at most every
-//! `storage.commit_interval`. A snapshot replaces most of them before they would be written to a
-//! file.
+//! `storage.commit_interval`. A snapshot, or an increment with many changes, replaces most of them
+//! before they would be written to a file.
 //!
 //! When the journal is larger than `storage.journal_size`, its oldest chunks are moved into the
 //! folders. All are moved when nothing was written for `storage.quiet`, and at a clean stop

@@ -125,8 +125,8 @@ fn read_chunks(
     document: DocumentId,
 ) -> Result<Option<Vec<StoredChunk>>, StorageError> {
     let mut chunks = Vec::new();
-    // Increments first. A compaction writes a snapshot before it deletes the increments that the
-    // snapshot contains, so changes that are no longer found as increments are in a snapshot.
+    // Increments first. Chunks stay for a grace time after the one that replaces them was written
+    // (`storage.grace`), so what is listed is complete.
     for kind in ChunkKind::ALL.into_iter().rev() {
         let folder = root.join(document.folder()).join(kind.name());
         let opened = match Folder::open(&folder) {

@@ -171,12 +171,13 @@ impl Core {
         nanos
     }
 
-    /// Making a snapshot for the next write, with `new_bytes` of new changes, if that will be one.
+    /// Making the next write, with `new_bytes` of new changes. Changes that were kept cost nothing.
     fn write_cost(&self, weight: &Weight, is_saved: bool, new_bytes: usize) -> Nanos {
-        if !self.chunks.wants_snapshot(is_saved, self.chunks.unwritten_bytes() + new_bytes) {
-            return Nanos::ZERO;
+        let unwritten = self.chunks.unwritten_bytes() + new_bytes;
+        if !self.chunks.wants_snapshot(is_saved, unwritten, self.kept_increments()) {
+            return weight.send_cost(self.chunks.mergeable_count() as u64, false);
         }
-        if self.chunks.stored_keys().is_empty() {
+        if !self.chunks.is_stored() {
             return weight.save_cost();
         }
         // It is loaded to check it.
