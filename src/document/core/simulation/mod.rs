@@ -153,6 +153,21 @@ fn an_empty_document_leaves_nothing_to_save() {
     assert!(world.disk.is_empty() && world.core.is_durable());
 }
 
+/// Increments are merged, and those that were replaced are deleted.
+#[test]
+fn merged_increments_hold_all_changes() {
+    let mut world = World::new();
+    for edit in 1..=20 {
+        world.act(&Action::Edit(edit % PEERS));
+        world.settle();
+        assert_eq!(load(&world.disk).get_heads(), world.peers[0].doc.get_heads());
+    }
+    assert!(world.disk.len() < 10, "{} chunks", world.disk.len());
+    world.act(&Action::Crash { written: true });
+    world.settle();
+    assert_eq!(world.core.heads(), load(&world.disk).get_heads());
+}
+
 /// While writes fail, every peer still gets every edit, even if a reader acknowledges late. The
 /// heads of an edit are withheld only from its author, so a reader gets all heads.
 #[test]
