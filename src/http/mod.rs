@@ -90,15 +90,14 @@ pub fn router(app: App, more: Router<App>, is_counted: bool) -> Router {
         .merge(needs(Need::Download, downloads))
         .merge(needs(Need::Upload, Router::new().route("/api/bundles", post(uploads::upload))))
         .merge(needs(Need::Admin, Router::new().route("/metrics", get(pages::public_metrics))));
-    let finish = move |state, request, next| finish(is_counted, state, request, next);
+    let respond = move |state, request, next| respond(is_counted, state, request, next);
     // One stack, whose first layer is the outermost: axum boxes the service for each `layer`.
     let layers = ServiceBuilder::new()
-        .layer(middleware::from_fn_with_state(app.clone(), finish))
+        .layer(middleware::from_fn_with_state(app.clone(), respond))
         .layer(CatchPanicLayer::custom(|_: Box<dyn std::any::Any + Send>| {
             json_error(StatusCode::INTERNAL_SERVER_ERROR, "Internal error")
         }))
-        .layer(cors(app.config.clone()))
-        .layer(middleware::from_fn_with_state(app.clone(), enter));
+        .layer(cors(app.config.clone()));
     router.fallback(|| async { StatusCode::NOT_FOUND }).layer(layers).with_state(app)
 }
 
@@ -137,27 +136,23 @@ fn names_one_host(version: Version, headers: &HeaderMap) -> bool {
     }
 }
 
-/// Records the client of a request, and upgrades WebSockets on any path.
-async fn enter(State(app): State<App>, mut request: Request, next: Next) -> Response {
-    record_client(&app, &mut request);
-    match is_websocket(request.headers()) {
-        true => upgrade(&app, request),
-        false => next.run(request).await,
-    }
-}
-
-/// Counts the request, and gives errors and preflight responses their form.
-async fn finish(
+/// Responds to a request: records its client, upgrades WebSockets on any path, gives errors and preflight
+/// responses their form, and counts the request.
+async fn respond(
     is_counted: bool,
     State(app): State<App>,
-    request: Request,
+    mut request: Request,
     next: Next,
 ) -> Response {
     let start = Instant::now();
     let route = request.extensions().get::<MatchedPath>().cloned();
     let is_preflight = request.method() == Method::OPTIONS;
     let is_upgrade = is_websocket(request.headers());
-    let mut response = require_host(request, next).await;
+    record_client(&app, &mut request);
+    let mut response = match is_upgrade && names_one_host(request.version(), request.headers()) {
+        true => upgrade(&app, request),
+        false => require_host(request, next).await,
+    };
 
     // The spelling and status of the TypeScript relay. tower-http writes lower case and answers
     // with 200.
