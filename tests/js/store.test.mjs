@@ -11,10 +11,10 @@ import { Relay, atEnd, bundle, close, documentId, folder, saved, share, until, u
 import { StrictStore } from './strict-store.mjs';
 import { KEYS, Rclone, Store, line, skip, skipRclone } from './store.mjs';
 
-/** A relay whose access keys are in a systemd credential. */
+/** A relay whose access keys, if it has any, are in a systemd credential. */
 async function start(t, bundles, keys = KEYS, env = {}) {
   const relay = new Relay(await folder(t), { bundles, log: { level: '"info,aws_config=trace,aws_sdk_s3=trace"' } });
-  await writeFile(join(relay.at, 'aws-credentials'), keys);
+  if (keys) await writeFile(join(relay.at, 'aws-credentials'), keys);
   relay.env = { CREDENTIALS_DIRECTORY: relay.at, AWS_EC2_METADATA_DISABLED: 'true', ...env };
   atEnd(t, () => relay.end());
   await relay.start();
@@ -263,13 +263,13 @@ test('s3: when the store stalls requests are answered with 503 in bounded time, 
 
 test('s3: without a store, bucket or valid key the relay starts, reports it, and syncs', { skip }, async t => {
   const store = await Store.start(t);
-  for (const [config, keys] of [
-    [{ endpoint_url: '"http://127.0.0.1:9"' }, KEYS],
-    [{ bucket: '"nowhere"' }, KEYS],
-    [{}, KEYS.replace('a-secret-of-the-test', 'another')],
+  for (const [config, keys, expected] of [
+    [{ endpoint_url: '"http://127.0.0.1:9"' }, KEYS, /bundles: cannot reach the store/],
+    [{ bucket: '"nowhere"' }, KEYS, /bundles: cannot reach the store/],
+    [{}, KEYS.replace('a-secret-of-the-test', 'another'), /the store refuses these access keys \(HTTP 403\)/],
+    [{}, '', /no access keys were found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the systemd credential aws-credentials/],
   ]) {
     const relay = await start(t, store.config(config), keys);
-    const expected = keys === KEYS ? /bundles: cannot reach the store/ : /the store refuses these access keys \(HTTP 403\)/;
     await until('it is reported', () => expected.test(relay.command('status')));
     // SeaweedFS creates a missing bucket.
     if (!config.bucket) assert.equal((await upload(relay, bundle({ [documentId(1)]: { n: 1 } }))).status, 503);

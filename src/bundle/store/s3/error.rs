@@ -1,5 +1,6 @@
 //! Errors of the SDK.
 
+use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_s3::{
     config::http::HttpResponse,
     error::{ProvideErrorMetadata, SdkError},
@@ -33,8 +34,9 @@ where
         (status, None) => {
             let causes =
                 std::iter::successors(Some(&error as &dyn std::error::Error), |e| e.source());
+            let lacks_keys = causes.clone().any(|cause| cause.is::<CredentialsError>());
             let causes = causes.map(ToString::to_string).collect::<Vec<_>>().join(": ");
-            let causes = match causes.contains("loading credentials") {
+            let causes = match lacks_keys {
                 true => format!(
                     "no access keys were found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or \
                      the systemd credential aws-credentials: {causes}"
