@@ -1,6 +1,7 @@
 //! A document's chunks: those in storage, the one that is being written, and the next one.
 
 use automerge::{Change, ChangeHash};
+use bytes::Bytes;
 
 use crate::{
     config::Size,
@@ -48,6 +49,8 @@ struct Recent {
     bytes: usize,
     /// The heads of the document without them.
     heads_before: Vec<ChangeHash>,
+    /// What they hold, unless the room was idle since.
+    data: Option<Vec<u8>>,
 }
 
 impl Stored {
@@ -96,7 +99,7 @@ pub(super) struct Write {
     /// How many changes the document has with these heads.
     pub(super) changes: u64,
     pub(super) key: Key,
-    pub(super) size: usize,
+    pub(super) data: Bytes,
     /// The chunks that it replaces.
     pub(super) replaces: Vec<Key>,
 }
@@ -162,61 +165,80 @@ impl Chunks {
         self.unwritten = None;
     }
 
-    /// Returns the next increment if it is known, and begins to collect the one after it.
-    pub(super) fn take_unwritten(&mut self) -> Option<Vec<u8>> {
-        self.unwritten.replace(Vec::new())
-    }
-
     /// Whether the next write has to be a snapshot, if there are this many bytes of changes to
     /// write, and [so many bytes](kept_increments) of increments are kept. `is_saved`: the write
     /// under way will be durable by then.
     pub(super) fn wants_snapshot(&self, is_saved: bool, unwritten: usize, kept: usize) -> bool {
         match &self.under_way {
             Some(write) if is_saved && is_snapshot(&write.key) => {
-                let stored = Stored { snapshots: write.size, ..Stored::default() };
+                let stored = Stored { snapshots: write.data.len(), ..Stored::default() };
                 stored.wants_snapshot(unwritten, kept)
             }
             _ => self.stored.wants_snapshot(unwritten, kept),
         }
     }
 
-    /// How many increments the next one is to replace. 0 if it holds only new changes.
-    pub(super) fn mergeable_count(&self) -> usize {
-        Some(self.recent.count).filter(|count| *count >= MERGED).unwrap_or(0)
+    /// The increments that the next one is to replace, if there are enough.
+    fn mergeable(&self) -> Option<&Recent> {
+        Some(&self.recent).filter(|recent| recent.count >= MERGED)
     }
 
-    /// Returns the heads without the increments that the next one is to replace, and the keys of
-    /// these, if there are any.
-    pub(super) fn mergeable(&self) -> Option<(&[ChangeHash], Vec<Key>)> {
-        let first = self.stored.chunks.len().checked_sub(self.mergeable_count())?;
-        let keys: Vec<Key> =
-            self.stored.chunks.iter().skip(first).map(|(key, _)| key.clone()).collect();
-        (!keys.is_empty()).then_some((&self.recent.heads_before, keys))
+    /// Whether the next increment has to be computed from the document, which takes as long as
+    /// reading all of it.
+    pub(super) fn increment_needs_document(&self) -> bool {
+        self.unwritten.is_none() || self.mergeable().is_some_and(|recent| recent.data.is_none())
     }
 
-    /// Records a chunk that is durable now, and replaces `replaced` others: all, or the last ones.
-    /// `heads_before` are the durable heads before it.
-    pub(super) fn add_stored(
+    /// Returns the next increment, and the keys of those that it replaces. `after` computes an
+    /// increment with all changes after the given heads; `durable` are the durable heads.
+    pub(super) fn take_increment(
         &mut self,
-        key: Key,
-        size: usize,
-        replaced: usize,
-        heads_before: &[ChangeHash],
-    ) {
-        if is_snapshot(&key) {
+        durable: &[ChangeHash],
+        after: impl Fn(&[ChangeHash]) -> Vec<u8>,
+    ) -> (Vec<u8>, Vec<Key>) {
+        let unwritten = self.unwritten.replace(Vec::new());
+        let Some(Recent { count, heads_before, data, .. }) = self.mergeable() else {
+            return (unwritten.unwrap_or_else(|| after(durable)), Vec::new());
+        };
+        let first = self.stored.chunks.len().saturating_sub(*count);
+        let keys = self.stored.chunks.iter().skip(first).map(|(key, _)| key.clone()).collect();
+        match (data, unwritten) {
+            (Some(data), Some(unwritten)) => ([data.as_slice(), &unwritten].concat(), keys),
+            _ => (after(heads_before), keys),
+        }
+    }
+
+    /// Collects the changes of the write after the next one, which is a snapshot.
+    pub(super) fn begin_snapshot(&mut self) {
+        self.unwritten = Some(Vec::new());
+    }
+
+    /// Records a write that is durable now. `heads_before` are the durable heads before it.
+    pub(super) fn complete(&mut self, write: &Write, heads_before: &[ChangeHash]) {
+        let Write { key, data, replaces, .. } = write;
+        if is_snapshot(key) {
             self.stored = Stored::default();
         }
-        self.stored.remove_last(replaced);
-        if is_snapshot(&key) || replaced > 0 || self.recent.bytes + size > MAX_MERGED {
+        self.stored.remove_last(replaces.len());
+        if is_snapshot(key) || !replaces.is_empty() || self.recent.bytes + data.len() > MAX_MERGED {
             self.recent = Recent::default();
         } else {
-            if self.recent.count == 0 {
-                self.recent.heads_before = heads_before.to_vec();
+            let recent = &mut self.recent;
+            if recent.count == 0 {
+                (recent.heads_before, recent.data) = (heads_before.to_vec(), Some(Vec::new()));
             }
-            self.recent.count += 1;
-            self.recent.bytes += size;
+            if let Some(all) = &mut recent.data {
+                all.extend(data);
+            }
+            recent.count += 1;
+            recent.bytes += data.len();
         }
-        self.stored.add(key, size);
+        self.stored.add(key.clone(), data.len());
+    }
+
+    /// Keeps no changes in memory that are durable.
+    pub(super) fn release_memory(&mut self) {
+        self.recent.data = None;
     }
 }
 
@@ -233,16 +255,28 @@ mod tests {
             let (document, name) = (DocumentId::from_bytes([7; 16]), name.to_string());
             Key::Chunk { document, kind, name }
         };
+        // As many heads as increments, to compute an increment from.
+        let heads = |count| vec![ChangeHash([0; 32]); count];
         let mut chunks = Chunks::new([(key(ChunkKind::Snapshot, 0), snapshot)]);
         let kept = kept_increments(changes, Size::mib(256));
         let mut written = 0;
+        let mut all = Vec::new();
         while !chunks.wants_snapshot(false, size, kept) {
-            let (mut bytes, mut replaced) = (size, 0);
-            if let Some((_, keys)) = chunks.mergeable() {
-                (bytes, replaced) = (size * (keys.len() + 1), keys.len());
+            let new = vec![u8::try_from(written % 251).expect("small"); size];
+            all.extend(new.clone());
+            chunks.unwritten = Some(new);
+            if written % 50 == 49 {
+                chunks.release_memory();
             }
+            // Without the data of the others, all that is new since some heads is computed.
+            let (data, replaces) =
+                chunks.take_increment(&heads(written), |heads| all[heads.len() * size..].to_vec());
+            assert!(all.ends_with(&data), "it holds the last increments");
+            assert_eq!(data.len(), (replaces.len() + 1) * size);
+            let (key, data) = (key(ChunkKind::Incremental, written), data.into());
+            let write = Write { heads: Vec::new(), changes: 0, key, data, replaces };
+            chunks.complete(&write, &heads(written));
             written += 1;
-            chunks.add_stored(key(ChunkKind::Incremental, written), bytes, replaced, &[]);
             assert_eq!(chunks.stored_bytes(), snapshot + written * size);
         }
         (written, chunks.stored_keys().count())

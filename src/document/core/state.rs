@@ -141,6 +141,7 @@ impl Core {
         self.exchange.clear();
         self.versions.clear();
         self.versions.add(self.doc.heads(), self.doc.changes());
+        self.chunks.release_memory();
         let weight = self.weight();
         // automerge takes at least 14 KiB for a document.
         if self.is_durable() && weight.load_cost().max(weight.save_cost()) <= LONG {

@@ -2,6 +2,9 @@
 
 use std::sync::Arc;
 
+use automerge::ChangeHash;
+use bytes::Bytes;
+
 use super::{
     chunks::{Write, kept_increments},
     event::Effect,
@@ -24,7 +27,6 @@ impl Core {
             self.chunks.unwritten_bytes(),
             self.kept_increments(),
         );
-        let unwritten = self.chunks.take_unwritten();
         let heads = self.doc.heads().to_vec();
         let doc = self.doc.automerge();
         let snapshot = wants_snapshot.then(|| doc.save());
@@ -32,20 +34,19 @@ impl Core {
         let snapshot =
             snapshot.filter(|data| !self.chunks.is_stored() || gate::loads(data, &heads));
         let (key, data, replaces) = if let Some(data) = snapshot {
+            self.chunks.begin_snapshot();
             let key = snapshot_key(self.id, &heads);
             let replaces = self.chunks.stored_keys().filter(|old| **old != key).cloned().collect();
             (key, data, replaces)
-        } else if let Some((heads_before, replaces)) = self.chunks.mergeable() {
-            let data = doc.save_after(heads_before);
-            (increment_key(self.id, &data), data, replaces)
         } else {
-            let data = unwritten.unwrap_or_else(|| doc.save_after(&self.durable.heads));
-            (increment_key(self.id, &data), data, Vec::new())
+            let after = |heads: &[ChangeHash]| doc.save_after(heads);
+            let (data, replaces) = self.chunks.take_increment(&self.durable.heads, after);
+            (increment_key(self.id, &data), data, replaces)
         };
-        let (size, changes) = (data.len(), self.doc.changes());
-        let write = Write { heads, changes, key: key.clone(), size, replaces };
-        self.chunks.under_way = Some(write);
-        effects.push(Effect::Save { key, data: data.into() });
+        let data = Bytes::from(data);
+        let changes = self.doc.changes();
+        effects.push(Effect::Save { key: key.clone(), data: data.clone() });
+        self.chunks.under_way = Some(Write { heads, changes, key, data, replaces });
     }
 
     /// How many bytes of increments are kept next to the snapshot, however small it is.
@@ -57,8 +58,8 @@ impl Core {
     /// answered.
     pub(super) fn complete_write(&mut self, effects: &mut Vec<Effect>) {
         let Some(write) = self.chunks.under_way.take() else { return };
-        let Write { heads, changes, key, size, replaces } = write;
-        self.chunks.add_stored(key, size, replaces.len(), &self.durable.heads);
+        self.chunks.complete(&write, &self.durable.heads);
+        let Write { heads, changes, replaces, .. } = write;
         if !replaces.is_empty() {
             effects.push(Effect::Remove(replaces));
         }

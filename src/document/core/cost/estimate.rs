@@ -175,7 +175,8 @@ impl Core {
     fn write_cost(&self, weight: &Weight, is_saved: bool, new_bytes: usize) -> Nanos {
         let unwritten = self.chunks.unwritten_bytes() + new_bytes;
         if !self.chunks.wants_snapshot(is_saved, unwritten, self.kept_increments()) {
-            return weight.send_cost(self.chunks.mergeable_count() as u64, false);
+            let needs_document = self.chunks.increment_needs_document();
+            return if needs_document { weight.save_cost() } else { Nanos::ZERO };
         }
         if !self.chunks.is_stored() {
             return weight.save_cost();
