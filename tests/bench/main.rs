@@ -2,8 +2,8 @@
 //! processor time and memory of each server's process, and their ratio. Ends with a table of what a
 //! machine needs.
 //!
-//! `cargo bench --bench relay` runs everything; `-- fanout idle` some, `-- --relay-only` without
-//! Node.js.
+//! `cargo bench --bench relay` runs everything but `growth`; `-- fanout idle` some, `-- --relay-only`
+//! without Node.js.
 #![expect(clippy::expect_used, clippy::panic, reason = "a failed expectation ends the benchmark")]
 #![expect(clippy::print_stdout, reason = "the tables are what it is for")]
 #![expect(
@@ -15,6 +15,8 @@
 #[path = "../common/client.rs"]
 #[allow(dead_code, reason = "a test uses more of it")]
 mod client;
+mod floor;
+mod growth;
 mod server;
 
 use std::{
@@ -34,6 +36,8 @@ use server::{Kind, Server, Usage};
 type Figures = BTreeMap<&'static str, f64>;
 
 const EDIT: &str = "us of CPU a delivered edit";
+/// What automerge's own functions take for the same.
+const FLOOR: &str = "us of CPU a delivered edit, automerge alone";
 const P99: &str = "p99 in ms";
 const JOIN: &str = "us of CPU a join";
 const LINK: &str = "KiB a user's document";
@@ -62,6 +66,9 @@ async fn main() {
         let mut names = arguments.iter().filter(|argument| !argument.starts_with('-')).peekable();
         names.peek().is_none() || names.any(|wanted| wanted == name)
     };
+    if arguments.iter().any(|argument| argument == "growth") {
+        return growth::run().await;
+    }
     let crowd = |documents, users, all, rate, edits, history| Crowd {
         documents,
         users,
@@ -78,7 +85,7 @@ async fn main() {
         ("history", crowd(1, 1, true, 20.0, 120, 60_000)),
     ];
     let mut relay_figures = HashMap::new();
-    println!("{:10} {:42} {:>10} {:>10} {:>8}", "", "", "relay", "JavaScript", "ratio");
+    println!("{:10} {:44} {:>10} {:>10} {:>8}", "", "", "relay", "JavaScript", "ratio");
     for name in ["fanout", "hot", "pairs", "crowd", "history", "idle", "quiet", "presence", "big"] {
         if !wanted(name) {
             continue;
@@ -93,13 +100,19 @@ async fn main() {
         for kind in kinds {
             let server = Server::start(*kind);
             let figures = match name {
-                "idle" => idle(&server).await,
+                "idle" => idle(&server, 1000).await,
                 "quiet" => quiet(&server).await,
                 "presence" => presence(&server).await,
                 "big" => big(&server).await,
                 _ => {
-                    let crowd = crowds.iter().find(|(crowd, _)| *crowd == name);
-                    edits(&server, &crowd.expect("one of them").1).await
+                    let (_, crowd) =
+                        crowds.iter().find(|(crowd, _)| *crowd == name).expect("one of them");
+                    let mut figures = edits(&server, crowd).await;
+                    if *kind == Kind::Relay {
+                        let readers = if crowd.all { crowd.users } else { 1 };
+                        figures.insert(FLOOR, floor::micros_an_edit(readers, crowd.history));
+                    }
+                    figures
                 }
             };
             columns.push(figures);
@@ -116,10 +129,10 @@ fn print_rows(name: &str, columns: &[Figures]) {
     for (figure, relay) in columns.first().into_iter().flatten() {
         match columns.get(1).and_then(|javascript| javascript.get(figure)) {
             Some(other) => println!(
-                "{name:10} {figure:42} {relay:10.1} {other:10.1} {:7.1}x",
+                "{name:10} {figure:44} {relay:10.1} {other:10.1} {:7.1}x",
                 other / relay.max(0.001)
             ),
-            None => println!("{name:10} {figure:42} {relay:10.1}"),
+            None => println!("{name:10} {figure:44} {relay:10.1}"),
         }
     }
 }
@@ -264,10 +277,9 @@ async fn follow(
 }
 
 /// Connections that have a document each and do nothing.
-async fn idle(server: &Server) -> Figures {
-    const CONNECTIONS: usize = 1000;
+async fn idle(server: &Server, connections: usize) -> Figures {
     let before = server.usage();
-    let clients: Vec<Client> = stream::iter(0..CONNECTIONS)
+    let clients: Vec<Client> = stream::iter(0..connections)
         .map(|_| async {
             let mut client = Client::connect(&server.url).await;
             let mut doc = automerge::Automerge::new();
@@ -282,11 +294,11 @@ async fn idle(server: &Server) -> Figures {
     tokio::time::sleep(Duration::from_secs(3)).await;
     let rested = server.usage();
     drop(clients);
-    let each = |usage: Usage| (usage.resident_kib - before.resident_kib) / CONNECTIONS as f64;
+    let each = |usage: Usage| (usage.resident_kib - before.resident_kib) / connections as f64;
     Figures::from([
         (CONNECTION, each(after)),
         ("the same, after 3 s of rest", each(rested)),
-        (CONNECT, micros(before, after, CONNECTIONS as f64)),
+        (CONNECT, micros(before, after, connections as f64)),
     ])
 }
 

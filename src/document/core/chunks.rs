@@ -183,8 +183,7 @@ impl Chunks {
         Some(&self.recent).filter(|recent| recent.count >= MERGED)
     }
 
-    /// Whether the next increment has to be computed from the document, which takes as long as
-    /// reading all of it.
+    /// Whether the next increment has to be computed from the document, which may read all of it.
     pub(super) fn increment_needs_document(&self) -> bool {
         self.unwritten.is_none() || self.mergeable().is_some_and(|recent| recent.data.is_none())
     }
