@@ -93,12 +93,16 @@ pub fn router(app: App, more: Router<App>, is_counted: bool) -> Router {
     let respond = move |state, request, next| respond(is_counted, state, request, next);
     // One stack, whose first layer is the outermost: axum boxes the service for each `layer`.
     let layers = ServiceBuilder::new()
+        .layer(CatchPanicLayer::custom(panicked))
         .layer(middleware::from_fn_with_state(app.clone(), respond))
-        .layer(CatchPanicLayer::custom(|_: Box<dyn std::any::Any + Send>| {
-            json_error(StatusCode::INTERNAL_SERVER_ERROR, "Internal error")
-        }))
+        // Again, so that `respond` counts what panics in a handler.
+        .layer(CatchPanicLayer::custom(panicked))
         .layer(cors(app.config.clone()));
     router.fallback(|| async { StatusCode::NOT_FOUND }).layer(layers).with_state(app)
+}
+
+fn panicked(_: Box<dyn std::any::Any + Send>) -> Response {
+    json_error(StatusCode::INTERNAL_SERVER_ERROR, "Internal error")
 }
 
 fn cors(config: watch::Receiver<Arc<Config>>) -> CorsLayer {
@@ -136,8 +140,8 @@ fn names_one_host(version: Version, headers: &HeaderMap) -> bool {
     }
 }
 
-/// Responds to a request: records its client, upgrades WebSockets on any path, gives errors and preflight
-/// responses their form, and counts the request.
+/// Responds to a request: records its client, upgrades WebSockets on any path, gives errors and
+/// preflight responses their form, and counts the request.
 async fn respond(
     is_counted: bool,
     State(app): State<App>,

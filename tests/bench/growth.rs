@@ -1,4 +1,5 @@
-//! How the costs grow with readers, connections and documents: `cargo bench --bench relay -- growth`.
+//! How the costs grow with readers, connections and documents: `cargo bench --bench relay --
+//! growth`.
 //!
 //! Prints lines of three fields with tabs between them: what is measured, for how many, and the
 //! figure. `tests/js/growth.mjs` draws charts of them.

@@ -2,8 +2,8 @@
 //! processor time and memory of each server's process, and their ratio. Ends with a table of what a
 //! machine needs.
 //!
-//! `cargo bench --bench relay` runs everything but `growth`; `-- fanout idle` some, `-- --relay-only`
-//! without Node.js.
+//! `cargo bench --bench relay` runs everything but `growth`; `-- fanout idle` some, `--
+//! --relay-only` without Node.js.
 #![expect(clippy::expect_used, clippy::panic, reason = "a failed expectation ends the benchmark")]
 #![expect(clippy::print_stdout, reason = "the tables are what it is for")]
 #![expect(

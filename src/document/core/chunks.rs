@@ -10,19 +10,22 @@ use crate::{
 
 /// Increments up to this many bytes are kept next to a snapshot, however small it is.
 const MIN_COMPACTION: usize = 4 << 10;
-/// So are increments of this many bytes for each change of the document: a snapshot of it costs as
-/// much as all of its past, and an edit should not. An edit takes about 150 bytes, so at most a
-/// twentieth of the changes are in increments because of this.
+/// Bytes of increments that are kept for each change of the document. A snapshot costs as much as
+/// all of the document's past, and an edit should not. An edit takes about 150 bytes, so this keeps
+/// about a twentieth of the changes in increments.
 const INCREMENTS_PER_CHANGE: usize = 8;
-/// But not more than this part of what a document may have in storage.
+/// The largest part of `storage.max_document` that is kept because of that.
 const INCREMENTS_SHARE: u64 = 8;
-/// So many increments are replaced by one, which opens faster. Random tests write little.
+/// The number of increments that are replaced by one, which opens faster. Random tests write
+/// little.
 const MERGED: usize = if cfg!(test) { 3 } else { 32 };
-/// Increments of more bytes together stay as they are.
+/// The most bytes of increments that are merged. Larger increments stay as they are.
 const MAX_MERGED: usize = 64 << 10;
-/// A document with so many chunks gets a snapshot. Increments of earlier times when the document
-/// was in memory are not merged.
-const MAX_CHUNKS: usize = 1000;
+/// The number of increments in storage when a document was loaded, from which on the next write is
+/// a snapshot. These increments are not merged.
+const MAX_LOADED: usize = 128;
+/// That snapshot waits until the increments have this part of the last one's size.
+const LOADED_SHARE: usize = 8;
 /// Changes of at least this many bytes that arrived together are written as a snapshot, unless the
 /// stored one is larger.
 const LARGE_BATCH: usize = 32 << 10;
@@ -35,10 +38,17 @@ const MAX_KEPT_BEFORE_SNAPSHOT: usize = 100;
 struct Stored {
     /// Their keys and sizes.
     chunks: Vec<(Key, usize)>,
+    totals: Totals,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Totals {
     /// Bytes of all snapshots.
     snapshots: usize,
     /// Bytes of all increments.
     increments: usize,
+    /// The number of increments that were stored when the document was loaded.
+    loaded: usize,
 }
 
 /// The last chunks, if they are increments which another can replace.
@@ -67,20 +77,23 @@ impl Stored {
 
     /// Bytes of all chunks of the key's kind.
     fn total(&mut self, key: &Key) -> &mut usize {
-        if is_snapshot(key) { &mut self.snapshots } else { &mut self.increments }
+        if is_snapshot(key) { &mut self.totals.snapshots } else { &mut self.totals.increments }
     }
+}
 
+impl Totals {
     /// Whether the next write has to be a snapshot, if there are this many bytes of changes to
     /// write, and `kept` bytes of increments are kept however small the snapshot is.
     ///
     /// As in automerge-repo (`StorageSubsystem.ts`, `#shouldCompact`) the sizes decide, so that all
     /// writes of a document together are O(its size). A snapshot is also smaller than many changes
     /// that arrived as one document.
-    fn wants_snapshot(&self, unwritten: usize, kept: usize) -> bool {
-        self.snapshots == 0
-            || self.increments >= self.snapshots.max(kept)
-            || self.chunks.len() >= MAX_CHUNKS
-            || unwritten >= self.snapshots.max(LARGE_BATCH)
+    fn wants_snapshot(self, unwritten: usize, kept: usize) -> bool {
+        let Self { snapshots, increments, loaded } = self;
+        snapshots == 0
+            || increments >= snapshots.max(kept)
+            || (loaded >= MAX_LOADED && increments >= snapshots / LOADED_SHARE)
+            || unwritten >= snapshots.max(LARGE_BATCH)
     }
 }
 
@@ -90,6 +103,11 @@ pub(super) fn kept_increments(changes: u64, max_stored: Size) -> usize {
     let most = usize::try_from(max_stored.0 / INCREMENTS_SHARE).unwrap_or(usize::MAX);
     let changes = usize::try_from(changes).unwrap_or(usize::MAX);
     changes.saturating_mul(INCREMENTS_PER_CHANGE).min(most).max(MIN_COMPACTION)
+}
+
+/// Whether `count` increments of `bytes` together are merged with the next one, of `next` bytes.
+fn merges(count: usize, bytes: usize, next: usize) -> bool {
+    count >= MERGED || (count >= 2 && bytes + next > MAX_MERGED)
 }
 
 /// A write under way.
@@ -122,6 +140,7 @@ impl Chunks {
     pub(super) fn new(stored: impl IntoIterator<Item = (Key, usize)>) -> Self {
         let mut all = Stored::default();
         for (key, size) in stored {
+            all.totals.loaded += usize::from(!is_snapshot(&key));
             all.add(key, size);
         }
         let (recent, unwritten) = (Recent::default(), Some(Vec::new()));
@@ -130,7 +149,7 @@ impl Chunks {
 
     /// Bytes of the document's chunks in storage.
     pub(super) fn stored_bytes(&self) -> usize {
-        self.stored.snapshots + self.stored.increments
+        self.stored.totals.snapshots + self.stored.totals.increments
     }
 
     /// The keys of the document's chunks in storage.
@@ -152,7 +171,7 @@ impl Chunks {
     pub(super) fn keep(&mut self, new: &[Change]) {
         match &mut self.unwritten {
             Some(unwritten)
-                if self.stored.snapshots > 0 || new.len() <= MAX_KEPT_BEFORE_SNAPSHOT =>
+                if self.stored.totals.snapshots > 0 || new.len() <= MAX_KEPT_BEFORE_SNAPSHOT =>
             {
                 new.iter().for_each(|change| unwritten.extend(change.raw_bytes()));
             }
@@ -169,23 +188,37 @@ impl Chunks {
     /// write, and [so many bytes](kept_increments) of increments are kept. `is_saved`: the write
     /// under way will be durable by then.
     pub(super) fn wants_snapshot(&self, is_saved: bool, unwritten: usize, kept: usize) -> bool {
-        match &self.under_way {
-            Some(write) if is_saved && is_snapshot(&write.key) => {
-                let stored = Stored { snapshots: write.data.len(), ..Stored::default() };
-                stored.wants_snapshot(unwritten, kept)
+        let now = self.stored.totals;
+        let totals = match self.under_way.as_ref().filter(|_| is_saved) {
+            None => now,
+            Some(write) if is_snapshot(&write.key) => {
+                Totals { snapshots: write.data.len(), ..Totals::default() }
             }
-            _ => self.stored.wants_snapshot(unwritten, kept),
-        }
+            Some(write) => {
+                let replaced = if write.replaces.is_empty() { 0 } else { self.recent.bytes };
+                Totals { increments: now.increments + write.data.len() - replaced, ..now }
+            }
+        };
+        totals.wants_snapshot(unwritten, kept)
     }
 
-    /// The increments that the next one is to replace, if there are enough.
-    fn mergeable(&self) -> Option<&Recent> {
-        Some(&self.recent).filter(|recent| recent.count >= MERGED)
+    /// Whether the next increment has to be computed from the document, which may read all of it,
+    /// if there are this many bytes of changes to write. `is_saved` as above.
+    pub(super) fn increment_needs_document(&self, is_saved: bool, unwritten: usize) -> bool {
+        let Recent { count, bytes, data, .. } = &self.recent;
+        let is_merged = match self.under_way.as_ref().filter(|_| is_saved) {
+            None => merges(*count, *bytes, unwritten),
+            Some(write) if self.ends_recent(write) => false,
+            Some(write) => merges(count + 1, bytes + write.data.len(), unwritten),
+        };
+        self.unwritten.is_none() || (is_merged && *count > 0 && data.is_none())
     }
 
-    /// Whether the next increment has to be computed from the document, which may read all of it.
-    pub(super) fn increment_needs_document(&self) -> bool {
-        self.unwritten.is_none() || self.mergeable().is_some_and(|recent| recent.data.is_none())
+    /// Whether the increments before this write are not merged with those after it.
+    fn ends_recent(&self, write: &Write) -> bool {
+        is_snapshot(&write.key)
+            || !write.replaces.is_empty()
+            || self.recent.bytes + write.data.len() > MAX_MERGED
     }
 
     /// Returns the next increment, and the keys of those that it replaces. `after` computes an
@@ -196,9 +229,10 @@ impl Chunks {
         after: impl Fn(&[ChangeHash]) -> Vec<u8>,
     ) -> (Vec<u8>, Vec<Key>) {
         let unwritten = self.unwritten.replace(Vec::new());
-        let Some(Recent { count, heads_before, data, .. }) = self.mergeable() else {
+        let Recent { count, bytes, heads_before, data } = &self.recent;
+        if !merges(*count, *bytes, unwritten.as_ref().map_or(0, Vec::len)) {
             return (unwritten.unwrap_or_else(|| after(durable)), Vec::new());
-        };
+        }
         let first = self.stored.chunks.len().saturating_sub(*count);
         let keys = self.stored.chunks.iter().skip(first).map(|(key, _)| key.clone()).collect();
         match (data, unwritten) {
@@ -215,11 +249,7 @@ impl Chunks {
     /// Records a write that is durable now. `heads_before` are the durable heads before it.
     pub(super) fn complete(&mut self, write: &Write, heads_before: &[ChangeHash]) {
         let Write { key, data, replaces, .. } = write;
-        if is_snapshot(key) {
-            self.stored = Stored::default();
-        }
-        self.stored.remove_last(replaces.len());
-        if is_snapshot(key) || !replaces.is_empty() || self.recent.bytes + data.len() > MAX_MERGED {
+        if self.ends_recent(write) {
             self.recent = Recent::default();
         } else {
             let recent = &mut self.recent;
@@ -232,6 +262,10 @@ impl Chunks {
             recent.count += 1;
             recent.bytes += data.len();
         }
+        if is_snapshot(key) {
+            self.stored = Stored::default();
+        }
+        self.stored.remove_last(replaces.len());
         self.stored.add(key.clone(), data.len());
     }
 
@@ -292,8 +326,49 @@ mod tests {
     }
 
     #[test]
-    fn large_increments_are_not_merged() {
+    fn large_increments_are_merged_up_to_a_size() {
         assert_eq!(increments_until_snapshot(40_000, 100, 1_000_000), (25, 26));
+        let (written, stored) = increments_until_snapshot(30_000, 100, 3_000_000);
+        assert!(written == 100 && stored < 40, "{written}, {stored}");
+    }
+
+    #[test]
+    fn what_follows_a_save_is_known_before_it() {
+        let key = |kind, name: &str| {
+            let (document, name) = (DocumentId::from_bytes([7; 16]), name.to_owned());
+            Key::Chunk { document, kind, name }
+        };
+        let mut chunks = Chunks::new([(key(ChunkKind::Snapshot, "s"), 10_000)]);
+        let write = |name, size| Write {
+            heads: Vec::new(),
+            changes: 0,
+            key: key(ChunkKind::Incremental, name),
+            data: vec![0; size].into(),
+            replaces: Vec::new(),
+        };
+        for name in ["1", "2"] {
+            chunks.complete(&write(name, 100), &[]);
+        }
+        chunks.release_memory();
+        // With the one under way there will be enough to merge.
+        chunks.under_way = Some(write("3", 100));
+        assert!(!chunks.increment_needs_document(false, 100));
+        assert!(chunks.increment_needs_document(true, 100));
+        assert!(!chunks.wants_snapshot(true, 100, MIN_COMPACTION));
+        chunks.under_way = Some(write("3", 10_000));
+        assert!(!chunks.wants_snapshot(false, 100, MIN_COMPACTION));
+        assert!(chunks.wants_snapshot(true, 100, MIN_COMPACTION));
+    }
+
+    #[test]
+    fn many_increments_of_earlier_times_are_replaced() {
+        let increments = (0..MAX_LOADED).map(|n| (ChunkKind::Incremental, n, 150));
+        let all = [(ChunkKind::Snapshot, 0, 20_000)].into_iter().chain(increments);
+        let chunks = Chunks::new(all.map(|(kind, n, size)| {
+            let (document, name) = (DocumentId::from_bytes([7; 16]), n.to_string());
+            (Key::Chunk { document, kind, name }, size)
+        }));
+        assert!(chunks.wants_snapshot(false, 150, kept_increments(60_000, Size::mib(256))));
     }
 
     #[test]

@@ -125,8 +125,9 @@ fn read_chunks(
     document: DocumentId,
 ) -> Result<Option<Vec<StoredChunk>>, StorageError> {
     let mut chunks = Vec::new();
-    // Increments first. Chunks stay for a grace time after the one that replaces them was written
-    // (`storage.grace`), so what is listed is complete.
+    // Increments first. A snapshot is written before the increments in it are deleted, so changes
+    // that are no longer found as increments are in a snapshot. An increment that replaces others is
+    // written `storage.grace` before they are deleted.
     for kind in ChunkKind::ALL.into_iter().rev() {
         let folder = root.join(document.folder()).join(kind.name());
         let opened = match Folder::open(&folder) {

@@ -34,7 +34,15 @@ where
         (status, None) => {
             let causes =
                 std::iter::successors(Some(&error as &dyn std::error::Error), |e| e.source());
-            let lacks_keys = causes.clone().any(|cause| cause.is::<CredentialsError>());
+            let lacks_keys = causes.clone().any(|cause| {
+                matches!(
+                    cause.downcast_ref(),
+                    Some(
+                        CredentialsError::CredentialsNotLoaded(_)
+                            | CredentialsError::ProviderError(_)
+                    )
+                )
+            });
             let causes = causes.map(ToString::to_string).collect::<Vec<_>>().join(": ");
             let causes = match lacks_keys {
                 true => format!(

@@ -108,7 +108,9 @@ impl Core {
         }
         answers.into_iter().for_each(|(id, nanos)| estimate.add(id, nanos));
         let can_save = self.chunks.under_way.is_none() || has_saved;
-        if can_save && (has_changes || self.doc.heads() != self.durable.heads) {
+        let saved = self.chunks.under_way.as_ref().filter(|_| has_saved);
+        let saved_heads = saved.map_or(&self.durable.heads, |write| &write.heads);
+        if can_save && (has_changes || self.doc.heads() != saved_heads) {
             estimate.room = estimate.room.plus(self.write_cost(&weight, has_saved, new_bytes));
         }
         if self.doc.is_asleep() {
@@ -175,7 +177,7 @@ impl Core {
     fn write_cost(&self, weight: &Weight, is_saved: bool, new_bytes: usize) -> Nanos {
         let unwritten = self.chunks.unwritten_bytes() + new_bytes;
         if !self.chunks.wants_snapshot(is_saved, unwritten, self.kept_increments()) {
-            let needs_document = self.chunks.increment_needs_document();
+            let needs_document = self.chunks.increment_needs_document(is_saved, unwritten);
             return if needs_document { weight.save_cost() } else { Nanos::ZERO };
         }
         if !self.chunks.is_stored() {
