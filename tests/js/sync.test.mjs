@@ -174,9 +174,9 @@ test('memory of unloaded documents is reused', async t => {
     await until('no room', async () => await relay.metric('tonk_relay_rooms{state="live"}') === 0);
     resident.push(await relay.metric('process_resident_memory_bytes'));
   }
-  // The allocator takes another piece now and then; what is never freed makes each round larger.
-  const growth = Math.min(...resident.slice(5)) / Math.max(...resident.slice(1, 5));
-  assert.ok(growth < 1.5, `${resident.map(bytes => Math.round(bytes / 1024))} KiB`);
+  // The allocator takes another piece now and then, but not in both halves; a leak grows in both.
+  const growth = Math.min(resident[5] / resident[1], resident[9] / resident[5]);
+  assert.ok(growth < 1.3, `${resident.map(bytes => Math.round(bytes / 1024))} KiB`);
 });
 
 test('a newer connection of the same peer replaces the older one', async t => {
