@@ -3,6 +3,7 @@
 // script's. Needs the same as monitoring.test.mjs, and TONK_RELAY with the path of the relay.
 import { writeFile } from 'node:fs/promises';
 import { dashboards } from '../../packaging/grafana/generate.mjs';
+import { ceiling } from './axis.mjs';
 import { Prometheus, config, filled, load, skip } from './prometheus.mjs';
 import { Relay, folder, until } from './relay.mjs';
 
@@ -24,13 +25,6 @@ function shown(value, unit) {
   const round = number => String(Number(number.toPrecision(3)));
   if (unit === 's') return value < 1 ? `${round(value * 1000)} ms` : `${round(value)} s`;
   return `${round(value)}${unit === 'cps' ? '/s' : ''}`;
-}
-
-/** Rounds up to 1, 2 or 5 times a power of 10. */
-function ceiling(value) {
-  if (!(value > 0)) return 1;
-  const power = 10 ** Math.floor(Math.log10(value));
-  return power * [1, 2, 5, 10].find(step => value <= power * step * (1 + 1e-9));
 }
 
 /** One panel at `x`, `y`; `series` are `{ name, points: [[time, value], ...] }`. */

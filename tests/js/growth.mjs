@@ -1,5 +1,6 @@
 // Draws the results of `cargo bench --bench relay -- growth`: node tests/js/growth.mjs RESULTS OUT.svg
 import { readFile, writeFile } from 'node:fs/promises';
+import { ceiling } from './axis.mjs';
 
 const [results, out] = process.argv.slice(2);
 if (!out) throw new Error('usage: node tests/js/growth.mjs RESULTS OUT.svg');
@@ -11,12 +12,6 @@ const series = {};
 for (const line of (await readFile(results, 'utf8')).split('\n').filter(line => line.split('\t').length === 3)) {
   const [name, count, figure] = line.split('\t');
   (series[name] ??= []).push([Number(count), Number(figure)]);
-}
-
-/** Rounds up to 1, 2 or 5 times a power of 10. */
-function ceiling(value) {
-  const power = 10 ** Math.floor(Math.log10(value));
-  return power * [1, 2, 5, 10].find(step => value <= power * step * (1 + 1e-9));
 }
 
 /** One chart. The counts are evenly spaced: each is a few times the one before it. */
