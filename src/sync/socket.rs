@@ -41,7 +41,7 @@ pub(super) struct Progress {
     is_sending: AtomicBool,
 }
 
-/// Waits until the peer is no longer there. Returns why the session is to be closed.
+/// Waits until the peer has gone or is too slow. Returns the reason to close the session.
 ///
 /// A silent peer is pinged; one that has not answered until the next ping is dead. In the middle of
 /// a message it may be silent for longer, because a Node.js client that computes neither reads nor

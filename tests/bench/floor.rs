@@ -19,8 +19,8 @@ struct Peer {
     at_server: State,
 }
 
-/// Returns the microseconds of an edit that is delivered to one of so many readers, in a document
-/// with this many letters.
+/// Returns the microseconds per delivered edit with this many readers, in a document with this many
+/// letters.
 pub(crate) fn micros_an_edit(readers: usize, letters: usize) -> f64 {
     let mut server = Automerge::new();
     let new = || Peer { doc: Automerge::new(), state: State::new(), at_server: State::new() };

@@ -43,7 +43,7 @@ fn print(name: &str, of: usize, figure: Option<&f64>) {
     println!("{name}\t{of}\t{:.1}", figure.copied().unwrap_or(f64::NAN));
 }
 
-/// Returns how many milliseconds pass until a user who connects has so many documents.
+/// Returns how many milliseconds a new user needs to fetch this many documents.
 async fn join(server: &Server, documents: usize) -> f64 {
     let mut writer = Client::connect(&server.url).await;
     let ids: Vec<_> = (0..documents).map(|_| random_id()).collect();

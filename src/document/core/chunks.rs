@@ -184,9 +184,9 @@ impl Chunks {
         self.unwritten = None;
     }
 
-    /// Whether the next write has to be a snapshot, if there are this many bytes of changes to
-    /// write, and [so many bytes](kept_increments) of increments are kept. `is_saved`: the write
-    /// under way will be durable by then.
+    /// Whether the next write has to be a snapshot. `unwritten` is the size of the changes to write
+    /// in bytes, and `kept` comes from [`kept_increments`]. With `is_saved`, the write under way
+    /// counts as durable.
     pub(super) fn wants_snapshot(&self, is_saved: bool, unwritten: usize, kept: usize) -> bool {
         let now = self.stored.totals;
         let totals = match self.under_way.as_ref().filter(|_| is_saved) {
@@ -202,8 +202,8 @@ impl Chunks {
         totals.wants_snapshot(unwritten, kept)
     }
 
-    /// Whether the next increment has to be computed from the document, which may read all of it,
-    /// if there are this many bytes of changes to write. `is_saved` as above.
+    /// Whether the next increment has to be computed from the document, which may read all of it.
+    /// The arguments are those of [`Self::wants_snapshot`].
     pub(super) fn increment_needs_document(&self, is_saved: bool, unwritten: usize) -> bool {
         let Recent { count, bytes, data, .. } = &self.recent;
         let is_merged = match self.under_way.as_ref().filter(|_| is_saved) {
