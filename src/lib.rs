@@ -1,6 +1,7 @@
 //! tonk-relay: the sync relay for Tonk and automerge-repo apps, as a library that is the program.
 //!
-//! Each folder imports only those above it in this table; `tests/layers.rs` checks it.
+//! Each folder imports only those above it in this table; `tests/layers.rs` checks it. To find
+//! something, open the folder's `mod.rs` first: where files are many, it says which has what.
 //!
 //! | folder | what it holds |
 //! |---|---|
