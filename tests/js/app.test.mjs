@@ -1,13 +1,13 @@
 // What app.md shows, as an app developer runs it: the todo page in Chromium, its backend, and bundles.
 import assert from 'node:assert/strict';
-import { execFileSync, spawn, spawnSync } from 'node:child_process';
+import { execFileSync, spawnSync } from 'node:child_process';
 import { generateKeyPairSync } from 'node:crypto';
-import { once } from 'node:events';
 import { cp, mkdir, readFile, symlink, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import puppeteer from 'puppeteer-core';
+import { Program } from './program.mjs';
 import { freePort } from './prometheus.mjs';
 import { BINARY, Relay, atEnd, folder, until } from './relay.mjs';
 
@@ -26,16 +26,15 @@ async function block(first, document = 'packaging/doc/app.md') {
   return found.slice(found.indexOf('\n') + 1);
 }
 
-/** A program that ends with the test, and what it has written. */
+/** A program that ends with the test. */
 function run(t, command, words, options) {
-  const child = spawn(command, words, { stdio: ['ignore', 'pipe', 'pipe'], ...options });
-  const [program, ended] = [{ log: '' }, once(child, 'exit')];
+  const program = new Program(command, words, { stdio: ['ignore', 'pipe', 'pipe'], ...options });
   program.says = text => until(`${command} says ${text}`, () => {
-    if (child.exitCode !== null) throw new Error(`${command} ended: ${program.log}`);
-    return program.log.includes(text);
+    const hasSaid = program.output.includes(text);
+    if (program.ended && !hasSaid) throw new Error(`${command} ended: ${program.output}`);
+    return hasSaid;
   });
-  for (const stream of [child.stdout, child.stderr]) stream.on('data', data => { program.log += data; });
-  atEnd(t, () => { child.kill(); return ended; });
+  atEnd(t, () => program.kill('SIGTERM'));
   return program;
 }
 

@@ -1,27 +1,21 @@
 // `tonk-relay demo`: its page in a real browser, together with `tonk-relay client`; and the client
 // with automerge-repo's own server.
 import assert from 'node:assert/strict';
-import { spawn, spawnSync } from 'node:child_process';
-import { once } from 'node:events';
+import { spawnSync } from 'node:child_process';
 import { test } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import puppeteer from 'puppeteer-core';
+import { Program } from './program.mjs';
 import { freePort } from './prometheus.mjs';
 import { BINARY, Relay, atEnd, folder, until } from './relay.mjs';
 
 const CHROMIUM = process.env.CHROMIUM ?? '/usr/bin/chromium';
 const skip = spawnSync(CHROMIUM, ['--version']).status === 0 ? false : 'needs Chromium; $CHROMIUM may name it';
 
-/** A process, ended with the test; its output is in `out`. */
-function run(t, command, words, options = {}) {
-  const child = spawn(command, words, options);
-  const program = { child, out: '', exited: once(child, 'exit') };
-  child.stdout.on('data', data => { program.out += data; });
-  child.stderr.on('data', data => { program.out += data; });
-  atEnd(t, async () => {
-    child.kill('SIGKILL');
-    await program.exited;
-  });
+/** A program that ends with the test. */
+function run(t, command, words, options) {
+  const program = new Program(command, words, options);
+  atEnd(t, () => program.kill());
   return program;
 }
 
@@ -29,7 +23,7 @@ function run(t, command, words, options = {}) {
 async function demo(t) {
   const program = run(t, BINARY, ['demo', '--listen', '127.0.0.1:0'], { cwd: await folder(t) });
   const [, page, command, status] = await until('the addresses', () =>
-    /(http\S*\/demo#\S+)\n.*tonk-relay (client open .*)\n.*(http\S*\/status)\n/.exec(program.out));
+    /(http\S*\/demo#\S+)\n.*tonk-relay (client open .*)\n.*(http\S*\/status)\n/.exec(program.output));
   return { page, command: command.split(' '), status, origin: new URL(page).origin };
 }
 
@@ -61,16 +55,16 @@ test('two windows and a terminal share the list of the demo, and see each other'
   await shows(two, 'others', 'Anna');
 
   const terminal = run(t, BINARY, [...command, '--name', 'Chloe']);
-  await until('the terminal shows the list', () => terminal.out.includes('oat milk'));
-  await until('the terminal sees who is there', () => terminal.out.includes('* Anna is here'));
+  await until('the terminal shows the list', () => terminal.output.includes('oat milk'));
+  await until('the terminal sees who is there', () => terminal.output.includes('* Anna is here'));
   await shows(one, 'others', 'Chloe');
   terminal.child.stdin.write('todos += bread\n');
   await shows(one, 'todos', 'bread');
   await shows(two, 'todos', 'bread');
   await two.evaluate(() => [...document.querySelectorAll('#todos li')].find(item => /oat milk/.test(item.textContent)).querySelector('button').click());
-  await until('the terminal sees it', () => /\["open[^\]]*"bread"\]\}\n/.test(terminal.out));
+  await until('the terminal sees it', () => /\["open[^\]]*"bread"\]\}\n/.test(terminal.output));
   terminal.child.stdin.end();
-  assert.deepEqual(await terminal.exited, [0, null], terminal.out);
+  assert.equal((await terminal.exited).code, 0, terminal.output);
   await two.waitForFunction(() => !document.getElementById('others').textContent.includes('Chloe'));
   await one.close();
   await shows(two, 'others', 'nobody else');
@@ -96,13 +90,13 @@ test('only the demo serves the page', async t => {
 test('the client works with automerge-repo\'s own server', async t => {
   const port = await freePort();
   const server = run(t, process.execPath, [fileURLToPath(new URL('server.mjs', import.meta.url)), port, await folder(t)]);
-  await until('the server listens', () => server.out.includes('listens'));
+  await until('the server listens', () => server.output.includes('listens'));
   const url = ['--url', `ws://127.0.0.1:${port}`];
   const client = run(t, BINARY, ['client', 'new', ...url]);
   client.child.stdin.end('title = Groceries\ntodos = ["milk", {"text": "bread"}]\n');
-  assert.deepEqual(await client.exited, [0, null], client.out);
-  assert.match(client.out, /^\* saved$/m);
-  const id = /^\w{20,}$/m.exec(client.out)[0];
+  assert.equal((await client.exited).code, 0, client.output);
+  assert.match(client.output, /^\* saved$/m);
+  const id = /^\w{20,}$/m.exec(client.output)[0];
   const reader = spawnSync(BINARY, ['client', 'open', id, ...url], { encoding: 'utf8', input: '' });
   assert.equal(reader.stdout, '{"title":"Groceries","todos":["milk",{"text":"bread"}]}\n', reader.stderr);
 });

@@ -1,22 +1,23 @@
 // Live inspection: the documents and sessions that cost most, what happens to one document, and
 // `ping`.
 import assert from 'node:assert/strict';
-import { execFile, spawn } from 'node:child_process';
+import { execFile } from 'node:child_process';
 import { createServer } from 'node:http';
 import { once } from 'node:events';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { promisify } from 'node:util';
 import { fails, find, isUnavailable, json } from './commands.mjs';
+import { Program } from './program.mjs';
 import { BINARY, Relay, atEnd, close, saved, share, until } from './relay.mjs';
 
-/** Follows a document as an operator does; `lines` are those printed so far. */
+/** Follows a document as an operator does; `events` are those printed so far. */
 function follow(t, relay, id) {
-  const child = spawn(BINARY, ['doc', id, '--follow', '--json', '--config', join(relay.at, 'tonk-relay.toml')]);
-  atEnd(t, () => child.kill());
-  let text = '';
-  child.stdout.on('data', data => { text += data; });
-  return { child, events: () => text.split('\n').slice(0, -1).map(line => JSON.parse(line)) };
+  const words = ['doc', id, '--follow', '--json', '--config', join(relay.at, 'tonk-relay.toml')];
+  const program = new Program(BINARY, words, { stdio: ['ignore', 'pipe', 'inherit'] });
+  atEnd(t, () => program.kill());
+  const events = () => program.output.split('\n').slice(0, -1).map(line => JSON.parse(line));
+  return { exited: program.exited, events };
 }
 
 test('`doc ID` and `doc ID --follow` show who has what, and what happened to each change', async t => {
@@ -54,9 +55,8 @@ test('`doc ID` and `doc ID --follow` show who has what, and what happened to eac
   assert.equal(of(reader.repo.peerId, 'sent').kind, 'sync');
   assert.ok(!JSON.stringify(following.events()).includes('xyzzy'), 'never content');
   await Promise.all([writer, reader].map(close));
-  const ended = once(following.child, 'exit');
   await relay.stop();
-  await ended;
+  await following.exited;
   const stopped = json(relay, 'doc', id);
   assert.equal(stopped.live, null);
   assert.match(fails(relay, 'doc', id, '--follow').stderr, /no relay is listening there/);

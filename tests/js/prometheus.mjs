@@ -1,11 +1,12 @@
 // A real Prometheus that scrapes a relay, and a load for the relay.
-import { execFileSync, spawn, spawnSync } from 'node:child_process';
+import { execFileSync, spawnSync } from 'node:child_process';
 import { once } from 'node:events';
 import { writeFile } from 'node:fs/promises';
 import { createServer } from 'node:net';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { WebSocket } from 'ws';
+import { Program } from './program.mjs';
 import { atEnd, bundle, close, documentId, folder, share, until, upload } from './relay.mjs';
 
 export const PACKAGING = fileURLToPath(new URL('../../packaging/', import.meta.url));
@@ -42,7 +43,7 @@ export class Prometheus {
           static_configs: [{ targets: ['127.0.0.1:${relay.port}'] }]`);
     // Another process may use the port before Prometheus does.
     for (let tries = 0; !(await prometheus.run(t, at, await freePort())); tries++) {
-      if (tries === 3) throw new Error(`Prometheus does not start:\n${prometheus.log}`);
+      if (tries === 3) throw new Error(`Prometheus does not start:\n${prometheus.program.output}`);
     }
     return prometheus;
   }
@@ -50,19 +51,13 @@ export class Prometheus {
   /** Starts it. Returns whether it is ready. */
   async run(t, at, port) {
     this.url = `http://127.0.0.1:${port}`;
-    this.log = '';
-    const child = spawn('prometheus', [
+    this.program = new Program('prometheus', [
       `--config.file=${at}/prometheus.yml`, `--storage.tsdb.path=${at}/data`, `--web.listen-address=127.0.0.1:${port}`,
       '--log.level=warn',
     ], { stdio: ['ignore', 'ignore', 'pipe'] });
-    child.stderr.on('data', data => { this.log += data; });
-    const exited = once(child, 'exit');
-    atEnd(t, async () => {
-      child.kill('SIGKILL');
-      await exited;
-    });
+    atEnd(t, () => this.program.kill());
     return until('Prometheus is ready, or has ended', async () => {
-      if (child.exitCode !== null) return 'ended';
+      if (this.program.ended) return 'ended';
       return (await fetch(`${this.url}/-/ready`).catch(() => undefined))?.ok && 'ready';
     }).then(state => state === 'ready');
   }

@@ -1,7 +1,7 @@
 // The shipped examples of reverse proxies, with the real nginx and the real caddy. Only names,
 // ports and paths in them are replaced.
 import assert from 'node:assert/strict';
-import { execFileSync, spawn, spawnSync } from 'node:child_process';
+import { execFileSync, spawnSync } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
 import { readFile, readdir, writeFile } from 'node:fs/promises';
 import http from 'node:http';
@@ -10,6 +10,7 @@ import { createServer } from 'node:net';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import WebSocket from 'ws';
+import { Program } from './program.mjs';
 import { Relay, atEnd, bundle, documentId, folder, saved, share, until } from './relay.mjs';
 
 // The certificate is made by the test, and automerge-repo's adapter cannot be given a CA.
@@ -54,20 +55,16 @@ class Proxy {
     const proxy = new this();
     proxy.at = await folder(t);
     proxy.port = await freePort();
-    proxy.log = '';
     const key = join(proxy.at, 'key.pem');
     const words = ['req', '-x509', '-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:prime256v1', '-nodes', '-days', '2',
       '-subj', '/CN=127.0.0.1', '-addext', 'subjectAltName=IP:127.0.0.1', '-keyout', key, '-out', join(proxy.at, 'cert.pem')];
     execFileSync('openssl', words, { stdio: 'ignore' });
     const args = await proxy.configure(upstream, timeout, tries);
     const env = { ...process.env, HOME: proxy.at, XDG_DATA_HOME: proxy.at, XDG_CONFIG_HOME: proxy.at };
-    const child = spawn(proxy.constructor.program, args, { cwd: proxy.at, env, stdio: ['ignore', 'ignore', 'pipe'] });
-    child.stderr.on('data', data => { proxy.log += data; });
-    const exited = new Promise(resolve => child.once('exit', resolve));
-    exited.then(code => { proxy.ended = `${code}`; });
-    atEnd(t, async () => { child.kill(proxy.constructor.signal); await exited; });
+    proxy.program = new Program(proxy.constructor.program, args, { cwd: proxy.at, env, stdio: ['ignore', 'ignore', 'pipe'] });
+    atEnd(t, () => proxy.program.kill(proxy.constructor.signal));
     await until('the proxy listens', async () => {
-      assert.equal(proxy.ended, undefined, proxy.log);
+      assert.equal(proxy.program.ended, undefined, proxy.program.output);
       return !await isFree(proxy.port);
     });
     return proxy;
@@ -80,7 +77,7 @@ class Proxy {
   async written() {
     const logs = (await readdir(this.at)).filter(name => name.endsWith('.log'));
     const texts = await Promise.all(logs.map(name => readFile(join(this.at, name), 'utf8')));
-    return texts.join('') + this.log;
+    return texts.join('') + this.program.output;
   }
 }
 

@@ -1,13 +1,13 @@
 // Starts the real relay for a test, and clients of automerge-repo that connect to it.
-import { execFileSync, spawn } from 'node:child_process';
+import { execFileSync } from 'node:child_process';
 import { mkdtemp, mkdir, open, rm, writeFile } from 'node:fs/promises';
-import { once } from 'node:events';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import * as Automerge from '@automerge/automerge';
 import { Repo, parseAutomergeUrl, stringifyAutomergeUrl } from '@automerge/automerge-repo';
 import { WebSocketClientAdapter } from '@automerge/automerge-repo-network-websocket';
 import { strToU8, zipSync } from 'fflate';
+import { Program } from './program.mjs';
 
 export const BINARY = process.env.TONK_RELAY;
 if (!BINARY) throw new Error('TONK_RELAY must name the relay to test; tests/run sets it');
@@ -89,7 +89,6 @@ export class Relay {
     this.at = at;
     this.config = config;
     this.port = 0;
-    this.log = '';
     this.clients = [];
   }
 
@@ -100,6 +99,10 @@ export class Relay {
     return relay;
   }
 
+  get child() { return this.program.child; }
+  get log() { return this.program?.output ?? ''; }
+  get exited() { return this.program.exited; }
+  get ended() { return this.program.ended; }
   get documents() { return join(this.at, 'documents'); }
   get url() { return `http://127.0.0.1:${this.port}`; }
   get ws() { return `ws://127.0.0.1:${this.port}`; }
@@ -121,12 +124,8 @@ export class Relay {
     const file = join(this.at, 'tonk-relay.toml');
     await mkdir(this.at, { recursive: true });
     await writeFile(file, text);
-    this.log = '';
     const options = { stdio: ['ignore', 'ignore', 'pipe'], env: { ...process.env, ...this.env }, ...this.as };
-    this.child = spawn(this.binary ?? BINARY, ['--config', file], options);
-    this.child.stderr.on('data', data => { this.log += data; });
-    this.exited = once(this.child, 'exit').then(([code, signal]) => (this.ended = { code, signal }));
-    this.ended = undefined;
+    this.program = new Program(this.binary ?? BINARY, ['--config', file], options);
     await until('the relay is ready', () => {
       if (this.ended) throw new Error(`the relay ended: ${JSON.stringify(this.ended)}\n${this.log}`);
       return this.log.includes(' ready ');
@@ -143,9 +142,7 @@ export class Relay {
   }
 
   async kill() {
-    if (!this.child || this.ended) return;
-    this.child.kill('SIGKILL');
-    await this.exited;
+    await this.program?.kill();
   }
 
   /** Its clients are closed first: a client that is reconnecting while it is closed throws. */

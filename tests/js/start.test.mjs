@@ -1,11 +1,11 @@
 // The program as an operator uses it: failed starts, the config, reload, the log.
 import assert from 'node:assert/strict';
-import { execFile, spawn, spawnSync } from 'node:child_process';
-import { once } from 'node:events';
+import { execFile, spawnSync } from 'node:child_process';
 import { chmod, chown, mkdir, readFile, rm, writeFile } from 'node:fs/promises';
 import net from 'node:net';
 import { join } from 'node:path';
 import { test } from 'node:test';
+import { Program } from './program.mjs';
 import { BINARY, Relay, atEnd, bundle, documentId, folder, share, until } from './relay.mjs';
 
 /** Runs a command to its end without blocking this process, which the relay may need. */
@@ -78,11 +78,10 @@ test('what has no effect, or never matches, is a warning of the check and of the
   const [effect, origin] = check.stderr.trim().split('\n');
   assert.equal(effect, `warning: ${file}:5: auth.tokens: has no effect: auth.mode is not "token"`);
   assert.match(origin, /^warning: \S+:3: http\.allowed_origins: "https:\/\/App\.example\.org:443" never matches: .*write "https:\/\/app\.example\.org"$/);
-  const child = spawn(BINARY, ['--config', file]);
-  atEnd(t, () => child.kill('SIGKILL'));
-  let log = '';
-  child.stderr.on('data', data => { log += data; });
-  await until('ready', () => log.includes(' ready '));
+  const program = new Program(BINARY, ['--config', file]);
+  atEnd(t, () => program.kill());
+  await until('ready', () => program.output.includes(' ready '));
+  const log = program.output;
   assert.match(log, /WARN .*config: \S+:5: auth\.tokens: has no effect/);
   assert.match(log, /WARN .*config: \S+:3: http\.allowed_origins: .* never matches/);
 });
@@ -99,16 +98,15 @@ test('NO_COLOR switches the colours of the log off', async t => {
   const { file } = await configured(t, '[log]\nlevel = "info"\n[http]\nlisten = ["127.0.0.1:0"]\n');
   const onTerminal = async env => {
     // `script` runs this by $SHELL or sh; without `exec`, sh would stay between it and the relay.
-    const child = spawn('script', ['--quiet', '--command', `exec '${BINARY}' --config '${file}'`, '/dev/null'],
+    const program = new Program('script', ['--quiet', '--command', `exec '${BINARY}' --config '${file}'`, '/dev/null'],
       { env: { ...process.env, ...env }, stdio: ['pipe', 'pipe', 'inherit'] });
-    atEnd(t, () => child.kill('SIGKILL'));
-    let log = '';
-    child.stdout.on('data', data => { log += data; });
-    await until('ready', () => log.includes('ready'));
-    const [pid] = (await readFile(`/proc/${child.pid}/task/${child.pid}/children`, 'utf8')).split(' ');
-    process.kill(Number(pid), 'SIGTERM');
-    await once(child, 'exit');
-    return log;
+    atEnd(t, () => program.kill());
+    await until('ready', () => program.output.includes('ready'));
+    const { pid } = program.child;
+    const [relay] = (await readFile(`/proc/${pid}/task/${pid}/children`, 'utf8')).split(' ');
+    process.kill(Number(relay), 'SIGTERM');
+    await program.exited;
+    return program.output;
   };
   assert.match(await onTerminal({ NO_COLOR: '' }), /\x1b\[/);
   assert.doesNotMatch(await onTerminal({ NO_COLOR: '1' }), /\x1b\[/);
@@ -183,11 +181,10 @@ test('the command line of the TypeScript relay works', async t => {
   assert.match(s3.stdout, /region = "eu-west-1"/);
   const relay = new Relay(at);
   relay.start = undefined;
-  const child = spawn(BINARY, ['0', join(at, 'app.tonk'), join(at, 'data')], { env: { ...process.env, HOST: '127.0.0.1', S3_BUCKET_NAME: '' } });
-  atEnd(t, () => child.kill('SIGKILL'));
-  let log = '';
-  child.stderr.on('data', data => { log += data; });
-  await until('ready', () => log.includes(' ready '));
+  const program = new Program(BINARY, ['0', join(at, 'app.tonk'), join(at, 'data')], { env: { ...process.env, HOST: '127.0.0.1', S3_BUCKET_NAME: '' } });
+  atEnd(t, () => program.kill());
+  await until('ready', () => program.output.includes(' ready '));
+  const log = program.output;
   assert.match(log, /WARN .*the relay is open: everybody/);
   const port = /listening on http:\/\/\S*:(\d+)/.exec(log)[1];
   assert.equal((await fetch(`http://127.0.0.1:${port}/.manifest.tonk`)).status, 200);
