@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     auth::Auth,
-    base::{blocking, lock::lock, run_to_completion::RunToCompletion},
+    base::{blocking, lock::lock, run_to_completion::RunToCompletion, text::Count},
     bundle::import::Importer,
     config::Config,
     observe::{
@@ -98,7 +98,8 @@ impl Draining {
         let connections = parts.sync.sessions.peers.len();
         info!(
             connections,
-            "draining: {connections} connections; a second signal ends the relay at once"
+            "draining: {}; a second signal ends the relay at once",
+            Count(connections, "connection")
         );
         parts.health.enter_phase(Phase::Draining);
         parts.metrics.ready.set(0);
@@ -219,17 +220,17 @@ impl Parts {
     /// Describes what the drain has not finished.
     fn late(&self) -> String {
         let step = *lock(&self.step);
-        let connections = self.sync.running.len();
-        let mut text = format!("{}; {connections} connections are open", step.text());
+        let connections = Count(self.sync.running.len(), "open connection");
+        let mut text = format!("{}; {connections}", step.text());
         let late = self.sync.rooms.late();
         for (documents, what) in
-            [(late.unsaved, "may not be durable"), (late.loading, "are still being loaded")]
+            [(late.unsaved, "may not be durable"), (late.loading, "still being loaded")]
         {
             if !documents.is_empty() {
                 let named: Vec<String> =
                     documents.iter().take(10).map(ToString::to_string).collect();
-                let (count, named) = (documents.len(), named.join(" "));
-                text.push_str(&format!("; {count} documents {what}: {named}"));
+                let (count, named) = (Count(documents.len(), "document"), named.join(" "));
+                text.push_str(&format!("; {count} {what}: {named}"));
             }
         }
         text

@@ -22,6 +22,7 @@ use super::{
     watchdog::Watchdog,
 };
 use crate::{
+    base::text::Count,
     bundle::{served::Served, store::s3::S3Store, watch::BundleKeeper},
     http::{listener::Connections, state::App, tls::TlsKeeper},
     observe::{
@@ -221,9 +222,10 @@ async fn show_status((health, metrics, rooms): (Arc<Health>, Metrics, Arc<Rooms>
         show_checks(&metrics.process.degraded, &report.degraded);
         let (live, _) = rooms.count();
         systemd::status(&format!(
-            "{} ({} connections, {live} documents)",
+            "{} ({}, {})",
             status_line(&report),
-            metrics.sessions.open.get()
+            Count(metrics.sessions.open.get(), "connection"),
+            Count(live, "document")
         ));
         tokio::time::sleep(STATUS_EVERY).await;
     }

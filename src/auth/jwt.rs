@@ -29,6 +29,9 @@ use crate::{
 
 /// The tolerated difference between the clocks of two machines.
 const CLOCK_SKEW: Duration = Duration::from_secs(10);
+/// The last second of the year 9999, which some issuers use for "never". Milliseconds of today are
+/// far above it.
+const END_OF_9999: f64 = 253_402_300_799.0;
 /// The largest file of keys, in bytes.
 const MAX_FILE: u64 = 1 << 20;
 /// The longest token, in bytes. The limit of request headers is about twice that.
@@ -234,7 +237,13 @@ fn claims(fields: Fields, key: KeyId) -> Result<Claims, BadJwt> {
                 .to_owned(),
         ));
     }
-    // NumericDate may have a fraction (RFC 7519, 2). A century is long enough.
+    if fields.exp > END_OF_9999 {
+        return Err(BadJwt::Invalid(
+            "its exp is after the year 9999; expected seconds since 1970, not milliseconds"
+                .to_owned(),
+        ));
+    }
+    // NumericDate may have a fraction (RFC 7519, 2). The year 5138 is far enough.
     let seconds = Duration::try_from_secs_f64(fields.exp.clamp(0.0, 1e11)).unwrap_or_default();
     let scopes = [fields.scope, fields.scopes];
     let scopes = scopes.iter().flatten().flat_map(Scopes::known).collect();

@@ -1,7 +1,8 @@
 //! The rights that scopes give.
 //!
 //! A session can lose the right to write one document, when changes of it were refused:
-//! `Session::may_write` in `sync::session` answers for a session, and `sync::room` enforces it.
+//! `Session::may_write` in `sync::session` answers for a session, and `sync::room::live` enforces
+//! it.
 
 use std::collections::BTreeSet;
 

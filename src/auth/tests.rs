@@ -316,7 +316,9 @@ fn refuse_bad_claims(algorithm: &str) {
     for unreadable in ["", "ann\nbob", "ann\u{202e}", "ann\u{2028}", "ann\u{200b}"] {
         assert!(with("sub", json!(unreadable)).is_err(), "{unreadable:?}");
     }
-    assert!(with("exp", json!(99_999_999_999u64)).is_ok(), "far away");
+    assert!(with("exp", json!(253_402_300_799u64)).is_ok(), "the end of 9999, meant as never");
+    let refusal = with("exp", json!((now() + 60) * 1000)).expect_err("milliseconds");
+    assert!(refusal.to_string().contains("not milliseconds"), "{refusal}");
     for odd in [json!(1e300), json!(-1), json!("soon"), json!(u64::MAX)] {
         let _ = with("exp", odd);
     }

@@ -1,5 +1,19 @@
-//! Characters that names chosen by clients must not have: the names are shown in the log and in
-//! terminals.
+//! Text for people: numbers of things, and which characters names chosen by clients must not have,
+//! since the names are shown in the log and in terminals.
+
+use std::fmt::{Display, Formatter, Result};
+
+/// A number of things, as in "1 document" and "2 documents". The noun takes an s.
+#[derive(Clone, Copy, Debug)]
+pub struct Count<N>(pub N, pub &'static str);
+
+impl<N: Display + PartialEq + From<u8>> Display for Count<N> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> Result {
+        let Self(number, noun) = self;
+        let ending = if *number == N::from(1) { "" } else { "s" };
+        write!(f, "{number} {noun}{ending}")
+    }
+}
 
 /// Whether a character is invisible: control and format characters, which can reorder or hide the
 /// text around them, and line and paragraph separators. These are Unicode's categories Cc, Cf, Zl
@@ -19,6 +33,12 @@ pub fn is_invisible(c: char) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_is_singular() {
+        let texts = [0, 1, 2].map(|number| Count(number, "bundle").to_string());
+        assert_eq!(texts, ["0 bundles", "1 bundle", "2 bundles"]);
+    }
 
     #[test]
     fn characters_that_reorder_or_hide_text_are_invisible() {

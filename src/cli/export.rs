@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     admin::client::AdminError,
-    base::{document_id::DocumentId, folder::Folder},
+    base::{document_id::DocumentId, folder::Folder, text::Count},
     bundle,
 };
 
@@ -113,7 +113,8 @@ fn collect(relay: &mut Relay, root: DocumentId) -> Result<Collected, CliError> {
 
 fn describe(report: &ExportReport, file: &Path) -> String {
     let ExportReport { documents, bytes, .. } = report;
-    let mut text = format!("{}: {documents} documents, {bytes} bytes\n", file.display());
+    let (documents, bytes) = (Count(*documents, "document"), Count(*bytes, "byte"));
+    let mut text = format!("{}: {documents}, {bytes}\n", file.display());
     for document in &report.missing {
         text.push_str(&format!("referenced, but not stored here: {document}\n"));
     }

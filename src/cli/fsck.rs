@@ -13,7 +13,10 @@ use super::{
     progress::Progress,
     relay::StorageArguments,
 };
-use crate::storage::fsck::{self, Finding, Line, Summary};
+use crate::{
+    base::text::Count,
+    storage::fsck::{self, Finding, Line, Summary},
+};
 
 /// `tonk-relay fsck`
 #[derive(Debug, Args)]
@@ -114,14 +117,14 @@ fn check_relay(arguments: &FsckArguments, take: impl FnMut(Line)) -> Result<(), 
 fn describe_summary(summary: &Summary) -> String {
     let repaired = summary.repaired;
     format!(
-        "{} documents in {} chunks, {} bytes; {} bundles: {} damages{}, {} notes\n",
-        summary.documents,
-        summary.chunks,
-        summary.bytes,
-        summary.bundles,
-        summary.damages - repaired,
+        "{} in {}, {}; {}: {}{}, {}\n",
+        Count(summary.documents, "document"),
+        Count(summary.chunks, "chunk"),
+        Count(summary.bytes, "byte"),
+        Count(summary.bundles, "bundle"),
+        Count(summary.damages - repaired, "damage"),
         if repaired > 0 { format!(", {repaired} repaired") } else { String::new() },
-        summary.notes,
+        Count(summary.notes, "note"),
     )
 }
 

@@ -14,7 +14,7 @@ use crate::{
         client::{self, AdminError},
         storage::documents::DocumentToMerge,
     },
-    base::document_id::DocumentId,
+    base::{document_id::DocumentId, text::Count},
     document::merge::Merged,
 };
 
@@ -102,16 +102,16 @@ impl MergeReport {
         }
         let would = if self.dry_run { "dry run, nothing is changed: " } else { "" };
         text.push_str(&format!(
-            "{would}{} documents: {} new, {} with new changes, {} already stored, {} deleted here, \
-             {} refused; {} bundles, {} tombstones; the storage id is {}\n",
-            self.documents,
+            "{would}{}: {} new, {} with new changes, {} already stored, {} deleted here, \
+             {} refused; {}, {}; the storage id is {}\n",
+            Count(self.documents, "document"),
             self.new,
             self.newer,
             self.contained,
             self.deleted,
             self.refused.len(),
-            self.bundles,
-            self.tombstones.len(),
+            Count(self.bundles, "bundle"),
+            Count(self.tombstones.len(), "tombstone"),
             if self.storage_id { "taken over" } else { "this relay's own" },
         ));
         text

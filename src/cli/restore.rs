@@ -19,7 +19,7 @@ use crate::{
         client::{self, AdminError},
         storage::{deleted::TombstoneImport, replace::MovedAside, storage_id::StorageId},
     },
-    base::{folder, hex::hex},
+    base::{folder, hex::hex, text::Count},
     storage::{
         fsck::Line,
         local::{MAX_FILE, restore_marker::BackupSource, tombstones::Tombstone},
@@ -107,7 +107,7 @@ fn refuse_damaged(backup: &BackupIndex, folder: &Path) -> Result<(), CliError> {
     let problem = problem.or_else(|| {
         // The check counts an unfinished backup as damaged. Here the operator has accepted that.
         let accepted = usize::from(!backup.is_complete);
-        (damages > accepted).then(|| format!("has {} damages", damages - accepted))
+        (damages > accepted).then(|| format!("has {}", Count(damages - accepted, "damage")))
     });
     let Some(problem) = problem else { return Ok(()) };
     let advice =

@@ -9,7 +9,7 @@ use super::{
     output::{byte_size, show},
     relay::RelayArguments,
 };
-use crate::{admin::status::Status, config::AuthMode};
+use crate::{admin::status::Status, base::text::Count, config::AuthMode};
 
 pub(super) fn run(relay: &RelayArguments, json: bool) -> Result<(), CliError> {
     let status: Status = relay.running()?.request(Method::GET, "/status")?;
@@ -27,12 +27,12 @@ fn describe(status: &Status) -> String {
     );
     let mut row = |name: &str, value: String| text.push_str(&format!("{name:<12} {value}\n"));
     row("ready", if status.ready { "yes" } else { "no" }.to_owned());
-    row("connections", format!("{} ({} peers)", status.connections, status.peers));
+    row("connections", format!("{} ({})", status.connections, Count(status.peers, "peer")));
     row(
         "documents",
         format!("{} live, {} requested", status.documents_live, status.documents_requested),
     );
-    row("unsaved", format!("{} bytes", status.unsaved_bytes));
+    row("unsaved", Count(status.unsaved_bytes, "byte").to_string());
     row(
         "disk",
         format!(
@@ -62,11 +62,14 @@ fn describe(status: &Status) -> String {
         "quarantine",
         match status.quarantined {
             0 => "empty".to_owned(),
-            count => format!("{count} files that do not parse: `tonk-relay quarantine list`"),
+            count => {
+                let files = Count(count, "unparsable file");
+                format!("{files}: `tonk-relay quarantine list`")
+            }
         },
     );
     if status.blocked > 0 {
-        row("blocked", format!("{} documents: `tonk-relay doc blocked`", status.blocked));
+        row("blocked", format!("{}: `tonk-relay doc blocked`", Count(status.blocked, "document")));
     }
     for line in &status.failed {
         row("failed", line.clone());
@@ -87,7 +90,9 @@ fn memory(status: &Status) -> String {
 
 fn bundle(status: &Status) -> String {
     match (&status.bundle_sha256, status.bundle_documents) {
-        (Some(sha256), Some(documents)) => format!("{documents} documents, sha256 {sha256}"),
+        (Some(sha256), Some(documents)) => {
+            format!("{}, sha256 {sha256}", Count(documents, "document"))
+        }
         _ => "none".to_owned(),
     }
 }

@@ -2,8 +2,8 @@
 
 use super::{Config, load};
 
-/// Lists for every key whether a running relay can change it. A key that is in neither list does
-/// not compile.
+/// Lists for every key whether a running relay can change it. A key of a section that is in neither
+/// list does not compile. `drain_timeout`, which has no section, can be changed.
 macro_rules! effects {
     ($(
         $section:ident: $kind:ident { live: [$($live:ident),*], restart: [$($restart:ident),*] }

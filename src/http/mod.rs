@@ -3,11 +3,15 @@
 //! | to find | look in |
 //! |---|---|
 //! | accepting and serving connections | [`listener`], [`client_stream`], [`tls`] |
-//! | the client's address, if a proxy sends it first | [`proxy_protocol`] |
-//! | the handlers of requests | [`pages`], [`session`], [`assets`], `content` |
-//! | uploads and downloads of bundles | [`uploads`], [`bundles`] |
+//! | the handlers of requests | [`pages`], [`session`], [`bundles`], [`uploads`] |
+//! | files that are served, from a cache; conditional requests and ranges | [`assets`]; `content` |
+//! | uploads and downloads of bundles | [`uploads`]; [`bundles`] |
+//! | the size of an upload, against `bundles.max_upload` and quotas | `uploads::body` |
+//! | ... and what it unpacks to | `bundle::archive`, `bundle::directory` |
 //! | WebSocket upgrades, and why one is refused | `upgrade` |
-//! | the client of a request, its sign-in and its rights | [`client`], [`sign_in`], [`grant`] |
+//! | the client's address from `X-Forwarded-For` | [`client`] |
+//! | ... and from the PROXY protocol | [`proxy_protocol`] |
+//! | the sign-in of a request, and the rights it needs | [`sign_in`], [`grant`] |
 //! | how a request fails | [`error`] |
 //! | the state that handlers share | [`state`] |
 

@@ -1,5 +1,12 @@
-//! Documents above a [`ChunkStore`]: loads them with the served bundle's snapshot as their seed,
-//! checks every chunk, and repeats writes until they are durable.
+//! Documents above a [`ChunkStore`].
+//!
+//! | to find | look in |
+//! |---|---|
+//! | loading a document, with the served bundle's snapshot as its seed | [`Documents`] |
+//! | checking every chunk; what opening a document found | `assemble`; `opened` |
+//! | changes that are not durable; repeating writes until they are | `unsaved` |
+//! | merging an imported or uploaded document into the stored one | `merge` |
+//! | deleting a document | [`Documents`] |
 
 mod assemble;
 mod merge;

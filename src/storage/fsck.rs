@@ -21,7 +21,7 @@ use super::{
     },
 };
 use crate::{
-    base::{document_id::DocumentId, folder, hex::hex},
+    base::{document_id::DocumentId, folder, hex::hex, text::Count},
     document::{
         chunk::{Key, StoredChunk},
         load::{self, Loaded},
@@ -158,7 +158,8 @@ impl<T: Listener> Check<T> {
         let Assembled { mut opened, broken, rescue, .. } = assemble(document, chunks, None);
         let missing = opened.doc.automerge().get_missing_deps(&[]).len();
         if missing > 0 {
-            let fault = format!("changes depend on {missing} others that are missing");
+            let fault =
+                format!("changes depend on {} that are not there", Count(missing, "change"));
             let kind = if opened.heads.is_empty() { Kind::Lost } else { Kind::Orphaned };
             self.report(kind, document, fault, false);
         }

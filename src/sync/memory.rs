@@ -1,5 +1,5 @@
-//! The memory limit of live documents. Above it idle rooms unload, and if that is not enough no
-//! document is opened.
+//! The memory limit of live documents. Above it idle rooms unload (`room::shared`), and if that is
+//! not enough no document is opened.
 
 #![allow(clippy::disallowed_methods, reason = "/proc and /sys are in memory")]
 

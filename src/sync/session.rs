@@ -11,6 +11,7 @@
 //! | the documents that the session has open | `subscriptions` |
 //! | how fast it may send | `rate_limit` |
 //! | the processor time it is charged | `Session::charge`, called by `room::port` and [`shared`] |
+//! | whether it may read or write a document | `Session::may_read` and `Session::may_write`, here |
 //! | sign-ins that expire, and rights that change | `revalidate` |
 //! | what all sessions share | [`shared`] |
 //! | what they count in the metrics | [`counts`] |
@@ -140,7 +141,8 @@ impl Session {
         }
     }
 
-    /// Queues a frame of this kind. Closes the session if the queue is full.
+    /// Queues a frame of this kind. Closes the session if the frame must not be left out and does
+    /// not fit.
     fn send(&self, kind: &'static str, frame: Bytes) {
         let size = frame.len();
         match self.outbound.push(frame) {
@@ -170,7 +172,7 @@ impl Session {
         }
     }
 
-    /// Queues an automerge sync message of a document. Closes the session if its queue is full.
+    /// Queues an automerge sync message of a document. Closes the session if it does not fit.
     pub fn send_sync(&self, document: DocumentId, request: bool, data: &[u8]) {
         let frame = wire::sync(request, &self.relay.peer_id, &self.peer_id, document, data);
         self.send(if request { "request" } else { "sync" }, frame);

@@ -5,8 +5,9 @@
 //! of such a message, which name its document: automerge-repo writes the document id after the
 //! data, samod before it. The rest is discarded as it is read.
 //!
-//! `session::route` then refuses the message, for its document alone. Over [`MAX_TRUNCATED`] times
-//! the limit, or without a document, [`incoming`](super::incoming) ends the session.
+//! `session::route` then refuses the message, for its document alone. A message without a document
+//! ends the session, in `session::actor`. So does a text message, or one over [`MAX_TRUNCATED`]
+//! times the limit: reading ends, and [`incoming`](super::incoming) gives the reason.
 
 mod frame;
 

@@ -339,7 +339,7 @@ test('a restore that replaces everything restores nothing deleted, and no relay 
   const [name] = await readdir(files);
   const whole = await readFile(join(files, name));
   await writeFile(join(files, name), 'damaged');
-  assert.match(fails(relay, 'restore', backup, '--replace').stderr, /1 damages; nothing was replaced/);
+  assert.match(fails(relay, 'restore', backup, '--replace').stderr, /1 damage; nothing was replaced/);
   assert.ok(!(await readdir(relay.documents)).some(name => name.startsWith('.replac')));
   await writeFile(join(files, name), whole);
 

@@ -102,7 +102,7 @@ test('a blocked document is withheld at once, and returns with the changes made 
   await saved(writer, other);
   assert.equal(copy.doc().n, 1);
   assert.match(relay.command('doc', handle.url), /blocked {6}since .*: too large/);
-  assert.match(relay.command('status'), /blocked +1 documents/);
+  assert.match(relay.command('status'), /blocked +1 document:/);
   assert.deepEqual(json(relay, 'doc', 'blocked').map(({ document, reason }) => [document, reason]),
     [[handle.documentId, 'too large']]);
   assert.equal(json(relay, 'doc', 'block', handle.url).reason, 'too large', 'blocked again, the first reason stays');

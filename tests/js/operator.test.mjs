@@ -126,7 +126,7 @@ test('fsck finds broken chunks, and moves them to quarantine', async t => {
   const released = JSON.parse(fails(relay, 'quarantine', 'release', 'no/such/snapshot/x', entry.path, '--json').stdout);
   assert.match(released.failed[0], /not in quarantine/);
   assert.match(released.failed[1], /does not parse/);
-  assert.match(relay.command('status'), /quarantine   1 files that do not parse/);
+  assert.match(relay.command('status'), /quarantine   1 unparsable file/);
   assert.equal(json(relay, 'doc', bad.url).quarantined[0].path, entry.path);
 
   // An operator who can repair it may release it.
@@ -167,7 +167,7 @@ test('commands that only read leave a broken journal, and the relay moves it to 
   assert.deepEqual(await files(journal), before, 'nothing was changed');
   await relay.start();
   assert.match(relay.log, /the journal is broken/);
-  assert.match(relay.command('status'), /quarantine   [23] files/);
+  assert.match(relay.command('status'), /quarantine   [23] unparsable files/);
   assert.deepEqual(await files(join(relay.documents, 'quarantine/journal-0')), before);
   const receipt = json(relay, 'doc', 'delete', handle.url);
   assert.deepEqual(receipt.kept, [join(relay.documents, 'quarantine/journal-0')], 'the receipt names it');
@@ -218,7 +218,7 @@ test('commands work while the config has a fault, and when their output is no lo
   const text = await readFile(config, 'utf8');
   await writeFile(config, `${text}\n[nonsense]\nkey = 1\n`);
   assert.match(relay.command('status'), /ready        yes/);
-  assert.match(relay.command('fsck'), /1 documents/);
+  assert.match(relay.command('fsck'), /1 document in/);
   // The owner of the socket is not guessed.
   for (const broken of [`${text}\nno = TOML = at all\n`, undefined]) {
     await (broken ? writeFile(config, broken) : rm(config));

@@ -118,7 +118,7 @@ test('a checkpoint moves everything into the folders, with the relay running or 
   };
   const handle = await share(client, { n: 1 });
   await assert.rejects(read(handle.url), /unavailable/, 'it is in the journal');
-  assert.match(relay.command('checkpoint'), /^1 chunks moved; the folders now contain all changes\n$/);
+  assert.match(relay.command('checkpoint'), /^1 chunk moved; the folders now contain all changes\n$/);
   assert.equal(await read(handle.url), 1);
   assert.deepEqual(JSON.parse(relay.command('checkpoint', '--json')), { moved: 0 });
 
@@ -133,7 +133,7 @@ test('a checkpoint moves everything into the folders, with the relay running or 
     execFileSync('chown', ['-R', '65534:65534', relay.documents, join(relay.at, 'bundles')]);
     execFileSync('chmod', ['755', relay.at]);
   }
-  assert.match(relay.command('checkpoint'), /^1 chunks moved/);
+  assert.match(relay.command('checkpoint'), /^1 chunk moved/);
   assert.equal(await read(handle.url), 2);
   for (const name of await readdir(relay.documents, { recursive: true })) {
     const { uid } = await stat(join(relay.documents, name));

@@ -2,7 +2,10 @@
 
 use serde::Serialize;
 
-use crate::{base::document_id::DocumentId, cli::output::Failure};
+use crate::{
+    base::{document_id::DocumentId, text::Count},
+    cli::output::Failure,
+};
 
 /// What a backup did.
 #[derive(Debug, Default, Serialize)]
@@ -40,13 +43,13 @@ impl BackupReport {
 
 pub(super) fn describe(report: &BackupReport) -> String {
     let mut text = format!(
-        "{} documents: {} copied ({} bytes), {} unchanged; {} bundles, {} tombstones\n",
-        report.documents,
+        "{}: {} copied ({}), {} unchanged; {}, {}\n",
+        Count(report.documents, "document"),
         report.copied,
-        report.bytes,
+        Count(report.bytes, "byte"),
         report.unchanged,
-        report.bundles,
-        report.tombstones
+        Count(report.bundles, "bundle"),
+        Count(report.tombstones, "tombstone"),
     );
     for document in &report.kept {
         text.push_str(&format!("kept, although the relay no longer has it: {document}\n"));

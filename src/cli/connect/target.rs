@@ -30,7 +30,7 @@ use super::{
     step::{STEP_TIMEOUT, Step, within},
     trust::{Trust, read, tls_config},
 };
-use crate::{cli::output::millis, http::tls::holds_until};
+use crate::{base::text::Count, cli::output::millis, http::tls::holds_until};
 
 /// A connection with or without TLS.
 pub(in crate::cli) trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
@@ -193,8 +193,9 @@ fn describe_tls(connection: &rustls::ClientConnection, is_verified: bool) -> Str
         let left = until.duration_since(SystemTime::now()).unwrap_or_default();
         let days = left.as_secs() / (24 * 3600);
         Some(format!(
-            ", certificate until {} ({days} days)",
-            humantime::format_rfc3339_seconds(until)
+            ", certificate until {} ({})",
+            humantime::format_rfc3339_seconds(until),
+            Count(days, "day")
         ))
     });
     let warning = if is_verified { "" } else { "; NOT VERIFIED (--insecure)" };

@@ -8,6 +8,7 @@ use serde::Serialize;
 use crate::{
     admin::storage::{deleted::DeletionReceipt, reason::Reason},
     base::document_id::DocumentId,
+    base::text::Count,
     cli::{backup_folder, error::CliError, output::show, relay::StorageArguments},
     storage::local::backups::Backup,
 };
@@ -50,10 +51,10 @@ struct ListedBackup {
 
 fn describe_receipt(ShownReceipt { receipt, backups }: &ShownReceipt) -> String {
     let mut text = format!(
-        "{} is deleted: {} chunks, {} bytes{}\n",
+        "{} is deleted: {}, {}{}\n",
         receipt.tombstone.document,
-        receipt.chunks,
-        receipt.bytes,
+        Count(receipt.chunks, "chunk"),
+        Count(receipt.bytes, "byte"),
         if receipt.bundle { ", and the uploaded bundle of this id" } else { "" },
     );
     for bundle in &receipt.held_by_bundles {

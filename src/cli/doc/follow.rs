@@ -4,7 +4,7 @@ use hyper::Method;
 
 use crate::{
     admin::client::AdminError,
-    base::document_id::DocumentId,
+    base::{document_id::DocumentId, text::Count},
     cli::{
         error::CliError,
         output::{print, printable, short_hashes},
@@ -43,17 +43,19 @@ fn describe_event(Event { at, peer, connection, what }: &Event) -> String {
         What::Left => "has left".to_owned(),
         What::Received { kind, bytes, heads, brings_changes } => {
             let changes = if *brings_changes { ", with changes" } else { "" };
-            format!("sent {kind}, {bytes} bytes, {heads} heads{changes}")
+            format!("sent {kind}, {}, {}{changes}", Count(*bytes, "byte"), Count(*heads, "head"))
         }
         What::Applied { new_changes: 0 } => {
             "none of it was new, or it depends on changes that are missing".to_owned()
         }
-        What::Applied { new_changes } => format!("applied: {new_changes} new changes"),
+        What::Applied { new_changes } => format!("applied: {}", Count(*new_changes, "new change")),
         What::Refused { reason } => format!("REFUSED: {reason}"),
-        What::Sent { kind, bytes } => format!("was sent {kind}, {bytes} bytes"),
+        What::Sent { kind, bytes } => format!("was sent {kind}, {}", Count(*bytes, "byte")),
         What::KeptBack => "reads slowly: held back for it".to_owned(),
         What::Saved { heads } => format!("saved at {}", short_hashes(heads)),
-        What::Missed { events } => format!("{events} events left out: they came too fast"),
+        What::Missed { events } => {
+            format!("{} left out: too many at a time", Count(*events, "event"))
+        }
     };
     let time = at.get(11..23).unwrap_or(at);
     let who = match (connection, peer) {

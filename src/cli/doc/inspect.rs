@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use crate::{
     admin::client::AdminError,
-    base::document_id::DocumentId,
+    base::{document_id::DocumentId, text::Count},
     cli::{
         error::CliError,
         output::{byte_size, printable, short_hashes, show},
@@ -49,15 +49,15 @@ struct InspectReport {
 
 fn describe_stored(document: &Inspection) -> String {
     let mut text = format!(
-        "document     {}\nheads        {}\nchanges      {} by {} actors, the last {}\n\
-         stored       {} bytes in {} chunks\n",
+        "document     {}\nheads        {}\nchanges      {} by {}, the last {}\n\
+         stored       {} in {}\n",
         document.document,
         document.heads.join(" "),
         document.changes,
-        document.actors,
+        Count(document.actors, "actor"),
         document.last_change.as_deref().unwrap_or("at an unknown time"),
-        document.bytes,
-        document.chunks.len(),
+        Count(document.bytes, "byte"),
+        Count(document.chunks.len(), "chunk"),
     );
     if let Some(Block { blocked_at, reason, .. }) = &document.blocked {
         let reason = reason.as_ref().map_or_else(String::new, |reason| format!(": {reason}"));

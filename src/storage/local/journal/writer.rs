@@ -1,4 +1,5 @@
-//! The task that commits changes to the journal.
+//! The task that commits changes to the journal, and then notifies their savers. Large chunks go
+//! past it, from `chunk_store` into the folders.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
