@@ -44,6 +44,9 @@ const LINK: &str = "KiB a user's document";
 const CONNECTION: &str = "KiB a connection and its document";
 const CONNECT: &str = "us of CPU a connection and its document";
 
+/// The time after which the relay has given back what idle connections and documents do not need.
+const REST: Duration = Duration::from_secs(3);
+
 /// Which users follow which documents.
 struct Crowd {
     documents: usize,
@@ -86,7 +89,7 @@ async fn main() {
     ];
     let mut relay_figures = HashMap::new();
     println!("{:10} {:44} {:>10} {:>10} {:>8}", "", "", "relay", "JavaScript", "ratio");
-    for name in ["fanout", "hot", "pairs", "crowd", "history", "idle", "quiet", "presence", "big"] {
+    for name in ["fanout", "hot", "pairs", "crowd", "history", "idle", "links", "quiet", "presence", "big"] {
         if !wanted(name) {
             continue;
         }
@@ -101,6 +104,7 @@ async fn main() {
             let server = Server::start(*kind);
             let figures = match name {
                 "idle" => idle(&server, 1000).await,
+                "links" => links(&server).await,
                 "quiet" => quiet(&server).await,
                 "presence" => presence(&server).await,
                 "big" => big(&server).await,
@@ -291,7 +295,7 @@ async fn idle(server: &Server, connections: usize) -> Figures {
         .collect()
         .await;
     let after = server.usage();
-    tokio::time::sleep(Duration::from_secs(3)).await;
+    tokio::time::sleep(REST).await;
     let rested = server.usage();
     drop(clients);
     let each = |usage: Usage| (usage.resident_kib - before.resident_kib) / connections as f64;
@@ -299,6 +303,42 @@ async fn idle(server: &Server, connections: usize) -> Figures {
         (CONNECTION, each(after)),
         ("the same, after 3 s of rest", each(rested)),
         (CONNECT, micros(before, after, connections as f64)),
+    ])
+}
+
+/// Readers of the same documents, which nobody edits: what one more document takes for one of them.
+async fn links(server: &Server) -> Figures {
+    const READERS: usize = 100;
+    const DOCUMENTS: usize = 200;
+    const FIRST: usize = 10;
+    let mut writer = Client::connect(&server.url).await;
+    let ids: Vec<DocumentId> = (0..DOCUMENTS).map(|_| random_id()).collect();
+    for id in &ids {
+        let mut doc = automerge::Automerge::new();
+        put(&mut doc, 1);
+        writer.share(*id, doc).await;
+    }
+    let (first, others) = ids.split_at(FIRST);
+    let mut readers = Vec::new();
+    for _ in 0..READERS {
+        let mut reader = Client::connect(&server.url).await;
+        reader.fetch(first).await;
+        readers.push(reader);
+    }
+    tokio::time::sleep(REST).await;
+    let before = server.usage();
+    for reader in &mut readers {
+        reader.fetch(others).await;
+    }
+    let joined = server.usage();
+    tokio::time::sleep(REST).await;
+    let rested = server.usage();
+    drop((writer, readers));
+    let links = (READERS * others.len()) as f64;
+    let each = |usage: Usage| (usage.resident_kib - before.resident_kib) * 1024.0 / links;
+    Figures::from([
+        ("bytes a reader and document, in use", each(joined)),
+        ("the same, after 3 s of rest", each(rested)),
     ])
 }
 
@@ -323,7 +363,7 @@ async fn quiet(server: &Server) -> Figures {
             }
         }));
     }
-    tokio::time::sleep(Duration::from_secs(3)).await;
+    tokio::time::sleep(REST).await;
     let start = server.usage();
     tokio::time::sleep(Duration::from_secs(SECONDS)).await;
     let end = server.usage();
