@@ -89,7 +89,9 @@ async fn main() {
     ];
     let mut relay_figures = HashMap::new();
     println!("{:10} {:44} {:>10} {:>10} {:>8}", "", "", "relay", "JavaScript", "ratio");
-    for name in ["fanout", "hot", "pairs", "crowd", "history", "idle", "links", "quiet", "presence", "big"] {
+    for name in
+        ["fanout", "hot", "pairs", "crowd", "history", "idle", "links", "quiet", "presence", "big"]
+    {
         if !wanted(name) {
             continue;
         }

@@ -14,7 +14,7 @@ use super::{
     engine::{Engine, EngineFailed, Start},
     input::Input,
     members::{Member, MemberState},
-    port::{Observed, Port},
+    port::Port,
     shared::{NOTHING, seconds_since},
     state::{End, REOPEN, Room, STASH},
 };
@@ -291,13 +291,7 @@ impl Room {
             let Some(member) = members.get_mut(id).filter(|member| member.port().is_none()) else {
                 return;
             };
-            let observed = Observed {
-                usage: self.handle.usage.clone(),
-                followers: self.shared.followers.clone(),
-                applied: self.metrics().changes.clone(),
-            };
-            let (session, news) = (member.session.clone(), self.handle.news.clone());
-            let port = Port::new(session, self.document(), news, observed);
+            let port = Port::new(member.session.clone(), self.ports.clone());
             member.state = MemberState::Synchronizing(port.clone());
             member.wants_durable = member.session.is_subscribed();
             (port, member.since, member.wants_durable)

@@ -26,31 +26,29 @@ use crate::{
 #[derive(Clone)]
 pub struct Port {
     session: Arc<Session>,
-    document: DocumentId,
     answered: Arc<AtomicBool>,
-    news: Arc<Notify>,
-    observed: Observed,
+    room: Arc<PortRoom>,
 }
 
-/// Where what happens in a room is recorded.
-#[derive(Clone)]
-#[expect(missing_docs, reason = "the types say it")]
-pub struct Observed {
+/// What the ports of one room have in common. Most of a large relay's memory is for members that do
+/// nothing, so a port has no copy of it.
+pub struct PortRoom {
+    /// The document.
+    pub document: DocumentId,
+    /// Notified when a send queue has room again.
+    pub news: Arc<Notify>,
+    /// What the room costs.
     pub usage: Usage,
+    /// Those who follow what happens.
     pub followers: Arc<Followers>,
     /// Counts changes that were new.
     pub applied: IntCounter,
 }
 
 impl Port {
-    /// The port of `session` in the room of `document`, whose task waits for `news`.
-    pub fn new(
-        session: Arc<Session>,
-        document: DocumentId,
-        news: Arc<Notify>,
-        observed: Observed,
-    ) -> Self {
-        Self { session, document, answered: Arc::default(), news, observed }
+    /// The port of `session` in a room.
+    pub fn new(session: Arc<Session>, room: Arc<PortRoom>) -> Self {
+        Self { session, answered: Arc::default(), room }
     }
 
     /// The session.
@@ -61,37 +59,37 @@ impl Port {
     /// Queues an automerge sync message. Closes the session if its queue is full.
     pub fn sync(&self, data: &[u8]) {
         self.record_sent(data);
-        self.session.send_sync(self.document, false, data);
+        self.session.send_sync(self.room.document, false, data);
     }
 
     /// Queues an automerge sync message that was made while the session's queue was not
     /// [`full`](Self::full).
     pub fn sync_granted(&self, data: &[u8]) {
         self.record_sent(data);
-        self.session.send_granted(self.document, data);
+        self.session.send_granted(self.room.document, data);
     }
 
     fn record_sent(&self, data: &[u8]) {
         if heads_in(data).is_some_and(|heads| heads > 0) {
             self.answered.store(true, Ordering::Relaxed);
         }
-        self.observed.usage.message(data.len());
+        self.room.usage.message(data.len());
         self.report(|| What::Sent { kind: "sync".to_owned(), bytes: data.len() });
     }
 
     fn report(&self, what: impl FnOnce() -> What) {
-        self.observed.followers.report(self.document, Some(&self.session), what);
+        self.room.followers.report(self.room.document, Some(&self.session), what);
     }
 
     /// Records that changes of the session were applied, and how many of them were new.
     pub fn applied(&self, new_changes: u64) {
-        self.observed.applied.inc_by(new_changes);
+        self.room.applied.inc_by(new_changes);
         self.report(|| What::Applied { new_changes });
     }
 
     /// Whether the session may only read the document: its changes are refused.
     pub fn reads_only(&self) -> bool {
-        !self.session.may_write(self.document)
+        !self.session.may_write(self.room.document)
     }
 
     /// Whether the session's queue is full: messages that can wait are made later.
@@ -102,7 +100,7 @@ impl Port {
     /// Has the room resume its engine when the queue is no longer full.
     pub fn when_room(&self) {
         self.report(|| What::KeptBack);
-        self.session.outbound.notify_when_room(&self.news);
+        self.session.outbound.notify_when_room(&self.room.news);
     }
 
     /// The payer of long work for the session.
@@ -120,7 +118,7 @@ impl Port {
     /// on.
     pub fn refuse(&self, reason: &str, label: &'static str) {
         self.report(|| What::Refused { reason: reason.to_owned() });
-        self.session.refuse_document(self.document, reason, label);
+        self.session.refuse_document(self.room.document, reason, label);
     }
 
     /// Whether the session was sent a message with heads of the document.

@@ -14,6 +14,7 @@ use super::{
     input::Input,
     mailbox::Inbox,
     members::{Member, Table},
+    port::PortRoom,
     shared::Shared,
 };
 use crate::{
@@ -38,6 +39,8 @@ pub(crate) struct Room {
     pub(super) shared: Arc<Shared>,
     pub(super) handle: Arc<RoomHandle>,
     pub(super) inbox: Inbox,
+    /// What the ports of all members have in common.
+    pub(super) ports: Arc<PortRoom>,
     /// What was received while there was no engine. A session's leaving is in it only behind a
     /// message of that session.
     pub(super) stash: Vec<Input>,
@@ -68,10 +71,18 @@ pub(super) enum End {
 
 impl Room {
     pub(crate) fn new(shared: Arc<Shared>, handle: Arc<RoomHandle>, inbox: Inbox) -> Self {
+        let ports = PortRoom {
+            document: handle.document,
+            news: handle.news.clone(),
+            usage: handle.usage.clone(),
+            followers: shared.followers.clone(),
+            applied: shared.metrics.rooms.changes.clone(),
+        };
         Self {
             shared,
             handle,
             inbox,
+            ports: Arc::new(ports),
             stash: Vec::new(),
             presence_until: None,
             backoff: Backoff::new(REOPEN.0, REOPEN.1),
