@@ -2,7 +2,7 @@
 //! processor time and memory of each server's process, and their ratio. Ends with a table of what a
 //! machine needs.
 //!
-//! `cargo bench --bench relay` runs everything but `growth`; `-- fanout idle` some, `--
+//! `cargo bench --bench relay` runs everything but `growth` and `--yjs`; `-- fanout idle` some, `--
 //! --relay-only` without Node.js.
 #![expect(clippy::expect_used, clippy::panic, reason = "a failed expectation ends the benchmark")]
 #![expect(clippy::print_stdout, reason = "the tables are what it is for")]
@@ -18,6 +18,7 @@ mod client;
 mod floor;
 mod growth;
 mod server;
+mod yjs;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -71,6 +72,9 @@ async fn main() {
     };
     if arguments.iter().any(|argument| argument == "growth") {
         return growth::run().await;
+    }
+    if arguments.iter().any(|argument| argument == "--yjs") {
+        return yjs::run().await;
     }
     let crowd = |documents, users, all, rate, edits, history| Crowd {
         documents,

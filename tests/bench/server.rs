@@ -3,7 +3,7 @@
 use std::{
     fs,
     net::{Ipv4Addr, TcpListener},
-    path::PathBuf,
+    path::Path,
     process::{Child, Command, Stdio},
     sync::atomic::{AtomicU16, Ordering},
     time::{Duration, Instant},
@@ -19,6 +19,10 @@ pub(crate) enum Kind {
     Relay,
     /// automerge-repo's own sync server, as `server.mjs` sets it up.
     JavaScript,
+    /// y-websocket's server of Yjs.
+    YWebsocket,
+    /// Another server of Yjs.
+    Hocuspocus,
 }
 
 /// A running server, with a folder that is deleted with it.
@@ -44,6 +48,14 @@ impl Server {
         let is_free = |port: &u16| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok();
         let first = NEXT_PORT.fetch_add(10, Ordering::Relaxed);
         let port = (first..30_000).find(is_free).expect("a port");
+        let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let of_yjs = |name: &str| {
+            let mut command = Command::new("node");
+            command
+                .arg(manifest.join("tests/bench/yjs/server.mjs"))
+                .args([name, &port.to_string()]);
+            command
+        };
         let mut command = match kind {
             Kind::Relay => {
                 let mut command = Command::new(env!("CARGO_BIN_EXE_tonk-relay"));
@@ -51,16 +63,17 @@ impl Server {
                 command
             }
             Kind::JavaScript => {
-                let script = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/js/server.mjs");
                 let mut command = Command::new("node");
-                command.arg(script).arg(port.to_string());
+                command.arg(manifest.join("tests/js/server.mjs")).arg(port.to_string());
                 command
             }
+            Kind::YWebsocket => of_yjs("y-websocket"),
+            Kind::Hocuspocus => of_yjs("hocuspocus"),
         };
         command.arg(folder.path().join("data"));
         let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn();
         let child = child
-            .expect("it starts; for the JavaScript server, Node.js and `tests/run`'s npm install");
+            .expect("it starts; other servers need Node.js and the npm install in development.md");
         let start = Instant::now();
         while ureq::get(format!("http://127.0.0.1:{port}/")).call().is_err() {
             assert!(start.elapsed() < Duration::from_secs(20), "{kind:?} does not listen");
