@@ -23,14 +23,17 @@ use tracing::warn;
 
 use self::{header::TokenHeader, signatures::decode_ed25519};
 use crate::{
-    base::{regular_file, text},
+    base::{
+        regular_file,
+        text::{self, Count},
+    },
     config::{self, scopes::Scope},
 };
 
 /// The tolerated difference between the clocks of two machines.
 const CLOCK_SKEW: Duration = Duration::from_secs(10);
-/// The last second of the year 9999, which some issuers use for "never". Milliseconds of today are
-/// far above it.
+/// The last second of the year 9999, which some issuers use for "never". A present time in
+/// milliseconds is far above it.
 const END_OF_9999: f64 = 253_402_300_799.0;
 /// The largest file of keys, in bytes.
 const MAX_FILE: u64 = 1 << 20;
@@ -238,13 +241,15 @@ fn claims(fields: Fields, key: KeyId) -> Result<Claims, BadJwt> {
         ));
     }
     if fields.exp > END_OF_9999 {
-        return Err(BadJwt::Invalid(
-            "its exp is after the year 9999; expected seconds since 1970, not milliseconds"
-                .to_owned(),
-        ));
+        let found = fields.exp;
+        return Err(BadJwt::Invalid(format!(
+            "its exp, {found:e}, is after the year 9999; expected seconds since 1970, not \
+             milliseconds"
+        )));
     }
-    // NumericDate may have a fraction (RFC 7519, 2). The year 5138 is far enough.
-    let seconds = Duration::try_from_secs_f64(fields.exp.clamp(0.0, 1e11)).unwrap_or_default();
+    // NumericDate may have a fraction (RFC 7519, 2). No later time can be written in RFC 3339.
+    let last = END_OF_9999 - CLOCK_SKEW.as_secs_f64();
+    let seconds = Duration::try_from_secs_f64(fields.exp.clamp(0.0, last)).unwrap_or_default();
     let scopes = [fields.scope, fields.scopes];
     let scopes = scopes.iter().flatten().flat_map(Scopes::known).collect();
     let expires = SystemTime::UNIX_EPOCH + seconds + CLOCK_SKEW;
@@ -376,7 +381,8 @@ fn check_strength(key: &DecodingKey) -> Result<(), String> {
     use jsonwebtoken::DecodingKeyKind::{RsaModulusExponent, SecretOrDer};
     match (key.family(), key.kind()) {
         (AlgorithmFamily::Hmac, SecretOrDer(secret)) if secret.len() < MIN_SECRET => {
-            Err(format!("is a secret of {} bytes; expected {MIN_SECRET} or more", secret.len()))
+            let found = Count(secret.len(), "byte");
+            Err(format!("is a secret of {found}; expected {MIN_SECRET} or more"))
         }
         (AlgorithmFamily::Rsa, RsaModulusExponent { n, .. }) if bits(n) < MIN_MODULUS => {
             Err("is an RSA key of less than 2,048 bits".to_owned())

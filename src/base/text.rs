@@ -1,5 +1,5 @@
-//! Text for people: numbers of things, and which characters names chosen by clients must not have,
-//! since the names are shown in the log and in terminals.
+//! Text that people read. Clients choose names that are shown in the log and in terminals, so some
+//! characters are not allowed in them.
 
 use std::fmt::{Display, Formatter, Result};
 

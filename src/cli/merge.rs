@@ -159,7 +159,11 @@ impl Merger {
         let answer = relay.fetch(Method::POST, &path, batch.into())?;
         let merged: Vec<Merged> = client::parse(&answer)?;
         if merged.len() != documents.len() {
-            let problem = format!("{} answers for {} documents", merged.len(), documents.len());
+            let problem = format!(
+                "{} for {}",
+                Count(merged.len(), "answer"),
+                Count(documents.len(), "document")
+            );
             return Err(AdminError::Answer(problem).into());
         }
         for (document, merged) in documents.into_iter().zip(merged) {

@@ -63,8 +63,7 @@ fn describe(status: &Status) -> String {
         match status.quarantined {
             0 => "empty".to_owned(),
             count => {
-                let files = Count(count, "unparsable file");
-                format!("{files}: `tonk-relay quarantine list`")
+                format!("{}: `tonk-relay quarantine list`", Count(count, "file"))
             }
         },
     );
@@ -119,12 +118,8 @@ fn from_now(time: &str) -> String {
         let text = if is_past { "less than an hour ago" } else { "in less than an hour" };
         return text.to_owned();
     }
-    let (count, unit) = if hours < 48 { (hours, "hour") } else { (hours / 24, "day") };
-    let plural = if count == 1 { "" } else { "s" };
-    match is_past {
-        true => format!("{count} {unit}{plural} ago"),
-        false => format!("in {count} {unit}{plural}"),
-    }
+    let distance = if hours < 48 { Count(hours, "hour") } else { Count(hours / 24, "day") };
+    if is_past { format!("{distance} ago") } else { format!("in {distance}") }
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@
 //! | the handlers of requests | [`pages`], [`session`], [`bundles`], [`uploads`] |
 //! | files that are served, from a cache; conditional requests and ranges | [`assets`]; `content` |
 //! | uploads and downloads of bundles | [`uploads`]; [`bundles`] |
-//! | the size of an upload, against `bundles.max_upload` and quotas | `uploads::body` |
+//! | the size of an upload, against `bundles.max_upload` and quotas | [`uploads`], `uploads::body` |
 //! | ... and what it unpacks to | `bundle::archive`, `bundle::directory` |
 //! | WebSocket upgrades, and why one is refused | `upgrade` |
 //! | the client's address from `X-Forwarded-For` | [`client`] |

@@ -4,9 +4,9 @@
 //! |---|---|
 //! | loading a document, with the served bundle's snapshot as its seed | [`Documents`] |
 //! | checking every chunk; what opening a document found | `assemble`; `opened` |
-//! | changes that are not durable; repeating writes until they are | `unsaved` |
+//! | repeating writes until they are durable | [`Documents`] |
+//! | counting what is not durable yet | `unsaved` |
 //! | merging an imported or uploaded document into the stored one | `merge` |
-//! | deleting a document | [`Documents`] |
 
 mod assemble;
 mod merge;

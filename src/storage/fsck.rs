@@ -158,8 +158,7 @@ impl<T: Listener> Check<T> {
         let Assembled { mut opened, broken, rescue, .. } = assemble(document, chunks, None);
         let missing = opened.doc.automerge().get_missing_deps(&[]).len();
         if missing > 0 {
-            let fault =
-                format!("changes depend on {} that are not there", Count(missing, "change"));
+            let fault = format!("{} that others depend on", Count(missing, "missing change"));
             let kind = if opened.heads.is_empty() { Kind::Lost } else { Kind::Orphaned };
             self.report(kind, document, fault, false);
         }
@@ -333,7 +332,8 @@ fn check_files(check: &mut Check<impl Listener>, root: &Path) -> Result<(), Stor
     let in_journal = match count_rows(root) {
         Ok(0) => None,
         Ok(rows) => {
-            Some(format!("the journal of this folder has {rows} chunks, which were not checked"))
+            let chunks = Count(rows, "unchecked chunk");
+            Some(format!("the journal of this folder has {chunks}"))
         }
         Err(StorageError::InUse(_)) => Some(
             "the journal of this folder is in use, or was not closed; it was not checked"

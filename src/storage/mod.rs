@@ -3,12 +3,13 @@
 //! | to find | look in |
 //! |---|---|
 //! | what a store must do | [`ChunkStore`] |
-//! | loading, checking, saving, importing and deleting documents | [`documents`] |
+//! | loading, checking, saving and importing documents | [`documents`] |
+//! | deleting one | `local::journal::Journal::delete_document` |
 //! | snapshots from which stored documents start | [`underlay`] |
 //! | the store on local disks: folders, and the journal in front of them | [`local`] |
 //! | where a change becomes durable, and its saver is notified | `local::journal::writer` |
-//! | ... a chunk too large for the journal | `local::journal::chunk_store` |
-//! | ... and its writer and others are told | `document::core::answer`, `sync::room::answers` |
+//! | ... a large chunk, which is written to a file at once | `local::journal::chunk_store` |
+//! | notifying peers and subscribers of it | `document::core::answer`, `sync::room::answers` |
 //! | when stored chunks are merged, or replaced by a snapshot | `document::core::chunks` |
 //! | what is stored of one document, for an operator | [`inspect`] |
 //! | checks of everything that is stored | [`fsck`] |

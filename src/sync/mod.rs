@@ -12,9 +12,9 @@
 //! | the messages of the protocol | [`wire`] |
 //! | reading a socket, and how fast | [`incoming`] |
 //! | a message that is too large: how its middle is discarded | [`truncating`] |
-//! | ... and how it is refused: for its document | `session::route`, in `refuse_truncated` |
-//! | ... if it is of no document, or far too large: with the session | `session::actor`, [`incoming`] |
-//! | what waits to be sent; closing a reader for whom an urgent frame does not fit | [`outbound`] |
+//! | ... refusing it for its document alone | `session::route`, in `refuse_truncated` |
+//! | ... closing the session, if it has no document or is far too large | `session::actor` |
+//! | what waits to be sent; closing a reader if something does not fit | [`outbound`] |
 //! | writing a socket; closing a reader that reads nothing, or answers no ping | `socket` |
 //! | why a connection is closed, with code and text | [`close_reason`] |
 //! | the memory that all documents may take | [`memory`] |

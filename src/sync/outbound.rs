@@ -23,6 +23,9 @@ use tokio_util::sync::CancellationToken;
 use super::close_reason::CloseReason;
 use crate::base::lock::lock;
 
+/// An empty queue keeps the memory of so many frames.
+const KEPT: usize = 16;
+
 /// Frames that wait to be sent.
 pub struct Outbound {
     limit: usize,
@@ -238,6 +241,9 @@ impl Outbound {
             return Some(Next::Close(reason.clone()));
         }
         let frame = queue.frames.pop_front()?;
+        if queue.frames.is_empty() && queue.frames.capacity() > KEPT {
+            queue.frames = VecDeque::new();
+        }
         queue.bytes -= frame.data.len();
         queue.urgent -= if frame.kind == Kind::Urgent { frame.data.len() } else { 0 };
         self.unsent.sub(frame.data.len() as i64);

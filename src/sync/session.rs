@@ -141,8 +141,7 @@ impl Session {
         }
     }
 
-    /// Queues a frame of this kind. Closes the session if the frame must not be left out and does
-    /// not fit.
+    /// Queues a frame of this kind. Closes the session if it does not fit.
     fn send(&self, kind: &'static str, frame: Bytes) {
         let size = frame.len();
         match self.outbound.push(frame) {

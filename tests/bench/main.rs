@@ -100,8 +100,9 @@ async fn main() {
             continue;
         }
         let mut columns = Vec::new();
-        // The JavaScript server would take a quarter of an hour for the documents of `quiet`.
-        let kinds: &[Kind] = if relay_only || name == "quiet" {
+        // The JavaScript server would take a quarter of an hour for the documents of `quiet`, and most
+        // of a minute of processor time for those of `links`.
+        let kinds: &[Kind] = if relay_only || matches!(name, "quiet" | "links") {
             &[Kind::Relay]
         } else {
             &[Kind::Relay, Kind::JavaScript]
@@ -313,6 +314,7 @@ async fn idle(server: &Server, connections: usize) -> Figures {
 }
 
 /// Readers of the same documents, which nobody edits: what one more document takes for one of them.
+/// A hundredth of what a document's room takes for its first reader is part of it.
 async fn links(server: &Server) -> Figures {
     const READERS: usize = 100;
     const DOCUMENTS: usize = 200;
@@ -324,26 +326,53 @@ async fn links(server: &Server) -> Figures {
         put(&mut doc, 1);
         writer.share(*id, doc).await;
     }
-    let (first, others) = ids.split_at(FIRST);
-    let mut readers = Vec::new();
+    let (joined, mut joins) = mpsc::channel(READERS);
+    let (go, _) = watch::channel(false);
+    // All clients read continuously, because those that do not answer pings are disconnected.
+    let mut tasks = vec![tokio::spawn(async move {
+        loop {
+            writer.step().await;
+        }
+    })];
     for _ in 0..READERS {
         let mut reader = Client::connect(&server.url).await;
-        reader.fetch(first).await;
-        readers.push(reader);
+        let (ids, joined, mut go) = (ids.clone(), joined.clone(), go.subscribe());
+        tasks.push(tokio::spawn(async move {
+            let (first, others) = ids.split_at(FIRST);
+            reader.fetch(first).await;
+            joined.send(()).await.expect("somebody waits");
+            loop {
+                tokio::select! {
+                    _ = go.wait_for(|go| *go) => break,
+                    _ = reader.step() => {}
+                }
+            }
+            reader.fetch(others).await;
+            joined.send(()).await.expect("somebody waits");
+            loop {
+                reader.step().await;
+            }
+        }));
     }
+    let mut all_join = async || {
+        for _ in 0..READERS {
+            joins.recv().await.expect("everybody joins");
+        }
+    };
+    all_join().await;
     tokio::time::sleep(REST).await;
     let before = server.usage();
-    for reader in &mut readers {
-        reader.fetch(others).await;
-    }
-    let joined = server.usage();
+    go.send_replace(true);
+    all_join().await;
+    let in_use = server.usage();
     tokio::time::sleep(REST).await;
     let rested = server.usage();
-    drop((writer, readers));
-    let links = (READERS * others.len()) as f64;
+    assert!(tasks.iter().all(|task| !task.is_finished()), "a client was disconnected");
+    tasks.iter().for_each(tokio::task::JoinHandle::abort);
+    let links = (READERS * (DOCUMENTS - FIRST)) as f64;
     let each = |usage: Usage| (usage.resident_kib - before.resident_kib) * 1024.0 / links;
     Figures::from([
-        ("bytes a reader and document, in use", each(joined)),
+        ("bytes a reader and document, in use", each(in_use)),
         ("the same, after 3 s of rest", each(rested)),
     ])
 }

@@ -1,5 +1,5 @@
-//! What a delivered update costs in servers of Yjs, beside a delivered edit in this relay: `cargo
-//! bench --bench relay -- --yjs`.
+//! What a delivered update costs in servers of Yjs, compared with a delivered edit in this relay:
+//! `cargo bench --bench relay -- --yjs`.
 //!
 //! Yjs is the other widely used family of CRDTs. Its protocol sends one message to each reader and
 //! has no acknowledgements. The clients are raw: they count the updates that they receive and do
@@ -59,6 +59,8 @@ async fn updates(kind: Kind, readers: usize, rate: f64, count: u64) -> Figures {
     let mut writer = Raw::connect(kind, &server.url).await;
     // A first update, so that readers do not find an empty document.
     writer.send(&update(0)).await;
+    // Afterwards the server has handled it.
+    writer.fetch().await;
     let sent_at: Arc<Mutex<Vec<u64>>> = Arc::default();
     let latencies = Latencies::default();
     let mut tasks = Vec::new();
@@ -117,7 +119,7 @@ struct Raw {
 }
 
 impl Raw {
-    /// Connects, and waits until the server has sent the document.
+    /// Connects, and waits for the document.
     async fn connect(kind: Kind, url: &str) -> Self {
         let (socket, _) = connect_async(format!("{url}/{DOCUMENT}")).await.expect("connects");
         let mut prefix = Vec::new();
@@ -129,11 +131,16 @@ impl Raw {
         if kind == Kind::Hocuspocus {
             client.send_message(&TOKEN).await;
         }
-        // An empty state vector, as bytes with their length.
-        client.send_message(&[STEP_1[0], STEP_1[1], 1, 0]).await;
-        // The answer to it: a sync message, or in hocuspocus a reply to one, of the kind "step 2".
-        client.receive(|message| matches!(message, [0 | 4, 1, ..])).await;
+        client.fetch().await;
         client
+    }
+
+    /// Requests the document, and waits for it.
+    async fn fetch(&mut self) {
+        // An empty state vector, as bytes with their length.
+        self.send_message(&[STEP_1[0], STEP_1[1], 1, 0]).await;
+        // The answer to it: a sync message, or in hocuspocus a reply to one, of the kind "step 2".
+        self.receive(|message| matches!(message, [0 | 4, 1, ..])).await;
     }
 
     async fn send(&mut self, update: &[u8]) {

@@ -128,7 +128,8 @@ class Attack {
     attack.child = spawn('nice', ['-n', '5', process.execPath, file, name, relay.port, seconds], { stdio: ['ignore', 'inherit', 'inherit', 'ipc'] });
     t.after(() => attack.child.kill('SIGKILL'));
     attack.child.on('message', message => { if (message === 'attacking') attack.isOn = true; else attack.counted = message; });
-    attack.child.on('exit', () => { attack.isOver = true; });
+    // Not 'exit': that may come before the last message.
+    attack.child.on('close', () => { attack.isOver = true; });
     await until('the attack begins', () => { assert.ok(!attack.isOver, `${name} failed`); return attack.isOn; }, 60);
     return attack;
   }

@@ -126,7 +126,7 @@ test('fsck finds broken chunks, and moves them to quarantine', async t => {
   const released = JSON.parse(fails(relay, 'quarantine', 'release', 'no/such/snapshot/x', entry.path, '--json').stdout);
   assert.match(released.failed[0], /not in quarantine/);
   assert.match(released.failed[1], /does not parse/);
-  assert.match(relay.command('status'), /quarantine   1 unparsable file/);
+  assert.match(relay.command('status'), /quarantine   1 file:/);
   assert.equal(json(relay, 'doc', bad.url).quarantined[0].path, entry.path);
 
   // An operator who can repair it may release it.
@@ -167,7 +167,7 @@ test('commands that only read leave a broken journal, and the relay moves it to 
   assert.deepEqual(await files(journal), before, 'nothing was changed');
   await relay.start();
   assert.match(relay.log, /the journal is broken/);
-  assert.match(relay.command('status'), /quarantine   [23] unparsable files/);
+  assert.match(relay.command('status'), /quarantine   [23] files:/);
   assert.deepEqual(await files(join(relay.documents, 'quarantine/journal-0')), before);
   const receipt = json(relay, 'doc', 'delete', handle.url);
   assert.deepEqual(receipt.kept, [join(relay.documents, 'quarantine/journal-0')], 'the receipt names it');

@@ -8,7 +8,7 @@ export class Program {
     this.child = spawn(command, words, options);
     this.output = '';
     for (const stream of [this.child.stdout, this.child.stderr]) {
-      stream?.on('data', data => { this.output += data; });
+      stream?.setEncoding('utf8').on('data', text => { this.output += text; });
     }
     // Not 'exit': that may come before the last of its output.
     this.exited = once(this.child, 'close').then(([code, signal]) => (this.ended = { code, signal }));

@@ -99,10 +99,10 @@ export class Relay {
     return relay;
   }
 
-  get child() { return this.program.child; }
+  get child() { return this.program?.child; }
   get log() { return this.program?.output ?? ''; }
-  get exited() { return this.program.exited; }
-  get ended() { return this.program.ended; }
+  get exited() { return this.program?.exited; }
+  get ended() { return this.program?.ended; }
   get documents() { return join(this.at, 'documents'); }
   get url() { return `http://127.0.0.1:${this.port}`; }
   get ws() { return `ws://127.0.0.1:${this.port}`; }

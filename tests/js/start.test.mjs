@@ -78,7 +78,7 @@ test('what has no effect, or never matches, is a warning of the check and of the
   const [effect, origin] = check.stderr.trim().split('\n');
   assert.equal(effect, `warning: ${file}:5: auth.tokens: has no effect: auth.mode is not "token"`);
   assert.match(origin, /^warning: \S+:3: http\.allowed_origins: "https:\/\/App\.example\.org:443" never matches: .*write "https:\/\/app\.example\.org"$/);
-  const program = new Program(BINARY, ['--config', file]);
+  const program = new Program(BINARY, ['--config', file], { stdio: ['ignore', 'ignore', 'pipe'] });
   atEnd(t, () => program.kill());
   await until('ready', () => program.output.includes(' ready '));
   const log = program.output;
@@ -181,7 +181,8 @@ test('the command line of the TypeScript relay works', async t => {
   assert.match(s3.stdout, /region = "eu-west-1"/);
   const relay = new Relay(at);
   relay.start = undefined;
-  const program = new Program(BINARY, ['0', join(at, 'app.tonk'), join(at, 'data')], { env: { ...process.env, HOST: '127.0.0.1', S3_BUCKET_NAME: '' } });
+  const program = new Program(BINARY, ['0', join(at, 'app.tonk'), join(at, 'data')],
+    { stdio: ['ignore', 'ignore', 'pipe'], env: { ...process.env, HOST: '127.0.0.1', S3_BUCKET_NAME: '' } });
   atEnd(t, () => program.kill());
   await until('ready', () => program.output.includes(' ready '));
   const log = program.output;
@@ -265,7 +266,7 @@ test('status reports the state of the relay', async t => {
   assert.ok(handle);
   const file = join(relay.at, 'tonk-relay.toml');
   const { stdout } = await run(['status', '--config', file]);
-  assert.match(stdout, /^tonk-relay \d+\.\d+\.\d+ \(pid \d+\), running for \d+s\nready        yes\nconnections  1 \(1 peers\)\ndocuments    1 live, 0 requested\n/);
+  assert.match(stdout, /^tonk-relay \d+\.\d+\.\d+ \(pid \d+\), running for \d+s\nready        yes\nconnections  1 \(1 peer\)\ndocuments    1 live, 0 requested\n/);
   const json = JSON.parse((await run(['status', '--json', '--socket', join(relay.at, 'admin.sock')])).stdout);
   assert.deepEqual([json.pid, json.connections, json.ready], [relay.child.pid, 1, true]);
   assert.match(stdout, /\ndisk         \S+ \S+ free \(storage\.min_free: 1 B\)\nmemory       \S+ MiB \(sync\.memory: \S+ GiB\)\n/);

@@ -9,6 +9,8 @@ use automerge::{
 };
 use serde_json::Value;
 
+use crate::base::text::Count;
+
 /// What can be typed: the answer to `help`, and part of `--help`.
 pub(super) const GRAMMAR: &str = "\
 A line changes the document:
@@ -63,8 +65,8 @@ pub(super) enum EditError {
     Missing(String),
     #[error("{0} is not a {1}")]
     Kind(String, &'static str),
-    #[error("{0}: the list has {1} elements; KEY += VALUE appends one")]
-    Index(String, usize),
+    #[error("{0}: the list has {1}; KEY += VALUE appends one")]
+    Index(String, Count<usize>),
     #[error(transparent)]
     Automerge(#[from] AutomergeError),
 }
@@ -263,7 +265,11 @@ fn check_index(
 ) -> Result<bool, EditError> {
     let Prop::Seq(index) = step else { return Ok(false) };
     let length = doc.length(list);
-    if *index > length { Err(EditError::Index(name, length)) } else { Ok(*index == length) }
+    if *index > length {
+        Err(EditError::Index(name, Count(length, "element")))
+    } else {
+        Ok(*index == length)
+    }
 }
 
 /// Sets what is at `prop`. A text that is there is edited, so that concurrent edits of it merge.

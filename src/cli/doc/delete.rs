@@ -7,8 +7,7 @@ use serde::Serialize;
 
 use crate::{
     admin::storage::{deleted::DeletionReceipt, reason::Reason},
-    base::document_id::DocumentId,
-    base::text::Count,
+    base::{document_id::DocumentId, text::Count},
     cli::{backup_folder, error::CliError, output::show, relay::StorageArguments},
     storage::local::backups::Backup,
 };

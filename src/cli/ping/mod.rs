@@ -22,7 +22,10 @@ use super::{
     output::millis,
     runtime::runtime,
 };
-use crate::{base::document_id::DocumentId, config::Size};
+use crate::{
+    base::{document_id::DocumentId, text::Count},
+    config::Size,
+};
 
 /// Round trips that are measured.
 const ROUND_TRIPS: u64 = 10;
@@ -165,9 +168,9 @@ impl Pair<'_> {
         }
         self.first.send_ephemeral(step, self.document, self.count, 1).await?;
         self.second.receive_ephemeral(step, self.count, 1).await?;
-        let pings = self.first.pings;
+        let pings = Count(self.first.pings, "ping");
         let silence = humantime::format_duration(silence);
-        let text = format!("{silence}, and the connection is still open; {pings} pings received");
+        let text = format!("{silence}, and the connection is still open; {pings} received");
         self.report.add(Step::new(step, text, None));
         Ok(())
     }

@@ -138,6 +138,7 @@ impl Core {
 
     /// Keeps as little in memory as possible, while the room is idle.
     pub(crate) fn release_memory(&mut self) {
+        self.events.shrink_to_fit();
         self.exchange.clear();
         self.versions.clear();
         self.versions.add(self.doc.heads(), self.doc.changes());

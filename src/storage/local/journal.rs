@@ -13,10 +13,10 @@
 //!
 //! | to find | look in |
 //! |---|---|
-//! | loading, storing and deleting chunks; large chunks become durable here | `chunk_store` |
+//! | loading, storing and deleting chunks; new large chunks become durable here | `chunk_store` |
 //! | listing the documents | `list` |
 //! | opening the SQLite file, and salvaging a broken one | `sqlite` |
-//! | the task that commits: where all other changes become durable | `writer` |
+//! | the task that commits: where all other chunks become durable | `writer` |
 //! | the tasks that move chunks into the folders, and delete documents | `mover` |
 //! | the rows that the journal has, in memory | `index` |
 //!

@@ -10,7 +10,7 @@
 //! | moving a damaged chunk to quarantine | [`nodefs`], in `quarantine` |
 //! | listing, releasing and purging what is in quarantine | [`quarantine`] |
 //! | deleted documents, and blocked ones | [`tombstones`], [`blocked`], both as [`marks`] |
-//! | refusing to write a deleted document | `journal::writer`, `journal::chunk_store` |
+//! | discarding writes to a deleted document | `journal::writer`, `journal::chunk_store` |
 //! | free space on the disks | [`space`] |
 //! | backups that were made of this storage | [`backups`] |
 //! | a restore that replaces everything | [`restore_marker`] |

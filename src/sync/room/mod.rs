@@ -7,13 +7,14 @@
 //! | what a room is sent | [`input`] |
 //! | the way into a room | [`mailbox`] |
 //! | how a room opens, reopens and leaves the directory | `task` |
-//! | when an idle room unloads; all idle rooms, for want of memory | `live`; [`shared`] |
+//! | when an idle room unloads | `live` |
+//! | evicting all idle rooms when memory is short | [`shared`] |
 //! | what happens when a room's task panics | `Rooms::abandon` in `sync::rooms` |
 //! | what a room does while its document is loaded | `opening` |
 //! | what it does with an engine | `live` |
-//! | ... telling members and subscribers what is durable | `answers` |
+//! | ... sending subscribers the durable heads; "unavailable" to those nobody answered | `answers` |
 //! | what it does while nobody has brought the document | `unknown` |
-//! | ... and for how long it asks for it | `grace` |
+//! | ... and the earliest time at which it answers so | `grace` |
 //! | what it does while nobody may have the document | `refused` |
 //! | what these states have in common | [`state`] |
 //! | what all rooms share, such as permits to load a document | [`shared`] |

@@ -32,14 +32,12 @@ pub struct Port {
 
 /// What the ports of one room have in common. Most of a large relay's memory is for members that do
 /// nothing, so a port has no copy of it.
+#[expect(missing_docs, reason = "the types say it")]
 pub struct PortRoom {
-    /// The document.
     pub document: DocumentId,
     /// Notified when a send queue has room again.
     pub news: Arc<Notify>,
-    /// What the room costs.
     pub usage: Usage,
-    /// Those who follow what happens.
     pub followers: Arc<Followers>,
     /// Counts changes that were new.
     pub applied: IntCounter,
@@ -56,7 +54,7 @@ impl Port {
         self.session.id
     }
 
-    /// Queues an automerge sync message. Closes the session if its queue is full.
+    /// Queues an automerge sync message. Closes the session if it does not fit.
     pub fn sync(&self, data: &[u8]) {
         self.record_sent(data);
         self.session.send_sync(self.room.document, false, data);

@@ -1,5 +1,5 @@
-//! The task that commits changes to the journal, and then notifies their savers. Large chunks go
-//! past it, from `chunk_store` into the folders.
+//! The task that commits changes to the journal, and then notifies their savers. Large chunks that
+//! replace no row bypass it: `chunk_store` writes them into the folders.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
