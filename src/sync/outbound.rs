@@ -299,6 +299,16 @@ mod tests {
     }
 
     #[test]
+    fn an_emptied_queue_keeps_little_memory() {
+        let (outbound, _) = outbound(1000);
+        for _ in 0..200 {
+            assert_eq!(outbound.push_granted(frame(1)), Push::Queued);
+        }
+        while outbound.try_next().is_some() {}
+        assert!(outbound.queue().frames.capacity() <= KEPT);
+    }
+
+    #[test]
     fn queued_presence_is_dropped_before_the_session_is_closed() {
         let (outbound, unsent) = outbound(10);
         assert_eq!(outbound.push(frame(4)), Push::Queued);
