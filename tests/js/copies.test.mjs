@@ -10,7 +10,7 @@ import { Repo } from '@automerge/automerge-repo';
 import { NodeFSStorageAdapter } from '@automerge/automerge-repo-storage-nodefs';
 import { unzipSync } from 'fflate';
 import { bytesIn, fails, filesOf, find, isUnavailable, json, url } from './commands.mjs';
-import { BINARY, Relay, atEnd, bundle, close, documentId, folder, saved, share, until, upload } from './relay.mjs';
+import { BINARY, Relay, SharedFolder, atEnd, bundle, close, documentId, folder, saved, share, until, upload } from './relay.mjs';
 
 test('a backup of a running relay is complete, incremental and verified, and can be restored elsewhere', async t => {
   const relay = await Relay.start(t);
@@ -120,11 +120,12 @@ test('clients that are newer than the backup send the missing changes again', as
 
 test('the folder of another relay is imported and not changed', async t => {
   const source = join(await folder(t), 'automerge-repo-data');
-  const theirs = new Repo({ storage: new NodeFSStorageAdapter(source), network: [] });
+  const storage = new SharedFolder(source);
+  const theirs = new Repo({ storage, network: [] });
   const handles = [1, 2, 3].map(n => theirs.create({ n, list: [] }));
   for (const handle of handles) {
     handle.change(doc => { doc.list.push('an increment'); });
-    await theirs.flush();
+    await storage.flush(theirs);
   }
   const storageId = await theirs.storageId();
   // Named as Tonk's relay names chunks from a bundle.
@@ -159,7 +160,7 @@ test('the folder of another relay is imported and not changed', async t => {
 
   // Again, with the relay running and a document live, whose new changes arrive at once.
   handles[0].change(doc => { doc.n = 'newer'; });
-  await theirs.flush();
+  await storage.flush(theirs);
   const again = json(relay, 'import', source);
   assert.deepEqual([again.new, again.newer, again.contained], [0, 1, 3]);
   await until('the live document has it', () => live.doc().n === 'newer');

@@ -6,6 +6,7 @@ import { join } from 'node:path';
 import * as Automerge from '@automerge/automerge';
 import { Repo, parseAutomergeUrl, stringifyAutomergeUrl } from '@automerge/automerge-repo';
 import { WebSocketClientAdapter } from '@automerge/automerge-repo-network-websocket';
+import { NodeFSStorageAdapter } from '@automerge/automerge-repo-storage-nodefs';
 import { strToU8, zipSync } from 'fflate';
 import { Program } from './program.mjs';
 
@@ -48,6 +49,26 @@ export async function folder(t) {
   const path = await mkdtemp(join(tmpdir(), 'tonk-relay-test-'));
   atEnd(t, () => rm(path, { recursive: true, force: true, maxRetries: 5 }));
   return path;
+}
+
+/** automerge-repo's storage in a folder that something else reads while the repo is open. */
+export class SharedFolder extends NodeFSStorageAdapter {
+  #writes = new Set();
+
+  save(key, data) {
+    const write = super.save(key, data).finally(() => this.#writes.delete(write));
+    this.#writes.add(write);
+    return write;
+  }
+
+  /**
+   * Saves all documents of its repo. `Repo.flush` alone may leave a write of the same file under
+   * way, which the repo's timer has begun, and the file is empty for a moment.
+   */
+  async flush(repo) {
+    await repo.flush();
+    await Promise.all(this.#writes);
+  }
 }
 
 /**

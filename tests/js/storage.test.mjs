@@ -8,20 +8,21 @@ import { test } from 'node:test';
 import * as Automerge from '@automerge/automerge';
 import { Repo, cbor, decodeHeads } from '@automerge/automerge-repo';
 import { NodeFSStorageAdapter } from '@automerge/automerge-repo-storage-nodefs';
-import { Relay, atEnd, bundle, close, documentId, fill, folder, saved, share, smallDisk, until } from './relay.mjs';
+import { Relay, SharedFolder, atEnd, bundle, close, documentId, fill, folder, saved, share, smallDisk, until } from './relay.mjs';
 
 const url = id => `automerge:${id}`;
 
 test('the relay reads a folder that automerge-repo wrote', async t => {
   const at = await folder(t);
-  const theirs = new Repo({ storage: new NodeFSStorageAdapter(join(at, 'documents')), network: [] });
+  const storage = new SharedFolder(join(at, 'documents'));
+  const theirs = new Repo({ storage, network: [] });
   const handles = [];
   for (let n = 0; n < 5; n++) {
     const handle = theirs.create({ n, list: [] });
     // More than one save, so that there are increments besides a snapshot.
     for (let edit = 0; edit < 3; edit++) {
       handle.change(doc => { doc.list.push(edit); });
-      await theirs.flush();
+      await storage.flush(theirs);
     }
     handles.push(handle);
   }

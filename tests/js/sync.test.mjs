@@ -7,7 +7,7 @@ import { Repo, cbor } from '@automerge/automerge-repo';
 import { NodeFSStorageAdapter } from '@automerge/automerge-repo-storage-nodefs';
 import WebSocket from 'ws';
 import { joined, sync } from './raw.mjs';
-import { Relay, atEnd, close, documentId, folder, saved, share, until } from './relay.mjs';
+import { Relay, SharedFolder, atEnd, close, documentId, folder, saved, share, until } from './relay.mjs';
 
 const url = id => `automerge:${id}`;
 
@@ -115,9 +115,10 @@ test('a document that only another client has is found through the relay', async
   const relay = await Relay.start(t);
   // A document that Bob created while he was offline.
   const storage = await folder(t);
-  const offline = new Repo({ storage: new NodeFSStorageAdapter(storage), network: [] });
+  const shared = new SharedFolder(storage);
+  const offline = new Repo({ storage: shared, network: [] });
   const secret = offline.create({ only: 'bob' });
-  await offline.flush();
+  await shared.flush(offline);
   const alice = relay.client(t);
   const bob = relay.client(t, { repo: { storage: new NodeFSStorageAdapter(storage) } });
   const hers = await share(alice, { shared: true });
