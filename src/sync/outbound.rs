@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use super::close_reason::CloseReason;
 use crate::base::lock::lock;
 
-/// An empty queue keeps the memory of so many frames.
+/// An empty queue keeps memory for at most this many frames.
 const KEPT: usize = 16;
 
 /// Frames that wait to be sent.

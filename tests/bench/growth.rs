@@ -8,9 +8,11 @@ use std::time::Instant;
 
 use crate::{
     CONNECTION, Crowd, EDIT,
-    client::{Client, put, random_id},
-    edits, idle,
+    client::Client,
+    edits,
+    quiet::idle,
     server::{Kind, Server},
+    share_small,
 };
 
 const READERS: [usize; 5] = [1, 10, 100, 400, 1000];
@@ -46,11 +48,9 @@ fn print(name: &str, of: usize, figure: Option<&f64>) {
 /// Returns how many milliseconds a new user needs to fetch this many documents.
 async fn join(server: &Server, documents: usize) -> f64 {
     let mut writer = Client::connect(&server.url).await;
-    let ids: Vec<_> = (0..documents).map(|_| random_id()).collect();
-    for id in &ids {
-        let mut doc = automerge::Automerge::new();
-        put(&mut doc, 1);
-        writer.share(*id, doc).await;
+    let mut ids = Vec::new();
+    for _ in 0..documents {
+        ids.push(share_small(&mut writer).await);
     }
     let start = Instant::now();
     for _ in 0..JOINS {

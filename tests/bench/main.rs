@@ -17,6 +17,7 @@
 mod client;
 mod floor;
 mod growth;
+mod quiet;
 mod server;
 mod yjs;
 
@@ -26,7 +27,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures::{StreamExt, stream};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tonk_relay::base::document_id::DocumentId;
 
@@ -44,9 +44,6 @@ const JOIN: &str = "us of CPU a join";
 const LINK: &str = "KiB a user's document";
 const CONNECTION: &str = "KiB a connection and its document";
 const CONNECT: &str = "us of CPU a connection and its document";
-
-/// The time after which the relay has given back what idle connections and documents do not need.
-const REST: Duration = Duration::from_secs(3);
 
 /// Which users follow which documents.
 struct Crowd {
@@ -110,9 +107,9 @@ async fn main() {
         for kind in kinds {
             let server = Server::start(*kind);
             let figures = match name {
-                "idle" => idle(&server, 1000).await,
-                "links" => links(&server).await,
-                "quiet" => quiet(&server).await,
+                "idle" => quiet::idle(&server, 1000).await,
+                "links" => quiet::links(&server).await,
+                "quiet" => quiet::documents(&server).await,
                 "presence" => presence(&server).await,
                 "big" => big(&server).await,
                 _ => {
@@ -287,147 +284,24 @@ async fn follow(
     client
 }
 
-/// Connections that have a document each and do nothing.
-async fn idle(server: &Server, connections: usize) -> Figures {
-    let before = server.usage();
-    let clients: Vec<Client> = stream::iter(0..connections)
-        .map(|_| async {
-            let mut client = Client::connect(&server.url).await;
-            let mut doc = automerge::Automerge::new();
-            put(&mut doc, 1);
-            client.share(random_id(), doc).await;
-            client
-        })
-        .buffer_unordered(16)
-        .collect()
-        .await;
-    let after = server.usage();
-    tokio::time::sleep(REST).await;
-    let rested = server.usage();
-    drop(clients);
-    let each = |usage: Usage| (usage.resident_kib - before.resident_kib) / connections as f64;
-    Figures::from([
-        (CONNECTION, each(after)),
-        ("the same, after 3 s of rest", each(rested)),
-        (CONNECT, micros(before, after, connections as f64)),
-    ])
-}
-
-/// Readers of the same documents, which nobody edits: what one more document takes for one of them.
-/// A hundredth of what a document's room takes for its first reader is part of it.
-async fn links(server: &Server) -> Figures {
-    const READERS: usize = 100;
-    const DOCUMENTS: usize = 200;
-    const FIRST: usize = 10;
-    let mut writer = Client::connect(&server.url).await;
-    let ids: Vec<DocumentId> = (0..DOCUMENTS).map(|_| random_id()).collect();
-    for id in &ids {
-        let mut doc = automerge::Automerge::new();
-        put(&mut doc, 1);
-        writer.share(*id, doc).await;
-    }
-    let (joined, mut joins) = mpsc::channel(READERS);
-    let (go, _) = watch::channel(false);
-    // All clients read continuously, because those that do not answer pings are disconnected.
-    let mut tasks = vec![tokio::spawn(async move {
-        loop {
-            writer.step().await;
-        }
-    })];
-    for _ in 0..READERS {
-        let mut reader = Client::connect(&server.url).await;
-        let (ids, joined, mut go) = (ids.clone(), joined.clone(), go.subscribe());
-        tasks.push(tokio::spawn(async move {
-            let (first, others) = ids.split_at(FIRST);
-            reader.fetch(first).await;
-            joined.send(()).await.expect("somebody waits");
-            loop {
-                tokio::select! {
-                    _ = go.wait_for(|go| *go) => break,
-                    _ = reader.step() => {}
-                }
-            }
-            reader.fetch(others).await;
-            joined.send(()).await.expect("somebody waits");
-            loop {
-                reader.step().await;
-            }
-        }));
-    }
-    let mut all_join = async || {
-        for _ in 0..READERS {
-            joins.recv().await.expect("everybody joins");
-        }
-    };
-    all_join().await;
-    tokio::time::sleep(REST).await;
-    let before = server.usage();
-    go.send_replace(true);
-    all_join().await;
-    let in_use = server.usage();
-    tokio::time::sleep(REST).await;
-    let rested = server.usage();
-    assert!(tasks.iter().all(|task| !task.is_finished()), "a client was disconnected");
-    tasks.iter().for_each(tokio::task::JoinHandle::abort);
-    let links = (READERS * (DOCUMENTS - FIRST)) as f64;
-    let each = |usage: Usage| (usage.resident_kib - before.resident_kib) * 1024.0 / links;
-    Figures::from([
-        ("bytes a reader and document, in use", each(in_use)),
-        ("the same, after 3 s of rest", each(rested)),
-    ])
-}
-
-/// Many documents without clients.
-async fn quiet(server: &Server) -> Figures {
-    const CONNECTIONS: usize = 100;
-    const EACH: usize = 100;
-    const SECONDS: u64 = 20;
-    let before = server.usage();
-    let mut clients = Vec::new();
-    for _ in 0..CONNECTIONS {
-        let mut client = Client::connect(&server.url).await;
-        for _ in 0..EACH {
-            let mut doc = automerge::Automerge::new();
-            put(&mut doc, 1);
-            client.share(random_id(), doc).await;
-        }
-        // One connection has to answer pings.
-        clients.push(tokio::spawn(async move {
-            loop {
-                client.step().await;
-            }
-        }));
-    }
-    tokio::time::sleep(REST).await;
-    let start = server.usage();
-    tokio::time::sleep(Duration::from_secs(SECONDS)).await;
-    let end = server.usage();
-    clients.iter().for_each(tokio::task::JoinHandle::abort);
-    let documents = (CONNECTIONS * EACH) as f64;
-    Figures::from([
-        (
-            "% of a core for 10,000 documents at rest",
-            (end.cpu_seconds - start.cpu_seconds) / SECONDS as f64 * 100.0,
-        ),
-        ("KiB a document at rest", (start.resident_kib - before.resident_kib) / documents),
-    ])
+/// Shares a new document of a few bytes.
+async fn share_small(client: &mut Client) -> DocumentId {
+    let (id, mut doc) = (random_id(), automerge::Automerge::new());
+    put(&mut doc, 1);
+    client.share(id, doc).await;
+    id
 }
 
 /// Every client sends its cursor to every other client.
 async fn presence(server: &Server) -> Figures {
     const USERS: usize = 50;
     const EACH: u64 = 25;
-    let id = random_id();
-    let mut clients = Vec::new();
-    for n in 0..USERS {
+    let mut first = Client::connect(&server.url).await;
+    let id = share_small(&mut first).await;
+    let mut clients = vec![first];
+    for _ in 1..USERS {
         let mut client = Client::connect(&server.url).await;
-        if n == 0 {
-            let mut doc = automerge::Automerge::new();
-            put(&mut doc, 1);
-            client.share(id, doc).await;
-        } else {
-            client.fetch(&[id]).await;
-        }
+        client.fetch(&[id]).await;
         clients.push(client);
     }
     let latencies = Latencies::default();
