@@ -19,7 +19,7 @@ use crate::{
         health::{Phase, lines},
         log::{self, RecentLine},
     },
-    storage::local::{backups, quarantine},
+    storage::local::backups,
     sync::{memory, report::Top},
 };
 
@@ -150,11 +150,10 @@ async fn collect(app: &App) -> Status {
     let config = app.config.borrow().clone();
     let (root, limit) = (config.storage.path.clone(), config.sync.memory);
     // The metrics are some seconds behind, so look again. If the listing fails, report the rest.
-    let looking = tokio::task::spawn_blocking(move || {
-        let quarantined = quarantine::list(&root).map_or(0, |entries| entries.len());
-        (quarantined, backups::last_complete(&root), memory::limit(limit))
-    });
-    let (quarantined, backed_up_at, memory_limit_bytes) = looking.await.unwrap_or_default();
+    let quarantined = app.documents.store().quarantined().await.map_or(0, |all| all.len());
+    let looking =
+        tokio::task::spawn_blocking(move || (backups::last_complete(&root), memory::limit(limit)));
+    let (backed_up_at, memory_limit_bytes) = looking.await.unwrap_or_default();
     let certificate_until = metrics.http.certificate_until.get();
     Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -29,7 +29,7 @@ use crate::{
         signals::Request,
         systemd,
     },
-    storage::local::journal::Journal,
+    storage::store::Store,
     sync::{build::Sync, close_reason::CloseReason},
 };
 
@@ -131,7 +131,7 @@ pub(super) struct Parts {
     pub(super) config: watch::Receiver<Arc<Config>>,
     pub(super) supervisor: Supervisor,
     pub(super) reloader: Arc<Reloader>,
-    pub(super) journal: Arc<Journal>,
+    pub(super) store: Arc<dyn Store>,
     pub(super) importer: Arc<Importer>,
     pub(super) sync: Sync,
     /// Tracks connections of the public port that are not sessions.
@@ -169,7 +169,7 @@ impl Parts {
         self.enter(Step::Checkpoint);
         // Everything is durable. On a slow disk the rest of the journal is moved after the next
         // start.
-        match timeout_at(start + limit * 2 / 3, self.journal.checkpoint()).await {
+        match timeout_at(start + limit * 2 / 3, self.store.checkpoint()).await {
             Ok(Ok(chunks)) => {
                 info!(chunks, "the journal is empty; the folders contain all changes")
             }

@@ -90,7 +90,7 @@ impl Bound {
             app: &app,
             keeper: &self.keeper,
             tls: &self.tls,
-            journal: &self.journal,
+            store: self.documents.store(),
             s3: self.store.s3.as_ref(),
             reloader: &reloader,
             repeats: &repeats,
@@ -106,7 +106,7 @@ impl Bound {
             config: sync.sessions.config.clone(),
             supervisor,
             reloader,
-            journal: self.journal,
+            store: self.documents.store().clone(),
             importer: app.bundles.importer.clone(),
             sync,
             http_running,
@@ -121,6 +121,7 @@ impl Bound {
     /// Builds the state of the admin handlers for stored documents.
     fn build_stored(&self, app: &App) -> StorageState {
         StorageState {
+            store: self.documents.store().clone(),
             journal: self.journal.clone(),
             documents: self.documents.clone(),
             uploads: self.store.store.clone(),
@@ -144,7 +145,6 @@ impl Bound {
             move |document| rooms.reopen(document),
             self.store.store.clone(),
             receiving.clone(),
-            self.journal.root().to_owned(),
             self.metrics.bundles.clone(),
         ));
         App::from(Services {

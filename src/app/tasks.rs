@@ -7,7 +7,7 @@ use futures::{Stream, StreamExt};
 use prometheus::IntGaugeVec;
 use tokio::{
     net::{TcpListener, UnixListener},
-    sync::{Mutex, mpsc},
+    sync::{Mutex, mpsc, watch},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
@@ -24,6 +24,7 @@ use super::{
 use crate::{
     base::text::Count,
     bundle::{served::Served, store::s3::S3Store, watch::BundleKeeper},
+    config::Config,
     http::{listener::Connections, state::App, tls::TlsKeeper},
     observe::{
         health::Health,
@@ -32,7 +33,7 @@ use crate::{
         signals::Request,
         systemd,
     },
-    storage::local::{backups, journal::Journal, quarantine},
+    storage::{local::backups, store::Store},
     sync::{rooms::Rooms, session::shared::Sessions},
 };
 
@@ -48,7 +49,7 @@ pub(super) struct Subjects<'a> {
     pub(super) app: &'a App,
     pub(super) keeper: &'a Arc<BundleKeeper>,
     pub(super) tls: &'a Arc<TlsKeeper>,
-    pub(super) journal: &'a Arc<Journal>,
+    pub(super) store: &'a Arc<dyn Store>,
     pub(super) s3: Option<&'a Arc<S3Store>>,
     pub(super) reloader: &'a Arc<Reloader>,
     pub(super) repeats: &'a Arc<Repeats>,
@@ -62,11 +63,11 @@ pub(super) fn table(
     stopping: &CancellationToken,
     signals: &Signals<impl Stream<Item = Request> + Unpin + Send + 'static>,
 ) -> Vec<Task> {
-    let Subjects { app, keeper, tls, journal, s3, reloader, repeats, watchdog } = subjects;
+    let Subjects { app, keeper, tls, store, s3, reloader, repeats, watchdog } = subjects;
     let (rooms, sessions) = (app.sync.rooms.clone(), app.sync.sessions.clone());
     let draining = &app.sync.draining;
     let told = (keeper.served(), rooms.clone());
-    let counted = ((*journal).clone(), app.metrics.storage.clone());
+    let counted = ((*store).clone(), app.config.clone(), app.metrics.storage.clone());
     let shown = (app.health.clone(), app.metrics.clone(), rooms);
     let watched = ((*watchdog).clone(), draining.clone());
 
@@ -195,20 +196,21 @@ async fn revalidate_sign_ins(sessions: Arc<Sessions>) {
     }
 }
 
-/// Counts blocks, quarantined chunks and backups.
-async fn count_stored((journal, metrics): (Arc<Journal>, StorageMetrics)) {
+/// Counts quarantined chunks and backups.
+async fn count_stored(
+    (store, config, metrics): (Arc<dyn Store>, watch::Receiver<Arc<Config>>, StorageMetrics),
+) {
     loop {
-        journal.update_blocked_gauge();
-        let (root, metrics) = (journal.root().to_owned(), metrics.clone());
-        let counting = tokio::task::spawn_blocking(move || {
-            // If the folder cannot be listed, the last count stays.
-            if let Ok(entries) = quarantine::list(&root) {
-                metrics.quarantined.set(i64::try_from(entries.len()).unwrap_or(i64::MAX));
-            }
-            metrics.backed_up_at.set(backups::last_complete(&root).unwrap_or(0.0));
-        });
+        // If the store cannot be read, the last count stays.
+        if let Ok(entries) = store.quarantined().await {
+            metrics.quarantined.set(i64::try_from(entries.len()).unwrap_or(i64::MAX));
+        }
+        let root = config.borrow().storage.path.clone();
+        let backed_up_at = tokio::task::spawn_blocking(move || backups::last_complete(&root));
         // A panic in it is logged by the panic hook.
-        let _ = counting.await;
+        if let Ok(at) = backed_up_at.await {
+            metrics.backed_up_at.set(at.unwrap_or(0.0));
+        }
         tokio::time::sleep(STATUS_EVERY).await;
     }
 }

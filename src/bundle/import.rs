@@ -19,7 +19,6 @@ use crate::{
     storage::{
         Failure, StorageError,
         documents::{Documents, MergeSource},
-        local::imported,
     },
 };
 use bytes::Bytes;
@@ -28,7 +27,6 @@ use serde::Serialize;
 use std::{
     collections::HashMap,
     io::BufReader,
-    path::PathBuf,
     sync::{Arc, MutexGuard},
     time::{Duration, Instant},
 };
@@ -132,8 +130,6 @@ pub struct Importer {
     on_change: OnChange,
     store: Arc<dyn BundleStore>,
     receiving: Arc<DiskBudget>,
-    /// The storage folder.
-    root: PathBuf,
     permits: Arc<Semaphore>,
     /// Held by the import that is running.
     running: Mutex<()>,
@@ -182,14 +178,12 @@ pub struct ImportPermit {
 }
 
 impl Importer {
-    /// Creates an importer from `store` into `documents`, whose storage folder is `root`. It calls
-    /// `on_change` for each document that it changes in storage.
+    /// Creates an importer from `store` into `documents`. It calls `on_change` for each document that it changes in storage.
     pub fn new(
         documents: Arc<Documents>,
         on_change: impl Fn(DocumentId) + Send + Sync + 'static,
         store: Arc<dyn BundleStore>,
         receiving: Arc<DiskBudget>,
-        root: PathBuf,
         metrics: BundleMetrics,
     ) -> Self {
         let permits = Arc::new(Semaphore::new(MAX_WAITING));
@@ -200,7 +194,6 @@ impl Importer {
             on_change: Box::new(on_change),
             store,
             receiving,
-            root,
             permits,
             running,
             unfinished: RunToCompletion::default(),
@@ -278,11 +271,9 @@ impl Importer {
             return Ok(ImportState::Failed(failed.problem.clone()));
         }
         let _read = self.reads.acquire().await;
-        let (root, etag) = (self.root.clone(), etag.to_owned());
-        let reading = tokio::task::spawn_blocking(move || imported::contains(&root, id, &etag));
-        match reading.await.map_err(panicked(id))?? {
-            true => Ok(ImportState::Imported),
-            false => Ok(ImportState::New),
+        match self.documents.store().imported(id, etag.to_owned()).await? {
+            Some(_) => Ok(ImportState::Imported),
+            None => Ok(ImportState::New),
         }
     }
 
@@ -322,10 +313,7 @@ impl Importer {
             }
         } else {
             self.failed().remove(&id);
-            let root = self.root.clone();
-            let writing =
-                tokio::task::spawn_blocking(move || imported::add(&root, id, &etag, &ids));
-            writing.await.map_err(panicked(id))??;
+            self.documents.store().record_import(id, etag, ids).await?;
         }
         result
     }

@@ -26,9 +26,9 @@ use crate::{
         fsck::{self, Finding, Kind, Line},
         local::{
             MAX_FILE,
-            tombstones::Tombstone,
             walk::{self, Found},
         },
+        records::Tombstone,
     },
 };
 

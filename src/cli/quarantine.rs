@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     admin::storage::quarantine::{QuarantineReport, QuarantineSelection},
-    storage::local::quarantine::Entry,
+    storage::records::Quarantined,
 };
 
 /// `tonk-relay quarantine`
@@ -49,9 +49,9 @@ pub(super) enum QuarantineCommand {
 pub(super) fn run(command: QuarantineCommand) -> Result<(), CliError> {
     match command {
         QuarantineCommand::List { storage } => {
-            let entries: Vec<Entry> =
+            let entries: Vec<Quarantined> =
                 storage.relay.stored()?.request(Method::GET, "/quarantine")?;
-            let line = |entry: &Entry| {
+            let line = |entry: &Quarantined| {
                 format!("{}  {:>9}  {}  {}\n", entry.since, entry.bytes, entry.path, entry.reason)
             };
             show_list(storage.json, &entries, "the quarantine is empty", line);

@@ -22,7 +22,8 @@ use crate::{
     base::{folder, hex::hex, text::Count},
     storage::{
         fsck::Line,
-        local::{MAX_FILE, restore_marker::BackupSource, tombstones::Tombstone},
+        local::{MAX_FILE, restore_marker::BackupSource},
+        records::Tombstone,
     },
 };
 

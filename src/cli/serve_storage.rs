@@ -40,14 +40,14 @@ pub(super) fn run(config_file: &Path, repairs: bool) -> Result<(), CliError> {
     runtime()?.block_on(async {
         let stream = tokio::net::UnixStream::from_std(stream).map_err(&stdin_error)?;
         let (stored, _watching_space) = open_storage(config, repairs).await?;
-        let (journal, unfinished) = (stored.journal.clone(), stored.unfinished.clone());
+        let (store, unfinished) = (stored.store.clone(), stored.unfinished.clone());
         let service = TowerToHyperService::new(router(stored));
         let ended = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
         // The client has closed the connection, perhaps during a request. Leave the storage as a
         // clean stop leaves it.
         drop(ended);
         unfinished.finish().await;
-        journal.checkpoint().await?;
+        store.checkpoint().await?;
         Ok(())
     })
 }
@@ -87,7 +87,16 @@ async fn open_storage(
         Documents::new(journal.clone(), served.clone(), health, space, config.clone(), metrics);
     let documents = Arc::new(documents);
     let unfinished = RunToCompletion::default();
-    let stored =
-        StorageState { journal, documents, uploads, served, rooms: None, config, unfinished };
+    let store = documents.store().clone();
+    let stored = StorageState {
+        store,
+        journal,
+        documents,
+        uploads,
+        served,
+        rooms: None,
+        config,
+        unfinished,
+    };
     Ok((stored, watching_space))
 }

@@ -154,13 +154,41 @@ pub(super) async fn concurrent_puts_of_many_keys_are_all_stored(store: impl Chun
     assert_eq!(sorted(&store, DOCUMENT).await, expected);
 }
 
-/// A compaction puts a snapshot and then deletes what the snapshot replaces.
+pub(super) async fn replaced_chunks_disappear(store: impl ChunkStore) {
+    for size in SIZES {
+        let small = [increment(&format!("a{size}")), increment(&format!("b{size}"))];
+        let large = increment(&format!("c{size}"));
+        for key in &small {
+            put(&store, key, b"small").await;
+        }
+        put(&store, &large, &vec![1; size]).await;
+        let never_there = increment("never there");
+        let replaced = [small.as_slice(), &[large, never_there]].concat();
+        let data = Bytes::from(vec![2; size]);
+        store.replace(&snapshot(&size.to_string()), data, &replaced).await.expect("puts");
+        put(&store, &small[0], b"again").await;
+        let disappear = async {
+            loop {
+                let chunks = sorted(&store, DOCUMENT).await;
+                let left = replaced.iter().filter(|old| chunks.iter().any(|(key, _)| key == *old));
+                if left.eq([&small[0]]) {
+                    break;
+                }
+                sleep(Duration::from_millis(2)).await;
+            }
+        };
+        timeout(Duration::from_secs(10), disappear).await.expect("the chunks disappear");
+    }
+}
+
+/// A compaction stores a snapshot and deletes what the snapshot replaces.
 pub(super) async fn a_replacement_leaves_no_gap_for_concurrent_loads(store: impl ChunkStore) {
     put(&store, &snapshot("0"), b"content").await;
     let replacing = async {
         for n in 1..40 {
-            put(&store, &snapshot(&n.to_string()), b"content").await;
-            store.delete(&snapshot(&(n - 1).to_string())).await.expect("deletes");
+            let replaced = [snapshot(&(n - 1).to_string())];
+            let data = Bytes::from_static(b"content");
+            store.replace(&snapshot(&n.to_string()), data, &replaced).await.expect("puts");
         }
     };
     let loading = async {
@@ -254,6 +282,7 @@ macro_rules! conformance_tests {
             a_put_after_a_delete_stays,
             concurrent_puts_of_one_key_leave_one_whole_value,
             concurrent_puts_of_many_keys_are_all_stored,
+            replaced_chunks_disappear,
             a_replacement_leaves_no_gap_for_concurrent_loads,
             a_dropped_put_stores_the_whole_value_or_nothing,
             quarantine_removes_only_that_chunk,

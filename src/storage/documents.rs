@@ -1,4 +1,4 @@
-//! Documents above a [`ChunkStore`].
+//! Documents above a [`Store`].
 //!
 //! | to find | look in |
 //! |---|---|
@@ -32,7 +32,7 @@ use self::{
     merge::compare,
     unsaved::{QueuedWrite, UnsavedBytes},
 };
-use super::{ChunkStore, Failure, StorageError, local::space::Space, underlay::Underlay};
+use super::{Failure, StorageError, local::space::Space, store::Store, underlay::Underlay};
 use crate::{
     base::{backoff::Backoff, document_id::DocumentId, hex::hex},
     config::Config,
@@ -56,7 +56,7 @@ const MAX_MERGES: usize = 2;
 
 /// All documents of the relay.
 pub struct Documents {
-    store: Arc<dyn ChunkStore>,
+    store: Arc<dyn Store>,
     underlay: Box<dyn Underlay>,
     health: Arc<Health>,
     space: Arc<Space>,
@@ -78,7 +78,7 @@ pub struct Content {
 impl Documents {
     /// Documents in `store`, whose seeds are in `underlay`.
     pub fn new(
-        store: Arc<dyn ChunkStore>,
+        store: Arc<dyn Store>,
         underlay: impl Underlay,
         health: Arc<Health>,
         space: Arc<Space>,
@@ -118,6 +118,11 @@ impl Documents {
     /// The limits on the size of a document.
     pub fn max(&self) -> MaxDocument {
         MaxDocument::of(&self.config.borrow())
+    }
+
+    /// What the documents are kept in.
+    pub fn store(&self) -> &Arc<dyn Store> {
+        &self.store
     }
 
     /// The free space on the disks.
@@ -319,11 +324,19 @@ impl Documents {
 
     /// Stores a chunk, and retries until that succeeds. The chunk is durable when this returns.
     pub async fn save(&self, key: &Key, data: Bytes) {
+        self.replace(key, data, &[]).await;
+    }
+
+    /// Stores a chunk, and retries until that succeeds; then deletes the chunks that it replaces.
+    /// The chunk is durable when this returns.
+    pub async fn replace(&self, key: &Key, data: Bytes, replaced: &[Key]) {
         let _unsaved = self.unsaved_bytes(data.len());
         let _queued = QueuedWrite::new(&self.metrics);
         let mut backoff = Backoff::new(RETRY.0, RETRY.1);
         let mut failing = None;
-        while let Err(error) = self.timed("put", self.store.put(key, data.clone())).await {
+        while let Err(error) =
+            self.timed("put", self.store.replace(key, data.clone(), replaced)).await
+        {
             self.metrics.retries.inc();
             let pause = backoff.pause();
             if failing.is_none() {

@@ -5,9 +5,10 @@ use std::time::{Duration, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    ChunkStore, Failure, StorageError,
+    Failure, StorageError,
     documents::assemble,
-    local::{blocked::Block, quarantine::Entry},
+    records::{Block, Quarantined},
+    store::Store,
 };
 use crate::{base::document_id::DocumentId, document::chunk::Key};
 
@@ -29,7 +30,7 @@ pub struct Inspection {
     /// Its chunks.
     pub chunks: Vec<Chunk>,
     /// Its chunks in quarantine.
-    pub quarantined: Vec<Entry>,
+    pub quarantined: Vec<Quarantined>,
     /// The block, if an operator has blocked it.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub blocked: Option<Block>,
@@ -47,17 +48,18 @@ pub struct Chunk {
 }
 
 impl Inspection {
-    /// Inspects a document in `store`, given its chunks in quarantine and its block. Returns
-    /// nothing if there is nothing of it. Changes nothing.
+    /// Inspects a document in `store`. Returns nothing if there is nothing of it. Changes nothing.
     ///
     /// # Errors
     /// Stored bytes cannot be read.
-    pub async fn of(
-        store: &dyn ChunkStore,
-        quarantined: Vec<Entry>,
-        blocked: Option<Block>,
-        document: DocumentId,
-    ) -> Result<Option<Self>, StorageError> {
+    pub async fn of(store: &dyn Store, document: DocumentId) -> Result<Option<Self>, StorageError> {
+        let folder = format!("{}/", document.folder());
+        let mut quarantined = store.quarantined().await?;
+        quarantined.retain(|entry| entry.path.starts_with(&folder));
+        let mut blocked = None;
+        if store.is_blocked(document) {
+            blocked = store.blocks().await?.into_iter().find(|block| block.document == document);
+        }
         let stored = store.load_document(document).await?;
         if stored.is_empty() && quarantined.is_empty() && blocked.is_none() {
             return Ok(None);
@@ -72,7 +74,7 @@ impl Inspection {
     fn from_chunks(
         document: DocumentId,
         stored: Vec<(Key, Vec<u8>)>,
-        quarantined: Vec<Entry>,
+        quarantined: Vec<Quarantined>,
         blocked: Option<Block>,
     ) -> Self {
         let sizes: Vec<(Key, usize)> =
@@ -116,15 +118,21 @@ mod tests {
 
     use super::*;
     use crate::{
-        config::Durability, document::chunk::ChunkKind, storage::local::nodefs::NodefsStore,
+        config::{self, Config},
+        document::chunk::ChunkKind,
+        observe::metrics::Metrics,
+        storage::{ChunkStore, local::journal::Journal},
     };
 
     #[tokio::test]
     async fn an_inspection_lists_the_chunks_and_changes_nothing() {
         let folder = tempfile::tempdir().expect("a folder");
-        let store = NodefsStore::open(folder.path(), Durability::Fsync).expect("opens");
+        let config =
+            config::Storage { path: folder.path().to_owned(), ..Config::default().storage };
+        let metrics = Metrics::new().expect("metrics").storage;
+        let store = Journal::open(&config, metrics).expect("opens");
         let document = DocumentId::from_bytes([7; 16]);
-        let nothing = Inspection::of(&store, Vec::new(), None, document).await.expect("reads");
+        let nothing = Inspection::of(&store, document).await.expect("reads");
         assert!(nothing.is_none());
 
         let mut doc = Automerge::new();
@@ -141,10 +149,7 @@ mod tests {
         store.put(&key("good"), doc.save().into()).await.expect("puts");
         store.put(&key("garbage"), "garbage".into()).await.expect("puts");
         for _ in 0..2 {
-            let found = Inspection::of(&store, Vec::new(), None, document)
-                .await
-                .expect("reads")
-                .expect("is there");
+            let found = Inspection::of(&store, document).await.expect("reads").expect("is there");
             assert_eq!(found.heads, [doc.get_heads()[0].to_string()]);
             assert_eq!((found.changes, found.actors), (2, 1));
             assert_eq!(found.last_change.as_deref(), Some("2023-11-14T22:13:20Z"));

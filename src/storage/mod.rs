@@ -2,9 +2,10 @@
 //!
 //! | to find | look in |
 //! |---|---|
-//! | what a store must do | [`ChunkStore`] |
+//! | what a store must do | [`ChunkStore`] with chunks, [`store::Store`] with all the rest |
+//! | what it tells of documents | [`records`] |
 //! | loading, checking, saving and importing documents | [`documents`] |
-//! | deleting one | `local::journal::Journal::delete_document` |
+//! | deleting one | `local::journal::mover` |
 //! | snapshots from which stored documents start | [`underlay`] |
 //! | the store on local disks: folders, and the journal in front of them | [`local`] |
 //! | where a change becomes durable, and its saver is notified | `local::journal::writer` |
@@ -21,6 +22,8 @@ mod error;
 pub mod fsck;
 pub mod inspect;
 pub mod local;
+pub mod records;
+pub mod store;
 pub mod underlay;
 
 use bytes::Bytes;
@@ -73,7 +76,21 @@ pub trait ChunkStore: Send + Sync + 'static {
     /// # Errors
     /// The value is not durable. The earlier value of the key is unchanged, or the new one is there
     /// as a whole; the same call can be repeated.
-    fn put<'a>(&'a self, key: &'a Key, data: Bytes) -> BoxFuture<'a, Result<(), StorageError>>;
+    fn put<'a>(&'a self, key: &'a Key, data: Bytes) -> BoxFuture<'a, Result<(), StorageError>> {
+        self.replace(key, data, &[])
+    }
+
+    /// Stores a value as [`put`](Self::put) does, and deletes the chunks that it replaces, as
+    /// [`delete`](Self::delete) does. They are deleted only if the value is durable.
+    ///
+    /// # Errors
+    /// The value is not durable, and nothing was deleted.
+    fn replace<'a>(
+        &'a self,
+        key: &'a Key,
+        data: Bytes,
+        replaced: &'a [Key],
+    ) -> BoxFuture<'a, Result<(), StorageError>>;
 
     /// Deletes a chunk, at once or some time later. Deleting a chunk that does not exist succeeds.
     /// After a crash a deleted chunk may be there again, so callers delete only what something

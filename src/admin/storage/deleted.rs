@@ -18,10 +18,12 @@ use crate::{
     admin::{error::HandlerError, handler::run_blocking},
     base::document_id::DocumentId,
     bundle::{Bundle, BundleError, MaxInflated},
-    storage::local::{
-        backups::{self, Backup},
-        imported, quarantine, restore_marker,
-        tombstones::Tombstone,
+    storage::{
+        local::{
+            backups::{self, Backup},
+            quarantine, restore_marker,
+        },
+        records::{Deleted, Tombstone},
     },
 };
 
@@ -82,35 +84,26 @@ async fn delete_document(
     document: DocumentId,
     reason: Option<String>,
 ) -> Result<DeletionReceipt, HandlerError> {
-    let journal = state.journal.clone();
-    let earlier = run_blocking(move || Ok(journal.tombstones().get(document))).await?;
+    let earlier = state.store.tombstone(document).await?;
     // A second deletion keeps the first time and reason, unless it has a reason of its own.
     let tombstone = match earlier {
         Some(earlier) if reason.is_none() => earlier,
         _ => Tombstone::new(document, reason),
     };
-    let deleted = state.journal.delete_document(document, tombstone.clone()).await;
+    let deleted = state.store.delete_document(document, tombstone.clone()).await;
     // Even if the deletion failed: the tombstone may exist by now, and the bundle must still be
     // deleted.
     if let Some(rooms) = &state.rooms {
         rooms.reopen(document);
     }
     let bundle = state.uploads.delete(document).await;
-    let (deleted, bundle) = (deleted?, bundle?);
+    let (Deleted { chunks, bytes }, bundle) = (deleted?, bundle?);
     info!(%document, reason = tombstone.reason, "an operator deleted a document");
     let held_by_bundles = bundles_with(&state, document).await?;
     let root = state.journal.root().to_owned();
     let (backups, kept) =
         run_blocking(move || Ok((backups::list(&root), folders_with(&root, document)?))).await?;
-    Ok(DeletionReceipt {
-        tombstone,
-        chunks: deleted.chunks,
-        bytes: deleted.bytes,
-        bundle,
-        held_by_bundles,
-        backups,
-        kept,
-    })
+    Ok(DeletionReceipt { tombstone, chunks, bytes, bundle, held_by_bundles, backups, kept })
 }
 
 /// Returns the folders of the relay that still have a document, or may have it.
@@ -140,9 +133,9 @@ async fn bundles_with(
     let max_inflated = MaxInflated::of(&state.config.borrow());
     for (id, etag) in state.uploads.list().await? {
         // The record of its import makes a download unnecessary.
-        let root = state.journal.root().to_owned();
-        let recorded = run_blocking(move || Ok(imported::documents(&root, id, &etag)?)).await?;
-        if let Some(documents) = recorded {
+        // One without documents was written by an earlier version.
+        let recorded = state.store.imported(id, etag).await?;
+        if let Some(documents) = recorded.filter(|documents| !documents.is_empty()) {
             if documents.contains(&document) {
                 found.push(id.to_string());
             }
@@ -168,7 +161,7 @@ async fn undelete(
     Path(id): Path<String>,
 ) -> Result<Response, HandlerError> {
     let document: DocumentId = id.parse()?;
-    if !state.journal.undelete(document).await? {
+    if !state.store.undelete(document).await? {
         return Err(HandlerError(StatusCode::NOT_FOUND, format!("{document} was not deleted")));
     }
     if let Some(rooms) = &state.rooms {
@@ -176,14 +169,13 @@ async fn undelete(
     }
     // Forget which bundles were imported, so that they are imported again and bring back what they
     // have of the document.
-    let root = state.journal.root().to_owned();
-    run_blocking(move || Ok(imported::clear(&root)?)).await?;
+    state.store.forget_imports().await?;
     info!(%document, "an operator undeleted a document; clients can upload it again");
     Ok(Json(()).into_response())
 }
 
 async fn list(State(state): State<StorageState>) -> Result<Response, HandlerError> {
-    run_blocking(move || Ok(Json(state.journal.tombstones().list()).into_response())).await
+    Ok(Json(state.store.tombstones().await?).into_response())
 }
 
 /// Imports a tombstone from a backup, unless the document or a bundle with this root is stored.
@@ -196,7 +188,7 @@ async fn import_tombstone(
         return Ok(Json(TombstoneImport::AlreadyDeleted).into_response());
     }
     if state.uploads.get(document).await?.is_some()
-        || !state.journal.import_tombstone(tombstone).await?
+        || !state.store.import_tombstone(tombstone).await?
     {
         return Ok(Json(TombstoneImport::DocumentExists).into_response());
     }

@@ -15,18 +15,11 @@ use serde::{Deserialize, Serialize};
 
 use super::state::StorageState;
 use crate::{
-    admin::{
-        error::HandlerError,
-        handler::{json_lines, run_blocking},
-    },
+    admin::{error::HandlerError, handler::json_lines},
     base::document_id::DocumentId,
     document::merge::Merged,
     limits::turns::Payer,
-    storage::{
-        documents::MergeSource,
-        inspect::Inspection,
-        local::{blocked::Block, quarantine},
-    },
+    storage::{documents::MergeSource, inspect::Inspection},
 };
 
 /// Documents that are merged concurrently. Their changes become durable together.
@@ -75,7 +68,8 @@ pub(super) fn routes() -> Router<StorageState> {
 
 async fn list(State(state): State<StorageState>) -> Response {
     json_lines(move |tell| {
-        let result = state.journal.list(|listed| tell(DocumentListLine::Document(listed)));
+        let mut found = |listed| tell(DocumentListLine::Document(listed));
+        let result = state.store.list(&mut found);
         tell(match result {
             Ok(()) => DocumentListLine::End,
             Err(error) => DocumentListLine::Problem(error.to_string()),
@@ -88,28 +82,12 @@ async fn inspect(
     Path(id): Path<String>,
 ) -> Result<Response, HandlerError> {
     let document: DocumentId = id.parse()?;
-    let journal = state.journal;
-    if let Some(tombstone) = run_blocking({
-        let journal = journal.clone();
-        move || Ok(journal.tombstones().get(document))
-    })
-    .await?
-    {
+    if let Some(tombstone) = state.store.tombstone(document).await? {
         let reason = tombstone.reason.map_or_else(String::new, |reason| format!(": {reason}"));
         let text = format!("{document} was deleted at {}{reason}", tombstone.deleted_at);
         return Err(HandlerError(StatusCode::GONE, text));
     }
-    let root = journal.root().to_owned();
-    let mut quarantined = run_blocking(move || Ok(quarantine::list(&root)?)).await?;
-    let folder = format!("{}/", document.folder());
-    quarantined.retain(|entry| entry.path.starts_with(&folder));
-    let blocks = journal.clone();
-    let blocked = run_blocking(move || {
-        let blocked = blocks.blocked();
-        Ok(blocked.contains(document).then(|| Block::of(blocked, document)))
-    });
-    let blocked = blocked.await?;
-    match Inspection::of(&*journal, quarantined, blocked, document).await? {
+    match Inspection::of(&*state.store, document).await? {
         Some(found) => Ok(Json(found).into_response()),
         None => Err(nothing_stored(document)),
     }

@@ -1,6 +1,6 @@
 //! `/quarantine`: lists, releases and deletes chunks that do not parse.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use axum::{
     Json, Router,
@@ -12,11 +12,7 @@ use serde::{Deserialize, Serialize};
 use tracing::info;
 
 use super::state::StorageState;
-use crate::{
-    admin::{error::HandlerError, handler::run_blocking},
-    document::chunk::Key,
-    storage::local::quarantine,
-};
+use crate::{admin::error::HandlerError, document::chunk::Key, storage::records::Quarantined};
 
 /// The entries to release or delete.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -44,23 +40,18 @@ pub(super) fn routes() -> Router<StorageState> {
 }
 
 async fn list(State(state): State<StorageState>) -> Result<Response, HandlerError> {
-    run_blocking(move || Ok(Json(quarantine::list(state.journal.root())?).into_response())).await
+    Ok(Json(state.store.quarantined().await?).into_response())
 }
 
 async fn release(
     State(state): State<StorageState>,
     Json(selection): Json<QuarantineSelection>,
 ) -> Result<Response, HandlerError> {
-    let rooms = state.rooms.clone();
-    let releasing = run_blocking(move || {
-        let root = state.journal.root();
-        Ok(selection.paths.iter().map(|path| quarantine::release(root, path)).collect::<Vec<_>>())
-    });
     let mut answer = QuarantineReport::default();
-    for released in releasing.await? {
-        match released {
+    for path in selection.paths {
+        match state.store.release(path).await {
             Ok(key) => {
-                if let (Key::Chunk { document, .. }, Some(rooms)) = (&key, &rooms) {
+                if let (Key::Chunk { document, .. }, Some(rooms)) = (&key, &state.rooms) {
                     rooms.reopen(*document);
                 }
                 info!(%key, "an operator released a chunk from quarantine");
@@ -76,23 +67,25 @@ async fn purge(
     State(state): State<StorageState>,
     Json(selection): Json<QuarantineSelection>,
 ) -> Result<Response, HandlerError> {
-    run_blocking(move || {
-        let root = state.journal.root();
-        let mut paths = selection.paths;
-        if let Some(seconds) = selection.older_than {
-            paths.extend(quarantine::older_than(root, Duration::from_secs(seconds))?);
-        }
-        let mut answer = QuarantineReport::default();
-        for path in paths {
-            match quarantine::purge(root, &path) {
-                Ok(()) => {
-                    info!(path, "an operator purged the quarantine");
-                    answer.done.push(path);
-                }
-                Err(error) => answer.failed.push(error.to_string()),
+    let mut paths = selection.paths;
+    if let Some(seconds) = selection.older_than {
+        let age = Duration::from_secs(seconds);
+        let before = SystemTime::now().checked_sub(age).unwrap_or(SystemTime::UNIX_EPOCH);
+        let is_old = |entry: &Quarantined| {
+            humantime::parse_rfc3339(&entry.since).is_ok_and(|since| since <= before)
+        };
+        let all = state.store.quarantined().await?.into_iter();
+        paths.extend(all.filter(is_old).map(|entry| entry.path));
+    }
+    let mut answer = QuarantineReport::default();
+    for path in paths {
+        match state.store.purge(path.clone()).await {
+            Ok(()) => {
+                info!(path, "an operator purged the quarantine");
+                answer.done.push(path);
             }
+            Err(error) => answer.failed.push(error.to_string()),
         }
-        Ok(Json(answer).into_response())
-    })
-    .await
+    }
+    Ok(Json(answer).into_response())
 }

@@ -8,14 +8,16 @@ use crate::{
     base::run_to_completion::RunToCompletion,
     bundle::{served::Served, store::BundleStore},
     config::Config,
-    storage::{documents::Documents, local::journal::Journal},
+    storage::{documents::Documents, local::journal::Journal, store::Store},
     sync::rooms::Rooms,
 };
 
 /// The parts of a relay that requests about stored data need.
 #[derive(Clone)]
 pub struct StorageState {
-    /// The journal and the chunks.
+    /// What the documents are kept in.
+    pub store: Arc<dyn Store>,
+    /// The same, for what only a local folder can do.
     pub journal: Arc<Journal>,
     /// The documents.
     pub documents: Arc<Documents>,

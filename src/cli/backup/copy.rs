@@ -36,7 +36,10 @@ use crate::{
         load,
         merge::Ancestry,
     },
-    storage::local::{MAX_FILE, tombstones::Tombstone, walk::Listed},
+    storage::{
+        local::MAX_FILE,
+        records::{Listed, Tombstone},
+    },
 };
 
 /// How often a first backup writes its index, so that an interrupted one continues from there.

@@ -29,7 +29,7 @@ use super::{
 use crate::{
     admin::storage::storage_id::StorageId,
     base::folder::{self, Folder},
-    storage::local::{backups, tombstones::Tombstone},
+    storage::{local::backups, records::Tombstone},
 };
 
 /// `tonk-relay backup`

@@ -13,7 +13,7 @@ use crate::{
     },
     storage::{
         inspect::Inspection,
-        local::{blocked::Block, quarantine::Entry},
+        records::{Block, Quarantined},
     },
     sync::report::{LiveDocument, LiveSession},
 };
@@ -69,7 +69,7 @@ fn describe_stored(document: &Inspection) -> String {
         text.push_str(&format!("  {:>9}  {}{fault}\n", chunk.bytes, chunk.key));
     }
     for entry in &document.quarantined {
-        let Entry { path, bytes, reason, .. } = entry;
+        let Quarantined { path, bytes, reason, .. } = entry;
         text.push_str(&format!("  {bytes:>9}  in quarantine: {path}: {reason}\n"));
     }
     text

@@ -14,7 +14,7 @@ use super::{
     relay::StorageArguments,
 };
 use crate::{
-    admin::storage::reason::Reason, base::document_id::DocumentId, storage::local::blocked::Block,
+    admin::storage::reason::Reason, base::document_id::DocumentId, storage::records::Block,
 };
 
 /// `tonk-relay doc`

@@ -51,9 +51,12 @@ pub(crate) enum Effect {
     /// send to it, which is computed only then.
     AwaitRoom(SessionId),
     /// Make a chunk durable, and report [`Event::Saved`]. Only one is under way at a time.
-    Save { key: Key, data: Bytes },
-    /// Delete chunks whose changes are in a chunk that was written later, and is durable.
-    Remove(Vec<Key>),
+    Save {
+        key: Key,
+        data: Bytes,
+        /// Chunks whose changes are in this one, to be deleted once it is durable.
+        replaces: Vec<Key>,
+    },
     /// A session's changes are part of the document, or wait there for others.
     Applied {
         from: SessionId,

@@ -11,7 +11,7 @@
 //! | the order of work in a step; restoring a damaged document | `step` |
 //! | what a peer's message does | `receive` |
 //! | what is sent to whom, and from whom heads are withheld | `answer` |
-//! | when and what is written; deleting what a write replaces | `write` |
+//! | when and what is written, and what a write replaces | `write` |
 //! | compaction: when chunks are merged, or replaced by a snapshot | `chunks` |
 //! | automerge's sync protocol, shared by peers in equal states | `exchange` |
 //! | what a step will take, before it begins | [`cost`] |

@@ -45,7 +45,7 @@ impl Core {
                 Event::Retry { from, message, ticket } => {
                     self.apply_retry(from, &message, ticket, &mut effects);
                 }
-                Event::Saved => self.complete_write(&mut effects),
+                Event::Saved => self.complete_write(),
             }
             if self.is_damaged() {
                 return effects;

@@ -1,4 +1,4 @@
-//! When and what is written of the document.
+//! When and what is written of the document, and which stored chunks a write replaces.
 
 use std::sync::Arc;
 
@@ -45,7 +45,9 @@ impl Core {
         };
         let data = Bytes::from(data);
         let changes = self.doc.changes();
-        effects.push(Effect::Save { key: key.clone(), data: data.clone() });
+        let save =
+            Effect::Save { key: key.clone(), data: data.clone(), replaces: replaces.clone() };
+        effects.push(save);
         self.chunks.under_way = Some(Write { heads, changes, key, data, replaces });
     }
 
@@ -56,13 +58,10 @@ impl Core {
 
     /// The write under way is durable. Peers from which heads were withheld because of it are
     /// answered.
-    pub(super) fn complete_write(&mut self, effects: &mut Vec<Effect>) {
+    pub(super) fn complete_write(&mut self) {
         let Some(write) = self.chunks.under_way.take() else { return };
         self.chunks.complete(&write, &self.durable.heads);
-        let Write { heads, changes, replaces, .. } = write;
-        if !replaces.is_empty() {
-            effects.push(Effect::Remove(replaces));
-        }
+        let Write { heads, changes, .. } = write;
         self.durable.advance(heads, changes);
         self.peers.queue_answers(|peer| {
             if peer.announced_changes <= changes {

@@ -4,10 +4,10 @@ use tokio::sync::watch;
 use super::*;
 use crate::{
     bundle::served::ServedBundle,
-    config::Durability,
+    config,
     document::{chunk::ChunkKind, load},
     observe::metrics::Metrics,
-    storage::local::nodefs::NodefsStore,
+    storage::local::journal::Journal,
 };
 
 const ID: &str = "2XehcERzGALTcjP7C7VxwFJdWoEW";
@@ -24,8 +24,10 @@ fn fixture() -> Fixture {
     let (served, receiver) = watch::channel(None);
     let health = Arc::new(Health::default());
     health.enter_phase(crate::observe::health::Phase::Running);
-    let store = Arc::new(NodefsStore::open(folder.path(), Durability::Fsync).expect("opens"));
     let metrics = Metrics::new().expect("metrics").storage;
+    let path = folder.path().to_owned();
+    let stored = config::Storage { path, ..Config::default().storage };
+    let store = Arc::new(Journal::open(&stored, metrics.clone()).expect("opens"));
     let config = watch::channel(Arc::default()).1;
     let space = Arc::new(Space::new(config.clone(), health.clone(), metrics.clone()));
     let documents = Documents::new(store, receiver, health.clone(), space, config, metrics);
@@ -168,9 +170,11 @@ async fn a_failing_write_is_retried_and_the_relay_is_not_ready_meanwhile() {
     let blocker = fixture.folder.path().join("2X");
     std::fs::write(&blocker, b"a file where a folder must be").expect("written");
     let key = chunk(ChunkKind::Incremental, "a");
+    // Small chunks go into the journal, which is elsewhere.
+    let size = 100 << 10;
     let saving = tokio::spawn({
         let (fixture, key) = (fixture.clone(), key.clone());
-        async move { fixture.documents.save(&key, Bytes::from_static(b"x")).await }
+        async move { fixture.documents.save(&key, vec![0; size].into()).await }
     });
     while fixture.health.report().ready {
         tokio::time::sleep(Duration::from_millis(5)).await;
@@ -178,10 +182,10 @@ async fn a_failing_write_is_retried_and_the_relay_is_not_ready_meanwhile() {
     assert!(fixture.health.report().failed["storage"].contains("cannot create"));
     // The gauge shows the count, but the relay does not read it.
     let gauge = &fixture.documents.metrics.unsaved_bytes;
-    assert_eq!(gauge.get(), 1);
+    assert_eq!(gauge.get(), size as i64);
     gauge.set(0);
-    assert_eq!(fixture.documents.unsaved(), 1);
-    gauge.set(1);
+    assert_eq!(fixture.documents.unsaved(), size as u64);
+    gauge.set(size as i64);
     std::fs::remove_file(&blocker).expect("removed");
     saving.await.expect("saved");
     assert!(fixture.health.report().ready);

@@ -19,15 +19,6 @@ fn path(root: &Path, id: DocumentId) -> PathBuf {
     root.join(IMPORTED).join(id.to_string())
 }
 
-/// Whether the bundle of this id and ETag was imported. Blocks.
-///
-/// # Errors
-/// The record cannot be read.
-pub fn contains(root: &Path, id: DocumentId, etag: &str) -> Result<bool, StorageError> {
-    let record = read(&path(root, id))?.unwrap_or_default();
-    Ok(String::from_utf8_lossy(&record).lines().next() == Some(etag))
-}
-
 /// The documents of the bundle of this id and ETag, or nothing if it was not imported. Blocks.
 ///
 /// # Errors
@@ -43,9 +34,7 @@ pub fn documents(
     if lines.next() != Some(etag) {
         return Ok(None);
     }
-    // Every bundle has documents. A record without them was written by an earlier version.
-    let documents: Vec<DocumentId> = lines.filter_map(|line| line.parse().ok()).collect();
-    Ok(Some(documents).filter(|documents| !documents.is_empty()))
+    Ok(Some(lines.filter_map(|line| line.parse().ok()).collect()))
 }
 
 /// Records that the bundle of this id and ETag, with these documents, was imported. Durable when
@@ -98,16 +87,13 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         std::fs::create_dir(folder.path().join(".tmp")).expect("made");
         let (root, id) = (folder.path(), DocumentId::from_bytes([7; 16]));
-        assert!(!contains(root, id, "\"a\"").expect("reads"));
         assert_eq!(documents(root, id, "\"a\"").expect("reads"), None);
         add(root, id, "\"a\"", &[id]).expect("writes");
         assert_eq!(documents(root, id, "\"a\"").expect("reads"), Some(vec![id]));
         assert_eq!(documents(root, id, "\"b\"").expect("reads"), None);
-        assert!(contains(root, id, "\"a\"").expect("reads"));
-        assert!(!contains(root, id, "\"b\"").expect("reads"));
         clear(root).expect("deletes");
         clear(root).expect("there is nothing to delete");
         assert!(root.join(IMPORTED).is_dir(), "for an import that is about to write its record");
-        assert!(!contains(root, id, "\"a\"").expect("reads"));
+        assert_eq!(documents(root, id, "\"a\"").expect("reads"), None);
     }
 }

@@ -8,13 +8,14 @@
 //!
 //! When the journal is larger than `storage.journal_size`, its oldest chunks are moved into the
 //! folders. All are moved when nothing was written for `storage.quiet`, and at a clean stop
-//! ([`Journal::checkpoint`]). A document consists of what the journal and the folders have of it,
+//! ([`Store::checkpoint`]). A document consists of what the journal and the folders have of it,
 //! so nothing has to be repeated after a crash.
 //!
 //! | to find | look in |
 //! |---|---|
 //! | loading, storing and deleting chunks; new large chunks become durable here | `chunk_store` |
 //! | listing the documents | `list` |
+//! | tombstones, blocks, the quarantine and notes of imports, for operators | `store` |
 //! | opening the SQLite file, and salvaging a broken one | `sqlite` |
 //! | the task that commits: where all other chunks become durable | `writer` |
 //! | the tasks that move chunks into the folders, and delete documents | `mover` |
@@ -41,6 +42,7 @@ mod list;
 mod mover;
 mod shared;
 mod sqlite;
+mod store;
 mod writer;
 
 use std::{
@@ -49,6 +51,7 @@ use std::{
     sync::{Arc, Mutex, atomic::AtomicU64},
 };
 
+use futures::{FutureExt, future::BoxFuture};
 use rusqlite::{Connection, OpenFlags};
 use tokio::{
     sync::{Notify, mpsc, watch},
@@ -56,7 +59,7 @@ use tokio::{
 };
 use tracing::info;
 
-pub use self::{mover::Deleted, sqlite::count_rows};
+pub use self::sqlite::count_rows;
 use self::{
     mover::{Mover, delete_after_grace},
     shared::{Request, Shared},
@@ -64,19 +67,16 @@ use self::{
     writer::{BATCH, MAX_PENDING_DELETES, Writer},
 };
 use super::{
-    blocked::{self, Block},
+    blocked,
     files::{failed, sync_folder},
-    layout::QUARANTINE,
-    marks::Marks,
     nodefs::NodefsStore,
-    restore_marker,
-    tombstones::{Tombstone, Tombstones},
+    tombstones::Tombstones,
 };
 use crate::{
     base::{document_id::DocumentId, run_to_completion::RunToCompletion},
     config,
     observe::metrics::StorageMetrics,
-    storage::{ChunkStore, StorageError},
+    storage::{StorageError, store::Store},
 };
 
 /// A store of chunks in folders, with a journal in front of them.
@@ -193,22 +193,6 @@ impl Journal {
         }
     }
 
-    /// Moves all chunks into the folders, which then have everything that was durable at the time
-    /// of the call. Returns how many chunks were moved. Afterwards the journal's file is complete
-    /// without its write-ahead log.
-    ///
-    /// # Errors
-    /// A chunk cannot be read or written. It and all later chunks stay in the journal.
-    pub async fn checkpoint(&self) -> Result<usize, StorageError> {
-        let mover = self.mover();
-        let moving = self.unfinished.spawn(async move {
-            let moved = mover.checkpoint(0).await?;
-            mover.truncate_wal().await?;
-            Ok(moved)
-        });
-        moving.await.map_err(self.shared.panicked("move"))?
-    }
-
     /// The documents that have chunks in the journal.
     pub fn documents(&self) -> Vec<DocumentId> {
         self.shared.index().documents.keys().copied().collect()
@@ -235,44 +219,17 @@ impl Journal {
     /// A chunk cannot be deleted.
     pub async fn delete_again(&self, document: DocumentId) -> Result<bool, StorageError> {
         let mover = self.mover();
-        let deleting = self.unfinished.spawn(async move { mover.delete_again(document).await });
-        deleting.await.map_err(self.shared.panicked("delete"))?
+        self.finish("delete", async move { mover.delete_again(document).await }).await
     }
 
-    /// Removes a document's tombstone, so that clients can upload it again. Deleted data is not
-    /// restored. Returns false if it has no tombstone.
-    ///
-    /// # Errors
-    /// What is left of the document, or its tombstone, cannot be deleted.
-    pub async fn undelete(&self, document: DocumentId) -> Result<bool, StorageError> {
-        let mover = self.mover();
-        let removing = self.unfinished.spawn(async move { mover.undelete(document).await });
-        removing.await.map_err(self.shared.panicked("delete"))?
-    }
-
-    /// Adds a tombstone of another storage. Returns false, and changes nothing, if the document has
-    /// a tombstone already, is stored, or is in quarantine or among the documents that a restore
-    /// replaced.
-    ///
-    /// # Errors
-    /// The document cannot be read, or the tombstone cannot be written.
-    pub async fn import_tombstone(&self, tombstone: Tombstone) -> Result<bool, StorageError> {
-        let document = tombstone.document;
-        let _lock = self.checkpoint_lock.lock().await;
-        if self.is_deleted(document) || !self.load_document(document).await?.is_empty() {
-            return Ok(false);
-        }
-        let (shared, root) = (self.shared.clone(), self.root().to_owned());
-        #[expect(clippy::disallowed_methods, reason = "runs on a thread that may block")]
-        let adding = tokio::task::spawn_blocking(move || {
-            let mut kept = restore_marker::replaced_folders(&root);
-            kept.push(root.join(QUARANTINE));
-            if kept.iter().any(|folder| folder.join(document.folder()).exists()) {
-                return Ok(false);
-            }
-            shared.tombstones.add(document, &tombstone).map(|()| true)
-        });
-        adding.await.map_err(self.shared.panicked("write"))?
+    /// Runs `work` to its end, even if the caller no longer waits for it.
+    fn finish<T: Send + 'static>(
+        &self,
+        action: &'static str,
+        work: impl Future<Output = Result<T, StorageError>> + Send + 'static,
+    ) -> BoxFuture<'_, Result<T, StorageError>> {
+        let working = self.unfinished.spawn(work);
+        async move { working.await.map_err(self.shared.panicked(action))? }.boxed()
     }
 
     /// Moves everything that is stored, also the quarantine, into a subfolder. The tombstones stay
@@ -288,38 +245,6 @@ impl Journal {
     /// The storage folder.
     pub fn root(&self) -> &Path {
         self.folders.root()
-    }
-
-    /// The documents that an operator has blocked.
-    pub fn blocked(&self) -> &Marks<Block> {
-        &self.shared.blocked
-    }
-
-    /// Updates the number of blocked documents in the metrics.
-    pub fn update_blocked_gauge(&self) {
-        let blocked = i64::try_from(self.blocked().len()).unwrap_or(i64::MAX);
-        self.shared.metrics.blocked.set(blocked);
-    }
-
-    /// The tombstones of deleted documents.
-    pub fn tombstones(&self) -> &Tombstones {
-        &self.shared.tombstones
-    }
-
-    /// Deletes a document, and writes a tombstone so that it does not come back.
-    ///
-    /// # Errors
-    /// The tombstone cannot be written, or a chunk cannot be deleted. Once the tombstone is written
-    /// the document is refused, and repeating the call deletes the rest.
-    pub async fn delete_document(
-        &self,
-        document: DocumentId,
-        tombstone: Tombstone,
-    ) -> Result<Deleted, StorageError> {
-        let mover = self.mover();
-        let deleting =
-            self.unfinished.spawn(async move { mover.delete_document(document, tombstone).await });
-        deleting.await.map_err(self.shared.panicked("delete"))?
     }
 }
 

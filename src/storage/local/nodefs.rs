@@ -257,8 +257,20 @@ impl ChunkStore for NodefsStore {
         self.run("read", move |root| walk::read_document(root, document)).boxed()
     }
 
-    fn put<'a>(&'a self, key: &'a Key, data: Bytes) -> BoxFuture<'a, Result<(), StorageError>> {
-        self.put_all(vec![(key.clone(), data)]).boxed()
+    fn replace<'a>(
+        &'a self,
+        key: &'a Key,
+        data: Bytes,
+        replaced: &'a [Key],
+    ) -> BoxFuture<'a, Result<(), StorageError>> {
+        async move {
+            self.put_all(vec![(key.clone(), data)]).await?;
+            for key in replaced {
+                self.delete(key).await?;
+            }
+            Ok(())
+        }
+        .boxed()
     }
 
     fn delete<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<(), StorageError>> {

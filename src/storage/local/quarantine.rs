@@ -10,17 +10,15 @@ use std::{
     collections::BTreeSet,
     fs, io,
     path::{Component, Path, PathBuf},
-    time::{Duration, SystemTime},
+    time::SystemTime,
 };
-
-use serde::{Deserialize, Serialize};
 
 use crate::{
     document::{
         chunk::{ChunkKind, Key},
         load::parses,
     },
-    storage::{Failure, StorageError},
+    storage::{Failure, StorageError, records::Quarantined},
 };
 
 use super::{
@@ -28,24 +26,11 @@ use super::{
     layout::{BROKEN_JOURNAL, QUARANTINE, reason_file},
 };
 
-/// A file in quarantine.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Entry {
-    /// Its path below `quarantine`.
-    pub path: String,
-    /// Its size in bytes.
-    pub bytes: u64,
-    /// When it was moved there, in RFC 3339.
-    pub since: String,
-    /// The reason.
-    pub reason: String,
-}
-
 /// Lists the quarantine of the storage folder `root`. Blocks.
 ///
 /// # Errors
 /// It cannot be listed.
-pub fn list(root: &Path) -> Result<Vec<Entry>, StorageError> {
+pub fn list(root: &Path) -> Result<Vec<Quarantined>, StorageError> {
     let top = root.join(QUARANTINE);
     let (mut entries, mut folders) = (Vec::new(), vec![top.clone()]);
     while let Some(folder) = folders.pop() {
@@ -66,7 +51,7 @@ pub fn list(root: &Path) -> Result<Vec<Entry>, StorageError> {
                 // Moving a file does not change its time. The reason was written at that moment.
                 let moved = fs::metadata(&reason_path).unwrap_or_else(|_| found.clone());
                 let since = moved.modified().unwrap_or(SystemTime::UNIX_EPOCH);
-                entries.push(Entry {
+                entries.push(Quarantined {
                     path: path.strip_prefix(&top).unwrap_or(&path).display().to_string(),
                     bytes: found.len(),
                     since: humantime::format_rfc3339_seconds(since).to_string(),
@@ -130,18 +115,6 @@ pub fn release(root: &Path, entry: &str) -> Result<Key, StorageError> {
 /// The entry does not exist, or cannot be deleted.
 pub fn purge(root: &Path, entry: &str) -> Result<(), StorageError> {
     delete(&file(root, entry)?)
-}
-
-/// Lists the paths of all entries that are older than `age`. Blocks.
-///
-/// # Errors
-/// The quarantine cannot be listed.
-pub fn older_than(root: &Path, age: Duration) -> Result<Vec<String>, StorageError> {
-    let before = SystemTime::now().checked_sub(age).unwrap_or(SystemTime::UNIX_EPOCH);
-    let mut entries = list(root)?;
-    entries
-        .retain(|entry| humantime::parse_rfc3339(&entry.since).is_ok_and(|since| since <= before));
-    Ok(entries.into_iter().map(|entry| entry.path).collect())
 }
 
 /// Lists the folders with broken journals. Blocks.
@@ -228,11 +201,10 @@ mod tests {
             [(key("good"), doc.save())]
         );
 
-        assert!(older_than(root, Duration::from_secs(60)).expect("lists").is_empty());
         purge(root, &bad.path).expect("deletes");
         purge(root, &bad.path).expect_err("it is gone");
-        for path in older_than(root, Duration::ZERO).expect("lists") {
-            purge(root, &path).expect("deletes");
+        for entry in list(root).expect("lists") {
+            purge(root, &entry.path).expect("deletes");
         }
         assert_eq!(list(root).expect("lists"), []);
         assert_eq!(fs::read_dir(root.join("quarantine")).expect("lists").count(), 0);

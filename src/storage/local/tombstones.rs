@@ -6,37 +6,18 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    time::SystemTime,
 };
 
-use serde::{Deserialize, Serialize};
-
 use super::marks::Marks;
-use crate::{base::document_id::DocumentId, storage::StorageError};
+use crate::{
+    base::document_id::DocumentId,
+    storage::{StorageError, records::Tombstone},
+};
 
 const FOLDER: &str = ".deleted";
 /// The name and the size of a file that is deleted if the disk is full, to make room for a
 /// tombstone.
 const RESERVE: (&str, usize) = (".reserve", 64 << 10);
-
-/// The record of a deleted document.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Tombstone {
-    /// The document.
-    pub document: DocumentId,
-    /// When it was deleted, in RFC 3339.
-    pub deleted_at: String,
-    /// The reason, as the operator gave it.
-    pub reason: Option<String>,
-}
-
-impl Tombstone {
-    /// Creates a tombstone with the current time.
-    pub fn new(document: DocumentId, reason: Option<String>) -> Self {
-        let now = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
-        Self { document, deleted_at: now, reason }
-    }
-}
 
 /// All tombstones of a storage.
 #[derive(Debug)]

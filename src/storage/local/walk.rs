@@ -8,9 +8,6 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
-
 use super::{
     files::{MAX_FILE, failed},
     layout::{OWN, REPLACED},
@@ -19,7 +16,6 @@ use crate::{
     base::{
         document_id::DocumentId,
         folder::{Entry, Folder},
-        hex::hex,
     },
     document::chunk::{ChunkKind, Key, StoredChunk},
     storage::{Failure, StorageError},
@@ -36,31 +32,6 @@ pub enum Found {
     Document(DocumentId),
     /// A file or folder that neither automerge-repo nor this relay has written.
     Foreign(PathBuf),
-}
-
-/// What a listing says of a stored document, without reading its chunks.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Listed {
-    /// Its id.
-    pub document: DocumentId,
-    /// How many chunks it has.
-    pub chunks: usize,
-    /// Their size in bytes.
-    pub bytes: u64,
-    /// A text that changes when the set of chunks changes.
-    pub fingerprint: String,
-}
-
-impl Listed {
-    /// The listing of a document with chunks of these sizes.
-    pub fn new(document: DocumentId, mut chunks: Vec<(Key, u64)>) -> Self {
-        Self {
-            document,
-            chunks: chunks.len(),
-            bytes: chunks.iter().map(|(_, size)| size).sum(),
-            fingerprint: fingerprint(&mut chunks),
-        }
-    }
 }
 
 /// Calls `found` for everything in the folder `root`, until it returns false. Blocks.
@@ -178,17 +149,6 @@ fn is_not_a_folder(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }
 
-/// A text that changes when the set of chunks changes. It is made of their names, which are nearly
-/// always hashes of their contents.
-fn fingerprint(chunks: &mut [(Key, u64)]) -> String {
-    chunks.sort_unstable();
-    let mut hasher = Sha256::new();
-    for (key, size) in chunks {
-        hasher.update(format!("{key} {size}\n"));
-    }
-    hex(&hasher.finalize())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -219,11 +179,8 @@ mod tests {
         assert_eq!(all, [foreign("ab/file"), foreign("lost+found")]);
 
         let key = Key::Chunk { document, kind: ChunkKind::Snapshot, name: "abc".to_owned() };
-        let mut found = sizes(root, document).expect("lists");
+        let found = sizes(root, document).expect("lists");
         assert_eq!(found, [(key.clone(), 3)]);
         assert_eq!(read_document(root, document).expect("reads"), [(key, b"abc".to_vec())]);
-        let before = fingerprint(&mut found);
-        found[0].1 = 4;
-        assert_ne!(fingerprint(&mut found), before);
     }
 }

@@ -103,6 +103,14 @@ impl Peer {
     }
 }
 
+/// A write under way.
+pub(super) struct Writing {
+    pub(super) key: Key,
+    pub(super) data: Vec<u8>,
+    /// What the disk may delete after it.
+    replaces: Vec<Key>,
+}
+
 /// All peers, the relay, and its disk.
 pub(super) struct World {
     pub(super) core: Core,
@@ -113,7 +121,8 @@ pub(super) struct World {
     sessions: u64,
     pub(super) disk: BTreeMap<Key, Vec<u8>>,
     /// The write under way.
-    pub(super) writing: Option<(Key, Vec<u8>)>,
+    pub(super) writing: Option<Writing>,
+    /// Replaced chunks that are still on the disk.
     to_delete: Vec<Key>,
     /// The number of the last edit, which decides its text.
     pub(super) edits: u64,
@@ -174,8 +183,9 @@ impl World {
             Action::ToPeer(n) => self.peers[n].receive(),
             Action::Step => self.step(),
             Action::Written => {
-                if let Some((key, data)) = self.writing.take() {
+                if let Some(Writing { key, data, replaces }) = self.writing.take() {
                     self.disk.insert(key, data);
+                    self.to_delete.extend(replaces);
                     self.arrived.push(Event::Saved);
                 }
             }
@@ -189,8 +199,8 @@ impl World {
                 }
             }
             Action::Crash { written } => {
-                if let Some((key, data)) = self.writing.take().filter(|_| written) {
-                    self.disk.insert(key, data);
+                if let Some(writing) = self.writing.take().filter(|_| written) {
+                    self.disk.insert(writing.key, writing.data);
                 }
                 self.to_delete.clear();
                 self.arrived.clear();
@@ -248,12 +258,12 @@ impl World {
         for effect in self.core.step(arrived) {
             match effect {
                 Effect::Send { to, message } => self.deliver(to, message.to_vec()),
-                Effect::Save { key, data } => {
+                Effect::Save { key, data, replaces } => {
                     assert!(self.writing.is_none(), "one write at a time");
-                    self.writing = Some((key, data.to_vec()));
+                    assert!(!replaces.contains(&key), "a chunk does not replace itself");
+                    self.writing = Some(Writing { key, data: data.to_vec(), replaces });
                 }
                 Effect::AwaitRoom(_) | Effect::Applied { .. } => {}
-                Effect::Remove(keys) => self.to_delete.extend(keys),
                 Effect::Refuse { why, .. } => panic!("{why:?}"),
             }
         }

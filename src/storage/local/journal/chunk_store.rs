@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use futures::{FutureExt, future::BoxFuture};
+use tracing::warn;
 
 use super::{
     Journal,
@@ -10,7 +11,7 @@ use super::{
 use crate::{
     base::document_id::DocumentId,
     document::chunk::{Key, StoredChunk},
-    storage::{ChunkStore, Failure, StorageError},
+    storage::{ChunkStore, Failure, StorageError, store::Store},
 };
 
 /// Chunks of at least this many bytes are written to a file at once. Writing them twice would cost
@@ -69,7 +70,12 @@ impl ChunkStore for Journal {
         .boxed()
     }
 
-    fn put<'a>(&'a self, key: &'a Key, data: Bytes) -> BoxFuture<'a, Result<(), StorageError>> {
+    fn replace<'a>(
+        &'a self,
+        key: &'a Key,
+        data: Bytes,
+        replaced: &'a [Key],
+    ) -> BoxFuture<'a, Result<(), StorageError>> {
         // A row takes precedence over the file of the same key, so a row must be replaced by a row.
         let has_row = self.shared.index().get(key).is_some();
         let is_row = has_row || (matches!(key, Key::Chunk { .. }) && data.len() < LARGE_CHUNK);
@@ -81,7 +87,8 @@ impl ChunkStore for Journal {
         async move {
             self.shared.cancel_delete(key).await;
             if is_row {
-                return self.commit(Change::Put(key.clone(), data)).await;
+                let (key, replaced) = (key.clone(), replaced.to_vec());
+                return self.commit(Change::Put { key, data, replaced }).await;
             }
             let is_deleted = || match key {
                 Key::Chunk { document, .. } if self.is_deleted(*document) => Some(*document),
@@ -91,6 +98,12 @@ impl ChunkStore for Journal {
                 return Ok(());
             }
             let written = self.folders.put(key, data).await;
+            if written.is_ok()
+                && !replaced.is_empty()
+                && let Err(error) = self.commit(Change::Delete(replaced.to_vec())).await
+            {
+                warn!("could not delete superseded chunks: {error}");
+            }
             match is_deleted() {
                 // The document was deleted while its file was being written.
                 Some(document) => {
@@ -105,7 +118,7 @@ impl ChunkStore for Journal {
     }
 
     fn delete<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<(), StorageError>> {
-        self.commit(Change::Delete(key.clone())).boxed()
+        self.commit(Change::Delete(vec![key.clone()])).boxed()
     }
 
     fn is_deleted(&self, document: DocumentId) -> bool {

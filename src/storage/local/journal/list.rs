@@ -3,17 +3,24 @@
 use std::collections::HashSet;
 
 use super::{
-    super::walk::{self, Found, Listed},
+    super::walk::{self, Found},
     Journal,
 };
-use crate::{base::document_id::DocumentId, document::chunk::Key, storage::StorageError};
+use crate::{
+    base::document_id::DocumentId,
+    document::chunk::Key,
+    storage::{StorageError, records::Listed},
+};
 
 impl Journal {
     /// Calls `found` for every stored document, until it returns false. Blocks.
     ///
     /// # Errors
     /// The folders cannot be listed.
-    pub fn list(&self, mut found: impl FnMut(Listed) -> bool) -> Result<(), StorageError> {
+    pub(super) fn list_documents(
+        &self,
+        found: &mut dyn FnMut(Listed) -> bool,
+    ) -> Result<(), StorageError> {
         let root = self.folders.root();
         let mut in_journal: HashSet<DocumentId> =
             self.shared.index().documents.keys().copied().collect();

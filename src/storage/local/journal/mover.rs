@@ -14,7 +14,7 @@ use tokio::{
 use tracing::warn;
 
 use super::{
-    super::{nodefs::NodefsStore, tombstones::Tombstone},
+    super::nodefs::NodefsStore,
     index::{MAX_ROWS, Row},
     shared::{Change, Request, Shared, send},
     writer::PendingDelete,
@@ -22,7 +22,10 @@ use super::{
 use crate::{
     base::{backoff::Backoff, document_id::DocumentId},
     document::chunk::Key,
-    storage::{ChunkStore, StorageError},
+    storage::{
+        ChunkStore, StorageError,
+        records::{Deleted, Tombstone},
+    },
 };
 
 /// Chunks that are moved into the folders at a time.
@@ -70,15 +73,6 @@ pub(super) async fn delete_after_grace(
         }
         mover.shared.deleting.send_replace(None);
     }
-}
-
-/// What a deletion has deleted.
-#[derive(Debug, Default)]
-pub struct Deleted {
-    /// Chunks in the journal and the folders, quarantine included.
-    pub chunks: usize,
-    /// Their size in bytes.
-    pub bytes: u64,
 }
 
 /// Moves chunks from the journal into the folders.
@@ -153,7 +147,7 @@ impl Mover {
         self.move_all(self.shared.rows_of_same_document(key).unwrap_or_default().into()).await
     }
 
-    /// See [`Journal::delete_document`](super::Journal::delete_document).
+    /// See [`Store::delete_document`](crate::storage::store::Store::delete_document).
     pub(super) async fn delete_document(
         &self,
         document: DocumentId,
@@ -191,7 +185,7 @@ impl Mover {
         self.delete_rest(document).await
     }
 
-    /// See [`Journal::undelete`](super::Journal::undelete).
+    /// See [`Store::undelete`](crate::storage::store::Store::undelete).
     pub(super) async fn undelete(&self, document: DocumentId) -> Result<bool, StorageError> {
         let _lock = self.checkpoint_lock.lock().await;
         if !self.delete_rest(document).await? {

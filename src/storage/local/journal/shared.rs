@@ -18,7 +18,7 @@ use tokio::{
 };
 
 use super::{
-    super::{blocked::Block, marks::Marks, tombstones::Tombstones},
+    super::{marks::Marks, tombstones::Tombstones},
     index::{Index, Row},
     sqlite::failed,
 };
@@ -27,7 +27,7 @@ use crate::{
     config::Durability,
     document::chunk::Key,
     observe::metrics::StorageMetrics,
-    storage::{Failure, StorageError},
+    storage::{Failure, StorageError, records::Block},
 };
 
 pub(super) struct Shared {
@@ -60,8 +60,13 @@ pub(super) struct Request {
 
 /// A change that the writer makes.
 pub(super) enum Change {
-    Put(Key, Bytes),
-    Delete(Key),
+    Put {
+        key: Key,
+        data: Bytes,
+        /// These are deleted, as by `Delete`.
+        replaced: Vec<Key>,
+    },
+    Delete(Vec<Key>),
     /// Empty the write-ahead log into the file, after the commit.
     TruncateWal,
     /// Delete rows whose chunks were written to the folders.
@@ -122,6 +127,11 @@ impl Shared {
     pub(super) fn rows_of_same_document(&self, key: &Key) -> Option<Vec<(Key, Row)>> {
         let Key::Chunk { document, .. } = key else { return None };
         self.index().rows_of(*document)
+    }
+
+    /// Updates the number of blocked documents in the metrics.
+    pub(super) fn count_blocked(&self) {
+        self.metrics.blocked.set(i64::try_from(self.blocked.len()).unwrap_or(i64::MAX));
     }
 
     pub(super) fn update_gauges(&self, index: &Index) {

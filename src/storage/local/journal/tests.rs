@@ -17,6 +17,7 @@ use crate::{
     config::Time,
     document::chunk::{ChunkKind, Key},
     observe::metrics::Metrics,
+    storage::{ChunkStore, records::Tombstone},
 };
 
 fn document(n: u8) -> DocumentId {

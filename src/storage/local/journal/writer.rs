@@ -3,7 +3,7 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use rusqlite::{Connection, params};
+use rusqlite::{Connection, Statement, params};
 use tokio::{
     sync::mpsc,
     time::{Instant, timeout_at},
@@ -51,6 +51,25 @@ struct Committed {
     index: HashMap<Key, Option<Row>>,
     /// Chunks to be deleted from the folders.
     to_delete: Vec<Key>,
+}
+
+impl Committed {
+    /// Deletes a chunk: its row with `statement`, or what the folders have of it later.
+    fn delete(
+        &mut self,
+        key: &Key,
+        row: Option<Row>,
+        statement: &mut Statement<'_>,
+    ) -> rusqlite::Result<()> {
+        match row {
+            Some(row) => {
+                statement.execute([row.id])?;
+                self.index.insert(key.clone(), None);
+            }
+            None => self.to_delete.push(key.clone()),
+        }
+        Ok(())
+    }
 }
 
 impl Writer {
@@ -186,7 +205,7 @@ fn write(
         };
         for change in changes {
             match change {
-                Change::Put(key, data) => {
+                Change::Put { key, data, replaced } => {
                     let Key::Chunk { document, kind, name } = key else { continue };
                     if shared.tombstones.contains(*document) {
                         continue;
@@ -198,15 +217,18 @@ fn write(
                         .insert(params![document.as_bytes(), kind.name(), name, &data[..]])
                         .map_err(&failed)?;
                     committed.index.insert(key.clone(), Some(Row { id, size: data.len() }));
+                    for key in replaced {
+                        let row = current(&committed, key);
+                        committed.delete(key, row, &mut delete).map_err(&failed)?;
+                    }
                 }
                 Change::TruncateWal | Change::Vacuum => {}
-                Change::Delete(key) => match current(&committed, key) {
-                    Some(row) => {
-                        delete.execute([row.id]).map_err(&failed)?;
-                        committed.index.insert(key.clone(), None);
+                Change::Delete(keys) => {
+                    for key in keys {
+                        let row = current(&committed, key);
+                        committed.delete(key, row, &mut delete).map_err(&failed)?;
                     }
-                    None => committed.to_delete.push(key.clone()),
-                },
+                }
                 Change::DeleteDocument(document) => {
                     transaction
                         .execute("DELETE FROM chunk WHERE document = ?1", [document.as_bytes()])

@@ -15,12 +15,11 @@ impl NativeEngine {
             Effect::AwaitRoom(session) => {
                 self.with_port(session, Port::when_room);
             }
-            Effect::Save { key, data } => {
+            Effect::Save { key, data, replaces } => {
                 self.pending.write_begins();
                 self.writer.save_seed();
-                self.writer.save(key, data);
+                self.writer.save(key, data, replaces);
             }
-            Effect::Remove(keys) => self.writer.remove(keys),
             Effect::Applied { from, ticket, new_changes, has_orphans } => {
                 if let Some(ticket) = ticket {
                     self.pending.admitted(ticket, new_changes > 0 || has_orphans);

@@ -142,20 +142,16 @@ impl NativeEngine {
         }
     }
 
-    /// Waits until a write or deletion ends, and goes on from there. Cancel safe.
+    /// Waits until a write ends, and goes on from there. Cancel safe.
     async fn work(&mut self) -> Result<(), EngineFailed> {
         self.wait_for_core().await;
         if matches!(self.core, CoreState::Failed) {
             return Err(self.failure);
         }
-        tokio::select! {
-            () = done(&mut self.writer.write) => {
-                self.writer.write = None;
-                self.events.push(Event::Saved);
-                self.settle().await;
-            }
-            () = done(&mut self.writer.removal) => self.writer.removal = None,
-        }
+        done(&mut self.writer.write).await;
+        self.writer.write = None;
+        self.events.push(Event::Saved);
+        self.settle().await;
         Ok(())
     }
 }
@@ -257,7 +253,7 @@ impl Engine for NativeEngine {
     fn close(mut self: Box<Self>) -> BoxFuture<'static, Result<(), EngineFailed>> {
         async move {
             self.settle().await;
-            while !self.is_durable() || self.writer.removal.is_some() {
+            while !self.is_durable() {
                 self.work().await?;
             }
             Ok(())

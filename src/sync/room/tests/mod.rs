@@ -42,7 +42,7 @@ use super::{
 use crate::{
     base::{document_id::DocumentId, principal::Principal, session_id::SessionId},
     bundle::served::ServedBundle,
-    config::{Config, Durability, EngineKind, MemoryLimit, Size, Time},
+    config::{self, Config, Durability, EngineKind, MemoryLimit, Size, Time},
     document::{merge::Ancestry, sync_message::SyncMessage, unpacked::Unpacked},
     limits::{
         Account, Charge,
@@ -51,7 +51,7 @@ use crate::{
     observe::{health::Health, metrics::Metrics},
     storage::{
         documents::Documents,
-        local::{nodefs::NodefsStore, space::Space},
+        local::{journal::Journal, space::Space},
     },
     sync::{
         close_reason::CloseReason,
@@ -96,7 +96,14 @@ fn fixture(config: Config, engine: impl FnOnce(&Metrics) -> EngineStart) -> Fixt
     let folder = tempfile::tempdir().expect("a folder");
     let metrics = Metrics::new().expect("metrics");
     // No power fails here, and the tests with thousands of rooms would only wait for the disk.
-    let store = Arc::new(NodefsStore::open(folder.path(), Durability::Relaxed).expect("opens"));
+    let stored = config::Storage {
+        path: folder.path().to_owned(),
+        durability: Durability::Relaxed,
+        commit_interval: Time(Duration::ZERO),
+        ..config.storage.clone()
+    };
+    let store = Journal::open(&stored, metrics.storage.clone()).expect("opens");
+    let store = Arc::new(store);
     let (served, receiver) = watch::channel(None);
     let (sender, config) = watch::channel(Arc::new(config));
     let health = Arc::new(Health::default());

@@ -186,11 +186,11 @@ async fn lists_and_loads_are_complete_while_chunks_are_moved_and_replaced() {
                     let journal = journal.clone();
                     let listing = move || {
                         let mut listed = 0;
-                        let count = |_| {
+                        let mut count = |_| {
                             listed += 1;
                             true
                         };
-                        journal.list(count).expect("lists");
+                        journal.list(&mut count).expect("lists");
                         listed
                     };
                     let listed = tokio::task::spawn_blocking(listing).await.expect("lists");

@@ -30,14 +30,14 @@ async fn nothing_of_a_deleted_document_is_left_or_accepted() {
     writing.await.expect("writes");
     assert!(names(&*journal, 1).await.is_empty());
     assert!(walk::read_document(folder.path(), document(1)).expect("reads").is_empty());
-    assert!(journal.list(|listed| listed.document == document(2)).is_ok());
+    assert!(journal.list(&mut |listed| listed.document == document(2)).is_ok());
     let file = fs::read(&journal.shared.path).expect("reads");
     assert!(!file.windows(6).any(|bytes| bytes == b"secret"), "SQLite keeps no bytes of it");
     assert!(!folder.path().join("quarantine").join(folder_of(1)).exists());
 
     // A deletion that was interrupted by a kill is completed at the next start.
     let left = tempfile::tempdir().expect("a folder");
-    journal.tombstones().remove(document(1)).expect("removes");
+    journal.shared.tombstones.remove(document(1)).expect("removes");
     journal.put(&increment(1, "again"), Bytes::from_static(b"secret 3")).await.expect("puts");
     copy(folder.path(), left.path());
     let tombstones = Tombstones::open(left.path()).expect("opens");
