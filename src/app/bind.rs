@@ -15,19 +15,16 @@ use crate::{
     bundle::{store, watch::BundleKeeper},
     config::{AdminAddress, AuthMode, Config, load::LoadedConfig},
     http::{self, tls::TlsKeeper},
-    observe::{
-        health::Health,
-        log::LogLevel,
-        metrics::{Metrics, StorageMetrics},
-    },
+    observe::{health::Health, log::LogLevel, metrics::Metrics},
     storage::{
+        self,
         documents::Documents,
         local::{
             TMP,
-            journal::Journal,
             restore_marker::{self, RestoreMarker},
             space::Space,
         },
+        open::OpenedStorage,
     },
 };
 
@@ -49,7 +46,7 @@ pub struct Bound {
     pub(super) keeper: Arc<BundleKeeper>,
     pub(super) tls: Arc<TlsKeeper>,
     pub(super) auth: Arc<Auth>,
-    pub(super) journal: Arc<Journal>,
+    pub(super) storage: OpenedStorage,
     pub(super) documents: Arc<Documents>,
     pub(super) storage_id: String,
     pub(super) store: store::OpenedStore,
@@ -91,7 +88,7 @@ impl Loaded {
         // Listeners first: of two relays started by mistake, the second must not touch the first's
         // files.
         let listeners = Listeners::bind(&config, file)?;
-        let journal = open_journal(&config, file, metrics.storage.clone())?;
+        let storage = open_storage(&config, file, &health, &metrics).await?;
         let uploads = store::open(&config.bundles, health.clone()).await.map_err(|source| {
             AppError::Bundles { file: file(), path: config.bundles.path.clone(), source }
         })?;
@@ -110,7 +107,7 @@ impl Loaded {
         let auth =
             Auth::new(policy, LastUse::new(&config.storage.path, config.storage.path.join(TMP)));
         let documents = Documents::new(
-            journal.clone(),
+            storage.store.clone(),
             keeper.served(),
             health.clone(),
             space,
@@ -129,7 +126,7 @@ impl Loaded {
             keeper: Arc::new(keeper),
             tls: Arc::new(tls),
             auth: Arc::new(auth),
-            journal,
+            storage,
             documents: Arc::new(documents),
             storage_id,
             store: uploads,
@@ -193,14 +190,16 @@ impl Listeners {
     }
 }
 
-/// Opens the journal and its folders, unless a restore into them was not finished.
-fn open_journal(
+/// Opens the storage, unless a restore into it was not finished.
+async fn open_storage(
     config: &Config,
     file: impl Fn() -> Option<PathBuf>,
-    metrics: StorageMetrics,
-) -> Result<Arc<Journal>, AppError> {
-    let journal = Journal::open(&config.storage, metrics)
-        .map_err(|source| AppError::Storage { file: file(), source })?;
+    health: &Arc<Health>,
+    metrics: &Metrics,
+) -> Result<OpenedStorage, AppError> {
+    let storage = storage::open::open(config, true, health.clone(), metrics.storage.clone())
+        .await
+        .map_err(|source| AppError::Open { file: file(), source })?;
     let unfinished = restore_marker::unfinished(&config.storage.path)
         .map_err(|source| AppError::Storage { file: file(), source })?;
     if let Some(RestoreMarker { backup, folders, .. }) = unfinished {
@@ -208,7 +207,7 @@ fn open_journal(
         let name = folders.into_iter().next().unwrap_or_default();
         return Err(AppError::Replacing { file: file(), path, backup: backup.folder, name });
     }
-    Ok(Arc::new(journal))
+    Ok(storage)
 }
 
 fn is_taken(error: &std::io::Error) -> bool {

@@ -29,7 +29,7 @@ use crate::{
         signals::Request,
         systemd,
     },
-    storage::store::Store,
+    storage::{local::journal::Journal, open::OpenedStorage, store::Store},
     sync::{build::Sync, close_reason::CloseReason},
 };
 
@@ -131,7 +131,7 @@ pub(super) struct Parts {
     pub(super) config: watch::Receiver<Arc<Config>>,
     pub(super) supervisor: Supervisor,
     pub(super) reloader: Arc<Reloader>,
-    pub(super) store: Arc<dyn Store>,
+    pub(super) storage: OpenedStorage,
     pub(super) importer: Arc<Importer>,
     pub(super) sync: Sync,
     /// Tracks connections of the public port that are not sessions.
@@ -166,23 +166,9 @@ impl Parts {
         self.sync.rooms.stop().await;
         self.enter(Step::Import);
         self.importer.stop().await;
-        self.enter(Step::Checkpoint);
-        // Everything is durable. On a slow disk the rest of the journal is moved after the next
-        // start.
-        match timeout_at(start + limit * 2 / 3, self.store.checkpoint()).await {
-            Ok(Ok(chunks)) => {
-                info!(chunks, "the journal is empty; the folders contain all changes")
-            }
-            Ok(Err(error)) => {
-                warn!(
-                    "cannot move all chunks from the journal into the folders; the journal keeps \
-                     the rest: {error}"
-                );
-            }
-            Err(_) => warn!(
-                "no time was left to move all chunks from the journal into the folders; the \
-                 journal keeps the rest, and `tonk-relay checkpoint` moves it"
-            ),
+        if let Some(journal) = &self.storage.journal {
+            self.enter(Step::Checkpoint);
+            checkpoint(journal, start + limit * 2 / 3).await;
         }
         self.enter(Step::Requests);
         // Requests end last, so that a client that reads its download slowly or sends nothing does
@@ -234,6 +220,24 @@ impl Parts {
             }
         }
         text
+    }
+}
+
+/// Moves the journal into the folders. On a slow disk the rest of it is moved after the next start:
+/// everything is durable.
+async fn checkpoint(journal: &Journal, deadline: tokio::time::Instant) {
+    match timeout_at(deadline, journal.checkpoint()).await {
+        Ok(Ok(chunks)) => info!(chunks, "the journal is empty; the folders contain all changes"),
+        Ok(Err(error)) => {
+            warn!(
+                "cannot move all chunks from the journal into the folders; the journal keeps the \
+                 rest: {error}"
+            );
+        }
+        Err(_) => warn!(
+            "no time was left to move all chunks from the journal into the folders; the journal \
+             keeps the rest, and `tonk-relay checkpoint` moves it"
+        ),
     }
 }
 

@@ -3,8 +3,12 @@
 use std::{net::SocketAddr, path::PathBuf};
 
 use crate::{
-    app::supervisor::TaskEnded, auth::AuthError, bundle::served::ServeError, config::AdminAddress,
-    http::tls::TlsError, storage::StorageError,
+    app::supervisor::TaskEnded,
+    auth::AuthError,
+    bundle::served::ServeError,
+    config::AdminAddress,
+    http::tls::TlsError,
+    storage::{StorageError, open::OpenError},
 };
 
 /// Why the relay did not start, or did not end well.
@@ -23,7 +27,9 @@ pub enum AppError {
     OpenSocket { file: Option<PathBuf>, address: SocketAddr },
     #[error("{}: admin.listen: cannot listen on {address}: {source}", location(file))]
     AdminListen { file: Option<PathBuf>, address: AdminAddress, source: std::io::Error },
-    #[error("{}: storage.path: {source}", location(file))]
+    #[error("{}: {source}", location(file))]
+    Open { file: Option<PathBuf>, source: OpenError },
+    #[error("{}: cannot read the storage id: {source}", location(file))]
     Storage { file: Option<PathBuf>, source: StorageError },
     #[error(
         "{}: storage.path: {}: `tonk-relay restore --replace {}` was not finished. Run it again. \

@@ -10,6 +10,7 @@ use crate::{
     bundle::{MaxInflated, served::ServedBundle},
     config::{AdminAddress, check::named_paths, load::Fault, load::LoadedConfig},
     http::tls,
+    storage::postgres,
 };
 
 /// Opens everything that the config names and returns the faults. With a service, files are opened
@@ -99,6 +100,11 @@ fn open_here(loaded: &LoadedConfig, will_be_made: impl Fn(&Path) -> bool) -> Vec
         {
             fault(key, format!("{}: {problem}", path.display()));
         }
+    }
+    if let Ok(Some(database)) = config.cluster.database.read()
+        && let Err(error) = postgres::check(&database, config.cluster.timeout.0)
+    {
+        fault("cluster.database", format!("cannot use {database}: {error}"));
     }
     for address in &config.admin.listen {
         if let AdminAddress::Unix(path) = address

@@ -90,7 +90,7 @@ impl Bound {
             app: &app,
             keeper: &self.keeper,
             tls: &self.tls,
-            store: self.documents.store(),
+            storage: &self.storage,
             s3: self.store.s3.as_ref(),
             reloader: &reloader,
             repeats: &repeats,
@@ -106,7 +106,7 @@ impl Bound {
             config: sync.sessions.config.clone(),
             supervisor,
             reloader,
-            store: self.documents.store().clone(),
+            storage: self.storage,
             importer: app.bundles.importer.clone(),
             sync,
             http_running,
@@ -121,8 +121,7 @@ impl Bound {
     /// Builds the state of the admin handlers for stored documents.
     fn build_stored(&self, app: &App) -> StorageState {
         StorageState {
-            store: self.documents.store().clone(),
-            journal: self.journal.clone(),
+            storage: self.storage.clone(),
             documents: self.documents.clone(),
             uploads: self.store.store.clone(),
             served: self.keeper.served(),

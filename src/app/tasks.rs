@@ -33,7 +33,7 @@ use crate::{
         signals::Request,
         systemd,
     },
-    storage::{local::backups, store::Store},
+    storage::{local::backups, open::OpenedStorage, store::Store},
     sync::{rooms::Rooms, session::shared::Sessions},
 };
 
@@ -49,7 +49,7 @@ pub(super) struct Subjects<'a> {
     pub(super) app: &'a App,
     pub(super) keeper: &'a Arc<BundleKeeper>,
     pub(super) tls: &'a Arc<TlsKeeper>,
-    pub(super) store: &'a Arc<dyn Store>,
+    pub(super) storage: &'a OpenedStorage,
     pub(super) s3: Option<&'a Arc<S3Store>>,
     pub(super) reloader: &'a Arc<Reloader>,
     pub(super) repeats: &'a Arc<Repeats>,
@@ -63,11 +63,11 @@ pub(super) fn table(
     stopping: &CancellationToken,
     signals: &Signals<impl Stream<Item = Request> + Unpin + Send + 'static>,
 ) -> Vec<Task> {
-    let Subjects { app, keeper, tls, store, s3, reloader, repeats, watchdog } = subjects;
+    let Subjects { app, keeper, tls, storage, s3, reloader, repeats, watchdog } = subjects;
     let (rooms, sessions) = (app.sync.rooms.clone(), app.sync.sessions.clone());
     let draining = &app.sync.draining;
     let told = (keeper.served(), rooms.clone());
-    let counted = ((*store).clone(), app.config.clone(), app.metrics.storage.clone());
+    let counted = (storage.store.clone(), app.config.clone(), app.metrics.storage.clone());
     let shown = (app.health.clone(), app.metrics.clone(), rooms);
     let watched = ((*watchdog).clone(), draining.clone());
 
@@ -89,6 +89,12 @@ pub(super) fn table(
     if let Some(s3) = s3 {
         tasks.push(Task::new("bundle-store", Restart, stopping, *s3, |s3| async move {
             s3.run().await;
+        }));
+    }
+    if let Some(database) = &storage.database {
+        // It ends only if the relay does not know any more what is stored.
+        tasks.push(Task::new("database", Fatal, stopping, database, |database| async move {
+            database.stay_connected().await;
         }));
     }
     tasks.extend([

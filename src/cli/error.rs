@@ -6,8 +6,12 @@ use std::{
 };
 
 use crate::{
-    admin::client::AdminError, app::AppError, base::document_id::DocumentId, config::load::Fault,
-    observe::log::LogError, storage::StorageError,
+    admin::client::AdminError,
+    app::AppError,
+    base::document_id::DocumentId,
+    config::load::Fault,
+    observe::log::LogError,
+    storage::{StorageError, open::OpenError},
 };
 
 /// Exit code for an invalid config (`sysexits.h`).
@@ -35,6 +39,8 @@ pub(super) enum CliError {
          quarantine"
     )]
     BrokenJournal(StorageError),
+    #[error(transparent)]
+    Database(OpenError),
     #[error("cannot list the documents: {0}")]
     NotListed(String),
     #[error("{0}")]

@@ -10,8 +10,7 @@ use std::{
 
 use hyper::server::conn::http1;
 use hyper_util::{rt::TokioIo, service::TowerToHyperService};
-use tokio::sync::watch;
-use tokio_util::task::AbortOnDropHandle;
+use tokio::{sync::watch, task::JoinSet};
 
 use super::{
     error::{CliError, io_error},
@@ -23,11 +22,7 @@ use crate::{
     bundle::{MaxInflated, served::ServedBundle, store},
     config::{Config, Time, load},
     observe::{health::Health, metrics::Metrics},
-    storage::{
-        StorageError,
-        documents::Documents,
-        local::{journal::Journal, space::Space},
-    },
+    storage::{self, StorageError, documents::Documents, local::space::Space, open::OpenError},
 };
 
 /// Serves what is stored to the process at the other end of standard input, until it closes the
@@ -39,8 +34,8 @@ pub(super) fn run(config_file: &Path, repairs: bool) -> Result<(), CliError> {
     stream.set_nonblocking(true).map_err(&stdin_error)?;
     runtime()?.block_on(async {
         let stream = tokio::net::UnixStream::from_std(stream).map_err(&stdin_error)?;
-        let (stored, _watching_space) = open_storage(config, repairs).await?;
-        let (store, unfinished) = (stored.store.clone(), stored.unfinished.clone());
+        let (stored, _tasks) = open_storage(config, repairs).await?;
+        let (store, unfinished) = (stored.storage.store.clone(), stored.unfinished.clone());
         let service = TowerToHyperService::new(router(stored));
         let ended = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
         // The client has closed the connection, perhaps during a request. Leave the storage as a
@@ -56,19 +51,17 @@ pub(super) fn run(config_file: &Path, repairs: bool) -> Result<(), CliError> {
 async fn open_storage(
     mut config: Config,
     repairs: bool,
-) -> Result<(StorageState, AbortOnDropHandle<()>), CliError> {
+) -> Result<(StorageState, JoinSet<()>), CliError> {
     let metrics = Metrics::new()?.storage;
     // There are no other writers to batch a commit with.
     config.storage.commit_interval = Time(Duration::ZERO);
-    let opened = match repairs {
-        true => Journal::open(&config.storage, metrics.clone()),
-        false => Journal::open_without_repair(&config.storage, metrics.clone()),
-    };
-    let journal = Arc::new(opened.map_err(|error| match error {
-        StorageError::Corrupt(_) => CliError::BrokenJournal(error),
-        _ => CliError::Storage(error),
-    })?);
     let health = Arc::new(Health::default());
+    let opened = storage::open::open(&config, repairs, health.clone(), metrics.clone()).await;
+    let storage = opened.map_err(|error| match error {
+        OpenError::Folder(error @ StorageError::Corrupt(_)) => CliError::BrokenJournal(error),
+        OpenError::Folder(error) => CliError::Storage(error),
+        error => CliError::Database(error),
+    })?;
     let uploads = store::open(&config.bundles, health.clone()).await;
     let uploads = uploads.map_err(io_error(&config.bundles.path))?.store;
     let mut served = None;
@@ -82,21 +75,22 @@ async fn open_storage(
     let config = watch::channel(Arc::new(config)).1;
     let space = Arc::new(Space::new(config.clone(), health.clone(), metrics.clone()));
     let watched = space.clone();
-    let watching_space = AbortOnDropHandle::new(tokio::spawn(async move { watched.run().await }));
-    let documents =
-        Documents::new(journal.clone(), served.clone(), health, space, config.clone(), metrics);
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async move { watched.run().await });
+    if let Some(database) = storage.database.clone() {
+        tasks.spawn(async move { database.stay_connected().await });
+    }
+    let documents = Documents::new(
+        storage.store.clone(),
+        served.clone(),
+        health,
+        space,
+        config.clone(),
+        metrics,
+    );
     let documents = Arc::new(documents);
     let unfinished = RunToCompletion::default();
-    let store = documents.store().clone();
-    let stored = StorageState {
-        store,
-        journal,
-        documents,
-        uploads,
-        served,
-        rooms: None,
-        config,
-        unfinished,
-    };
-    Ok((stored, watching_space))
+    let stored =
+        StorageState { storage, documents, uploads, served, rooms: None, config, unfinished };
+    Ok((stored, tasks))
 }

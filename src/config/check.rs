@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, path::Path};
 
 use super::{
-    AdminAddress, AuthMode, Bundle, Config, MemoryLimit, Size, StoreKind, Tls, levels,
+    AdminAddress, AuthMode, Bundle, Config, EngineKind, MemoryLimit, Size, StoreKind, Tls, levels,
     load::{Fault, LoadedConfig},
 };
 
@@ -22,6 +22,7 @@ pub fn check(loaded: &LoadedConfig) -> Vec<Fault> {
     check_public_url(&mut faults);
     check_sizes(&mut faults);
     check_bundle_store(&mut faults);
+    check_database(&mut faults);
     check_limits(&mut faults);
     check_paths(&mut faults);
     check_folders(&mut faults);
@@ -203,6 +204,30 @@ fn check_bundle_store(faults: &mut Faults<'_>) {
     }
 }
 
+/// Checks the URL of a database, and what goes with it.
+fn check_database(faults: &mut Faults<'_>) {
+    let Config { cluster, bundles, sync, .. } = faults.config();
+    if cluster.database.is_empty() {
+        return;
+    }
+    if let Err(problem) = cluster.database.read() {
+        faults.add("cluster.database", problem);
+    }
+    if bundles.store == StoreKind::Folder {
+        faults.add(
+            "bundles.store",
+            "is \"folder\", and with cluster.database nothing is kept on this machine; expected \
+             \"s3\"",
+        );
+    }
+    if sync.engine == EngineKind::Samod {
+        faults.add(
+            "sync.engine",
+            "is \"samod\", which does not work with cluster.database; expected \"native\"",
+        );
+    }
+}
+
 /// Checks the log level, and limits that must not be 0.
 fn check_limits(faults: &mut Faults<'_>) {
     let Config { log, limits, .. } = faults.config();
@@ -351,6 +376,22 @@ mod tests {
         has_fault(
             "[bundle]\npath = \"app.tonk\"\n",
             "expected an absolute one, such as \"/srv/app.tonk\"",
+        );
+    }
+
+    #[test]
+    fn a_database_needs_bundles_in_s3() {
+        let url = "[cluster]\ndatabase = \"postgres://me:secret@db/app\"\n";
+        let s3 = "[bundles]\nstore = \"s3\"\nbucket = \"b\"\n";
+        assert_eq!(check(&loaded(&format!("{url}{s3}"))), []);
+        has_fault(url, "bundles.store: is \"folder\", and with cluster.database");
+        let samod = "[sync]\nengine = \"samod\"\n";
+        has_fault(&format!("{url}{s3}{samod}"), "sync.engine: is \"samod\", which does not work");
+        let bad = "[cluster]\ndatabase = \"postgres://me:secret@db/app?sslmode=prefer\"\n";
+        has_fault(
+            &format!("{s3}{bad}"),
+            "x.toml:5: cluster.database: postgres://me:***@db/app?sslmode=prefer has \
+             sslmode=prefer, which does not verify the server",
         );
     }
 

@@ -8,9 +8,9 @@ use std::{
 };
 
 use super::{
-    Admin, AdminAddress, AllowedOrigin, Auth, AuthMode, Bundle, Bundles, Config, Durability,
-    EngineKind, Forward, Http, Limits, Log, LogFormat, MemoryLimit, Network, Rate, Reload, Share,
-    Size, Storage, StoreKind, Sync, Time, Tls,
+    Admin, AdminAddress, AllowedOrigin, Auth, AuthMode, Bundle, Bundles, Cluster, Config,
+    DatabaseUrl, Durability, EngineKind, Forward, Http, Limits, Log, LogFormat, MemoryLimit,
+    Network, Rate, Reload, Share, Size, Storage, StoreKind, Sync, Time, Tls,
 };
 
 impl Default for Config {
@@ -23,12 +23,19 @@ impl Default for Config {
             bundle: Bundle::default(),
             bundles: Bundles::default(),
             storage: Storage::default(),
+            cluster: Cluster::default(),
             sync: Sync::default(),
             auth: Auth::default(),
             limits: Limits::default(),
             reload: Reload::default(),
             log: Log::default(),
         }
+    }
+}
+
+impl Default for Cluster {
+    fn default() -> Self {
+        Self { database: DatabaseUrl::default(), timeout: Time::secs(5) }
     }
 }
 

@@ -17,6 +17,7 @@ const EXAMPLES: &[(&str, &str)] = &[
     ("bundles.region", r#""eu-central-1""#),
     ("bundles.prefix", r#""relay/""#),
     ("bundles.endpoint_url", r#""https://s3.example.org""#),
+    (DATABASE, r#""postgres://tonk_relay@db.example.org/tonk_relay""#),
     ("sync.peer_id", r#""relay-1""#),
     ("auth.mode", r#""token""#),
     ("auth.jwt_keys", r#""/etc/tonk-relay.jwks""#),
@@ -24,6 +25,8 @@ const EXAMPLES: &[(&str, &str)] = &[
     ("auth.jwt_audience", r#""tonk-relay""#),
     ("auth.anonymous", r#"["download"]"#),
 ];
+
+const DATABASE: &str = "cluster.database";
 
 /// Returns a good value of a key, as TOML.
 pub(super) fn example(key: &str, default: &Value) -> String {
@@ -42,7 +45,9 @@ pub(super) fn problem(key: &str, value: &Value, default: &Value, error: &str) ->
             _ => format!(", such as {example}"),
         };
         let (found, expected) = (kind(value), kind(default));
-        return format!("{} is {found}; expected {expected}{example}", shown(value));
+        // It may have a password.
+        let value = if key == DATABASE { "the value".to_owned() } else { shown(value) };
+        return format!("{value} is {found}; expected {expected}{example}");
     }
     // All lists of the config are lists of strings.
     if let Value::Array(items) = value

@@ -10,13 +10,14 @@
 //! | faults of the values together | [`check`] |
 //! | keys without effect, and values that can never match | [`warnings`] |
 //! | which keys a reload can change | [`reload`] |
-//! | the syntax of values | `units`, `admin_address`, `allowed_origin`, [`levels`], [`scopes`] |
+//! | the syntax of values | `units`, `admin_address`, `allowed_origin`, `database`, [`levels`], [`scopes`] |
 //! | files that systemd passes on | [`credentials`] |
 
 mod admin_address;
 mod allowed_origin;
 pub mod check;
 pub mod credentials;
+mod database;
 mod defaults;
 mod expected;
 pub mod levels;
@@ -33,6 +34,7 @@ use self::scopes::Scope;
 pub use self::{
     admin_address::AdminAddress,
     allowed_origin::AllowedOrigin,
+    database::{Database, DatabaseHost, DatabaseTls, DatabaseUrl},
     syntax::line_of,
     units::{MemoryLimit, Network, Rate, Share, Size, Time},
 };
@@ -50,6 +52,7 @@ pub struct Config {
     pub bundle: Bundle,
     pub bundles: Bundles,
     pub storage: Storage,
+    pub cluster: Cluster,
     pub sync: Sync,
     pub auth: Auth,
     pub limits: Limits,
@@ -156,6 +159,15 @@ pub struct Storage {
     pub max_unsaved: Size,
     pub max_document: Size,
     pub max_changes: u64,
+}
+
+/// `[cluster]`: a database for the documents.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[expect(missing_docs, reason = "etc/tonk-relay.toml describes the keys")]
+pub struct Cluster {
+    pub database: DatabaseUrl,
+    pub timeout: Time,
 }
 
 /// What a change survives once the relay has reported it as saved.

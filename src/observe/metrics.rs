@@ -191,8 +191,10 @@ metrics! {
         unsaved_bytes: IntGauge = "tonk_relay_storage_unsaved_bytes" [];
         /// Free bytes on the disk of the documents or of the bundles, whichever has less.
         free_bytes: IntGauge = "tonk_relay_storage_free_bytes" [];
-        /// Commits of the journal. Each makes the pending writes of all documents durable.
+        /// Commits of the journal or to the database. Each makes the pending writes of all documents durable.
         commits: IntCounter = "tonk_relay_storage_commits_total" [];
+        /// Times that the relay has connected to the database again.
+        reconnects: IntCounter = "tonk_relay_database_reconnects_total" [];
         /// Bytes of chunks in the journal that are not checkpointed into the folders yet.
         journal_bytes: IntGauge = "tonk_relay_storage_journal_bytes" [];
         /// Chunks in the journal that are not checkpointed into the folders yet.

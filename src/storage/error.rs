@@ -79,6 +79,8 @@ pub enum Location {
     Document(DocumentId),
     /// The key of an object in an object store, or the name of a bucket.
     Object(String),
+    /// A database.
+    Database(String),
 }
 
 impl fmt::Display for Location {
@@ -87,6 +89,7 @@ impl fmt::Display for Location {
             Self::Path(path) => path.display().fmt(f),
             Self::Document(document) => document.fmt(f),
             Self::Object(key) => f.write_str(key),
+            Self::Database(name) => write!(f, "the database {name}"),
         }
     }
 }

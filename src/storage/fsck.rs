@@ -3,7 +3,10 @@
 
 #![allow(clippy::disallowed_methods, reason = "all of it blocks, and runs on threads that may")]
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use automerge::ReadDoc;
 use serde::{Deserialize, Serialize};
@@ -11,7 +14,7 @@ use sha2::{Digest, Sha256};
 use tokio::runtime::Handle;
 
 use super::{
-    ChunkStore, StorageError,
+    StorageError,
     documents::{Assembled, SeedSnapshot, assemble},
     local::{
         MAX_FILE,
@@ -19,6 +22,8 @@ use super::{
         quarantine,
         walk::{self, Found},
     },
+    open::OpenedStorage,
+    records::Quarantined,
 };
 use crate::{
     base::{document_id::DocumentId, folder, hex::hex, text::Count},
@@ -193,11 +198,10 @@ impl<T: Listener> Check<T> {
     }
 
     /// Reports what is in quarantine.
-    fn report_quarantine(&mut self, root: &Path) -> Result<(), StorageError> {
-        for entry in quarantine::list(root)? {
+    fn report_quarantine(&mut self, entries: Vec<Quarantined>) {
+        for entry in entries {
             self.report(Kind::Quarantined, entry.path, entry.reason, false);
         }
-        Ok(())
     }
 
     fn end(mut self, result: Result<(), StorageError>) {
@@ -209,17 +213,17 @@ impl<T: Listener> Check<T> {
     }
 }
 
-/// Checks the documents of `journal`, and then calls `check_more`. Blocks, so it must be called on
+/// Checks the documents of `storage`, and then calls `check_more`. Blocks, so it must be called on
 /// a blocking thread of `runtime`.
 pub fn check_storage<T: Listener>(
-    journal: &Journal,
+    storage: &OpenedStorage,
     runtime: &Handle,
     repair: bool,
     listener: T,
     check_more: impl FnOnce(&mut Check<T>) -> Result<(), StorageError>,
 ) {
     let mut check = Check::new(listener);
-    let mut result = check_documents(&mut check, journal, runtime, repair);
+    let mut result = check_documents(&mut check, storage, runtime, repair);
     if result.is_ok() && check.is_wanted {
         result = check_more(&mut check);
     }
@@ -228,16 +232,25 @@ pub fn check_storage<T: Listener>(
 
 fn check_documents(
     check: &mut Check<impl Listener>,
-    journal: &Journal,
+    storage: &OpenedStorage,
     runtime: &Handle,
     repair: bool,
 ) -> Result<(), StorageError> {
-    for fault in journal.faults() {
-        check.report(Kind::Broken, "journal", fault, false);
+    let (store, mut documents) = (&storage.store, Vec::new());
+    if let Some(journal) = &storage.journal {
+        for fault in journal.faults() {
+            check.report(Kind::Broken, "journal", fault, false);
+        }
+        // The journal is listed first: a document that moves meanwhile is then found in the
+        // folders.
+        documents = journal.documents();
+        documents.extend(check.documents_of(journal.root())?);
+    } else {
+        store.list(&mut |listed| {
+            documents.push(listed.document);
+            true
+        })?;
     }
-    // The journal is listed first: a document that moves meanwhile is then found in the folders.
-    let mut documents = journal.documents();
-    documents.extend(check.documents_of(journal.root())?);
     documents.sort_unstable();
     documents.dedup();
     let all = documents.len();
@@ -245,9 +258,9 @@ fn check_documents(
         if !check.report_progress(n, all) {
             return Ok(());
         }
-        if journal.is_deleted(document) {
-            let delete = || runtime.block_on(journal.delete_again(document));
-            let repaired = repair && delete().is_ok();
+        if store.is_deleted(document) {
+            let delete = |journal: &Arc<Journal>| runtime.block_on(journal.delete_again(document));
+            let repaired = repair && storage.journal.as_ref().is_some_and(|j| delete(j).is_ok());
             check.report(
                 Kind::Deleted,
                 document,
@@ -256,7 +269,7 @@ fn check_documents(
             );
             continue;
         }
-        match runtime.block_on(journal.load_document(document)) {
+        match runtime.block_on(store.load_document(document)) {
             Err(error) => {
                 check.summary.documents += 1;
                 check.report(Kind::Unreadable, document, error, false);
@@ -264,17 +277,18 @@ fn check_documents(
             Ok(chunks) => {
                 let (broken, rescue) = check.check_chunks(document, chunks);
                 let put =
-                    |SeedSnapshot { key, data }| runtime.block_on(journal.put(&key, data)).is_ok();
+                    |SeedSnapshot { key, data }| runtime.block_on(store.put(&key, data)).is_ok();
                 let repair = repair && rescue.is_none_or(put);
                 for (key, reason) in broken {
-                    let quarantine = || runtime.block_on(journal.quarantine(&key, &reason));
+                    let quarantine = || runtime.block_on(store.quarantine(&key, &reason));
                     let repaired = repair && quarantine().is_ok();
                     check.report(Kind::Broken, &key, &reason, repaired);
                 }
             }
         }
     }
-    check.report_quarantine(journal.root())
+    check.report_quarantine(runtime.block_on(store.quarantined())?);
+    Ok(())
 }
 
 /// Checks a folder in automerge-repo's layout without changing it. Blocks.
@@ -362,5 +376,6 @@ fn check_files(check: &mut Check<impl Listener>, root: &Path) -> Result<(), Stor
             check.report(Kind::Broken, key, reason, false);
         }
     }
-    check.report_quarantine(root)
+    check.report_quarantine(quarantine::list(root)?);
+    Ok(())
 }

@@ -6,8 +6,10 @@
 //! | what it tells of documents | [`records`] |
 //! | loading, checking, saving and importing documents | [`documents`] |
 //! | deleting one | `local::journal::mover` |
+//! | opening what the config names | [`open`] |
 //! | snapshots from which stored documents start | [`underlay`] |
 //! | the store on local disks: folders, and the journal in front of them | [`local`] |
+//! | the store in a PostgreSQL database | [`postgres`] |
 //! | where a change becomes durable, and its saver is notified | `local::journal::writer` |
 //! | ... a large chunk, which is written to a file at once | `local::journal::chunk_store` |
 //! | notifying peers and subscribers of it | `document::core::answer`, `sync::room::answers` |
@@ -22,6 +24,8 @@ mod error;
 pub mod fsck;
 pub mod inspect;
 pub mod local;
+pub mod open;
+pub mod postgres;
 pub mod records;
 pub mod store;
 pub mod underlay;

@@ -7,7 +7,7 @@ use sha2::{Digest, Sha256};
 
 use crate::{
     base::{document_id::DocumentId, hex::hex},
-    document::chunk::Key,
+    document::chunk::{ChunkKind, Key},
 };
 
 /// The record of a deleted document.
@@ -97,10 +97,30 @@ pub struct Quarantined {
     pub reason: String,
 }
 
+impl Quarantined {
+    /// The path of a chunk in quarantine: that of its file in automerge-repo's layout.
+    pub fn path_of(key: &Key) -> String {
+        match key {
+            Key::Chunk { document, kind, name } => {
+                format!("{}/{}/{name}", document.folder(), kind.name())
+            }
+            Key::StorageId => String::new(),
+        }
+    }
+
+    /// The chunk with this path, if it is one of a chunk.
+    pub fn key_of(path: &str) -> Option<Key> {
+        let parts: Vec<&str> = path.split('/').collect();
+        let &[first, rest, kind, name] = parts.as_slice() else { return None };
+        let document = format!("{first}{rest}").parse().ok()?;
+        Some(Key::Chunk { document, kind: ChunkKind::from_name(kind)?, name: name.to_owned() })
+    }
+}
+
 /// What a deletion has deleted.
 #[derive(Debug, Default)]
 pub struct Deleted {
-    /// Chunks in the journal and the folders, quarantine included.
+    /// Chunks, quarantine included.
     pub chunks: usize,
     /// Their size in bytes.
     pub bytes: u64,
@@ -109,7 +129,6 @@ pub struct Deleted {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::document::chunk::ChunkKind;
 
     #[test]
     fn a_fingerprint_changes_with_the_chunks() {

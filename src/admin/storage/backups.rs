@@ -25,7 +25,7 @@ async fn record(
     let is_whole = made.whole_at.is_some();
     info!(folder = made.folder, is_whole, "an operator's backup was recorded");
     run_blocking(move || {
-        backups::record(state.journal.root(), made)?;
+        backups::record(&state.folder(), made)?;
         Ok(Json(()).into_response())
     })
     .await

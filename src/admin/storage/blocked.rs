@@ -27,12 +27,12 @@ async fn block(
 ) -> Result<Response, HandlerError> {
     let document: DocumentId = id.parse()?;
     // Take effect immediately, even if the disk is full or hangs.
-    state.store.block_in_memory(document);
+    state.store().block_in_memory(document);
     info!(%document, reason, "an operator blocked a document");
     reopen(&state, document);
     // Spawned, so that the work finishes even if the client closes the connection.
     let unfinished = state.unfinished.clone();
-    let recording = unfinished.spawn(async move { state.store.block(document, reason).await });
+    let recording = unfinished.spawn(async move { state.store().block(document, reason).await });
     match recording.await? {
         Ok(block) => Ok(Json(block).into_response()),
         Err(error) => {
@@ -48,7 +48,7 @@ async fn unblock(
 ) -> Result<Response, HandlerError> {
     let document: DocumentId = id.parse()?;
     let unblocking = state.unfinished.clone().spawn(async move {
-        if !state.store.unblock(document).await? {
+        if !state.store().unblock(document).await? {
             return Err(HandlerError(StatusCode::NOT_FOUND, format!("{document} was not blocked")));
         }
         info!(%document, "an operator unblocked a document");
@@ -66,5 +66,5 @@ fn reopen(state: &StorageState, document: DocumentId) {
 }
 
 async fn list(State(state): State<StorageState>) -> Result<Response, HandlerError> {
-    Ok(Json(state.store.blocks().await?).into_response())
+    Ok(Json(state.store().blocks().await?).into_response())
 }

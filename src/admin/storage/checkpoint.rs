@@ -23,5 +23,5 @@ pub(super) fn routes() -> Router<StorageState> {
 }
 
 async fn checkpoint(State(state): State<StorageState>) -> Result<Response, HandlerError> {
-    Ok(Json(CheckpointReport { moved: state.store.checkpoint().await? }).into_response())
+    Ok(Json(CheckpointReport { moved: state.store().checkpoint().await? }).into_response())
 }

@@ -84,13 +84,13 @@ async fn delete_document(
     document: DocumentId,
     reason: Option<String>,
 ) -> Result<DeletionReceipt, HandlerError> {
-    let earlier = state.store.tombstone(document).await?;
+    let earlier = state.store().tombstone(document).await?;
     // A second deletion keeps the first time and reason, unless it has a reason of its own.
     let tombstone = match earlier {
         Some(earlier) if reason.is_none() => earlier,
         _ => Tombstone::new(document, reason),
     };
-    let deleted = state.store.delete_document(document, tombstone.clone()).await;
+    let deleted = state.store().delete_document(document, tombstone.clone()).await;
     // Even if the deletion failed: the tombstone may exist by now, and the bundle must still be
     // deleted.
     if let Some(rooms) = &state.rooms {
@@ -100,7 +100,7 @@ async fn delete_document(
     let (Deleted { chunks, bytes }, bundle) = (deleted?, bundle?);
     info!(%document, reason = tombstone.reason, "an operator deleted a document");
     let held_by_bundles = bundles_with(&state, document).await?;
-    let root = state.journal.root().to_owned();
+    let root = state.folder();
     let (backups, kept) =
         run_blocking(move || Ok((backups::list(&root), folders_with(&root, document)?))).await?;
     Ok(DeletionReceipt { tombstone, chunks, bytes, bundle, held_by_bundles, backups, kept })
@@ -134,7 +134,7 @@ async fn bundles_with(
     for (id, etag) in state.uploads.list().await? {
         // The record of its import makes a download unnecessary.
         // One without documents was written by an earlier version.
-        let recorded = state.store.imported(id, etag).await?;
+        let recorded = state.store().imported(id, etag).await?;
         if let Some(documents) = recorded.filter(|documents| !documents.is_empty()) {
             if documents.contains(&document) {
                 found.push(id.to_string());
@@ -161,7 +161,7 @@ async fn undelete(
     Path(id): Path<String>,
 ) -> Result<Response, HandlerError> {
     let document: DocumentId = id.parse()?;
-    if !state.store.undelete(document).await? {
+    if !state.store().undelete(document).await? {
         return Err(HandlerError(StatusCode::NOT_FOUND, format!("{document} was not deleted")));
     }
     if let Some(rooms) = &state.rooms {
@@ -169,13 +169,13 @@ async fn undelete(
     }
     // Forget which bundles were imported, so that they are imported again and bring back what they
     // have of the document.
-    state.store.forget_imports().await?;
+    state.store().forget_imports().await?;
     info!(%document, "an operator undeleted a document; clients can upload it again");
     Ok(Json(()).into_response())
 }
 
 async fn list(State(state): State<StorageState>) -> Result<Response, HandlerError> {
-    Ok(Json(state.store.tombstones().await?).into_response())
+    Ok(Json(state.store().tombstones().await?).into_response())
 }
 
 /// Imports a tombstone from a backup, unless the document or a bundle with this root is stored.
@@ -188,7 +188,7 @@ async fn import_tombstone(
         return Ok(Json(TombstoneImport::AlreadyDeleted).into_response());
     }
     if state.uploads.get(document).await?.is_some()
-        || !state.store.import_tombstone(tombstone).await?
+        || !state.store().import_tombstone(tombstone).await?
     {
         return Ok(Json(TombstoneImport::DocumentExists).into_response());
     }

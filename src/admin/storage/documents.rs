@@ -69,7 +69,7 @@ pub(super) fn routes() -> Router<StorageState> {
 async fn list(State(state): State<StorageState>) -> Response {
     json_lines(move |tell| {
         let mut found = |listed| tell(DocumentListLine::Document(listed));
-        let result = state.store.list(&mut found);
+        let result = state.store().list(&mut found);
         tell(match result {
             Ok(()) => DocumentListLine::End,
             Err(error) => DocumentListLine::Problem(error.to_string()),
@@ -82,12 +82,12 @@ async fn inspect(
     Path(id): Path<String>,
 ) -> Result<Response, HandlerError> {
     let document: DocumentId = id.parse()?;
-    if let Some(tombstone) = state.store.tombstone(document).await? {
+    if let Some(tombstone) = state.store().tombstone(document).await? {
         let reason = tombstone.reason.map_or_else(String::new, |reason| format!(": {reason}"));
         let text = format!("{document} was deleted at {}{reason}", tombstone.deleted_at);
         return Err(HandlerError(StatusCode::GONE, text));
     }
-    match Inspection::of(&*state.store, document).await? {
+    match Inspection::of(state.store(), document).await? {
         Some(found) => Ok(Json(found).into_response()),
         None => Err(nothing_stored(document)),
     }

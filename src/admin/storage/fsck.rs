@@ -29,8 +29,8 @@ fn fsck(state: StorageState, repair: bool) -> Response {
         info!("an operator's check moves broken chunks into quarantine");
     }
     json_lines(move |tell| {
-        let (journal, uploads) = (&state.journal, &*state.uploads);
-        fsck::check_storage(journal, &runtime, repair, tell, |check| {
+        let (storage, uploads) = (&state.storage, &*state.uploads);
+        fsck::check_storage(storage, &runtime, repair, tell, |check| {
             bundle::fsck::check_uploads(check, uploads, max_inflated, &runtime)
         });
     })

@@ -40,7 +40,7 @@ pub(super) fn routes() -> Router<StorageState> {
 }
 
 async fn list(State(state): State<StorageState>) -> Result<Response, HandlerError> {
-    Ok(Json(state.store.quarantined().await?).into_response())
+    Ok(Json(state.store().quarantined().await?).into_response())
 }
 
 async fn release(
@@ -49,7 +49,7 @@ async fn release(
 ) -> Result<Response, HandlerError> {
     let mut answer = QuarantineReport::default();
     for path in selection.paths {
-        match state.store.release(path).await {
+        match state.store().release(path).await {
             Ok(key) => {
                 if let (Key::Chunk { document, .. }, Some(rooms)) = (&key, &state.rooms) {
                     rooms.reopen(*document);
@@ -74,12 +74,12 @@ async fn purge(
         let is_old = |entry: &Quarantined| {
             humantime::parse_rfc3339(&entry.since).is_ok_and(|since| since <= before)
         };
-        let all = state.store.quarantined().await?.into_iter();
+        let all = state.store().quarantined().await?.into_iter();
         paths.extend(all.filter(is_old).map(|entry| entry.path));
     }
     let mut answer = QuarantineReport::default();
     for path in paths {
-        match state.store.purge(path.clone()).await {
+        match state.store().purge(path.clone()).await {
             Ok(()) => {
                 info!(path, "an operator purged the quarantine");
                 answer.done.push(path);

@@ -43,12 +43,19 @@ async fn move_aside(
         let text = "the relay is running; stop it before you replace what it stores".to_owned();
         return Err(HandlerError(StatusCode::CONFLICT, text));
     }
-    let root = state.journal.root().to_owned();
+    let Some(journal) = &state.storage.journal else {
+        let text =
+            "documents are in a database; to replace them, restore into a new database, and \
+                    set cluster.database to it"
+                .to_owned();
+        return Err(HandlerError(StatusCode::CONFLICT, text));
+    };
+    let root = state.folder();
     let at = root.clone();
     let mut replacing = run_blocking(move || Ok(restore_marker::begin(&at, backup)?)).await?;
     let is_resumed = replacing.is_moved;
     if !is_resumed {
-        state.journal.move_aside(replacing.folder()).await?;
+        journal.move_aside(replacing.folder()).await?;
         state.uploads.move_aside(replacing.folder()).await?;
         let at = root.clone();
         replacing = run_blocking(move || {
@@ -74,7 +81,7 @@ async fn move_aside(
 /// Marks the restore as finished, so that a relay can start.
 async fn finish(State(state): State<StorageState>) -> Result<Response, HandlerError> {
     run_blocking(move || {
-        restore_marker::end(state.journal.root())?;
+        restore_marker::end(&state.folder())?;
         Ok(Json(()).into_response())
     })
     .await

@@ -1,6 +1,6 @@
 //! The state of the handlers.
 
-use std::sync::Arc;
+use std::{path::PathBuf, sync::Arc};
 
 use tokio::sync::watch;
 
@@ -8,7 +8,7 @@ use crate::{
     base::run_to_completion::RunToCompletion,
     bundle::{served::Served, store::BundleStore},
     config::Config,
-    storage::{documents::Documents, local::journal::Journal, store::Store},
+    storage::{documents::Documents, open::OpenedStorage, store::Store},
     sync::rooms::Rooms,
 };
 
@@ -16,9 +16,7 @@ use crate::{
 #[derive(Clone)]
 pub struct StorageState {
     /// What the documents are kept in.
-    pub store: Arc<dyn Store>,
-    /// The same, for what only a local folder can do.
-    pub journal: Arc<Journal>,
+    pub storage: OpenedStorage,
     /// The documents.
     pub documents: Arc<Documents>,
     /// Uploaded bundles.
@@ -31,4 +29,16 @@ pub struct StorageState {
     pub config: watch::Receiver<Arc<Config>>,
     /// Work that requests have begun and that finishes even if their clients disconnect.
     pub unfinished: RunToCompletion,
+}
+
+impl StorageState {
+    /// What the documents are kept in.
+    pub fn store(&self) -> &dyn Store {
+        &*self.storage.store
+    }
+
+    /// The folder at `storage.path`.
+    pub fn folder(&self) -> PathBuf {
+        self.config.borrow().storage.path.clone()
+    }
 }

@@ -25,7 +25,7 @@ pub(super) fn routes() -> Router<StorageState> {
 }
 
 async fn load_storage_id(state: &StorageState) -> Result<Option<String>, HandlerError> {
-    let id = state.store.load_storage_id().await?;
+    let id = state.store().load_storage_id().await?;
     Ok(id.and_then(|id| String::from_utf8(id).ok()).map(|id| id.trim().to_owned()))
 }
 
@@ -54,6 +54,6 @@ async fn adopt(
         return Err(HandlerError(StatusCode::UNPROCESSABLE_ENTITY, text));
     }
     info!(storage_id = new, "adopted the storage id of a backup");
-    state.store.put(&Key::StorageId, new.into()).await?;
+    state.store().put(&Key::StorageId, new.into()).await?;
     Ok(Json(true).into_response())
 }

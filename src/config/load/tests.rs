@@ -43,7 +43,7 @@ fn every_fault_is_reported_with_its_line_and_key() {
             "x.toml:8: bundle.path: 7 is an integer; expected a string, such as \
              \"/srv/app.tonk\"",
             "x.toml:10: nope.a: unknown section [nope]; expected one of [http], [tls], \
-             [admin], [bundle], [bundles], [storage], [sync], [auth], [limits], [reload], \
+             [admin], [bundle], [bundles], [storage], [cluster], [sync], [auth], [limits], [reload], \
              [log]",
         ]
     );

@@ -327,7 +327,7 @@ mod tests {
         (folder, store)
     }
 
-    conformance_tests!(empty);
+    conformance_tests!(async || Some(empty()));
 
     #[tokio::test]
     async fn stored_values_are_there_after_reopening() {

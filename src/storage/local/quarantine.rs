@@ -14,10 +14,7 @@ use std::{
 };
 
 use crate::{
-    document::{
-        chunk::{ChunkKind, Key},
-        load::parses,
-    },
+    document::{chunk::Key, load::parses},
     storage::{Failure, StorageError, records::Quarantined},
 };
 
@@ -92,12 +89,7 @@ fn file(root: &Path, entry: &str) -> Result<PathBuf, StorageError> {
 pub fn release(root: &Path, entry: &str) -> Result<Key, StorageError> {
     let file = file(root, entry)?;
     let refused = |why: &str| StorageError::Refused(Failure::new("release", file.as_path(), why));
-    let parts: Vec<&str> = entry.split('/').collect();
-    let &[first, rest, kind, name] = parts.as_slice() else {
-        return Err(refused("it is not a chunk of a document"));
-    };
-    let (Ok(document), Some(kind)) = (format!("{first}{rest}").parse(), ChunkKind::from_name(kind))
-    else {
+    let Some(key) = Quarantined::key_of(entry) else {
         return Err(refused("it is not a chunk of a document"));
     };
     let Some(data) = read(&file)? else {
@@ -106,7 +98,7 @@ pub fn release(root: &Path, entry: &str) -> Result<Key, StorageError> {
     parses(&data).map_err(|reason| refused(&format!("it does not parse: {reason}")))?;
     write_atomically(root, &[(root.join(entry), data.into())], true)?;
     delete(&file)?;
-    Ok(Key::Chunk { document, kind, name: name.to_owned() })
+    Ok(key)
 }
 
 /// Deletes an entry. Blocks.
@@ -160,6 +152,7 @@ mod tests {
     use crate::{
         base::document_id::DocumentId,
         config::Durability,
+        document::chunk::ChunkKind,
         storage::{ChunkStore, local::nodefs::NodefsStore},
     };
 

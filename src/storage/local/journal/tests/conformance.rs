@@ -1,7 +1,7 @@
 //! The contract of `ChunkStore`.
 
 use super::*;
-use crate::storage::conformance::{self, conformance_tests};
+use crate::storage::conformance::{self, store_tests};
 
 fn empty() -> (tempfile::TempDir, Journal) {
     let folder = tempfile::tempdir().expect("a folder");
@@ -9,7 +9,7 @@ fn empty() -> (tempfile::TempDir, Journal) {
     (folder, journal)
 }
 
-conformance_tests!(empty);
+store_tests!(async || Some(empty()));
 
 #[tokio::test]
 async fn stored_values_are_there_after_reopening() {

@@ -1,0 +1,211 @@
+//! Staying connected.
+
+use std::{
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicI64, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::{sync::watch, time::timeout};
+use tokio_postgres::Row;
+use tracing::{info, warn};
+
+use super::{
+    connection::{ConnectError, Group, Server},
+    error::QueryError,
+};
+use crate::{
+    base::{backoff::Backoff, lock::lock},
+    config::Database,
+    observe::{
+        health::{FailingWrite, Health},
+        metrics::StorageMetrics,
+    },
+    storage::StorageError,
+};
+
+/// The first and the longest pause before another attempt to connect, or to write.
+pub(super) const RETRY: (Duration, Duration) =
+    (Duration::from_millis(50), Duration::from_millis(500));
+/// How long a start waits for a database that is away, or for a relay that has just ended and whose
+/// connection the server has not given up yet. systemd gives up a unit that fails more often.
+const START_WAIT: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 15 });
+/// A server that sends or accepts less than this many bytes a second is given up.
+const MIN_RATE: u64 = 1 << 20;
+
+/// The connections to the database, which are replaced when one fails.
+pub(super) struct Link {
+    server: Server,
+    /// The database, as errors name it.
+    name: String,
+    group: watch::Sender<Option<Arc<Group>>>,
+    /// The name of the last group.
+    instance: Mutex<[u8; 16]>,
+    /// The number of the last write that was confirmed.
+    confirmed: AtomicI64,
+    health: Arc<Health>,
+    metrics: StorageMetrics,
+}
+
+impl Link {
+    pub(super) async fn open(
+        database: Database,
+        timeout: Duration,
+        health: Arc<Health>,
+        metrics: StorageMetrics,
+    ) -> Result<Self, ConnectError> {
+        let name = database.to_string();
+        let server = Server::new(&database, timeout)?;
+        let started = tokio::time::Instant::now();
+        let mut is_told = false;
+        let group = loop {
+            match server.connect(None).await {
+                Err(error) if error.is_passing() && started.elapsed() < START_WAIT => {
+                    if !std::mem::replace(&mut is_told, true) {
+                        warn!("cannot use the database {name} yet; waiting for it: {error}");
+                    }
+                    tokio::time::sleep(RETRY.1).await;
+                }
+                connected => break connected?,
+            }
+        };
+        let instance = Mutex::new(group.instance);
+        let group = watch::Sender::new(Some(Arc::new(group)));
+        Ok(Self { server, name, group, instance, confirmed: AtomicI64::new(0), health, metrics })
+    }
+
+    /// The database, as errors name it.
+    pub(super) fn database(&self) -> &str {
+        &self.name
+    }
+
+    /// Waits until a connection has failed.
+    pub(super) async fn disconnected(&self) {
+        let group = self.group.borrow().clone();
+        if let Some(group) = group {
+            group.broken.cancelled().await;
+        }
+        self.group.send_replace(None);
+    }
+
+    /// Uses new connections from now on.
+    pub(super) fn publish(&self, group: Group) {
+        self.metrics.reconnects.inc();
+        self.group.send_replace(Some(Arc::new(group)));
+        info!(database = self.name, "connected to the database again");
+    }
+
+    /// Connects again, which may take as long as the database is away.
+    ///
+    /// # Errors
+    /// This relay may not write any more, or does not know what is stored.
+    pub(super) async fn reconnect(&self) -> Result<Group, ConnectError> {
+        let mut backoff = Backoff::new(RETRY.0, RETRY.1);
+        let mut fault: Option<FailingWrite> = None;
+        let mut last = String::new();
+        loop {
+            let earlier = (*lock(&self.instance), self.confirmed.load(Ordering::Relaxed));
+            match self.server.connect(Some(earlier)).await {
+                Ok(group) => {
+                    *lock(&self.instance) = group.instance;
+                    return Ok(group);
+                }
+                Err(error @ (ConnectError::TakenOver | ConnectError::LostWrites)) => {
+                    return Err(error);
+                }
+                Err(error) => {
+                    let text = format!("cannot use the database {}: {error}", self.name);
+                    if text != last {
+                        warn!("{text}; live sync goes on, and changes wait to be saved");
+                        // The new fault is reported before the old one ends.
+                        let reported = self.health.failing_write(&text);
+                        drop(fault.replace(reported));
+                        last = text;
+                    }
+                }
+            }
+            tokio::time::sleep(backoff.pause()).await;
+        }
+    }
+
+    /// The connections, once there are some.
+    pub(super) async fn connected(&self) -> Arc<Group> {
+        let mut groups = self.group.subscribe();
+        loop {
+            if let Some(group) = &*groups.borrow_and_update()
+                && !group.broken.is_cancelled()
+            {
+                return group.clone();
+            }
+            if groups.changed().await.is_err() {
+                // The sender exists as long as `self`.
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    /// Runs a statement with the connections, and gives them up if it takes too long for so many
+    /// `bytes`.
+    pub(super) async fn run_within<T>(
+        &self,
+        group: &Group,
+        bytes: u64,
+        statement: impl Future<Output = Result<T, tokio_postgres::Error>>,
+    ) -> Result<T, QueryError> {
+        let limit = self.server.timeout + Duration::from_secs(bytes / MIN_RATE);
+        tokio::select! {
+            // An error says more than that the connection is lost.
+            biased;
+            result = timeout(limit, statement) => match result {
+                Ok(result) => Ok(result?),
+                Err(_) => {
+                    group.broken.cancel();
+                    Err(QueryError::passing(format!("it did not answer within {limit:?}")))
+                }
+            },
+            () = group.broken.cancelled() => {
+                Err(QueryError::passing("the connection was lost"))
+            }
+        }
+    }
+
+    /// Reads with a deadline, also for getting connected. `action` is what an error says was tried.
+    pub(super) async fn read<T>(
+        &self,
+        action: &'static str,
+        statement: impl AsyncFnOnce(&Link, &Group) -> Result<T, QueryError>,
+    ) -> Result<T, StorageError> {
+        let reading = async {
+            let away = || QueryError::passing("it is away");
+            let group = timeout(self.server.timeout, self.connected()).await.map_err(|_| away())?;
+            statement(self, &group).await
+        };
+        reading.await.map_err(|error| error.into_storage(action, &self.name))
+    }
+
+    /// Looks at the answer to a write, whose first columns are those of `writer::WRITE`.
+    pub(super) fn confirmed_by(&self, group: &Group, row: &Row) -> Result<(), QueryError> {
+        let Some(writes) = row.try_get::<_, Option<i64>>(0)? else {
+            // Connecting again tells who writes now.
+            group.broken.cancel();
+            return Err(QueryError::passing("another connection writes now"));
+        };
+        if !row.try_get::<_, bool>(1)? {
+            return Err(QueryError::passing(
+                "synchronous_commit is off, with which a crash loses what was reported as saved",
+            ));
+        }
+        self.confirmed.fetch_max(writes, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Reports that writes fail until the result is dropped.
+    pub(super) fn failing(&self, error: &QueryError) -> FailingWrite {
+        self.health.failing_write(&format!(
+            "cannot write to the database {}: {}",
+            self.name, error.problem
+        ))
+    }
+}

@@ -1,0 +1,151 @@
+//! The store in a PostgreSQL database.
+//!
+//! | to find | look in |
+//! |---|---|
+//! | the tables | `schema` |
+//! | connecting, and what is checked of the server; TLS | `connection`, `tls` |
+//! | staying connected; whether this relay may write | `link` |
+//! | the task that commits: where changes become durable | `writer` |
+//! | loading, storing and deleting chunks | `chunk_store` |
+//! | tombstones, blocks, the quarantine and notes of imports | `store`, `statements` |
+//! | errors of the database | `error` |
+//!
+//! # One writer
+//! A relay keeps in memory what is stored, so only one may use the database. It holds an advisory
+//! lock, so that a second one does not start. And it writes its name into the table `writer`, anew
+//! with each connection: every write checks it. So what an earlier connection had sent, and was
+//! thought lost, is not made later, and a relay that another has replaced writes nothing more.
+//!
+//! # When the database is away
+//! Writes wait, and the relay is not ready. Nothing is reported as saved. Once the database is back
+//! the same writes are made again, which is harmless for those that had been made.
+
+mod chunk_store;
+mod connection;
+mod error;
+mod link;
+mod schema;
+mod statements;
+mod store;
+mod tls;
+mod writer;
+
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::HashSet,
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
+
+use tokio::{runtime::Handle, sync::mpsc};
+use tracing::{error, info, warn};
+
+pub use self::connection::ConnectError;
+use self::{
+    connection::Server,
+    link::Link,
+    writer::{BATCH, Request, Writer},
+};
+use crate::{
+    base::{document_id::DocumentId, run_to_completion::RunToCompletion},
+    config::{self, Database},
+    observe::{health::Health, metrics::StorageMetrics},
+};
+
+/// Checks whether a relay could use a database, without disturbing one that does. Blocks.
+///
+/// # Errors
+/// Why it could not.
+pub fn check(database: &Database, timeout: Duration) -> Result<(), ConnectError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(Server::new(database, timeout)?.check())
+}
+
+/// A store in a PostgreSQL database.
+pub struct PostgresStore {
+    link: Arc<Link>,
+    requests: mpsc::Sender<Request>,
+    /// Held by a large write, which has a connection of its own, and by a deletion: what the one
+    /// stores of a document the other does not miss.
+    large: tokio::sync::Mutex<()>,
+    marked: Arc<Marked>,
+    metrics: StorageMetrics,
+    runtime: Handle,
+    /// The task that commits. It ends after the last request.
+    _writer: RunToCompletion,
+}
+
+/// The documents that were deleted, and those that are blocked.
+#[derive(Default)]
+struct Marked {
+    deleted: RwLock<HashSet<DocumentId>>,
+    blocked: RwLock<HashSet<DocumentId>>,
+}
+
+/// Changes a set of documents.
+fn change<T>(
+    set: &RwLock<HashSet<DocumentId>>,
+    change: impl FnOnce(&mut HashSet<DocumentId>) -> T,
+) -> T {
+    change(&mut set.write().unwrap_or_else(PoisonError::into_inner))
+}
+
+fn contains(set: &RwLock<HashSet<DocumentId>>, document: DocumentId) -> bool {
+    set.read().unwrap_or_else(PoisonError::into_inner).contains(&document)
+}
+
+impl PostgresStore {
+    /// Connects to a database, and creates the tables in an empty one. [`Self::stay_connected`]
+    /// must run from then on. Spawns a task, so it must be called on a tokio runtime.
+    ///
+    /// # Errors
+    /// The server cannot be reached or used, or another relay uses the database.
+    pub async fn open(
+        database: Database,
+        config: &config::Config,
+        health: Arc<Health>,
+        metrics: StorageMetrics,
+    ) -> Result<Self, ConnectError> {
+        let link = Arc::new(
+            Link::open(database, config.cluster.timeout.0, health, metrics.clone()).await?,
+        );
+        let marked = Arc::new(Marked::default());
+        let (requests, receiver) = mpsc::channel(BATCH);
+        let writer = Writer {
+            link: link.clone(),
+            interval: config.storage.commit_interval.0,
+            metrics: metrics.clone(),
+        };
+        let committing = RunToCompletion::default();
+        committing.spawn(writer.run(receiver));
+        let large = tokio::sync::Mutex::new(());
+        let runtime = Handle::current();
+        let store = Self { link, requests, large, marked, metrics, runtime, _writer: committing };
+        let group = store.link.connected().await;
+        store.load_marks(&group).await?;
+        info!(database = %store.link.database(), "documents are in PostgreSQL");
+        Ok(store)
+    }
+
+    /// Connects again whenever the connection is lost. Returns when this relay must stop, because
+    /// it cannot know any more what is stored.
+    pub async fn stay_connected(&self) {
+        loop {
+            self.link.disconnected().await;
+            let group = match self.link.reconnect().await {
+                Ok(group) => group,
+                Err(error) => {
+                    error!(database = self.link.database(), "cannot go on: {error}");
+                    return;
+                }
+            };
+            // A mark may have been made although its statement was not answered.
+            match self.load_marks(&group).await {
+                Ok(()) => self.link.publish(group),
+                Err(error) => warn!("cannot read which documents are deleted or blocked: {error}"),
+            }
+        }
+    }
+}

@@ -1,0 +1,165 @@
+//! The statements with which operators and the relay record something of documents.
+//!
+//! The first columns of every change are those of `writer::WRITE`. A third one tells whether it has
+//! changed anything.
+
+/// What every change begins with: it is made only if the relay still writes as `$1`.
+macro_rules! guarded {
+    ($rest:literal) => {
+        concat!(
+            "with allowed as (update tonk_relay.writer set writes = writes + 1 \
+             where instance = $1 returning writes)",
+            $rest
+        )
+    };
+}
+
+pub(super) const DELETE: &str = guarded!(
+    ", marked as (
+        insert into tonk_relay.document as mark (document, deleted_at, deleted_reason)
+        select $2, $3::text::timestamptz, $4 where exists (select from allowed)
+        on conflict (document) do update set deleted_at = excluded.deleted_at,
+            deleted_reason = excluded.deleted_reason
+    ), gone as (
+        delete from tonk_relay.chunk where document = $2 and exists (select from allowed)
+        returning octet_length(data)::bigint as bytes
+    )
+    select (select writes from allowed), current_setting('synchronous_commit') <> 'off',
+        count(*), coalesce(sum(bytes), 0)::bigint from gone"
+);
+
+/// Deletes what a write has stored before it knew of the deletion, too.
+pub(super) const UNDELETE: &str = guarded!(
+    ", unmarked as (
+        update tonk_relay.document set deleted_at = null, deleted_reason = null
+        where document = $2 and deleted_at is not null and exists (select from allowed)
+        returning document
+    ), gone as (
+        delete from tonk_relay.chunk where document in (select document from unmarked)
+    )
+    select (select writes from allowed), current_setting('synchronous_commit') <> 'off',
+        exists (select from unmarked)"
+);
+
+pub(super) const IMPORT_TOMBSTONE: &str = guarded!(
+    ", marked as (
+        insert into tonk_relay.document as mark (document, deleted_at, deleted_reason)
+        select $2, $3::text::timestamptz, $4 where exists (select from allowed)
+            and not exists (select from tonk_relay.chunk where document = $2)
+        on conflict (document) do update set deleted_at = excluded.deleted_at,
+            deleted_reason = excluded.deleted_reason
+            where mark.deleted_at is null
+        returning document
+    )
+    select (select writes from allowed), current_setting('synchronous_commit') <> 'off',
+        exists (select from marked)"
+);
+
+pub(super) const BLOCK: &str = guarded!(
+    ", marked as (
+        insert into tonk_relay.document as mark (document, blocked_at, blocked_reason)
+        select $2, $3::text::timestamptz, $4 where exists (select from allowed)
+        on conflict (document) do update set
+            blocked_at = case when mark.blocked_at is null or $4 is not null
+                then excluded.blocked_at else mark.blocked_at end,
+            blocked_reason = case when mark.blocked_at is null or $4 is not null
+                then excluded.blocked_reason else mark.blocked_reason end
+        returning blocked_at, blocked_reason
+    )
+    select (select writes from allowed), current_setting('synchronous_commit') <> 'off',
+        (select to_char(blocked_at at time zone 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"') from marked),
+        (select blocked_reason from marked)"
+);
+
+pub(super) const UNBLOCK: &str = guarded!(
+    ", unmarked as (
+        update tonk_relay.document set blocked_at = null, blocked_reason = null
+        where document = $2 and blocked_at is not null and exists (select from allowed)
+        returning document
+    )
+    select (select writes from allowed), current_setting('synchronous_commit') <> 'off',
+        exists (select from unmarked)"
+);
+
+pub(super) const QUARANTINE: &str = guarded!(
+    ", moved as (
+        update tonk_relay.chunk set quarantined_at = now(), quarantine_reason = $5
+        where document = $2 and kind = $3 and name = $4 and quarantined_at is null
+            and exists (select from allowed)
+        returning document
+    )
+    select (select writes from allowed), current_setting('synchronous_commit') <> 'off',
+        exists (select from moved)"
+);
+
+pub(super) const RELEASE: &str = guarded!(
+    ", moved as (
+        update tonk_relay.chunk set quarantined_at = null, quarantine_reason = null
+        where document = $2 and kind = $3 and name = $4 and exists (select from allowed)
+        returning document
+    )
+    select (select writes from allowed), current_setting('synchronous_commit') <> 'off',
+        exists (select from moved)"
+);
+
+pub(super) const PURGE: &str = guarded!(
+    ", gone as (
+        delete from tonk_relay.chunk where document = $2 and kind = $3 and name = $4
+            and quarantined_at is not null and exists (select from allowed)
+        returning document
+    )
+    select (select writes from allowed), current_setting('synchronous_commit') <> 'off',
+        exists (select from gone)"
+);
+
+pub(super) const RECORD_IMPORT: &str = guarded!(
+    ", recorded as (
+        insert into tonk_relay.import (bundle, etag, documents)
+        select $2, $3, $4 where exists (select from allowed)
+        on conflict (bundle) do update set etag = excluded.etag, documents = excluded.documents
+    )
+    select (select writes from allowed), current_setting('synchronous_commit') <> 'off'"
+);
+
+pub(super) const FORGET_IMPORTS: &str = guarded!(
+    ", gone as (delete from tonk_relay.import where exists (select from allowed))
+    select (select writes from allowed), current_setting('synchronous_commit') <> 'off'"
+);
+
+pub(super) const STORE_ID: &str = guarded!(
+    ", stored as (
+        update tonk_relay.meta set storage_id = $2 where exists (select from allowed)
+    )
+    select (select writes from allowed), current_setting('synchronous_commit') <> 'off'"
+);
+
+/// The time of a column, in RFC 3339.
+macro_rules! rfc3339 {
+    ($column:literal) => {
+        concat!("to_char(", $column, " at time zone 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"')")
+    };
+}
+
+pub(super) const TOMBSTONES: &str = concat!(
+    "select document, ",
+    rfc3339!("deleted_at"),
+    ", deleted_reason from tonk_relay.document where deleted_at is not null \
+     and ($1::bytea is null or document = $1) order by document"
+);
+pub(super) const BLOCKS: &str = concat!(
+    "select document, ",
+    rfc3339!("blocked_at"),
+    ", blocked_reason from tonk_relay.document where blocked_at is not null order by document"
+);
+pub(super) const QUARANTINED: &str = concat!(
+    "select document, kind, name, octet_length(data)::bigint, ",
+    rfc3339!("quarantined_at"),
+    ", quarantine_reason from tonk_relay.chunk where quarantined_at is not null"
+);
+pub(super) const LIST: &str = "
+select document, kind, name, octet_length(data)::bigint from tonk_relay.chunk
+where quarantined_at is null and document in (
+    select distinct document from tonk_relay.chunk
+    where quarantined_at is null and document > $1 order by document limit $2
+)
+order by document";

@@ -1,0 +1,391 @@
+//! Listing, and what the operator and the relay record of documents.
+
+use bytes::Bytes;
+use futures::{FutureExt, future::BoxFuture};
+use tokio_postgres::{Row, types::ToSql};
+
+use super::{
+    PostgresStore, change,
+    connection::{ConnectError, Group},
+    error::QueryError,
+    statements,
+    writer::{columns, kind_of},
+};
+use crate::{
+    base::document_id::DocumentId,
+    document::{chunk::Key, load::parses},
+    storage::{
+        ChunkStore, Failure, Location, StorageError,
+        records::{Block, Deleted, Listed, Quarantined, Tombstone},
+        store::Store,
+    },
+};
+
+/// Documents that are listed with one query.
+const PAGE: i64 = 1000;
+
+/// The document in a column.
+fn document(row: &Row, column: usize) -> Result<DocumentId, QueryError> {
+    let bytes: &[u8] = row.try_get(column)?;
+    let bytes = bytes.try_into().map_err(|_| {
+        QueryError::passing(format!("a document id has {} bytes; expected 16", bytes.len()))
+    })?;
+    Ok(DocumentId::from_bytes(bytes))
+}
+
+/// The chunk whose document, kind and name are in the first three columns.
+fn key(row: &Row) -> Result<Key, QueryError> {
+    let kind = kind_of(row.try_get(1)?);
+    Ok(Key::Chunk { document: document(row, 0)?, kind, name: row.try_get(2)? })
+}
+
+fn tombstone(row: &Row) -> Result<Tombstone, QueryError> {
+    let document = document(row, 0)?;
+    Ok(Tombstone { document, deleted_at: row.try_get(1)?, reason: row.try_get(2)? })
+}
+
+type Parameters<'a> = &'a [&'a (dyn ToSql + Sync)];
+
+impl PostgresStore {
+    /// Makes a change whose first parameter is the name of the writer, and returns its row.
+    async fn change(
+        &self,
+        statement: &str,
+        parameters: Parameters<'_>,
+    ) -> Result<Row, StorageError> {
+        self.link
+            .read("write to", async |link, group| {
+                let instance = group.instance.as_slice();
+                let mut all: Vec<&(dyn ToSql + Sync)> = vec![&instance];
+                all.extend(parameters);
+                // Over the connection of the writer, so that it is made between two commits.
+                let changing = group.writer.query_one(statement, &all);
+                let row = link.run_within(group, 0, changing).await?;
+                link.confirmed_by(group, &row)?;
+                Ok(row)
+            })
+            .await
+    }
+
+    async fn rows(
+        &self,
+        statement: &str,
+        parameters: Parameters<'_>,
+    ) -> Result<Vec<Row>, StorageError> {
+        self.link
+            .read("read from", async |link, group| {
+                link.run_within(group, 0, group.reader().client.query(statement, parameters)).await
+            })
+            .await
+    }
+
+    fn unexpected(&self) -> impl Fn(QueryError) -> StorageError {
+        let database = self.link.database().to_owned();
+        move |error| error.into_storage("read from", &database)
+    }
+
+    /// Reads which documents are deleted or blocked.
+    pub(super) async fn load_marks(&self, group: &Group) -> Result<(), ConnectError> {
+        let all = "select document, deleted_at is not null, blocked_at is not null \
+                   from tonk_relay.document";
+        let (mut deleted, mut blocked) = (Vec::new(), Vec::new());
+        for row in group.reader().client.query(all, &[]).await? {
+            let Ok(document) = document(&row, 0) else { continue };
+            if row.try_get(1)? {
+                deleted.push(document);
+            }
+            if row.try_get(2)? {
+                blocked.push(document);
+            }
+        }
+        change(&self.marked.deleted, |set| *set = deleted.into_iter().collect());
+        change(&self.marked.blocked, |set| *set = blocked.into_iter().collect());
+        self.count_blocked();
+        Ok(())
+    }
+
+    pub(super) async fn store_id(&self, id: Bytes) -> Result<(), StorageError> {
+        let id = String::from_utf8_lossy(&id).into_owned();
+        self.change(statements::STORE_ID, &[&id]).await.map(drop)
+    }
+
+    pub(super) async fn set_quarantined(
+        &self,
+        key: &Key,
+        reason: &str,
+    ) -> Result<(), StorageError> {
+        self.change_chunk(statements::QUARANTINE, key, &[&reason]).await
+    }
+
+    /// Changes one chunk, which must exist.
+    async fn change_chunk(
+        &self,
+        statement: &str,
+        key: &Key,
+        more: Parameters<'_>,
+    ) -> Result<(), StorageError> {
+        let Some((document, kind, name)) = columns(key) else { return Err(self.no_chunk(key)) };
+        let mut parameters: Vec<&(dyn ToSql + Sync)> = vec![&document, &kind, &name];
+        parameters.extend(more);
+        let row = self.change(statement, &parameters).await?;
+        let exists: bool = row.try_get(2).map_err(QueryError::from).map_err(self.unexpected())?;
+        if exists { Ok(()) } else { Err(self.no_chunk(key)) }
+    }
+
+    fn no_chunk(&self, what: impl std::fmt::Display) -> StorageError {
+        let database = Location::Database(self.link.database().to_owned());
+        StorageError::Refused(Failure::new("change", database, format!("it does not have {what}")))
+    }
+
+    /// Returns whether a change that says so in its third column has changed anything.
+    fn has_changed(&self, row: &Row) -> Result<bool, StorageError> {
+        row.try_get(2).map_err(QueryError::from).map_err(self.unexpected())
+    }
+
+    fn count_blocked(&self) {
+        let count = change(&self.marked.blocked, |set| set.len());
+        self.metrics.blocked.set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    async fn list_page(&self, after: &[u8]) -> Result<Vec<Listed>, StorageError> {
+        let rows = self.rows(statements::LIST, &[&after, &PAGE]).await?;
+        let mut page: Vec<(DocumentId, Vec<(Key, u64)>)> = Vec::new();
+        for row in rows {
+            let read = || {
+                let size: i64 = row.try_get(3)?;
+                Ok((document(&row, 0)?, key(&row)?, u64::try_from(size).unwrap_or(0)))
+            };
+            let (document, key, size) = read().map_err(self.unexpected())?;
+            match page.last_mut() {
+                Some((last, chunks)) if *last == document => chunks.push((key, size)),
+                _ => page.push((document, vec![(key, size)])),
+            }
+        }
+        Ok(page.into_iter().map(|(document, chunks)| Listed::new(document, chunks)).collect())
+    }
+}
+
+impl Store for PostgresStore {
+    fn list(&self, found: &mut dyn FnMut(Listed) -> bool) -> Result<(), StorageError> {
+        let mut after = Vec::new();
+        loop {
+            let page = self.runtime.block_on(self.list_page(&after))?;
+            let Some(last) = page.last() else { return Ok(()) };
+            after = last.document.as_bytes().to_vec();
+            for listed in page {
+                if !found(listed) {
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    /// Everything is where it stays.
+    fn checkpoint(&self) -> BoxFuture<'_, Result<usize, StorageError>> {
+        std::future::ready(Ok(0)).boxed()
+    }
+
+    fn delete_document(
+        &self,
+        document: DocumentId,
+        tombstone: Tombstone,
+    ) -> BoxFuture<'_, Result<Deleted, StorageError>> {
+        let deleting = async move {
+            let _no_large_write = self.large.lock().await;
+            let Tombstone { deleted_at, reason, .. } = &tombstone;
+            let id = document.as_bytes().as_slice();
+            let row = self.change(statements::DELETE, &[&id, deleted_at, reason]).await?;
+            change(&self.marked.deleted, |set| set.insert(document));
+            let read = || Ok((row.try_get::<_, i64>(2)?, row.try_get::<_, i64>(3)?));
+            let (chunks, bytes) = read().map_err(self.unexpected())?;
+            Ok(Deleted {
+                chunks: usize::try_from(chunks).unwrap_or(0),
+                bytes: u64::try_from(bytes).unwrap_or(0),
+            })
+        };
+        deleting.boxed()
+    }
+
+    fn undelete(&self, document: DocumentId) -> BoxFuture<'_, Result<bool, StorageError>> {
+        let undeleting = async move {
+            let _no_large_write = self.large.lock().await;
+            let row = self.change(statements::UNDELETE, &[&document.as_bytes().as_slice()]).await?;
+            change(&self.marked.deleted, |set| set.remove(&document));
+            self.has_changed(&row)
+        };
+        undeleting.boxed()
+    }
+
+    fn import_tombstone(&self, tombstone: Tombstone) -> BoxFuture<'_, Result<bool, StorageError>> {
+        let importing = async move {
+            let _no_large_write = self.large.lock().await;
+            let Tombstone { document, deleted_at, reason } = &tombstone;
+            let id = document.as_bytes().as_slice();
+            let row = self.change(statements::IMPORT_TOMBSTONE, &[&id, deleted_at, reason]).await?;
+            let is_new = self.has_changed(&row)?;
+            if is_new {
+                change(&self.marked.deleted, |set| set.insert(*document));
+            }
+            Ok(is_new)
+        };
+        importing.boxed()
+    }
+
+    fn tombstone(
+        &self,
+        document: DocumentId,
+    ) -> BoxFuture<'_, Result<Option<Tombstone>, StorageError>> {
+        let reading = async move {
+            if !self.is_deleted(document) {
+                return Ok(None);
+            }
+            let id = document.as_bytes().as_slice();
+            let rows = self.rows(statements::TOMBSTONES, &[&Some(id)]).await?;
+            rows.first().map(tombstone).transpose().map_err(self.unexpected())
+        };
+        reading.boxed()
+    }
+
+    fn tombstones(&self) -> BoxFuture<'_, Result<Vec<Tombstone>, StorageError>> {
+        let reading = async move {
+            let rows = self.rows(statements::TOMBSTONES, &[&None::<&[u8]>]).await?;
+            rows.iter().map(tombstone).collect::<Result<_, _>>().map_err(self.unexpected())
+        };
+        reading.boxed()
+    }
+
+    fn block_in_memory(&self, document: DocumentId) {
+        change(&self.marked.blocked, |set| set.insert(document));
+        self.count_blocked();
+    }
+
+    fn block(
+        &self,
+        document: DocumentId,
+        reason: Option<String>,
+    ) -> BoxFuture<'_, Result<Block, StorageError>> {
+        let blocking = async move {
+            let Block { blocked_at, .. } = Block::new(document, None);
+            let id = document.as_bytes().as_slice();
+            let row = self.change(statements::BLOCK, &[&id, &blocked_at, &reason]).await?;
+            self.block_in_memory(document);
+            let read =
+                || Ok(Block { document, blocked_at: row.try_get(2)?, reason: row.try_get(3)? });
+            read().map_err(self.unexpected())
+        };
+        blocking.boxed()
+    }
+
+    fn unblock(&self, document: DocumentId) -> BoxFuture<'_, Result<bool, StorageError>> {
+        let unblocking = async move {
+            let row = self.change(statements::UNBLOCK, &[&document.as_bytes().as_slice()]).await?;
+            let was_blocked = change(&self.marked.blocked, |set| set.remove(&document));
+            self.count_blocked();
+            Ok(self.has_changed(&row)? || was_blocked)
+        };
+        unblocking.boxed()
+    }
+
+    fn blocks(&self) -> BoxFuture<'_, Result<Vec<Block>, StorageError>> {
+        let reading = async move {
+            let block = |row: &Row| {
+                let document = document(row, 0)?;
+                Ok(Block { document, blocked_at: row.try_get(1)?, reason: row.try_get(2)? })
+            };
+            let rows = self.rows(statements::BLOCKS, &[]).await?;
+            rows.iter().map(block).collect::<Result<_, _>>().map_err(self.unexpected())
+        };
+        reading.boxed()
+    }
+
+    fn quarantined(&self) -> BoxFuture<'_, Result<Vec<Quarantined>, StorageError>> {
+        let reading = async move {
+            let entry = |row: &Row| {
+                Ok(Quarantined {
+                    path: Quarantined::path_of(&key(row)?),
+                    bytes: u64::try_from(row.try_get::<_, i64>(3)?).unwrap_or(0),
+                    since: row.try_get(4)?,
+                    reason: row.try_get(5)?,
+                })
+            };
+            let rows = self.rows(statements::QUARANTINED, &[]).await?;
+            let all: Result<Vec<Quarantined>, QueryError> = rows.iter().map(entry).collect();
+            let mut all = all.map_err(self.unexpected())?;
+            all.sort_unstable_by(|a, b| a.path.cmp(&b.path));
+            Ok(all)
+        };
+        reading.boxed()
+    }
+
+    fn release(&self, path: String) -> BoxFuture<'_, Result<Key, StorageError>> {
+        let releasing = async move {
+            let Some(key) = Quarantined::key_of(&path) else { return Err(self.no_chunk(path)) };
+            let Some((document, kind, name)) = columns(&key) else {
+                return Err(self.no_chunk(path));
+            };
+            let data = "select data from tonk_relay.chunk where document = $1 and kind = $2 and \
+                        name = $3 and quarantined_at is not null";
+            let rows = self.rows(data, &[&document, &kind, &name]).await?;
+            let Some(row) = rows.first() else { return Err(self.no_chunk(path)) };
+            let data: &[u8] =
+                row.try_get(0).map_err(QueryError::from).map_err(self.unexpected())?;
+            if let Err(reason) = parses(data) {
+                let reason = format!("it does not parse: {reason}");
+                return Err(StorageError::Refused(Failure::new(
+                    "release",
+                    Location::Object(path),
+                    reason,
+                )));
+            }
+            self.change_chunk(statements::RELEASE, &key, &[]).await?;
+            Ok(key)
+        };
+        releasing.boxed()
+    }
+
+    fn purge(&self, path: String) -> BoxFuture<'_, Result<(), StorageError>> {
+        let purging = async move {
+            let Some(key) = Quarantined::key_of(&path) else { return Err(self.no_chunk(path)) };
+            self.change_chunk(statements::PURGE, &key, &[]).await
+        };
+        purging.boxed()
+    }
+
+    fn imported(
+        &self,
+        bundle: DocumentId,
+        etag: String,
+    ) -> BoxFuture<'_, Result<Option<Vec<DocumentId>>, StorageError>> {
+        let reading = async move {
+            let statement =
+                "select unnest(documents) from tonk_relay.import where bundle = $1 and etag = $2";
+            let exists = "select from tonk_relay.import where bundle = $1 and etag = $2";
+            let id = bundle.as_bytes().as_slice();
+            if self.rows(exists, &[&id, &etag]).await?.is_empty() {
+                return Ok(None);
+            }
+            let rows = self.rows(statement, &[&id, &etag]).await?;
+            let all: Result<Vec<_>, QueryError> = rows.iter().map(|row| document(row, 0)).collect();
+            all.map(Some).map_err(self.unexpected())
+        };
+        reading.boxed()
+    }
+
+    fn record_import(
+        &self,
+        bundle: DocumentId,
+        etag: String,
+        documents: Vec<DocumentId>,
+    ) -> BoxFuture<'_, Result<(), StorageError>> {
+        let recording = async move {
+            let ids: Vec<&[u8]> = documents.iter().map(|id| id.as_bytes().as_slice()).collect();
+            let bundle = bundle.as_bytes().as_slice();
+            self.change(statements::RECORD_IMPORT, &[&bundle, &etag, &ids]).await.map(drop)
+        };
+        recording.boxed()
+    }
+
+    fn forget_imports(&self) -> BoxFuture<'_, Result<(), StorageError>> {
+        async move { self.change(statements::FORGET_IMPORTS, &[]).await.map(drop) }.boxed()
+    }
+}

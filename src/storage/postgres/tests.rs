@@ -1,0 +1,203 @@
+//! Tests on a real server, which is started if PostgreSQL is installed (Debian's package
+//! `postgresql`). Without it they are skipped, unless TONK_RELAY_POSTGRES is set.
+
+mod server;
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::time::{sleep, timeout};
+use tokio_util::task::AbortOnDropHandle;
+
+use self::server::{TestDatabase, test_database};
+use super::*;
+use crate::{
+    config::{Config, DatabaseUrl},
+    document::chunk::{ChunkKind, Key},
+    observe::{health::Phase, metrics::Metrics},
+    storage::{
+        ChunkStore,
+        conformance::{self, store_tests},
+        records::Tombstone,
+        store::Store,
+    },
+};
+
+const DOCUMENT: DocumentId = DocumentId::from_bytes([1; 16]);
+/// Longer than anything here takes.
+const LONG: Duration = Duration::from_secs(30);
+
+fn key(name: &str) -> Key {
+    Key::Chunk { document: DOCUMENT, kind: ChunkKind::Incremental, name: name.to_owned() }
+}
+
+async fn connect(database: &TestDatabase) -> Result<PostgresStore, ConnectError> {
+    connect_with(database, Arc::new(Health::default())).await
+}
+
+async fn connect_with(
+    database: &TestDatabase,
+    health: Arc<Health>,
+) -> Result<PostgresStore, ConnectError> {
+    let metrics = Metrics::new().expect("metrics").storage;
+    let url = database.url().read().expect("a URL").expect("is not empty");
+    PostgresStore::open(url, &Config::default(), health, metrics).await
+}
+
+/// An empty store, if PostgreSQL is installed.
+async fn empty() -> Option<(TestDatabase, PostgresStore)> {
+    let database = test_database().await?;
+    let store = connect(&database).await.expect("opens");
+    Some((database, store))
+}
+
+store_tests!(empty);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn stored_values_are_there_after_reopening() {
+    let Some((database, store)) = empty().await else { return };
+    let reopen = async |store: PostgresStore| {
+        drop(store);
+        connect(&database).await.expect("opens")
+    };
+    conformance::stored_values_are_there_after_reopening(store, reopen).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deleted_document_stores_nothing() {
+    let Some((_database, store)) = empty().await else { return };
+    let delete = async |store: &PostgresStore, document| {
+        let tombstone = Tombstone::new(document, None);
+        store.delete_document(document, tombstone).await.expect("deletes");
+    };
+    conformance::a_deleted_document_stores_nothing(store, delete).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn marks_are_there_after_reopening() {
+    let Some((database, store)) = empty().await else { return };
+    let other = DocumentId::from_bytes([2; 16]);
+    store.delete_document(DOCUMENT, Tombstone::new(DOCUMENT, None)).await.expect("deletes");
+    store.block(other, None).await.expect("blocks");
+    drop(store);
+    let store = connect(&database).await.expect("opens");
+    assert!(store.is_deleted(DOCUMENT) && !store.is_deleted(other));
+    assert!(store.is_blocked(other) && !store.is_blocked(DOCUMENT));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_one_relay_uses_a_database() {
+    let Some((database, store)) = empty().await else { return };
+    let second = connect(&database).await;
+    assert!(matches!(second, Err(ConnectError::InUse)), "{:?}", second.err());
+    drop(store);
+    connect(&database).await.expect("the first has gone");
+}
+
+/// A store that connects again, and what ends when it gives up.
+async fn connected(
+    database: &TestDatabase,
+    health: &Arc<Health>,
+) -> (Arc<PostgresStore>, AbortOnDropHandle<()>) {
+    health.enter_phase(Phase::Running);
+    let store = Arc::new(connect_with(database, health.clone()).await.expect("opens"));
+    let running = store.clone();
+    let running = tokio::spawn(async move { running.stay_connected().await });
+    (store, AbortOnDropHandle::new(running))
+}
+
+/// Ends all connections of the relay, as a failing server does.
+async fn end_connections(database: &TestDatabase) {
+    let end = "select pg_terminate_backend(pid) from pg_stat_activity \
+               where datname = current_database() and application_name = 'tonk-relay'";
+    database.client().await.query(end, &[]).await.expect("ends");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn writes_go_on_when_connections_are_lost() {
+    let Some(database) = test_database().await else { return };
+    let health = Arc::new(Health::default());
+    let (store, _running) = connected(&database, &health).await;
+    let writing = tokio::spawn({
+        let store = store.clone();
+        async move {
+            for n in 0..200 {
+                let size = if n % 50 == 0 { 2 << 20 } else { 10 };
+                store.put(&key(&n.to_string()), vec![7; size].into()).await.expect("is stored");
+            }
+        }
+    });
+    for _ in 0..5 {
+        sleep(Duration::from_millis(100)).await;
+        end_connections(&database).await;
+    }
+    timeout(LONG, writing).await.expect("in time").expect("no panic");
+    let read = async {
+        loop {
+            match store.load_document(DOCUMENT).await {
+                Ok(chunks) => break chunks,
+                // A connection was ended just now.
+                Err(_) => sleep(Duration::from_millis(20)).await,
+            }
+        }
+    };
+    assert_eq!(timeout(LONG, read).await.expect("in time").len(), 200);
+    assert!(health.report().ready, "{:?}", health.report());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_relay_that_was_replaced_writes_nothing() {
+    let Some(database) = test_database().await else { return };
+    let (store, running) = connected(&database, &Arc::default()).await;
+    store.put(&key("a"), Bytes::from_static(b"ours")).await.expect("is stored");
+    let take = "update tonk_relay.writer set instance = 'other'";
+    database.client().await.execute(take, &[]).await.expect("takes over");
+    let late = tokio::spawn({
+        let store = store.clone();
+        async move { store.put(&key("b"), Bytes::from_static(b"late")).await }
+    });
+    timeout(LONG, running).await.expect("gives up").expect("no panic");
+    assert!(!late.is_finished(), "it is never told as stored");
+    let count = "select count(*) from tonk_relay.chunk";
+    let count: i64 = database.client().await.query_one(count, &[]).await.expect("reads").get(0);
+    assert_eq!(count, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_relay_stops_if_the_database_has_lost_writes() {
+    let Some(database) = test_database().await else { return };
+    let (store, running) = connected(&database, &Arc::default()).await;
+    for name in ["a", "b"] {
+        store.put(&key(name), Bytes::from_static(b"confirmed")).await.expect("is stored");
+    }
+    let lose = "update tonk_relay.writer set writes = 1";
+    database.client().await.execute(lose, &[]).await.expect("loses");
+    end_connections(&database).await;
+    timeout(LONG, running).await.expect("gives up").expect("no panic");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_used_is_named() {
+    let Some(database) = test_database().await else { return };
+    let client = database.client().await;
+    let refused = async || connect(&database).await.err().expect("is refused").to_string();
+    let name = database.name();
+    let set = async |setting: &str| {
+        client.batch_execute(&format!("alter database {name} {setting}")).await.expect("sets");
+    };
+    set("set synchronous_commit = off").await;
+    assert!(refused().await.contains("synchronous_commit is off"), "{}", refused().await);
+    set("reset synchronous_commit").await;
+    set("set default_transaction_read_only = on").await;
+    assert!(refused().await.contains("read-only"), "{}", refused().await);
+    set("reset default_transaction_read_only").await;
+    drop(connect(&database).await.expect("opens"));
+    client.batch_execute("update tonk_relay.meta set format = 9").await.expect("sets");
+    assert!(refused().await.contains("version 9, and this program knows 1"), "{}", refused().await);
+    let missing = DatabaseUrl::from(database.url_of("missing").as_str());
+    let missing = missing.read().expect("a URL").expect("is not empty");
+    let metrics = Metrics::new().expect("metrics").storage;
+    let opened = PostgresStore::open(missing, &Config::default(), Arc::default(), metrics).await;
+    let error = opened.err().expect("is refused").to_string();
+    assert!(error.contains("database \"missing\" does not exist"), "{error}");
+}

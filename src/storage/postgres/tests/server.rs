@@ -1,0 +1,96 @@
+//! A PostgreSQL server for all tests of this process.
+
+use std::{
+    io::{BufRead, BufReader},
+    process::{Child, ChildStdout, Command, Stdio},
+    sync::{
+        Mutex, OnceLock,
+        atomic::{AtomicU32, Ordering},
+    },
+};
+
+use tokio_postgres::NoTls;
+
+use crate::{base::lock::lock, config::DatabaseUrl};
+
+/// The exit code of the script that starts the server, if PostgreSQL is not installed.
+const NOT_INSTALLED: i32 = 77;
+
+static SERVER: OnceLock<Option<Server>> = OnceLock::new();
+static DATABASES: AtomicU32 = AtomicU32::new(0);
+
+/// A running server. It ends with this process, which closes its standard input.
+struct Server {
+    folder: String,
+    _process: Mutex<(Child, BufReader<ChildStdout>)>,
+}
+
+/// An empty database.
+pub(super) struct TestDatabase {
+    folder: &'static str,
+    name: String,
+}
+
+impl TestDatabase {
+    pub(super) fn url(&self) -> DatabaseUrl {
+        self.url_of(&self.name).as_str().into()
+    }
+
+    /// The URL of another database of the same server.
+    pub(super) fn url_of(&self, name: &str) -> String {
+        format!("postgres://postgres@/{name}?host={}", self.folder)
+    }
+
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// A connection beside the relay's.
+    pub(super) async fn client(&self) -> tokio_postgres::Client {
+        connect(self.folder, &self.name).await
+    }
+}
+
+/// Makes an empty database, or returns nothing if PostgreSQL is not installed.
+pub(super) async fn test_database() -> Option<TestDatabase> {
+    let server = SERVER.get_or_init(start).as_ref()?;
+    let name = format!("test{}", DATABASES.fetch_add(1, Ordering::Relaxed));
+    let client = connect(&server.folder, "postgres").await;
+    client.batch_execute(&format!("create database {name}")).await.expect("creates");
+    Some(TestDatabase { folder: &server.folder, name })
+}
+
+fn start() -> Option<Server> {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/postgres-server");
+    let mut process = Command::new(script)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("the script runs");
+    let mut output = BufReader::new(process.stdout.take().expect("it is piped"));
+    let mut folder = String::new();
+    output.read_line(&mut folder).expect("reads");
+    if folder.is_empty() {
+        let ended = process.wait().expect("it ends");
+        assert_eq!(ended.code(), Some(NOT_INSTALLED), "the server has not started");
+        let is_needed = std::env::var_os("TONK_RELAY_POSTGRES").is_some();
+        assert!(!is_needed, "PostgreSQL is not installed, and TONK_RELAY_POSTGRES is set");
+        return None;
+    }
+    let folder = folder.trim().to_owned();
+    let server = Server { folder, _process: Mutex::new((process, output)) };
+    drop(lock(&server._process));
+    Some(server)
+}
+
+async fn connect(folder: &str, database: &str) -> tokio_postgres::Client {
+    let (client, connection) = tokio_postgres::Config::new()
+        .host_path(folder)
+        .user("postgres")
+        .dbname(database)
+        .connect(NoTls)
+        .await
+        .expect("connects");
+    tokio::spawn(connection);
+    client
+}

@@ -1,0 +1,241 @@
+//! The task that commits changes, and then notifies their savers. Large chunks bypass it:
+//! `chunk_store` writes each over a connection of its own.
+
+use std::{collections::HashSet, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::{Instant, sleep, timeout_at},
+};
+use tokio_postgres::{Client, Row, Statement};
+use tracing::{error, warn};
+
+use super::{
+    error::QueryError,
+    link::{Link, RETRY},
+};
+use crate::{
+    base::backoff::Backoff,
+    document::chunk::{ChunkKind, Key},
+    observe::metrics::StorageMetrics,
+    storage::StorageError,
+};
+
+/// The most changes of a commit, and the most that wait for the next one.
+pub(super) const BATCH: usize = 1024;
+/// The most bytes of a commit.
+const MAX_BATCH: usize = 8 << 20;
+
+/// Stores chunks (parameters 2 to 5), and deletes those that they replace (6 to 8), if the relay
+/// still writes as `$1`. Nothing is stored of deleted documents. All in one statement, which is a
+/// transaction of its own.
+///
+/// Returns the number of the write, or null if the relay may not write any more, and whether the
+/// commit is durable. Rows are sorted, so that two writes never wait for each other.
+pub(super) const WRITE: &str = "
+with allowed as (
+    update tonk_relay.writer set writes = writes + 1 where instance = $1 returning writes
+), stored as (
+    insert into tonk_relay.chunk (document, kind, name, data)
+    select document, kind, name, data
+    from unnest($2::bytea[], $3::smallint[], $4::text[], $5::bytea[])
+        as new (document, kind, name, data)
+    where exists (select from allowed) and not exists (
+        select from tonk_relay.document as marked
+        where marked.document = new.document and marked.deleted_at is not null
+    )
+    order by document, kind, name
+    on conflict (document, kind, name) do update
+        set data = excluded.data, quarantined_at = null, quarantine_reason = null
+), replaced as (
+    delete from tonk_relay.chunk as old
+    using unnest($6::bytea[], $7::smallint[], $8::text[]) as gone (document, kind, name)
+    where (old.document, old.kind, old.name) = (gone.document, gone.kind, gone.name)
+        and exists (select from allowed)
+)
+select (select writes from allowed), current_setting('synchronous_commit') <> 'off'";
+
+/// A request to the writer, for its next commit.
+pub(super) struct Request {
+    pub(super) change: Change,
+    pub(super) done: oneshot::Sender<Result<(), StorageError>>,
+}
+
+/// A change of chunks.
+#[derive(Clone)]
+pub(super) struct Change {
+    /// The chunk to store, if there is one.
+    pub(super) put: Option<(Key, Bytes)>,
+    /// The chunks to delete.
+    pub(super) delete: Vec<Key>,
+}
+
+/// The number of a kind in the column `kind`: snapshots first.
+pub(super) fn kind_number(kind: ChunkKind) -> i16 {
+    match kind {
+        ChunkKind::Snapshot => 0,
+        ChunkKind::Incremental => 1,
+    }
+}
+
+/// The kind with this number.
+pub(super) fn kind_of(number: i16) -> ChunkKind {
+    if number == 0 { ChunkKind::Snapshot } else { ChunkKind::Incremental }
+}
+
+/// The parts of a key as columns, or nothing for a key that is not a chunk's.
+pub(super) fn columns(key: &Key) -> Option<(&[u8], i16, &str)> {
+    match key {
+        Key::Chunk { document, kind, name } => {
+            Some((document.as_bytes(), kind_number(*kind), name))
+        }
+        Key::StorageId => None,
+    }
+}
+
+/// Commits changes in batches.
+pub(super) struct Writer {
+    pub(super) link: Arc<Link>,
+    /// The shortest time between commits.
+    pub(super) interval: Duration,
+    pub(super) metrics: StorageMetrics,
+}
+
+impl Writer {
+    pub(super) async fn run(self, mut requests: mpsc::Receiver<Request>) {
+        let mut waiting = Vec::new();
+        let mut next = Instant::now();
+        while !waiting.is_empty() || requests.recv_many(&mut waiting, BATCH).await > 0 {
+            // The first change after a pause is committed at once. Later ones are collected for an
+            // interval.
+            while waiting.len() < BATCH {
+                let more = requests.recv_many(&mut waiting, BATCH);
+                if timeout_at(next, more).await.unwrap_or(0) == 0 {
+                    break;
+                }
+            }
+            next = Instant::now() + self.interval;
+            let rest = waiting.split_off(batch_length(&waiting));
+            self.commit(std::mem::replace(&mut waiting, rest)).await;
+        }
+    }
+
+    /// Commits a batch. If the database refuses it, commits each of its changes alone, so that only
+    /// those fail that are refused.
+    async fn commit(&self, batch: Vec<Request>) {
+        let changes: Vec<&Change> = batch.iter().map(|request| &request.change).collect();
+        match self.write(&changes).await {
+            Ok(()) => batch.into_iter().for_each(|request| _ = request.done.send(Ok(()))),
+            Err(error) if batch.len() == 1 => {
+                let error = error.into_storage("write to", self.link.database());
+                batch.into_iter().for_each(|request| _ = request.done.send(Err(error.clone())));
+            }
+            Err(error) => {
+                error!(
+                    "the database refuses changes; committing each by itself: {}",
+                    error.problem
+                );
+                for request in batch {
+                    let written = self.write(&[&request.change]).await;
+                    let failed =
+                        |error: QueryError| error.into_storage("write to", self.link.database());
+                    let _ = request.done.send(written.map_err(failed));
+                }
+            }
+        }
+    }
+
+    async fn write(&self, changes: &[&Change]) -> Result<(), QueryError> {
+        write(&self.link, false, changes).await?;
+        self.metrics.commits.inc();
+        Ok(())
+    }
+}
+
+/// Writes changes with one statement, and repeats it until the database has confirmed or refused
+/// it. Waits while the database is away.
+pub(super) async fn write(
+    link: &Link,
+    is_large: bool,
+    changes: &[&Change],
+) -> Result<(), QueryError> {
+    let mut backoff = Backoff::new(RETRY.0, RETRY.1);
+    let mut failing = None;
+    loop {
+        let group = link.connected().await;
+        let (client, statement) = match is_large {
+            false => (&group.writer, &group.write),
+            true => (&group.large, &group.write_large),
+        };
+        let bytes = changes.iter().map(|change| change.size() as u64).sum();
+        let writing = send(client, statement, &group.instance, changes);
+        let answered = link.run_within(&group, bytes, writing).await;
+        match answered.and_then(|row| link.confirmed_by(&group, &row)) {
+            Ok(()) => return Ok(()),
+            Err(error) if error.is_passing() => {
+                if failing.is_none() {
+                    warn!("cannot write to the database yet; retrying: {}", error.problem);
+                }
+                failing = Some(link.failing(&error));
+            }
+            Err(error) => return Err(error),
+        }
+        sleep(backoff.pause()).await;
+    }
+}
+
+async fn send(
+    client: &Client,
+    statement: &Statement,
+    instance: &[u8; 16],
+    changes: &[&Change],
+) -> Result<Row, tokio_postgres::Error> {
+    let mut new = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let mut gone = (Vec::new(), Vec::new(), Vec::new());
+    for change in changes {
+        if let Some((key, data)) = &change.put
+            && let Some((document, kind, name)) = columns(key)
+        {
+            new.0.push(document);
+            new.1.push(kind);
+            new.2.push(name);
+            new.3.push(&**data);
+        }
+        for (document, kind, name) in change.delete.iter().filter_map(columns) {
+            gone.0.push(document);
+            gone.1.push(kind);
+            gone.2.push(name);
+        }
+    }
+    client
+        .query_one(
+            statement,
+            &[&instance.as_slice(), &new.0, &new.1, &new.2, &new.3, &gone.0, &gone.1, &gone.2],
+        )
+        .await
+}
+
+impl Change {
+    fn size(&self) -> usize {
+        self.put.as_ref().map_or(0, |(_, data)| data.len())
+    }
+
+    fn keys(&self) -> impl Iterator<Item = &Key> {
+        self.put.iter().map(|(key, _)| key).chain(&self.delete)
+    }
+}
+
+/// How many of these requests one statement can carry out: it cannot change a row twice.
+fn batch_length(waiting: &[Request]) -> usize {
+    let (mut keys, mut bytes) = (HashSet::new(), 0);
+    for (n, Request { change, .. }) in waiting.iter().enumerate() {
+        bytes += change.size();
+        let is_full = n == BATCH || (n > 0 && bytes > MAX_BATCH);
+        if is_full || change.keys().any(|key| keys.contains(key)) {
+            return n.max(1);
+        }
+        keys.extend(change.keys());
+    }
+    waiting.len()
+}

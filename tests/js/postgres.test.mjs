@@ -1,0 +1,246 @@
+// A relay that keeps its documents in PostgreSQL, with the real server.
+import assert from 'node:assert/strict';
+import { execFileSync, spawnSync } from 'node:child_process';
+import { randomBytes as nodeBytes } from 'node:crypto';
+import { chmod, chown, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import test from 'node:test';
+import { Postgres, skip } from './postgres.mjs';
+import { BINARY, Relay, atEnd, close, folder, saved, share, until } from './relay.mjs';
+import { KEYS, Store, skip as skipStore } from './store.mjs';
+
+/** Bytes that do not compress. Text would be an operation for each character. */
+const randomBytes = size => new Uint8Array(nodeBytes(size));
+
+/** The numbers of a user of this machine. */
+function ids(user) {
+  const number = what => Number(execFileSync('id', [what, user], { encoding: 'utf8' }));
+  return { uid: number('-u'), gid: number('-g') };
+}
+
+/** 200 while the relay is ready, 503 while it is not. */
+const ready = async relay => (await fetch(`${relay.url}/readyz`)).status;
+
+test('a relay without local files has all documents', { skip }, async t => {
+  const postgres = await Postgres.start(t);
+  const relay = await Relay.start(t, postgres.config());
+  const writer = relay.client(t);
+  const handle = await share(writer, { text: 'first' });
+  const large = await share(writer, { data: randomBytes(3 << 20) });
+  for (let n = 0; n < 50; n += 1) {
+    handle.change(doc => { doc[`key${n}`] = n; });
+    if (n % 10 === 0) await saved(writer, handle);
+  }
+  await saved(writer, handle);
+  const id = relay.command('status', '--json');
+  assert.equal((await relay.stop()).code, 0, relay.log);
+  await close(writer);
+
+  // Another machine: nothing of the first relay's folder is there.
+  const other = await Relay.start(t, postgres.config());
+  const reader = other.client(t);
+  const found = await reader.repo.find(handle.url);
+  assert.deepEqual(found.doc(), handle.doc());
+  assert.equal((await reader.repo.find(large.url)).doc().data.length, 3 << 20);
+  assert.equal(JSON.parse(other.command('status', '--json')).documents_live, 2, id);
+  const [storageId] = Object.values(reader.repo.peerMetadataByPeerId).map(peer => peer.storageId);
+  assert.equal(postgres.query('select storage_id from tonk_relay.meta', 'app'), storageId);
+});
+
+test('only one relay uses a database', { skip }, async t => {
+  const postgres = await Postgres.start(t);
+  const relay = await Relay.start(t, postgres.config());
+  const second = new Relay(await folder(t), postgres.config());
+  // It waits for a relay that has just ended.
+  await assert.rejects(second.start(), /another relay uses the database/);
+  assert.equal(await ready(relay), 200, 'the first is not disturbed');
+});
+
+test('while the database is away, sync goes on and nothing is told as saved', { skip }, async t => {
+  const postgres = await Postgres.start(t);
+  const relay = await Relay.start(t, postgres.config({ cluster: { database: `"${postgres.url()}"`, timeout: '"1s"' } }));
+  const [one, two] = [relay.client(t), relay.client(t)];
+  const handle = await share(one, { n: 0 });
+  const there = await two.repo.find(handle.url);
+  for (const [away, back] of [['kill', 'start'], ['stop', 'start'], ['freeze', 'thaw']]) {
+    await postgres.tell(away);
+    const before = there.doc().n;
+    handle.change(doc => { doc.n += 1; });
+    await until(`${away}: the other client sees it`, () => there.doc().n === before + 1);
+    // A new document waits.
+    const fresh = one.repo.create({ made: away });
+    await until(`${away}: the relay is not ready`, async () => await ready(relay) === 503);
+    // It fails while the relay is not ready.
+    const { stdout } = spawnSync(BINARY, ['status', '--config', join(relay.at, 'tonk-relay.toml')], { encoding: 'utf8' });
+    assert.match(stdout, /storage: cannot (use|write to) the database app at \/tmp/);
+    await assert.rejects(Promise.race([saved(one, handle), new Promise((_, reject) => setTimeout(reject, 500, new Error('not saved')))]), /not saved/);
+    await postgres.tell(back);
+    const start = Date.now();
+    await saved(one, handle);
+    await saved(one, fresh);
+    t.diagnostic(`saved ${Date.now() - start} ms after ${back}`);
+    assert.equal(await ready(relay), 200);
+    assert.equal(relay.ended, undefined, 'without a restart');
+  }
+});
+
+test('everything that was told as saved is there after crashes of relay and database', { skip }, async t => {
+  const postgres = await Postgres.start(t);
+  const relay = await Relay.start(t, postgres.config({ storage: { commit_interval: '"5ms"' } }));
+  const clients = Array.from({ length: 4 }, () => relay.client(t, { retry: 50 }));
+  const handles = await Promise.all(clients.map(client => share(client, { edits: {} })));
+  const told = handles.map(() => -1);
+  let stopped = false;
+  const writing = clients.map(async (client, n) => {
+    for (let edit = 0; !stopped; edit += 1) {
+      handles[n].change(doc => { doc.edits[edit] = randomBytes(edit % 20 === 0 ? 1_500_000 : 20); });
+      if (edit % 3 === 0) {
+        await saved(client, handles[n]).then(() => { told[n] = edit; }, () => {});
+      }
+    }
+  });
+  for (let round = 0; round < 8; round += 1) {
+    await new Promise(resolve => setTimeout(resolve, 300));
+    if (round % 2 === 0) {
+      await postgres.tell('kill');
+      await postgres.tell('start');
+    } else {
+      await relay.kill();
+      await relay.start();
+    }
+  }
+  stopped = true;
+  await Promise.all(writing);
+  const expected = [...told];
+  await relay.kill();
+  await Promise.all(clients.map(close));
+  assert.ok(expected.every(edit => edit > 10), `edits: ${expected}`);
+
+  const other = await Relay.start(t, postgres.config());
+  const reader = other.client(t);
+  for (const [n, handle] of handles.entries()) {
+    const { edits } = (await reader.repo.find(handle.url)).doc();
+    for (let edit = 0; edit <= expected[n]; edit += 1) assert.ok(edits[edit], `edit ${edit} of client ${n} was told as saved`);
+  }
+});
+
+test('operators delete, block, back up and move documents as with a folder', { skip: skip || skipStore }, async t => {
+  const postgres = await Postgres.start(t);
+  const store = await Store.start(t);
+  // A relay with a folder, whose documents move into the database.
+  const old = await Relay.start(t);
+  const writer = old.client(t);
+  const [kept, gone] = [await share(writer, { name: 'kept' }), await share(writer, { name: 'gone' })];
+  await close(writer);
+  await old.stop();
+
+  const relay = new Relay(await folder(t), postgres.config({ bundles: store.config() }));
+  await writeFile(join(relay.at, 'aws-credentials'), KEYS);
+  relay.env = { CREDENTIALS_DIRECTORY: relay.at, AWS_EC2_METADATA_DISABLED: 'true' };
+  // The commands use the same keys.
+  Object.assign(process.env, relay.env);
+  atEnd(t, () => relay.end());
+  await relay.start();
+  relay.command('import', old.documents);
+  const client = relay.client(t);
+  assert.equal((await client.repo.find(kept.url)).doc().name, 'kept');
+  const deleted = relay.command('doc', 'delete', gone.documentId, '--reason', 'asked for');
+  assert.match(deleted, new RegExp(gone.documentId));
+  await assert.rejects(client.repo.find(gone.url), /unavailable/);
+  relay.command('doc', 'block', kept.documentId, '--reason', 'a test');
+  assert.match(relay.command('doc', 'blocked'), /a test/);
+  relay.command('doc', 'unblock', kept.documentId);
+
+  assert.match(relay.command('fsck'), /^1 document in 1 chunk, \d+ bytes; 0 bundles: 0 damages, 0 notes\n$/);
+
+  // Without a running relay the commands use the database themselves.
+  await relay.stop();
+  const backup = join(await folder(t), 'backup');
+  relay.command('backup', backup);
+  const refused = spawnSync(BINARY, ['doc', gone.documentId, '--config', join(relay.at, 'tonk-relay.toml')], { encoding: 'utf8' });
+  assert.match(refused.stderr, /was deleted at .*: asked for/);
+  assert.match(relay.command('doc', kept.documentId), /changes +1 by 1 actor/);
+  const restored = await Relay.start(t);
+  restored.command('restore', backup);
+  const reader = restored.client(t);
+  assert.equal((await reader.repo.find(kept.url)).doc().name, 'kept');
+  await assert.rejects(reader.repo.find(gone.url), /unavailable/);
+});
+
+test('a relay ends if the database has lost writes, and clients bring them back', { skip }, async t => {
+  const postgres = await Postgres.start(t);
+  const relay = await Relay.start(t, postgres.config());
+  const client = relay.client(t);
+  const handle = await share(client, { before: true });
+  // As a standby that lacks the last commits.
+  postgres.query('create table chunk as table tonk_relay.chunk; create table writer as table tonk_relay.writer', 'app');
+  for (let n = 0; n < 5; n += 1) handle.change(doc => { doc[`later${n}`] = true; });
+  await saved(client, handle);
+  postgres.query(`begin; truncate tonk_relay.chunk; insert into tonk_relay.chunk table chunk;
+    update tonk_relay.writer set writes = (select writes from writer); commit;
+    select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'tonk-relay'`, 'app');
+  assert.notEqual((await relay.exited).code, 0);
+  assert.match(relay.log, /the database has lost writes that it had confirmed/);
+  // systemd starts it again.
+  await relay.start();
+  const found = await relay.client(t).repo.find(handle.url);
+  await until('the first client has connected again', () => found.doc().later4);
+  assert.deepEqual(found.doc(), handle.doc());
+});
+
+test('a server on another machine needs a certificate and a password', { skip }, async t => {
+  const at = await folder(t);
+  const openssl = (...words) => execFileSync('openssl', words, { cwd: at, stdio: 'ignore' });
+  const curve = ['-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:P-256', '-nodes', '-days', '2'];
+  openssl('req', '-x509', ...curve, '-keyout', 'ca.key', '-out', 'ca.pem', '-subj', '/CN=authority');
+  openssl('req', '-x509', ...curve, '-keyout', 'key.pem', '-out', 'cert.pem', '-subj', '/CN=database', '-CA', 'ca.pem',
+    '-CAkey', 'ca.key', '-addext', 'subjectAltName=IP:127.0.0.77', '-addext', 'basicConstraints=critical,CA:FALSE');
+  await chmod(at, 0o755);
+  const { uid, gid } = process.getuid() === 0 ? ids('postgres') : { uid: process.getuid(), gid: process.getgid() };
+  await chown(join(at, 'key.pem'), uid, gid);
+  // An address that no other server listens on, and this machine does not take for itself.
+  const settings = { listen_addresses: '127.0.0.77', ssl: 'on', ssl_cert_file: join(at, 'cert.pem'), ssl_key_file: join(at, 'key.pem') };
+  const postgres = await Postgres.start(t, Object.entries(settings).flatMap(([key, value]) => ['-c', `${key}=${value}`]));
+  postgres.query("create role far login password 'very-secret'; alter database app owner to far");
+  await writeFile(join(postgres.folder, 'data/pg_hba.conf'), 'local all all trust\nhostssl all all all scram-sha-256\n');
+  postgres.query('select pg_reload_conf()');
+  const start = url => Relay.start(t, postgres.config({ cluster: { database: `"${url}"`, timeout: '"2s"' } }));
+  const refused = async (url, why) => {
+    const error = await start(url).then(() => { throw new Error(`${url} is not refused`); }, error => error);
+    assert.match(error.message, why);
+    assert.ok(!error.message.includes('secret'), error.message);
+  };
+  const verified = `?sslmode=verify-full&sslrootcert=${join(at, 'ca.pem')}`;
+  await refused('postgres://far:wrong-secret@127.0.0.77/app' + verified, /password authentication failed for user "far"/);
+  await refused('postgres://far:very-secret@127.0.0.77/app?sslmode=verify-full', /certificate/);
+  await refused('postgres://far:very-secret@127.0.0.77/app?sslmode=disable', /no encryption/);
+  const relay = await start('postgres://far:very-secret@127.0.0.77/app' + verified);
+  const client = relay.client(t);
+  await share(client, { n: 1 });
+  const encrypted = 'select bool_and(ssl) from pg_stat_ssl join pg_stat_activity using (pid) where usename = $$far$$';
+  assert.equal(postgres.query(encrypted), 't');
+  assert.ok(!relay.log.includes('very-secret') && !relay.command('--print-config').includes('very-secret'));
+});
+
+test('--check-config names what is wrong with the database, and no password', { skip }, async t => {
+  const postgres = await Postgres.start(t);
+  const at = await folder(t);
+  const check = async (database, url) => {
+    const relay = new Relay(at, postgres.config({ cluster: { database: `"${url}"`, timeout: '"1s"' } }));
+    relay.binary = '/bin/true';
+    await relay.start().catch(() => {});
+    const { status, stderr, stdout } = spawnSync(BINARY, ['--check-config', '--config', join(at, 'tonk-relay.toml')], { encoding: 'utf8' });
+    assert.ok(!`${stdout}${stderr}`.includes('secret'), 'no password is shown');
+    return { status, text: stderr + stdout };
+  };
+  assert.equal((await check('app', postgres.url())).status, 0);
+  const missing = await check('none', postgres.url('none', 'postgres:secret'));
+  assert.match(missing.text, /cluster.database: cannot use none at .*: database "none" does not exist/);
+  postgres.query('create role guest login');
+  const guest = await check('app', postgres.url('app', 'guest'));
+  assert.match(guest.text, /the role guest may not create the relay's tables/);
+  const unreachable = await check('app', 'postgres://me:secret@127.0.0.1:9/app');
+  assert.match(unreachable.text, /cannot use app at 127.0.0.1:9: error connecting to server: .*refused/);
+  postgres.query('alter database app set synchronous_commit = off');
+  assert.match((await check('app', postgres.url())).text, /synchronous_commit is off/);
+});
