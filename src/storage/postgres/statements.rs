@@ -156,10 +156,8 @@ pub(super) const QUARANTINED: &str = concat!(
     rfc3339!("quarantined_at"),
     ", quarantine_reason from tonk_relay.chunk where quarantined_at is not null"
 );
+/// The chunks after the one with the first three parameters, at most `$4`.
 pub(super) const LIST: &str = "
 select document, kind, name, octet_length(data)::bigint from tonk_relay.chunk
-where quarantined_at is null and document in (
-    select distinct document from tonk_relay.chunk
-    where quarantined_at is null and document > $1 order by document limit $2
-)
-order by document";
+where quarantined_at is null and (document, kind, name) > ($1, $2, $3)
+order by document, kind, name limit $4";

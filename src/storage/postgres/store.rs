@@ -21,8 +21,8 @@ use crate::{
     },
 };
 
-/// Documents that are listed with one query.
-const PAGE: i64 = 1000;
+/// Chunks that are listed with one query. Tests have few.
+const PAGE: i64 = if cfg!(test) { 7 } else { 10_000 };
 
 /// The document in a column.
 fn document(row: &Row, column: usize) -> Result<DocumentId, QueryError> {
@@ -147,35 +147,45 @@ impl PostgresStore {
         self.metrics.blocked.set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 
-    async fn list_page(&self, after: &[u8]) -> Result<Vec<Listed>, StorageError> {
-        let rows = self.rows(statements::LIST, &[&after, &PAGE]).await?;
-        let mut page: Vec<(DocumentId, Vec<(Key, u64)>)> = Vec::new();
-        for row in rows {
-            let read = || {
-                let size: i64 = row.try_get(3)?;
-                Ok((document(&row, 0)?, key(&row)?, u64::try_from(size).unwrap_or(0)))
-            };
-            let (document, key, size) = read().map_err(self.unexpected())?;
-            match page.last_mut() {
-                Some((last, chunks)) if *last == document => chunks.push((key, size)),
-                _ => page.push((document, vec![(key, size)])),
-            }
-        }
-        Ok(page.into_iter().map(|(document, chunks)| Listed::new(document, chunks)).collect())
+    /// Lists the chunks after one, with their sizes.
+    async fn list_page(&self, after: Option<&Key>) -> Result<Vec<(Key, u64)>, StorageError> {
+        // No document has an empty id.
+        let (document, kind, name) = after.and_then(columns).unwrap_or((&[], 0, ""));
+        let rows = self.rows(statements::LIST, &[&document, &kind, &name, &PAGE]).await?;
+        let read = |row: &Row| {
+            let size: i64 = row.try_get(3)?;
+            Ok((key(row)?, u64::try_from(size).unwrap_or(0)))
+        };
+        rows.iter().map(read).collect::<Result<_, _>>().map_err(self.unexpected())
     }
 }
 
 impl Store for PostgresStore {
     fn list(&self, found: &mut dyn FnMut(Listed) -> bool) -> Result<(), StorageError> {
-        let mut after = Vec::new();
+        let mut last: Option<Key> = None;
+        // The chunks of the document whose end is not known yet.
+        let mut open: Option<(DocumentId, Vec<(Key, u64)>)> = None;
         loop {
-            let page = self.runtime.block_on(self.list_page(&after))?;
-            let Some(last) = page.last() else { return Ok(()) };
-            after = last.document.as_bytes().to_vec();
-            for listed in page {
-                if !found(listed) {
-                    return Ok(());
+            let page = self.runtime.block_on(self.list_page(last.as_ref()))?;
+            let is_last = page.is_empty();
+            last = page.last().map(|(key, _)| key.clone());
+            for (key, size) in page {
+                let Key::Chunk { document, .. } = key else { continue };
+                match &mut open {
+                    Some((of, chunks)) if *of == document => chunks.push((key, size)),
+                    _ => {
+                        let done = open.replace((document, vec![(key, size)]));
+                        if done.is_some_and(|(of, chunks)| !found(Listed::new(of, chunks))) {
+                            return Ok(());
+                        }
+                    }
                 }
+            }
+            if is_last {
+                if let Some((document, chunks)) = open {
+                    found(Listed::new(document, chunks));
+                }
+                return Ok(());
             }
         }
     }
