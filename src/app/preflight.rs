@@ -102,7 +102,7 @@ fn open_here(loaded: &LoadedConfig, will_be_made: impl Fn(&Path) -> bool) -> Vec
         }
     }
     if let Ok(Some(database)) = config.cluster.database.read()
-        && let Err(error) = postgres::check(&database, config.cluster.timeout.0)
+        && let Err(error) = postgres::check(&database, &config.cluster)
     {
         fault("cluster.database", format!("cannot use {database}: {error}"));
     }

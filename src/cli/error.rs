@@ -41,6 +41,10 @@ pub(super) enum CliError {
     BrokenJournal(StorageError),
     #[error(transparent)]
     Database(OpenError),
+    #[error(
+        "another relay has taken over the database, or it has lost confirmed writes; run it again"
+    )]
+    LostDatabase,
     #[error("cannot list the documents: {0}")]
     NotListed(String),
     #[error("{0}")]

@@ -36,8 +36,19 @@ pub(super) fn run(config_file: &Path, repairs: bool) -> Result<(), CliError> {
         let stream = tokio::net::UnixStream::from_std(stream).map_err(&stdin_error)?;
         let (stored, _tasks) = open_storage(config, repairs).await?;
         let (store, unfinished) = (stored.storage.store.clone(), stored.unfinished.clone());
+        let database = stored.storage.database.clone();
         let service = TowerToHyperService::new(router(stored));
-        let ended = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+        let serving = http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+        let lost = async {
+            match database {
+                Some(database) => database.stay_connected().await,
+                None => std::future::pending().await,
+            }
+        };
+        let ended = tokio::select! {
+            ended = serving => ended,
+            () = lost => return Err(CliError::LostDatabase),
+        };
         // The client has closed the connection, perhaps during a request. Leave the storage as a
         // clean stop leaves it.
         drop(ended);
@@ -77,9 +88,6 @@ async fn open_storage(
     let watched = space.clone();
     let mut tasks = JoinSet::new();
     tasks.spawn(async move { watched.run().await });
-    if let Some(database) = storage.database.clone() {
-        tasks.spawn(async move { database.stay_connected().await });
-    }
     let documents = Documents::new(
         storage.store.clone(),
         served.clone(),

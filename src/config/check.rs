@@ -293,6 +293,7 @@ pub fn named_paths(config: &Config) -> Vec<(&'static str, &Path)> {
         ("tls.key", key),
         ("auth.tokens", &config.auth.tokens),
         ("auth.jwt_keys", &config.auth.jwt_keys),
+        ("cluster.password_file", &config.cluster.password_file),
     ];
     paths.retain(|(_, path)| !path.as_os_str().is_empty());
     paths.push(("bundles.path", &config.bundles.path));
@@ -381,7 +382,7 @@ mod tests {
 
     #[test]
     fn a_database_needs_bundles_in_s3() {
-        let url = "[cluster]\ndatabase = \"postgres://me:secret@db/app\"\n";
+        let url = "[cluster]\ndatabase = \"postgres://me@db/app\"\n";
         let s3 = "[bundles]\nstore = \"s3\"\nbucket = \"b\"\n";
         assert_eq!(check(&loaded(&format!("{url}{s3}"))), []);
         has_fault(url, "bundles.store: is \"folder\", and with cluster.database");

@@ -35,7 +35,11 @@ impl Default for Config {
 
 impl Default for Cluster {
     fn default() -> Self {
-        Self { database: DatabaseUrl::default(), timeout: Time::secs(5) }
+        Self {
+            database: DatabaseUrl::default(),
+            password_file: PathBuf::new(),
+            timeout: Time::secs(5),
+        }
     }
 }
 

@@ -18,6 +18,7 @@ const EXAMPLES: &[(&str, &str)] = &[
     ("bundles.prefix", r#""relay/""#),
     ("bundles.endpoint_url", r#""https://s3.example.org""#),
     (DATABASE, r#""postgres://tonk_relay@db.example.org/tonk_relay""#),
+    ("cluster.password_file", r#""/etc/tonk-relay.database-password""#),
     ("sync.peer_id", r#""relay-1""#),
     ("auth.mode", r#""token""#),
     ("auth.jwt_keys", r#""/etc/tonk-relay.jwks""#),

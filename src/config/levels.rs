@@ -92,10 +92,11 @@ pub fn quiet(level: LevelFilter) -> Targets {
     // document for the span around each load (`storage::load`, 500 ms at 60,000 changes). It also
     // warns of every unusual column in a peer's changes, so a peer could fill the disk. notify
     // warns of every watched folder that is removed, which happens with each swap of a Kubernetes
-    // secret.
+    // secret. tokio-postgres formats all parameters of a statement at debug: whole documents.
     Targets::new()
         .with_default(level)
         .with_target("samod", level.min(LevelFilter::WARN))
+        .with_target("tokio_postgres", level.min(LevelFilter::INFO))
         .with_target("samod_core", level.min(LevelFilter::WARN))
         .with_target("automerge", LevelFilter::OFF)
         .with_target("notify", level.min(LevelFilter::ERROR))

@@ -167,6 +167,7 @@ pub struct Storage {
 #[expect(missing_docs, reason = "etc/tonk-relay.toml describes the keys")]
 pub struct Cluster {
     pub database: DatabaseUrl,
+    pub password_file: PathBuf,
     pub timeout: Time,
 }
 

@@ -29,6 +29,8 @@ pub(super) fn explain(text: &str, error: &toml::de::Error) -> SyntaxFault {
     {
         format!("is set twice, first on line {}; keep one of the two", first.line)
     } else if let Some(bare) = bare_word(setting.value) {
+        // A URL may have a password.
+        let bare = if bare.contains("://") && bare.contains('@') { "the URL" } else { bare };
         let name = setting.key.rsplit('.').next().unwrap_or_default();
         format!(r#"{bare} is not a value; strings need quotes: {name} = "{bare}""#)
     } else {

@@ -5,12 +5,12 @@
 //! | what a store must do | [`ChunkStore`] with chunks, [`store::Store`] with all the rest |
 //! | what it tells of documents | [`records`] |
 //! | loading, checking, saving and importing documents | [`documents`] |
-//! | deleting one | `local::journal::mover` |
+//! | deleting one | `local::journal::mover`, `postgres::store` |
 //! | opening what the config names | [`open`] |
 //! | snapshots from which stored documents start | [`underlay`] |
 //! | the store on local disks: folders, and the journal in front of them | [`local`] |
 //! | the store in a PostgreSQL database | [`postgres`] |
-//! | where a change becomes durable, and its saver is notified | `local::journal::writer` |
+//! | where a change becomes durable, and its saver is notified | `local::journal::writer`, `postgres::writer` |
 //! | ... a large chunk, which is written to a file at once | `local::journal::chunk_store` |
 //! | notifying peers and subscribers of it | `document::core::answer`, `sync::room::answers` |
 //! | when stored chunks are merged, or replaced by a snapshot | `document::core::chunks` |

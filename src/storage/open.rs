@@ -84,7 +84,7 @@ fn warn_of_documents(path: &std::path::Path) {
     if walked.is_ok() && has_documents {
         warn!(
             "storage.path, {}, has documents, which are not served: documents are in the database. \
-             `tonk-relay import` copies the documents of a folder",
+             postgresql.md in /usr/share/doc/tonk-relay shows how to bring them along",
             path.display()
         );
     }

@@ -204,17 +204,21 @@ test('a server on another machine needs a certificate and a password', { skip },
   postgres.query("create role far login password 'very-secret'; alter database app owner to far");
   await writeFile(join(postgres.folder, 'data/pg_hba.conf'), 'local all all trust\nhostssl all all all scram-sha-256\n');
   postgres.query('select pg_reload_conf()');
-  const start = url => Relay.start(t, postgres.config({ cluster: { database: `"${url}"`, timeout: '"2s"' } }));
-  const refused = async (url, why) => {
-    const error = await start(url).then(() => { throw new Error(`${url} is not refused`); }, error => error);
+  const start = async (url, password) => {
+    await writeFile(join(at, 'password'), `${password}\n`);
+    const cluster = { database: `"${url}"`, password_file: `"${join(at, 'password')}"`, timeout: '"2s"' };
+    return Relay.start(t, postgres.config({ cluster }));
+  };
+  const refused = async (url, password, why) => {
+    const error = await start(url, password).then(() => { throw new Error(`${url} is not refused`); }, error => error);
     assert.match(error.message, why);
     assert.ok(!error.message.includes('secret'), error.message);
   };
   const verified = `?sslmode=verify-full&sslrootcert=${join(at, 'ca.pem')}`;
-  await refused('postgres://far:wrong-secret@127.0.0.77/app' + verified, /password authentication failed for user "far"/);
-  await refused('postgres://far:very-secret@127.0.0.77/app?sslmode=verify-full', /certificate/);
-  await refused('postgres://far:very-secret@127.0.0.77/app?sslmode=disable', /no encryption/);
-  const relay = await start('postgres://far:very-secret@127.0.0.77/app' + verified);
+  await refused('postgres://far@127.0.0.77/app' + verified, 'wrong-secret', /password authentication failed for user "far"/);
+  await refused('postgres://far@127.0.0.77/app?sslmode=verify-full', 'very-secret', /certificate/);
+  await refused('postgres://far@127.0.0.77/app?sslmode=disable', 'very-secret', /no encryption/);
+  const relay = await start('postgres://far@127.0.0.77/app' + verified, 'very-secret');
   const client = relay.client(t);
   await share(client, { n: 1 });
   const encrypted = 'select bool_and(ssl) from pg_stat_ssl join pg_stat_activity using (pid) where usename = $$far$$';
@@ -234,13 +238,14 @@ test('--check-config names what is wrong with the database, and no password', { 
     return { status, text: stderr + stdout };
   };
   assert.equal((await check('app', postgres.url())).status, 0);
-  const missing = await check('none', postgres.url('none', 'postgres:secret'));
+  const missing = await check('none', postgres.url('none'));
   assert.match(missing.text, /cluster.database: cannot use none at .*: database "none" does not exist/);
   postgres.query('create role guest login');
   const guest = await check('app', postgres.url('app', 'guest'));
   assert.match(guest.text, /the role guest may not create the relay's tables/);
-  const unreachable = await check('app', 'postgres://me:secret@127.0.0.1:9/app');
+  const unreachable = await check('app', 'postgres://me@127.0.0.1:9/app');
   assert.match(unreachable.text, /cannot use app at 127.0.0.1:9: error connecting to server: .*refused/);
+  assert.match((await check('app', 'postgres://me:secret@127.0.0.1:9/app')).text, /me:\*\*\*@127.0.0.1:9\/app has a password in it/);
   postgres.query('alter database app set synchronous_commit = off');
   assert.match((await check('app', postgres.url())).text, /synchronous_commit is off/);
 });

@@ -161,6 +161,12 @@ async fn undelete(
     Path(id): Path<String>,
 ) -> Result<Response, HandlerError> {
     let document: DocumentId = id.parse()?;
+    let undeleting = state.unfinished.clone().spawn(undelete_document(state, document));
+    undeleting.await??;
+    Ok(Json(()).into_response())
+}
+
+async fn undelete_document(state: StorageState, document: DocumentId) -> Result<(), HandlerError> {
     if !state.store().undelete(document).await? {
         return Err(HandlerError(StatusCode::NOT_FOUND, format!("{document} was not deleted")));
     }
@@ -171,7 +177,7 @@ async fn undelete(
     // have of the document.
     state.store().forget_imports().await?;
     info!(%document, "an operator undeleted a document; clients can upload it again");
-    Ok(Json(()).into_response())
+    Ok(())
 }
 
 async fn list(State(state): State<StorageState>) -> Result<Response, HandlerError> {
@@ -187,9 +193,13 @@ async fn import_tombstone(
     if state.documents.is_deleted(document) {
         return Ok(Json(TombstoneImport::AlreadyDeleted).into_response());
     }
-    if state.uploads.get(document).await?.is_some()
-        || !state.store().import_tombstone(tombstone).await?
-    {
+    if state.uploads.get(document).await?.is_some() {
+        return Ok(Json(TombstoneImport::DocumentExists).into_response());
+    }
+    let storage = state.storage.store.clone();
+    let importing =
+        state.unfinished.spawn(async move { storage.import_tombstone(tombstone).await });
+    if !importing.await?? {
         return Ok(Json(TombstoneImport::DocumentExists).into_response());
     }
     if let Some(rooms) = &state.rooms {

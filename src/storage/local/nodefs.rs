@@ -21,6 +21,7 @@ use std::{
 use bytes::Bytes;
 use futures::{FutureExt, future::BoxFuture};
 use tokio::sync::Semaphore;
+use tracing::warn;
 
 use super::{
     files::{failed, read, sync_folder, write_atomically},
@@ -266,7 +267,9 @@ impl ChunkStore for NodefsStore {
         async move {
             self.put_all(vec![(key.clone(), data)]).await?;
             for key in replaced {
-                self.delete(key).await?;
+                if let Err(error) = self.delete(key).await {
+                    warn!("could not delete a superseded chunk: {error}");
+                }
             }
             Ok(())
         }

@@ -42,7 +42,6 @@ impl PostgresStore {
         };
         let is_large = change.put.as_ref().is_some_and(|(_, data)| data.len() >= LARGE_CHUNK);
         if is_large {
-            let _not_deleted_meanwhile = self.large.lock().await;
             let written = write(&self.link, true, &[&change]).await;
             return written.map_err(|error| error.into_storage("write to", self.link.database()));
         }
@@ -56,7 +55,9 @@ impl ChunkStore for PostgresStore {
     fn load_storage_id(&self) -> BoxFuture<'_, Result<Option<Vec<u8>>, StorageError>> {
         let reading = self.link.read("read from", async |link, group| {
             let statement = "select storage_id from tonk_relay.meta";
-            let reading = group.reader().client.query_one(statement, &[]);
+            let reader = group.reader();
+            let _turn = reader.turn.lock().await;
+            let reading = reader.client.query_one(statement, &[]);
             let row = link.run_within(group, 0, reading).await?;
             let id: Option<String> = row.try_get(0)?;
             Ok(id.map(String::into_bytes))
@@ -71,6 +72,7 @@ impl ChunkStore for PostgresStore {
         let reading = async move {
             let rows = self.link.read("read from", async |link, group| {
                 let reader = group.reader();
+                let _turn = reader.turn.lock().await;
                 let id = document.as_bytes().as_slice();
                 let parameters: [&(dyn ToSql + Sync); 1] = [&id];
                 // How long the data may take is known from its size.
@@ -119,7 +121,7 @@ impl ChunkStore for PostgresStore {
     }
 
     fn is_blocked(&self, document: DocumentId) -> bool {
-        contains(&self.marked.blocked, document)
+        contains(&self.marked.blocked, document) || contains(&self.marked.unrecorded, document)
     }
 
     fn quarantine<'a>(

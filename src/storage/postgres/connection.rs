@@ -3,7 +3,7 @@
 use std::{
     io,
     path::PathBuf,
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::atomic::{AtomicU64, AtomicUsize, Ordering},
     time::Duration,
 };
 
@@ -18,16 +18,22 @@ use super::{
     chunk_store::{LOAD, SIZE},
     error::{QueryError, explain},
     schema, tls,
-    writer::WRITE,
+    writer::{WRITE, WRITE_LARGE},
 };
-use crate::config::{Database, DatabaseHost, DatabaseTls};
+use crate::{
+    base::{document_id::DocumentId, regular_file},
+    config::{Cluster, Database, DatabaseHost, DatabaseTls},
+};
 
 /// The oldest supported version of PostgreSQL, as in `server_version_num`.
 const OLDEST: i32 = 150_000;
+/// The largest file with a password that is read, in bytes.
+const MAX_PASSWORD_FILE: u64 = 4 << 10;
 /// Connections that only read.
 const READERS: usize = 4;
 /// Settings of every connection. A server that has lost the relay must not keep its locks.
 const OPTIONS: &str = "-c lock_timeout=2s -c idle_in_transaction_session_timeout=10s \
+                       -c statement_timeout=0 -c idle_session_timeout=0 \
                        -c tcp_keepalives_idle=5 -c tcp_keepalives_interval=2 \
                        -c tcp_keepalives_count=3 -c search_path=";
 /// One of them, as PostgreSQL shows it.
@@ -69,10 +75,16 @@ pub enum ConnectError {
          on the startup parameter \"options\""
     )]
     Pooled,
+    #[error("cannot read which documents are deleted or blocked: {0}")]
+    Marks(String),
     #[error("another relay uses the database; stop it first: only one can use it")]
     InUse,
-    #[error("another relay has taken over the database")]
+    #[error("another relay has taken over the database, or an older state of it was brought back")]
     TakenOver,
+    #[error("connections reach different servers; expected a host name with one of them")]
+    OtherServer,
+    #[error("cannot read {}: {source}; expected a file with the password", path.display())]
+    Password { path: PathBuf, source: io::Error },
     #[error(
         "the database has lost writes that it had confirmed, as after the promotion of a standby \
          or a restore"
@@ -99,7 +111,7 @@ impl ConnectError {
     pub(super) fn is_passing(&self) -> bool {
         match self {
             Self::Postgres(error) => QueryError::is_passing_error(error),
-            Self::Timeout(_) | Self::ReadOnly | Self::InUse => true,
+            Self::Timeout(_) | Self::ReadOnly | Self::InUse | Self::OtherServer => true,
             _ => false,
         }
     }
@@ -117,6 +129,10 @@ pub(super) struct Server {
     pub(super) timeout: Duration,
     config: Config,
     tls: Option<MakeRustlsConnect>,
+    /// The name of this relay, as long as it runs.
+    instance: [u8; 16],
+    /// How often it has begun to connect.
+    groups: AtomicU64,
 }
 
 /// Connections that were made together, and end together: what is known from one is not true of
@@ -128,8 +144,8 @@ pub(super) struct Group {
     /// Writes large rows.
     pub(super) large: Client,
     pub(super) write_large: Statement,
-    /// The name with which this group writes.
-    pub(super) instance: [u8; 16],
+    /// The name with which this group writes: the relay's own name, and the number of the group.
+    pub(super) name: Vec<u8>,
     /// At least one.
     readers: (Reader, Vec<Reader>),
     next_reader: AtomicUsize,
@@ -141,6 +157,8 @@ pub(super) struct Group {
 /// A connection that only reads.
 pub(super) struct Reader {
     pub(super) client: Client,
+    /// Held by one query after the other, so that none pays for the time of another.
+    pub(super) turn: tokio::sync::Mutex<()>,
     /// The statement [`SIZE`].
     pub(super) size: Statement,
     /// The statement [`LOAD`].
@@ -157,7 +175,9 @@ impl Group {
 }
 
 impl Server {
-    pub(super) fn new(database: &Database, timeout: Duration) -> Result<Self, ConnectError> {
+    #[expect(clippy::disallowed_methods, reason = "nothing is served yet")]
+    pub(super) fn new(database: &Database, cluster: &Cluster) -> Result<Self, ConnectError> {
+        let timeout = cluster.timeout.0;
         let mut config = Config::new();
         match &database.host {
             DatabaseHost::Name(name) => config.host(name.trim_matches(['[', ']'])),
@@ -170,11 +190,15 @@ impl Server {
             .application_name("tonk-relay")
             .options(OPTIONS)
             .connect_timeout(timeout)
+            .tcp_user_timeout(timeout)
             .keepalives_idle(Duration::from_secs(5))
             .keepalives_interval(Duration::from_secs(2))
             .keepalives_retries(3);
-        if let Some(password) = &database.password {
-            config.password(password);
+        let path = cluster.password_file();
+        if !path.as_os_str().is_empty() {
+            let read = regular_file::read_text(&path, MAX_PASSWORD_FILE);
+            let password = read.map_err(|source| ConnectError::Password { path, source })?;
+            config.password(password.trim_end_matches(['\r', '\n']));
         }
         let tls = match &database.tls {
             DatabaseTls::Off => {
@@ -186,17 +210,17 @@ impl Server {
                 Some(tls::connector(roots.as_deref())?)
             }
         };
-        Ok(Self { timeout, config, tls })
+        let instance = *DocumentId::random().as_bytes();
+        Ok(Self { timeout, config, tls, instance, groups: AtomicU64::new(0) })
     }
 
-    /// Connects, checks the server, and takes over the writing. `earlier` is the name with which
-    /// this relay wrote last, and how many writes were confirmed by then; none at the start.
-    pub(super) async fn connect(
-        &self,
-        earlier: Option<([u8; 16], i64)>,
-    ) -> Result<Group, ConnectError> {
-        let connecting = timeout(self.timeout, self.connect_group(earlier));
-        connecting.await.unwrap_or(Err(ConnectError::Timeout(self.timeout)))
+    /// Connects, checks the server, and takes over the writing. `earlier` is how many writes the
+    /// database has confirmed to this relay; none at the start.
+    pub(super) async fn connect(&self, earlier: Option<i64>) -> Result<Group, ConnectError> {
+        // There are several answers to wait for.
+        let limit = 3 * self.timeout;
+        let connecting = timeout(limit, self.connect_group(earlier));
+        connecting.await.unwrap_or(Err(ConnectError::Timeout(limit)))
     }
 
     /// Connects, and checks what can be checked while another relay uses the database.
@@ -210,29 +234,38 @@ impl Server {
         timeout(self.timeout, checking).await.unwrap_or(Err(ConnectError::Timeout(self.timeout)))
     }
 
-    async fn connect_group(&self, earlier: Option<([u8; 16], i64)>) -> Result<Group, ConnectError> {
+    async fn connect_group(&self, earlier: Option<i64>) -> Result<Group, ConnectError> {
         let broken = CancellationToken::new();
         let mut connections = JoinSet::new();
         let writer = self.connect_one(&mut connections, &broken).await?;
         check(&writer).await?;
-        lock(&writer).await?;
+        match lock(&writer).await {
+            // Perhaps by an earlier connection of this relay.
+            Err(ConnectError::InUse) if earlier.is_some() => {
+                self.is_ours(&writer).await?;
+                return Err(ConnectError::InUse);
+            }
+            locked => locked?,
+        }
         schema::prepare(&writer).await?;
-        let instance = *crate::base::document_id::DocumentId::random().as_bytes();
-        take_over(&writer, instance, earlier).await?;
+        let number = self.groups.fetch_add(1, Ordering::Relaxed);
+        let name = [self.instance.as_slice(), &number.to_be_bytes()].concat();
+        self.take_over(&writer, &name, earlier).await?;
         let write = writer.prepare(WRITE).await?;
         let large = self.connect_one(&mut connections, &broken).await?;
-        let write_large = large.prepare(WRITE).await?;
-        let first = self.connect_reader(&mut connections, &broken).await?;
+        is_same_server(&large, &name).await?;
+        let write_large = large.prepare(WRITE_LARGE).await?;
+        let first = self.connect_reader(&mut connections, &broken, &name).await?;
         let mut others = Vec::new();
         for _ in 1..READERS {
-            others.push(self.connect_reader(&mut connections, &broken).await?);
+            others.push(self.connect_reader(&mut connections, &broken, &name).await?);
         }
         Ok(Group {
             writer,
             write,
             large,
             write_large,
-            instance,
+            name,
             readers: (first, others),
             next_reader: AtomicUsize::new(0),
             broken,
@@ -240,14 +273,44 @@ impl Server {
         })
     }
 
+    /// Writes down that this relay writes from now on, as `name`. Waits for a write of an earlier
+    /// connection that is still being made.
+    async fn take_over(
+        &self,
+        client: &Client,
+        name: &[u8],
+        earlier: Option<i64>,
+    ) -> Result<(), ConnectError> {
+        if earlier.is_some() {
+            self.is_ours(client).await?;
+        }
+        let take = "update tonk_relay.writer set name = $1 returning writes";
+        let writes: i64 = client.query_one(take, &[&name]).await?.try_get(0)?;
+        if earlier.is_some_and(|confirmed| writes < confirmed) {
+            return Err(ConnectError::LostWrites);
+        }
+        Ok(())
+    }
+
+    /// Checks that no other relay has written since this one began.
+    async fn is_ours(&self, client: &Client) -> Result<(), ConnectError> {
+        let statement = "select substr(name, 1, $1) from tonk_relay.writer";
+        let length = i32::try_from(self.instance.len()).unwrap_or(i32::MAX);
+        let row = client.query_one(statement, &[&length]).await?;
+        let is_ours = row.try_get::<_, &[u8]>(0)? == self.instance;
+        if is_ours { Ok(()) } else { Err(ConnectError::TakenOver) }
+    }
+
     async fn connect_reader(
         &self,
         connections: &mut JoinSet<()>,
         broken: &CancellationToken,
+        name: &[u8],
     ) -> Result<Reader, ConnectError> {
         let client = self.connect_one(connections, broken).await?;
+        is_same_server(&client, name).await?;
         let (size, load) = (client.prepare(SIZE).await?, client.prepare(LOAD).await?);
-        Ok(Reader { client, size, load })
+        Ok(Reader { client, turn: tokio::sync::Mutex::default(), size, load })
     }
 
     async fn connect_one(
@@ -309,22 +372,10 @@ async fn lock(client: &Client) -> Result<(), ConnectError> {
     if locked.try_get(0)? { Ok(()) } else { Err(ConnectError::InUse) }
 }
 
-/// Writes down that `instance` writes from now on. Waits for a write of the earlier one that is
-/// still being made.
-async fn take_over(
-    client: &Client,
-    instance: [u8; 16],
-    earlier: Option<([u8; 16], i64)>,
-) -> Result<(), ConnectError> {
-    let take = "update tonk_relay.writer set instance = $1 where $2::bytea is null or instance = $2 \
-                returning writes";
-    let name = earlier.as_ref().map(|(name, _)| name.as_slice());
-    let Some(row) = client.query_opt(take, &[&instance.as_slice(), &name]).await? else {
-        return Err(ConnectError::TakenOver);
-    };
-    let writes: i64 = row.try_get(0)?;
-    if earlier.is_some_and(|(_, confirmed)| writes < confirmed) {
-        return Err(ConnectError::LostWrites);
-    }
-    Ok(())
+/// Checks that a connection is to the server on which this relay writes as `name`, and not to a
+/// standby of it, or to another server of the same host name.
+async fn is_same_server(client: &Client, name: &[u8]) -> Result<(), ConnectError> {
+    let statement = "select not pg_is_in_recovery() and name = $1 from tonk_relay.writer";
+    let row = client.query_one(statement, &[&name]).await?;
+    if row.try_get(0)? { Ok(()) } else { Err(ConnectError::OtherServer) }
 }

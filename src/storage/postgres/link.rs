@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     base::{backoff::Backoff, lock::lock},
-    config::Database,
+    config::{Cluster, Database},
     observe::{
         health::{FailingWrite, Health},
         metrics::StorageMetrics,
@@ -41,8 +41,11 @@ pub(super) struct Link {
     /// The database, as errors name it.
     name: String,
     group: watch::Sender<Option<Arc<Group>>>,
-    /// The name of the last group.
-    instance: Mutex<[u8; 16]>,
+    /// Held by a large write, and by a deletion: what the one stores of a document the other does
+    /// not miss.
+    pub(super) large: tokio::sync::Mutex<()>,
+    /// Reported while there is no connection.
+    away: Mutex<Option<FailingWrite>>,
     /// The number of the last write that was confirmed.
     confirmed: AtomicI64,
     health: Arc<Health>,
@@ -52,12 +55,12 @@ pub(super) struct Link {
 impl Link {
     pub(super) async fn open(
         database: Database,
-        timeout: Duration,
+        cluster: &Cluster,
         health: Arc<Health>,
         metrics: StorageMetrics,
     ) -> Result<Self, ConnectError> {
         let name = database.to_string();
-        let server = Server::new(&database, timeout)?;
+        let server = Server::new(&database, cluster)?;
         let started = tokio::time::Instant::now();
         let mut is_told = false;
         let group = loop {
@@ -71,9 +74,16 @@ impl Link {
                 connected => break connected?,
             }
         };
-        let instance = Mutex::new(group.instance);
-        let group = watch::Sender::new(Some(Arc::new(group)));
-        Ok(Self { server, name, group, instance, confirmed: AtomicI64::new(0), health, metrics })
+        Ok(Self {
+            server,
+            name,
+            group: watch::Sender::new(Some(Arc::new(group))),
+            large: tokio::sync::Mutex::default(),
+            away: Mutex::default(),
+            confirmed: AtomicI64::new(0),
+            health,
+            metrics,
+        })
     }
 
     /// The database, as errors name it.
@@ -93,6 +103,7 @@ impl Link {
     /// Uses new connections from now on.
     pub(super) fn publish(&self, group: Group) {
         self.metrics.reconnects.inc();
+        *lock(&self.away) = None;
         self.group.send_replace(Some(Arc::new(group)));
         info!(database = self.name, "connected to the database again");
     }
@@ -103,15 +114,11 @@ impl Link {
     /// This relay may not write any more, or does not know what is stored.
     pub(super) async fn reconnect(&self) -> Result<Group, ConnectError> {
         let mut backoff = Backoff::new(RETRY.0, RETRY.1);
-        let mut fault: Option<FailingWrite> = None;
         let mut last = String::new();
         loop {
-            let earlier = (*lock(&self.instance), self.confirmed.load(Ordering::Relaxed));
-            match self.server.connect(Some(earlier)).await {
-                Ok(group) => {
-                    *lock(&self.instance) = group.instance;
-                    return Ok(group);
-                }
+            let confirmed = self.confirmed.load(Ordering::Relaxed);
+            match self.server.connect(Some(confirmed)).await {
+                Ok(group) => return Ok(group),
                 Err(error @ (ConnectError::TakenOver | ConnectError::LostWrites)) => {
                     return Err(error);
                 }
@@ -121,7 +128,7 @@ impl Link {
                         warn!("{text}; live sync goes on, and changes wait to be saved");
                         // The new fault is reported before the old one ends.
                         let reported = self.health.failing_write(&text);
-                        drop(fault.replace(reported));
+                        *lock(&self.away) = Some(reported);
                         last = text;
                     }
                 }

@@ -36,21 +36,20 @@ mod tests;
 use std::{
     collections::HashSet,
     sync::{Arc, PoisonError, RwLock},
-    time::Duration,
 };
 
-use tokio::{runtime::Handle, sync::mpsc};
+use tokio::{runtime::Handle, sync::mpsc, time::sleep};
 use tracing::{error, info, warn};
 
 pub use self::connection::ConnectError;
 use self::{
     connection::Server,
-    link::Link,
+    link::{Link, RETRY},
     writer::{BATCH, Request, Writer},
 };
 use crate::{
     base::{document_id::DocumentId, run_to_completion::RunToCompletion},
-    config::{self, Database},
+    config::{self, Cluster, Database},
     observe::{health::Health, metrics::StorageMetrics},
 };
 
@@ -58,18 +57,15 @@ use crate::{
 ///
 /// # Errors
 /// Why it could not.
-pub fn check(database: &Database, timeout: Duration) -> Result<(), ConnectError> {
+pub fn check(database: &Database, cluster: &Cluster) -> Result<(), ConnectError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(Server::new(database, timeout)?.check())
+    runtime.block_on(Server::new(database, cluster)?.check())
 }
 
 /// A store in a PostgreSQL database.
 pub struct PostgresStore {
     link: Arc<Link>,
     requests: mpsc::Sender<Request>,
-    /// Held by a large write, which has a connection of its own, and by a deletion: what the one
-    /// stores of a document the other does not miss.
-    large: tokio::sync::Mutex<()>,
     marked: Arc<Marked>,
     metrics: StorageMetrics,
     runtime: Handle,
@@ -82,6 +78,8 @@ pub struct PostgresStore {
 struct Marked {
     deleted: RwLock<HashSet<DocumentId>>,
     blocked: RwLock<HashSet<DocumentId>>,
+    /// Those that are blocked only until the relay stops.
+    unrecorded: RwLock<HashSet<DocumentId>>,
 }
 
 /// Changes a set of documents.
@@ -108,9 +106,7 @@ impl PostgresStore {
         health: Arc<Health>,
         metrics: StorageMetrics,
     ) -> Result<Self, ConnectError> {
-        let link = Arc::new(
-            Link::open(database, config.cluster.timeout.0, health, metrics.clone()).await?,
-        );
+        let link = Arc::new(Link::open(database, &config.cluster, health, metrics.clone()).await?);
         let marked = Arc::new(Marked::default());
         let (requests, receiver) = mpsc::channel(BATCH);
         let writer = Writer {
@@ -120,11 +116,10 @@ impl PostgresStore {
         };
         let committing = RunToCompletion::default();
         committing.spawn(writer.run(receiver));
-        let large = tokio::sync::Mutex::new(());
         let runtime = Handle::current();
-        let store = Self { link, requests, large, marked, metrics, runtime, _writer: committing };
+        let store = Self { link, requests, marked, metrics, runtime, _writer: committing };
         let group = store.link.connected().await;
-        store.load_marks(&group).await?;
+        store.load_marks(&group).await.map_err(|error| ConnectError::Marks(error.problem))?;
         info!(database = %store.link.database(), "documents are in PostgreSQL");
         Ok(store)
     }
@@ -144,7 +139,10 @@ impl PostgresStore {
             // A mark may have been made although its statement was not answered.
             match self.load_marks(&group).await {
                 Ok(()) => self.link.publish(group),
-                Err(error) => warn!("cannot read which documents are deleted or blocked: {error}"),
+                Err(error) => {
+                    warn!("cannot read which documents are deleted or blocked: {}", error.problem);
+                    sleep(RETRY.1).await;
+                }
             }
         }
     }

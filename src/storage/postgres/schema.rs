@@ -24,7 +24,7 @@ pub(super) const SCHEMA: &str = "tonk_relay";
 ///
 /// The tables grow and shrink quickly, so they are vacuumed more often than PostgreSQL would.
 const CREATE: &str = "
-create schema tonk_relay;
+create schema if not exists tonk_relay;
 create table tonk_relay.meta (
     only_row boolean primary key default true check (only_row),
     format integer not null,
@@ -33,10 +33,10 @@ create table tonk_relay.meta (
 insert into tonk_relay.meta (format) values (1);
 create table tonk_relay.writer (
     only_row boolean primary key default true check (only_row),
-    instance bytea not null,
+    name bytea not null,
     writes bigint not null
 );
-insert into tonk_relay.writer (instance, writes) values ('', 0);
+insert into tonk_relay.writer (name, writes) values ('', 0);
 create table tonk_relay.document (
     document bytea primary key,
     deleted_at timestamptz,
@@ -53,6 +53,7 @@ create table tonk_relay.chunk (
     quarantine_reason text,
     primary key (document, kind, name)
 );
+create index on tonk_relay.chunk (document) where quarantined_at is not null;
 alter table tonk_relay.chunk alter column data set storage external;
 alter table tonk_relay.chunk set (
     autovacuum_vacuum_scale_factor = 0.02, toast.autovacuum_vacuum_scale_factor = 0.02
@@ -100,7 +101,9 @@ pub(super) async fn check(client: &Client) -> Result<(), ConnectError> {
 }
 
 async fn exist(client: &Client) -> Result<bool, ConnectError> {
-    let exist = "select exists (select from pg_namespace where nspname = $1)";
+    let exist = "select exists (select from pg_class as class \
+                 join pg_namespace as space on space.oid = class.relnamespace \
+                 where space.nspname = $1 and class.relname = 'meta')";
     Ok(client.query_one(exist, &[&SCHEMA]).await?.try_get(0)?)
 }
 

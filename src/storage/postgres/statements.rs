@@ -8,7 +8,7 @@ macro_rules! guarded {
     ($rest:literal) => {
         concat!(
             "with allowed as (update tonk_relay.writer set writes = writes + 1 \
-             where instance = $1 returning writes)",
+             where name = $1 returning writes)",
             $rest
         )
     };

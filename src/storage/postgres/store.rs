@@ -6,10 +6,10 @@ use tokio_postgres::{Row, types::ToSql};
 
 use super::{
     PostgresStore, change,
-    connection::{ConnectError, Group},
+    connection::Group,
     error::QueryError,
     statements,
-    writer::{columns, kind_of},
+    writer::{MAX_BATCH, columns, kind_of},
 };
 use crate::{
     base::document_id::DocumentId,
@@ -55,14 +55,18 @@ impl PostgresStore {
     ) -> Result<Row, StorageError> {
         self.link
             .read("write to", async |link, group| {
-                let instance = group.instance.as_slice();
-                let mut all: Vec<&(dyn ToSql + Sync)> = vec![&instance];
+                let name = group.name.as_slice();
+                let mut all: Vec<&(dyn ToSql + Sync)> = vec![&name];
                 all.extend(parameters);
                 // Over the connection of the writer, so that it is made between two commits.
                 let changing = group.writer.query_one(statement, &all);
-                let row = link.run_within(group, 0, changing).await?;
-                link.confirmed_by(group, &row)?;
-                Ok(row)
+                let changed = link.run_within(group, MAX_BATCH as u64, changing).await;
+                let changed = changed.and_then(|row| link.confirmed_by(group, &row).map(|()| row));
+                if changed.is_err() {
+                    // It may have been made. The marks are read again with the next connection.
+                    group.broken.cancel();
+                }
+                changed
             })
             .await
     }
@@ -74,7 +78,9 @@ impl PostgresStore {
     ) -> Result<Vec<Row>, StorageError> {
         self.link
             .read("read from", async |link, group| {
-                link.run_within(group, 0, group.reader().client.query(statement, parameters)).await
+                let reader = group.reader();
+                let _turn = reader.turn.lock().await;
+                link.run_within(group, 0, reader.client.query(statement, parameters)).await
             })
             .await
     }
@@ -85,11 +91,12 @@ impl PostgresStore {
     }
 
     /// Reads which documents are deleted or blocked.
-    pub(super) async fn load_marks(&self, group: &Group) -> Result<(), ConnectError> {
+    pub(super) async fn load_marks(&self, group: &Group) -> Result<(), QueryError> {
         let all = "select document, deleted_at is not null, blocked_at is not null \
                    from tonk_relay.document";
         let (mut deleted, mut blocked) = (Vec::new(), Vec::new());
-        for row in group.reader().client.query(all, &[]).await? {
+        let reading = group.reader().client.query(all, &[]);
+        for row in self.link.run_within(group, 0, reading).await? {
             let Ok(document) = document(&row, 0) else { continue };
             if row.try_get(1)? {
                 deleted.push(document);
@@ -143,7 +150,8 @@ impl PostgresStore {
     }
 
     fn count_blocked(&self) {
-        let count = change(&self.marked.blocked, |set| set.len());
+        let count = change(&self.marked.blocked, |set| set.len())
+            + change(&self.marked.unrecorded, |set| set.len());
         self.metrics.blocked.set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 
@@ -201,11 +209,13 @@ impl Store for PostgresStore {
         tombstone: Tombstone,
     ) -> BoxFuture<'_, Result<Deleted, StorageError>> {
         let deleting = async move {
-            let _no_large_write = self.large.lock().await;
+            let _no_large_write = self.link.large.lock().await;
             let Tombstone { deleted_at, reason, .. } = &tombstone;
             let id = document.as_bytes().as_slice();
-            let row = self.change(statements::DELETE, &[&id, deleted_at, reason]).await?;
+            // Before it is made: whatever its answer is, nothing may be stored any more and told
+            // as saved.
             change(&self.marked.deleted, |set| set.insert(document));
+            let row = self.change(statements::DELETE, &[&id, deleted_at, reason]).await?;
             let read = || Ok((row.try_get::<_, i64>(2)?, row.try_get::<_, i64>(3)?));
             let (chunks, bytes) = read().map_err(self.unexpected())?;
             Ok(Deleted {
@@ -218,7 +228,7 @@ impl Store for PostgresStore {
 
     fn undelete(&self, document: DocumentId) -> BoxFuture<'_, Result<bool, StorageError>> {
         let undeleting = async move {
-            let _no_large_write = self.large.lock().await;
+            let _no_large_write = self.link.large.lock().await;
             let row = self.change(statements::UNDELETE, &[&document.as_bytes().as_slice()]).await?;
             change(&self.marked.deleted, |set| set.remove(&document));
             self.has_changed(&row)
@@ -228,13 +238,16 @@ impl Store for PostgresStore {
 
     fn import_tombstone(&self, tombstone: Tombstone) -> BoxFuture<'_, Result<bool, StorageError>> {
         let importing = async move {
-            let _no_large_write = self.large.lock().await;
+            let _no_large_write = self.link.large.lock().await;
             let Tombstone { document, deleted_at, reason } = &tombstone;
             let id = document.as_bytes().as_slice();
+            if !change(&self.marked.deleted, |set| set.insert(*document)) {
+                return Ok(false);
+            }
             let row = self.change(statements::IMPORT_TOMBSTONE, &[&id, deleted_at, reason]).await?;
             let is_new = self.has_changed(&row)?;
-            if is_new {
-                change(&self.marked.deleted, |set| set.insert(*document));
+            if !is_new {
+                change(&self.marked.deleted, |set| set.remove(document));
             }
             Ok(is_new)
         };
@@ -265,7 +278,7 @@ impl Store for PostgresStore {
     }
 
     fn block_in_memory(&self, document: DocumentId) {
-        change(&self.marked.blocked, |set| set.insert(document));
+        change(&self.marked.unrecorded, |set| set.insert(document));
         self.count_blocked();
     }
 
@@ -278,7 +291,9 @@ impl Store for PostgresStore {
             let Block { blocked_at, .. } = Block::new(document, None);
             let id = document.as_bytes().as_slice();
             let row = self.change(statements::BLOCK, &[&id, &blocked_at, &reason]).await?;
-            self.block_in_memory(document);
+            change(&self.marked.blocked, |set| set.insert(document));
+            change(&self.marked.unrecorded, |set| set.remove(&document));
+            self.count_blocked();
             let read =
                 || Ok(Block { document, blocked_at: row.try_get(2)?, reason: row.try_get(3)? });
             read().map_err(self.unexpected())
@@ -289,7 +304,8 @@ impl Store for PostgresStore {
     fn unblock(&self, document: DocumentId) -> BoxFuture<'_, Result<bool, StorageError>> {
         let unblocking = async move {
             let row = self.change(statements::UNBLOCK, &[&document.as_bytes().as_slice()]).await?;
-            let was_blocked = change(&self.marked.blocked, |set| set.remove(&document));
+            let was_blocked = change(&self.marked.unrecorded, |set| set.remove(&document));
+            change(&self.marked.blocked, |set| set.remove(&document));
             self.count_blocked();
             Ok(self.has_changed(&row)? || was_blocked)
         };

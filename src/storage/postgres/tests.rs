@@ -145,12 +145,59 @@ async fn writes_go_on_when_connections_are_lost() {
     assert!(health.report().ready, "{:?}", health.report());
 }
 
+/// The relay has told the database its new name, and then finds no room for all connections.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_relay_connects_again_after_half_an_attempt() {
+    let Some(database) = test_database().await else { return };
+    let url = database.url_as("few").await.read().expect("a URL").expect("is not empty");
+    let metrics = Metrics::new().expect("metrics").storage;
+    let health = Arc::new(Health::default());
+    health.enter_phase(Phase::Running);
+    let opened = PostgresStore::open(url, &Config::default(), health.clone(), metrics).await;
+    let store = Arc::new(opened.expect("opens"));
+    let running = store.clone();
+    let running = tokio::spawn(async move { running.stay_connected().await });
+    let client = database.client().await;
+    client.batch_execute("alter role few connection limit 3").await.expect("limits");
+    end_connections(&database).await;
+    let reason = async {
+        loop {
+            let report = health.report();
+            if report.failed.get("storage").is_some_and(|why| why.contains("too many connections"))
+            {
+                break;
+            }
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(LONG, reason).await.expect("it says why");
+    sleep(Duration::from_millis(300)).await;
+    client.batch_execute("alter role few connection limit -1").await.expect("limits no more");
+    timeout(LONG, store.put(&key("a"), Bytes::from_static(b"x")))
+        .await
+        .expect("in time")
+        .expect("is stored");
+    assert!(!running.is_finished() && health.report().ready);
+    running.abort();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_block_lasts_although_the_database_is_away() {
+    let Some(database) = test_database().await else { return };
+    let (store, _running) = connected(&database, &Arc::default()).await;
+    store.block_in_memory(DOCUMENT);
+    end_connections(&database).await;
+    timeout(LONG, store.put(&key("a"), Bytes::new())).await.expect("in time").expect("is stored");
+    assert!(store.is_blocked(DOCUMENT), "until the relay stops");
+    assert!(store.unblock(DOCUMENT).await.expect("unblocks") && !store.is_blocked(DOCUMENT));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_relay_that_was_replaced_writes_nothing() {
     let Some(database) = test_database().await else { return };
     let (store, running) = connected(&database, &Arc::default()).await;
     store.put(&key("a"), Bytes::from_static(b"ours")).await.expect("is stored");
-    let take = "update tonk_relay.writer set instance = 'other'";
+    let take = "update tonk_relay.writer set name = 'other'";
     database.client().await.execute(take, &[]).await.expect("takes over");
     let late = tokio::spawn({
         let store = store.clone();

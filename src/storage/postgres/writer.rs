@@ -25,7 +25,7 @@ use crate::{
 /// The most changes of a commit, and the most that wait for the next one.
 pub(super) const BATCH: usize = 1024;
 /// The most bytes of a commit.
-const MAX_BATCH: usize = 8 << 20;
+pub(super) const MAX_BATCH: usize = 8 << 20;
 
 /// Stores chunks (parameters 2 to 5), and deletes those that they replace (6 to 8), if the relay
 /// still writes as `$1`. Nothing is stored of deleted documents. All in one statement, which is a
@@ -33,28 +33,43 @@ const MAX_BATCH: usize = 8 << 20;
 ///
 /// Returns the number of the write, or null if the relay may not write any more, and whether the
 /// commit is durable. Rows are sorted, so that two writes never wait for each other.
-pub(super) const WRITE: &str = "
-with allowed as (
-    update tonk_relay.writer set writes = writes + 1 where instance = $1 returning writes
-), stored as (
-    insert into tonk_relay.chunk (document, kind, name, data)
-    select document, kind, name, data
-    from unnest($2::bytea[], $3::smallint[], $4::text[], $5::bytea[])
-        as new (document, kind, name, data)
-    where exists (select from allowed) and not exists (
-        select from tonk_relay.document as marked
-        where marked.document = new.document and marked.deleted_at is not null
-    )
-    order by document, kind, name
-    on conflict (document, kind, name) do update
-        set data = excluded.data, quarantined_at = null, quarantine_reason = null
-), replaced as (
-    delete from tonk_relay.chunk as old
-    using unnest($6::bytea[], $7::smallint[], $8::text[]) as gone (document, kind, name)
-    where (old.document, old.kind, old.name) = (gone.document, gone.kind, gone.name)
-        and exists (select from allowed)
-)
-select (select writes from allowed), current_setting('synchronous_commit') <> 'off'";
+macro_rules! write_if {
+    ($allowed:literal) => {
+        concat!(
+            "with allowed as (",
+            $allowed,
+            "), stored as (
+                insert into tonk_relay.chunk (document, kind, name, data)
+                select document, kind, name, data
+                from unnest($2::bytea[], $3::smallint[], $4::text[], $5::bytea[])
+                    as new (document, kind, name, data)
+                where exists (select from allowed) and not exists (
+                    select from tonk_relay.document as marked
+                    where marked.document = new.document and marked.deleted_at is not null
+                )
+                order by document, kind, name
+                on conflict (document, kind, name) do update
+                    set data = excluded.data, quarantined_at = null, quarantine_reason = null
+            ), replaced as (
+                delete from tonk_relay.chunk as old
+                using unnest($6::bytea[], $7::smallint[], $8::text[])
+                    as gone (document, kind, name)
+                where (old.document, old.kind, old.name) = (gone.document, gone.kind, gone.name)
+                    and old.quarantined_at is null and exists (select from allowed)
+            )
+            select (select writes from allowed), current_setting('synchronous_commit') <> 'off'"
+        )
+    };
+}
+
+/// Writes small chunks. It waits for an earlier write, and the next connection's name waits for it.
+pub(super) const WRITE: &str =
+    write_if!("update tonk_relay.writer set writes = writes + 1 where name = $1 returning writes");
+
+/// Writes a large chunk, while others write small ones. So it may still be made when a later
+/// connection writes: it then stores what is stored again or was replaced, which is harmless.
+pub(super) const WRITE_LARGE: &str =
+    write_if!("select writes from tonk_relay.writer where name = $1 for key share");
 
 /// A request to the writer, for its next commit.
 pub(super) struct Request {
@@ -164,12 +179,15 @@ pub(super) async fn write(
     let mut failing = None;
     loop {
         let group = link.connected().await;
+        // One large chunk at a time, and no deletion meanwhile: neither waits for longer than one
+        // attempt.
+        let turn = if is_large { Some(link.large.lock().await) } else { None };
         let (client, statement) = match is_large {
             false => (&group.writer, &group.write),
             true => (&group.large, &group.write_large),
         };
         let bytes = changes.iter().map(|change| change.size() as u64).sum();
-        let writing = send(client, statement, &group.instance, changes);
+        let writing = send(client, statement, &group.name, changes);
         let answered = link.run_within(&group, bytes, writing).await;
         match answered.and_then(|row| link.confirmed_by(&group, &row)) {
             Ok(()) => return Ok(()),
@@ -181,6 +199,7 @@ pub(super) async fn write(
             }
             Err(error) => return Err(error),
         }
+        drop(turn);
         sleep(backoff.pause()).await;
     }
 }
@@ -188,7 +207,7 @@ pub(super) async fn write(
 async fn send(
     client: &Client,
     statement: &Statement,
-    instance: &[u8; 16],
+    name: &[u8],
     changes: &[&Change],
 ) -> Result<Row, tokio_postgres::Error> {
     let mut new = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
@@ -209,10 +228,7 @@ async fn send(
         }
     }
     client
-        .query_one(
-            statement,
-            &[&instance.as_slice(), &new.0, &new.1, &new.2, &new.3, &gone.0, &gone.1, &gone.2],
-        )
+        .query_one(statement, &[&name, &new.0, &new.1, &new.2, &new.3, &gone.0, &gone.1, &gone.2])
         .await
 }
 

@@ -41,6 +41,14 @@ impl TestDatabase {
         format!("postgres://postgres@/{name}?host={}", self.folder)
     }
 
+    /// The URL for another role, which owns the database from now on.
+    pub(super) async fn url_as(&self, role: &str) -> DatabaseUrl {
+        let statements =
+            format!("create role {role} login; alter database {} owner to {role}", self.name);
+        self.client().await.batch_execute(&statements).await.expect("makes a role");
+        format!("postgres://{role}@/{}?host={}", self.name, self.folder).as_str().into()
+    }
+
     pub(super) fn name(&self) -> &str {
         &self.name
     }
