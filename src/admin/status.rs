@@ -11,6 +11,7 @@ use axum::{
 };
 use prometheus::core::Collector;
 use serde::{Deserialize, Serialize};
+use tokio::time::timeout;
 
 use crate::{
     config::AuthMode,
@@ -23,6 +24,8 @@ use crate::{
     sync::{memory, report::Top},
 };
 
+/// How long the quarantine may take to be counted.
+const LISTING: Duration = Duration::from_millis(500);
 /// The page. It is one file and loads no others.
 const PAGE: &str = include_str!("status.html");
 /// Characters of a document id that the page shows.
@@ -149,8 +152,13 @@ async fn collect(app: &App) -> Status {
     let count = |gauge: &prometheus::IntGauge| u64::try_from(gauge.get()).unwrap_or(0);
     let config = app.config.borrow().clone();
     let (root, limit) = (config.storage.path.clone(), config.sync.memory);
-    // The metrics are some seconds behind, so look again. If the listing fails, report the rest.
-    let quarantined = app.documents.store().quarantined().await.map_or(0, |all| all.len());
+    // The metrics are some seconds behind, so look again. If the listing fails or
+    // takes long, they have to do.
+    let counting = timeout(LISTING, app.documents.store().quarantined()).await;
+    let quarantined = match counting {
+        Ok(Ok(all)) => all.len(),
+        _ => usize::try_from(metrics.storage.quarantined.get()).unwrap_or(0),
+    };
     let looking =
         tokio::task::spawn_blocking(move || (backups::last_complete(&root), memory::limit(limit)));
     let (backed_up_at, memory_limit_bytes) = looking.await.unwrap_or_default();

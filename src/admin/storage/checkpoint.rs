@@ -3,6 +3,7 @@
 use axum::{
     Json, Router,
     extract::State,
+    http::StatusCode,
     response::{IntoResponse, Response},
     routing::post,
 };
@@ -23,5 +24,10 @@ pub(super) fn routes() -> Router<StorageState> {
 }
 
 async fn checkpoint(State(state): State<StorageState>) -> Result<Response, HandlerError> {
+    if state.storage.journal.is_none() {
+        let text =
+            "documents are in a database; there are no folders to move anything to".to_owned();
+        return Err(HandlerError(StatusCode::CONFLICT, text));
+    }
     Ok(Json(CheckpointReport { moved: state.store().checkpoint().await? }).into_response())
 }

@@ -20,15 +20,7 @@ use crate::{
 /// them.
 const LARGE_CHUNK: usize = 1 << 20;
 
-/// Bytes of the chunks of the document `$1`.
-pub(super) const SIZE: &str = "select coalesce(sum(octet_length(data)), 0)::bigint \
-                               from tonk_relay.chunk \
-                               where document = $1 and quarantined_at is null";
-/// The chunks of the document `$1`.
-pub(super) const LOAD: &str = "select kind, name, data from tonk_relay.chunk \
-                               where document = $1 and quarantined_at is null order by kind, name";
-
-/// The chunk in a row of [`LOAD`].
+/// The chunk in a row of `statements::LOAD`.
 fn chunk(document: DocumentId, row: &Row) -> Result<StoredChunk, QueryError> {
     let kind = kind_of(row.try_get(0)?);
     Ok((Key::Chunk { document, kind, name: row.try_get(1)? }, row.try_get(2)?))

@@ -1,8 +1,6 @@
 //! Connecting to the database.
 
 use std::{
-    io,
-    path::PathBuf,
     sync::atomic::{AtomicU64, AtomicUsize, Ordering},
     time::Duration,
 };
@@ -15,10 +13,10 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    chunk_store::{LOAD, SIZE},
-    error::{QueryError, explain},
-    schema, tls,
-    writer::{WRITE, WRITE_LARGE},
+    error::ConnectError,
+    schema,
+    statements::{LOAD, SIZE, WRITE, WRITE_LARGE},
+    tls,
 };
 use crate::{
     base::{document_id::DocumentId, regular_file},
@@ -40,88 +38,6 @@ const OPTIONS: &str = "-c lock_timeout=2s -c idle_in_transaction_session_timeout
 const LOCK_TIMEOUT: &str = "2s";
 /// The advisory lock of the relay that uses the database: "tonk" in ASCII.
 const LOCK: i64 = 0x746f_6e6b;
-
-/// Why a database cannot be used.
-#[derive(Debug, thiserror::Error)]
-#[expect(missing_docs, reason = "the texts say it")]
-pub enum ConnectError {
-    #[error("{}", explain(.0))]
-    Postgres(#[from] tokio_postgres::Error),
-    #[error("the server did not answer within {0:?}")]
-    Timeout(Duration),
-    #[error("cannot read {}: {source}; expected certificates (PEM)", path.display())]
-    Roots { path: PathBuf, source: io::Error },
-    #[error(
-        "there is no certificate of an authority {}; set sslrootcert in the URL",
-        .0.as_ref().map_or_else(|| "on this machine".to_owned(), |path| format!("in {}", path.display()))
-    )]
-    NoRoots(Option<PathBuf>),
-    #[error("cannot set up TLS: {0}")]
-    Tls(String),
-    #[error("cannot start what connects to it: {0}")]
-    Runtime(#[from] io::Error),
-    #[error("it is PostgreSQL {0}; expected version 15 or later")]
-    TooOld(String),
-    #[error(
-        "the setting {setting} is {found}, with which a crash loses what was reported as saved; \
-         expected on"
-    )]
-    NotDurable { setting: &'static str, found: String },
-    #[error("it is a standby, or read-only; expected a server that can be written")]
-    ReadOnly,
-    #[error(
-        "the settings of the connection have no effect, so there is a connection pooler such as \
-         PgBouncer in between; expected the server itself, or a pooler in session mode that passes \
-         on the startup parameter \"options\""
-    )]
-    Pooled,
-    #[error("cannot read which documents are deleted or blocked: {0}")]
-    Marks(String),
-    #[error("another relay uses the database; stop it first: only one can use it")]
-    InUse,
-    #[error("another relay has taken over the database, or an older state of it was brought back")]
-    TakenOver,
-    #[error("connections reach different servers; expected a host name with one of them")]
-    OtherServer,
-    #[error("cannot read {}: {source}; expected a file with the password", path.display())]
-    Password { path: PathBuf, source: io::Error },
-    #[error(
-        "the database has lost writes that it had confirmed, as after the promotion of a standby \
-         or a restore"
-    )]
-    LostWrites,
-    #[error("cannot create the relay's tables: {}", explain(.0))]
-    NoTables(#[source] tokio_postgres::Error),
-    #[error(
-        "the role {0} may not create the relay's tables; make it the owner of the database: alter \
-         database NAME owner to {0}"
-    )]
-    MayNotCreate(String),
-    #[error("the role {role} lacks rights on the table {table}; grant it all of them")]
-    NoRights { role: String, table: String },
-    #[error(
-        "the relay's tables have version {found}, and this program knows {known}; install the \
-         version of tonk-relay that wrote them"
-    )]
-    NewerFormat { found: i32, known: i32 },
-}
-
-impl ConnectError {
-    /// Whether another attempt can succeed, without anybody changing the config or the database.
-    pub(super) fn is_passing(&self) -> bool {
-        match self {
-            Self::Postgres(error) => QueryError::is_passing_error(error),
-            Self::Timeout(_) | Self::ReadOnly | Self::InUse | Self::OtherServer => true,
-            _ => false,
-        }
-    }
-}
-
-impl From<ConnectError> for QueryError {
-    fn from(error: ConnectError) -> Self {
-        Self::passing(error.to_string())
-    }
-}
 
 /// How to connect.
 pub(super) struct Server {
@@ -241,9 +157,9 @@ impl Server {
         check(&writer).await?;
         match lock(&writer).await {
             // Perhaps by an earlier connection of this relay.
-            Err(ConnectError::InUse) if earlier.is_some() => {
+            Err(error @ ConnectError::InUse { .. }) if earlier.is_some() => {
                 self.is_ours(&writer).await?;
-                return Err(ConnectError::InUse);
+                return Err(error);
             }
             locked => locked?,
         }
@@ -346,7 +262,7 @@ async fn check(client: &Client) -> Result<(), ConnectError> {
     let settings = "select current_setting('server_version_num')::int, \
                     current_setting('server_version'), current_setting('fsync'), \
                     current_setting('synchronous_commit'), current_setting('lock_timeout'), \
-                    pg_is_in_recovery() or current_setting('transaction_read_only')::bool";
+                    current_setting('server_encoding'), pg_is_in_recovery() or current_setting('transaction_read_only')::bool";
     let row = client.query_one(settings, &[]).await?;
     if row.try_get::<_, i32>(0)? < OLDEST {
         return Err(ConnectError::TooOld(row.try_get(1)?));
@@ -360,7 +276,11 @@ async fn check(client: &Client) -> Result<(), ConnectError> {
             return Err(ConnectError::NotDurable { setting, found: found.to_owned() });
         }
     }
-    if row.try_get(5)? {
+    let encoding: String = row.try_get(5)?;
+    if encoding != "UTF8" {
+        return Err(ConnectError::Encoding(encoding));
+    }
+    if row.try_get(6)? {
         return Err(ConnectError::ReadOnly);
     }
     Ok(())
@@ -369,7 +289,20 @@ async fn check(client: &Client) -> Result<(), ConnectError> {
 /// Takes the lock of the relay that uses the database. It is released with the connection.
 async fn lock(client: &Client) -> Result<(), ConnectError> {
     let locked = client.query_one("select pg_try_advisory_lock($1)", &[&LOCK]).await?;
-    if locked.try_get(0)? { Ok(()) } else { Err(ConnectError::InUse) }
+    if locked.try_get(0)? {
+        return Ok(());
+    }
+    // Its address is empty at a Unix socket.
+    let holder = "select coalesce(host(client_addr), 'this machine') || ', since ' || \
+                  to_char(backend_start at time zone 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"') || \
+                  ', server process ' || pid from pg_locks join pg_stat_activity using (pid) \
+                  where locktype = 'advisory' and granted and objsubid = 1 \
+                  and (classid::bigint << 32 | objid::bigint) = $1 \
+                  and pg_locks.database = (select oid from pg_database \
+                      where datname = current_database())";
+    let row = client.query_opt(holder, &[&LOCK]).await?;
+    let from = row.and_then(|row| row.try_get(0).ok()).unwrap_or_else(|| "unknown".to_owned());
+    Err(ConnectError::InUse { from })
 }
 
 /// Checks that a connection is to the server on which this relay writes as `name`, and not to a

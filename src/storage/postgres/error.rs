@@ -1,6 +1,6 @@
 //! Errors of the database.
 
-use std::error::Error;
+use std::{error::Error, io, path::PathBuf, time::Duration};
 
 use tokio_postgres::error::SqlState;
 
@@ -73,6 +73,106 @@ impl Kind {
             }
             Some(_) => Self::Refused,
         }
+    }
+}
+
+/// Why a database cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the texts say it")]
+pub enum ConnectError {
+    #[error("{}", explain(.0))]
+    Postgres(#[source] tokio_postgres::Error),
+    #[error("the server did not answer within {0:?}")]
+    Timeout(Duration),
+    #[error("cannot read {}: {source}; expected certificates (PEM)", path.display())]
+    Roots { path: PathBuf, source: io::Error },
+    #[error(
+        "there is no certificate of an authority {}; set sslrootcert in the URL",
+        .0.as_ref().map_or_else(|| "on this machine".to_owned(), |path| format!("in {}", path.display()))
+    )]
+    NoRoots(Option<PathBuf>),
+    #[error("cannot set up TLS: {0}")]
+    Tls(String),
+    #[error("cannot start what connects to it: {0}")]
+    Runtime(#[from] io::Error),
+    #[error("it is PostgreSQL {0}; expected version 15 or later")]
+    TooOld(String),
+    #[error(
+        "the setting {setting} is {found}, with which a crash loses what was reported as saved; \
+         expected on"
+    )]
+    NotDurable { setting: &'static str, found: String },
+    #[error("it is a standby, or read-only; expected a server that can be written")]
+    ReadOnly,
+    #[error(
+        "the settings of the connection have no effect, so there is a connection pooler such as \
+         PgBouncer in between; expected the server itself, or a pooler in session mode that passes \
+         on the startup parameter \"options\""
+    )]
+    Pooled,
+    #[error("cannot read which documents are deleted or blocked: {0}")]
+    Marks(String),
+    #[error(
+        "another relay uses the database (connected from {from}); stop it first: only one can use \
+         it"
+    )]
+    InUse { from: String },
+    #[error("another relay has taken over the database, or an older state of it was brought back")]
+    TakenOver,
+    #[error("connections reach different servers; expected a host name with one of them")]
+    OtherServer,
+    #[error("cannot read {}: {source}; expected a file with the password", path.display())]
+    Password { path: PathBuf, source: io::Error },
+    #[error(
+        "the database has lost writes that it had confirmed, as after the promotion of a standby \
+         or a restore"
+    )]
+    LostWrites,
+    #[error("cannot create the relay's tables: {}", explain(.0))]
+    NoTables(#[source] tokio_postgres::Error),
+    #[error(
+        "the role {role} may not create the relay's tables; if this is the relay's database, make \
+         it the owner: alter database {database} owner to {role}"
+    )]
+    MayNotCreate { role: String, database: String },
+    #[error(
+        "the role {role} lacks rights on the table {table}; make it the owner of all tables in \
+         tonk_relay: alter table {table} owner to {role}"
+    )]
+    NoRights { role: String, table: String },
+    #[error("its encoding is {0}; expected UTF8: create database NAME encoding 'UTF8'")]
+    Encoding(String),
+    #[error(
+        "the relay's tables have version {found}, and this program knows {known}; install the \
+         version of tonk-relay that wrote them"
+    )]
+    NewerFormat { found: i32, known: i32 },
+}
+
+impl ConnectError {
+    /// Whether another attempt can succeed, without anybody changing the config or the database.
+    pub(super) fn is_passing(&self) -> bool {
+        match self {
+            Self::Postgres(error) => QueryError::is_passing_error(error),
+            Self::Timeout(_) | Self::ReadOnly | Self::InUse { .. } | Self::OtherServer => true,
+            _ => false,
+        }
+    }
+}
+
+impl From<tokio_postgres::Error> for ConnectError {
+    fn from(error: tokio_postgres::Error) -> Self {
+        // The answer of PgBouncer 1.18 to the settings of a connection.
+        let is_pooled = error.as_db_error().is_some_and(|error| {
+            error.code().code() == "08P01" && error.message().contains("startup parameter")
+        });
+        if is_pooled { Self::Pooled } else { Self::Postgres(error) }
+    }
+}
+
+impl From<ConnectError> for QueryError {
+    fn from(error: ConnectError) -> Self {
+        Self::passing(error.to_string())
     }
 }
 

@@ -13,8 +13,8 @@ use tokio_postgres::Row;
 use tracing::{info, warn};
 
 use super::{
-    connection::{ConnectError, Group, Server},
-    error::QueryError,
+    connection::{Group, Server},
+    error::{ConnectError, QueryError},
 };
 use crate::{
     base::{backoff::Backoff, lock::lock},
@@ -192,7 +192,7 @@ impl Link {
         reading.await.map_err(|error| error.into_storage(action, &self.name))
     }
 
-    /// Looks at the answer to a write, whose first columns are those of `writer::WRITE`.
+    /// Looks at the answer to a write, whose first columns are those of `statements::WRITE`.
     pub(super) fn confirmed_by(&self, group: &Group, row: &Row) -> Result<(), QueryError> {
         let Some(writes) = row.try_get::<_, Option<i64>>(0)? else {
             // Connecting again tells who writes now.

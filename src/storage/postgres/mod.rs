@@ -7,7 +7,8 @@
 //! | staying connected; whether this relay may write | `link` |
 //! | the task that commits: where changes become durable | `writer` |
 //! | loading, storing and deleting chunks | `chunk_store` |
-//! | tombstones, blocks, the quarantine and notes of imports | `store`, `statements` |
+//! | tombstones, blocks, the quarantine and notes of imports | `store` |
+//! | the statements | `statements` |
 //! | errors of the database | `error` |
 //!
 //! # One writer
@@ -41,7 +42,7 @@ use std::{
 use tokio::{runtime::Handle, sync::mpsc, time::sleep};
 use tracing::{error, info, warn};
 
-pub use self::connection::ConnectError;
+pub use self::error::ConnectError;
 use self::{
     connection::Server,
     link::{Link, RETRY},

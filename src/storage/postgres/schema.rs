@@ -5,7 +5,7 @@
 
 use tokio_postgres::Client;
 
-use super::connection::ConnectError;
+use super::error::ConnectError;
 
 /// The version of the tables. A relay refuses a newer one.
 const FORMAT: i32 = 1;
@@ -80,7 +80,7 @@ pub(super) async fn check(client: &Client) -> Result<(), ConnectError> {
     if !exist(client).await? {
         return may_create(client).await;
     }
-    let rights = "select current_user::text, class.relname::text from pg_class as class \
+    let rights = "select quote_ident(current_user), class.relname::text from pg_class as class \
                   join pg_namespace as space on space.oid = class.relnamespace \
                   where space.nspname = $1 and class.relkind = 'r' and not ( \
                       has_schema_privilege(space.oid, 'usage') \
@@ -108,7 +108,11 @@ async fn exist(client: &Client) -> Result<bool, ConnectError> {
 }
 
 async fn may_create(client: &Client) -> Result<(), ConnectError> {
-    let may = "select has_database_privilege(current_database(), 'create'), current_user::text";
+    let may = "select has_database_privilege(current_database(), 'create'), \
+               quote_ident(current_user), quote_ident(current_database())";
     let row = client.query_one(may, &[]).await?;
-    if row.try_get(0)? { Ok(()) } else { Err(ConnectError::MayNotCreate(row.try_get(1)?)) }
+    if row.try_get(0)? {
+        return Ok(());
+    }
+    Err(ConnectError::MayNotCreate { role: row.try_get(1)?, database: row.try_get(2)? })
 }

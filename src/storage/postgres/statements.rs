@@ -1,7 +1,59 @@
-//! The statements with which operators and the relay record something of documents.
+//! The statements.
 //!
-//! The first columns of every change are those of `writer::WRITE`. A third one tells whether it has
-//! changed anything.
+//! The first columns of every change are those of [`WRITE`]. A third one tells whether it has changed
+//! anything.
+
+/// Stores chunks (parameters 2 to 5), and deletes those that they replace (6 to 8), if the relay
+/// still writes as `$1`. Nothing is stored of deleted documents. All in one statement, which is a
+/// transaction of its own.
+///
+/// Returns the number of the write, or null if the relay may not write any more, and whether the
+/// commit is durable. Rows are sorted, so that two writes never wait for each other.
+macro_rules! write_if {
+    ($allowed:literal) => {
+        concat!(
+            "with allowed as (",
+            $allowed,
+            "), stored as (
+                insert into tonk_relay.chunk (document, kind, name, data)
+                select document, kind, name, data
+                from unnest($2::bytea[], $3::smallint[], $4::text[], $5::bytea[])
+                    as new (document, kind, name, data)
+                where exists (select from allowed) and not exists (
+                    select from tonk_relay.document as marked
+                    where marked.document = new.document and marked.deleted_at is not null
+                )
+                order by document, kind, name
+                on conflict (document, kind, name) do update
+                    set data = excluded.data, quarantined_at = null, quarantine_reason = null
+            ), replaced as (
+                delete from tonk_relay.chunk as old
+                using unnest($6::bytea[], $7::smallint[], $8::text[])
+                    as gone (document, kind, name)
+                where (old.document, old.kind, old.name) = (gone.document, gone.kind, gone.name)
+                    and old.quarantined_at is null and exists (select from allowed)
+            )
+            select (select writes from allowed), current_setting('synchronous_commit') <> 'off'"
+        )
+    };
+}
+
+/// Writes small chunks. It waits for an earlier write, and the next connection's name waits for it.
+pub(super) const WRITE: &str =
+    write_if!("update tonk_relay.writer set writes = writes + 1 where name = $1 returning writes");
+
+/// Writes a large chunk, while others write small ones. So it may still be made when a later
+/// connection writes: it then stores what is stored again or was replaced, which is harmless.
+pub(super) const WRITE_LARGE: &str =
+    write_if!("select writes from tonk_relay.writer where name = $1 for key share");
+
+/// Bytes of the chunks of the document `$1`.
+pub(super) const SIZE: &str = "select coalesce(sum(octet_length(data)), 0)::bigint \
+                               from tonk_relay.chunk \
+                               where document = $1 and quarantined_at is null";
+/// The chunks of the document `$1`.
+pub(super) const LOAD: &str = "select kind, name, data from tonk_relay.chunk \
+                               where document = $1 and quarantined_at is null order by kind, name";
 
 /// What every change begins with: it is made only if the relay still writes as `$1`.
 macro_rules! guarded {

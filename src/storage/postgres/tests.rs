@@ -89,7 +89,9 @@ async fn marks_are_there_after_reopening() {
 async fn only_one_relay_uses_a_database() {
     let Some((database, store)) = empty().await else { return };
     let second = connect(&database).await;
-    assert!(matches!(second, Err(ConnectError::InUse)), "{:?}", second.err());
+    assert!(matches!(second, Err(ConnectError::InUse { .. })), "{:?}", second.err());
+    let problem = second.err().expect("is refused").to_string();
+    assert!(problem.contains("(connected from this machine, since 2"), "{problem}");
     drop(store);
     connect(&database).await.expect("the first has gone");
 }

@@ -10,7 +10,7 @@ use rustls::{
 // It passes rustls to tokio-postgres, with the channel binding of SCRAM.
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-use super::connection::ConnectError;
+use super::error::ConnectError;
 use crate::base::regular_file;
 
 /// The largest file of certificates that is read, in bytes.
