@@ -152,8 +152,7 @@ async fn collect(app: &App) -> Status {
     let count = |gauge: &prometheus::IntGauge| u64::try_from(gauge.get()).unwrap_or(0);
     let config = app.config.borrow().clone();
     let (root, limit) = (config.storage.path.clone(), config.sync.memory);
-    // The metrics are some seconds behind, so look again. If the listing fails or
-    // takes long, they have to do.
+    // The metrics are some seconds behind, so list it again, unless that fails or takes too long.
     let counting = timeout(LISTING, app.documents.store().quarantined()).await;
     let quarantined = match counting {
         Ok(Ok(all)) => all.len(),

@@ -28,7 +28,7 @@ pub struct OpenedStorage {
     pub journal: Option<Arc<Journal>>,
     /// The same, if it is in a database.
     pub database: Option<Arc<PostgresStore>>,
-    /// The folder for what stays local beside a database. It is locked.
+    /// The locked folder for local files, if documents are in a database.
     _folder: Option<NodefsStore>,
 }
 

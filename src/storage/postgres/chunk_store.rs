@@ -45,15 +45,12 @@ impl PostgresStore {
 
 impl ChunkStore for PostgresStore {
     fn load_storage_id(&self) -> BoxFuture<'_, Result<Option<Vec<u8>>, StorageError>> {
-        let reading = self.link.read("read from", async |link, group| {
-            let statement = "select storage_id from tonk_relay.meta";
-            let reader = group.reader();
-            let _turn = reader.turn.lock().await;
-            let reading = reader.client.query_one(statement, &[]);
-            let row = link.run_within(group, 0, reading).await?;
-            let id: Option<String> = row.try_get(0)?;
-            Ok(id.map(String::into_bytes))
-        });
+        let reading = async move {
+            let rows = self.rows("select storage_id from tonk_relay.meta", &[]).await?;
+            let id = rows.first().map(|row| row.try_get::<_, Option<String>>(0)).transpose();
+            let id = id.map_err(QueryError::from).map_err(self.unexpected())?;
+            Ok(id.flatten().map(String::into_bytes))
+        };
         reading.boxed()
     }
 
@@ -87,7 +84,7 @@ impl ChunkStore for PostgresStore {
                 let failed = |panic| QueryError::passing(format!("{panic}"));
                 tokio::task::spawn_blocking(read).await.map_err(failed).flatten()
             };
-            chunks.map_err(|error| error.into_storage("read from", self.link.database()))
+            chunks.map_err(self.unexpected())
         };
         reading.boxed()
     }

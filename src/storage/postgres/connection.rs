@@ -5,6 +5,7 @@ use std::{
     time::Duration,
 };
 
+use futures::FutureExt;
 use tokio::{task::JoinSet, time::timeout};
 // Written for tokio, sends statements without waiting for earlier answers, and is complete without
 // a C library.
@@ -235,22 +236,16 @@ impl Server {
         broken: &CancellationToken,
     ) -> Result<Client, ConnectError> {
         let guard = broken.clone().drop_guard();
+        // Those who wait for an answer get the error of a connection.
         match self.tls.clone() {
             None => {
                 let (client, connection) = self.config.connect(NoTls).await?;
-                connections.spawn(async move {
-                    let _broken_at_the_end = guard;
-                    // Whoever waits for an answer gets the error.
-                    let _ = connection.await;
-                });
+                connections.spawn(connection.map(|_| drop(guard)));
                 Ok(client)
             }
             Some(tls) => {
                 let (client, connection) = self.config.connect(tls).await?;
-                connections.spawn(async move {
-                    let _broken_at_the_end = guard;
-                    let _ = connection.await;
-                });
+                connections.spawn(connection.map(|_| drop(guard)));
                 Ok(client)
             }
         }
@@ -262,7 +257,8 @@ async fn check(client: &Client) -> Result<(), ConnectError> {
     let settings = "select current_setting('server_version_num')::int, \
                     current_setting('server_version'), current_setting('fsync'), \
                     current_setting('synchronous_commit'), current_setting('lock_timeout'), \
-                    current_setting('server_encoding'), pg_is_in_recovery() or current_setting('transaction_read_only')::bool";
+                    current_setting('server_encoding'), \
+                    pg_is_in_recovery() or current_setting('transaction_read_only')::bool";
     let row = client.query_one(settings, &[]).await?;
     if row.try_get::<_, i32>(0)? < OLDEST {
         return Err(ConnectError::TooOld(row.try_get(1)?));

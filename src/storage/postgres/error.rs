@@ -87,7 +87,7 @@ pub enum ConnectError {
     #[error("cannot read {}: {source}; expected certificates (PEM)", path.display())]
     Roots { path: PathBuf, source: io::Error },
     #[error(
-        "there is no certificate of an authority {}; set sslrootcert in the URL",
+        "no certificate authority is known {}; set sslrootcert in the URL",
         .0.as_ref().map_or_else(|| "on this machine".to_owned(), |path| format!("in {}", path.display()))
     )]
     NoRoots(Option<PathBuf>),

@@ -44,7 +44,7 @@ pub(super) struct Link {
     /// Held by a large write, and by a deletion: what the one stores of a document the other does
     /// not miss.
     pub(super) large: tokio::sync::Mutex<()>,
-    /// Reported while there is no connection.
+    /// The fault that `/readyz` shows while the relay is not connected.
     away: Mutex<Option<FailingWrite>>,
     /// The number of the last write that was confirmed.
     confirmed: AtomicI64,
@@ -153,8 +153,8 @@ impl Link {
         }
     }
 
-    /// Runs a statement with the connections, and gives them up if it takes too long for so many
-    /// `bytes`.
+    /// Runs a statement that transfers this many bytes. If it takes too long, all connections of the
+    /// group are closed.
     pub(super) async fn run_within<T>(
         &self,
         group: &Group,

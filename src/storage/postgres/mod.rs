@@ -13,8 +13,8 @@
 //!
 //! # One writer
 //! A relay keeps in memory what is stored, so only one may use the database. It holds an advisory
-//! lock, so that a second one does not start. And it writes its name into the table `writer`, anew
-//! with each connection: every write checks it. So what an earlier connection had sent, and was
+//! lock, so that a second one does not start. It also writes its name into the table `writer`,
+//! a new one each time it connects, and every write checks that name. So what an earlier connection had sent, and was
 //! thought lost, is not made later, and a relay that another has replaced writes nothing more.
 //!
 //! # When the database is away

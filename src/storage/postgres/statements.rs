@@ -55,13 +55,29 @@ pub(super) const SIZE: &str = "select coalesce(sum(octet_length(data)), 0)::bigi
 pub(super) const LOAD: &str = "select kind, name, data from tonk_relay.chunk \
                                where document = $1 and quarantined_at is null order by kind, name";
 
-/// What every change begins with: it is made only if the relay still writes as `$1`.
+/// The time of a column, in RFC 3339.
+macro_rules! rfc3339 {
+    ($column:literal) => {
+        concat!("to_char(", $column, " at time zone 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"')")
+    };
+}
+
+/// A change, which is made only if the relay still writes as `$1`, from the parts of its statement
+/// that make it, and the columns that it returns after those of [`WRITE`].
 macro_rules! guarded {
-    ($rest:literal) => {
+    ($change:literal) => {
+        guarded!(@ $change, "")
+    };
+    ($change:literal, $columns:expr) => {
+        guarded!(@ $change, concat!(", ", $columns))
+    };
+    (@ $change:literal, $columns:expr) => {
         concat!(
             "with allowed as (update tonk_relay.writer set writes = writes + 1 \
              where name = $1 returning writes)",
-            $rest
+            $change,
+            " select (select writes from allowed), current_setting('synchronous_commit') <> 'off'",
+            $columns
         )
     };
 }
@@ -75,9 +91,8 @@ pub(super) const DELETE: &str = guarded!(
     ), gone as (
         delete from tonk_relay.chunk where document = $2 and exists (select from allowed)
         returning octet_length(data)::bigint as bytes
-    )
-    select (select writes from allowed), current_setting('synchronous_commit') <> 'off',
-        count(*), coalesce(sum(bytes), 0)::bigint from gone"
+    )",
+    "count(*), coalesce(sum(bytes), 0)::bigint from gone"
 );
 
 /// Deletes what a write has stored before it knew of the deletion, too.
@@ -88,9 +103,8 @@ pub(super) const UNDELETE: &str = guarded!(
         returning document
     ), gone as (
         delete from tonk_relay.chunk where document in (select document from unmarked)
-    )
-    select (select writes from allowed), current_setting('synchronous_commit') <> 'off',
-        exists (select from unmarked)"
+    )",
+    "exists (select from unmarked)"
 );
 
 pub(super) const IMPORT_TOMBSTONE: &str = guarded!(
@@ -102,9 +116,8 @@ pub(super) const IMPORT_TOMBSTONE: &str = guarded!(
             deleted_reason = excluded.deleted_reason
             where mark.deleted_at is null
         returning document
-    )
-    select (select writes from allowed), current_setting('synchronous_commit') <> 'off',
-        exists (select from marked)"
+    )",
+    "exists (select from marked)"
 );
 
 pub(super) const BLOCK: &str = guarded!(
@@ -117,10 +130,12 @@ pub(super) const BLOCK: &str = guarded!(
             blocked_reason = case when mark.blocked_at is null or $4 is not null
                 then excluded.blocked_reason else mark.blocked_reason end
         returning blocked_at, blocked_reason
+    )",
+    concat!(
+        "(select ",
+        rfc3339!("blocked_at"),
+        " from marked), (select blocked_reason from marked)"
     )
-    select (select writes from allowed), current_setting('synchronous_commit') <> 'off',
-        (select to_char(blocked_at at time zone 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"') from marked),
-        (select blocked_reason from marked)"
 );
 
 pub(super) const UNBLOCK: &str = guarded!(
@@ -128,9 +143,8 @@ pub(super) const UNBLOCK: &str = guarded!(
         update tonk_relay.document set blocked_at = null, blocked_reason = null
         where document = $2 and blocked_at is not null and exists (select from allowed)
         returning document
-    )
-    select (select writes from allowed), current_setting('synchronous_commit') <> 'off',
-        exists (select from unmarked)"
+    )",
+    "exists (select from unmarked)"
 );
 
 pub(super) const QUARANTINE: &str = guarded!(
@@ -139,9 +153,8 @@ pub(super) const QUARANTINE: &str = guarded!(
         where document = $2 and kind = $3 and name = $4 and quarantined_at is null
             and exists (select from allowed)
         returning document
-    )
-    select (select writes from allowed), current_setting('synchronous_commit') <> 'off',
-        exists (select from moved)"
+    )",
+    "exists (select from moved)"
 );
 
 pub(super) const RELEASE: &str = guarded!(
@@ -149,9 +162,8 @@ pub(super) const RELEASE: &str = guarded!(
         update tonk_relay.chunk set quarantined_at = null, quarantine_reason = null
         where document = $2 and kind = $3 and name = $4 and exists (select from allowed)
         returning document
-    )
-    select (select writes from allowed), current_setting('synchronous_commit') <> 'off',
-        exists (select from moved)"
+    )",
+    "exists (select from moved)"
 );
 
 pub(super) const PURGE: &str = guarded!(
@@ -159,9 +171,8 @@ pub(super) const PURGE: &str = guarded!(
         delete from tonk_relay.chunk where document = $2 and kind = $3 and name = $4
             and quarantined_at is not null and exists (select from allowed)
         returning document
-    )
-    select (select writes from allowed), current_setting('synchronous_commit') <> 'off',
-        exists (select from gone)"
+    )",
+    "exists (select from gone)"
 );
 
 pub(super) const RECORD_IMPORT: &str = guarded!(
@@ -169,28 +180,17 @@ pub(super) const RECORD_IMPORT: &str = guarded!(
         insert into tonk_relay.import (bundle, etag, documents)
         select $2, $3, $4 where exists (select from allowed)
         on conflict (bundle) do update set etag = excluded.etag, documents = excluded.documents
-    )
-    select (select writes from allowed), current_setting('synchronous_commit') <> 'off'"
+    )"
 );
 
-pub(super) const FORGET_IMPORTS: &str = guarded!(
-    ", gone as (delete from tonk_relay.import where exists (select from allowed))
-    select (select writes from allowed), current_setting('synchronous_commit') <> 'off'"
-);
+pub(super) const FORGET_IMPORTS: &str =
+    guarded!(", gone as (delete from tonk_relay.import where exists (select from allowed))");
 
 pub(super) const STORE_ID: &str = guarded!(
     ", stored as (
         update tonk_relay.meta set storage_id = $2 where exists (select from allowed)
-    )
-    select (select writes from allowed), current_setting('synchronous_commit') <> 'off'"
+    )"
 );
-
-/// The time of a column, in RFC 3339.
-macro_rules! rfc3339 {
-    ($column:literal) => {
-        concat!("to_char(", $column, " at time zone 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"')")
-    };
-}
 
 pub(super) const TOMBSTONES: &str = concat!(
     "select document, ",

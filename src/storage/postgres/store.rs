@@ -24,9 +24,8 @@ use crate::{
 /// Chunks that are listed with one query. Tests have few.
 const PAGE: i64 = if cfg!(test) { 7 } else { 10_000 };
 
-/// The document in a column.
-fn document(row: &Row, column: usize) -> Result<DocumentId, QueryError> {
-    let bytes: &[u8] = row.try_get(column)?;
+/// The document of these bytes.
+fn document(bytes: &[u8]) -> Result<DocumentId, QueryError> {
     let bytes = bytes.try_into().map_err(|_| {
         QueryError::passing(format!("a document id has {} bytes; expected 16", bytes.len()))
     })?;
@@ -36,11 +35,11 @@ fn document(row: &Row, column: usize) -> Result<DocumentId, QueryError> {
 /// The chunk whose document, kind and name are in the first three columns.
 fn key(row: &Row) -> Result<Key, QueryError> {
     let kind = kind_of(row.try_get(1)?);
-    Ok(Key::Chunk { document: document(row, 0)?, kind, name: row.try_get(2)? })
+    Ok(Key::Chunk { document: document(row.try_get(0)?)?, kind, name: row.try_get(2)? })
 }
 
 fn tombstone(row: &Row) -> Result<Tombstone, QueryError> {
-    let document = document(row, 0)?;
+    let document = document(row.try_get(0)?)?;
     Ok(Tombstone { document, deleted_at: row.try_get(1)?, reason: row.try_get(2)? })
 }
 
@@ -71,7 +70,8 @@ impl PostgresStore {
             .await
     }
 
-    async fn rows(
+    /// Reads rows.
+    pub(super) async fn rows(
         &self,
         statement: &str,
         parameters: Parameters<'_>,
@@ -85,7 +85,8 @@ impl PostgresStore {
             .await
     }
 
-    fn unexpected(&self) -> impl Fn(QueryError) -> StorageError {
+    /// The error for an answer that cannot be read.
+    pub(super) fn unexpected(&self) -> impl Fn(QueryError) -> StorageError {
         let database = self.link.database().to_owned();
         move |error| error.into_storage("read from", &database)
     }
@@ -97,7 +98,7 @@ impl PostgresStore {
         let (mut deleted, mut blocked) = (Vec::new(), Vec::new());
         let reading = group.reader().client.query(all, &[]);
         for row in self.link.run_within(group, 0, reading).await? {
-            let Ok(document) = document(&row, 0) else { continue };
+            let Ok(document) = document(row.try_get(0)?) else { continue };
             if row.try_get(1)? {
                 deleted.push(document);
             }
@@ -135,8 +136,7 @@ impl PostgresStore {
         let mut parameters: Vec<&(dyn ToSql + Sync)> = vec![&document, &kind, &name];
         parameters.extend(more);
         let row = self.change(statement, &parameters).await?;
-        let exists: bool = row.try_get(2).map_err(QueryError::from).map_err(self.unexpected())?;
-        if exists { Ok(()) } else { Err(self.no_chunk(key)) }
+        if self.has_changed(&row)? { Ok(()) } else { Err(self.no_chunk(key)) }
     }
 
     fn no_chunk(&self, what: impl std::fmt::Display) -> StorageError {
@@ -315,7 +315,7 @@ impl Store for PostgresStore {
     fn blocks(&self) -> BoxFuture<'_, Result<Vec<Block>, StorageError>> {
         let reading = async move {
             let block = |row: &Row| {
-                let document = document(row, 0)?;
+                let document = document(row.try_get(0)?)?;
                 Ok(Block { document, blocked_at: row.try_get(1)?, reason: row.try_get(2)? })
             };
             let rows = self.rows(statements::BLOCKS, &[]).await?;
@@ -384,15 +384,13 @@ impl Store for PostgresStore {
     ) -> BoxFuture<'_, Result<Option<Vec<DocumentId>>, StorageError>> {
         let reading = async move {
             let statement =
-                "select unnest(documents) from tonk_relay.import where bundle = $1 and etag = $2";
-            let exists = "select from tonk_relay.import where bundle = $1 and etag = $2";
-            let id = bundle.as_bytes().as_slice();
-            if self.rows(exists, &[&id, &etag]).await?.is_empty() {
-                return Ok(None);
-            }
-            let rows = self.rows(statement, &[&id, &etag]).await?;
-            let all: Result<Vec<_>, QueryError> = rows.iter().map(|row| document(row, 0)).collect();
-            all.map(Some).map_err(self.unexpected())
+                "select documents from tonk_relay.import where bundle = $1 and etag = $2";
+            let rows = self.rows(statement, &[&bundle.as_bytes().as_slice(), &etag]).await?;
+            let read = |row: &Row| {
+                let ids: Vec<&[u8]> = row.try_get(0)?;
+                ids.into_iter().map(document).collect()
+            };
+            rows.first().map(read).transpose().map_err(self.unexpected())
         };
         reading.boxed()
     }
