@@ -177,6 +177,8 @@ impl Parts {
         let ended = async {
             self.http_running.wait().await;
             self.unfinished.finish().await;
+            // Those that were still connecting when all sessions were closed.
+            self.sync.running.wait().await;
         };
         if timeout(HTTP_GRACE.min(limit / 3), ended).await.is_err() {
             let requests = self.http_running.len().max(self.unfinished.unfinished());

@@ -13,6 +13,7 @@ use std::{
 };
 
 use axum::{Router, extract::Request};
+use futures::FutureExt;
 use hyper::{body::Incoming, server::conn::http1};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
@@ -168,15 +169,21 @@ impl Connections {
     /// Serves `router` on a TCP listener until the relay stops.
     pub async fn serve(&self, listener: &TcpListener, router: Router) {
         loop {
-            let (stream, address) = tokio::select! {
-                accepted = listener.accept() => match accepted {
-                    Ok(accepted) => accepted,
-                    Err(error) => {
-                        accept_failed(&error).await;
-                        continue;
-                    }
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                // The kernel would reset those that wait to be accepted, and automerge-repo's
+                // adapter throws at a reset, which ends a Node.js client.
+                () = self.stopping.cancelled() => match listener.accept().now_or_never() {
+                    Some(accepted) => accepted,
+                    None => return,
                 },
-                () = self.stopping.cancelled() => return,
+            };
+            let (stream, address) = match accepted {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    accept_failed(&error).await;
+                    continue;
+                }
             };
             let config = self.config.borrow().clone();
             let most = config.limits.connections.saturating_add(EXTRA_HTTP_CONNECTIONS);
@@ -207,7 +214,7 @@ impl Connections {
             let reading = timeout(http.header_timeout.0, proxy_protocol::read(&mut stream));
             let read = tokio::select! {
                 read = reading => read,
-                () = this.stopping.cancelled() => return,
+                () = this.stopped_a_while_ago() => return,
             };
             match read {
                 Ok(Ok(client)) => this.spawn_tcp(stream, router, client.unwrap_or(proxy)),
@@ -248,6 +255,12 @@ impl Connections {
         }
     }
 
+    /// Waits until a connection that began before the relay stopped has had time for its request.
+    async fn stopped_a_while_ago(&self) {
+        self.stopping.cancelled().await;
+        tokio::time::sleep(FIRST_REQUEST_GRACE).await;
+    }
+
     /// Serves `router` on a Unix socket until the relay stops.
     pub async fn serve_unix(&self, listener: &UnixListener, router: Router) {
         loop {
@@ -286,7 +299,7 @@ impl Connections {
             let accepting = timeout(limit, TlsAcceptor::from(tls).accept(stream));
             let accepted = tokio::select! {
                 accepted = accepting => accepted,
-                () = this.stopping.cancelled() => return,
+                () = this.stopped_a_while_ago() => return,
             };
             let result = match &accepted {
                 Ok(Ok(_)) => "done",

@@ -3,6 +3,7 @@ import { cbor } from '@automerge/automerge-repo';
 import * as Automerge from '@automerge/automerge';
 import WebSocket from 'ws';
 import { createHash } from 'node:crypto';
+import { readFile } from 'node:fs/promises';
 import { deflateRawSync } from 'node:zlib';
 import { atEnd, until } from './relay.mjs';
 
@@ -23,6 +24,29 @@ export const sendTo = (socket, message) => socket.send(cbor.encode(message));
 
 export const join = (socket, senderId = 'peer-1', extra = {}) =>
   sendTo(socket, { type: 'join', senderId, peerMetadata: {}, supportedProtocolVersions: ['1'], ...extra });
+
+/**
+ * Stops a relay while `count` sockets are connecting to it. Returns the close code or the error of
+ * each.
+ */
+export async function stoppedWhileConnecting(t, relay, url, count) {
+  relay.child.kill('SIGSTOP');
+  const ends = Array.from({ length: count }, () => {
+    const socket = new WebSocket(url);
+    atEnd(t, () => socket.terminate());
+    return new Promise(resolve => { socket.on('close', resolve); socket.on('error', resolve); });
+  });
+  const port = relay.port.toString(16).toUpperCase().padStart(4, '0');
+  await until('they wait to be accepted', async () => {
+    const sockets = (await readFile('/proc/net/tcp', 'utf8')).split('\n');
+    return sockets.filter(line => line.match(`:${port} [0-9A-F]+:[0-9A-F]+ 01`)).length >= count;
+  });
+  relay.child.kill('SIGTERM');
+  relay.child.kill('SIGCONT');
+  const ended = await Promise.all(ends);
+  await relay.exited;
+  return ended;
+}
 
 /** A socket that has joined. */
 export async function joined(t, relay, senderId, options) {

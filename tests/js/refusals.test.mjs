@@ -8,7 +8,7 @@ import * as Automerge from '@automerge/automerge';
 import { cbor } from '@automerge/automerge-repo';
 import WebSocket from 'ws';
 import { Relay, atEnd, bundle, documentId, saved, share, until, upload } from './relay.mjs';
-import { connect, emptySync, join, joined, refused, sendTo } from './raw.mjs';
+import { connect, emptySync, join, joined, refused, sendTo, stoppedWhileConnecting } from './raw.mjs';
 
 test('the handshake answers with the fields that clients need', async t => {
   const relay = await Relay.start(t, { sync: { peer_id: '"the-relay"' } });
@@ -313,7 +313,7 @@ test('a slow reader is disconnected before it fills memory', async t => {
 
 test('an automerge-repo client survives every refusal, and reconnects', async t => {
   const relay = await Relay.start(t, {
-    http: { allowed_origins: '["https://only.example.org"]' }, limits: { connections: '1' }, sync: { ping_interval: '"200ms"' },
+    http: { allowed_origins: '["https://only.example.org"]' }, limits: { connections: '1' },
   });
   // A full relay refuses this client repeatedly.
   const first = await joined(t, relay, 'first');
@@ -321,9 +321,16 @@ test('an automerge-repo client survives every refusal, and reconnects', async t 
   await until('several refusals', async () => await relay.metric('tonk_relay_refused_total{reason="connections"}') >= 3);
   first.close();
   const handle = await share(client, { n: 1 });
-  // A relay that stops and starts again.
-  await relay.kill();
+  // A relay that stops and starts again. After kill -9 the kernel may reset a connection that is
+  // being made, and the adapter throws.
+  await relay.stop();
   handle.change(doc => { doc.n = 2; });
   await relay.start();
   await saved(client, handle);
+});
+
+test('clients that are connecting while the relay stops are told, and not reset', async t => {
+  const relay = await Relay.start(t);
+  const ended = await stoppedWhileConnecting(t, relay, relay.ws, 8);
+  assert.deepEqual(ended, Array(8).fill(1012));
 });

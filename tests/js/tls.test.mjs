@@ -7,6 +7,7 @@ import { connect } from 'node:net';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { promisify } from 'node:util';
+import { stoppedWhileConnecting } from './raw.mjs';
 import { BINARY, Relay, folder, saved, share, until } from './relay.mjs';
 
 const skip = spawnSync('openssl', ['version']).status === 0 ? false : 'needs openssl';
@@ -147,4 +148,10 @@ test('a start between the two steps of a renewal waits for the second', { skip }
   await relay.put('two.key', 'key.pem');
   await starting;
   assert.equal(serial(relay), 'serial=02');
+});
+
+test('clients in the TLS handshake while the relay stops are told, and not reset', { skip }, async t => {
+  const relay = await start(t);
+  const ended = await stoppedWhileConnecting(t, relay, relay.wss, 8);
+  assert.deepEqual(ended, Array(8).fill(1012));
 });
