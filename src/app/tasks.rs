@@ -33,7 +33,7 @@ use crate::{
         signals::Request,
         systemd,
     },
-    storage::{local::backups, open::OpenedStorage, store::Store},
+    storage::{local::backups, open::OpenedStorage, postgres::PostgresStore, store::Store},
     sync::{rooms::Rooms, session::shared::Sessions},
 };
 
@@ -93,9 +93,11 @@ pub(super) fn table(
     }
     if let Some(database) = &storage.database {
         // It ends only if the relay does not know any more what is stored.
-        tasks.push(Task::new("database", Fatal, stopping, database, |database| async move {
-            database.stay_connected().await;
-        }));
+        let subject = (database.clone(), app.sync.rooms.clone());
+        let task = |(database, rooms): (Arc<PostgresStore>, Arc<Rooms>)| async move {
+            database.stay_connected(|| rooms.store_lost()).await;
+        };
+        tasks.push(Task::new("database", Fatal, stopping, &subject, task));
     }
     tasks.extend([
         Task::new("space", Restart, stopping, &app.documents, |documents| async move {

@@ -11,6 +11,7 @@ use std::{
 use hyper::server::conn::http1;
 use hyper_util::{rt::TokioIo, service::TowerToHyperService};
 use tokio::{sync::watch, task::JoinSet};
+use tokio_util::sync::CancellationToken;
 
 use super::{
     error::{CliError, io_error},
@@ -39,9 +40,14 @@ pub(super) fn run(config_file: &Path, repairs: bool) -> Result<(), CliError> {
         let database = stored.storage.database.clone();
         let service = TowerToHyperService::new(router(stored));
         let serving = http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+        let has_lost = CancellationToken::new();
         let lost = async {
+            // What a command has reported as done must be there at its end.
             match database {
-                Some(database) => database.stay_connected().await,
+                Some(database) => tokio::select! {
+                    () = database.stay_connected(|| has_lost.cancel()) => {}
+                    () = has_lost.cancelled() => {}
+                },
                 None => std::future::pending().await,
             }
         };

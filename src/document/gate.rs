@@ -32,7 +32,11 @@ use self::{
     refusal::{MAX_HEADS, malformed},
     tally::Tally,
 };
-pub use self::{parse::loads, refusal::Refusal, rules::Rules};
+pub use self::{
+    parse::{hashes_in, loads},
+    refusal::Refusal,
+    rules::Rules,
+};
 use super::{order::dependencies_first, unpacked};
 
 /// What has become part of a document.

@@ -195,6 +195,8 @@ metrics! {
         commits: IntCounter = "tonk_relay_storage_commits_total" [];
         /// Times that the relay has connected to the database again.
         reconnects: IntCounter = "tonk_relay_database_reconnects_total" [];
+        /// Times that the database had lost commits that it had confirmed.
+        losses: IntCounter = "tonk_relay_database_losses_total" [];
         /// Bytes of chunks in the journal that are not checkpointed into the folders yet.
         journal_bytes: IntGauge = "tonk_relay_storage_journal_bytes" [];
         /// Chunks in the journal that are not checkpointed into the folders yet.

@@ -167,7 +167,10 @@ pub(super) async fn replaced_chunks_disappear(store: impl ChunkStore) {
         let never_there = increment("never there");
         let replaced = [small.as_slice(), &[large, never_there]].concat();
         let data = Bytes::from(vec![2; size]);
-        store.replace(&snapshot(&size.to_string()), data, &replaced).await.expect("puts");
+        store
+            .replace(&snapshot(&size.to_string()), data, &replaced, store.losses())
+            .await
+            .expect("puts");
         put(&store, &small[0], b"again").await;
         let disappear = async {
             loop {
@@ -190,7 +193,10 @@ pub(super) async fn a_replacement_leaves_no_gap_for_concurrent_loads(store: impl
         for n in 1..40 {
             let replaced = [snapshot(&(n - 1).to_string())];
             let data = Bytes::from_static(b"content");
-            store.replace(&snapshot(&n.to_string()), data, &replaced).await.expect("puts");
+            store
+                .replace(&snapshot(&n.to_string()), data, &replaced, store.losses())
+                .await
+                .expect("puts");
         }
     };
     let loading = async {

@@ -6,11 +6,13 @@
 //! | checking every chunk; what opening a document found | `assemble`; `opened` |
 //! | repeating writes until they are durable | [`Documents`] |
 //! | counting what is not durable yet | `unsaved` |
+//! | what is left of a document after a loss | `remains` |
 //! | merging an imported or uploaded document into the stored one | `merge` |
 
 mod assemble;
 mod merge;
 mod opened;
+mod remains;
 mod unsaved;
 
 use std::{
@@ -53,6 +55,8 @@ use crate::{
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
 /// Documents that are merged at the same time. Each is in memory twice.
 const MAX_MERGES: usize = 2;
+/// Documents that are read again at the same time after the store has lost something.
+const MAX_READS: usize = 2;
 
 /// All documents of the relay.
 pub struct Documents {
@@ -63,9 +67,15 @@ pub struct Documents {
     config: watch::Receiver<Arc<Config>>,
     /// Permits for merges.
     merging: Turns,
+    /// Permits for reading documents again.
+    reading: Turns,
     unsaved: Arc<UnsavedBytes>,
     metrics: StorageMetrics,
 }
+
+/// The store has lost something since a document was read.
+#[derive(Clone, Copy, Debug)]
+pub struct Outdated;
 
 /// What can be read of a document.
 pub struct Content {
@@ -85,10 +95,10 @@ impl Documents {
         config: watch::Receiver<Arc<Config>>,
         metrics: StorageMetrics,
     ) -> Self {
-        let merging = Turns::new(MAX_MERGES);
+        let (merging, reading) = (Turns::new(MAX_MERGES), Turns::new(MAX_READS));
         let unsaved = Arc::new(UnsavedBytes::new(metrics.unsaved_bytes.clone()));
         let underlay = Box::new(underlay);
-        Self { store, underlay, health, space, config, merging, unsaved, metrics }
+        Self { store, underlay, health, space, config, merging, reading, unsaved, metrics }
     }
 
     /// If a document was deleted or is blocked, returns the result of opening it.
@@ -156,17 +166,18 @@ impl Documents {
         if let Some(refused) = self.refused(document) {
             return Ok(refused);
         }
+        let losses = self.store.losses();
         let stored = self.timed("load", self.store.load_document(document)).await?;
         let seed = self.seed(document);
         if stored.is_empty() && seed.is_none() {
-            return Ok(Opened::default());
+            return Ok(Opened { losses, ..Opened::default() });
         }
         let max = self.max();
         let assembling = tokio::task::spawn_blocking(move || {
             let began = thread_time();
             let unpacked = max.check_chunks(&stored)?;
             let mut assembled = assemble(document, stored, seed);
-            assembled.opened.unpacked = unpacked;
+            (assembled.opened.unpacked, assembled.opened.losses) = (unpacked, losses);
             assembled.opened.took = thread_time().saturating_sub(began);
             Ok::<_, String>(assembled)
         });
@@ -194,6 +205,8 @@ impl Documents {
                 warn!(%document, "cannot store the served bundle's snapshot yet; retrying: \
                                   {error}");
                 opened.unsaved_seed = Some(seed.clone());
+            } else {
+                opened.stored_heads.clone_from(&opened.heads);
             }
             opened.chunks.push((seed.key, seed.data.to_vec()));
         }
@@ -324,19 +337,32 @@ impl Documents {
 
     /// Stores a chunk, and retries until that succeeds. The chunk is durable when this returns.
     pub async fn save(&self, key: &Key, data: Bytes) {
-        self.replace(key, data, &[]).await;
+        while self.replace(key, data.clone(), &[], self.store.losses()).await.is_err() {}
     }
 
     /// Stores a chunk, and retries until that succeeds; then deletes the chunks that it replaces.
-    /// The chunk is durable when this returns.
-    pub async fn replace(&self, key: &Key, data: Bytes, replaced: &[Key]) {
+    /// The chunk is durable when this returns. The caller has read the document after this many
+    /// `losses` of the store.
+    ///
+    /// # Errors
+    /// The store has lost something since. Nothing was stored.
+    pub async fn replace(
+        &self,
+        key: &Key,
+        data: Bytes,
+        replaced: &[Key],
+        losses: u64,
+    ) -> Result<(), Outdated> {
         let _unsaved = self.unsaved_bytes(data.len());
         let _queued = QueuedWrite::new(&self.metrics);
         let mut backoff = Backoff::new(RETRY.0, RETRY.1);
         let mut failing = None;
         while let Err(error) =
-            self.timed("put", self.store.replace(key, data.clone(), replaced)).await
+            self.timed("put", self.store.replace(key, data.clone(), replaced, losses)).await
         {
+            if matches!(error, StorageError::Outdated(_)) {
+                return Err(Outdated);
+            }
             self.metrics.retries.inc();
             let pause = backoff.pause();
             if failing.is_none() {
@@ -348,6 +374,7 @@ impl Documents {
         if failing.is_some() {
             info!(%key, "the change is stored after retries");
         }
+        Ok(())
     }
 
     /// Deletes a chunk that something durable has replaced. A failure is logged; the chunk that

@@ -30,6 +30,9 @@ pub enum StorageError {
     /// The store cannot answer at the moment, or a task of it has failed.
     #[error(transparent)]
     Unavailable(Failure),
+    /// The store has lost something since the caller read what it builds on.
+    #[error(transparent)]
+    Outdated(Failure),
     /// An object store answers, but not what it has to.
     #[error(transparent)]
     BadAnswer(Failure),

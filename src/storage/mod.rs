@@ -81,19 +81,28 @@ pub trait ChunkStore: Send + Sync + 'static {
     /// The value is not durable. The earlier value of the key is unchanged, or the new one is there
     /// as a whole; the same call can be repeated.
     fn put<'a>(&'a self, key: &'a Key, data: Bytes) -> BoxFuture<'a, Result<(), StorageError>> {
-        self.replace(key, data, &[])
+        self.replace(key, data, &[], self.losses())
+    }
+
+    /// How often the store has lost something that it had confirmed, since it was opened. What was
+    /// read before a loss may not be stored any more. A folder loses nothing.
+    fn losses(&self) -> u64 {
+        0
     }
 
     /// Stores a value as [`put`](Self::put) does, and deletes the chunks that it replaces, as
-    /// [`delete`](Self::delete) does. They are deleted only if the value is durable.
+    /// [`delete`](Self::delete) does. They are deleted only if the value is durable. The value
+    /// builds on what was read after this many [`losses`](Self::losses).
     ///
     /// # Errors
-    /// The value is not durable, and nothing was deleted.
+    /// The value is not durable, and nothing was deleted. After further losses the error is
+    /// [`StorageError::Outdated`], and the call must not be repeated.
     fn replace<'a>(
         &'a self,
         key: &'a Key,
         data: Bytes,
         replaced: &'a [Key],
+        losses: u64,
     ) -> BoxFuture<'a, Result<(), StorageError>>;
 
     /// Deletes a chunk, at once or some time later. Deleting a chunk that does not exist succeeds.

@@ -157,6 +157,11 @@ impl Rooms {
         }
     }
 
+    /// Tells every room that the store has lost something.
+    pub fn store_lost(&self) {
+        self.shared.directory().rooms().for_each(|room| room.news.notify_one());
+    }
+
     /// Opens a document again whose stored chunks were changed by something other than its room: an
     /// import, or because it was deleted or blocked.
     pub fn reopen(self: &Arc<Self>, document: DocumentId) {

@@ -5,6 +5,7 @@ import { randomBytes as nodeBytes } from 'node:crypto';
 import { chmod, chown, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import test from 'node:test';
+import { parseAutomergeUrl } from '@automerge/automerge-repo';
 import { Postgres, skip } from './postgres.mjs';
 import { BINARY, Relay, atEnd, close, folder, saved, share, until } from './relay.mjs';
 import { KEYS, Store, skip as skipStore } from './store.mjs';
@@ -167,25 +168,38 @@ test('operators delete, block, back up and move documents as with a folder', { s
   await assert.rejects(reader.repo.find(gone.url), /unavailable/);
 });
 
-test('a relay ends if the database has lost writes, and clients bring them back', { skip }, async t => {
+test('what a promoted standby lacks is stored again from the memory of the relay', { skip }, async t => {
   const postgres = await Postgres.start(t);
   const relay = await Relay.start(t, postgres.config());
-  const client = relay.client(t);
-  const handle = await share(client, { before: true });
-  // As a standby that lacks the last commits.
-  postgres.query('create table chunk as table tonk_relay.chunk; create table writer as table tonk_relay.writer', 'app');
-  for (let n = 0; n < 5; n += 1) handle.change(doc => { doc[`later${n}`] = true; });
-  await saved(client, handle);
-  postgres.query(`begin; truncate tonk_relay.chunk; insert into tonk_relay.chunk table chunk;
-    update tonk_relay.writer set writes = (select writes from writer); commit;
-    select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'tonk-relay'`, 'app');
-  assert.notEqual((await relay.exited).code, 0);
-  assert.match(relay.log, /the database has lost writes that it had confirmed/);
-  // systemd starts it again.
-  await relay.start();
-  const found = await relay.client(t).repo.find(handle.url);
-  await until('the first client has connected again', () => found.doc().later4);
-  assert.deepEqual(found.doc(), handle.doc());
+  const writer = relay.client(t);
+  const handle = await share(writer, { before: true });
+  await postgres.tell('standby');
+  for (let n = 0; n < 5; n += 1) {
+    handle.change(doc => { doc[`later${n}`] = true; });
+    await saved(writer, handle);
+  }
+  const large = await share(writer, { data: randomBytes(3 << 20) });
+  // From now on only the relay has what the standby lacks.
+  await close(writer);
+  const stays = relay.client(t);
+  const other = await share(stays, { n: 0 });
+  await postgres.tell('promote');
+  const stored = ({ documentId }) => {
+    const hex = Buffer.from(parseAutomergeUrl(`automerge:${documentId}`).binaryDocumentId).toString('hex');
+    return Number(postgres.query(`select count(*) from tonk_relay.chunk where document = '\\x${hex}'`, 'app'));
+  };
+  await until('it is stored again', () => stored(handle) > 1 && stored(large) > 0 && stored(other) > 0, 5);
+  assert.match(relay.log, /the database has lost commits that it had confirmed.* commits=[1-9]/);
+  assert.equal(await relay.metric('tonk_relay_database_losses_total'), 1);
+  // Nobody has to connect again to be told that a change is saved.
+  other.change(doc => { doc.n = 1; });
+  await saved(stays, other);
+  await relay.kill();
+  const next = await Relay.start(t, postgres.config());
+  const reader = next.client(t);
+  for (const shared of [handle, large, other]) {
+    assert.deepEqual((await reader.repo.find(shared.url)).doc(), shared.doc());
+  }
 });
 
 test('a server on another machine needs a certificate and a password', { skip }, async t => {

@@ -1,5 +1,7 @@
 //! A document's chunks: those in storage, the one that is being written, and the next one.
 
+use std::collections::HashSet;
+
 use automerge::{Change, ChangeHash};
 use bytes::Bytes;
 
@@ -42,7 +44,7 @@ struct Stored {
 }
 
 #[derive(Clone, Copy, Default)]
-struct Totals {
+pub(super) struct Totals {
     /// Bytes of all snapshots.
     snapshots: usize,
     /// Bytes of all increments.
@@ -65,23 +67,29 @@ struct Recent {
 
 impl Stored {
     fn add(&mut self, key: Key, size: usize) {
-        *self.total(&key) += size;
+        *self.totals.of(&key) += size;
         self.chunks.push((key, size));
     }
 
-    fn remove_last(&mut self, count: usize) {
-        for (key, size) in self.chunks.split_off(self.chunks.len().saturating_sub(count)) {
-            *self.total(&key) -= size;
+    /// Removes the chunks with these keys.
+    fn remove(&mut self, keys: &[Key]) {
+        let keys: HashSet<&Key> = keys.iter().collect();
+        let (gone, left) = std::mem::take(&mut self.chunks)
+            .into_iter()
+            .partition::<Vec<_>, _>(|(key, _)| keys.contains(key));
+        self.chunks = left;
+        for (key, size) in gone {
+            *self.totals.of(&key) -= size;
         }
-    }
-
-    /// Bytes of all chunks of the key's kind.
-    fn total(&mut self, key: &Key) -> &mut usize {
-        if is_snapshot(key) { &mut self.totals.snapshots } else { &mut self.totals.increments }
     }
 }
 
 impl Totals {
+    /// Bytes of all chunks of the key's kind.
+    fn of(&mut self, key: &Key) -> &mut usize {
+        if is_snapshot(key) { &mut self.snapshots } else { &mut self.increments }
+    }
+
     /// Whether the next write has to be a snapshot, if there are this many bytes of changes to
     /// write, and `kept` bytes of increments are kept however small the snapshot is.
     ///
@@ -120,6 +128,8 @@ pub(super) struct Write {
     pub(super) data: Bytes,
     /// The chunks that it replaces.
     pub(super) replaces: Vec<Key>,
+    /// What these take.
+    pub(super) replaced: Totals,
 }
 
 fn is_snapshot(key: &Key) -> bool {
@@ -147,6 +157,11 @@ impl Chunks {
         Self { stored: all, recent, under_way: None, unwritten }
     }
 
+    /// Only these chunks are stored, and no write is under way.
+    pub(super) fn begin_anew(&mut self, stored: Vec<(Key, usize)>) {
+        *self = Self::new(stored);
+    }
+
     /// Bytes of the document's chunks in storage.
     pub(super) fn stored_bytes(&self) -> usize {
         self.stored.totals.snapshots + self.stored.totals.increments
@@ -160,6 +175,32 @@ impl Chunks {
     /// Whether storage has some of the document.
     pub(super) fn is_stored(&self) -> bool {
         !self.stored.chunks.is_empty()
+    }
+
+    /// Whether a chunk is stored, or is being written.
+    pub(super) fn has(&self, key: &Key) -> bool {
+        self.stored_keys().any(|stored| stored == key)
+            || self.under_way.as_ref().is_some_and(|write| write.key == *key)
+    }
+
+    /// Adds a chunk that another relay has stored.
+    pub(super) fn add_of_another(&mut self, key: Key, size: usize) {
+        self.stored.add(key, size);
+        // The recent ones stay the last ones.
+        let first_recent = self.stored.chunks.len().saturating_sub(self.recent.count + 1);
+        if let Some(end) = self.stored.chunks.get_mut(first_recent..) {
+            end.rotate_right(1);
+        }
+    }
+
+    /// What the chunks with these keys take.
+    pub(super) fn total_of(&self, keys: &[Key]) -> Totals {
+        let keys: HashSet<&Key> = keys.iter().collect();
+        let mut totals = Totals::default();
+        for (key, size) in self.stored.chunks.iter().filter(|(key, _)| keys.contains(key)) {
+            *totals.of(key) += size;
+        }
+        totals
     }
 
     /// Bytes of the changes that are kept for the next write.
@@ -191,12 +232,14 @@ impl Chunks {
         let now = self.stored.totals;
         let totals = match self.under_way.as_ref().filter(|_| is_saved) {
             None => now,
-            Some(write) if is_snapshot(&write.key) => {
-                Totals { snapshots: write.data.len(), ..Totals::default() }
-            }
             Some(write) => {
-                let replaced = if write.replaces.is_empty() { 0 } else { self.recent.bytes };
-                Totals { increments: now.increments + write.data.len() - replaced, ..now }
+                let mut then = Totals {
+                    snapshots: now.snapshots.saturating_sub(write.replaced.snapshots),
+                    increments: now.increments.saturating_sub(write.replaced.increments),
+                    loaded: if is_snapshot(&write.key) { 0 } else { now.loaded },
+                };
+                *then.of(&write.key) += write.data.len();
+                then
             }
         };
         totals.wants_snapshot(unwritten, kept)
@@ -263,9 +306,11 @@ impl Chunks {
             recent.bytes += data.len();
         }
         if is_snapshot(key) {
-            self.stored = Stored::default();
+            self.stored.totals.loaded = 0;
         }
-        self.stored.remove_last(replaces.len());
+        self.stored.remove(replaces);
+        // A snapshot of the same heads is stored under the same key.
+        self.stored.remove(std::slice::from_ref(key));
         self.stored.add(key.clone(), data.len());
     }
 
@@ -307,7 +352,8 @@ mod tests {
             assert!(all.ends_with(&data), "it holds the last increments");
             assert_eq!(data.len(), (replaces.len() + 1) * size);
             let (key, data) = (key(ChunkKind::Incremental, written), data.into());
-            let write = Write { heads: Vec::new(), changes: 0, key, data, replaces };
+            let replaced = chunks.total_of(&replaces);
+            let write = Write { heads: Vec::new(), changes: 0, key, data, replaces, replaced };
             chunks.complete(&write, &heads(written));
             written += 1;
             assert_eq!(chunks.stored_bytes(), snapshot + written * size);
@@ -345,6 +391,7 @@ mod tests {
             key: key(ChunkKind::Incremental, name),
             data: vec![0; size].into(),
             replaces: Vec::new(),
+            replaced: Totals::default(),
         };
         for name in ["1", "2"] {
             chunks.complete(&write(name, 100), &[]);

@@ -52,6 +52,14 @@ impl Durability {
         }
     }
 
+    /// Records that only what is before these heads is sure to be durable. The document has this
+    /// many changes, and all of them have to be written before any counts as durable.
+    pub(super) fn lose(&mut self, heads: Vec<ChangeHash>, changes: u64) {
+        (self.heads, self.changes) = (heads, 0);
+        self.unsaved = HashMap::new();
+        self.unsaved_document = Some(changes).filter(|changes| *changes > 0);
+    }
+
     /// How many changes must become durable until `change` is; none if it is durable, or unknown.
     /// `is_in_document` tells whether the document has it.
     pub(super) fn durable_at(

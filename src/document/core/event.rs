@@ -4,9 +4,16 @@ use std::sync::{Arc, atomic::AtomicBool};
 
 use bytes::Bytes;
 
+use automerge::ChangeHash;
+
 use crate::{
     base::session_id::SessionId,
-    document::{chunk::Key, gate::Refusal, sync_message::SyncMessage},
+    document::{
+        chunk::{Key, StoredChunk},
+        gate::Refusal,
+        sync_message::SyncMessage,
+        unpacked::Unpacked,
+    },
 };
 
 /// Names one message whose changes are not durable yet. The core only passes it on.
@@ -40,6 +47,30 @@ pub(crate) enum Event {
     Resume,
     /// The chunk of the last [`Effect::Save`] is durable.
     Saved,
+    /// Another relay has stored chunks of the document.
+    #[cfg_attr(not(test), expect(dead_code, reason = "one relay uses a database"))]
+    Stored(StoredByAnother),
+    /// What the store had confirmed may be gone, and the chunk of the last [`Effect::Save`] with
+    /// it.
+    Restored(Remains),
+}
+
+/// Chunks that another relay has stored.
+pub(crate) struct StoredByAnother {
+    pub(crate) chunks: Vec<StoredChunk>,
+    /// What they unpack to.
+    pub(crate) unpacked: Unpacked,
+}
+
+/// What the store has of a document.
+#[derive(Debug)]
+pub(crate) struct Remains {
+    /// Its chunks, with their sizes.
+    pub(crate) chunks: Vec<(Key, usize)>,
+    /// The heads of the document that they make up, sorted.
+    pub(crate) heads: Vec<ChangeHash>,
+    /// Whether they also have changes that wait for others.
+    pub(crate) has_orphans: bool,
 }
 
 /// What the caller has to do.
@@ -68,6 +99,8 @@ pub(crate) enum Effect {
     /// A session sent changes that may not become part of the document. It may only read from now
     /// on.
     Refuse { from: SessionId, ticket: Option<Ticket>, why: Rejection },
+    /// A chunk of another relay cannot become part of the document.
+    Unreadable { key: Key, why: Refusal },
 }
 
 /// Why changes are refused.

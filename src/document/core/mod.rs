@@ -12,6 +12,7 @@
 //! | what a peer's message does | `receive` |
 //! | what is sent to whom, and from whom heads are withheld | `answer` |
 //! | when and what is written, and what a write replaces | `write` |
+//! | what other relays have stored, and what a store has lost | `stored` |
 //! | compaction: when chunks are merged, or replaced by a snapshot | `chunks` |
 //! | automerge's sync protocol, shared by peers in equal states | `exchange` |
 //! | what a step will take, before it begins | [`cost`] |
@@ -37,4 +38,5 @@ mod receive;
 mod simulation;
 pub mod state;
 mod step;
+mod stored;
 mod write;

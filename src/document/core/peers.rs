@@ -133,6 +133,15 @@ impl Peers {
         }
     }
 
+    /// Withholds the document's heads from all peers until this many changes are durable. They may
+    /// only be told again what is.
+    pub(super) fn withhold_from_all(&mut self, changes: u64) {
+        for peer in self.by_id.values_mut() {
+            peer.withheld_until = changes;
+            (peer.announced_changes, peer.announced_heads) = (0, Arc::default());
+        }
+    }
+
     /// Queues answers to all peers whose send queues were full.
     pub(super) fn resume(&mut self) {
         for id in mem::take(&mut self.blocked) {

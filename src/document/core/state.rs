@@ -38,6 +38,9 @@ pub(crate) struct Core {
     pub(super) exchange: Exchange,
     pub(super) versions: Versions,
     pub(super) durable: Durability,
+    /// What the document was when it was loaded is from the served bundle and not stored. It counts
+    /// as durable: peers have it from the bundle.
+    pub(super) has_unsaved_base: bool,
     pub(super) chunks: Chunks,
     /// The session whose changes are being applied, or 0. The caller reads it after a panic.
     pub(super) applying: Arc<AtomicU64>,
@@ -55,17 +58,20 @@ pub(super) struct Orphans {
 }
 
 impl Core {
-    /// A document as it is stored, in these chunks and with these bytes of `values`, without peers.
+    /// A document with these bytes of `values`, without peers. It is stored in these chunks up to
+    /// the `durable` heads. If nothing is stored, the document is its base, from the served bundle:
+    /// that is written with the first change, and not before.
     pub(crate) fn new(
         id: DocumentId,
         doc: Document,
         max: MaxDocument,
         values: u64,
         stored: impl IntoIterator<Item = (Key, usize)>,
+        durable: &[ChangeHash],
     ) -> Self {
         let mut versions = Versions::default();
         versions.add(doc.heads(), doc.changes());
-        Self {
+        let mut core = Self {
             id,
             max,
             values,
@@ -75,11 +81,18 @@ impl Core {
             exchange: Exchange::default(),
             versions,
             durable: Durability::new(doc.heads().to_vec(), doc.changes()),
+            has_unsaved_base: false,
             chunks: Chunks::new(stored),
             applying: Arc::default(),
             damaged_by: None,
             doc,
+        };
+        if !core.chunks.is_stored() {
+            core.has_unsaved_base = !core.doc.heads().is_empty();
+        } else if durable != core.doc.heads() {
+            core.lose(durable.to_vec());
         }
+        core
     }
 
     /// Changes how large the document may be.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use automerge::sync::State;
 
 use super::{
-    event::{Effect, Event},
+    event::{Effect, Event, StoredByAnother},
     peers::Peer,
     state::{Core, Orphans},
 };
@@ -46,6 +46,11 @@ impl Core {
                     self.apply_retry(from, &message, ticket, &mut effects);
                 }
                 Event::Saved => self.complete_write(),
+                Event::Stored(StoredByAnother { chunks, unpacked }) => {
+                    self.values = self.values.saturating_add(unpacked.values);
+                    self.apply_stored(chunks, &mut effects);
+                }
+                Event::Restored(remains) => self.apply_restored(remains),
             }
             if self.is_damaged() {
                 return effects;
@@ -72,6 +77,8 @@ impl Core {
         let Ok(mut other) = Document::read(snapshot, Rules::Admission) else {
             return (None, Vec::new());
         };
+        // The bundle with the base may be gone soon.
+        self.save_base();
         let ancestry = Ancestry::of(other.automerge(), self.doc.automerge());
         if ancestry == Ancestry::Newer {
             let Ok(admitted) = self.doc.admit(snapshot, Rules::Admission) else {

@@ -48,7 +48,8 @@ impl Core {
         let save =
             Effect::Save { key: key.clone(), data: data.clone(), replaces: replaces.clone() };
         effects.push(save);
-        self.chunks.under_way = Some(Write { heads, changes, key, data, replaces });
+        let replaced = self.chunks.total_of(&replaces);
+        self.chunks.under_way = Some(Write { heads, changes, key, data, replaces, replaced });
     }
 
     /// How many bytes of increments are kept next to the snapshot, however small it is.
@@ -61,7 +62,17 @@ impl Core {
     pub(super) fn complete_write(&mut self) {
         let Some(write) = self.chunks.under_way.take() else { return };
         self.chunks.complete(&write, &self.durable.heads);
-        let Write { heads, changes, .. } = write;
+        self.has_unsaved_base = false;
+        self.durable_until(write.heads, write.changes);
+        if self.durable.has_no_unsaved() {
+            // The rest came from other relays, which had stored it.
+            self.durable_until(self.doc.heads().to_vec(), self.doc.changes());
+        }
+    }
+
+    /// The document's first `changes` changes are durable, up to these heads. Peers from which
+    /// heads were withheld because of them are answered.
+    pub(super) fn durable_until(&mut self, heads: Vec<ChangeHash>, changes: u64) {
         self.durable.advance(heads, changes);
         self.peers.queue_answers(|peer| {
             if peer.announced_changes <= changes {

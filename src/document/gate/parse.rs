@@ -1,5 +1,7 @@
 //! Parses chunks: whole documents, changes and bundles of changes.
 
+use std::collections::HashSet;
+
 use automerge::{Automerge, Bundle, Change, ChangeHash, LoadOptions, OnPartialLoad};
 use sha2::{Digest, Sha256};
 
@@ -8,6 +10,7 @@ use super::{
     refusal::{Refusal, malformed},
     tally::Tally,
 };
+use crate::document::unpacked;
 
 /// The kinds of chunks.
 pub(super) const DOCUMENT: u8 = 0;
@@ -19,6 +22,18 @@ const BUNDLE: u8 = 3;
 pub fn loads(saved: &[u8], heads: &[ChangeHash]) -> bool {
     catch_panic(|| Automerge::load(saved).is_ok_and(|doc| doc.get_heads() == heads))
         .unwrap_or(false)
+}
+
+/// Returns the hashes of the changes in some chunks.
+///
+/// # Errors
+/// They do not parse.
+pub fn hashes_in(bytes: &[u8]) -> Result<HashSet<ChangeHash>, Refusal> {
+    let mut hashes = HashSet::new();
+    for (kind, chunk) in unpacked::chunks(bytes).map_err(|error| malformed(&error))? {
+        hashes.extend(changes_in(kind, chunk)?.iter().map(Change::hash));
+    }
+    Ok(hashes)
 }
 
 /// Loads the document in a document chunk, and counts what its changes number.

@@ -49,6 +49,7 @@ pub fn assemble(document: DocumentId, stored: Vec<StoredChunk>, seed: Option<Byt
         }
         SeedSnapshot { key, data: data.into() }
     });
+    let stored_heads = doc.heads().to_vec();
     let (mut unsaved_seed, mut newer_seed, mut is_seed_unrelated) = (None, None, false);
     if let Some(data) = seed {
         match apply_seed(document, &mut doc, data) {
@@ -74,7 +75,8 @@ pub fn assemble(document: DocumentId, stored: Vec<StoredChunk>, seed: Option<Byt
         HashSet::new()
     };
     let heads = doc.heads().to_vec();
-    let opened = Opened { doc, heads, changes, chunks, unsaved_seed, ..Opened::default() };
+    let opened =
+        Opened { doc, heads, stored_heads, changes, chunks, unsaved_seed, ..Opened::default() };
     Assembled { opened, broken, rescue, newer_seed, is_seed_unrelated }
 }
 

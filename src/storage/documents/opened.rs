@@ -23,6 +23,10 @@ pub struct Opened {
     pub unsaved_seed: Option<SeedSnapshot>,
     /// The document's heads; empty if there is no such document.
     pub heads: Vec<ChangeHash>,
+    /// The heads of what is stored of it, sorted.
+    pub stored_heads: Vec<ChangeHash>,
+    /// How often the store had lost something before it was read.
+    pub losses: u64,
     /// The hashes of its changes, if they are few.
     pub changes: HashSet<ChangeHash>,
     /// What its chunks unpack to.

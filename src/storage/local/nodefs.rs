@@ -263,6 +263,7 @@ impl ChunkStore for NodefsStore {
         key: &'a Key,
         data: Bytes,
         replaced: &'a [Key],
+        _losses: u64,
     ) -> BoxFuture<'a, Result<(), StorageError>> {
         async move {
             self.put_all(vec![(key.clone(), data)]).await?;

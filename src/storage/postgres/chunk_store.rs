@@ -94,15 +94,21 @@ impl ChunkStore for PostgresStore {
         key: &'a Key,
         data: Bytes,
         replaced: &'a [Key],
+        losses: u64,
     ) -> BoxFuture<'a, Result<(), StorageError>> {
         if columns(key).is_none() {
             return self.store_id(data).boxed();
         }
-        self.commit(Change { put: Some((key.clone(), data)), delete: replaced.to_vec() }).boxed()
+        self.commit(Change { put: Some((key.clone(), data)), delete: replaced.to_vec(), losses })
+            .boxed()
+    }
+
+    fn losses(&self) -> u64 {
+        self.link.losses()
     }
 
     fn delete<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<(), StorageError>> {
-        self.commit(Change { put: None, delete: vec![key.clone()] }).boxed()
+        self.commit(Change { put: None, delete: vec![key.clone()], losses: self.losses() }).boxed()
     }
 
     fn is_deleted(&self, document: DocumentId) -> bool {

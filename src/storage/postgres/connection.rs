@@ -66,6 +66,10 @@ pub(super) struct Group {
     /// At least one.
     readers: (Reader, Vec<Reader>),
     next_reader: AtomicUsize,
+    /// How many writes of this relay the database has made, as far as this group's server knows.
+    pub(super) writes: i64,
+    /// How often the database had lost something before.
+    pub(super) losses: u64,
     /// Cancelled when one of them has failed.
     pub(super) broken: CancellationToken,
     _connections: JoinSet<()>,
@@ -131,12 +135,12 @@ impl Server {
         Ok(Self { timeout, config, tls, instance, groups: AtomicU64::new(0) })
     }
 
-    /// Connects, checks the server, and takes over the writing. `earlier` is how many writes the
-    /// database has confirmed to this relay; none at the start.
-    pub(super) async fn connect(&self, earlier: Option<i64>) -> Result<Group, ConnectError> {
+    /// Connects, checks the server, and takes over the writing. `has_written`: this relay has
+    /// written already, so no other may have written since.
+    pub(super) async fn connect(&self, has_written: bool) -> Result<Group, ConnectError> {
         // There are several answers to wait for.
         let limit = 3 * self.timeout;
-        let connecting = timeout(limit, self.connect_group(earlier));
+        let connecting = timeout(limit, self.connect_group(has_written));
         connecting.await.unwrap_or(Err(ConnectError::Timeout(limit)))
     }
 
@@ -151,14 +155,14 @@ impl Server {
         timeout(self.timeout, checking).await.unwrap_or(Err(ConnectError::Timeout(self.timeout)))
     }
 
-    async fn connect_group(&self, earlier: Option<i64>) -> Result<Group, ConnectError> {
+    async fn connect_group(&self, has_written: bool) -> Result<Group, ConnectError> {
         let broken = CancellationToken::new();
         let mut connections = JoinSet::new();
         let writer = self.connect_one(&mut connections, &broken).await?;
         check(&writer).await?;
         match lock(&writer).await {
             // Perhaps by an earlier connection of this relay.
-            Err(error @ ConnectError::InUse { .. }) if earlier.is_some() => {
+            Err(error @ ConnectError::InUse { .. }) if has_written => {
                 self.is_ours(&writer).await?;
                 return Err(error);
             }
@@ -167,7 +171,7 @@ impl Server {
         schema::prepare(&writer).await?;
         let number = self.groups.fetch_add(1, Ordering::Relaxed);
         let name = [self.instance.as_slice(), &number.to_be_bytes()].concat();
-        self.take_over(&writer, &name, earlier).await?;
+        let writes = self.take_over(&writer, &name, has_written).await?;
         let write = writer.prepare(WRITE).await?;
         let large = self.connect_one(&mut connections, &broken).await?;
         is_same_server(&large, &name).await?;
@@ -185,28 +189,26 @@ impl Server {
             name,
             readers: (first, others),
             next_reader: AtomicUsize::new(0),
+            writes,
+            losses: 0,
             broken,
             _connections: connections,
         })
     }
 
     /// Writes down that this relay writes from now on, as `name`. Waits for a write of an earlier
-    /// connection that is still being made.
+    /// connection that is still being made. Returns how many writes there were.
     async fn take_over(
         &self,
         client: &Client,
         name: &[u8],
-        earlier: Option<i64>,
-    ) -> Result<(), ConnectError> {
-        if earlier.is_some() {
+        has_written: bool,
+    ) -> Result<i64, ConnectError> {
+        if has_written {
             self.is_ours(client).await?;
         }
         let take = "update tonk_relay.writer set name = $1 returning writes";
-        let writes: i64 = client.query_one(take, &[&name]).await?.try_get(0)?;
-        if earlier.is_some_and(|confirmed| writes < confirmed) {
-            return Err(ConnectError::LostWrites);
-        }
-        Ok(())
+        Ok(client.query_one(take, &[&name]).await?.try_get(0)?)
     }
 
     /// Checks that no other relay has written since this one began.

@@ -21,6 +21,8 @@ enum Kind {
     Full,
     /// The database does not accept the statement.
     Refused,
+    /// The database has lost something that the statement builds on.
+    Outdated,
 }
 
 impl QueryError {
@@ -29,9 +31,20 @@ impl QueryError {
         Self { problem: problem.into(), kind: Kind::Passing }
     }
 
+    /// A statement that builds on what the database has lost.
+    pub(super) fn outdated() -> Self {
+        let problem = "it has lost something since the document was read".to_owned();
+        Self { problem, kind: Kind::Outdated }
+    }
+
+    /// Whether the statement builds on what the database has lost.
+    pub(super) fn is_outdated(&self) -> bool {
+        self.kind == Kind::Outdated
+    }
+
     /// Whether the same statement can succeed later, without anybody changing it.
     pub(super) fn is_passing(&self) -> bool {
-        self.kind != Kind::Refused
+        matches!(self.kind, Kind::Passing | Kind::Full)
     }
 
     /// Whether what failed with this error can succeed later.
@@ -47,6 +60,7 @@ impl QueryError {
             Kind::Passing => StorageError::Unavailable(failure),
             Kind::Full => StorageError::Full(failure),
             Kind::Refused => StorageError::Io(failure),
+            Kind::Outdated => StorageError::Outdated(failure),
         }
     }
 }
@@ -123,11 +137,6 @@ pub enum ConnectError {
     OtherServer,
     #[error("cannot read {}: {source}; expected a file with the password", path.display())]
     Password { path: PathBuf, source: io::Error },
-    #[error(
-        "the database has lost writes that it had confirmed, as after the promotion of a standby \
-         or a restore"
-    )]
-    LostWrites,
     #[error("cannot create the relay's tables: {}", explain(.0))]
     NoTables(#[source] tokio_postgres::Error),
     #[error(

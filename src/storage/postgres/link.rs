@@ -3,14 +3,14 @@
 use std::{
     sync::{
         Arc, Mutex,
-        atomic::{AtomicI64, Ordering},
+        atomic::{AtomicI64, AtomicU64, Ordering},
     },
     time::Duration,
 };
 
 use tokio::{sync::watch, time::timeout};
 use tokio_postgres::Row;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use super::{
     connection::{Group, Server},
@@ -48,6 +48,8 @@ pub(super) struct Link {
     away: Mutex<Option<FailingWrite>>,
     /// The number of the last write that was confirmed.
     confirmed: AtomicI64,
+    /// How often the database has lost some that were confirmed.
+    losses: AtomicU64,
     health: Arc<Health>,
     metrics: StorageMetrics,
 }
@@ -64,7 +66,7 @@ impl Link {
         let started = tokio::time::Instant::now();
         let mut is_told = false;
         let group = loop {
-            match server.connect(None).await {
+            match server.connect(false).await {
                 Err(error) if error.is_passing() && started.elapsed() < START_WAIT => {
                     if !std::mem::replace(&mut is_told, true) {
                         warn!("cannot use the database {name} yet; waiting for it: {error}");
@@ -81,6 +83,7 @@ impl Link {
             large: tokio::sync::Mutex::default(),
             away: Mutex::default(),
             confirmed: AtomicI64::new(0),
+            losses: AtomicU64::new(0),
             health,
             metrics,
         })
@@ -89,6 +92,11 @@ impl Link {
     /// The database, as errors name it.
     pub(super) fn database(&self) -> &str {
         &self.name
+    }
+
+    /// How often the database has lost something that it had confirmed.
+    pub(super) fn losses(&self) -> u64 {
+        self.losses.load(Ordering::Relaxed)
     }
 
     /// Waits until a connection has failed.
@@ -100,28 +108,43 @@ impl Link {
         self.group.send_replace(None);
     }
 
-    /// Uses new connections from now on.
-    pub(super) fn publish(&self, group: Group) {
+    /// Uses new connections from now on. Returns whether the database has lost something that it
+    /// had confirmed.
+    pub(super) fn publish(&self, group: Group) -> bool {
         self.metrics.reconnects.inc();
         *lock(&self.away) = None;
+        let has_lost = group.losses > self.losses.swap(group.losses, Ordering::Relaxed);
+        if has_lost {
+            let confirmed = self.confirmed.swap(group.writes, Ordering::Relaxed);
+            self.metrics.losses.inc();
+            error!(
+                database = self.name,
+                commits = confirmed.saturating_sub(group.writes),
+                "the database has lost commits that it had confirmed, as after the promotion of a \
+                 standby or a restore; storing again what is in memory"
+            );
+        }
         self.group.send_replace(Some(Arc::new(group)));
         info!(database = self.name, "connected to the database again");
+        has_lost
     }
 
     /// Connects again, which may take as long as the database is away.
     ///
     /// # Errors
-    /// This relay may not write any more, or does not know what is stored.
+    /// Another relay has written since, so this one does not know what is stored.
     pub(super) async fn reconnect(&self) -> Result<Group, ConnectError> {
         let mut backoff = Backoff::new(RETRY.0, RETRY.1);
         let mut last = String::new();
         loop {
             let confirmed = self.confirmed.load(Ordering::Relaxed);
-            match self.server.connect(Some(confirmed)).await {
-                Ok(group) => return Ok(group),
-                Err(error @ (ConnectError::TakenOver | ConnectError::LostWrites)) => {
-                    return Err(error);
+            match self.server.connect(true).await {
+                Ok(mut group) => {
+                    let losses = self.losses.load(Ordering::Relaxed);
+                    group.losses = losses + u64::from(group.writes < confirmed);
+                    return Ok(group);
                 }
+                Err(error @ ConnectError::TakenOver) => return Err(error),
                 Err(error) => {
                     let text = format!("cannot use the database {}: {error}", self.name);
                     if text != last {

@@ -20,6 +20,11 @@
 //! # When the database is away
 //! Writes wait, and the relay is not ready. Nothing is reported as saved. Once the database is back
 //! the same writes are made again, which is harmless for those that had been made.
+//!
+//! # When the database has lost something
+//! The number of writes that it knows is then lower than that of the last confirmed one. From then
+//! on it accepts no write that builds on what was read before: every room reads what there is, and
+//! stores the rest again.
 
 mod chunk_store;
 mod connection;
@@ -125,9 +130,10 @@ impl PostgresStore {
         Ok(store)
     }
 
-    /// Connects again whenever the connection is lost. Returns when this relay must stop, because
-    /// it cannot know any more what is stored.
-    pub async fn stay_connected(&self) {
+    /// Connects again whenever the connection is lost. Calls `lost` if the database has then lost
+    /// something that it had confirmed. Returns when this relay must stop, because another one has
+    /// written.
+    pub async fn stay_connected(&self, lost: impl Fn()) {
         loop {
             self.link.disconnected().await;
             let group = match self.link.reconnect().await {
@@ -139,7 +145,11 @@ impl PostgresStore {
             };
             // A mark may have been made although its statement was not answered.
             match self.load_marks(&group).await {
-                Ok(()) => self.link.publish(group),
+                Ok(()) => {
+                    if self.link.publish(group) {
+                        lost();
+                    }
+                }
                 Err(error) => {
                     warn!("cannot read which documents are deleted or blocked: {}", error.problem);
                     sleep(RETRY.1).await;

@@ -16,7 +16,7 @@ use crate::{
     document::chunk::{ChunkKind, Key},
     observe::{health::Phase, metrics::Metrics},
     storage::{
-        ChunkStore,
+        ChunkStore, StorageError,
         conformance::{self, store_tests},
         records::Tombstone,
         store::Store,
@@ -104,7 +104,7 @@ async fn connected(
     health.enter_phase(Phase::Running);
     let store = Arc::new(connect_with(database, health.clone()).await.expect("opens"));
     let running = store.clone();
-    let running = tokio::spawn(async move { running.stay_connected().await });
+    let running = tokio::spawn(async move { running.stay_connected(|| {}).await });
     (store, AbortOnDropHandle::new(running))
 }
 
@@ -158,7 +158,7 @@ async fn a_relay_connects_again_after_half_an_attempt() {
     let opened = PostgresStore::open(url, &Config::default(), health.clone(), metrics).await;
     let store = Arc::new(opened.expect("opens"));
     let running = store.clone();
-    let running = tokio::spawn(async move { running.stay_connected().await });
+    let running = tokio::spawn(async move { running.stay_connected(|| {}).await });
     let client = database.client().await;
     client.batch_execute("alter role few connection limit 3").await.expect("limits");
     end_connections(&database).await;
@@ -213,16 +213,35 @@ async fn a_relay_that_was_replaced_writes_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_relay_stops_if_the_database_has_lost_writes() {
+async fn nothing_is_stored_that_builds_on_what_the_database_has_lost() {
     let Some(database) = test_database().await else { return };
-    let (store, running) = connected(&database, &Arc::default()).await;
+    let (store, _running) = connected(&database, &Arc::default()).await;
     for name in ["a", "b"] {
         store.put(&key(name), Bytes::from_static(b"confirmed")).await.expect("is stored");
     }
+    let before = store.losses();
     let lose = "update tonk_relay.writer set writes = 1";
     database.client().await.execute(lose, &[]).await.expect("loses");
     end_connections(&database).await;
-    timeout(LONG, running).await.expect("gives up").expect("no panic");
+    let write = async |losses| {
+        let (key, data) = (key("c"), Bytes::from_static(b"new"));
+        timeout(LONG, store.replace(&key, data, &[], losses)).await.expect("in time")
+    };
+    // A write that does not build on it is made in the same commit.
+    let other = key("d");
+    let (refused, made) = tokio::join!(write(before), async {
+        while store.losses() == before {
+            sleep(Duration::from_millis(1)).await;
+        }
+        store.put(&other, Bytes::from_static(b"new")).await
+    });
+    assert!(matches!(refused, Err(StorageError::Outdated(_))), "{refused:?}");
+    made.expect("is stored");
+    write(store.losses()).await.expect("is stored");
+    assert_eq!(store.losses(), before + 1);
+    // Its next connections find everything that was confirmed since.
+    end_connections(&database).await;
+    write(store.losses()).await.expect("is stored");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -40,6 +40,8 @@ pub(super) struct Change {
     pub(super) put: Option<(Key, Bytes)>,
     /// The chunks to delete.
     pub(super) delete: Vec<Key>,
+    /// How often the database had lost something when what this builds on was read.
+    pub(super) losses: u64,
 }
 
 /// The number of a kind in the column `kind`: snapshots first.
@@ -103,10 +105,12 @@ impl Writer {
                 batch.into_iter().for_each(|request| _ = request.done.send(Err(error.clone())));
             }
             Err(error) => {
-                error!(
-                    "the database refuses changes; committing each by itself: {}",
-                    error.problem
-                );
+                if !error.is_outdated() {
+                    error!(
+                        "the database refuses changes; committing each by itself: {}",
+                        error.problem
+                    );
+                }
                 for request in batch {
                     let written = self.write(&[&request.change]).await;
                     let failed =
@@ -135,6 +139,9 @@ pub(super) async fn write(
     let mut failing = None;
     loop {
         let group = link.connected().await;
+        if changes.iter().any(|change| change.losses != group.losses) {
+            return Err(QueryError::outdated());
+        }
         // One large chunk at a time, and no deletion meanwhile: neither waits for longer than one
         // attempt.
         let turn = if is_large { Some(link.large.lock().await) } else { None };

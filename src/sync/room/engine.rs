@@ -44,7 +44,8 @@ pub trait Engine: Send {
     /// Answers the messages that were handled. Called after each batch of them.
     fn settle(&mut self) -> BoxFuture<'_, ()>;
 
-    /// Tries messages again that were kept back. [`settle`](Self::settle) follows.
+    /// Tries messages again that were kept back, and looks whether the store has lost something.
+    /// [`settle`](Self::settle) follows.
     fn resume(&mut self);
 
     /// Frees what memory it can: the room is quiet.
@@ -106,7 +107,7 @@ pub struct Start {
 pub type EngineStart = Arc<dyn Fn(Start) -> BoxFuture<'static, Box<dyn Engine>> + Send + Sync>;
 
 /// Waits for the end of some work, or forever if there is none.
-pub(super) async fn done(work: &mut Option<BoxFuture<'static, ()>>) {
+pub(super) async fn done<T>(work: &mut Option<BoxFuture<'static, T>>) -> T {
     match work {
         Some(work) => work.await,
         None => std::future::pending().await,

@@ -12,7 +12,11 @@ use super::weight::{MESSAGE, Nanos, SEND, Weight, needs_trial};
 use crate::{
     base::session_id::SessionId,
     document::{
-        core::{event::Event, peers::Peer, state::Core},
+        core::{
+            event::{Event, StoredByAnother},
+            peers::Peer,
+            state::Core,
+        },
         sync_message::SyncMessage,
     },
 };
@@ -62,7 +66,7 @@ impl Core {
         let weight = self.weight();
         let (mut estimate, mut computed) = (Estimate::default(), HashSet::new());
         let (mut answers, mut new_bytes) = (BTreeMap::new(), 0);
-        let (mut has_changes, mut has_saved) = (false, false);
+        let (mut has_changes, mut has_saved, mut stored) = (false, false, Nanos::ZERO);
         for event in events {
             match event {
                 Event::Message { from, message, .. } => {
@@ -91,6 +95,18 @@ impl Core {
                     answers.extend(blocked.map(|(id, peer)| (id, self.update_cost(&weight, peer))));
                 }
                 Event::Saved => has_saved = true,
+                Event::Stored(StoredByAnother { unpacked, .. }) => {
+                    has_changes = true;
+                    let needs_trial = needs_trial(&self.doc, self.orphans.bytes > 0, unpacked);
+                    stored = stored.plus(weight.admit_cost(unpacked, needs_trial));
+                    if !self.chunks.is_stored() {
+                        // They are compared with the base.
+                        stored = stored.plus(weight.admit_cost(unpacked, false));
+                    }
+                }
+                Event::Restored(_) => {
+                    stored = stored.plus(weight.save_cost()).plus(weight.load_cost());
+                }
                 Event::Retry { .. }
                 | Event::Join { .. }
                 | Event::Leave(_)
@@ -106,6 +122,7 @@ impl Core {
         if has_changes {
             estimate.room = self.fan_out_cost(&weight, &answers);
         }
+        estimate.room = estimate.room.plus(stored);
         answers.into_iter().for_each(|(id, nanos)| estimate.add(id, nanos));
         let can_save = self.chunks.under_way.is_none() || has_saved;
         let saved = self.chunks.under_way.as_ref().filter(|_| has_saved);

@@ -4,6 +4,7 @@
 //!
 //! `TONK_RELAY_CASES=100000 cargo test --release simulation` runs more cases.
 
+mod several;
 mod world;
 
 use automerge::{
@@ -229,6 +230,7 @@ fn peers_in_equal_states_share_one_state() {
     assert_eq!(world.core.distinct_states(), 2, "the writer's and the readers'");
 }
 
+/// The number of cases of a random test.
 fn cases(default: u32) -> ProptestConfig {
     let cases = std::env::var("TONK_RELAY_CASES").ok().and_then(|cases| cases.parse().ok());
     ProptestConfig { cases: cases.unwrap_or(default), ..ProptestConfig::default() }

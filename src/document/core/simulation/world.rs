@@ -1,7 +1,7 @@
 //! Peers, a relay with a disk, and what may happen to them.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -9,7 +9,7 @@ use std::{
 };
 
 use automerge::{
-    ActorId, Automerge, AutomergeError, ROOT,
+    ActorId, Automerge, AutomergeError, ChangeHash, ROOT,
     sync::{Message, State, SyncDoc},
     transaction::Transactable,
 };
@@ -30,7 +30,7 @@ use crate::{
 };
 
 pub(super) const PEERS: usize = 4;
-const DOCUMENT: DocumentId = DocumentId::from_bytes([7; 16]);
+pub(super) const DOCUMENT: DocumentId = DocumentId::from_bytes([7; 16]);
 
 #[derive(Clone, Debug)]
 pub(super) enum Action {
@@ -64,7 +64,7 @@ pub(super) enum Action {
 /// A client with its own copy of the document.
 pub(super) struct Peer {
     pub(super) doc: Automerge,
-    actor: ActorId,
+    pub(super) actor: ActorId,
     pub(super) state: State,
     pub(super) link: Option<Link>,
 }
@@ -72,9 +72,9 @@ pub(super) struct Peer {
 /// A connection, with the messages that have not arrived yet.
 #[derive(Default)]
 pub(super) struct Link {
-    session: u64,
-    queue_full: Arc<AtomicBool>,
-    to_relay: VecDeque<Vec<u8>>,
+    pub(super) session: u64,
+    pub(super) queue_full: Arc<AtomicBool>,
+    pub(super) to_relay: VecDeque<Vec<u8>>,
     pub(super) to_peer: VecDeque<Vec<u8>>,
 }
 
@@ -86,14 +86,35 @@ impl Peer {
         Self { doc, actor, state: State::new(), link: None }
     }
 
-    fn send(&mut self) {
+    /// Edits, and sends what it has to say.
+    pub(super) fn edit(&mut self, key: &str, value: &str) {
+        self.doc.transact::<_, _, AutomergeError>(|tx| tx.put(ROOT, key, value)).expect("an edit");
+        self.send();
+    }
+
+    /// The peer's own changes that a message to it announces as stored.
+    pub(super) fn announced(&self, message: &[u8]) -> Vec<ChangeHash> {
+        let heads = Message::decode(message).expect("a message").heads;
+        let is_known = |head: &ChangeHash| self.doc.get_change_meta_by_hash(head).is_some();
+        let known: Vec<_> = heads.into_iter().filter(is_known).collect();
+        if known.is_empty() {
+            return Vec::new();
+        }
+        let after: BTreeSet<_> =
+            self.doc.get_changes_meta(&known).iter().map(|change| change.hash).collect();
+        let all = self.doc.get_changes_meta(&[]);
+        let own = all.iter().filter(|change| *change.actor == self.actor);
+        own.map(|change| change.hash).filter(|hash| !after.contains(hash)).collect()
+    }
+
+    pub(super) fn send(&mut self) {
         let Some(link) = &mut self.link else { return };
         if let Some(message) = self.doc.generate_sync_message(&mut self.state) {
             link.to_relay.push_back(message.encode());
         }
     }
 
-    fn receive(&mut self) {
+    pub(super) fn receive(&mut self) {
         let Some(message) = self.link.as_mut().and_then(|link| link.to_peer.pop_front()) else {
             return;
         };
@@ -141,7 +162,8 @@ fn core(disk: &BTreeMap<Key, Vec<u8>>) -> Core {
     let bytes: Vec<u8> = disk.values().flatten().copied().collect();
     let doc = Document::read(&bytes, Rules::Stored).expect("what is stored is admitted");
     let stored = disk.iter().map(|(key, data)| (key.clone(), data.len()));
-    Core::new(DOCUMENT, doc, MaxDocument::of(&Config::default()), 0, stored)
+    let durable = doc.heads().to_vec();
+    Core::new(DOCUMENT, doc, MaxDocument::of(&Config::default()), 0, stored, &durable)
 }
 
 impl World {
@@ -163,13 +185,8 @@ impl World {
         match *action {
             Action::Edit(n) => {
                 self.edits += 1;
-                let (edits, peer) = (self.edits, &mut self.peers[n]);
                 // Long enough that compaction is due now and then.
-                let text = format!("{edits}").repeat(200);
-                peer.doc
-                    .transact::<_, _, AutomergeError>(|tx| tx.put(ROOT, format!("k{n}"), text))
-                    .expect("an edit");
-                peer.send();
+                self.peers[n].edit(&format!("k{n}"), &format!("{}", self.edits).repeat(200));
             }
             Action::ToRelay(n) => {
                 let Some(link) = &mut self.peers[n].link else { return };
@@ -265,6 +282,7 @@ impl World {
                 }
                 Effect::AwaitRoom(_) | Effect::Applied { .. } => {}
                 Effect::Refuse { why, .. } => panic!("{why:?}"),
+                Effect::Unreadable { why, .. } => panic!("{why:?}"),
             }
         }
     }
@@ -277,22 +295,12 @@ impl World {
         let is_full =
             peer.link.as_ref().is_some_and(|link| link.queue_full.load(Ordering::Relaxed));
         assert!(!is_full, "the send queue is full");
-        let heads = Message::decode(&message).expect("a message").heads;
-        let known: Vec<_> = heads
-            .into_iter()
-            .filter(|head| peer.doc.get_change_meta_by_hash(head).is_some())
-            .collect();
-        if !known.is_empty() {
+        let announced = peer.announced(&message);
+        if !announced.is_empty() {
             let durable = load(&self.disk);
-            let after: Vec<_> =
-                peer.doc.get_changes_meta(&known).iter().map(|change| change.hash).collect();
-            for change in peer.doc.get_changes_meta(&[]) {
-                let is_announced = *change.actor == peer.actor && !after.contains(&change.hash);
-                assert!(
-                    !is_announced || durable.get_change_meta_by_hash(&change.hash).is_some(),
-                    "announced as stored, and not durable: {}",
-                    change.hash
-                );
+            for hash in announced {
+                let is_durable = durable.get_change_meta_by_hash(&hash).is_some();
+                assert!(is_durable, "announced as stored, and not durable: {hash}");
             }
         }
         if let Some(link) = &mut peer.link {

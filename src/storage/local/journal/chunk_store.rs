@@ -75,6 +75,7 @@ impl ChunkStore for Journal {
         key: &'a Key,
         data: Bytes,
         replaced: &'a [Key],
+        _losses: u64,
     ) -> BoxFuture<'a, Result<(), StorageError>> {
         // A row takes precedence over the file of the same key, so a row must be replaced by a row.
         let has_row = self.shared.index().get(key).is_some();

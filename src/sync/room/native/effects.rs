@@ -1,5 +1,7 @@
 //! Carries out what the core asks for.
 
+use tracing::error;
+
 use super::NativeEngine;
 use crate::{
     document::core::event::{Effect, Rejection},
@@ -17,8 +19,10 @@ impl NativeEngine {
             }
             Effect::Save { key, data, replaces } => {
                 self.pending.write_begins();
-                self.writer.save_seed();
                 self.writer.save(key, data, replaces);
+            }
+            Effect::Unreadable { key, why } => {
+                error!(%key, "a chunk that another relay has stored cannot be used: it {why}");
             }
             Effect::Applied { from, ticket, new_changes, has_orphans } => {
                 if let Some(ticket) = ticket {

@@ -6,7 +6,7 @@
 //! |---|---|
 //! | where steps run, who pays for them, what happens when one panics | `steps` |
 //! | what is done for each effect of the core | `effects` |
-//! | chunks that are being stored and deleted | `writer` |
+//! | chunks that are being stored and deleted, or read again after a loss | `writer` |
 
 mod core_state;
 mod effects;
@@ -24,6 +24,7 @@ use crate::{
     base::{document_id::DocumentId, session_id::SessionId},
     config::Size,
     document::{
+        chunk::Key,
         core::{
             event::{Effect, Event, Rejection},
             state::Core,
@@ -34,6 +35,7 @@ use crate::{
     },
     limits::{Charge, turns::Turns},
     observe::usage::Usage,
+    storage::documents::Opened,
     sync::report::EngineReport,
 };
 use automerge::ChangeHash;
@@ -79,19 +81,24 @@ struct NativeEngine {
 impl NativeEngine {
     fn new(start: Start, turns: Arc<Turns>) -> Self {
         let Start { documents, document, opened, members, usage, pending } = start;
-        let values = opened.unpacked.values;
-        let stored = opened.chunks.into_iter().map(|(key, data)| (key, data.len()));
-        let core = Box::new(Core::new(document, opened.doc, documents.max(), values, stored));
+        let Opened { doc, chunks, unsaved_seed, stored_heads, unpacked, losses, .. } = opened;
+        let is_stored = |key: &Key| unsaved_seed.as_ref().is_none_or(|seed| seed.key != *key);
+        let stored = chunks.into_iter().map(|(key, data)| (key, data.len()));
+        let stored = stored.filter(|(key, _)| is_stored(key));
+        let (max, values) = (documents.max(), unpacked.values);
+        let core = Core::new(document, doc, max, values, stored, &stored_heads);
+        let core = Box::new(core);
         Self {
             document,
             applying: core.applying(),
-            core: CoreState::Idle(core),
             is_in_step: false,
             failure: EngineFailed { is_panic: true, is_attributed: false },
-            events: Vec::new(),
+            // In a step it writes what is not stored.
+            events: if core.is_durable() { Vec::new() } else { vec![Event::Resume] },
+            core: CoreState::Idle(core),
             members,
             pending,
-            writer: Writer::new(documents, opened.unsaved_seed),
+            writer: Writer::new(documents, document, losses),
             turns,
             usage,
             prepaid: Vec::new(),
@@ -148,9 +155,9 @@ impl NativeEngine {
         if matches!(self.core, CoreState::Failed) {
             return Err(self.failure);
         }
-        done(&mut self.writer.write).await;
-        self.writer.write = None;
-        self.events.push(Event::Saved);
+        let done = done(&mut self.writer.work).await;
+        self.events.push(self.writer.end(done));
+        self.writer.read_if_outdated();
         self.settle().await;
         Ok(())
     }
@@ -187,6 +194,7 @@ impl Engine for NativeEngine {
 
     fn resume(&mut self) {
         self.events.push(Event::Resume);
+        self.writer.read_if_outdated();
     }
 
     fn reads_only(&mut self, session: SessionId) -> BoxFuture<'_, ()> {
@@ -202,7 +210,6 @@ impl Engine for NativeEngine {
 
     fn merge(&mut self, snapshot: Bytes) -> BoxFuture<'_, Option<Ancestry>> {
         async move {
-            self.writer.save_seed();
             self.settle().await;
             self.run(None, move |core| core.merge(&snapshot)).await
         }
@@ -246,7 +253,7 @@ impl Engine for NativeEngine {
     }
 
     fn is_durable(&self) -> bool {
-        let is_written = self.events.is_empty() && self.writer.write.is_none();
+        let is_written = self.events.is_empty() && self.writer.work.is_none();
         is_written && matches!(&self.core, CoreState::Idle(core) if core.is_durable())
     }
 

@@ -1,4 +1,5 @@
-//! Stores the chunks of one document in the background.
+//! Stores the chunks of one document in the background, and reads them again if the store has lost
+//! some.
 
 use std::sync::Arc;
 
@@ -6,45 +7,92 @@ use bytes::Bytes;
 use futures::{FutureExt, future::BoxFuture};
 
 use crate::{
-    document::chunk::Key,
-    storage::documents::{Documents, SeedSnapshot},
+    base::document_id::DocumentId,
+    document::{
+        chunk::Key,
+        core::event::{Event, Remains},
+    },
+    storage::documents::{Documents, Outdated, Unsaved},
 };
 
 /// Stores the chunks of one document.
 pub(super) struct Writer {
     pub(super) documents: Arc<Documents>,
-    /// The served bundle's snapshot, if it is not stored yet. It is stored before the first change
-    /// that builds on it.
-    seed: Option<SeedSnapshot>,
-    /// All writes under way, one after the other; none if there are none.
-    pub(super) write: Option<BoxFuture<'static, ()>>,
+    document: DocumentId,
+    /// How often the store had lost something when the document was read.
+    losses: u64,
+    /// A write under way, or reading what is stored; none if there is neither.
+    pub(super) work: Option<BoxFuture<'static, Done>>,
+    /// What is stored is being read.
+    is_reading: bool,
+    /// Counts what is to be written then.
+    waiting: Option<Unsaved>,
+}
+
+/// How the work of a writer has ended.
+pub(super) enum Done {
+    /// The chunk is durable.
+    Saved,
+    /// The store has lost something. This is what it had after so many losses.
+    Lost(Remains, u64),
 }
 
 impl Writer {
-    pub(super) fn new(documents: Arc<Documents>, seed: Option<SeedSnapshot>) -> Self {
-        Self { documents, seed, write: None }
+    /// A writer of a document that was read after so many `losses`.
+    pub(super) fn new(documents: Arc<Documents>, document: DocumentId, losses: u64) -> Self {
+        Self { documents, document, losses, work: None, is_reading: false, waiting: None }
     }
 
-    /// Begins to store the served bundle's snapshot: the bundle may be removed at any time, and
-    /// changes that build on its snapshot must not be stored without it.
-    pub(super) fn save_seed(&mut self) {
-        if let Some(SeedSnapshot { key, data }) = self.seed.take() {
-            self.save(key, data, Vec::new());
-        }
-    }
-
-    /// Begins to store a chunk, after those that are being stored, and to delete those that it
-    /// replaces.
+    /// Begins to store a chunk, and to delete those that it replaces. While what is stored is being
+    /// read, nothing is stored: the core asks again.
     pub(super) fn save(&mut self, key: Key, data: Bytes, replaces: Vec<Key>) {
-        let (documents, earlier) = (self.documents.clone(), self.write.take());
-        let waiting = documents.unsaved_bytes(data.len());
+        let waiting = self.documents.unsaved_bytes(data.len());
+        if self.is_reading {
+            self.waiting = Some(waiting);
+            return;
+        }
+        let (documents, document, losses) = (self.documents.clone(), self.document, self.losses);
         let write = async move {
+            drop(waiting);
+            match documents.replace(&key, data, &replaces, losses).await {
+                Ok(()) => Done::Saved,
+                Err(Outdated) => read(&documents, document).await,
+            }
+        };
+        self.work = Some(write.boxed());
+    }
+
+    /// Begins to read what is stored if the store has lost something since.
+    pub(super) fn read_if_outdated(&mut self) {
+        if self.is_reading || self.losses == self.documents.store().losses() {
+            return;
+        }
+        self.is_reading = true;
+        let (documents, document, earlier) =
+            (self.documents.clone(), self.document, self.work.take());
+        let read = async move {
             if let Some(earlier) = earlier {
                 earlier.await;
             }
-            drop(waiting);
-            documents.replace(&key, data, &replaces).await;
+            read(&documents, document).await
         };
-        self.write = Some(write.boxed());
+        self.work = Some(read.boxed());
     }
+
+    /// Returns what the core has to know of work that has ended.
+    pub(super) fn end(&mut self, done: Done) -> Event {
+        (self.work, self.is_reading, self.waiting) = (None, false, None);
+        match done {
+            Done::Saved => Event::Saved,
+            Done::Lost(remains, losses) => {
+                self.losses = losses;
+                Event::Restored(remains)
+            }
+        }
+    }
+}
+
+async fn read(documents: &Documents, document: DocumentId) -> Done {
+    let (remains, losses) = documents.remains(document).await;
+    Done::Lost(remains, losses)
 }

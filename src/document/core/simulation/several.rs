@@ -1,0 +1,143 @@
+//! Cores of one document on relays that share a store, which is the only way between them. Relays
+//! crash, commits are confirmed late or never, the database goes back to an earlier state, and
+//! peers move from one relay to another.
+
+mod database;
+mod world;
+
+use proptest::{
+    prelude::*,
+    test_runner::{TestCaseResult, TestRng, TestRunner},
+};
+
+use self::world::{Action, Fault, PEERS, RELAYS, World};
+use super::cases;
+
+fn action() -> impl Strategy<Value = Action> {
+    let (peer, relay) = (0..PEERS, 0..RELAYS);
+    let usually = proptest::bool::weighted(0.8);
+    prop_oneof![
+        5 => peer.clone().prop_map(Action::Edit),
+        8 => peer.clone().prop_map(Action::ToRelay),
+        8 => peer.clone().prop_map(Action::ToPeer),
+        8 => relay.clone().prop_map(Action::Step),
+        6 => (relay.clone(), usually)
+            .prop_map(|(relay, is_answered)| Action::Commit { relay, is_answered }),
+        1 => (0..8usize).prop_map(Action::Late),
+        5 => (relay.clone(), 0..4u8).prop_map(|(relay, again)| Action::Look { relay, again }),
+        1 => relay.clone().prop_map(Action::Idle),
+        1 => (peer.clone(), any::<bool>()).prop_map(|(peer, on)| Action::Full(peer, on)),
+        1 => relay.clone().prop_map(Action::Crash),
+        1 => relay.clone().prop_map(Action::Reopen),
+        1 => (0..6usize).prop_map(Action::Lose),
+        1 => peer.clone().prop_map(Action::Disconnect),
+        3 => (peer, relay, any::<bool>())
+            .prop_map(|(peer, relay, keeps_state)| Action::Connect { peer, relay, keeps_state }),
+    ]
+}
+
+fn run(bases: [usize; RELAYS], actions: &[Action], fault: Option<Fault>) -> TestCaseResult {
+    let mut world = World::new(bases);
+    world.fault = fault;
+    (0..PEERS).for_each(|n| world.connect(n, n % RELAYS, false));
+    actions.iter().for_each(|action| world.act(action));
+    world.settle();
+    world.check()
+}
+
+/// While a write is under way, another relay stores a change, and the peer answers that. It must be
+/// told that all is stored when the write ends, for there is no next one.
+#[test]
+fn a_peer_is_told_all_heads_though_another_relay_stored_the_last_change() {
+    let mut world = World::new([0; RELAYS]);
+    let exchange = |world: &mut World, n: usize| {
+        for _ in 0..6 {
+            let actions = [Action::ToRelay(n), Action::Step(n), Action::ToPeer(n)];
+            actions.iter().for_each(|action| world.act(action));
+        }
+    };
+    for n in [0, 1] {
+        world.connect(n, n, false);
+        exchange(&mut world, n);
+    }
+    for n in [0, 1] {
+        world.act(&Action::Edit(n));
+        exchange(&mut world, n);
+    }
+    assert!(world.relays[0].writing.is_some());
+    world.act(&Action::Commit { relay: 1, is_answered: true });
+    world.act(&Action::Look { relay: 0, again: 0 });
+    exchange(&mut world, 0);
+    world.act(&Action::Commit { relay: 0, is_answered: true });
+    exchange(&mut world, 0);
+    assert!(world.relays[0].writing.is_none() && world.relays[0].core.is_durable());
+    let heads = world.peers[0].doc.get_heads();
+    assert_eq!(heads.len(), 2);
+    assert_eq!(world.peers[0].state.their_heads.as_ref(), Some(&heads));
+}
+
+/// What the database has lost is written again, and nobody has to connect again for it.
+#[test]
+fn what_a_database_has_lost_is_written_again() {
+    for commits in 1..=4 {
+        let mut world = World::new([0; RELAYS]);
+        (0..PEERS).for_each(|n| world.connect(n, n % RELAYS, false));
+        world.settle();
+        world.act(&Action::Lose(commits));
+        let edits = world.edits;
+        world.settle();
+        assert_eq!(world.edits, edits + PEERS as u64);
+        world.check().expect("everything is there");
+    }
+}
+
+/// A base is stored with the first change, and not before.
+#[test]
+fn a_base_is_stored_with_the_first_change() {
+    let mut world = World::new([2, 2, 2]);
+    world.connect(0, 0, false);
+    for _ in 0..6 {
+        let actions = [Action::ToRelay(0), Action::Step(0), Action::ToPeer(0)];
+        actions.iter().for_each(|action| world.act(action));
+    }
+    assert!(!world.peers[0].doc.get_heads().is_empty(), "the peer has the base");
+    assert!(world.relays[0].writing.is_none() && world.relays[0].core.is_durable());
+    world.settle();
+    assert!(world.database.changes().len() > PEERS, "the base is stored");
+}
+
+fn bases() -> impl Strategy<Value = [usize; RELAYS]> {
+    prop_oneof![Just([0; RELAYS]), Just([2; RELAYS]), Just([2, 3, 2])]
+}
+
+fn actions() -> impl Strategy<Value = Vec<Action>> {
+    proptest::collection::vec(action(), 1..200)
+}
+
+/// Each fault is found, within as many cases as are run without one.
+#[test]
+fn faults_of_a_store_are_found() {
+    for fault in [
+        Fault::ConfirmedTooEarly,
+        Fault::MissedRows,
+        Fault::LossNotNoticed,
+        Fault::LossNotNoticedByWrites,
+        Fault::ReplacesUnread,
+    ] {
+        let config =
+            ProptestConfig { max_shrink_iters: 0, failure_persistence: None, ..cases(500) };
+        let rng = TestRng::deterministic_rng(config.rng_algorithm);
+        let found = TestRunner::new_with_rng(config, rng)
+            .run(&(bases(), actions()), |(bases, actions)| run(bases, &actions, Some(fault)));
+        assert!(found.is_err(), "{fault:?} is not found");
+    }
+}
+
+proptest! {
+    #![proptest_config(cases(2_000))]
+
+    #[test]
+    fn relays_on_one_store_act_as_one(bases in bases(), actions in actions()) {
+        run(bases, &actions, None)?;
+    }
+}
