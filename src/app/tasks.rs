@@ -92,7 +92,7 @@ pub(super) fn table(
         }));
     }
     if let Some(database) = &storage.database {
-        // It ends only if the relay does not know any more what is stored.
+        // It ends only if another relay has written.
         let subject = (database.clone(), app.sync.rooms.clone());
         let task = |(database, rooms): (Arc<PostgresStore>, Arc<Rooms>)| async move {
             database.stay_connected(|| rooms.store_lost()).await;

@@ -201,7 +201,7 @@ impl Documents {
             if let Err(error) =
                 self.timed("put", self.store.put(&seed.key, seed.data.clone())).await
             {
-                // Stored before the first change instead, like the seed of a new document.
+                // The engine stores it instead.
                 warn!(%document, "cannot store the served bundle's snapshot yet; retrying: \
                                   {error}");
                 opened.unsaved_seed = Some(seed.clone());
@@ -405,7 +405,7 @@ impl Documents {
         let result = work.await;
         let seconds = start.elapsed().as_secs_f64();
         self.metrics.seconds.with_label_values(&[operation]).observe(seconds);
-        if result.is_err() {
+        if result.as_ref().is_err_and(|error| !matches!(error, StorageError::Outdated(_))) {
             self.metrics.failures.with_label_values(&[operation]).inc();
         }
         result

@@ -143,28 +143,35 @@ pub(super) struct Chunks {
     pub(super) under_way: Option<Write>,
     /// The increment with all changes that are not written; none if it has to be computed.
     unwritten: Option<Vec<u8>>,
+    /// Bytes of a base that is not stored, or of what the store has lost, until the next write is
+    /// durable.
+    unstored: usize,
 }
 
 impl Chunks {
-    /// These chunks, with their sizes, hold all of the document.
-    pub(super) fn new(stored: impl IntoIterator<Item = (Key, usize)>) -> Self {
+    /// These chunks, with their sizes, hold all of the document but what would take `unstored`
+    /// bytes.
+    pub(super) fn new(stored: impl IntoIterator<Item = (Key, usize)>, unstored: usize) -> Self {
         let mut all = Stored::default();
         for (key, size) in stored {
             all.totals.loaded += usize::from(!is_snapshot(&key));
             all.add(key, size);
         }
         let (recent, unwritten) = (Recent::default(), Some(Vec::new()));
-        Self { stored: all, recent, under_way: None, unwritten }
+        Self { stored: all, recent, under_way: None, unwritten, unstored }
     }
 
     /// Only these chunks are stored, and no write is under way.
     pub(super) fn begin_anew(&mut self, stored: Vec<(Key, usize)>) {
-        *self = Self::new(stored);
+        let bytes = self.stored_bytes();
+        *self = Self::new(stored, 0);
+        self.unstored = bytes.saturating_sub(self.stored_bytes());
     }
 
-    /// Bytes of the document's chunks in storage.
+    /// Bytes of the document's chunks in storage, and of what was not written yet of a base or after
+    /// a loss.
     pub(super) fn stored_bytes(&self) -> usize {
-        self.stored.totals.snapshots + self.stored.totals.increments
+        self.stored.totals.snapshots + self.stored.totals.increments + self.unstored
     }
 
     /// The keys of the document's chunks in storage.
@@ -308,6 +315,7 @@ impl Chunks {
         if is_snapshot(key) {
             self.stored.totals.loaded = 0;
         }
+        self.unstored = 0;
         self.stored.remove(replaces);
         // A snapshot of the same heads is stored under the same key.
         self.stored.remove(std::slice::from_ref(key));
@@ -335,7 +343,7 @@ mod tests {
         };
         // As many heads as increments, to compute an increment from.
         let heads = |count| vec![ChangeHash([0; 32]); count];
-        let mut chunks = Chunks::new([(key(ChunkKind::Snapshot, 0), snapshot)]);
+        let mut chunks = Chunks::new([(key(ChunkKind::Snapshot, 0), snapshot)], 0);
         let kept = kept_increments(changes, Size::mib(256));
         let mut written = 0;
         let mut all = Vec::new();
@@ -384,7 +392,7 @@ mod tests {
             let (document, name) = (DocumentId::from_bytes([7; 16]), name.to_owned());
             Key::Chunk { document, kind, name }
         };
-        let mut chunks = Chunks::new([(key(ChunkKind::Snapshot, "s"), 10_000)]);
+        let mut chunks = Chunks::new([(key(ChunkKind::Snapshot, "s"), 10_000)], 0);
         let write = |name, size| Write {
             heads: Vec::new(),
             changes: 0,
@@ -411,10 +419,13 @@ mod tests {
     fn many_increments_of_earlier_times_are_replaced() {
         let increments = (0..MAX_LOADED).map(|n| (ChunkKind::Incremental, n, 150));
         let all = [(ChunkKind::Snapshot, 0, 20_000)].into_iter().chain(increments);
-        let chunks = Chunks::new(all.map(|(kind, n, size)| {
-            let (document, name) = (DocumentId::from_bytes([7; 16]), n.to_string());
-            (Key::Chunk { document, kind, name }, size)
-        }));
+        let chunks = Chunks::new(
+            all.map(|(kind, n, size)| {
+                let (document, name) = (DocumentId::from_bytes([7; 16]), n.to_string());
+                (Key::Chunk { document, kind, name }, size)
+            }),
+            0,
+        );
         assert!(chunks.wants_snapshot(false, 150, kept_increments(60_000, Size::mib(256))));
     }
 

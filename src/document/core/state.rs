@@ -60,13 +60,14 @@ pub(super) struct Orphans {
 impl Core {
     /// A document with these bytes of `values`, without peers. It is stored in these chunks up to
     /// the `durable` heads. If nothing is stored, the document is its base, from the served bundle:
-    /// that is written with the first change, and not before.
+    /// that is written with the first change, unless the bundle changes before. What is not stored
+    /// would take `unstored` bytes.
     pub(crate) fn new(
         id: DocumentId,
         doc: Document,
         max: MaxDocument,
         values: u64,
-        stored: impl IntoIterator<Item = (Key, usize)>,
+        (stored, unstored): (Vec<(Key, usize)>, usize),
         durable: &[ChangeHash],
     ) -> Self {
         let mut versions = Versions::default();
@@ -82,7 +83,7 @@ impl Core {
             versions,
             durable: Durability::new(doc.heads().to_vec(), doc.changes()),
             has_unsaved_base: false,
-            chunks: Chunks::new(stored),
+            chunks: Chunks::new(stored, unstored),
             applying: Arc::default(),
             damaged_by: None,
             doc,
@@ -138,7 +139,8 @@ impl Core {
         (self.doc.changes(), self.durable.changes)
     }
 
-    /// Bytes of the document's chunks in storage.
+    /// Bytes of the document's chunks in storage, and of what was not written yet of a base or after
+    /// a loss.
     pub(crate) fn stored_bytes(&self) -> usize {
         self.chunks.stored_bytes()
     }

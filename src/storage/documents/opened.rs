@@ -18,8 +18,8 @@ pub struct Opened {
     pub doc: Document,
     /// The chunks that parse, with the seed snapshot if it adds something.
     pub chunks: Vec<StoredChunk>,
-    /// The seed snapshot if storage does not have it yet. It must be stored before the first change
-    /// that builds on it.
+    /// The seed snapshot if storage does not have it yet. It must be stored before, or with, the
+    /// first change that builds on it.
     pub unsaved_seed: Option<SeedSnapshot>,
     /// The document's heads; empty if there is no such document.
     pub heads: Vec<ChangeHash>,

@@ -33,9 +33,12 @@ impl PostgresStore {
             StorageError::Unavailable(Failure::new("write to", database, "its writer has ended"))
         };
         let is_large = change.put.as_ref().is_some_and(|(_, data)| data.len() >= LARGE_CHUNK);
+        let mut change = change;
         if is_large {
             let written = write(&self.link, true, &[&change]).await;
-            return written.map_err(|error| error.into_storage("write to", self.link.database()));
+            written.map_err(|error| error.into_storage("write to", self.link.database()))?;
+            // Only small writes are counted, by which a loss is noticed.
+            change = Change { put: None, delete: Vec::new(), losses: change.losses };
         }
         let (done, result) = oneshot::channel();
         self.requests.send(Request { change, done }).await.map_err(|_| ended())?;

@@ -135,12 +135,13 @@ impl Server {
         Ok(Self { timeout, config, tls, instance, groups: AtomicU64::new(0) })
     }
 
-    /// Connects, checks the server, and takes over the writing. `has_written`: this relay has
-    /// written already, so no other may have written since.
-    pub(super) async fn connect(&self, has_written: bool) -> Result<Group, ConnectError> {
+    /// Connects, checks the server, and takes over the writing. `earlier` is how many writes the
+    /// database has confirmed to this relay, and no other may have written since; none at the
+    /// start.
+    pub(super) async fn connect(&self, earlier: Option<i64>) -> Result<Group, ConnectError> {
         // There are several answers to wait for.
         let limit = 3 * self.timeout;
-        let connecting = timeout(limit, self.connect_group(has_written));
+        let connecting = timeout(limit, self.connect_group(earlier));
         connecting.await.unwrap_or(Err(ConnectError::Timeout(limit)))
     }
 
@@ -155,15 +156,17 @@ impl Server {
         timeout(self.timeout, checking).await.unwrap_or(Err(ConnectError::Timeout(self.timeout)))
     }
 
-    async fn connect_group(&self, has_written: bool) -> Result<Group, ConnectError> {
+    async fn connect_group(&self, earlier: Option<i64>) -> Result<Group, ConnectError> {
         let broken = CancellationToken::new();
         let mut connections = JoinSet::new();
         let writer = self.connect_one(&mut connections, &broken).await?;
         check(&writer).await?;
         match lock(&writer).await {
             // Perhaps by an earlier connection of this relay.
-            Err(error @ ConnectError::InUse { .. }) if has_written => {
-                self.is_ours(&writer).await?;
+            Err(error @ ConnectError::InUse { .. }) => {
+                if let Some(confirmed) = earlier {
+                    self.is_ours(&writer, confirmed).await?;
+                }
                 return Err(error);
             }
             locked => locked?,
@@ -171,7 +174,7 @@ impl Server {
         schema::prepare(&writer).await?;
         let number = self.groups.fetch_add(1, Ordering::Relaxed);
         let name = [self.instance.as_slice(), &number.to_be_bytes()].concat();
-        let writes = self.take_over(&writer, &name, has_written).await?;
+        let writes = self.take_over(&writer, &name, earlier).await?;
         let write = writer.prepare(WRITE).await?;
         let large = self.connect_one(&mut connections, &broken).await?;
         is_same_server(&large, &name).await?;
@@ -202,22 +205,24 @@ impl Server {
         &self,
         client: &Client,
         name: &[u8],
-        has_written: bool,
+        earlier: Option<i64>,
     ) -> Result<i64, ConnectError> {
-        if has_written {
-            self.is_ours(client).await?;
+        if let Some(confirmed) = earlier {
+            self.is_ours(client, confirmed).await?;
         }
         let take = "update tonk_relay.writer set name = $1 returning writes";
         Ok(client.query_one(take, &[&name]).await?.try_get(0)?)
     }
 
-    /// Checks that no other relay has written since this one began.
-    async fn is_ours(&self, client: &Client) -> Result<(), ConnectError> {
-        let statement = "select substr(name, 1, $1) from tonk_relay.writer";
+    /// Checks that no other relay has written since this one began. A database with fewer writes
+    /// than were confirmed is in an older state, perhaps of before that.
+    async fn is_ours(&self, client: &Client, confirmed: i64) -> Result<(), ConnectError> {
+        let statement = "select substr(name, 1, $1), writes from tonk_relay.writer";
         let length = i32::try_from(self.instance.len()).unwrap_or(i32::MAX);
         let row = client.query_one(statement, &[&length]).await?;
         let is_ours = row.try_get::<_, &[u8]>(0)? == self.instance;
-        if is_ours { Ok(()) } else { Err(ConnectError::TakenOver) }
+        let is_older = row.try_get::<_, i64>(1)? < confirmed;
+        if is_ours || is_older { Ok(()) } else { Err(ConnectError::TakenOver) }
     }
 
     async fn connect_reader(

@@ -131,7 +131,7 @@ pub enum ConnectError {
          it"
     )]
     InUse { from: String },
-    #[error("another relay has taken over the database, or an older state of it was brought back")]
+    #[error("another relay has taken over the database")]
     TakenOver,
     #[error("connections reach different servers; expected a host name with one of them")]
     OtherServer,

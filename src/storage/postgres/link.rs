@@ -66,7 +66,7 @@ impl Link {
         let started = tokio::time::Instant::now();
         let mut is_told = false;
         let group = loop {
-            match server.connect(false).await {
+            match server.connect(None).await {
                 Err(error) if error.is_passing() && started.elapsed() < START_WAIT => {
                     if !std::mem::replace(&mut is_told, true) {
                         warn!("cannot use the database {name} yet; waiting for it: {error}");
@@ -76,13 +76,14 @@ impl Link {
                 connected => break connected?,
             }
         };
+        let confirmed = AtomicI64::new(group.writes);
         Ok(Self {
             server,
             name,
             group: watch::Sender::new(Some(Arc::new(group))),
             large: tokio::sync::Mutex::default(),
             away: Mutex::default(),
-            confirmed: AtomicI64::new(0),
+            confirmed,
             losses: AtomicU64::new(0),
             health,
             metrics,
@@ -113,9 +114,9 @@ impl Link {
     pub(super) fn publish(&self, group: Group) -> bool {
         self.metrics.reconnects.inc();
         *lock(&self.away) = None;
-        let has_lost = group.losses > self.losses.swap(group.losses, Ordering::Relaxed);
+        let has_lost = group.losses > self.losses.swap(group.losses, Ordering::SeqCst);
+        let confirmed = self.confirmed.swap(group.writes, Ordering::SeqCst);
         if has_lost {
-            let confirmed = self.confirmed.swap(group.writes, Ordering::Relaxed);
             self.metrics.losses.inc();
             error!(
                 database = self.name,
@@ -137,9 +138,10 @@ impl Link {
         let mut backoff = Backoff::new(RETRY.0, RETRY.1);
         let mut last = String::new();
         loop {
-            let confirmed = self.confirmed.load(Ordering::Relaxed);
-            match self.server.connect(true).await {
+            match self.server.connect(Some(self.confirmed.load(Ordering::SeqCst))).await {
                 Ok(mut group) => {
+                    // Read now: an answer of the broken connection may have been handled late.
+                    let confirmed = self.confirmed.load(Ordering::SeqCst);
                     let losses = self.losses.load(Ordering::Relaxed);
                     group.losses = losses + u64::from(group.writes < confirmed);
                     return Ok(group);
@@ -227,7 +229,11 @@ impl Link {
                 "synchronous_commit is off, with which a crash loses what was reported as saved",
             ));
         }
-        self.confirmed.fetch_max(writes, Ordering::Relaxed);
+        self.confirmed.fetch_max(writes, Ordering::SeqCst);
+        // The next connection may have looked at the number before.
+        if group.broken.is_cancelled() {
+            return Err(QueryError::passing("the connection was lost"));
+        }
         Ok(())
     }
 

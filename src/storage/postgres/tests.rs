@@ -219,6 +219,13 @@ async fn nothing_is_stored_that_builds_on_what_the_database_has_lost() {
     for name in ["a", "b"] {
         store.put(&key(name), Bytes::from_static(b"confirmed")).await.expect("is stored");
     }
+    let count = async || -> i64 {
+        let writes = "select writes from tonk_relay.writer";
+        database.client().await.query_one(writes, &[]).await.expect("reads").get(0)
+    };
+    let small = count().await;
+    store.put(&key("large"), vec![0; 2 << 20].into()).await.expect("is stored");
+    assert!(count().await > small, "the loss of a large chunk would not be noticed");
     let before = store.losses();
     let lose = "update tonk_relay.writer set writes = 1";
     database.client().await.execute(lose, &[]).await.expect("loses");
@@ -239,6 +246,14 @@ async fn nothing_is_stored_that_builds_on_what_the_database_has_lost() {
     made.expect("is stored");
     write(store.losses()).await.expect("is stored");
     assert_eq!(store.losses(), before + 1);
+    // So is an older state, of a relay before this one.
+    let older = "update tonk_relay.writer set writes = 0, name = 'earlier'";
+    database.client().await.execute(older, &[]).await.expect("loses");
+    end_connections(&database).await;
+    while store.losses() == before + 1 {
+        sleep(Duration::from_millis(1)).await;
+    }
+    write(store.losses()).await.expect("is stored");
     // Its next connections find everything that was confirmed since.
     end_connections(&database).await;
     write(store.losses()).await.expect("is stored");

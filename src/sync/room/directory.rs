@@ -64,8 +64,8 @@ pub struct RoomHandle {
     has_bundle_changed: AtomicBool,
     /// What is stored was changed by something other than the room.
     has_storage_changed: AtomicBool,
-    /// Notified when the bundle or what is stored has changed, when the room is evicted, and when
-    /// a session can be sent what was kept back.
+    /// Notified when the bundle or what is stored has changed, when the store has lost something,
+    /// when the room is evicted, and when a session can be sent what was kept back.
     pub(crate) news: Arc<Notify>,
     /// Cancelled when the room is no longer in the directory. A session that finds the mailbox
     /// closed waits for this and looks in the directory again.

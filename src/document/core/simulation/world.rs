@@ -163,7 +163,14 @@ fn core(disk: &BTreeMap<Key, Vec<u8>>) -> Core {
     let doc = Document::read(&bytes, Rules::Stored).expect("what is stored is admitted");
     let stored = disk.iter().map(|(key, data)| (key.clone(), data.len()));
     let durable = doc.heads().to_vec();
-    Core::new(DOCUMENT, doc, MaxDocument::of(&Config::default()), 0, stored, &durable)
+    Core::new(
+        DOCUMENT,
+        doc,
+        MaxDocument::of(&Config::default()),
+        0,
+        (stored.collect(), 0),
+        &durable,
+    )
 }
 
 impl World {

@@ -83,10 +83,11 @@ impl NativeEngine {
         let Start { documents, document, opened, members, usage, pending } = start;
         let Opened { doc, chunks, unsaved_seed, stored_heads, unpacked, losses, .. } = opened;
         let is_stored = |key: &Key| unsaved_seed.as_ref().is_none_or(|seed| seed.key != *key);
-        let stored = chunks.into_iter().map(|(key, data)| (key, data.len()));
-        let stored = stored.filter(|(key, _)| is_stored(key));
+        let sizes = chunks.into_iter().map(|(key, data)| (key, data.len()));
+        let (stored, unstored): (Vec<_>, Vec<_>) = sizes.partition(|(key, _)| is_stored(key));
+        let unstored = unstored.into_iter().map(|(_, size)| size).sum();
         let (max, values) = (documents.max(), unpacked.values);
-        let core = Core::new(document, doc, max, values, stored, &stored_heads);
+        let core = Core::new(document, doc, max, values, (stored, unstored), &stored_heads);
         let core = Box::new(core);
         Self {
             document,
@@ -156,8 +157,7 @@ impl NativeEngine {
             return Err(self.failure);
         }
         let done = done(&mut self.writer.work).await;
-        self.events.push(self.writer.end(done));
-        self.writer.read_if_outdated();
+        self.events.extend(self.writer.end(done));
         self.settle().await;
         Ok(())
     }
@@ -253,7 +253,8 @@ impl Engine for NativeEngine {
     }
 
     fn is_durable(&self) -> bool {
-        let is_written = self.events.is_empty() && self.writer.work.is_none();
+        let is_written =
+            self.events.is_empty() && self.writer.work.is_none() && !self.writer.is_outdated();
         is_written && matches!(&self.core, CoreState::Idle(core) if core.is_durable())
     }
 
@@ -261,6 +262,7 @@ impl Engine for NativeEngine {
         async move {
             self.settle().await;
             while !self.is_durable() {
+                self.writer.read_if_outdated();
                 self.work().await?;
             }
             Ok(())

@@ -54,41 +54,56 @@ impl Writer {
         let (documents, document, losses) = (self.documents.clone(), self.document, self.losses);
         let write = async move {
             drop(waiting);
+            let bytes = data.len();
             match documents.replace(&key, data, &replaces, losses).await {
                 Ok(()) => Done::Saved,
-                Err(Outdated) => read(&documents, document).await,
+                Err(Outdated) => {
+                    let _waiting = documents.unsaved_bytes(bytes);
+                    read(&documents, document).await
+                }
             }
         };
         self.work = Some(write.boxed());
     }
 
+    /// Whether the store has lost something since the document was read.
+    pub(super) fn is_outdated(&self) -> bool {
+        self.losses != self.documents.store().losses()
+    }
+
     /// Begins to read what is stored if the store has lost something since.
     pub(super) fn read_if_outdated(&mut self) {
-        if self.is_reading || self.losses == self.documents.store().losses() {
+        if self.is_reading || !self.is_outdated() {
             return;
         }
         self.is_reading = true;
         let (documents, document, earlier) =
             (self.documents.clone(), self.document, self.work.take());
         let read = async move {
-            if let Some(earlier) = earlier {
-                earlier.await;
+            if let Some(earlier) = earlier
+                && let lost @ Done::Lost(..) = earlier.await
+            {
+                return lost;
             }
             read(&documents, document).await
         };
         self.work = Some(read.boxed());
     }
 
-    /// Returns what the core has to know of work that has ended.
-    pub(super) fn end(&mut self, done: Done) -> Event {
+    /// Returns what the core has to know of work that has ended. A chunk that was stored before a
+    /// loss may be gone: then what is stored is read first.
+    pub(super) fn end(&mut self, done: Done) -> Option<Event> {
         (self.work, self.is_reading, self.waiting) = (None, false, None);
-        match done {
-            Done::Saved => Event::Saved,
+        let event = match done {
+            Done::Saved if self.is_outdated() => None,
+            Done::Saved => Some(Event::Saved),
             Done::Lost(remains, losses) => {
                 self.losses = losses;
-                Event::Restored(remains)
+                Some(Event::Restored(remains))
             }
-        }
+        };
+        self.read_if_outdated();
+        event
     }
 }
 

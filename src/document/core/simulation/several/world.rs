@@ -117,7 +117,7 @@ fn open(database: &Database, base: &[u8]) -> Relay {
     let stored = database.rows.iter().map(|(key, row)| (key.clone(), row.data.len()));
     let max = MaxDocument::of(&Config::default());
     Relay {
-        core: Core::new(DOCUMENT, doc, max, 0, stored, &durable),
+        core: Core::new(DOCUMENT, doc, max, 0, (stored.collect(), 0), &durable),
         arrived: Vec::new(),
         writing: None,
         seen: database.commits,
