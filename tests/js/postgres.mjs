@@ -1,5 +1,6 @@
 // A PostgreSQL server for tests, and relays that keep their documents in it.
 import { execFileSync, spawn, spawnSync } from 'node:child_process';
+import { tmpdir } from 'node:os';
 import { createInterface } from 'node:readline';
 import { fileURLToPath } from 'node:url';
 import { atEnd } from './relay.mjs';
@@ -10,10 +11,11 @@ export const skip = spawnSync('psql', ['--version']).error ? 'needs PostgreSQL' 
 const SCRIPT = fileURLToPath(new URL('../postgres-server', import.meta.url));
 
 export class Postgres {
-  /** Starts a server with further arguments, which ends with the test. */
-  static async start(t, words = []) {
+  /** Starts a server with further arguments, on the disk at `disk`. It ends with the test. */
+  static async start(t, words = [], disk = tmpdir()) {
     const server = new Postgres();
-    server.child = spawn(SCRIPT, words, { stdio: ['pipe', 'pipe', 'inherit'] });
+    const env = { ...process.env, TMPDIR: disk };
+    server.child = spawn(SCRIPT, words, { env, stdio: ['pipe', 'pipe', 'inherit'] });
     server.lines = createInterface({ input: server.child.stdout })[Symbol.asyncIterator]();
     const ended = new Promise(resolve => server.child.once('close', resolve));
     atEnd(t, () => { server.child.stdin.end(); return ended; });

@@ -2,12 +2,12 @@
 import assert from 'node:assert/strict';
 import { execFileSync, spawnSync } from 'node:child_process';
 import { randomBytes as nodeBytes } from 'node:crypto';
-import { chmod, chown, writeFile } from 'node:fs/promises';
+import { chmod, chown, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import test from 'node:test';
 import { parseAutomergeUrl } from '@automerge/automerge-repo';
 import { Postgres, skip } from './postgres.mjs';
-import { BINARY, Relay, atEnd, close, folder, saved, share, until } from './relay.mjs';
+import { BINARY, Relay, atEnd, close, fill, folder, saved, share, smallDisk, until } from './relay.mjs';
 import { KEYS, Store, skip as skipStore } from './store.mjs';
 
 /** Bytes that do not compress. Text would be an operation for each character. */
@@ -200,6 +200,38 @@ test('what a promoted standby lacks is stored again from the memory of the relay
   for (const shared of [handle, large, other]) {
     assert.deepEqual((await reader.repo.find(shared.url)).doc(), shared.doc());
   }
+});
+
+test('a database that is read-only, or without room, is waited for', { skip }, async t => {
+  const disk = await smallDisk(t, 192);
+  if (!disk) return;
+  await chmod(disk, 0o755);
+  const postgres = await Postgres.start(t, [], disk);
+  const relay = await Relay.start(t, postgres.config());
+  const [writer, reader] = [relay.client(t), relay.client(t)];
+  const handle = await share(writer, { n: 0 });
+  const copy = await reader.repo.find(handle.url);
+  /** Sync goes on, `problem` is reported, and everything is saved once it has passed. */
+  const outlives = async (problem, change, begin, end) => {
+    await begin();
+    handle.change(change);
+    await until('sync goes on', () => copy.heads().join() === handle.heads().join());
+    await until('it is reported', async () => await ready(relay) === 503);
+    const status = spawnSync(BINARY, ['status', '--config', join(relay.at, 'tonk-relay.toml')], { encoding: 'utf8' });
+    assert.match(status.stdout, problem);
+    await end();
+    const began = Date.now();
+    await saved(writer, handle);
+    t.diagnostic(`saved ${Date.now() - began} ms after it has passed`);
+    assert.equal(await ready(relay), 200);
+  };
+  const set = statement => { postgres.query(statement); postgres.query('select pg_reload_conf()'); };
+  await outlives(/read-only/, doc => { doc.n = 1; },
+    () => set('alter system set default_transaction_read_only = on'),
+    () => set('alter system reset default_transaction_read_only'));
+  let ballast;
+  await outlives(/No space left on device/, doc => { doc.data = randomBytes(600_000); },
+    async () => { ballast = await fill(disk); }, () => rm(ballast));
 });
 
 test('a server on another machine needs a certificate and a password', { skip }, async t => {
