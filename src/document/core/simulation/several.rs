@@ -5,6 +5,7 @@
 mod database;
 mod world;
 
+use automerge::sync::{Message, MessageVersion};
 use proptest::{
     prelude::*,
     test_runner::{TestCaseResult, TestRng, TestRunner},
@@ -91,6 +92,45 @@ fn what_a_database_has_lost_is_written_again() {
     }
 }
 
+/// A change that waits for one that another relay stores is written by the relay that has it.
+#[test]
+fn a_change_that_another_relay_frees_is_written() {
+    let mut world = World::new([0; RELAYS]);
+    world.connect(0, 0, false);
+    world.act(&Action::Edit(0));
+    for _ in 0..3 {
+        [Action::Step(0), Action::ToPeer(0), Action::ToRelay(0)].iter().for_each(|a| world.act(a));
+    }
+    world.act(&Action::Commit { relay: 0, is_answered: true });
+    let first = world.peers[0].doc.get_heads();
+    // It moves to a relay that has not read its first change, and sends only the second one.
+    world.connect(0, 1, false);
+    world.act(&Action::Edit(0));
+    let peer = &mut world.peers[0];
+    let change = peer.doc.get_changes(&first).remove(0);
+    let message = Message {
+        heads: vec![change.hash()],
+        need: Vec::new(),
+        have: Vec::new(),
+        changes: vec![change.raw_bytes().to_vec()].into(),
+        flags: None,
+        version: MessageVersion::V1,
+    };
+    let link = peer.link.as_mut().expect("a link");
+    link.to_relay = [message.encode()].into();
+    world.act(&Action::ToRelay(0));
+    world.act(&Action::Step(1));
+    assert!(world.relays[1].core.heads().is_empty() && world.relays[1].writing.is_none());
+    world.act(&Action::Look { relay: 1, again: 0 });
+    world.act(&Action::Step(1));
+    assert_eq!(world.relays[1].core.heads(), [change.hash()]);
+    assert!(!world.relays[1].core.is_durable());
+    world.act(&Action::Commit { relay: 1, is_answered: true });
+    assert!(world.database.changes().contains(&change.hash()));
+    world.settle();
+    world.check().expect("everything is there");
+}
+
 /// A base is stored with the first change, and not before.
 #[test]
 fn a_base_is_stored_with_the_first_change() {
@@ -114,7 +154,7 @@ fn actions() -> impl Strategy<Value = Vec<Action>> {
     proptest::collection::vec(action(), 1..200)
 }
 
-/// Each fault is found, within as many cases as are run without one.
+/// Each fault is found within 500 random cases.
 #[test]
 fn faults_of_a_store_are_found() {
     for fault in [
