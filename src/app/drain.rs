@@ -177,11 +177,12 @@ impl Parts {
         let ended = async {
             self.http_running.wait().await;
             self.unfinished.finish().await;
-            // Those that were still connecting when all sessions were closed.
+            // Those that were still connecting when all sessions were closed, or that were late.
             self.sync.running.wait().await;
         };
         if timeout(HTTP_GRACE.min(limit / 3), ended).await.is_err() {
             let requests = self.http_running.len().max(self.unfinished.unfinished());
+            let requests = requests.max(self.sync.running.len());
             info!(requests, "cutting off requests that did not end in time");
         }
     }

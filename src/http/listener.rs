@@ -180,6 +180,7 @@ impl Connections {
             };
             let (stream, address) = match accepted {
                 Ok(accepted) => accepted,
+                Err(_) if self.stopping.is_cancelled() => return,
                 Err(error) => {
                     accept_failed(&error).await;
                     continue;

@@ -145,7 +145,7 @@ pub(super) struct Chunks {
     unwritten: Option<Vec<u8>>,
     /// Bytes of a base that is not stored, or of what the store has lost, until the next write is
     /// durable.
-    unstored: usize,
+    pub(super) unstored: usize,
 }
 
 impl Chunks {

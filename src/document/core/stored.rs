@@ -108,6 +108,7 @@ impl Core {
         self.chunks.begin_anew(replaceable);
         heads.retain(|head| self.doc.has(head));
         if heads == self.doc.heads() {
+            self.chunks.unstored = 0;
             self.durable_until(heads, self.doc.changes());
         } else {
             // Peers have the base from the bundle, so they may be told of it.

@@ -28,18 +28,34 @@ fn chunk(document: DocumentId, row: &Row) -> Result<StoredChunk, QueryError> {
 
 impl PostgresStore {
     async fn commit(&self, change: Change) -> Result<(), StorageError> {
+        if change.put.as_ref().is_none_or(|(_, data)| data.len() < LARGE_CHUNK) {
+            return self.request(change).await;
+        }
+        loop {
+            let written = write(&self.link, true, &[&change]).await;
+            let name =
+                written.map_err(|error| error.into_storage("write to", self.link.database()))?;
+            // Only small writes are counted, by which a loss is noticed. Over other connections it
+            // would not show that the database still has the chunk.
+            let counted = Change {
+                put: None,
+                delete: Vec::new(),
+                losses: change.losses,
+                only_over: Some(name),
+            };
+            match self.request(counted).await {
+                Err(StorageError::Outdated(_)) => {}
+                counted => return counted,
+            }
+        }
+    }
+
+    /// Has the writer make a small change with its next commit.
+    async fn request(&self, change: Change) -> Result<(), StorageError> {
         let ended = || {
             let database = Location::Database(self.link.database().to_owned());
             StorageError::Unavailable(Failure::new("write to", database, "its writer has ended"))
         };
-        let is_large = change.put.as_ref().is_some_and(|(_, data)| data.len() >= LARGE_CHUNK);
-        let mut change = change;
-        if is_large {
-            let written = write(&self.link, true, &[&change]).await;
-            written.map_err(|error| error.into_storage("write to", self.link.database()))?;
-            // Only small writes are counted, by which a loss is noticed.
-            change = Change { put: None, delete: Vec::new(), losses: change.losses };
-        }
         let (done, result) = oneshot::channel();
         self.requests.send(Request { change, done }).await.map_err(|_| ended())?;
         result.await.unwrap_or_else(|_| Err(ended()))
@@ -102,8 +118,13 @@ impl ChunkStore for PostgresStore {
         if columns(key).is_none() {
             return self.store_id(data).boxed();
         }
-        self.commit(Change { put: Some((key.clone(), data)), delete: replaced.to_vec(), losses })
-            .boxed()
+        self.commit(Change {
+            put: Some((key.clone(), data)),
+            delete: replaced.to_vec(),
+            losses,
+            only_over: None,
+        })
+        .boxed()
     }
 
     fn losses(&self) -> u64 {
@@ -111,7 +132,13 @@ impl ChunkStore for PostgresStore {
     }
 
     fn delete<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<(), StorageError>> {
-        self.commit(Change { put: None, delete: vec![key.clone()], losses: self.losses() }).boxed()
+        self.commit(Change {
+            put: None,
+            delete: vec![key.clone()],
+            losses: self.losses(),
+            only_over: None,
+        })
+        .boxed()
     }
 
     fn is_deleted(&self, document: DocumentId) -> bool {

@@ -1,7 +1,10 @@
 //! Connecting to the database.
 
 use std::{
-    sync::atomic::{AtomicU64, AtomicUsize, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -66,8 +69,9 @@ pub(super) struct Group {
     /// At least one.
     readers: (Reader, Vec<Reader>),
     next_reader: AtomicUsize,
-    /// How many writes of this relay the database has made, as far as this group's server knows.
-    pub(super) writes: i64,
+    /// The number of the last write that is known to be made: at first that with which the server
+    /// began, then of those that it has confirmed to this group.
+    pub(super) confirmed: Arc<AtomicI64>,
     /// How often the database had lost something before.
     pub(super) losses: u64,
     /// Cancelled when one of them has failed.
@@ -192,7 +196,7 @@ impl Server {
             name,
             readers: (first, others),
             next_reader: AtomicUsize::new(0),
-            writes,
+            confirmed: Arc::new(AtomicI64::new(writes)),
             losses: 0,
             broken,
             _connections: connections,
@@ -215,7 +219,7 @@ impl Server {
     }
 
     /// Checks that no other relay has written since this one began. A database with fewer writes
-    /// than were confirmed is in an older state, perhaps of before that.
+    /// than were confirmed is taken for an older state, whoever wrote last.
     async fn is_ours(&self, client: &Client, confirmed: i64) -> Result<(), ConnectError> {
         let statement = "select substr(name, 1, $1), writes from tonk_relay.writer";
         let length = i32::try_from(self.instance.len()).unwrap_or(i32::MAX);

@@ -46,8 +46,8 @@ pub(super) struct Link {
     pub(super) large: tokio::sync::Mutex<()>,
     /// The fault that `/readyz` shows while the relay is not connected.
     away: Mutex<Option<FailingWrite>>,
-    /// The number of the last write that was confirmed.
-    confirmed: AtomicI64,
+    /// That of the last group.
+    confirmed: Mutex<Arc<AtomicI64>>,
     /// How often the database has lost some that were confirmed.
     losses: AtomicU64,
     health: Arc<Health>,
@@ -76,7 +76,7 @@ impl Link {
                 connected => break connected?,
             }
         };
-        let confirmed = AtomicI64::new(group.writes);
+        let confirmed = Mutex::new(group.confirmed.clone());
         Ok(Self {
             server,
             name,
@@ -115,12 +115,14 @@ impl Link {
         self.metrics.reconnects.inc();
         *lock(&self.away) = None;
         let has_lost = group.losses > self.losses.swap(group.losses, Ordering::SeqCst);
-        let confirmed = self.confirmed.swap(group.writes, Ordering::SeqCst);
+        let earlier = std::mem::replace(&mut *lock(&self.confirmed), group.confirmed.clone());
         if has_lost {
             self.metrics.losses.inc();
             error!(
                 database = self.name,
-                commits = confirmed.saturating_sub(group.writes),
+                commits = earlier
+                    .load(Ordering::SeqCst)
+                    .saturating_sub(group.confirmed.load(Ordering::SeqCst)),
                 "the database has lost commits that it had confirmed, as after the promotion of a \
                  standby or a restore; storing again what is in memory"
             );
@@ -138,12 +140,14 @@ impl Link {
         let mut backoff = Backoff::new(RETRY.0, RETRY.1);
         let mut last = String::new();
         loop {
-            match self.server.connect(Some(self.confirmed.load(Ordering::SeqCst))).await {
+            let confirmed = lock(&self.confirmed).clone();
+            match self.server.connect(Some(confirmed.load(Ordering::SeqCst))).await {
                 Ok(mut group) => {
-                    // Read now: an answer of the broken connection may have been handled late.
-                    let confirmed = self.confirmed.load(Ordering::SeqCst);
                     let losses = self.losses.load(Ordering::Relaxed);
-                    group.losses = losses + u64::from(group.writes < confirmed);
+                    // Read now: an answer of the broken connection may have been handled late.
+                    let is_older =
+                        group.confirmed.load(Ordering::SeqCst) < confirmed.load(Ordering::SeqCst);
+                    group.losses = losses + u64::from(is_older);
                     return Ok(group);
                 }
                 Err(error @ ConnectError::TakenOver) => return Err(error),
@@ -218,18 +222,31 @@ impl Link {
     }
 
     /// Looks at the answer to a write, whose first columns are those of `statements::WRITE`.
-    pub(super) fn confirmed_by(&self, group: &Group, row: &Row) -> Result<(), QueryError> {
+    /// `before` is the number of the last confirmed write when it was sent, and the write `is_counted`
+    /// or not.
+    pub(super) fn confirmed_by(
+        &self,
+        group: &Group,
+        row: &Row,
+        (before, is_counted): (i64, bool),
+    ) -> Result<(), QueryError> {
         let Some(writes) = row.try_get::<_, Option<i64>>(0)? else {
             // Connecting again tells who writes now.
             group.broken.cancel();
             return Err(QueryError::passing("another connection writes now"));
         };
+        if writes < before.saturating_add(i64::from(is_counted)) {
+            // Connecting again counts the loss.
+            group.confirmed.fetch_max(writes.saturating_add(1), Ordering::SeqCst);
+            group.broken.cancel();
+            return Err(QueryError::passing("an older state of it was brought back"));
+        }
         if !row.try_get::<_, bool>(1)? {
             return Err(QueryError::passing(
                 "synchronous_commit is off, with which a crash loses what was reported as saved",
             ));
         }
-        self.confirmed.fetch_max(writes, Ordering::SeqCst);
+        group.confirmed.fetch_max(writes, Ordering::SeqCst);
         // The next connection may have looked at the number before.
         if group.broken.is_cancelled() {
             return Err(QueryError::passing("the connection was lost"));

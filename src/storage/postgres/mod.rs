@@ -13,18 +13,19 @@
 //!
 //! # One writer
 //! A relay keeps in memory what is stored, so only one may use the database. It holds an advisory
-//! lock, so that a second one does not start. It also writes its name into the table `writer`,
-//! a new one each time it connects, and every write checks that name. So what an earlier connection had sent, and was
-//! thought lost, is not made later, and a relay that another has replaced writes nothing more.
+//! lock, so that a second one does not start. It also writes its name into the table `writer`, a new
+//! one each time it connects, and every write checks that name. So what an earlier connection had
+//! sent, and was thought lost, is not made later, and a relay that another has replaced writes
+//! nothing more.
 //!
 //! # When the database is away
 //! Writes wait, and the relay is not ready. Nothing is reported as saved. Once the database is back
 //! the same writes are made again, which is harmless for those that had been made.
 //!
 //! # When the database has lost something
-//! The number of writes that it knows is then lower than that of the last confirmed one. From then
-//! on it accepts no write that builds on what was read before: every room reads what there is, and
-//! stores the rest again.
+//! The number of writes that it knows, when the relay connects again or makes the next write, is
+//! then lower than it must be. From then on no write is made that builds on what was read before:
+//! every room reads what there is, and stores the rest again.
 
 mod chunk_store;
 mod connection;

@@ -44,7 +44,7 @@ pub(super) const WRITE: &str =
 
 /// Writes a large chunk, while others write small ones. So it may still be made when a later
 /// connection writes: it then stores what is stored again or was replaced, which is harmless.
-/// A small write must follow, which is counted.
+/// A small write must follow over the same connections, which is counted.
 pub(super) const WRITE_LARGE: &str =
     write_if!("select writes from tonk_relay.writer where name = $1 for key share");
 

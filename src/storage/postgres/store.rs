@@ -1,5 +1,7 @@
 //! Listing, and what the operator and the relay record of documents.
 
+use std::sync::atomic::Ordering;
+
 use bytes::Bytes;
 use futures::{FutureExt, future::BoxFuture};
 use tokio_postgres::{Row, types::ToSql};
@@ -57,10 +59,12 @@ impl PostgresStore {
                 let name = group.name.as_slice();
                 let mut all: Vec<&(dyn ToSql + Sync)> = vec![&name];
                 all.extend(parameters);
+                let before = group.confirmed.load(Ordering::SeqCst);
                 // Over the connection of the writer, so that it is made between two commits.
                 let changing = group.writer.query_one(statement, &all);
                 let changed = link.run_within(group, MAX_BATCH as u64, changing).await;
-                let changed = changed.and_then(|row| link.confirmed_by(group, &row).map(|()| row));
+                let changed = changed
+                    .and_then(|row| link.confirmed_by(group, &row, (before, true)).map(|()| row));
                 if changed.is_err() {
                     // It may have been made. The marks are read again with the next connection.
                     group.broken.cancel();
@@ -216,6 +220,8 @@ impl Store for PostgresStore {
             // as saved.
             change(&self.marked.deleted, |set| set.insert(document));
             let row = self.change(statements::DELETE, &[&id, deleted_at, reason]).await?;
+            // The marks may have been read since, without it.
+            change(&self.marked.deleted, |set| set.insert(document));
             let read = || Ok((row.try_get::<_, i64>(2)?, row.try_get::<_, i64>(3)?));
             let (chunks, bytes) = read().map_err(self.unexpected())?;
             Ok(Deleted {
@@ -246,9 +252,11 @@ impl Store for PostgresStore {
             }
             let row = self.change(statements::IMPORT_TOMBSTONE, &[&id, deleted_at, reason]).await?;
             let is_new = self.has_changed(&row)?;
-            if !is_new {
-                change(&self.marked.deleted, |set| set.remove(document));
-            }
+            // The marks may have been read since, without it.
+            change(&self.marked.deleted, |set| match is_new {
+                true => set.insert(*document),
+                false => set.remove(document),
+            });
             Ok(is_new)
         };
         importing.boxed()

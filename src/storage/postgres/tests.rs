@@ -254,6 +254,17 @@ async fn nothing_is_stored_that_builds_on_what_the_database_has_lost() {
         sleep(Duration::from_millis(1)).await;
     }
     write(store.losses()).await.expect("is stored");
+    // And one that was brought back under open connections.
+    database
+        .client()
+        .await
+        .execute("update tonk_relay.writer set writes = 0", &[])
+        .await
+        .expect("loses");
+    let losses = store.losses();
+    timeout(LONG, store.put(&key("e"), Bytes::new())).await.expect("in time").unwrap_or_default();
+    assert_eq!(store.losses(), losses + 1);
+    write(store.losses()).await.expect("is stored");
     // Its next connections find everything that was confirmed since.
     end_connections(&database).await;
     write(store.losses()).await.expect("is stored");

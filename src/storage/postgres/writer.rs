@@ -1,7 +1,11 @@
 //! The task that commits changes, and then notifies their savers. Large chunks bypass it:
 //! `chunk_store` writes each over a connection of its own.
 
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{
+    collections::HashSet,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use tokio::{
@@ -12,6 +16,7 @@ use tokio_postgres::{Client, Row, Statement};
 use tracing::{error, warn};
 
 use super::{
+    connection::Group,
     error::QueryError,
     link::{Link, RETRY},
 };
@@ -42,6 +47,8 @@ pub(super) struct Change {
     pub(super) delete: Vec<Key>,
     /// How often the database had lost something when what this builds on was read.
     pub(super) losses: u64,
+    /// The only connections over which it may be made, by their name, if it matters.
+    pub(super) only_over: Option<Vec<u8>>,
 }
 
 /// The number of a kind in the column `kind`: snapshots first.
@@ -129,17 +136,18 @@ impl Writer {
 }
 
 /// Writes changes with one statement, and repeats it until the database has confirmed or refused
-/// it. Waits while the database is away.
+/// it. Waits while the database is away. Returns the name of the connections over which it was
+/// made.
 pub(super) async fn write(
     link: &Link,
     is_large: bool,
     changes: &[&Change],
-) -> Result<(), QueryError> {
+) -> Result<Vec<u8>, QueryError> {
     let mut backoff = Backoff::new(RETRY.0, RETRY.1);
     let mut failing = None;
     loop {
         let group = link.connected().await;
-        if changes.iter().any(|change| change.losses != group.losses) {
+        if !changes.iter().all(|change| change.is_made_over(&group)) {
             return Err(QueryError::outdated());
         }
         // One large chunk at a time, and no deletion meanwhile: neither waits for longer than one
@@ -149,11 +157,12 @@ pub(super) async fn write(
             false => (&group.writer, &group.write),
             true => (&group.large, &group.write_large),
         };
+        let before = group.confirmed.load(Ordering::SeqCst);
         let bytes = changes.iter().map(|change| change.size() as u64).sum();
         let writing = send(client, statement, &group.name, changes);
         let answered = link.run_within(&group, bytes, writing).await;
-        match answered.and_then(|row| link.confirmed_by(&group, &row)) {
-            Ok(()) => return Ok(()),
+        match answered.and_then(|row| link.confirmed_by(&group, &row, (before, !is_large))) {
+            Ok(()) => return Ok(group.name.clone()),
             Err(error) if error.is_passing() => {
                 if failing.is_none() {
                     warn!("cannot write to the database yet; retrying: {}", error.problem);
@@ -198,6 +207,12 @@ async fn send(
 impl Change {
     fn size(&self) -> usize {
         self.put.as_ref().map_or(0, |(_, data)| data.len())
+    }
+
+    /// Whether it may be made over these connections.
+    fn is_made_over(&self, group: &Group) -> bool {
+        self.losses == group.losses
+            && self.only_over.as_ref().is_none_or(|name| *name == group.name)
     }
 
     fn keys(&self) -> impl Iterator<Item = &Key> {

@@ -25,7 +25,7 @@ pub(super) struct Writer {
     pub(super) work: Option<BoxFuture<'static, Done>>,
     /// What is stored is being read.
     is_reading: bool,
-    /// Counts what is to be written then.
+    /// Counts the bytes of a write that waits for this.
     waiting: Option<Unsaved>,
 }
 
