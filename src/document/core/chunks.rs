@@ -72,15 +72,15 @@ impl Stored {
     }
 
     /// Removes the chunks with these keys.
-    fn remove(&mut self, keys: &[Key]) {
-        let keys: HashSet<&Key> = keys.iter().collect();
-        let (gone, left) = std::mem::take(&mut self.chunks)
-            .into_iter()
-            .partition::<Vec<_>, _>(|(key, _)| keys.contains(key));
-        self.chunks = left;
-        for (key, size) in gone {
-            *self.totals.of(&key) -= size;
-        }
+    fn remove(&mut self, keys: &HashSet<&Key>) {
+        let Self { chunks, totals } = self;
+        chunks.retain(|(key, size)| {
+            let stays = !keys.contains(key);
+            if !stays {
+                *totals.of(key) -= size;
+            }
+            stays
+        });
     }
 }
 
@@ -316,9 +316,8 @@ impl Chunks {
             self.stored.totals.loaded = 0;
         }
         self.unstored = 0;
-        self.stored.remove(replaces);
         // A snapshot of the same heads is stored under the same key.
-        self.stored.remove(std::slice::from_ref(key));
+        self.stored.remove(&replaces.iter().chain([key]).collect());
         self.stored.add(key.clone(), data.len());
     }
 
