@@ -12,12 +12,12 @@ use futures::FutureExt;
 use tokio::{task::JoinSet, time::timeout};
 // Written for tokio, sends statements without waiting for earlier answers, and is complete without
 // a C library.
-use tokio_postgres::{Client, Config, NoTls, Statement, config::SslMode};
+use tokio_postgres::{Client, Config, NoTls, Row, Statement, config::SslMode};
 use tokio_postgres_rustls::MakeRustlsConnect;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    error::ConnectError,
+    error::{ConnectError, QueryError},
     schema,
     statements::{LOAD, SIZE, WRITE, WRITE_LARGE},
     tls,
@@ -96,6 +96,39 @@ impl Group {
         let next = self.next_reader.fetch_add(1, Ordering::Relaxed);
         let (first, others) = &self.readers;
         next.checked_rem(READERS).and_then(|n| others.get(n)).unwrap_or(first)
+    }
+
+    /// Looks at the answer to a write, whose first columns are those of `statements::WRITE`.
+    /// `before` was the number of the last confirmed write when it was sent. The database counts all
+    /// but large writes.
+    pub(super) fn confirmed_by(
+        &self,
+        row: &Row,
+        before: i64,
+        is_counted: bool,
+    ) -> Result<(), QueryError> {
+        let Some(writes) = row.try_get::<_, Option<i64>>(0)? else {
+            // Connecting again tells who writes now.
+            self.broken.cancel();
+            return Err(QueryError::passing("another connection writes now"));
+        };
+        if writes < before.saturating_add(i64::from(is_counted)) {
+            // Connecting again counts the loss.
+            self.confirmed.fetch_max(writes.saturating_add(1), Ordering::SeqCst);
+            self.broken.cancel();
+            return Err(QueryError::passing("an older state of it was brought back"));
+        }
+        if !row.try_get::<_, bool>(1)? {
+            return Err(QueryError::passing(
+                "synchronous_commit is off, with which a crash loses what was reported as saved",
+            ));
+        }
+        self.confirmed.fetch_max(writes, Ordering::SeqCst);
+        // The next connection may have looked at the number before.
+        if self.broken.is_cancelled() {
+            return Err(QueryError::passing("the connection was lost"));
+        }
+        Ok(())
     }
 }
 
@@ -218,8 +251,9 @@ impl Server {
         Ok(client.query_one(take, &[&name]).await?.try_get(0)?)
     }
 
-    /// Checks that no other relay has written since this one began. A database with fewer writes
-    /// than were confirmed is taken for an older state, whoever wrote last.
+    /// Checks that no other relay has written since this one began. A database that has fewer writes
+    /// than were confirmed to this relay has gone back to an earlier state, whichever relay wrote
+    /// last.
     async fn is_ours(&self, client: &Client, confirmed: i64) -> Result<(), ConnectError> {
         let statement = "select substr(name, 1, $1), writes from tonk_relay.writer";
         let length = i32::try_from(self.instance.len()).unwrap_or(i32::MAX);

@@ -9,7 +9,6 @@ use std::{
 };
 
 use tokio::{sync::watch, time::timeout};
-use tokio_postgres::Row;
 use tracing::{error, info, warn};
 
 use super::{
@@ -219,39 +218,6 @@ impl Link {
             statement(self, &group).await
         };
         reading.await.map_err(|error| error.into_storage(action, &self.name))
-    }
-
-    /// Looks at the answer to a write, whose first columns are those of `statements::WRITE`.
-    /// `before` is the number of the last confirmed write when it was sent, and the write `is_counted`
-    /// or not.
-    pub(super) fn confirmed_by(
-        &self,
-        group: &Group,
-        row: &Row,
-        (before, is_counted): (i64, bool),
-    ) -> Result<(), QueryError> {
-        let Some(writes) = row.try_get::<_, Option<i64>>(0)? else {
-            // Connecting again tells who writes now.
-            group.broken.cancel();
-            return Err(QueryError::passing("another connection writes now"));
-        };
-        if writes < before.saturating_add(i64::from(is_counted)) {
-            // Connecting again counts the loss.
-            group.confirmed.fetch_max(writes.saturating_add(1), Ordering::SeqCst);
-            group.broken.cancel();
-            return Err(QueryError::passing("an older state of it was brought back"));
-        }
-        if !row.try_get::<_, bool>(1)? {
-            return Err(QueryError::passing(
-                "synchronous_commit is off, with which a crash loses what was reported as saved",
-            ));
-        }
-        group.confirmed.fetch_max(writes, Ordering::SeqCst);
-        // The next connection may have looked at the number before.
-        if group.broken.is_cancelled() {
-            return Err(QueryError::passing("the connection was lost"));
-        }
-        Ok(())
     }
 
     /// Reports that writes fail until the result is dropped.

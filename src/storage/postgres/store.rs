@@ -63,8 +63,8 @@ impl PostgresStore {
                 // Over the connection of the writer, so that it is made between two commits.
                 let changing = group.writer.query_one(statement, &all);
                 let changed = link.run_within(group, MAX_BATCH as u64, changing).await;
-                let changed = changed
-                    .and_then(|row| link.confirmed_by(group, &row, (before, true)).map(|()| row));
+                let changed =
+                    changed.and_then(|row| group.confirmed_by(&row, before, true).map(|()| row));
                 if changed.is_err() {
                     // It may have been made. The marks are read again with the next connection.
                     group.broken.cancel();

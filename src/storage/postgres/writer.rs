@@ -161,7 +161,7 @@ pub(super) async fn write(
         let bytes = changes.iter().map(|change| change.size() as u64).sum();
         let writing = send(client, statement, &group.name, changes);
         let answered = link.run_within(&group, bytes, writing).await;
-        match answered.and_then(|row| link.confirmed_by(&group, &row, (before, !is_large))) {
+        match answered.and_then(|row| group.confirmed_by(&row, before, !is_large)) {
             Ok(()) => return Ok(group.name.clone()),
             Err(error) if error.is_passing() => {
                 if failing.is_none() {
