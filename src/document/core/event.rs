@@ -2,9 +2,8 @@
 
 use std::sync::{Arc, atomic::AtomicBool};
 
-use bytes::Bytes;
-
 use automerge::ChangeHash;
+use bytes::Bytes;
 
 use crate::{
     base::session_id::SessionId,

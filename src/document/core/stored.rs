@@ -91,7 +91,7 @@ impl Core {
         }
     }
 
-    /// Begins anew from what the store has, and writes the rest again.
+    /// Counts only what the store still has as durable, and writes the rest again.
     pub(super) fn apply_restored(&mut self, remains: Remains) {
         let Remains { chunks, mut heads, has_orphans } = remains;
         if self.has_unsaved_base && self.chunks.under_way.is_none() {

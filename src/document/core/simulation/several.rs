@@ -46,8 +46,8 @@ fn run(bases: [usize; RELAYS], actions: &[Action], fault: Option<Fault>) -> Test
     world.check()
 }
 
-/// While a write is under way, another relay stores a change, and the peer answers that. It must be
-/// told that all is stored when the write ends, for there is no next one.
+/// While a write is under way, another relay stores a change, and the peer acknowledges it. No
+/// further write follows, so the peer has to be told that everything is stored when this one ends.
 #[test]
 fn a_peer_is_told_all_heads_though_another_relay_stored_the_last_change() {
     let mut world = World::new([0; RELAYS]);

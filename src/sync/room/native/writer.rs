@@ -33,12 +33,14 @@ pub(super) struct Writer {
 pub(super) enum Done {
     /// The chunk is durable.
     Saved,
-    /// The store has lost something. This is what it had after so many losses.
+    /// The store has lost something. What it still has, and how many losses there were when that
+    /// was read.
     Lost(Remains, u64),
 }
 
 impl Writer {
-    /// A writer of a document that was read after so many `losses`.
+    /// Creates a writer. `losses` is how often the store had lost something when the document was
+    /// read.
     pub(super) fn new(documents: Arc<Documents>, document: DocumentId, losses: u64) -> Self {
         Self { documents, document, losses, work: None, is_reading: false, waiting: None }
     }

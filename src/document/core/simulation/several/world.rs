@@ -126,7 +126,7 @@ fn open(database: &Database, base: &[u8]) -> Relay {
 }
 
 impl World {
-    /// Relays that serve bundles with so many changes of the document.
+    /// Creates the relays. `bases` says how many changes of the document each one's bundle has.
     pub(super) fn new(bases: [usize; RELAYS]) -> Self {
         let database = Database::default();
         let bases: Vec<_> = bases.into_iter().map(base).collect();
