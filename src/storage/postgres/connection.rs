@@ -99,8 +99,8 @@ impl Group {
     }
 
     /// Looks at the answer to a write, whose first columns are those of `statements::WRITE`.
-    /// `before` was the number of the last confirmed write when it was sent. The database counts all
-    /// but large writes.
+    /// `before` was the number of the last confirmed write when it was sent. All writes but large
+    /// ones are counted.
     pub(super) fn confirmed_by(
         &self,
         row: &Row,
@@ -251,7 +251,7 @@ impl Server {
         Ok(client.query_one(take, &[&name]).await?.try_get(0)?)
     }
 
-    /// Checks that no other relay has written since this one began. A database that has fewer writes
+    /// Checks that no other relay has written since this one began. A database with fewer writes
     /// than were confirmed to this relay has gone back to an earlier state, whichever relay wrote
     /// last.
     async fn is_ours(&self, client: &Client, confirmed: i64) -> Result<(), ConnectError> {
