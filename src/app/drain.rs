@@ -180,7 +180,9 @@ impl Parts {
             // Those that were still connecting when all sessions were closed, or that were late.
             self.sync.running.wait().await;
         };
-        if timeout(HTTP_GRACE.min(limit / 3), ended).await.is_err() {
+        // Ends before `limit`, which would make the drain a late one.
+        let deadline = (tokio::time::Instant::now() + HTTP_GRACE).min(start + limit * 9 / 10);
+        if timeout_at(deadline, ended).await.is_err() {
             let requests = self.http_running.len().max(self.unfinished.unfinished());
             let requests = requests.max(self.sync.running.len());
             info!(requests, "cutting off requests that did not end in time");
