@@ -5,16 +5,14 @@ use std::{
     io,
     path::{Path, PathBuf},
     process::Command,
-    thread,
 };
 
-use rustix::{
-    fs::{Gid, Uid},
-    process::geteuid,
-    thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid},
-};
+use rustix::process::geteuid;
 
-use crate::config::load::Fault;
+use crate::{
+    base::user::{User, output_of},
+    config::load::Fault,
+};
 
 /// The unit in the packages.
 const UNIT: &str = "tonk-relay.service";
@@ -23,13 +21,10 @@ const PROPERTIES: &str = "LoadState,User,Group,SupplementaryGroups,ProtectHome,P
                           PrivateTmp,ReadWritePaths,ReadOnlyPaths,InaccessiblePaths,BindPaths,\
                           BindReadOnlyPaths,StateDirectory,RuntimeDirectory";
 
-/// The user, groups and sandbox of the service.
+/// The user and sandbox of the service.
 #[derive(Debug)]
 pub struct Service {
-    user: String,
-    uid: Uid,
-    /// The user's own group first.
-    groups: Vec<Gid>,
+    user: User,
     sandbox: Sandbox,
 }
 
@@ -70,30 +65,25 @@ impl Service {
         if value("LoadState") != "loaded" || ["", "root", "0"].contains(&user.as_str()) {
             return Ok(None);
         }
-        let missing = |what: &str| Fault {
+        let missing = |what: String| Fault {
             location: UNIT.to_owned(),
             key: String::new(),
             problem: format!("runs as the {what}, which does not exist"),
         };
-        let id = |option: &str| output_of(Command::new("id").args([option, &user]));
-        let (uid, groups) =
-            id("-u").zip(id("-G")).ok_or_else(|| missing(&format!("user {user}")))?;
-        let mut groups: Vec<Gid> = numbers(&groups).map(Gid::from_raw).collect();
+        let mut user = User::find(&user).ok_or_else(|| missing(format!("user {user}")))?;
         let group = value("Group");
         if !group.is_empty() {
-            groups.insert(0, gid(group).ok_or_else(|| missing(&format!("group {group}")))?);
+            user.set_group(group).map_err(|error| missing(error.to_string()))?;
         }
         for group in value("SupplementaryGroups").split_whitespace() {
-            groups.push(gid(group).ok_or_else(|| missing(&format!("group {group}")))?);
+            user.add_group(group).map_err(|error| missing(error.to_string()))?;
         }
-        let uid = numbers(&uid).next().map(Uid::from_raw);
-        let uid = uid.ok_or_else(|| missing(&format!("user {user}")))?;
-        Ok(Some(Self { user, uid, groups, sandbox: Sandbox::read(value) }))
+        Ok(Some(Self { user, sandbox: Sandbox::read(value) }))
     }
 
     /// Returns a description of the user for messages.
     pub fn describe(&self) -> String {
-        format!("the user {} of {UNIT}", self.user)
+        format!("the user {} of {UNIT}", self.user.name)
     }
 
     /// Runs `work` in a thread with the rights of the service's user.
@@ -101,18 +91,7 @@ impl Service {
     /// # Errors
     /// The thread cannot be started, or cannot take these rights.
     pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> io::Result<T> {
-        let as_user = || -> io::Result<T> {
-            // The system calls change this thread only. The C library would change the process.
-            let group = self.groups.first().copied();
-            set_thread_groups(&self.groups)?;
-            set_thread_res_gid(group, group, group)?;
-            set_thread_res_uid(self.uid, self.uid, self.uid)?;
-            Ok(work())
-        };
-        thread::scope(|scope| {
-            let thread = thread::Builder::new().spawn_scoped(scope, as_user)?;
-            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-        })
+        self.user.run(work)
     }
 
     /// Returns why the sandbox hides a path, and what to do. `None` if it is visible.
@@ -122,7 +101,7 @@ impl Service {
             "{}: {UNIT} hides it from the user {} ({setting}); move it, for example to /srv or \
              /var/lib/tonk-relay, and change the path here",
             path.display(),
-            self.user
+            self.user.name
         ))
     }
 
@@ -134,7 +113,7 @@ impl Service {
             "{}: {UNIT} makes it read-only for the user {} ({setting}); run `systemctl edit \
              tonk-relay`, and add the lines [Service] and ReadWritePaths={}",
             path.display(),
-            self.user,
+            self.user.name,
             real.display()
         ))
     }
@@ -234,22 +213,6 @@ fn resolve_links(path: &Path) -> PathBuf {
         }
     }
     path.to_owned()
-}
-
-/// Returns the output of a program, or `None` if it does not exist or fails.
-fn output_of(command: &mut Command) -> Option<String> {
-    let output = command.output().ok()?;
-    let text = String::from_utf8(output.stdout).ok()?;
-    output.status.success().then_some(text)
-}
-
-fn numbers(text: &str) -> impl Iterator<Item = u32> {
-    text.split_whitespace().filter_map(|word| word.parse().ok())
-}
-
-fn gid(group: &str) -> Option<Gid> {
-    let entry = output_of(Command::new("getent").args(["group", group]))?;
-    Some(Gid::from_raw(entry.split(':').nth(2)?.trim().parse().ok()?))
 }
 
 #[cfg(test)]

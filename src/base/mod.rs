@@ -16,3 +16,4 @@ pub mod regular_file;
 pub mod run_to_completion;
 pub mod session_id;
 pub mod text;
+pub mod user;
