@@ -25,6 +25,9 @@ _tonk__relay() {
             tonk__relay,client)
                 cmd="tonk__relay__subcmd__client"
                 ;;
+            tonk__relay,cluster)
+                cmd="tonk__relay__subcmd__cluster"
+                ;;
             tonk__relay,demo)
                 cmd="tonk__relay__subcmd__demo"
                 ;;
@@ -67,6 +70,15 @@ _tonk__relay() {
             tonk__relay__subcmd__client,open)
                 cmd="tonk__relay__subcmd__client__subcmd__open"
                 ;;
+            tonk__relay__subcmd__cluster,init)
+                cmd="tonk__relay__subcmd__cluster__subcmd__init"
+                ;;
+            tonk__relay__subcmd__cluster,migrate)
+                cmd="tonk__relay__subcmd__cluster__subcmd__migrate"
+                ;;
+            tonk__relay__subcmd__cluster,status)
+                cmd="tonk__relay__subcmd__cluster__subcmd__status"
+                ;;
             tonk__relay__subcmd__doc,block)
                 cmd="tonk__relay__subcmd__doc__subcmd__block"
                 ;;
@@ -107,7 +119,7 @@ _tonk__relay() {
 
     case "${cmd}" in
         tonk__relay)
-            opts="-h -V --config --check-config --print-config --help --version demo status top ping client reload token checkpoint doc fsck quarantine backup restore import export"
+            opts="-h -V --config --check-config --print-config --help --version demo status top ping client reload token checkpoint doc cluster fsck quarantine backup restore import export"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -232,6 +244,90 @@ _tonk__relay() {
                     return 0
                     ;;
                 --name)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        tonk__subcmd__relay__subcmd__cluster)
+            opts="-h --help init migrate status"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        tonk__subcmd__relay__subcmd__cluster__subcmd__init)
+            opts="-h --config --admin --admin-password-file --yes --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --config)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --admin)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --admin-password-file)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        tonk__subcmd__relay__subcmd__cluster__subcmd__migrate)
+            opts="-h --config --admin --admin-password-file --yes --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --config)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --admin)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --admin-password-file)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        tonk__subcmd__relay__subcmd__cluster__subcmd__status)
+            opts="-h --config --json --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --config)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

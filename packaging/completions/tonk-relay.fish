@@ -38,6 +38,7 @@ complete -c tonk-relay -n "__fish_tonk_relay_needs_command" -a "reload" -d 'Have
 complete -c tonk-relay -n "__fish_tonk_relay_needs_command" -a "token" -d 'Add, list and remove the tokens that clients sign in with'
 complete -c tonk-relay -n "__fish_tonk_relay_needs_command" -a "checkpoint" -d 'Move all chunks from the journal into the folders of the documents, whether or not the relay is running'
 complete -c tonk-relay -n "__fish_tonk_relay_needs_command" -a "doc" -d 'Show, delete or block a document, whether or not the relay is running'
+complete -c tonk-relay -n "__fish_tonk_relay_needs_command" -a "cluster" -d 'Make the database of a relay that keeps its documents in PostgreSQL, and show it'
 complete -c tonk-relay -n "__fish_tonk_relay_needs_command" -a "fsck" -d 'Check everything that is stored, whether or not the relay is running. Exit code: 0 no damage, 1 all damage repaired, 4 damage is left, 8 the check is incomplete'
 complete -c tonk-relay -n "__fish_tonk_relay_needs_command" -a "quarantine" -d 'List, release or delete stored chunks that do not parse and were moved to quarantine'
 complete -c tonk-relay -n "__fish_tonk_relay_needs_command" -a "backup" -d 'Back up everything that is stored to a folder, whether or not the relay is running. Later backups copy only what has changed'
@@ -132,6 +133,23 @@ complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand doc; and __fish_se
 complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand doc; and __fish_seen_subcommand_from unblock" -l socket -d 'Connect to this admin socket instead of the one in the config file' -r -F
 complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand doc; and __fish_seen_subcommand_from unblock" -l json -d 'Print JSON'
 complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand doc; and __fish_seen_subcommand_from unblock" -s h -l help -d 'Print help'
+complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand cluster; and not __fish_seen_subcommand_from init migrate status" -s h -l help -d 'Print help'
+complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand cluster; and not __fish_seen_subcommand_from init migrate status" -f -a "init" -d 'Make the database that the config names: its roles, their rights and the relay\'s tables. Shows first what it will do, and leaves alone what is there already'
+complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand cluster; and not __fish_seen_subcommand_from init migrate status" -f -a "migrate" -d 'Bring the relay\'s tables to the version of this program, before relays of this version start'
+complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand cluster; and not __fish_seen_subcommand_from init migrate status" -f -a "status" -d 'Show the database: the server, how safe it is, its size, and what is amiss. Exit code: 0 nothing is amiss, 1 something is'
+complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand cluster; and __fish_seen_subcommand_from init" -l config -d 'The config file of the relay, which names the database' -r -F
+complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand cluster; and __fish_seen_subcommand_from init" -l admin -d 'Sign in to this database, as a role that may create others, such as postgres://postgres@db.example.org/postgres. Without this, at a Unix socket, as the user postgres' -r
+complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand cluster; and __fish_seen_subcommand_from init" -l admin-password-file -d 'A file with the password of that role' -r -F
+complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand cluster; and __fish_seen_subcommand_from init" -l yes -d 'Do it without asking'
+complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand cluster; and __fish_seen_subcommand_from init" -s h -l help -d 'Print help'
+complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand cluster; and __fish_seen_subcommand_from migrate" -l config -d 'The config file of the relay, which names the database' -r -F
+complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand cluster; and __fish_seen_subcommand_from migrate" -l admin -d 'Sign in to this database, as a role that may create others, such as postgres://postgres@db.example.org/postgres. Without this, at a Unix socket, as the user postgres' -r
+complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand cluster; and __fish_seen_subcommand_from migrate" -l admin-password-file -d 'A file with the password of that role' -r -F
+complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand cluster; and __fish_seen_subcommand_from migrate" -l yes -d 'Do it without asking'
+complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand cluster; and __fish_seen_subcommand_from migrate" -s h -l help -d 'Print help'
+complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand cluster; and __fish_seen_subcommand_from status" -l config -d 'The config file of the relay, which names the database' -r -F
+complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand cluster; and __fish_seen_subcommand_from status" -l json -d 'Print JSON'
+complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand cluster; and __fish_seen_subcommand_from status" -s h -l help -d 'Print help'
 complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand fsck" -l config -d 'The config file of the relay, which names its admin socket' -r -F
 complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand fsck" -l socket -d 'Connect to this admin socket instead of the one in the config file' -r -F
 complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand fsck" -l repair -d 'Move chunks that do not parse to quarantine, and delete what is left of deleted documents'

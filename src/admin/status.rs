@@ -50,6 +50,8 @@ pub struct Status {
     pub peers: usize,
     pub documents_live: usize,
     pub documents_requested: usize,
+    /// The database with the documents. `None` if they are in a folder.
+    pub database: Option<String>,
     pub unsaved_bytes: u64,
     pub free_bytes: u64,
     /// `storage.min_free`.
@@ -174,6 +176,7 @@ async fn collect(app: &App) -> Status {
         peers: app.sync.sessions.peers.len(),
         documents_live,
         documents_requested,
+        database: config.cluster.database.read().ok().flatten().map(|named| named.to_string()),
         unsaved_bytes: count(&metrics.storage.unsaved_bytes),
         free_bytes: count(&metrics.storage.free_bytes),
         min_free_bytes: config.storage.min_free.0,

@@ -1,8 +1,8 @@
 //! The command line: its arguments, and which file does what they ask for.
 //!
-//! Every command has a file of its name. `backup`, `client`, `doc` and `ping` are folders. Commands
-//! reach a relay, or the stored data when no relay runs, through `relay`; `client` and `ping`
-//! connect as clients do, through `connect`.
+//! Every command has a file of its name. `backup`, `client`, `cluster`, `doc` and `ping` are
+//! folders. Commands reach a relay, or the stored data when no relay runs, through `relay`;
+//! `client` and `ping` connect as clients do, through `connect`.
 
 #![allow(clippy::disallowed_methods, reason = "commands may block")]
 
@@ -11,6 +11,7 @@ mod backup;
 mod backup_folder;
 mod checkpoint;
 mod client;
+mod cluster;
 mod connect;
 mod daemon;
 mod demo;
@@ -43,6 +44,7 @@ use self::{
     arguments::socket_address,
     backup::BackupArguments,
     client::ClientArguments,
+    cluster::ClusterArguments,
     daemon::DaemonArguments,
     doc::DocArguments,
     error::CliError,
@@ -126,6 +128,8 @@ enum Command {
     },
     /// Show, delete or block a document, whether or not the relay is running
     Doc(DocArguments),
+    /// Make the database of a relay that keeps its documents in PostgreSQL, and show it
+    Cluster(ClusterArguments),
     /// Check everything that is stored, whether or not the relay is running. Exit code: 0 no
     /// damage, 1 all damage repaired, 4 damage is left, 8 the check is incomplete
     Fsck(FsckArguments),
@@ -178,6 +182,7 @@ pub fn run() -> ExitCode {
         Some(Command::Token(arguments)) => token::run(arguments),
         Some(Command::Checkpoint { storage }) => checkpoint::run(&storage),
         Some(Command::Doc(arguments)) => doc::run(arguments),
+        Some(Command::Cluster(arguments)) => cluster::run(arguments),
         Some(Command::Fsck(arguments)) => fsck::run(&arguments),
         Some(Command::Quarantine { command }) => quarantine::run(command),
         Some(Command::Backup(arguments)) => backup::run(&arguments),

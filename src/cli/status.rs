@@ -32,6 +32,9 @@ fn describe(status: &Status) -> String {
         "documents",
         format!("{} live, {} requested", status.documents_live, status.documents_requested),
     );
+    if let Some(database) = &status.database {
+        row("database", format!("{database}: `tonk-relay cluster status` shows more"));
+    }
     row("unsaved", Count(status.unsaved_bytes, "byte").to_string());
     row(
         "disk",

@@ -1,6 +1,10 @@
-// A PostgreSQL server for tests, and relays that keep their documents in it.
+// A PostgreSQL server for tests, a wire to it, and relays that keep their documents in it.
 import { execFileSync, spawn, spawnSync } from 'node:child_process';
+import { once } from 'node:events';
+import { writeFile } from 'node:fs/promises';
+import { connect, createServer } from 'node:net';
 import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { fileURLToPath } from 'node:url';
 import { atEnd } from './relay.mjs';
@@ -33,6 +37,12 @@ export class Postgres {
     if (value !== 'done') throw new Error(`${command}: ${value}`);
   }
 
+  /** Makes these lines decide who may sign in and how. */
+  async allow(...lines) {
+    await writeFile(join(this.folder, 'data/pg_hba.conf'), lines.map(line => `${line}\n`).join(''));
+    this.query('select pg_reload_conf()');
+  }
+
   /** The lines that a statement returns, with columns between bars. */
   query(statement, database = 'postgres') {
     const words = ['-h', this.folder, '-U', 'postgres', '-d', database, '-AtqX', '-v', 'ON_ERROR_STOP=1', '-c', statement];
@@ -49,5 +59,55 @@ export class Postgres {
     // No bundle is uploaded, so nothing listens there.
     const bundles = { store: '"s3"', bucket: '"none"', region: '"none"', endpoint_url: '"http://127.0.0.1:9"' };
     return { bundles, cluster: { database: `"${this.url()}"` }, ...more };
+  }
+}
+
+/** A wire to a server, which can stop carrying anything for a while, as a network that drops packets. */
+export class Wire {
+  /** Connects those who connect to its `port` to the server at `host`. It ends with the test. */
+  static async start(t, host) {
+    const wire = new Wire();
+    wire.sockets = new Set();
+    wire.held = [];
+    wire.server = createServer(near => {
+      const far = connect(5432, host);
+      for (const [from, to] of [[near, far], [far, near]]) {
+        wire.sockets.add(from);
+        if (wire.isDown) from.pause();
+        from.on('data', data => to.write(data));
+        from.on('error', () => {});
+        from.on('close', () => {
+          wire.sockets.delete(from);
+          wire.carry(() => to.destroy());
+        });
+      }
+    });
+    wire.server.listen(0, '127.0.0.1');
+    await once(wire.server, 'listening');
+    wire.port = wire.server.address().port;
+    atEnd(t, () => {
+      wire.up();
+      for (const socket of wire.sockets) socket.destroy();
+      wire.server.close();
+    });
+    return wire;
+  }
+
+  carry(news) {
+    if (this.isDown) this.held.push(news);
+    else news();
+  }
+
+  /** Carries nothing from now on. */
+  down() {
+    this.isDown = true;
+    for (const socket of this.sockets) socket.pause();
+  }
+
+  /** Carries everything again, also what has waited. */
+  up() {
+    this.isDown = false;
+    for (const socket of this.sockets) socket.resume();
+    for (const news of this.held.splice(0)) news();
   }
 }

@@ -2,22 +2,16 @@
 import assert from 'node:assert/strict';
 import { execFileSync, spawnSync } from 'node:child_process';
 import { randomBytes as nodeBytes } from 'node:crypto';
-import { chmod, chown, rm, writeFile } from 'node:fs/promises';
+import { chmod, chown, copyFile, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import test from 'node:test';
 import { parseAutomergeUrl } from '@automerge/automerge-repo';
-import { Postgres, skip } from './postgres.mjs';
-import { BINARY, Relay, atEnd, close, fill, folder, saved, share, smallDisk, until } from './relay.mjs';
+import { Postgres, Wire, skip } from './postgres.mjs';
+import { BINARY, Relay, atEnd, close, fill, folder, ids, saved, share, smallDisk, until } from './relay.mjs';
 import { KEYS, Store, skip as skipStore } from './store.mjs';
 
 /** Bytes that do not compress. Text would be an operation for each character. */
 const randomBytes = size => new Uint8Array(nodeBytes(size));
-
-/** The numbers of a user of this machine. */
-function ids(user) {
-  const number = what => Number(execFileSync('id', [what, user], { encoding: 'utf8' }));
-  return { uid: number('-u'), gid: number('-g') };
-}
 
 /** 200 while the relay is ready, 503 while it is not. */
 const ready = async relay => (await fetch(`${relay.url}/readyz`)).status;
@@ -83,6 +77,29 @@ test('while the database is away, sync goes on and nothing is told as saved', { 
     assert.equal(await ready(relay), 200);
     assert.equal(relay.ended, undefined, 'without a restart');
   }
+});
+
+test('packets to the database are dropped: nothing is told as saved, and it is saved when they arrive again', { skip }, async t => {
+  const postgres = await Postgres.start(t, ['-c', 'listen_addresses=127.0.0.78']);
+  const wire = await Wire.start(t, '127.0.0.78');
+  const cluster = { database: `"postgres://postgres@127.0.0.1:${wire.port}/app"`, timeout: '"1s"' };
+  const relay = await Relay.start(t, postgres.config({ cluster }));
+  const [one, two] = [relay.client(t), relay.client(t)];
+  const handle = await share(one, { n: 0 });
+  const there = await two.repo.find(handle.url);
+  for (let round = 1; round <= 3; round += 1) {
+    wire.down();
+    handle.change(doc => { doc.n = round; });
+    await until('the other client sees it', () => there.doc().n === round);
+    await until('the relay is not ready', async () => await ready(relay) === 503);
+    await assert.rejects(Promise.race([saved(one, handle), new Promise((_, reject) => setTimeout(reject, 500, new Error('not saved')))]), /not saved/);
+    wire.up();
+    const start = Date.now();
+    await saved(one, handle);
+    t.diagnostic(`saved ${Date.now() - start} ms after packets arrive again`);
+    assert.equal(await ready(relay), 200);
+  }
+  assert.equal(relay.ended, undefined, 'without a restart');
 });
 
 test('everything that was told as saved is there after crashes of relay and database', { skip }, async t => {
@@ -248,8 +265,7 @@ test('a server on another machine needs a certificate and a password', { skip },
   const settings = { listen_addresses: '127.0.0.77', ssl: 'on', ssl_cert_file: join(at, 'cert.pem'), ssl_key_file: join(at, 'key.pem') };
   const postgres = await Postgres.start(t, Object.entries(settings).flatMap(([key, value]) => ['-c', `${key}=${value}`]));
   postgres.query("create role far login password 'very-secret'; alter database app owner to far");
-  await writeFile(join(postgres.folder, 'data/pg_hba.conf'), 'local all all trust\nhostssl all all all scram-sha-256\n');
-  postgres.query('select pg_reload_conf()');
+  await postgres.allow('local all all trust', 'hostssl all all all scram-sha-256');
   const start = async (url, password) => {
     await writeFile(join(at, 'password'), `${password}\n`);
     const cluster = { database: `"${url}"`, password_file: `"${join(at, 'password')}"`, timeout: '"2s"' };
@@ -262,7 +278,7 @@ test('a server on another machine needs a certificate and a password', { skip },
   };
   const verified = `?sslmode=verify-full&sslrootcert=${join(at, 'ca.pem')}`;
   await refused('postgres://far@127.0.0.77/app' + verified, 'wrong-secret', /password authentication failed for user "far"/);
-  await refused('postgres://far@127.0.0.77/app?sslmode=verify-full', 'very-secret', /certificate/);
+  await refused('postgres://far@127.0.0.77/app?sslmode=verify-full', 'very-secret', /does not know its authority; name .* with \?sslrootcert/);
   await refused('postgres://far@127.0.0.77/app?sslmode=disable', 'very-secret', /no encryption/);
   const relay = await start('postgres://far@127.0.0.77/app' + verified, 'very-secret');
   const client = relay.client(t);
@@ -270,16 +286,20 @@ test('a server on another machine needs a certificate and a password', { skip },
   const encrypted = 'select bool_and(ssl) from pg_stat_ssl join pg_stat_activity using (pid) where usename = $$far$$';
   assert.equal(postgres.query(encrypted), 't');
   assert.ok(!relay.log.includes('very-secret') && !relay.command('--print-config').includes('very-secret'));
+  await relay.kill();
+  // The server now shows the authority's certificate.
+  await copyFile(join(at, 'ca.pem'), join(at, 'cert.pem'));
+  await copyFile(join(at, 'ca.key'), join(at, 'key.pem'));
+  postgres.query('select pg_reload_conf()');
+  await refused('postgres://far@127.0.0.77/app' + verified, 'very-secret', /it is its own authority/);
 });
 
 test('--check-config names what is wrong with the database, and no password', { skip }, async t => {
   const postgres = await Postgres.start(t);
   const at = await folder(t);
   const check = async (database, url) => {
-    const relay = new Relay(at, postgres.config({ cluster: { database: `"${url}"`, timeout: '"1s"' } }));
-    relay.binary = '/bin/true';
-    await relay.start().catch(() => {});
-    const { status, stderr, stdout } = spawnSync(BINARY, ['--check-config', '--config', join(at, 'tonk-relay.toml')], { encoding: 'utf8' });
+    const file = await new Relay(at, postgres.config({ cluster: { database: `"${url}"`, timeout: '"1s"' } })).writeConfig();
+    const { status, stderr, stdout } = spawnSync(BINARY, ['--check-config', '--config', file], { encoding: 'utf8' });
     assert.ok(!`${stdout}${stderr}`.includes('secret'), 'no password is shown');
     return { status, text: stderr + stdout };
   };
@@ -289,6 +309,8 @@ test('--check-config names what is wrong with the database, and no password', { 
   postgres.query('create role guest login');
   const guest = await check('app', postgres.url('app', 'guest'));
   assert.match(guest.text, /the role guest may not create the relay's tables/);
+  postgres.query('create role few login connection limit 5; alter database app owner to few');
+  assert.match((await check('app', postgres.url('app', 'few'))).text, /allows 5 connections \(the role few\), and the relay needs 6/);
   const unreachable = await check('app', 'postgres://me@127.0.0.1:9/app');
   assert.match(unreachable.text, /cannot use app at 127.0.0.1:9: error connecting to server: .*refused/);
   assert.match((await check('app', 'postgres://me:secret@127.0.0.1:9/app')).text, /me:\*\*\*@127.0.0.1:9\/app has a password in it/);

@@ -101,6 +101,12 @@ export async function fill(at) {
   return ballast;
 }
 
+/** The numbers of a user of this machine. */
+export function ids(user) {
+  const number = what => Number(execFileSync('id', [what, user], { encoding: 'utf8' }));
+  return { uid: number('-u'), gid: number('-g') };
+}
+
 /**
  * A relay with storage in `at`. `config` is appended to the config file: `{ sync: { idle_unload: '"1s"' } }`.
  * The port stays the same after a restart.
@@ -128,7 +134,8 @@ export class Relay {
   get url() { return `http://127.0.0.1:${this.port}`; }
   get ws() { return `ws://127.0.0.1:${this.port}`; }
 
-  async start() {
+  /** Writes the config file, and returns its path. */
+  async writeConfig() {
     const sections = structuredClone(this.config);
     const set = (section, key, value) => (sections[section] ??= {})[key] ??= value;
     set('http', 'listen', `["127.0.0.1:${this.port}"]`);
@@ -145,6 +152,11 @@ export class Relay {
     const file = join(this.at, 'tonk-relay.toml');
     await mkdir(this.at, { recursive: true });
     await writeFile(file, text);
+    return file;
+  }
+
+  async start() {
+    const file = await this.writeConfig();
     const options = { stdio: ['ignore', 'ignore', 'pipe'], env: { ...process.env, ...this.env }, ...this.as };
     this.program = new Program(this.binary ?? BINARY, ['--config', file], options);
     await until('the relay is ready', () => {

@@ -1,6 +1,7 @@
 //! Connecting to the database.
 
 use std::{
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering},
@@ -28,11 +29,13 @@ use crate::{
 };
 
 /// The oldest supported version of PostgreSQL, as in `server_version_num`.
-const OLDEST: i32 = 150_000;
+pub(super) const OLDEST: i32 = 150_000;
 /// The largest file with a password that is read, in bytes.
 const MAX_PASSWORD_FILE: u64 = 4 << 10;
 /// Connections that only read.
 const READERS: usize = 4;
+/// All connections of a relay.
+const CONNECTIONS: usize = READERS + 2;
 /// Settings of every connection. A server that has lost the relay must not keep its locks.
 const OPTIONS: &str = "-c lock_timeout=2s -c idle_in_transaction_session_timeout=10s \
                        -c statement_timeout=0 -c idle_session_timeout=0 \
@@ -133,9 +136,18 @@ impl Group {
 }
 
 impl Server {
-    #[expect(clippy::disallowed_methods, reason = "nothing is served yet")]
-    pub(super) fn new(database: &Database, cluster: &Cluster) -> Result<Self, ConnectError> {
-        let timeout = cluster.timeout.0;
+    /// The server of a relay's config.
+    pub(super) fn of(database: &Database, cluster: &Cluster) -> Result<Self, ConnectError> {
+        let password = password(&cluster.password_file())?;
+        Self::new(database, password.as_deref(), cluster.timeout.0)
+    }
+
+    /// A server at which `database` signs in with a password, if there is one.
+    pub(super) fn new(
+        database: &Database,
+        password: Option<&str>,
+        timeout: Duration,
+    ) -> Result<Self, ConnectError> {
         let mut config = Config::new();
         match &database.host {
             DatabaseHost::Name(name) => config.host(name.trim_matches(['[', ']'])),
@@ -152,11 +164,8 @@ impl Server {
             .keepalives_idle(Duration::from_secs(5))
             .keepalives_interval(Duration::from_secs(2))
             .keepalives_retries(3);
-        let path = cluster.password_file();
-        if !path.as_os_str().is_empty() {
-            let read = regular_file::read_text(&path, MAX_PASSWORD_FILE);
-            let password = read.map_err(|source| ConnectError::Password { path, source })?;
-            config.password(password.trim_end_matches(['\r', '\n']));
+        if let Some(password) = password {
+            config.password(password);
         }
         let tls = match &database.tls {
             DatabaseTls::Off => {
@@ -184,13 +193,25 @@ impl Server {
 
     /// Connects, and checks what can be checked while another relay uses the database.
     pub(super) async fn check(&self) -> Result<(), ConnectError> {
-        let checking = async {
+        self.with_one(async |client| {
+            check(client).await?;
+            has_connections(client).await?;
+            schema::check(client).await
+        })
+        .await
+    }
+
+    /// Does something over one connection, within the longest time to wait for an answer.
+    pub(super) async fn with_one<T>(
+        &self,
+        act: impl AsyncFnOnce(&Client) -> Result<T, ConnectError>,
+    ) -> Result<T, ConnectError> {
+        let acting = async {
             let (mut connections, broken) = (JoinSet::new(), CancellationToken::new());
             let client = self.connect_one(&mut connections, &broken).await?;
-            check(&client).await?;
-            schema::check(&client).await
+            act(&client).await
         };
-        timeout(self.timeout, checking).await.unwrap_or(Err(ConnectError::Timeout(self.timeout)))
+        timeout(self.timeout, acting).await.unwrap_or(Err(ConnectError::Timeout(self.timeout)))
     }
 
     async fn connect_group(&self, earlier: Option<i64>) -> Result<Group, ConnectError> {
@@ -275,7 +296,8 @@ impl Server {
         Ok(Reader { client, turn: tokio::sync::Mutex::default(), size, load })
     }
 
-    async fn connect_one(
+    /// Makes one connection, which ends with `connections`.
+    pub(super) async fn connect_one(
         &self,
         connections: &mut JoinSet<()>,
         broken: &CancellationToken,
@@ -297,8 +319,23 @@ impl Server {
     }
 }
 
+/// The password in a file, if one is named.
+///
+/// # Errors
+/// It cannot be read.
+#[expect(clippy::disallowed_methods, reason = "nothing is served yet")]
+pub fn password(file: &Path) -> Result<Option<String>, ConnectError> {
+    if file.as_os_str().is_empty() {
+        return Ok(None);
+    }
+    let read = regular_file::read_text(file, MAX_PASSWORD_FILE);
+    let path = file.to_owned();
+    let text = read.map_err(|source| ConnectError::Password { path, source })?;
+    Ok(Some(text.trim_end_matches(['\r', '\n']).to_owned()))
+}
+
 /// Checks that what the server confirms is durable, and that statements reach it as they are sent.
-async fn check(client: &Client) -> Result<(), ConnectError> {
+pub(super) async fn check(client: &Client) -> Result<(), ConnectError> {
     let settings = "select current_setting('server_version_num')::int, \
                     current_setting('server_version'), current_setting('fsync'), \
                     current_setting('synchronous_commit'), current_setting('lock_timeout'), \
@@ -327,12 +364,38 @@ async fn check(client: &Client) -> Result<(), ConnectError> {
     Ok(())
 }
 
+/// Checks that the server has room for the connections of a relay.
+pub(super) async fn has_connections(client: &Client) -> Result<(), ConnectError> {
+    let limits = "select rolconnlimit, 'the role ' || rolname from pg_roles \
+                  where rolname = current_user union all \
+                  select datconnlimit, 'the database ' || datname from pg_database \
+                  where datname = current_database() union all \
+                  select current_setting('max_connections')::int \
+                      - current_setting('superuser_reserved_connections')::int, \
+                      'max_connections, less those for superusers'";
+    let needed = i32::try_from(CONNECTIONS).unwrap_or(i32::MAX);
+    for row in client.query(limits, &[]).await? {
+        let allowed: i32 = row.try_get(0)?;
+        // A negative one is none.
+        if (0..needed).contains(&allowed) {
+            return Err(ConnectError::FewConnections { allowed, by: row.try_get(1)?, needed });
+        }
+    }
+    Ok(())
+}
+
 /// Takes the lock of the relay that uses the database. It is released with the connection.
 async fn lock(client: &Client) -> Result<(), ConnectError> {
     let locked = client.query_one("select pg_try_advisory_lock($1)", &[&LOCK]).await?;
     if locked.try_get(0)? {
         return Ok(());
     }
+    let holder = lock_holder(client).await?;
+    Err(ConnectError::InUse { from: holder.unwrap_or_else(|| "unknown".to_owned()) })
+}
+
+/// The connection that holds the lock of the relay that uses the database, if one does.
+pub(super) async fn lock_holder(client: &Client) -> Result<Option<String>, tokio_postgres::Error> {
     // Its address is empty at a Unix socket.
     let holder = "select coalesce(host(client_addr), 'this machine') || ', since ' || \
                   to_char(backend_start at time zone 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"') || \
@@ -342,8 +405,7 @@ async fn lock(client: &Client) -> Result<(), ConnectError> {
                   and pg_locks.database = (select oid from pg_database \
                       where datname = current_database())";
     let row = client.query_opt(holder, &[&LOCK]).await?;
-    let from = row.and_then(|row| row.try_get(0).ok()).unwrap_or_else(|| "unknown".to_owned());
-    Err(ConnectError::InUse { from })
+    row.map(|row| row.try_get(0)).transpose().map(Option::flatten)
 }
 
 /// Checks that a connection is to the server on which this relay writes as `name`, and not to a

@@ -2,6 +2,7 @@
 
 use std::{error::Error, io, path::PathBuf, time::Duration};
 
+use rustls::CertificateError;
 use tokio_postgres::error::SqlState;
 
 use crate::storage::{Failure, Location, StorageError};
@@ -107,6 +108,8 @@ pub enum ConnectError {
     NoRoots(Option<PathBuf>),
     #[error("cannot set up TLS: {0}")]
     Tls(String),
+    #[error("the server's certificate cannot be trusted: {0}")]
+    Certificate(String),
     #[error("cannot start what connects to it: {0}")]
     Runtime(#[from] io::Error),
     #[error("it is PostgreSQL {0}; expected version 15 or later")]
@@ -124,6 +127,8 @@ pub enum ConnectError {
          on the startup parameter \"options\""
     )]
     Pooled,
+    #[error("{0}; if there is no such role or database, `tonk-relay cluster init` makes it")]
+    Missing(String),
     #[error("cannot read which documents are deleted or blocked: {0}")]
     Marks(String),
     #[error(
@@ -140,15 +145,18 @@ pub enum ConnectError {
     #[error("cannot create the relay's tables: {}", explain(.0))]
     NoTables(#[source] tokio_postgres::Error),
     #[error(
-        "the role {role} may not create the relay's tables; if this is the relay's database, make \
-         it the owner: alter database {database} owner to {role}"
+        "the role {role} may not create the relay's tables; `tonk-relay cluster init` makes them, \
+         with its rights"
     )]
-    MayNotCreate { role: String, database: String },
+    MayNotCreate { role: String },
     #[error(
-        "the role {role} lacks rights on the table {table}; make it the owner of all tables in \
-         tonk_relay: alter table {table} owner to {role}"
+        "the role {role} lacks rights on the table {table}; `tonk-relay cluster init` grants them"
     )]
     NoRights { role: String, table: String },
+    #[error(
+        "it allows {allowed} connections ({by}), and the relay needs {needed}; raise the limit"
+    )]
+    FewConnections { allowed: i32, by: String, needed: i32 },
     #[error("its encoding is {0}; expected UTF8: create database NAME encoding 'UTF8'")]
     Encoding(String),
     #[error(
@@ -156,6 +164,11 @@ pub enum ConnectError {
          version of tonk-relay that wrote them"
     )]
     NewerFormat { found: i32, known: i32 },
+    #[error(
+        "the relay's tables have version {found}, and this program needs {needed}; \
+         `tonk-relay cluster migrate` brings them there"
+    )]
+    OlderFormat { found: i32, needed: i32 },
 }
 
 impl ConnectError {
@@ -175,8 +188,46 @@ impl From<tokio_postgres::Error> for ConnectError {
         let is_pooled = error.as_db_error().is_some_and(|error| {
             error.code().code() == "08P01" && error.message().contains("startup parameter")
         });
-        if is_pooled { Self::Pooled } else { Self::Postgres(error) }
+        if is_pooled {
+            return Self::Pooled;
+        }
+        // PostgreSQL tells of a role that does not exist only where its own user signs in without a
+        // password.
+        let is_missing = error.code().is_some_and(|code| {
+            *code == SqlState::UNDEFINED_DATABASE
+                || *code == SqlState::INVALID_AUTHORIZATION_SPECIFICATION
+        });
+        if is_missing {
+            return Self::Missing(explain(&error));
+        }
+        match refused_certificate(&error) {
+            Some(problem) => Self::Certificate(problem),
+            None => Self::Postgres(error),
+        }
     }
+}
+
+/// Why the certificate of the server was refused, if it was.
+fn refused_certificate(error: &tokio_postgres::Error) -> Option<String> {
+    let source = error.source()?.downcast_ref::<io::Error>()?;
+    let rustls::Error::InvalidCertificate(problem) = source.get_ref()?.downcast_ref()? else {
+        return None;
+    };
+    let text = problem.to_string();
+    Some(match problem {
+        CertificateError::UnknownIssuer => {
+            "this machine does not know its authority; name the authority's file with \
+             ?sslrootcert=FILE in the URL"
+                .to_owned()
+        }
+        // The name of webpki's error, whose type rustls hides.
+        _ if text.contains("CaUsedAsEndEntity") => {
+            "it is its own authority, as `openssl req -x509` makes it; make an authority, and a \
+             certificate of it that names the host in its subjectAltName"
+                .to_owned()
+        }
+        _ => text,
+    })
 }
 
 impl From<ConnectError> for QueryError {

@@ -61,7 +61,7 @@ impl Link {
         metrics: StorageMetrics,
     ) -> Result<Self, ConnectError> {
         let name = database.to_string();
-        let server = Server::new(&database, cluster)?;
+        let server = Server::of(&database, cluster)?;
         let started = tokio::time::Instant::now();
         let mut is_told = false;
         let group = loop {

@@ -2,7 +2,9 @@
 //!
 //! | to find | look in |
 //! |---|---|
-//! | the tables | `schema` |
+//! | the tables, and their versions | `schema` |
+//! | making the database, its roles and rights | [`setup`] |
+//! | what an operator should know of the server | [`report`] |
 //! | connecting, and what is checked of the server; TLS | `connection`, `tls` |
 //! | staying connected; whether this relay may write | `link` |
 //! | the task that commits: where changes become durable | `writer` |
@@ -31,7 +33,9 @@ mod chunk_store;
 mod connection;
 mod error;
 mod link;
+pub mod report;
 mod schema;
+pub mod setup;
 mod statements;
 mod store;
 mod tls;
@@ -48,12 +52,13 @@ use std::{
 use tokio::{runtime::Handle, sync::mpsc, time::sleep};
 use tracing::{error, info, warn};
 
-pub use self::error::ConnectError;
 use self::{
     connection::Server,
     link::{Link, RETRY},
+    report::Report,
     writer::{BATCH, Request, Writer},
 };
+pub use self::{connection::password, error::ConnectError};
 use crate::{
     base::{document_id::DocumentId, run_to_completion::RunToCompletion},
     config::{self, Cluster, Database},
@@ -65,8 +70,21 @@ use crate::{
 /// # Errors
 /// Why it could not.
 pub fn check(database: &Database, cluster: &Cluster) -> Result<(), ConnectError> {
+    blocking(Server::of(database, cluster)?.check())?
+}
+
+/// Looks at a database, which a relay may be using. Blocks.
+///
+/// # Errors
+/// It cannot be reached or read.
+pub fn report(database: &Database, cluster: &Cluster) -> Result<Report, ConnectError> {
+    blocking(Server::of(database, cluster)?.report(database.to_string()))?
+}
+
+/// Waits for what is asked of a server, where no tokio runtime is.
+fn blocking<T>(asked: impl Future<Output = T>) -> Result<T, ConnectError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(Server::new(database, cluster)?.check())
+    Ok(runtime.block_on(asked))
 }
 
 /// A store in a PostgreSQL database.

@@ -3,15 +3,19 @@
 //! They are in a schema of their own, [`SCHEMA`], and every statement names it, so that no
 //! `search_path` decides what the relay reads.
 
-use tokio_postgres::Client;
+use tokio_postgres::{Client, Row};
 
 use super::error::ConnectError;
 
-/// The version of the tables. A relay refuses a newer one.
-const FORMAT: i32 = 1;
-
 /// The schema with the tables.
 pub(super) const SCHEMA: &str = "tonk_relay";
+
+/// The statements that lead from each version of the tables to the next: the first ones make them.
+/// A step must leave the tables usable by the release before it, and wait for no lock for long.
+const STEPS: [&str; 1] = [CREATE];
+
+/// The version of the tables that this program uses. A relay refuses a newer one.
+pub(super) const FORMAT: i32 = version(STEPS.len());
 
 /// Creates the tables of version 1.
 ///
@@ -65,54 +69,115 @@ create table tonk_relay.import (
 );
 ";
 
-/// Creates the tables if there are none, and checks that they can be used.
-pub(super) async fn prepare(client: &Client) -> Result<(), ConnectError> {
+#[expect(clippy::cast_possible_truncation, clippy::cast_possible_wrap, reason = "there are few")]
+const fn version(steps: usize) -> i32 {
+    steps as i32
+}
+
+/// The version of tables, or 0 if there are none.
+pub(super) async fn format(client: &Client) -> Result<i32, tokio_postgres::Error> {
     if !exist(client).await? {
-        may_create(client).await?;
-        // All or nothing: a batch is one transaction.
-        client.batch_execute(CREATE).await.map_err(ConnectError::NoTables)?;
+        return Ok(0);
     }
-    check(client).await
+    client.query_one("select format from tonk_relay.meta", &[]).await?.try_get(0)
+}
+
+/// The statements that bring tables of this version to the one of this program, in one transaction.
+/// None if they have it, or a newer one.
+pub(super) fn steps_from(format: i32) -> Option<String> {
+    steps(&STEPS, format)
+}
+
+fn steps(all: &[&str], format: i32) -> Option<String> {
+    let done = usize::try_from(format).unwrap_or(0);
+    let missing = all.get(done..).filter(|missing| !missing.is_empty())?;
+    let to = version(all.len());
+    Some(format!("{}\nupdate tonk_relay.meta set format = {to};\n", missing.concat()))
+}
+
+/// Checks that the tables can be used. Creates them if there are none, and brings them to the
+/// version of this program.
+pub(super) async fn prepare(client: &Client) -> Result<(), ConnectError> {
+    check(client).await?;
+    if let Some(steps) = steps_from(format(client).await?) {
+        // All or nothing: a batch is one transaction.
+        client.batch_execute(&steps).await.map_err(ConnectError::NoTables)?;
+    }
+    Ok(())
 }
 
 /// Checks that the tables can be used, or created if there are none.
 pub(super) async fn check(client: &Client) -> Result<(), ConnectError> {
     if !exist(client).await? {
-        return may_create(client).await;
+        return may_change(client, 0).await;
     }
-    let rights = "select quote_ident(current_user), class.relname::text from pg_class as class \
-                  join pg_namespace as space on space.oid = class.relnamespace \
-                  where space.nspname = $1 and class.relkind = 'r' and not ( \
-                      has_schema_privilege(space.oid, 'usage') \
-                      and has_table_privilege(class.oid, 'select') \
-                      and has_table_privilege(class.oid, 'insert') \
-                      and has_table_privilege(class.oid, 'update') \
-                      and has_table_privilege(class.oid, 'delete'))";
-    if let Some(row) = client.query(rights, &[&SCHEMA]).await?.first() {
-        let (role, table): (String, String) = (row.try_get(0)?, row.try_get(1)?);
-        return Err(ConnectError::NoRights { role, table: format!("{SCHEMA}.{table}") });
+    // Without rights not even the version can be read.
+    if let Some((role, table)) = lacking_rights(client, None).await? {
+        return Err(ConnectError::NoRights { role, table });
     }
-    let format: i32 =
-        client.query_one("select format from tonk_relay.meta", &[]).await?.try_get(0)?;
-    if format > FORMAT {
-        return Err(ConnectError::NewerFormat { found: format, known: FORMAT });
+    let found = format(client).await?;
+    match found {
+        FORMAT => Ok(()),
+        ..FORMAT => may_change(client, found).await,
+        _ => Err(ConnectError::NewerFormat { found, known: FORMAT }),
     }
-    Ok(())
 }
 
-async fn exist(client: &Client) -> Result<bool, ConnectError> {
+/// A role, and a table that it may not read and write, if there is one. The role is that of this
+/// connection if none is named; one that is named must exist.
+pub(super) async fn lacking_rights(
+    client: &Client,
+    role: Option<&str>,
+) -> Result<Option<(String, String)>, tokio_postgres::Error> {
+    let lacking = "select role, class.relname::text \
+                   from (select coalesce($2::text, current_user::text) as role) as asked, \
+                       pg_class as class join pg_namespace as space \
+                       on space.oid = class.relnamespace \
+                   where space.nspname = $1 and class.relkind = 'r' and not ( \
+                       has_schema_privilege(role, space.oid, 'usage') \
+                       and has_table_privilege(role, class.oid, 'select') \
+                       and has_table_privilege(role, class.oid, 'insert') \
+                       and has_table_privilege(role, class.oid, 'update') \
+                       and has_table_privilege(role, class.oid, 'delete'))";
+    let read = |row: &Row| {
+        let table: String = row.try_get(1)?;
+        Ok((row.try_get(0)?, format!("{SCHEMA}.{table}")))
+    };
+    client.query(lacking, &[&SCHEMA, &role]).await?.first().map(read).transpose()
+}
+
+async fn exist(client: &Client) -> Result<bool, tokio_postgres::Error> {
     let exist = "select exists (select from pg_class as class \
                  join pg_namespace as space on space.oid = class.relnamespace \
                  where space.nspname = $1 and class.relname = 'meta')";
-    Ok(client.query_one(exist, &[&SCHEMA]).await?.try_get(0)?)
+    client.query_one(exist, &[&SCHEMA]).await?.try_get(0)
 }
 
-async fn may_create(client: &Client) -> Result<(), ConnectError> {
-    let may = "select has_database_privilege(current_database(), 'create'), \
-               quote_ident(current_user), quote_ident(current_database())";
-    let row = client.query_one(may, &[]).await?;
-    if row.try_get(0)? {
-        return Ok(());
+/// Checks that this role may bring the tables of version `format` to that of this program: in an
+/// empty database by its rights there, later as the owner of the tables.
+async fn may_change(client: &Client, format: i32) -> Result<(), ConnectError> {
+    let may = "select case when $1 = 0 then has_database_privilege(current_database(), 'create') \
+               else (select pg_has_role(relowner, 'usage') from pg_class \
+                   where oid = to_regclass('tonk_relay.meta')) end, \
+               quote_ident(current_user)";
+    let row = client.query_one(may, &[&format]).await?;
+    match format {
+        _ if row.try_get(0)? => Ok(()),
+        0 => Err(ConnectError::MayNotCreate { role: row.try_get(1)? }),
+        found => Err(ConnectError::OlderFormat { found, needed: FORMAT }),
     }
-    Err(ConnectError::MayNotCreate { role: row.try_get(1)?, database: row.try_get(2)? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_missing_steps_are_made() {
+        let all = ["first;", "second;", "third;"];
+        let two = "second;third;\nupdate tonk_relay.meta set format = 3;\n";
+        assert_eq!(steps(&all, 1).as_deref(), Some(two));
+        assert!(steps(&all, 0).is_some_and(|steps| steps.starts_with("first;second;third;")));
+        assert_eq!((steps(&all, 3), steps(&all, 4)), (None, None));
+    }
 }

@@ -2,6 +2,7 @@
 //! `postgresql`). Without it they are skipped, unless TONK_RELAY_POSTGRES is set.
 
 mod server;
+mod setup;
 
 use std::time::Duration;
 

@@ -11,7 +11,10 @@ use std::{
 
 use tokio_postgres::NoTls;
 
-use crate::{base::lock::lock, config::DatabaseUrl};
+use crate::{
+    base::lock::lock,
+    config::{Database, DatabaseUrl},
+};
 
 /// The exit code of the script that starts the server, if PostgreSQL is not installed.
 const NOT_INSTALLED: i32 = 77;
@@ -41,12 +44,19 @@ impl TestDatabase {
         format!("postgres://postgres@/{name}?host={}", self.folder)
     }
 
+    /// The database as another role uses it.
+    pub(super) fn used_by(&self, role: &str) -> Database {
+        let url = format!("postgres://{role}@/{}?host={}", self.name, self.folder);
+        DatabaseUrl::from(url.as_str()).read().expect("a URL").expect("is not empty")
+    }
+
     /// The URL for another role, which owns the database from now on.
     pub(super) async fn url_as(&self, role: &str) -> DatabaseUrl {
         let statements =
             format!("create role {role} login; alter database {} owner to {role}", self.name);
         self.client().await.batch_execute(&statements).await.expect("makes a role");
-        format!("postgres://{role}@/{}?host={}", self.name, self.folder).as_str().into()
+        let url = format!("postgres://{role}@/{}?host={}", self.name, self.folder);
+        url.as_str().into()
     }
 
     pub(super) fn name(&self) -> &str {
@@ -55,7 +65,22 @@ impl TestDatabase {
 
     /// A connection beside the relay's.
     pub(super) async fn client(&self) -> tokio_postgres::Client {
-        connect(self.folder, &self.name).await
+        self.client_as("postgres").await.expect("connects")
+    }
+
+    /// A connection as another role.
+    pub(super) async fn client_as(
+        &self,
+        role: &str,
+    ) -> Result<tokio_postgres::Client, tokio_postgres::Error> {
+        connect(self.folder, &self.name, role).await
+    }
+
+    /// Drops the database.
+    pub(super) async fn drop(&self) {
+        let server = connect(self.folder, "postgres", "postgres").await.expect("connects");
+        let drop = format!("drop database {} with (force)", self.name);
+        server.batch_execute(&drop).await.expect("drops");
     }
 }
 
@@ -63,7 +88,7 @@ impl TestDatabase {
 pub(super) async fn test_database() -> Option<TestDatabase> {
     let server = SERVER.get_or_init(start).as_ref()?;
     let name = format!("test{}", DATABASES.fetch_add(1, Ordering::Relaxed));
-    let client = connect(&server.folder, "postgres").await;
+    let client = connect(&server.folder, "postgres", "postgres").await.expect("connects");
     client.batch_execute(&format!("create database {name}")).await.expect("creates");
     Some(TestDatabase { folder: &server.folder, name })
 }
@@ -91,14 +116,14 @@ fn start() -> Option<Server> {
     Some(server)
 }
 
-async fn connect(folder: &str, database: &str) -> tokio_postgres::Client {
-    let (client, connection) = tokio_postgres::Config::new()
-        .host_path(folder)
-        .user("postgres")
-        .dbname(database)
-        .connect(NoTls)
-        .await
-        .expect("connects");
+async fn connect(
+    folder: &str,
+    database: &str,
+    role: &str,
+) -> Result<tokio_postgres::Client, tokio_postgres::Error> {
+    let mut config = tokio_postgres::Config::new();
+    let connecting = config.host_path(folder).user(role).dbname(database).connect(NoTls);
+    let (client, connection) = connecting.await?;
     tokio::spawn(connection);
-    client
+    Ok(client)
 }
