@@ -50,7 +50,9 @@ pub(crate) enum Event {
     #[cfg_attr(not(test), expect(dead_code, reason = "one relay uses a database"))]
     Stored(StoredByAnother),
     /// What the store had confirmed may be gone, and the chunk of the last [`Effect::Save`] with
-    /// it.
+    /// it. [`Event::Restored`] follows, and until then nothing counts as durable.
+    Lost,
+    /// What the store still has after an [`Event::Lost`].
     Restored(Remains),
 }
 

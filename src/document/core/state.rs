@@ -41,6 +41,8 @@ pub(crate) struct Core {
     /// What the document was when it was loaded is from the served bundle and not stored. It counts
     /// as durable: peers have it from the bundle.
     pub(super) has_unsaved_base: bool,
+    /// The store has lost something, and what it still has is not known yet. Nothing is written.
+    pub(super) awaits_remains: bool,
     pub(super) chunks: Chunks,
     /// The session whose changes are being applied, or 0. The caller reads it after a panic.
     pub(super) applying: Arc<AtomicU64>,
@@ -83,6 +85,7 @@ impl Core {
             versions,
             durable: Durability::new(doc.heads().to_vec(), doc.changes()),
             has_unsaved_base: false,
+            awaits_remains: false,
             chunks: Chunks::new(stored, unstored),
             applying: Arc::default(),
             damaged_by: None,

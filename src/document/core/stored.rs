@@ -91,9 +91,21 @@ impl Core {
         }
     }
 
+    /// Counts nothing as durable until it is known what the store still has.
+    pub(super) fn apply_lost(&mut self) {
+        self.awaits_remains = true;
+        if self.has_unsaved_base && self.chunks.under_way.is_none() {
+            // Nothing of it was stored.
+            return;
+        }
+        let base = if self.has_unsaved_base { self.durable.heads.clone() } else { Vec::new() };
+        self.lose(base);
+    }
+
     /// Counts only what the store still has as durable, and writes the rest again.
     pub(super) fn apply_restored(&mut self, remains: Remains) {
         let Remains { chunks, mut heads, has_orphans } = remains;
+        self.awaits_remains = false;
         if self.has_unsaved_base && self.chunks.under_way.is_none() {
             // Nothing of it was stored.
             return;

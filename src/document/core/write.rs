@@ -19,7 +19,8 @@ impl Core {
     /// Begins to write what is not durable, unless a write is under way: what is applied meanwhile
     /// belongs to the next one.
     pub(super) fn write(&mut self, effects: &mut Vec<Effect>) {
-        if self.chunks.under_way.is_some() || self.doc.heads() == self.durable.heads {
+        let is_durable = self.doc.heads() == self.durable.heads;
+        if is_durable || self.chunks.under_way.is_some() || self.awaits_remains {
             return;
         }
         let wants_snapshot = self.chunks.wants_snapshot(

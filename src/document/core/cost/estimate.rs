@@ -110,7 +110,8 @@ impl Core {
                 Event::Retry { .. }
                 | Event::Join { .. }
                 | Event::Leave(_)
-                | Event::ReadsOnly(_) => {}
+                | Event::ReadsOnly(_)
+                | Event::Lost => {}
             }
         }
         if has_saved {

@@ -26,6 +26,7 @@ fn action() -> impl Strategy<Value = Action> {
             .prop_map(|(relay, is_answered)| Action::Commit { relay, is_answered }),
         1 => (0..8usize).prop_map(Action::Late),
         5 => (relay.clone(), 0..4u8).prop_map(|(relay, again)| Action::Look { relay, again }),
+        3 => relay.clone().prop_map(Action::Read),
         1 => relay.clone().prop_map(Action::Idle),
         1 => (peer.clone(), any::<bool>()).prop_map(|(peer, on)| Action::Full(peer, on)),
         1 => relay.clone().prop_map(Action::Crash),

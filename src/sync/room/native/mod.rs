@@ -113,6 +113,10 @@ impl NativeEngine {
 
     async fn settle(&mut self) {
         self.wait_for_core().await;
+        // Before anybody is told what is durable.
+        if self.writer.read_if_outdated() {
+            self.events.push(Event::Lost);
+        }
         self.retry_pending().await;
         let CoreState::Idle(core) = &self.core else { return };
         if self.events.is_empty() {
@@ -194,7 +198,6 @@ impl Engine for NativeEngine {
 
     fn resume(&mut self) {
         self.events.push(Event::Resume);
-        self.writer.read_if_outdated();
     }
 
     fn reads_only(&mut self, session: SessionId) -> BoxFuture<'_, ()> {
@@ -260,12 +263,16 @@ impl Engine for NativeEngine {
 
     fn close(mut self: Box<Self>) -> BoxFuture<'static, Result<(), EngineFailed>> {
         async move {
-            self.settle().await;
-            while !self.is_durable() {
-                self.writer.read_if_outdated();
-                self.work().await?;
+            loop {
+                self.settle().await;
+                if self.is_durable() {
+                    return Ok(());
+                }
+                let is_new_loss = self.writer.work.is_none() && self.writer.is_outdated();
+                if !is_new_loss {
+                    self.work().await?;
+                }
             }
-            Ok(())
         }
         .boxed()
     }

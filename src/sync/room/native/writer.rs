@@ -12,7 +12,7 @@ use crate::{
         chunk::Key,
         core::event::{Event, Remains},
     },
-    storage::documents::{Documents, Outdated, Unsaved},
+    storage::documents::{Documents, Outdated},
 };
 
 /// Stores the chunks of one document.
@@ -25,8 +25,6 @@ pub(super) struct Writer {
     pub(super) work: Option<BoxFuture<'static, Done>>,
     /// What is stored is being read.
     is_reading: bool,
-    /// Counts the bytes of a write that waits for this.
-    waiting: Option<Unsaved>,
 }
 
 /// How the work of a writer has ended.
@@ -42,17 +40,12 @@ impl Writer {
     /// Creates a writer. `losses` is how often the store had lost something when the document was
     /// read.
     pub(super) fn new(documents: Arc<Documents>, document: DocumentId, losses: u64) -> Self {
-        Self { documents, document, losses, work: None, is_reading: false, waiting: None }
+        Self { documents, document, losses, work: None, is_reading: false }
     }
 
-    /// Begins to store a chunk, and to delete those that it replaces. While what is stored is being
-    /// read, nothing is stored: the core asks again.
+    /// Begins to store a chunk, and to delete those that it replaces.
     pub(super) fn save(&mut self, key: Key, data: Bytes, replaces: Vec<Key>) {
         let waiting = self.documents.unsaved_bytes(data.len());
-        if self.is_reading {
-            self.waiting = Some(waiting);
-            return;
-        }
         let (documents, document, losses) = (self.documents.clone(), self.document, self.losses);
         let write = async move {
             drop(waiting);
@@ -73,10 +66,11 @@ impl Writer {
         self.losses != self.documents.store().losses()
     }
 
-    /// Begins to read what is stored if the store has lost something since.
-    pub(super) fn read_if_outdated(&mut self) {
+    /// Begins to read what is stored if the store has lost something since. Returns whether it does,
+    /// of which the core must be told.
+    pub(super) fn read_if_outdated(&mut self) -> bool {
         if self.is_reading || !self.is_outdated() {
-            return;
+            return false;
         }
         self.is_reading = true;
         let (documents, document, earlier) =
@@ -90,22 +84,21 @@ impl Writer {
             read(&documents, document).await
         };
         self.work = Some(read.boxed());
+        true
     }
 
     /// Returns what the core has to know of work that has ended. A chunk that was stored before a
     /// loss may be gone: then what is stored is read first.
     pub(super) fn end(&mut self, done: Done) -> Option<Event> {
-        (self.work, self.is_reading, self.waiting) = (None, false, None);
-        let event = match done {
+        (self.work, self.is_reading) = (None, false);
+        match done {
             Done::Saved if self.is_outdated() => None,
             Done::Saved => Some(Event::Saved),
             Done::Lost(remains, losses) => {
                 self.losses = losses;
                 Some(Event::Restored(remains))
             }
-        };
-        self.read_if_outdated();
-        event
+        }
     }
 }
 

@@ -41,6 +41,8 @@ pub(super) enum Action {
     Late(usize),
     /// A relay reads what others have stored. Some of it may have been read before.
     Look { relay: usize, again: u8 },
+    /// A relay that has noticed a loss reads what there is.
+    Read(usize),
     /// The room is idle.
     Idle(usize),
     /// A peer's send queue becomes full, or has room again.
@@ -81,6 +83,8 @@ pub(super) struct Relay {
     seen: u64,
     /// How many losses it has noticed.
     losses: usize,
+    /// It has noticed one, and has not read what there is.
+    is_reading: bool,
 }
 
 /// All peers, the relays, and their database.
@@ -122,6 +126,7 @@ fn open(database: &Database, base: &[u8]) -> Relay {
         writing: None,
         seen: database.commits,
         losses: database.lost.len(),
+        is_reading: false,
     }
 }
 
@@ -167,6 +172,7 @@ impl World {
             }
             Action::Late(_) => {}
             Action::Look { relay, again } => self.look(relay, again),
+            Action::Read(n) => self.read(n),
             Action::Idle(n) => self.relays[n].core.release_memory(),
             Action::Full(n, on) => {
                 if let Some(link) = &self.peers[n].link {
@@ -211,7 +217,7 @@ impl World {
         if is_refused && self.fault != Some(Fault::LossNotNoticedByWrites) {
             // It builds on what the database may have lost.
             self.relays[n].writing = None;
-            self.restore(n);
+            self.notice_loss(n);
             return;
         }
         if self.fault != Some(Fault::ConfirmedTooEarly) {
@@ -229,8 +235,11 @@ impl World {
         // A write under way is refused, which tells the relay the same.
         if relay.losses != losses && self.fault != Some(Fault::LossNotNoticed) {
             if relay.writing.is_none() {
-                self.restore(n);
+                self.notice_loss(n);
             }
+            return;
+        }
+        if relay.is_reading {
             return;
         }
         let seen = relay.seen.saturating_sub(u64::from(again));
@@ -249,13 +258,22 @@ impl World {
         }
     }
 
-    /// A relay notices that the database has lost commits, and reads what there is.
-    fn restore(&mut self, n: usize) {
+    /// A relay notices that the database has lost commits.
+    fn notice_loss(&mut self, n: usize) {
+        let relay = &mut self.relays[n];
+        (relay.losses, relay.is_reading) = (self.database.lost.len(), true);
+        relay.arrived.push(Event::Lost);
+        self.step(n);
+    }
+
+    fn read(&mut self, n: usize) {
         let remains = self.database.remains();
         let relay = &mut self.relays[n];
-        (relay.losses, relay.seen, relay.writing) = (self.database.lost.len(), 0, None);
-        relay.arrived.push(Event::Restored(remains));
-        self.step(n);
+        if relay.is_reading {
+            (relay.losses, relay.is_reading, relay.seen) = (self.database.lost.len(), false, 0);
+            relay.arrived.push(Event::Restored(remains));
+            self.step(n);
+        }
     }
 
     pub(super) fn connect(&mut self, n: usize, relay: usize, keeps_state: bool) {
@@ -338,6 +356,7 @@ impl World {
                 self.act(&Action::Step(relay));
                 self.act(&Action::Commit { relay, is_answered: true });
                 self.act(&Action::Look { relay, again: 0 });
+                self.act(&Action::Read(relay));
             }
             if self.is_quiet() {
                 return;
@@ -351,7 +370,8 @@ impl World {
         let mut links = self.peers.iter().filter_map(|peer| peer.link.as_ref());
         let commits = self.database.commits;
         let is_idle = |relay: &Relay| {
-            relay.arrived.is_empty() && relay.writing.is_none() && relay.seen == commits
+            let has_read = relay.seen == commits && !relay.is_reading;
+            relay.arrived.is_empty() && relay.writing.is_none() && has_read
         };
         links.all(quiet) && self.relays.iter().all(is_idle)
     }
