@@ -11,7 +11,7 @@ use std::{
 
 use automerge::{
     Automerge, ChangeHash,
-    sync::{Capability, Message, MessageFlags, State, SyncDoc},
+    sync::{BloomFilter, Capability, Have, Message, MessageFlags, State, SyncDoc},
 };
 use bytes::Bytes;
 
@@ -52,23 +52,24 @@ impl Exchange {
         &mut self,
         doc: &Automerge,
         before: &[ChangeHash],
-        state: &Arc<State>,
+        state: Arc<State>,
         message: SyncMessage,
         shared: bool,
     ) -> Arc<State> {
-        let after = |message| {
-            let mut after = State::clone(state);
+        let after = |state: Arc<State>, message| {
+            // A state is not copied that nobody else has: it may name every change.
+            let mut after = Arc::unwrap_or_clone(state);
             receive(doc, before, &mut after, message);
             Arc::new(after)
         };
         if !shared || message.has_changes() {
-            return after(message.message);
+            return after(state, message.message);
         }
-        let key = (state.clone(), message.raw);
+        let key = (state, message.raw);
         if let Some(known) = self.received.get(&key) {
             return known.clone();
         }
-        let after = after(message.message);
+        let after = after(key.0.clone(), message.message);
         if self.received.len() >= MAX_CACHED {
             self.received.clear();
         }
@@ -87,7 +88,7 @@ impl Exchange {
             return generated.clone();
         }
         let mut after = State::clone(state);
-        let message = doc.generate_sync_message(&mut after);
+        let message = generate(doc, &mut after);
         let after = if after == **state { state.clone() } else { Arc::new(after) };
         let generated = (after, message.map(|message| Bytes::from(message.encode())));
         if shared {
@@ -151,6 +152,28 @@ pub(super) fn receive(doc: &Automerge, before: &[ChangeHash], state: &mut State,
     state.their_have = Some(have);
     state.their_heads = Some(heads);
     state.their_need = Some(need);
+}
+
+/// Generates the next message to a peer, as `SyncDoc::generate_sync_message` does.
+///
+/// automerge 0.12 looks up every change since `last_sync` in the peer's Bloom filter, which is all
+/// of them after a peer has sent its whole document. A peer has all changes up to the heads that it
+/// names, so where these are known here, its filter says nothing more.
+fn generate(doc: &Automerge, state: &mut State) -> Option<Message> {
+    let have = state.their_have.as_deref().unwrap_or_default();
+    let named = state.their_heads.as_deref().unwrap_or_default();
+    let is_current = have.iter().all(|have| have.last_sync == named);
+    // A peer whose last common heads are not here is told to begin anew.
+    let begins_anew =
+        || have.first().is_some_and(|have| have.last_sync.iter().any(|head| !has(doc, head)));
+    if named.is_empty() || is_current || !named.iter().all(|head| has(doc, head)) || begins_anew() {
+        return doc.generate_sync_message(state);
+    }
+    let known = Have { last_sync: named.to_vec(), bloom: BloomFilter::default() };
+    let their_have = state.their_have.replace(vec![known]);
+    let message = doc.generate_sync_message(state);
+    state.their_have = their_have;
+    message
 }
 
 fn has(doc: &Automerge, hash: &ChangeHash) -> bool {

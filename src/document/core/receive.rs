@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use automerge::{ChangeHash, sync::State};
+use automerge::ChangeHash;
 
 use super::{
     durability::Durability,
@@ -106,7 +106,7 @@ impl Core {
         }
         let shared = self.peers.is_crowd();
         let Some(peer) = self.peers.queue_answer(from) else { return Ok(()) };
-        let previous = peer.state.clone();
+        let claimed = claimed(peer, &message.message.heads);
         let (known_changes, bloom_filters) = self.summary(&message);
         let named = message.message.heads.clone();
         let (heads, changes) = (self.doc.heads().to_vec(), self.doc.changes());
@@ -115,11 +115,13 @@ impl Core {
             self.admit(&message)?;
         }
         let doc = self.doc.automerge();
-        let state = self.exchange.receive(doc, &heads, &previous, message, shared);
+        let Some(peer) = self.peers.get_mut(from) else { return Ok(()) };
+        let previous = std::mem::take(&mut peer.state);
+        let state = self.exchange.receive(doc, &heads, previous, message, shared);
         if let Some(peer) = self.peers.get_mut(from) {
             peer.state = state;
             (peer.known_changes, peer.bloom_filters) = (known_changes, bloom_filters);
-            withhold(peer, &mut self.doc, &self.durable, &previous, &named, changes);
+            withhold(peer, &mut self.doc, &self.durable, (&named, &claimed), changes);
         }
         Ok(())
     }
@@ -174,28 +176,30 @@ impl Core {
     }
 }
 
-/// Decides until when heads are withheld from a peer whose message `named` these heads. `previous`
-/// is its state before the message, and the document had this many `changes` then.
+/// The heads that a peer's message names and that may be its own. Those that we sent to it are not.
+/// Those that it named before were judged then, unless some of them were unknown.
+fn claimed(peer: &Peer, named: &[ChangeHash]) -> Vec<ChangeHash> {
+    let judged = peer.state.their_heads.as_ref().filter(|_| !peer.has_unknown_heads);
+    let is_claimed = |head: &&ChangeHash| {
+        let is_judged = judged.is_some_and(|judged| judged.contains(*head));
+        !is_judged && !peer.state.sent_hashes.contains(*head)
+    };
+    named.iter().filter(is_claimed).copied().collect()
+}
+
+/// Decides until when heads are withheld from a peer whose message named heads, some of which it
+/// `claimed`. The document had this many `changes` before the message.
 fn withhold(
     peer: &mut Peer,
     doc: &mut Document,
     durable: &Durability,
-    previous: &State,
-    named: &[ChangeHash],
+    (named, claimed): (&[ChangeHash], &[ChangeHash]),
     changes: u64,
 ) {
     let has_unknown_heads = !named.iter().all(|head| doc.has(head));
     let now = doc.changes();
     peer.withhold_unannounced(now);
-    // Heads that we sent to the peer are not its own. Those that it named before were judged then,
-    // unless some of them were unknown.
-    let judged = previous.their_heads.as_ref().filter(|_| !peer.has_unknown_heads);
-    let is_claimed = |head: &&ChangeHash| {
-        let is_judged = judged.is_some_and(|judged| judged.contains(*head));
-        !is_judged && !previous.sent_hashes.contains(*head)
-    };
-    let claimed = named.iter().filter(is_claimed);
-    let claimed = claimed.filter_map(|head| durable.durable_at(head, || doc.has(head)));
+    let claimed = claimed.iter().filter_map(|head| durable.durable_at(head, || doc.has(head)));
     let claimed = claimed.filter(|number| *number > peer.announced_changes).max().unwrap_or(0);
     let brought = if now > changes { now } else { 0 };
     peer.withheld_until = peer.withheld_until.max(claimed).max(brought);

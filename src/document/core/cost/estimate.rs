@@ -8,7 +8,7 @@ use std::{
 
 use automerge::sync::Capability;
 
-use super::weight::{MESSAGE, Nanos, SEND, Weight, needs_trial};
+use super::weight::{COPIED_HASH, MESSAGE, Nanos, SEND, Weight, needs_trial};
 use crate::{
     base::session_id::SessionId,
     document::{
@@ -151,6 +151,9 @@ impl Core {
             let unknown = weight.changes.saturating_sub(self.versions.changes_below(heads));
             nanos = nanos.plus(weight.walk_cost(unknown));
         }
+        // Where others may have the same state, it is copied.
+        let sent = peer.map_or(0, |peer| peer.state.sent_hashes.len());
+        nanos = nanos.plus(Nanos::of(sent as u64, COPIED_HASH));
         nanos
     }
 

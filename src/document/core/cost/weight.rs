@@ -18,6 +18,8 @@ pub(crate) const MEASURED: Nanos = Nanos(100_000);
 pub(crate) const MESSAGE: Nanos = Nanos(5_000);
 /// Sending a peer a message that is computed already.
 pub(super) const SEND: Nanos = Nanos(2_000);
+/// Nanoseconds for copying a change's hash in a peer's state.
+pub(super) const COPIED_HASH: u64 = 60;
 
 /// Processor time, in nanoseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
