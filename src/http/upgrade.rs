@@ -59,15 +59,19 @@ pub(super) fn upgrade(app: &App, request: Request) -> Response {
     let permit = permit.filter(|_| admitted.is_ok());
     let max_message = config.sync.max_message.bytes();
     let (sessions, running) = (app.sync.sessions.clone(), app.sync.running.clone());
+    let counts = sessions.observed.counts.clone();
+    // What happens once is in a box, and so is the session: otherwise the task would keep space for
+    // both, and for the session twice.
+    let begin = Box::pin(async move {
+        // The client disconnected before it had the response.
+        let upgraded = on_upgrade.await.ok()?;
+        let socket = truncating::accept(upgraded, max_message).await;
+        Some(Box::pin(sessions.run(socket, client, activity, admitted, slot)))
+    });
     running.spawn(async move {
         let _permit = permit;
-        // The client disconnected before it had the response.
-        let Ok(upgraded) = on_upgrade.await else { return };
-        let socket = truncating::accept(upgraded, max_message).await;
-        let counts = sessions.observed.counts.clone();
-        // Boxed, because the future around it would otherwise have space for it twice.
-        let session = sessions.run(socket, client, activity, admitted, slot);
-        let session = std::panic::AssertUnwindSafe(Box::pin(session));
+        let Some(session) = begin.await else { return };
+        let session = std::panic::AssertUnwindSafe(session);
         if futures::FutureExt::catch_unwind(session).await.is_err() {
             counts.panicked();
         }

@@ -16,6 +16,7 @@
 //! | ... closing the session, if it has no document or is far too large | `session::actor` |
 //! | what waits to be sent; closing a reader if something does not fit | [`outbound`] |
 //! | writing a socket; closing a reader that reads nothing, or answers no ping | `socket` |
+//! | ... a large message, in fragments | `writer` |
 //! | why a connection is closed, with code and text | [`close_reason`] |
 //! | the memory that all documents may take | [`memory`] |
 //! | ... and unloading idle ones above it | `room::shared` |
@@ -39,3 +40,4 @@ pub mod session;
 mod socket;
 pub mod truncating;
 pub mod wire;
+mod writer;

@@ -177,6 +177,10 @@ impl Outbound {
         queue.bytes += size;
         queue.urgent += if frame.kind == Kind::Urgent { size } else { 0 };
         self.unsent.add(size as i64);
+        if queue.frames.capacity() == 0 {
+            // Most sockets never have two frames waiting.
+            queue.frames.reserve_exact(1);
+        }
         queue.frames.push_back(frame);
         self.update_full(queue);
     }

@@ -53,7 +53,9 @@ impl Peers {
     pub fn join(&self, session: &Arc<Session>) -> Option<Arc<Session>> {
         let mut table = self.table();
         table.sessions.insert(session.id, Arc::downgrade(session));
-        let users = table.users.entry(session.peer_id.clone()).or_default();
+        // Nearly every id has one user.
+        let new = || Vec::with_capacity(1);
+        let users = table.users.entry(session.peer_id.clone()).or_insert_with(new);
         let principal = session.access.principal.clone();
         let same = users.iter_mut().find(|user| user.has_joined && user.principal == principal);
         let older = match same {

@@ -93,15 +93,22 @@ struct Relay {
 /// What the relay remembers of a session's requests and refusals.
 #[derive(Default)]
 struct Record {
-    /// Its requests for documents that nobody has.
-    unknown: Mutex<Option<Bucket>>,
     /// It was told that it may only read a document that it has sent changes of.
     was_told_read_only: AtomicBool,
+    /// In a box, because nearly no session has it.
+    rare: Mutex<Option<Box<Rare>>>,
+}
+
+/// What few sessions have.
+#[derive(Default)]
+struct Rare {
+    /// Its requests for documents that nobody has.
+    unknown: Option<Bucket>,
     /// Documents whose changes were refused, and that it may only read from then on. Bounded by
     /// the number of documents that it may have open.
-    refused: Mutex<HashSet<DocumentId>>,
+    refused: HashSet<DocumentId>,
     /// When it was asked for documents that others look for.
-    asked: Mutex<HashMap<DocumentId, Instant>>,
+    asked: HashMap<DocumentId, Instant>,
 }
 
 impl Session {
@@ -211,7 +218,8 @@ impl Session {
 
     /// Whether changes of a document that it sent were refused.
     pub fn is_refused(&self, document: DocumentId) -> bool {
-        lock(&self.record.refused).contains(&document)
+        let rare = lock(&self.record.rare);
+        rare.as_ref().is_some_and(|rare| rare.refused.contains(&document))
     }
 
     /// Refuses changes of a document. The peer is told so, and that the document is unavailable;
@@ -220,10 +228,11 @@ impl Session {
         self.relay.counts.refused_document(label);
         let limit = self.relay.config.borrow().limits.documents_per_connection;
         let is_new = {
-            let mut refused = lock(&self.record.refused);
+            let mut rare = lock(&self.record.rare);
+            let refused = &mut rare.get_or_insert_default().refused;
             let is_new = refused.insert(document);
             if refused.len() > limit {
-                drop(refused);
+                drop(rare);
                 return self.close(CloseReason::RefusedDocuments(limit));
             }
             is_new
@@ -292,9 +301,10 @@ impl Session {
     fn count_unknown(&self) -> bool {
         let rate = self.relay.config.borrow().limits.unknown_documents;
         let now = Instant::now();
-        let is_allowed = lock(&self.record.unknown)
-            .get_or_insert_with(|| Bucket::new(now))
-            .try_take(1, rate, now);
+        let mut rare = lock(&self.record.rare);
+        let bucket = rare.get_or_insert_default().unknown.get_or_insert_with(|| Bucket::new(now));
+        let is_allowed = bucket.try_take(1, rate, now);
+        drop(rare);
         if !is_allowed {
             self.close(CloseReason::UnknownDocuments(rate));
             return false;
@@ -351,7 +361,8 @@ impl Session {
     /// Marks it as asked for a document. Returns false if it was asked within `again`, or if `most`
     /// documents are remembered already: then it must not be asked.
     pub fn try_mark_asked(&self, document: DocumentId, again: Duration, most: usize) -> bool {
-        let mut asked = lock(&self.record.asked);
+        let mut rare = lock(&self.record.rare);
+        let asked = &mut rare.get_or_insert_default().asked;
         if asked.get(&document).is_some_and(|at| at.elapsed() < again) {
             return false;
         }

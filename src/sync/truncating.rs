@@ -43,8 +43,8 @@ const MAX_TRUNCATED: u64 = 4;
 /// Bytes that are read from the stream at a time.
 const READ_SIZE: usize = 2 << 10;
 /// Read buffer of a WebSocket. tungstenite's default of 128 KiB would be memory of each idle
-/// socket.
-const READ_BUFFER: usize = 2 << 10;
+/// socket. Most messages fit, and smaller ones cost large messages more reads.
+const READ_BUFFER: usize = 1 << 10;
 /// Bytes of small frames that are written together.
 const WRITE_BUFFER: usize = 8 << 10;
 
@@ -117,7 +117,8 @@ struct Message {
     /// Bytes of its beginning that were passed on.
     head: u64,
     /// If it is being truncated: the last bytes received, unmasked.
-    tail: Option<VecDeque<u8>>,
+    #[expect(clippy::box_collection, reason = "nearly no socket has it")]
+    tail: Option<Box<VecDeque<u8>>>,
 }
 
 /// The part of a frame's payload that has not arrived.
@@ -190,7 +191,8 @@ impl Truncator {
                 }
                 State::Payload(payload) => {
                     let (taken, _) = input.split_at(at_most(payload.discard, input));
-                    let tail = self.message.as_mut().and_then(|message| message.tail.as_mut());
+                    let tail =
+                        self.message.as_mut().and_then(|message| message.tail.as_deref_mut());
                     payload.skip(taken, tail);
                     self.truncated.discarded.fetch_add(taken.len() as u64, Ordering::Relaxed);
                     taken.len()
@@ -264,7 +266,7 @@ impl Truncator {
             out(header);
             length
         } else if message.tail.is_none() {
-            message.tail = Some(VecDeque::new());
+            message.tail = Some(Box::default());
             let pass = length.min((KEPT as u64).saturating_sub(message.head));
             write_header(frame.opcode, pass, key, out);
             pass

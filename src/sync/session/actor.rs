@@ -29,9 +29,10 @@ use crate::{
         activity::Activity,
         close_reason::CloseReason,
         incoming::{Incoming, Reader, Received},
-        socket::{self, Progress, Writer},
+        socket::{self, Progress},
         truncating::{Socket, Truncated},
         wire,
+        writer::Writer,
     },
 };
 
@@ -49,51 +50,55 @@ impl Sessions {
         let truncated = socket.get_ref().truncated();
         // Split here: a future has space for its arguments twice, and the socket is large.
         let (writer, reader) = socket.split();
+        let writer = Writer::new(writer);
         self.run_halves((writer, reader, truncated), from, activity, admitted, slot)
     }
 
-    async fn run_halves(
+    #[expect(clippy::manual_async_fn, reason = "an async fn has space for its arguments twice")]
+    fn run_halves(
         self: Arc<Self>,
         (mut writer, reader, truncated): (Writer, Reader, Arc<Truncated>),
         from: Client,
         activity: Arc<Activity>,
         admitted: Result<Access, CloseReason>,
         slot: Option<ConnectionSlot>,
-    ) {
-        let id = self.peers.next_id();
-        let (in_flight, config) = (&self.receiving.in_flight, self.config.clone());
-        let mut incoming =
-            Incoming::new(reader, truncated, &activity, in_flight, slot.as_ref(), config);
-        let client =
-            from.shown().map_or_else(|| "unknown".to_owned(), |address| address.to_string());
-        // What happens once is in a box: a session keeps no memory for it.
-        let joined = Box::pin(self.handshake(id, admitted, from, &mut incoming)).await;
-        let (session, _open) = match joined {
-            Ok(joined) => joined,
-            Err(refused) => {
-                self.report_refused(id, &client, &refused.reason);
-                return Box::pin(self.refuse(id, refused, &mut writer, &mut incoming)).await;
+    ) -> impl Future<Output = ()> + Send {
+        async move {
+            let id = self.peers.next_id();
+            let (in_flight, config) = (&self.receiving.in_flight, self.config.clone());
+            let mut incoming =
+                Incoming::new(reader, truncated, &activity, in_flight, slot.as_ref(), config);
+            let client =
+                from.shown().map_or_else(|| "unknown".to_owned(), |address| address.to_string());
+            // What happens once is in a box: a session keeps no memory for it.
+            let joined = Box::pin(self.handshake(id, admitted, from, &mut incoming)).await;
+            let (session, _open) = match joined {
+                Ok(joined) => joined,
+                Err(refused) => {
+                    self.report_refused(id, &client, &refused.reason);
+                    return Box::pin(self.refuse(id, refused, &mut writer, &mut incoming)).await;
+                }
+            };
+            incoming.set_joined();
+            let mut actor = Actor::join(&self, session.clone());
+            if !self.observed.counts.is_probe() {
+                info!(peer = %session.peer_id, connection = %id, client, "connected");
             }
-        };
-        incoming.set_joined();
-        let mut actor = Actor::join(&self, session.clone());
-        if !self.observed.counts.is_probe() {
-            info!(peer = %session.peer_id, connection = %id, client, "connected");
-        }
-        let (us, storage_id) = (&self.names.peer_id, &self.names.storage_id);
-        session.send("peer", wire::peer(us, &session.peer_id, storage_id));
+            let (us, storage_id) = (&self.names.peer_id, &self.names.storage_id);
+            session.send("peer", wire::peer(us, &session.peer_id, storage_id));
 
-        let serving = actor.serve(&mut writer, &mut incoming, &activity);
-        let end =
-            Polled::new(serving, self.observed.polls.clone()).charged_to(&session.usage).await;
-        self.observed.counts.ended(end.label());
-        if self.observed.counts.is_probe() {
-            return;
+            let serving = actor.serve(&mut writer, &mut incoming, &activity);
+            let end =
+                Polled::new(serving, self.observed.polls.clone()).charged_to(&session.usage).await;
+            self.observed.counts.ended(end.label());
+            if self.observed.counts.is_probe() {
+                return;
+            }
+            info!(
+                peer = %session.peer_id, connection = %id, client, close_code = end.code(),
+                "disconnected: {end}"
+            );
         }
-        info!(
-            peer = %session.peer_id, connection = %id, client, close_code = end.code(),
-            "disconnected: {end}"
-        );
     }
 
     /// Tells a WebSocket why it is refused, unless too many are being told.
@@ -138,26 +143,29 @@ impl<'a> Actor<'a> {
     }
 
     /// Serves the session, and closes its socket. Returns how it ended.
-    async fn serve(
+    #[expect(clippy::manual_async_fn, reason = "an async fn has space for its arguments twice")]
+    fn serve(
         &mut self,
         writer: &mut Writer,
         incoming: &mut Incoming<'_>,
         activity: &Activity,
-    ) -> CloseReason {
-        let (sessions, session) = (self.sessions, self.session.clone());
-        let pings = tokio::sync::Notify::new();
-        let progress = Progress::default();
-        let config = &sessions.config;
-        let end = tokio::select! {
-            end = self.read_all(incoming, &progress) => end,
-            end = socket::write_all(&session, writer, &progress, &pings) => end,
-            end = socket::watch_liveness(&session, activity, &progress, &pings, config) => end,
-        };
-        let end = session.outbound.close(end);
-        self.report_end(&end);
-        let (us, peer_id) = (&sessions.names.peer_id, &session.peer_id);
-        Box::pin(socket::close(writer, incoming, us, peer_id, session.id, &end)).await;
-        end
+    ) -> impl Future<Output = CloseReason> + Send {
+        async move {
+            let session = self.session.clone();
+            let pings = tokio::sync::Notify::new();
+            let progress = Progress::default();
+            let config = &self.sessions.config;
+            let end = tokio::select! {
+                end = self.read_all(incoming, &progress) => end,
+                end = socket::write_all(&session, writer, &progress, &pings) => end,
+                end = socket::watch_liveness(&session, activity, &progress, &pings, config) => end,
+            };
+            let end = session.outbound.close(end);
+            self.report_end(&end);
+            let (us, peer_id) = (&self.sessions.names.peer_id, &session.peer_id);
+            Box::pin(socket::close(writer, incoming, us, peer_id, session.id, &end)).await;
+            end
+        }
     }
 
     /// Counts and logs a session that the relay closes.
@@ -175,38 +183,45 @@ impl<'a> Actor<'a> {
         }
     }
 
-    async fn read_all(&mut self, incoming: &mut Incoming<'_>, progress: &Progress) -> CloseReason {
-        let mut limit = RateLimit::new();
-        loop {
-            let Received { frame, truncation } = match incoming.read().await {
-                Ok(ControlFlow::Break(received)) => received,
-                Ok(ControlFlow::Continue(())) => continue,
-                Err(reason) => return reason,
-            };
-            if self.session.outbound.is_closing() {
-                // Messages are no longer accepted. The writer still says why.
-                return std::future::pending().await;
+    #[expect(clippy::manual_async_fn, reason = "an async fn has space for its arguments twice")]
+    fn read_all(
+        &mut self,
+        incoming: &mut Incoming<'_>,
+        progress: &Progress,
+    ) -> impl Future<Output = CloseReason> + Send {
+        async move {
+            let mut limit = RateLimit::new();
+            loop {
+                let Received { frame, truncation } = match incoming.read().await {
+                    Ok(ControlFlow::Break(received)) => received,
+                    Ok(ControlFlow::Continue(())) => continue,
+                    Err(reason) => return reason,
+                };
+                if self.session.outbound.is_closing() {
+                    // Messages are no longer accepted. The writer still says why.
+                    return std::future::pending().await;
+                }
+                progress.is_busy.store(true, Ordering::Relaxed);
+                let now = Instant::now();
+                let missing = truncation.map_or(0, |truncation| truncation.missing);
+                let mut load = Load { messages: 1, bytes: frame.len() as u64 + missing };
+                let routed = match truncation {
+                    None => Box::pin(self.router.route(frame, &mut load)).await,
+                    Some(truncation) => match wire::Truncated::decode(&frame, truncation) {
+                        Some(message) => self.router.refuse_truncated(&message),
+                        None => Err(incoming.too_large()),
+                    },
+                };
+                if let Err(reason) = routed {
+                    return reason;
+                }
+                let spent = self.session.take_spent();
+                let wait = limit.take(load, spent, &self.sessions.config.borrow().limits, now);
+                if let Some((wait, limit)) = wait {
+                    Box::pin(self.sessions.throttle(&self.session, wait, limit)).await;
+                }
+                progress.is_busy.store(false, Ordering::Relaxed);
             }
-            progress.is_busy.store(true, Ordering::Relaxed);
-            let now = Instant::now();
-            let missing = truncation.map_or(0, |truncation| truncation.missing);
-            let mut load = Load { messages: 1, bytes: frame.len() as u64 + missing };
-            let routed = match truncation {
-                None => Box::pin(self.router.route(frame, &mut load)).await,
-                Some(truncation) => match wire::Truncated::decode(&frame, truncation) {
-                    Some(message) => self.router.refuse_truncated(&message),
-                    None => Err(incoming.too_large()),
-                },
-            };
-            if let Err(reason) = routed {
-                return reason;
-            }
-            let spent = self.session.take_spent();
-            let wait = limit.take(load, spent, &self.sessions.config.borrow().limits, now);
-            if let Some((wait, limit)) = wait {
-                Box::pin(self.sessions.throttle(&self.session, wait, limit)).await;
-            }
-            progress.is_busy.store(false, Ordering::Relaxed);
         }
     }
 }
