@@ -1,7 +1,8 @@
-//! The relay is repeatedly ended under load by kill -9 or a power loss: what it reported as saved
-//! is kept.
+//! The relay is repeatedly ended under load by kill -9 or a power loss, and so is its database: what
+//! it reported as saved is kept.
 //!
-//! `TONK_RELAY_KILLS=1000 cargo test --release --test kill` runs longer.
+//! `TONK_RELAY_KILLS=1000 TONK_RELAY_DATABASE_KILLS=1000 cargo test --release --test kill` runs
+//! longer.
 #![expect(
     clippy::expect_used,
     clippy::indexing_slicing,
@@ -16,6 +17,7 @@ mod client;
 #[allow(dead_code, reason = "other tests use more of it")]
 #[path = "../common/mod.rs"]
 mod common;
+mod database;
 mod disk;
 
 use std::{
@@ -30,6 +32,7 @@ use std::{
 use automerge::{ROOT, ReadDoc, transaction::Transactable};
 use client::Client;
 use common::Relay;
+use database::Server;
 use disk::Disk;
 use tonk_relay::base::document_id::DocumentId;
 
@@ -154,6 +157,43 @@ async fn saved_changes_survive_every_kill() {
     }
     assert!(!folder.path().join("documents/quarantine").exists(), "a chunk was torn");
     println!("{kills} kills, {checked} comparisons, slowest start {slowest:?}");
+}
+
+/// Every second time the server is killed, too, before or after the relay.
+#[tokio::test]
+async fn saved_changes_survive_every_kill_of_relay_and_database() {
+    let kills = rounds("TONK_RELAY_DATABASE_KILLS", 40);
+    let Some(mut server) = Server::start() else { return println!("skipped: no PostgreSQL") };
+    let folder = tempfile::tempdir().expect("a folder");
+    let config = configure(folder.path());
+    let text = fs::read_to_string(&config).expect("reads");
+    let text = text.replace("[bundles]", "[bundles]\nstore = \"s3\"\nbucket = \"none\"");
+    let database = format!("postgres://postgres@/postgres?host={}", server.folder);
+    let cluster = format!("[cluster]\ndatabase = \"{database}\"\ntimeout = \"2s\"\n");
+    fs::write(&config, text + &cluster).expect("writes");
+    let saved = Saved::default();
+    let mut checked = 0;
+    for kill in 0..=kills {
+        let mut relay = Relay::start_with(&config);
+        let url = format!("ws://127.0.0.1:{}", relay.port);
+        checked += check(&url, &saved, kill, kill == kills).await;
+        if kill < kills {
+            let end = || {
+                if kill % 4 == 1 {
+                    server.crash();
+                }
+                relay.child.kill().expect("is killed");
+                if kill % 4 == 3 {
+                    server.crash();
+                }
+            };
+            edit_until(&url, &saved, kill, end).await;
+            relay.child.wait().expect("has ended");
+        }
+    }
+    let torn = "select count(*) from tonk_relay.chunk where quarantined_at is not null";
+    assert_eq!(server.query(torn), "0", "a chunk was torn");
+    println!("{kills} kills, {checked} comparisons");
 }
 
 #[tokio::test]
