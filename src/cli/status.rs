@@ -84,10 +84,7 @@ fn describe(status: &Status) -> String {
 
 fn memory(status: &Status) -> String {
     let used = byte_size(status.figures.resident_bytes);
-    match status.memory_limit_bytes {
-        Some(limit) => format!("{used} (sync.memory: {})", byte_size(limit)),
-        None => used,
-    }
+    format!("{used} (sync.memory: {})", byte_size(status.memory_limit_bytes))
 }
 
 fn bundle(status: &Status) -> String {

@@ -81,13 +81,17 @@ fn change(
     only_tables: bool,
     is_wanted: bool,
 ) -> Result<(), CliError> {
-    runtime()?.block_on(async {
+    let problem = |error: postgres::setup::SetupError| CliError::Problem(error.to_string());
+    let make_plan = async || {
         let planned = match only_tables {
             true => setup.plan_migration().await,
             false => setup.plan().await,
         };
-        let problem = |error: postgres::setup::SetupError| CliError::Problem(error.to_string());
-        let plan = planned.map_err(problem)?;
+        planned.map_err(problem)
+    };
+    runtime()?.block_on(async {
+        let plan = make_plan().await?;
+        plan.notes.iter().for_each(|note| eprintln!("{note}"));
         if plan.steps.is_empty() {
             print("The database has all of it already; nothing was changed.\n");
             return Ok(());
@@ -97,7 +101,18 @@ fn change(
             return Err(CliError::Problem("nothing was changed".to_owned()));
         }
         let done = |step: &postgres::setup::Step| print(&format!("done: {}\n", step.purpose));
-        setup.carry_out(&plan, done).await.map_err(problem)
+        setup.carry_out(&plan, done).await.map_err(problem)?;
+        // The server only warns of a right that this role may not grant or take away.
+        let left = make_plan().await?.steps;
+        if left.is_empty() {
+            return Ok(());
+        }
+        let left: Vec<&str> = left.iter().map(|step| step.purpose.as_str()).collect();
+        Err(CliError::Problem(format!(
+            "{} may not do this, and it had no effect: {}",
+            admin.user,
+            left.join("; ")
+        )))
     })
 }
 

@@ -13,6 +13,7 @@ use super::{
     error::{CliError, io_error},
 };
 use crate::{
+    app::service::Service,
     base::{folder, user::User},
     config::{Cluster, Config, Database, load},
 };
@@ -26,7 +27,8 @@ pub(super) struct ClusterArguments {
 #[derive(Debug, Subcommand)]
 enum ClusterCommand {
     /// Make the database that the config names: its roles, their rights and the relay's tables.
-    /// Shows first what it will do, and leaves alone what is there already
+    /// Shows first what it will do, does only what is missing, and refuses a database with tables of
+    /// others
     Init(AdminArguments),
     /// Bring the relay's tables to the version of this program, before relays of this version start
     Migrate(AdminArguments),
@@ -100,12 +102,18 @@ impl Configured {
         &self.config.cluster
     }
 
-    /// Does something as the relay does it: root takes the rights of the owner of its documents, as
-    /// which PostgreSQL recognises it at a Unix socket.
+    /// Does something as the relay does it: root takes the rights of the owner of its folder, or of
+    /// the service if the relay has never run, as which PostgreSQL recognises it at a Unix socket.
     fn as_relay<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T, CliError> {
         let folder = &self.config.storage.path;
         let owner = folder::owner(folder).map_err(io_error(folder))?.0;
-        as_user(User::find(&owner.to_string()).as_ref(), folder, work)
+        if owner != 0 {
+            return as_user(User::find(&owner.to_string()).as_ref(), folder, work);
+        }
+        match Service::find().map_err(|fault| CliError::Config(vec![fault]))? {
+            Some(service) => service.run(work).map_err(io_error(folder)),
+            None => Ok(work()),
+        }
     }
 }
 

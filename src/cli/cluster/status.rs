@@ -37,8 +37,11 @@ fn describe(report: &Report) -> String {
     row(
         "tables",
         match report.format {
-            0 => "none yet: `tonk-relay cluster init` makes them".to_owned(),
-            format => format!("version {format} (this program uses {})", report.needed_format),
+            None => "cannot be read".to_owned(),
+            Some(0) => "none yet: `tonk-relay cluster init` makes them".to_owned(),
+            Some(format) => {
+                format!("version {format} (this program uses {})", report.needed_format)
+            }
         },
     );
     for setting in &report.durability {

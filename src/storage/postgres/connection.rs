@@ -397,9 +397,10 @@ async fn lock(client: &Client) -> Result<(), ConnectError> {
 /// The connection that holds the lock of the relay that uses the database, if one does.
 pub(super) async fn lock_holder(client: &Client) -> Result<Option<String>, tokio_postgres::Error> {
     // Its address is empty at a Unix socket.
-    let holder = "select coalesce(host(client_addr), 'this machine') || ', since ' || \
+    // All of it is hidden for a connection of another role.
+    let holder = "select coalesce(coalesce(host(client_addr), 'this machine') || ', since ' || \
                   to_char(backend_start at time zone 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"') || \
-                  ', server process ' || pid from pg_locks join pg_stat_activity using (pid) \
+                  ', server process ' || pid, 'another role') from pg_locks join pg_stat_activity using (pid) \
                   where locktype = 'advisory' and granted and objsubid = 1 \
                   and (classid::bigint << 32 | objid::bigint) = $1 \
                   and pg_locks.database = (select oid from pg_database \

@@ -2,7 +2,7 @@
 //! amiss.
 
 use serde::Serialize;
-use tokio_postgres::{Client, Row};
+use tokio_postgres::{Client, Row, error::SqlState};
 
 use super::{
     connection::{self, Server, lock_holder},
@@ -29,8 +29,8 @@ pub struct Report {
     pub started_at: String,
     /// The relay that uses the database, by its connection.
     pub in_use_by: Option<String>,
-    /// The version of the tables; 0 if there are none.
-    pub format: i32,
+    /// The version of the tables; 0 if there are none. None if this role may not read it.
+    pub format: Option<i32>,
     /// The version that this program uses.
     pub needed_format: i32,
     /// Settings that decide what a crash, or the loss of a server, can lose.
@@ -97,7 +97,10 @@ async fn look(client: &Client, database: String) -> Result<Report, ConnectError>
         server: row.try_get(0)?,
         started_at: row.try_get(1)?,
         in_use_by: lock_holder(client).await?,
-        format: schema::format(client).await.unwrap_or_default(),
+        format: match schema::format(client).await {
+            Err(error) if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => None,
+            format => Some(format?),
+        },
         needed_format: schema::FORMAT,
         durability: settings(client).await?,
         standbys: standbys(client).await?,

@@ -4,21 +4,31 @@
 //! other one, which may read and write the tables and not change them. So a relay that is taken
 //! over cannot give others rights, or leave behind anything that runs in the database.
 
+mod found;
+
 use tokio::{task::JoinSet, time::timeout};
 use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    connection::{OLDEST, Server},
-    error::ConnectError,
+    connection::Server,
+    error::{ConnectError, explain},
     schema::{self, SCHEMA},
+    setup::found::{Found, Role},
 };
 use crate::config::{Database, Time};
+
+/// What the name of an owner ends with.
+const OWNER: &str = "_owner";
+/// The longest name of the relay's role, in bytes: PostgreSQL cuts names after 63 bytes.
+const MAX_NAME: usize = 63 - OWNER.len();
 
 /// What is missing until a relay can use its database.
 pub struct Plan {
     /// In the order in which they are carried out.
     pub steps: Vec<Step>,
+    /// What the administrator may not do, and somebody else should.
+    pub notes: Vec<String>,
 }
 
 /// A step of a [`Plan`].
@@ -55,40 +65,36 @@ pub struct Setup {
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the texts say it")]
 pub enum SetupError {
-    #[error("cannot use {database} as {user}: {source}")]
-    Connect { database: String, user: String, source: ConnectError },
+    #[error("cannot use {database} as {user}: {problem}")]
+    Connect { database: String, user: String, problem: String },
     #[error(
         "the role {0} is a superuser, or the one that sets up the database; name another one in \
          cluster.database"
     )]
     Powerful(String),
-    #[error("there is no database {0}; `tonk-relay cluster init` makes it")]
-    NoDatabase(String),
+    #[error("there is no database or no role {0}; `tonk-relay cluster init` makes them")]
+    Nothing(String),
+    #[error(
+        "the database {0} has tables of others, or is the server's own; name another one in \
+         cluster.database, which is the relay's alone"
+    )]
+    OfOthers(String),
+    #[error(
+        "{admin} lacks the rights of {owner}, which owns the database {database}; give it these: \
+         grant {} to {}",
+        quote(owner),
+        quote(admin)
+    )]
+    NotOwner { admin: String, owner: String, database: String },
+    #[error("the name of the role {name} has {} bytes; expected at most {MAX_NAME}", name.len())]
+    LongName { name: String },
     #[error(
         "the relay's tables have version {found}, and this program knows {known}; install the \
          version of tonk-relay that wrote them"
     )]
     Newer { found: i32, known: i32 },
-    #[error("cannot {purpose}: {problem}; nothing of this step was done")]
+    #[error("cannot {purpose}: {problem}")]
     Step { purpose: String, problem: String },
-}
-
-/// What the server has already.
-struct Found {
-    is_superuser: bool,
-    admin: String,
-    relay: Option<Role>,
-    /// Whether there is a role of the name that an owner would get.
-    has_owner: bool,
-    /// The owner of the database, if it exists.
-    database: Option<String>,
-    is_open_to_all: bool,
-    may_connect: bool,
-}
-
-struct Role {
-    is_superuser: bool,
-    may_sign_in: bool,
 }
 
 impl Setup {
@@ -108,19 +114,29 @@ impl Setup {
     /// The server cannot be used, or the relay's role not be given few rights.
     pub async fn plan(&self) -> Result<Plan, SetupError> {
         let (client, _connection) = self.connect(self.admin.clone()).await?;
-        let found = self.look(&client).await.map_err(|error| self.failed(&self.admin, error))?;
+        let found = self.found(&client).await?;
         let name = &self.relay.user;
         if found.relay.as_ref().is_some_and(|role| role.is_superuser) || *name == found.admin {
             return Err(SetupError::Powerful(name.clone()));
         }
-        let owner = found.database.clone().filter(|owner| owner != name);
-        let owner = owner.unwrap_or_else(|| self.new_owner());
+        if name.len() > MAX_NAME {
+            return Err(SetupError::LongName { name: name.clone() });
+        }
+        let owner = found.database.as_ref().map(|(owner, _)| owner).filter(|owner| *owner != name);
+        let owner = owner.cloned().unwrap_or_else(|| self.new_owner());
         let mut steps = self.steps_on_server(&found, &owner);
         steps.extend(match found.database {
             None => Self::steps_in_database(name, &owner, 0, &[], false),
             Some(_) => self.look_inside(&owner).await?,
         });
-        Ok(Plan { steps })
+        let mut notes = Vec::new();
+        if !found.is_superuser && !found.logs_no_values {
+            notes.push(format!(
+                "The server may log parts of documents. A superuser can prevent it: {}",
+                self.log_no_values()
+            ));
+        }
+        Ok(Plan { steps, notes })
     }
 
     /// Looks at what is missing in the tables of a database that exists.
@@ -129,11 +145,14 @@ impl Setup {
     /// The server cannot be used, or there is no such database.
     pub async fn plan_migration(&self) -> Result<Plan, SetupError> {
         let (client, _connection) = self.connect(self.admin.clone()).await?;
-        let found = self.look(&client).await.map_err(|error| self.failed(&self.admin, error))?;
-        let Some(owner) = found.database else {
-            return Err(SetupError::NoDatabase(self.relay.name.clone()));
+        let found = self.found(&client).await?;
+        let Some((owner, _)) = found.database else {
+            return Err(SetupError::Nothing(self.relay.name.clone()));
         };
-        Ok(Plan { steps: self.look_inside(&owner).await? })
+        if found.relay.is_none() {
+            return Err(SetupError::Nothing(self.relay.user.clone()));
+        }
+        Ok(Plan { steps: self.look_inside(&owner).await?, notes: Vec::new() })
     }
 
     /// Carries out a plan. Calls `done` after each step.
@@ -149,15 +168,21 @@ impl Setup {
                 (Place::Database, Some((client, _))) => client,
                 (Place::Database, None) => &inside.insert(self.connect(self.inside()).await?).0,
             };
-            let problem =
-                match timeout(10 * self.timeout.0, client.batch_execute(&step.statements)).await {
-                    Ok(Ok(())) => {
-                        done(step);
-                        continue;
-                    }
-                    Ok(Err(error)) => super::error::explain(&error),
-                    Err(_) => format!("the server did not answer within {:?}", 10 * self.timeout.0),
-                };
+            // A database is made in seconds on a slow disk.
+            let limit = 10 * self.timeout.0;
+            let problem = match timeout(limit, client.batch_execute(&step.statements)).await {
+                Ok(Ok(())) => {
+                    done(step);
+                    continue;
+                }
+                Ok(Err(error)) if error.as_db_error().is_some() => {
+                    format!("{}; nothing of this step was done", explain(&error))
+                }
+                Ok(Err(error)) => {
+                    format!("{}; perhaps it was done: run it again", explain(&error))
+                }
+                Err(_) => format!("no answer within {limit:?}; perhaps it was done: run it again"),
+            };
             return Err(SetupError::Step { purpose: step.purpose.clone(), problem });
         }
         Ok(())
@@ -169,7 +194,7 @@ impl Setup {
     }
 
     fn new_owner(&self) -> String {
-        format!("{}_owner", self.relay.user)
+        format!("{}{OWNER}", self.relay.user)
     }
 
     async fn connect(&self, database: Database) -> Result<(Client, JoinSet<()>), SetupError> {
@@ -187,51 +212,35 @@ impl Setup {
     }
 
     fn failed(&self, database: &Database, source: ConnectError) -> SetupError {
-        SetupError::Connect {
-            database: database.to_string(),
-            user: self.admin.user.clone(),
-            source,
-        }
+        let problem = match source {
+            ConnectError::Missing(problem) => {
+                format!("{problem}; run it as root, or name a role that may with --admin")
+            }
+            other => other.to_string(),
+        };
+        let (database, user) = (database.to_string(), self.admin.user.clone());
+        SetupError::Connect { database, user, problem }
     }
 
-    async fn look(&self, client: &Client) -> Result<Found, ConnectError> {
-        let server = "select current_setting('server_version_num')::int, \
-                      current_setting('server_version'), current_user::text, \
-                      (select rolsuper from pg_roles where rolname = current_user), \
-                      exists (select from pg_roles where rolname = $1)";
-        let row = client.query_one(server, &[&self.new_owner()]).await?;
-        if row.try_get::<_, i32>(0)? < OLDEST {
-            return Err(ConnectError::TooOld(row.try_get(1)?));
+    /// The statement with which the server logs no values of the relay's statements.
+    fn log_no_values(&self) -> String {
+        let (role, database) = (quote(&self.relay.user), quote(&self.relay.name));
+        format!("alter role {role} in database {database} set log_parameter_max_length = 0")
+    }
+
+    /// Looks at what the server has. The administrator must have the rights of the owner of a
+    /// database that exists, to look into it.
+    async fn found(&self, client: &Client) -> Result<Found, SetupError> {
+        let found = Found::look(client, &self.relay, &self.new_owner()).await;
+        let found = found.map_err(|error| self.failed(&self.admin, error))?;
+        match &found.database {
+            Some((owner, false)) => Err(SetupError::NotOwner {
+                admin: found.admin.clone(),
+                owner: owner.clone(),
+                database: self.relay.name.clone(),
+            }),
+            _ => Ok(found),
         }
-        let role = "select rolsuper, rolcanlogin from pg_roles where rolname = $1";
-        let relay = client.query_opt(role, &[&self.relay.user]).await?;
-        let relay = relay.map(|row| {
-            Ok::<_, ConnectError>(Role {
-                is_superuser: row.try_get(0)?,
-                may_sign_in: row.try_get(1)?,
-            })
-        });
-        // 0 stands for everybody.
-        let database = "select pg_get_userbyid(datdba)::text, exists (select from \
-                        aclexplode(coalesce(datacl, acldefault('d', datdba))) as acl \
-                        where acl.grantee = 0 and acl.privilege_type = 'CONNECT'), \
-                        exists (select from pg_roles where rolname = $2 \
-                            and has_database_privilege(rolname, datname, 'connect')) \
-                        from pg_database where datname = $1";
-        let database = client.query_opt(database, &[&self.relay.name, &self.relay.user]).await?;
-        let (owner, is_open_to_all, may_connect) = match &database {
-            None => (None, true, false),
-            Some(row) => (Some(row.try_get(0)?), row.try_get(1)?, row.try_get(2)?),
-        };
-        Ok(Found {
-            admin: row.try_get(2)?,
-            is_superuser: row.try_get(3)?,
-            has_owner: row.try_get(4)?,
-            relay: relay.transpose()?,
-            database: owner,
-            is_open_to_all,
-            may_connect,
-        })
     }
 
     fn steps_on_server(&self, found: &Found, owner: &str) -> Vec<Step> {
@@ -241,7 +250,7 @@ impl Setup {
         let mut add = |purpose: String, statements: String| {
             steps.push(Step::on_server(purpose, statements));
         };
-        if owner == self.new_owner() && !found.has_owner {
+        if owner == self.new_owner() && found.new_owner.is_none() {
             let purpose = format!("create the role {owner}, which owns the tables");
             add(purpose, format!("create role {owner_role} nologin"));
         }
@@ -271,9 +280,10 @@ impl Setup {
         let mut add = |purpose: String, statements: String| {
             steps.push(Step::on_server(purpose, statements));
         };
-        let is_new = found.database.as_deref() != Some(owner);
-        if is_new && !found.is_superuser {
-            let admin = quote(&found.admin);
+        let present = found.database.as_ref();
+        let is_new = present.is_none_or(|(present, _)| present != owner);
+        let (admin, is_superuser) = (quote(&found.admin), found.is_superuser);
+        if is_new && !is_superuser && found.new_owner != Some(true) {
             add(format!("act as {owner}"), format!("grant {owner_role} to {admin}"));
         }
         if found.database.is_none() {
@@ -294,10 +304,8 @@ impl Setup {
             let grant = format!("grant connect on database {quoted} to {role}");
             add(format!("let {name} into the database {database}"), grant);
         }
-        if found.is_superuser && (found.database.is_none() || found.relay.is_none()) {
-            let set =
-                format!("alter role {role} in database {quoted} set log_parameter_max_length = 0");
-            add("keep documents out of the server's log".to_owned(), set);
+        if found.is_superuser && !found.logs_no_values {
+            add("keep documents out of the server's log".to_owned(), self.log_no_values());
         }
         steps
     }
@@ -309,21 +317,33 @@ impl Setup {
         let looking = async {
             let format = schema::format(&client).await?;
             let name = &self.relay.user;
+            let others = "select current_database() = 'postgres' or exists (select from pg_class \
+                          as class join pg_namespace as space on space.oid = class.relnamespace \
+                          where space.nspname not in ($1, 'information_schema') \
+                          and not starts_with(space.nspname, 'pg_') \
+                          and class.relkind in ('r', 'p', 'v', 'm', 'f', 'S') \
+                          and not exists (select from pg_depend where deptype = 'e' \
+                              and classid = 'pg_class'::regclass and objid = class.oid))";
+            let is_of_others: bool = client.query_one(others, &[&SCHEMA]).await?.try_get(0)?;
             let tables = "select class.relname::text from pg_class as class \
                           join pg_namespace as space on space.oid = class.relnamespace \
                           where space.nspname = $1 and class.relkind = 'r' \
                           and pg_get_userbyid(class.relowner) = $2";
             let owned = client.query(tables, &[&SCHEMA, name]).await?;
             let owned: Result<Vec<String>, _> = owned.iter().map(|row| row.try_get(0)).collect();
-            let owned = owned?;
+            // The owner is the relay's role if somebody else has made the database.
+            let owned = if name == owner { Vec::new() } else { owned? };
             let role = "select exists (select from pg_roles where rolname = $1)";
             let is_granted = owned.is_empty()
                 && client.query_one(role, &[name]).await?.try_get(0)?
                 && schema::lacking_rights(&client, Some(name)).await?.is_none();
-            Ok::<_, ConnectError>((format, owned, is_granted))
+            Ok::<_, ConnectError>((format, owned, is_granted, is_of_others))
         };
-        let (format, owned, is_granted) =
+        let (format, owned, is_granted, is_of_others) =
             looking.await.map_err(|error| self.failed(&database, error))?;
+        if is_of_others {
+            return Err(SetupError::OfOthers(self.relay.name.clone()));
+        }
         if format > schema::FORMAT {
             return Err(SetupError::Newer { found: format, known: schema::FORMAT });
         }

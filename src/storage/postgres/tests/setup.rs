@@ -35,7 +35,7 @@ async fn a_new_database_lets_the_relay_write_and_nothing_else() {
     database.drop().await;
     let setup = setup(&database, &format!("{name}_relay"));
     let missing = setup.plan_migration().await.err().map(|error| error.to_string());
-    assert!(missing.is_some_and(|missing| missing.contains(&format!("no database {name}"))));
+    assert!(missing.is_some_and(|missing| missing.contains(&format!("no role {name}"))));
     let plan = setup.plan().await.expect("a plan");
     assert_eq!(plan.steps.len(), 8, "{:?}", purposes(&plan));
     setup.carry_out(&plan, |_| {}).await.expect("is done");
@@ -46,7 +46,7 @@ async fn a_new_database_lets_the_relay_write_and_nothing_else() {
     let store = open(&database, &role).await.expect("opens");
     store.put(&key("a"), Bytes::from_static(b"x")).await.expect("is stored");
     let found = report(&database, &role).await;
-    assert_eq!((found.format, found.problems), (schema::FORMAT, Vec::<String>::new()));
+    assert_eq!((found.format, found.problems), (Some(schema::FORMAT), Vec::<String>::new()));
     assert!(found.in_use_by.is_some_and(|by| by.starts_with("this machine, since 2")));
     let relay = database.client_as(&role).await.expect("may connect");
     for forbidden in [
@@ -87,6 +87,46 @@ async fn a_database_of_the_relay_keeps_its_documents_and_gets_another_owner() {
     relay.batch_execute("drop table tonk_relay.chunk").await.expect_err("is not the owner");
 }
 
+/// As at a provider, where nobody is a superuser.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_administrator_with_few_rights_suffices() {
+    let Some(database) = test_database().await else { return };
+    let (role, admin) = (format!("{}_relay", database.name()), format!("{}_dba", database.name()));
+    database.url_as(&role).await;
+    drop(open(&database, &role).await.expect("makes the tables"));
+    let create = format!("create role {admin} login createdb createrole");
+    database.client().await.batch_execute(&create).await.expect("makes a role");
+    let signed_in = Database { name: "postgres".to_owned(), ..database.used_by(&admin) };
+    let setup = Setup::new((signed_in, None), (database.used_by(&role), None), TIMEOUT);
+    let refused = setup.plan().await.err().map(|error| error.to_string()).unwrap_or_default();
+    let grant = format!("grant \"{role}\" to \"{admin}\"");
+    assert!(refused.ends_with(&grant), "{refused}");
+    database.client().await.batch_execute(&grant).await.expect("grants");
+    let plan = setup.plan().await.expect("a plan");
+    assert!(plan.notes.iter().any(|note| note.contains("log_parameter_max_length = 0")));
+    setup.carry_out(&plan, |_| {}).await.expect("is done");
+    assert!(setup.plan().await.expect("a plan").steps.is_empty(), "it is complete");
+    open(&database, &role).await.expect("opens");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_with_tables_of_others_is_left_alone() {
+    let Some(database) = test_database().await else { return };
+    database.client().await.batch_execute("create table theirs ()").await.expect("makes a table");
+    let planned = setup(&database, "tonk").plan().await;
+    assert!(matches!(planned, Err(SetupError::OfOthers(_))), "{:?}", planned.err());
+}
+
+/// Somebody else has made the database, and the relay has made its tables.
+#[tokio::test(flavor = "multi_thread")]
+async fn there_is_nothing_to_migrate_where_the_relay_owns_its_tables() {
+    let Some(database) = test_database().await else { return };
+    let role = format!("{}_relay", database.name());
+    database.url_as(&role).await;
+    drop(open(&database, &role).await.expect("makes the tables"));
+    assert!(setup(&database, &role).plan_migration().await.expect("a plan").steps.is_empty());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_step_that_fails_is_named_and_the_rest_can_be_done_later() {
     let Some(database) = test_database().await else { return };
@@ -117,7 +157,7 @@ async fn the_relay_gets_no_role_that_may_do_everything() {
 async fn what_is_amiss_is_reported() {
     let Some(database) = test_database().await else { return };
     let empty = report(&database, "postgres").await;
-    assert_eq!((empty.format, empty.in_use_by), (0, None));
+    assert_eq!((empty.format, empty.in_use_by), (Some(0), None));
     drop(connect(&database).await.expect("makes the tables"));
     let client = database.client().await;
     let set = format!(
