@@ -52,7 +52,7 @@ pub(crate) enum Event {
     /// What the store had confirmed may be gone, and the chunk of the last [`Effect::Save`] with
     /// it. [`Event::Restored`] follows, and until then nothing counts as durable.
     Lost,
-    /// What the store still has after an [`Event::Lost`].
+    /// What the store still has after a loss.
     Restored(Remains),
 }
 

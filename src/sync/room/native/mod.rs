@@ -115,7 +115,7 @@ impl NativeEngine {
         self.wait_for_core().await;
         // Before anybody is told what is durable.
         if self.writer.read_if_outdated() {
-            self.events.push(Event::Lost);
+            self.run(None, |core: &mut Core| (None, core.step(vec![Event::Lost]))).await;
         }
         self.retry_pending().await;
         let CoreState::Idle(core) = &self.core else { return };

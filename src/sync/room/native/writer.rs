@@ -45,6 +45,7 @@ impl Writer {
 
     /// Begins to store a chunk, and to delete those that it replaces.
     pub(super) fn save(&mut self, key: Key, data: Bytes, replaces: Vec<Key>) {
+        debug_assert!(!self.is_reading, "nothing is written before it is known what remains");
         let waiting = self.documents.unsaved_bytes(data.len());
         let (documents, document, losses) = (self.documents.clone(), self.document, self.losses);
         let write = async move {
