@@ -56,8 +56,8 @@ pub struct Status {
     pub free_bytes: u64,
     /// `storage.min_free`.
     pub min_free_bytes: u64,
-    /// `sync.memory`, in bytes. `None` if this machine's memory is unknown.
-    pub memory_limit_bytes: Option<u64>,
+    /// `sync.memory`, in bytes.
+    pub memory_limit_bytes: u64,
     /// `auth.mode`; "" if it is not set.
     pub sign_in: AuthMode,
     /// When the TLS certificate expires, in RFC 3339. `None` without TLS.

@@ -88,7 +88,7 @@ fn show_sync(sync: &Sync, show: impl Fn(&str, i64)) {
         forward_peers,
         forward_timeout: _,
     } = sync;
-    show("sync.memory", memory::limit(*memory).map_or(0, |limit| bytes(Size(limit))));
+    show("sync.memory", bytes(Size(memory::limit(*memory))));
     show("sync.max_message", bytes(*max_message));
     show("sync.arriving", bytes(*arriving));
     show("sync.message_min_rate", bytes(*message_min_rate));

@@ -9,7 +9,7 @@ use crate::{base::lock::lock, config::MemoryLimit};
 
 /// The limit in effect, with the bytes that it means on this machine.
 #[derive(Default)]
-pub struct Budget(Mutex<Option<(MemoryLimit, Option<u64>)>>);
+pub struct Budget(Mutex<Option<(MemoryLimit, u64)>>);
 
 impl Budget {
     /// Whether the process uses more memory than `of`.
@@ -20,19 +20,19 @@ impl Budget {
             _ => *known.insert((of, limit(of))),
         };
         drop(known);
-        bytes.is_some_and(|limit| used().is_some_and(|used| used > limit))
+        used().is_some_and(|used| used > bytes)
     }
 }
 
 /// The bytes that `limit` means on this machine. A percentage is one of the RAM, or of systemd's
-/// `MemoryMax` (or a container's limit) if that is less. None if neither is known: then there is no
-/// limit.
-pub fn limit(limit: MemoryLimit) -> Option<u64> {
+/// `MemoryMax` (or a container's limit) if that is less.
+pub fn limit(limit: MemoryLimit) -> u64 {
     match limit {
-        MemoryLimit::Bytes(size) => Some(size.0),
+        MemoryLimit::Bytes(size) => size.0,
         MemoryLimit::Percent(percent) => {
-            let of = [ram(), cgroup_limit()].into_iter().flatten().min()?;
-            Some(of / 100 * u64::from(percent))
+            let ram = ram();
+            let of = cgroup_limit().map_or(ram, |limit| limit.min(ram));
+            of / 100 * u64::from(percent)
         }
     }
 }
@@ -45,11 +45,10 @@ fn used() -> Option<u64> {
     Some(resident.saturating_sub(shared) * rustix::param::page_size() as u64)
 }
 
-/// Bytes of RAM (`proc(5)`, `/proc/meminfo`).
-fn ram() -> Option<u64> {
-    let meminfo = fs::read_to_string("/proc/meminfo").ok()?;
-    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
-    Some(line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()? << 10)
+/// Bytes of RAM. The sandbox of the unit hides `/proc/meminfo`.
+fn ram() -> u64 {
+    let info = rustix::system::sysinfo();
+    info.totalram.saturating_mul(u64::from(info.mem_unit))
 }
 
 /// The lowest limit of this process's control group and those above it (`cgroups(7)`).
@@ -80,10 +79,10 @@ mod tests {
 
     #[test]
     fn a_percentage_is_of_what_there_is() {
-        let all = limit(MemoryLimit::Percent(100)).expect("a machine's memory");
-        let half = limit(MemoryLimit::Percent(50)).expect("a machine's memory");
+        let all = limit(MemoryLimit::Percent(100));
+        let half = limit(MemoryLimit::Percent(50));
         assert!(all > 64 << 20 && half.abs_diff(all / 2) < 100, "{half} of {all}");
-        assert_eq!(limit(MemoryLimit::Bytes(Size::mib(7))), Some(7 << 20));
+        assert_eq!(limit(MemoryLimit::Bytes(Size::mib(7))), 7 << 20);
         assert!(used().expect("this process") > 1 << 20);
         let budget = Budget::default();
         assert!(budget.is_exceeded(MemoryLimit::Bytes(Size(1))));

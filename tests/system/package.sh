@@ -35,6 +35,13 @@ check 'the backup timer is not' says '^disabled$' systemctl is-enabled tonk-rela
 check 'systemctl status says how it is' says 'Status: "Serving' systemctl status tonk-relay
 check 'it is ready' says '^ok$' curl --silent http://127.0.0.1:8081/readyz
 check 'the admin socket is there' says '^ready  *yes' tonk-relay status
+limited() {
+  local limit ram
+  limit=$(tonk-relay status --json | sed -n 's/.*"memory_limit_bytes": \([0-9]*\).*/\1/p')
+  ram=$(awk '/^MemTotal:/ { print $2 * 1024 }' /proc/meminfo)
+  [ "$limit" -gt 0 ] && [ "$limit" -lt "$ram" ]
+}
+check 'it knows the memory of the machine' limited
 check 'it runs as its own user' says '^tonk-relay$' stat --format=%U "/proc/$(pid)"
 check 'others read nothing of what is stored' says '^750$' stat --format=%a /var/lib/tonk-relay
 exposure=$(systemd-analyze security tonk-relay --no-pager | sed -n 's/.*Overall exposure level.*: \([0-9.]*\) .*/\1/p')
