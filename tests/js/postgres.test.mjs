@@ -185,6 +185,45 @@ test('operators delete, block, back up and move documents as with a folder', { s
   await assert.rejects(reader.repo.find(gone.url), /unavailable/);
 });
 
+test('a process of the server is killed', { skip }, async t => {
+  const postgres = await Postgres.start(t);
+  const relay = await Relay.start(t, postgres.config());
+  const client = relay.client(t);
+  const handle = await share(client, { n: 0 });
+  // The server ends all connections then, and recovers for some seconds, as after a crash.
+  const pids = postgres.query("select pid from pg_stat_activity where application_name = 'tonk-relay'").split('\n');
+  process.kill(Number(pids.at(-1)), 'SIGKILL');
+  handle.change(doc => { doc.n = 1; });
+  await saved(client, handle);
+  assert.equal(relay.ended, undefined, 'without a restart');
+  await relay.kill();
+  const other = await Relay.start(t, postgres.config());
+  assert.equal((await other.client(t).repo.find(handle.url)).doc().n, 1);
+});
+
+test('a dump is restored into another server', { skip }, async t => {
+  const [first, second] = [await Postgres.start(t), await Postgres.start(t)];
+  const relay = await Relay.start(t, first.config());
+  const writer = relay.client(t);
+  const handles = [await share(writer, { n: 1 }), await share(writer, { data: randomBytes(2 << 20) })];
+  for (const handle of handles) await saved(writer, handle);
+  const blocked = '4NMNnkMhL8jXrdJ9jamS58PAVdXu';
+  relay.command('doc', 'block', blocked);
+  const dump = execFileSync('pg_dump', ['-h', first.folder, '-U', 'postgres', 'app'], { maxBuffer: 64 << 20 });
+  // What is written after the dump comes with the client.
+  handles[0].change(doc => { doc.late = true; });
+  await saved(writer, handles[0]);
+  assert.equal((await relay.stop()).code, 0, relay.log);
+  execFileSync('psql', ['-h', second.folder, '-U', 'postgres', '-d', 'app', '-qv', 'ON_ERROR_STOP=1'], { input: dump, stdio: ['pipe', 'ignore', 'inherit'] });
+
+  relay.config = second.config();
+  await relay.start();
+  const reader = relay.client(t);
+  await until('the client has brought what is newer', async () => (await reader.repo.find(handles[0].url)).doc().late);
+  assert.equal((await reader.repo.find(handles[1].url)).doc().data.length, 2 << 20);
+  assert.match(relay.command('doc', 'blocked'), new RegExp(blocked));
+});
+
 test('what a promoted standby lacks is stored again from the memory of the relay', { skip }, async t => {
   const postgres = await Postgres.start(t);
   const relay = await Relay.start(t, postgres.config());
