@@ -365,12 +365,19 @@ impl Setup {
         let mut add = |purpose: String, shown: String, statements: String| {
             steps.push(Step { purpose, shown, statements, place: Place::Database });
         };
+        let grant = format!(
+            "grant usage on schema {SCHEMA} to {role};\ngrant select, insert, update, delete \
+             on all tables in schema {SCHEMA} to {role}"
+        );
+        let grant = |after: &str| format!("{after}set local role {owner_role};\n{grant}");
         if !owned.is_empty() {
             let mut alter = format!("alter schema {SCHEMA} owner to {owner_role};\n");
             for table in owned {
                 alter.push_str(&format!("alter table {SCHEMA}.{table} owner to {owner_role};\n"));
             }
-            add(format!("have {owner} own the tables"), alter.clone(), alter);
+            // At once, because a relay may be running.
+            let statements = grant(&alter);
+            add(format!("have {owner} own the tables"), statements.clone(), statements);
         }
         let has_changed = missing.is_some();
         if let Some(missing) = missing {
@@ -384,13 +391,10 @@ impl Setup {
             let shown = format!("in the schema {SCHEMA}");
             add(purpose, shown, format!("set local role {owner_role};\n{missing}"));
         }
-        if has_changed || !is_granted {
-            let grant = format!(
-                "grant usage on schema {SCHEMA} to {role};\ngrant select, insert, update, delete \
-                 on all tables in schema {SCHEMA} to {role}"
-            );
-            let statements = format!("set local role {owner_role};\n{grant}");
-            add(format!("let {name} read and write the tables"), grant, statements);
+        if has_changed || (!is_granted && owned.is_empty()) {
+            let statements = grant("");
+            let purpose = format!("let {name} read and write the tables");
+            add(purpose, statements.clone(), statements);
         }
         steps
     }
