@@ -38,7 +38,7 @@ check 'the admin socket is there' says '^ready  *yes' tonk-relay status
 limited() {
   local limit ram
   limit=$(tonk-relay status --json | sed -n 's/.*"memory_limit_bytes": \([0-9]*\).*/\1/p')
-  ram=$(awk '/^MemTotal:/ { print $2 * 1024 }' /proc/meminfo)
+  ram=$(awk '/^MemTotal:/ { printf "%.0f", $2 * 1024 }' /proc/meminfo)
   [ "$limit" -gt 0 ] && [ "$limit" -lt "$ram" ]
 }
 check 'it knows the memory of the machine' limited
