@@ -17,8 +17,9 @@ mod client;
 #[allow(dead_code, reason = "other tests use more of it")]
 #[path = "../common/mod.rs"]
 mod common;
-mod database;
 mod disk;
+#[path = "../common/postgres.rs"]
+mod postgres;
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -32,8 +33,8 @@ use std::{
 use automerge::{ROOT, ReadDoc, transaction::Transactable};
 use client::Client;
 use common::Relay;
-use database::Server;
 use disk::Disk;
+use postgres::Server;
 use tonk_relay::base::document_id::DocumentId;
 
 const CLIENTS: usize = 4;

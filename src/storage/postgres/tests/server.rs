@@ -1,32 +1,22 @@
 //! A PostgreSQL server for all tests of this process.
 
-use std::{
-    io::{BufRead, BufReader},
-    process::{Child, ChildStdout, Command, Stdio},
-    sync::{
-        Mutex, OnceLock,
-        atomic::{AtomicU32, Ordering},
-    },
+#[path = "../../../../tests/common/postgres.rs"]
+#[allow(dead_code, reason = "other tests use more of it")]
+mod process;
+
+use std::sync::{
+    OnceLock,
+    atomic::{AtomicU32, Ordering},
 };
 
 use tokio_postgres::NoTls;
 
-use crate::{
-    base::lock::lock,
-    config::{Database, DatabaseUrl},
-};
+use self::process::Server;
+use crate::config::{Database, DatabaseUrl};
 
-/// The exit code of the script that starts the server, if PostgreSQL is not installed.
-const NOT_INSTALLED: i32 = 77;
-
+/// It ends with this process, which closes its standard input.
 static SERVER: OnceLock<Option<Server>> = OnceLock::new();
 static DATABASES: AtomicU32 = AtomicU32::new(0);
-
-/// A running server. It ends with this process, which closes its standard input.
-struct Server {
-    folder: String,
-    _process: Mutex<(Child, BufReader<ChildStdout>)>,
-}
 
 /// An empty database.
 pub(super) struct TestDatabase {
@@ -41,13 +31,19 @@ impl TestDatabase {
 
     /// The URL of another database of the same server.
     pub(super) fn url_of(&self, name: &str) -> String {
-        format!("postgres://postgres@/{name}?host={}", self.folder)
+        self.url_for("postgres", name)
+    }
+
+    fn url_for(&self, role: &str, name: &str) -> String {
+        format!("postgres://{role}@/{name}?host={}", self.folder)
     }
 
     /// The database as another role uses it.
     pub(super) fn used_by(&self, role: &str) -> Database {
-        let url = format!("postgres://{role}@/{}?host={}", self.name, self.folder);
-        DatabaseUrl::from(url.as_str()).read().expect("a URL").expect("is not empty")
+        DatabaseUrl::from(self.url_for(role, &self.name).as_str())
+            .read()
+            .expect("a URL")
+            .expect("is not empty")
     }
 
     /// The URL for another role, which owns the database from now on.
@@ -55,8 +51,7 @@ impl TestDatabase {
         let statements =
             format!("create role {role} login; alter database {} owner to {role}", self.name);
         self.client().await.batch_execute(&statements).await.expect("makes a role");
-        let url = format!("postgres://{role}@/{}?host={}", self.name, self.folder);
-        url.as_str().into()
+        self.url_for(role, &self.name).as_str().into()
     }
 
     pub(super) fn name(&self) -> &str {
@@ -86,34 +81,11 @@ impl TestDatabase {
 
 /// Makes an empty database, or returns nothing if PostgreSQL is not installed.
 pub(super) async fn test_database() -> Option<TestDatabase> {
-    let server = SERVER.get_or_init(start).as_ref()?;
+    let server = SERVER.get_or_init(Server::start).as_ref()?;
     let name = format!("test{}", DATABASES.fetch_add(1, Ordering::Relaxed));
     let client = connect(&server.folder, "postgres", "postgres").await.expect("connects");
     client.batch_execute(&format!("create database {name}")).await.expect("creates");
     Some(TestDatabase { folder: &server.folder, name })
-}
-
-fn start() -> Option<Server> {
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/postgres-server");
-    let mut process = Command::new(script)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("the script runs");
-    let mut output = BufReader::new(process.stdout.take().expect("it is piped"));
-    let mut folder = String::new();
-    output.read_line(&mut folder).expect("reads");
-    if folder.is_empty() {
-        let ended = process.wait().expect("it ends");
-        assert_eq!(ended.code(), Some(NOT_INSTALLED), "the server has not started");
-        let is_needed = std::env::var_os("TONK_RELAY_POSTGRES").is_some();
-        assert!(!is_needed, "PostgreSQL is not installed, and TONK_RELAY_POSTGRES is set");
-        return None;
-    }
-    let folder = folder.trim().to_owned();
-    let server = Server { folder, _process: Mutex::new((process, output)) };
-    drop(lock(&server._process));
-    Some(server)
 }
 
 async fn connect(

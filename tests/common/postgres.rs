@@ -1,4 +1,4 @@
-//! A PostgreSQL server, which can be killed.
+//! A PostgreSQL server, for tests of the program and of the store.
 
 use std::{
     io::{BufRead, BufReader, Write},
@@ -9,16 +9,16 @@ use std::{
 const NOT_INSTALLED: i32 = 77;
 
 /// A running server with an empty database. It ends with this.
-pub(super) struct Server {
+pub(crate) struct Server {
     /// The folder of its socket.
-    pub(super) folder: String,
+    pub(crate) folder: String,
     script: Child,
     answers: BufReader<ChildStdout>,
 }
 
 impl Server {
     /// Starts it, if PostgreSQL is installed.
-    pub(super) fn start() -> Option<Self> {
+    pub(crate) fn start() -> Option<Self> {
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/postgres-server");
         let mut script = Command::new(script)
             .stdin(Stdio::piped())
@@ -45,7 +45,7 @@ impl Server {
     }
 
     /// Kills it, like a crash, and starts it again.
-    pub(super) fn crash(&mut self) {
+    pub(crate) fn crash(&mut self) {
         for command in ["kill", "start"] {
             let input = self.script.stdin.as_mut().expect("it is piped");
             writeln!(input, "{command}").expect("is asked");
@@ -54,7 +54,7 @@ impl Server {
     }
 
     /// The first value that a statement returns.
-    pub(super) fn query(&self, statement: &str) -> String {
+    pub(crate) fn query(&self, statement: &str) -> String {
         let output = Command::new("psql")
             .args(["-h", &self.folder, "-U", "postgres", "-AtqXc", statement])
             .output()
