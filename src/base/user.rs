@@ -32,7 +32,7 @@ impl User {
     /// Makes a group its own.
     ///
     /// # Errors
-    /// There is no such group.
+    /// The group does not exist.
     pub fn set_group(&mut self, group: &str) -> Result<(), NoGroup> {
         self.groups.insert(0, gid(group)?);
         Ok(())
@@ -41,7 +41,7 @@ impl User {
     /// Adds a group.
     ///
     /// # Errors
-    /// There is no such group.
+    /// The group does not exist.
     pub fn add_group(&mut self, group: &str) -> Result<(), NoGroup> {
         self.groups.push(gid(group)?);
         Ok(())

@@ -128,7 +128,7 @@ mod tests {
             assert!((2..=MOST).contains(&all.len()), "{length}: {}", all.len());
             let mut joined = Vec::new();
             for (n, frame) in all.iter().enumerate() {
-                let Message::Frame(frame) = frame else { panic!("{frame:?} is no fragment") };
+                let Message::Frame(frame) = frame else { panic!("{frame:?} is not a fragment") };
                 let code = if n == 0 { Data::Binary } else { Data::Continue };
                 assert_eq!(frame.header().opcode, OpCode::Data(code));
                 assert_eq!(frame.header().is_final, n + 1 == all.len(), "{n} of {}", all.len());

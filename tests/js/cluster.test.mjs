@@ -39,11 +39,11 @@ test('init makes a database, which the relay uses by the name of its user', { sk
 
   const none = cluster(file, 'status');
   assert.equal(none.status, 1);
-  assert.match(none.text, /if there is no such role or database, `tonk-relay cluster init` makes it/);
+  assert.match(none.text, /if the role or the database does not exist, `tonk-relay cluster init` creates it/);
   const unasked = cluster(file, 'init');
   assert.equal(unasked.status, 1);
   assert.match(unasked.text, /create database "docs" owner "nobody_owner" encoding 'UTF8'/);
-  assert.match(unasked.text, /nothing was changed: this is no terminal to ask at; --yes/);
+  assert.match(unasked.text, /nothing was changed: standard input is not a terminal; --yes/);
   const refused = clusterAsked(file, 'n', 'init');
   assert.equal(refused.status, 1, refused.text);
   assert.match(refused.text, /Do this\? \[y\/N\] [^]*nothing was changed/);

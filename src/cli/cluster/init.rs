@@ -128,11 +128,11 @@ fn describe(plan: &Plan, admin: &Database) -> String {
     text
 }
 
-/// Asks whoever sits at the terminal.
+/// Asks for confirmation at the terminal.
 fn is_confirmed() -> Result<bool, CliError> {
     if !io::stdin().is_terminal() {
         return Err(CliError::Problem(
-            "nothing was changed: this is no terminal to ask at; --yes does it without asking"
+            "nothing was changed: standard input is not a terminal; --yes goes on without asking"
                 .to_owned(),
         ));
     }

@@ -88,7 +88,7 @@ impl ConfigArguments {
         let named = config.cluster.database.read();
         let problem = match named {
             Ok(Some(database)) => return Ok(Configured { config, database }),
-            Ok(None) => "is not set: documents are in storage.path, and there is no database \
+            Ok(None) => "is not set, so documents are in storage.path and not in a database \
                          (postgresql.md in /usr/share/doc/tonk-relay shows how to use one)"
                 .to_owned(),
             Err(problem) => problem,

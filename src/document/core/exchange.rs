@@ -163,7 +163,7 @@ fn generate(doc: &Automerge, state: &mut State) -> Option<Message> {
     let have = state.their_have.as_deref().unwrap_or_default();
     let named = state.their_heads.as_deref().unwrap_or_default();
     let is_current = have.iter().all(|have| have.last_sync == named);
-    // A peer whose last common heads are not here is told to begin anew.
+    // A peer whose last common heads are not here is told to start over.
     let begins_anew =
         || have.first().is_some_and(|have| have.last_sync.iter().any(|head| !has(doc, head)));
     if named.is_empty() || is_current || !named.iter().all(|head| has(doc, head)) || begins_anew() {

@@ -127,7 +127,9 @@ pub enum ConnectError {
          on the startup parameter \"options\""
     )]
     Pooled,
-    #[error("{0}; if there is no such role or database, `tonk-relay cluster init` makes it")]
+    #[error(
+        "{0}; if the role or the database does not exist, `tonk-relay cluster init` creates it"
+    )]
     Missing(String),
     #[error("cannot read which documents are deleted or blocked: {0}")]
     Marks(String),

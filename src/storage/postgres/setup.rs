@@ -72,7 +72,7 @@ pub enum SetupError {
          cluster.database"
     )]
     Powerful(String),
-    #[error("there is no database or no role {0}; `tonk-relay cluster init` makes them")]
+    #[error("the database or the role {0} does not exist; `tonk-relay cluster init` creates it")]
     Nothing(String),
     #[error(
         "the database {0} has tables of others, or is the server's own; name another one in \
@@ -142,7 +142,7 @@ impl Setup {
     /// Looks at what is missing in the tables of a database that exists.
     ///
     /// # Errors
-    /// The server cannot be used, or there is no such database.
+    /// The server cannot be used, or the database does not exist.
     pub async fn plan_migration(&self) -> Result<Plan, SetupError> {
         let (client, _connection) = self.connect(self.admin.clone()).await?;
         let found = self.found(&client).await?;

@@ -35,7 +35,9 @@ async fn a_new_database_lets_the_relay_write_and_nothing_else() {
     database.drop().await;
     let setup = setup(&database, &format!("{name}_relay"));
     let missing = setup.plan_migration().await.err().map(|error| error.to_string());
-    assert!(missing.is_some_and(|missing| missing.contains(&format!("no role {name}"))));
+    assert!(
+        missing.is_some_and(|missing| missing.contains(&format!("role {name} does not exist")))
+    );
     let plan = setup.plan().await.expect("a plan");
     assert_eq!(plan.steps.len(), 8, "{:?}", purposes(&plan));
     setup.carry_out(&plan, |_| {}).await.expect("is done");
