@@ -92,12 +92,11 @@ pub(super) fn table(
         }));
     }
     if let Some(database) = &storage.database {
-        // It ends only if another relay has written.
         let subject = (database.clone(), app.sync.rooms.clone());
         let task = |(database, rooms): (Arc<PostgresStore>, Arc<Rooms>)| async move {
-            database.stay_connected(|| rooms.store_lost()).await;
+            database.run(&rooms).await;
         };
-        tasks.push(Task::new("database", Fatal, stopping, &subject, task));
+        tasks.push(Task::new("database", Restart, stopping, &subject, task));
     }
     tasks.extend([
         Task::new("space", Restart, stopping, &app.documents, |documents| async move {

@@ -19,11 +19,17 @@ use super::{
 };
 use crate::{
     admin::storage::{router, state::StorageState},
-    base::run_to_completion::RunToCompletion,
+    base::{document_id::DocumentId, run_to_completion::RunToCompletion},
     bundle::{MaxInflated, served::ServedBundle, store},
     config::{Config, Time, load},
     observe::{health::Health, metrics::Metrics},
-    storage::{self, StorageError, documents::Documents, local::space::Space, open::OpenError},
+    storage::{
+        self, StorageError,
+        documents::Documents,
+        live::{Live, News},
+        local::space::Space,
+        open::OpenError,
+    },
 };
 
 /// Serves what is stored to the process at the other end of standard input, until it closes the
@@ -40,13 +46,13 @@ pub(super) fn run(config_file: &Path, repairs: bool) -> Result<(), CliError> {
         let database = stored.storage.database.clone();
         let service = TowerToHyperService::new(router(stored));
         let serving = http1::Builder::new().serve_connection(TokioIo::new(stream), service);
-        let has_lost = CancellationToken::new();
+        let has_lost = HasLost::default();
         let lost = async {
             // What a command has reported as done must be there at its end.
             match database {
                 Some(database) => tokio::select! {
-                    () = database.stay_connected(|| has_lost.cancel()) => {}
-                    () = has_lost.cancelled() => {}
+                    () = database.run(&has_lost) => {}
+                    () = has_lost.0.cancelled() => {}
                 },
                 None => std::future::pending().await,
             }
@@ -62,6 +68,26 @@ pub(super) fn run(config_file: &Path, repairs: bool) -> Result<(), CliError> {
         store.checkpoint().await?;
         Ok(())
     })
+}
+
+/// Cancelled when what the database has confirmed may be gone. No document is live.
+#[derive(Default)]
+struct HasLost(CancellationToken);
+
+impl Live for HasLost {
+    fn wants(&self, _document: DocumentId) -> bool {
+        false
+    }
+
+    fn stored(&self, _document: DocumentId, _news: News) {}
+
+    fn marked(&self, _document: DocumentId) {}
+
+    fn missed(&self) {}
+
+    fn lost(&self) {
+        self.0.cancel();
+    }
 }
 
 /// Opens what is stored, as a relay does, and watches the space on its disk.

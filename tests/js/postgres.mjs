@@ -7,7 +7,8 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { fileURLToPath } from 'node:url';
-import { atEnd } from './relay.mjs';
+import { parseAutomergeUrl } from '@automerge/automerge-repo';
+import { atEnd, until } from './relay.mjs';
 
 /** Why tests that need it are skipped. */
 export const skip = spawnSync('psql', ['--version']).error ? 'needs PostgreSQL' : false;
@@ -47,6 +48,30 @@ export class Postgres {
   query(statement, database = 'postgres') {
     const words = ['-h', this.folder, '-U', 'postgres', '-d', database, '-AtqX', '-v', 'ON_ERROR_STOP=1', '-c', statement];
     return execFileSync('psql', words, { encoding: 'utf8' }).trim();
+  }
+
+  /** How many chunks of a document are stored. */
+  chunks({ documentId }) {
+    const hex = Buffer.from(parseAutomergeUrl(`automerge:${documentId}`).binaryDocumentId).toString('hex');
+    return Number(this.query(`select count(*) from tonk_relay.chunk where document = '\\x${hex}'`, 'app'));
+  }
+
+  /** A dump of the relays' database. */
+  dump() {
+    return execFileSync('pg_dump', ['-h', this.folder, '-U', 'postgres', 'app'], { maxBuffer: 64 << 20 });
+  }
+
+  /** Replaces what is in the relays' database by a dump. Relays cannot connect meanwhile. */
+  async restore(dump) {
+    this.query('create role restorer superuser login');
+    await this.allow('local all restorer trust', 'local app all reject', 'local all all trust');
+    const end = `select count(pg_terminate_backend(pid)) from pg_stat_activity
+      where datname = 'app' and backend_type = 'client backend'`;
+    await until('nobody is connected', () => this.query(end) === '0');
+    const first = 'set client_min_messages = warning; drop schema tonk_relay cascade;\n';
+    const words = ['-h', this.folder, '-U', 'restorer', '-d', 'app', '-1qXv', 'ON_ERROR_STOP=1'];
+    execFileSync('psql', words, { input: Buffer.concat([Buffer.from(first), dump]), stdio: ['pipe', 'ignore', 'inherit'] });
+    await this.allow('local all all trust');
   }
 
   /** The URL of a database. */

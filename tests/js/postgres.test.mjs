@@ -42,15 +42,6 @@ test('a relay without local files has all documents', { skip }, async t => {
   assert.equal(postgres.query('select storage_id from tonk_relay.meta', 'app'), storageId);
 });
 
-test('only one relay uses a database', { skip }, async t => {
-  const postgres = await Postgres.start(t);
-  const relay = await Relay.start(t, postgres.config());
-  const second = new Relay(await folder(t), postgres.config());
-  // It waits for a relay that has just ended.
-  await assert.rejects(second.start(), /another relay uses the database/);
-  assert.equal(await ready(relay), 200, 'the first is not disturbed');
-});
-
 test('while the database is away, sync goes on and nothing is told as saved', { skip }, async t => {
   const postgres = await Postgres.start(t);
   const relay = await Relay.start(t, postgres.config({ cluster: { database: `"${postgres.url()}"`, timeout: '"1s"' } }));

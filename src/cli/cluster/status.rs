@@ -27,13 +27,12 @@ fn describe(report: &Report) -> String {
     let mut row = |name: &str, value: String| text.push_str(&format!("{name:<12} {value}\n"));
     row("database", report.database.clone());
     row("server", format!("PostgreSQL {}, since {}", report.server, report.started_at));
-    row(
-        "relay",
-        match &report.in_use_by {
-            Some(by) => format!("connected from {by}"),
-            None => "none is connected".to_owned(),
-        },
-    );
+    for postgres::report::Relay { host, version, seen_seconds } in &report.relays {
+        row("relay", format!("{host}, version {version}, seen {seen_seconds} s ago"));
+    }
+    if report.relays.is_empty() {
+        row("relays", "none was seen within the last minute".to_owned());
+    }
     row(
         "tables",
         match report.format {

@@ -200,6 +200,17 @@ impl Chunks {
         }
     }
 
+    /// Chunks with these keys are not stored any more.
+    pub(super) fn forget(&mut self, keys: &[Key]) {
+        let keys: HashSet<&Key> = keys.iter().collect();
+        let first_recent = self.stored.chunks.len().saturating_sub(self.recent.count);
+        let mut recent = self.stored.chunks.iter().skip(first_recent);
+        if recent.any(|(key, _)| keys.contains(key)) {
+            self.recent = Recent::default();
+        }
+        self.stored.remove(&keys);
+    }
+
     /// What the chunks with these keys take.
     pub(super) fn total_of(&self, keys: &[Key]) -> Totals {
         let keys: HashSet<&Key> = keys.iter().collect();

@@ -46,9 +46,10 @@ pub(crate) enum Event {
     Resume,
     /// The chunk of the last [`Effect::Save`] is durable.
     Saved,
-    /// Another relay has stored chunks of the document.
-    #[cfg_attr(not(test), expect(dead_code, reason = "one relay uses a database"))]
+    /// Other relays have stored chunks of the document.
     Stored(StoredByAnother),
+    /// These chunks are not stored any more: others have replaced them.
+    Gone(Vec<Key>),
     /// What the store had confirmed may be gone, and the chunk of the last [`Effect::Save`] with
     /// it. [`Event::Restored`] follows, and until then nothing counts as durable.
     Lost,
@@ -56,11 +57,13 @@ pub(crate) enum Event {
     Restored(Remains),
 }
 
-/// Chunks that another relay has stored.
-pub(crate) struct StoredByAnother {
-    pub(crate) chunks: Vec<StoredChunk>,
+/// Chunks that other relays have stored.
+#[derive(Debug)]
+pub struct StoredByAnother {
+    /// They fit to each other in no particular order.
+    pub chunks: Vec<StoredChunk>,
     /// What they unpack to.
-    pub(crate) unpacked: Unpacked,
+    pub unpacked: Unpacked,
 }
 
 /// What the store has of a document.

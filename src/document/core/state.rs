@@ -148,6 +148,11 @@ impl Core {
         self.chunks.stored_bytes()
     }
 
+    /// The keys of the document's chunks in storage.
+    pub(crate) fn stored_keys(&self) -> Vec<Key> {
+        self.chunks.stored_keys().cloned().collect()
+    }
+
     /// The heads that each peer named last.
     pub(crate) fn peer_heads(&self) -> Vec<(SessionId, Vec<ChangeHash>)> {
         let named = |(id, peer): (SessionId, &Peer)| Some((id, peer.state.their_heads.clone()?));

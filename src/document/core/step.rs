@@ -50,6 +50,7 @@ impl Core {
                     self.values = self.values.saturating_add(unpacked.values);
                     self.apply_stored(chunks, &mut effects);
                 }
+                Event::Gone(keys) => self.chunks.forget(&keys),
                 Event::Lost => self.apply_lost(),
                 Event::Restored(remains) => self.apply_restored(remains),
             }

@@ -5,10 +5,13 @@ use std::{collections::HashSet, time::Duration};
 use automerge::ChangeHash;
 use bytes::Bytes;
 
-use crate::document::{
-    chunk::{Key, StoredChunk},
-    gate::Document,
-    unpacked::Unpacked,
+use crate::{
+    document::{
+        chunk::{Key, StoredChunk},
+        gate::Document,
+        unpacked::Unpacked,
+    },
+    storage::Basis,
 };
 
 /// A document as an engine starts from it.
@@ -25,8 +28,8 @@ pub struct Opened {
     pub heads: Vec<ChangeHash>,
     /// The heads of what is stored of it, sorted.
     pub stored_heads: Vec<ChangeHash>,
-    /// How often the store had lost something before it was read.
-    pub losses: u64,
+    /// What writes to it build on.
+    pub basis: Basis,
     /// The hashes of its changes, if they are few.
     pub changes: HashSet<ChangeHash>,
     /// What its chunks unpack to.

@@ -33,8 +33,8 @@ use super::{
 use crate::{
     base::{document_id::DocumentId, folder, regular_file},
     config::Durability,
-    document::chunk::{Key, StoredChunk},
-    storage::{ChunkStore, Failure, StorageError},
+    document::chunk::Key,
+    storage::{Basis, ChunkStore, Failure, Loaded, StorageError},
 };
 
 /// Disk operations at the same time, and so the most threads that a hung disk blocks; the process
@@ -251,11 +251,12 @@ impl ChunkStore for NodefsStore {
         self.run("read", move |root| read(&root.join(path))).boxed()
     }
 
-    fn load_document(
-        &self,
-        document: DocumentId,
-    ) -> BoxFuture<'_, Result<Vec<StoredChunk>, StorageError>> {
-        self.run("read", move |root| walk::read_document(root, document)).boxed()
+    fn load_document(&self, document: DocumentId) -> BoxFuture<'_, Result<Loaded, StorageError>> {
+        async move {
+            let chunks = self.run("read", move |root| walk::read_document(root, document)).await?;
+            Ok(Loaded { chunks, ..Loaded::default() })
+        }
+        .boxed()
     }
 
     fn replace<'a>(
@@ -263,7 +264,7 @@ impl ChunkStore for NodefsStore {
         key: &'a Key,
         data: Bytes,
         replaced: &'a [Key],
-        _losses: u64,
+        _basis: Basis,
     ) -> BoxFuture<'a, Result<(), StorageError>> {
         async move {
             self.put_all(vec![(key.clone(), data)]).await?;
@@ -332,6 +333,7 @@ mod tests {
     }
 
     conformance_tests!(async || Some(empty()));
+    conformance_tests!(async || Some(empty()); a_put_replaces_the_earlier_value);
 
     #[tokio::test]
     async fn stored_values_are_there_after_reopening() {
@@ -403,13 +405,13 @@ mod tests {
         fs::create_dir(folder.path().join("2X/ehcERzGALTcjP7C7VxwFJdWoEW/snapshot/a-folder"))
             .expect("made");
         let Key::Chunk { document, .. } = chunks[0] else { panic!("a chunk") };
-        let mut loaded = store.load_document(document).await.expect("loads");
+        let mut loaded = store.load_document(document).await.expect("loads").chunks;
         loaded.sort();
         let expected: Vec<_> =
             chunks.iter().map(|c| (c.clone(), c.to_string().into_bytes())).collect();
         assert_eq!(loaded, expected);
         let other = DocumentId::from_bytes([7; 16]);
-        assert_eq!(store.load_document(other).await.expect("loads"), []);
+        assert_eq!(store.load_document(other).await.expect("loads").chunks, []);
     }
 
     #[tokio::test]
@@ -437,6 +439,6 @@ mod tests {
             "does not parse\n"
         );
         let Key::Chunk { document, .. } = chunk else { panic!("a chunk") };
-        assert_eq!(store.load_document(document).await.expect("loads"), []);
+        assert_eq!(store.load_document(document).await.expect("loads").chunks, []);
     }
 }

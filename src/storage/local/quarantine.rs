@@ -190,7 +190,7 @@ mod tests {
         release(root, "../../etc/passwd").expect_err("it is not there");
         assert_eq!(release(root, &good.path).expect("parses"), key("good"));
         assert_eq!(
-            store.load_document(document).await.expect("loads"),
+            store.load_document(document).await.expect("loads").chunks,
             [(key("good"), doc.save())]
         );
 

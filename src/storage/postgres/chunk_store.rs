@@ -1,5 +1,7 @@
 //! Loading, storing and deleting chunks.
 
+use std::collections::HashSet;
+
 use bytes::Bytes;
 use futures::{FutureExt, future::BoxFuture};
 use tokio::sync::oneshot;
@@ -8,22 +10,36 @@ use tokio_postgres::{Row, types::ToSql};
 use super::{
     PostgresStore, contains,
     error::QueryError,
+    statements,
     writer::{Change, Request, columns, kind_of, write},
 };
 use crate::{
     base::document_id::DocumentId,
-    document::chunk::{Key, StoredChunk},
-    storage::{ChunkStore, Failure, Location, StorageError},
+    document::chunk::Key,
+    storage::{Basis, ChunkStore, Failure, Loaded, Location, StorageError, Unknown},
 };
 
 /// Chunks of at least this many bytes are written by themselves, so that small ones do not wait for
 /// them.
 const LARGE_CHUNK: usize = 1 << 20;
 
-/// The chunk in a row of `statements::LOAD`.
-fn chunk(document: DocumentId, row: &Row) -> Result<StoredChunk, QueryError> {
-    let kind = kind_of(row.try_get(0)?);
-    Ok((Key::Chunk { document, kind, name: row.try_get(1)? }, row.try_get(2)?))
+/// Reads the rows of `statements::LOAD`. Those without data are known.
+fn read(
+    document: DocumentId,
+    mut known: HashSet<Key>,
+    rows: &[Row],
+) -> Result<Unknown, QueryError> {
+    let mut loaded = Loaded::default();
+    for row in rows {
+        (loaded.generation, loaded.is_deleted) = (row.try_get(0)?, row.try_get(1)?);
+        let Some(kind) = row.try_get(2)? else { continue };
+        let key = Key::Chunk { document, kind: kind_of(kind), name: row.try_get(3)? };
+        match row.try_get::<_, Option<Vec<u8>>>(4)? {
+            Some(data) => loaded.chunks.push((key, data)),
+            None => _ = known.remove(&key),
+        }
+    }
+    Ok(Unknown { loaded, gone: known.into_iter().collect() })
 }
 
 impl PostgresStore {
@@ -32,16 +48,16 @@ impl PostgresStore {
             return self.request(change).await;
         }
         loop {
-            let written = write(&self.link, true, &[&change]).await;
-            let name =
-                written.map_err(|error| error.into_storage("write to", self.link.database()))?;
+            let failed = |error: QueryError| error.into_storage("write to", self.link.database());
+            let mut written = write(&self.link, true, &[&change]).await.map_err(failed)?;
+            written.results.pop().unwrap_or(Ok(())).map_err(failed)?;
             // Only small writes are counted, by which a loss is noticed. Over other connections it
             // would not show that the database still has the chunk.
             let counted = Change {
                 put: None,
                 delete: Vec::new(),
-                losses: change.losses,
-                only_over: Some(name),
+                basis: change.basis,
+                only_over: Some(written.connection),
             };
             match self.request(counted).await {
                 Err(StorageError::Outdated(_)) => {}
@@ -73,37 +89,55 @@ impl ChunkStore for PostgresStore {
         reading.boxed()
     }
 
-    fn load_document(
+    fn create_storage_id(&self, id: String) -> BoxFuture<'_, Result<String, StorageError>> {
+        async move {
+            let row = self.change(statements::CREATE_ID, &[&id]).await?;
+            row.try_get(2).map_err(QueryError::from).map_err(self.unexpected())
+        }
+        .boxed()
+    }
+
+    fn load_document(&self, document: DocumentId) -> BoxFuture<'_, Result<Loaded, StorageError>> {
+        async move { Ok(self.load_unknown(document, Vec::new()).await?.loaded) }.boxed()
+    }
+
+    fn load_unknown(
         &self,
         document: DocumentId,
-    ) -> BoxFuture<'_, Result<Vec<StoredChunk>, StorageError>> {
+        known: Vec<Key>,
+    ) -> BoxFuture<'_, Result<Unknown, StorageError>> {
         let reading = async move {
+            let (kinds, names): (Vec<i16>, Vec<&str>) =
+                known.iter().filter_map(columns).map(|(_, kind, name)| (kind, name)).unzip();
             let rows = self.link.read("read from", async |link, group| {
                 let reader = group.reader();
                 let _turn = reader.turn.lock().await;
                 let id = document.as_bytes().as_slice();
-                let parameters: [&(dyn ToSql + Sync); 1] = [&id];
                 // How long the data may take is known from its size.
+                let parameters: [&(dyn ToSql + Sync); 1] = [&id];
                 let size = reader.client.query_one(&reader.size, &parameters);
                 let size = link.run_within(group, 0, size).await?;
                 let bytes = u64::try_from(size.try_get::<_, i64>(0)?).unwrap_or(0);
+                let parameters: [&(dyn ToSql + Sync); 3] = [&id, &kinds, &names];
                 let rows = reader.client.query(&reader.load, &parameters);
                 Ok((link.run_within(group, bytes, rows).await?, bytes))
             });
             let (rows, bytes) = rows.await?;
-            // Deleted while it was being read.
-            if self.is_deleted(document) {
-                return Ok(Vec::new());
-            }
-            let read = move || rows.into_iter().map(|row| chunk(document, &row)).collect();
-            let chunks: Result<Vec<StoredChunk>, QueryError> = if bytes < LARGE_CHUNK as u64 {
+            let known = known.iter().cloned().collect();
+            let read = move || read(document, known, &rows);
+            let unknown = if bytes < LARGE_CHUNK as u64 {
                 read()
             } else {
                 // Copying it would block other tasks.
                 let failed = |panic| QueryError::passing(format!("{panic}"));
                 tokio::task::spawn_blocking(read).await.map_err(failed).flatten()
             };
-            chunks.map_err(self.unexpected())
+            let mut unknown = unknown.map_err(self.unexpected())?;
+            // Deleted while it was being read.
+            if self.is_deleted(document) {
+                unknown.loaded = Loaded { is_deleted: true, ..Loaded::default() };
+            }
+            Ok(unknown)
         };
         reading.boxed()
     }
@@ -113,17 +147,22 @@ impl ChunkStore for PostgresStore {
         key: &'a Key,
         data: Bytes,
         replaced: &'a [Key],
-        losses: u64,
+        basis: Basis,
     ) -> BoxFuture<'a, Result<(), StorageError>> {
-        if columns(key).is_none() {
-            return self.store_id(data).boxed();
+        async move {
+            let Key::Chunk { document, .. } = key else { return self.store_id(data).await };
+            let stored = self.commit(Change {
+                put: Some((key.clone(), data)),
+                delete: replaced.to_vec(),
+                basis,
+                only_over: None,
+            });
+            match stored.await {
+                // Those who have the document in memory hear of it.
+                Err(StorageError::Deleted(_)) if self.is_deleted(*document) => Ok(()),
+                stored => stored,
+            }
         }
-        self.commit(Change {
-            put: Some((key.clone(), data)),
-            delete: replaced.to_vec(),
-            losses,
-            only_over: None,
-        })
         .boxed()
     }
 
@@ -135,7 +174,7 @@ impl ChunkStore for PostgresStore {
         self.commit(Change {
             put: None,
             delete: vec![key.clone()],
-            losses: self.losses(),
+            basis: Basis { losses: self.losses(), generation: None },
             only_over: None,
         })
         .boxed()

@@ -1,50 +1,55 @@
 //! Connecting to the database.
 
 use std::{
+    future::poll_fn,
     path::Path,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
 use futures::FutureExt;
-use tokio::{task::JoinSet, time::timeout};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    sync::mpsc,
+    task::JoinSet,
+    time::timeout,
+};
 // Written for tokio, sends statements without waiting for earlier answers, and is complete without
 // a C library.
-use tokio_postgres::{Client, Config, NoTls, Row, Statement, config::SslMode};
+use tokio_postgres::{
+    AsyncMessage, Client, Config, Connection, NoTls, Notification, Row, Statement, config::SslMode,
+};
 use tokio_postgres_rustls::MakeRustlsConnect;
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    checks::{READERS, check, has_connections, is_same_server, share_lock},
     error::{ConnectError, QueryError},
+    nodes::NodeId,
     schema,
-    statements::{LOAD, SIZE, WRITE, WRITE_LARGE},
+    statements::{FETCH, LOAD, LOOK, SIZE, WRITE, WRITE_LARGE},
     tls,
 };
 use crate::{
-    base::{document_id::DocumentId, regular_file},
+    base::{document_id::DocumentId, lock::lock, regular_file},
     config::{Cluster, Database, DatabaseHost, DatabaseTls},
 };
 
-/// The oldest supported version of PostgreSQL, as in `server_version_num`.
-pub(super) const OLDEST: i32 = 150_000;
+/// The channel of hints.
+pub(super) const CHANNEL: &str = "tonk_relay";
+/// Notifications that may wait until they are read.
+const MAX_NOTIFICATIONS: usize = 1024;
 /// The largest file with a password that is read, in bytes.
 const MAX_PASSWORD_FILE: u64 = 4 << 10;
-/// Connections that only read.
-const READERS: usize = 4;
-/// All connections of a relay.
-const CONNECTIONS: usize = READERS + 2;
-/// Settings of every connection. A server that has lost the relay must not keep its locks.
+/// Settings of every connection, of which `checks` looks at one. A server that has lost the relay
+/// must not keep its locks.
 const OPTIONS: &str = "-c lock_timeout=2s -c idle_in_transaction_session_timeout=10s \
                        -c statement_timeout=0 -c idle_session_timeout=0 \
                        -c tcp_keepalives_idle=5 -c tcp_keepalives_interval=2 \
                        -c tcp_keepalives_count=3 -c search_path=";
-/// One of them, as PostgreSQL shows it.
-const LOCK_TIMEOUT: &str = "2s";
-/// The advisory lock of the relay that uses the database: "tonk" in ASCII.
-const LOCK: i64 = 0x746f_6e6b;
 
 /// How to connect.
 pub(super) struct Server {
@@ -52,22 +57,30 @@ pub(super) struct Server {
     pub(super) timeout: Duration,
     config: Config,
     tls: Option<MakeRustlsConnect>,
-    /// The name of this relay, as long as it runs.
-    instance: [u8; 16],
+    /// The id of this relay, until it ends or the database loses something.
+    node: Mutex<NodeId>,
     /// How often it has begun to connect.
     groups: AtomicU64,
+    /// Where notifications go. What does not fit is dropped: they are only hints.
+    notifications: mpsc::Sender<Notification>,
 }
 
 /// Connections that were made together, and end together: what is known from one is not true of
 /// another server.
 pub(super) struct Group {
-    /// Writes small rows, and holds the lock.
+    /// Writes small rows, and shares the lock.
     pub(super) writer: Client,
     pub(super) write: Statement,
     /// Writes large rows.
     pub(super) large: Client,
     pub(super) write_large: Statement,
-    /// The name with which this group writes: the relay's own name, and the number of the group.
+    /// Looks for what others have written.
+    pub(super) looker: Looker,
+    /// Sends and receives hints.
+    pub(super) hints: Client,
+    /// The relay's id.
+    pub(super) node: NodeId,
+    /// The name with which this group writes: the relay's id, and the number of the group.
     pub(super) name: Vec<u8>,
     /// At least one.
     readers: (Reader, Vec<Reader>),
@@ -77,6 +90,8 @@ pub(super) struct Group {
     pub(super) confirmed: Arc<AtomicI64>,
     /// How often the database had lost something before.
     pub(super) losses: u64,
+    /// Whether the server's transactions go on from those that an earlier group has seen.
+    pub(super) goes_on: bool,
     /// Cancelled when one of them has failed.
     pub(super) broken: CancellationToken,
     _connections: JoinSet<()>,
@@ -91,6 +106,15 @@ pub(super) struct Reader {
     pub(super) size: Statement,
     /// The statement [`LOAD`].
     pub(super) load: Statement,
+}
+
+/// The connection that looks for what others have written.
+pub(super) struct Looker {
+    pub(super) client: Client,
+    /// The statement [`LOOK`].
+    pub(super) look: Statement,
+    /// The statement [`FETCH`].
+    pub(super) fetch: Statement,
 }
 
 impl Group {
@@ -142,6 +166,15 @@ impl Server {
         Self::new(database, password.as_deref(), cluster.timeout.0)
     }
 
+    /// The same, and what the server notifies of.
+    pub(super) fn notifying(
+        database: &Database,
+        cluster: &Cluster,
+    ) -> Result<(Self, mpsc::Receiver<Notification>), ConnectError> {
+        let (notifications, receiver) = mpsc::channel(MAX_NOTIFICATIONS);
+        Ok((Self { notifications, ..Self::of(database, cluster)? }, receiver))
+    }
+
     /// A server at which `database` signs in with a password, if there is one.
     pub(super) fn new(
         database: &Database,
@@ -177,18 +210,23 @@ impl Server {
                 Some(tls::connector(roots.as_deref())?)
             }
         };
-        let instance = *DocumentId::random().as_bytes();
-        Ok(Self { timeout, config, tls, instance, groups: AtomicU64::new(0) })
+        let node = Mutex::new(new_node());
+        let (groups, (notifications, _)) = (AtomicU64::new(0), mpsc::channel(1));
+        Ok(Self { timeout, config, tls, node, groups, notifications })
     }
 
-    /// Connects, checks the server, and takes over the writing. `earlier` is how many writes the
-    /// database has confirmed to this relay, and no other may have written since; none at the
-    /// start.
-    pub(super) async fn connect(&self, earlier: Option<i64>) -> Result<Group, ConnectError> {
+    /// Connects, checks the server, and has the relay write over these connections from now on.
+    pub(super) async fn connect(&self) -> Result<Group, ConnectError> {
         // There are several answers to wait for.
         let limit = 3 * self.timeout;
-        let connecting = timeout(limit, self.connect_group(earlier));
+        let connecting = timeout(limit, self.connect_group());
         connecting.await.unwrap_or(Err(ConnectError::Timeout(limit)))
+    }
+
+    /// Gives the relay a new id. The other relays find the old one with fewer writes than it had,
+    /// and so notice what the database has lost.
+    pub(super) fn renew_node(&self) {
+        *lock(&self.node) = new_node();
     }
 
     /// Connects, and checks what can be checked while another relay uses the database.
@@ -214,25 +252,18 @@ impl Server {
         timeout(self.timeout, acting).await.unwrap_or(Err(ConnectError::Timeout(self.timeout)))
     }
 
-    async fn connect_group(&self, earlier: Option<i64>) -> Result<Group, ConnectError> {
+    async fn connect_group(&self) -> Result<Group, ConnectError> {
         let broken = CancellationToken::new();
         let mut connections = JoinSet::new();
         let writer = self.connect_one(&mut connections, &broken).await?;
         check(&writer).await?;
-        match lock(&writer).await {
-            // Perhaps by an earlier connection of this relay.
-            Err(error @ ConnectError::InUse { .. }) => {
-                if let Some(confirmed) = earlier {
-                    self.is_ours(&writer, confirmed).await?;
-                }
-                return Err(error);
-            }
-            locked => locked?,
-        }
+        share_lock(&writer).await?;
         schema::prepare(&writer).await?;
+        adopt_rows(&writer).await?;
         let number = self.groups.fetch_add(1, Ordering::Relaxed);
-        let name = [self.instance.as_slice(), &number.to_be_bytes()].concat();
-        let writes = self.take_over(&writer, &name, earlier).await?;
+        let node = *lock(&self.node);
+        let name = [node.as_slice(), &number.to_be_bytes()].concat();
+        let writes = take_over(&writer, &node, &name).await?;
         let write = writer.prepare(WRITE).await?;
         let large = self.connect_one(&mut connections, &broken).await?;
         is_same_server(&large, &name).await?;
@@ -242,46 +273,29 @@ impl Server {
         for _ in 1..READERS {
             others.push(self.connect_reader(&mut connections, &broken, &name).await?);
         }
+        let client = self.connect_one(&mut connections, &broken).await?;
+        is_same_server(&client, &name).await?;
+        let (look, fetch) = (client.prepare(LOOK).await?, client.prepare(FETCH).await?);
+        let hints = self.connect_one(&mut connections, &broken).await?;
+        is_same_server(&hints, &name).await?;
+        hints.batch_execute(&format!("listen {CHANNEL}")).await?;
         Ok(Group {
             writer,
             write,
             large,
             write_large,
+            looker: Looker { client, look, fetch },
+            hints,
+            node,
             name,
             readers: (first, others),
             next_reader: AtomicUsize::new(0),
             confirmed: Arc::new(AtomicI64::new(writes)),
             losses: 0,
+            goes_on: false,
             broken,
             _connections: connections,
         })
-    }
-
-    /// Writes down that this relay writes from now on, as `name`. Waits for a write of an earlier
-    /// connection that is still being made. Returns how many writes there were.
-    async fn take_over(
-        &self,
-        client: &Client,
-        name: &[u8],
-        earlier: Option<i64>,
-    ) -> Result<i64, ConnectError> {
-        if let Some(confirmed) = earlier {
-            self.is_ours(client, confirmed).await?;
-        }
-        let take = "update tonk_relay.writer set name = $1 returning writes";
-        Ok(client.query_one(take, &[&name]).await?.try_get(0)?)
-    }
-
-    /// Checks that no other relay has written since this one began. A database with fewer writes
-    /// than were confirmed to this relay has gone back to an earlier state, whichever relay wrote
-    /// last.
-    async fn is_ours(&self, client: &Client, confirmed: i64) -> Result<(), ConnectError> {
-        let statement = "select substr(name, 1, $1), writes from tonk_relay.writer";
-        let length = i32::try_from(self.instance.len()).unwrap_or(i32::MAX);
-        let row = client.query_one(statement, &[&length]).await?;
-        let is_ours = row.try_get::<_, &[u8]>(0)? == self.instance;
-        let is_older = row.try_get::<_, i64>(1)? < confirmed;
-        if is_ours || is_older { Ok(()) } else { Err(ConnectError::TakenOver) }
     }
 
     async fn connect_reader(
@@ -303,20 +317,67 @@ impl Server {
         broken: &CancellationToken,
     ) -> Result<Client, ConnectError> {
         let guard = broken.clone().drop_guard();
-        // Those who wait for an answer get the error of a connection.
+        let notifications = self.notifications.clone();
         match self.tls.clone() {
             None => {
                 let (client, connection) = self.config.connect(NoTls).await?;
-                connections.spawn(connection.map(|_| drop(guard)));
+                connections.spawn(carry(connection, notifications).map(|()| drop(guard)));
                 Ok(client)
             }
             Some(tls) => {
                 let (client, connection) = self.config.connect(tls).await?;
-                connections.spawn(connection.map(|_| drop(guard)));
+                connections.spawn(carry(connection, notifications).map(|()| drop(guard)));
                 Ok(client)
             }
         }
     }
+}
+
+/// Carries statements and answers until the connection ends. Those who wait for an answer get the
+/// error.
+async fn carry(
+    mut connection: Connection<
+        impl AsyncRead + AsyncWrite + Unpin,
+        impl AsyncRead + AsyncWrite + Unpin,
+    >,
+    notifications: mpsc::Sender<Notification>,
+) {
+    while let Some(Ok(message)) = poll_fn(|context| connection.poll_message(context)).await {
+        if let AsyncMessage::Notification(notification) = message {
+            // A hint that is lost is noticed.
+            let _ = notifications.try_send(notification);
+        }
+    }
+}
+
+fn new_node() -> NodeId {
+    *DocumentId::random().as_bytes()
+}
+
+/// Writes down that a relay writes as `name` from now on. Waits for a write of an earlier
+/// connection of it that is still being made. Returns how often it has written.
+async fn take_over(client: &Client, node: &[u8], name: &[u8]) -> Result<i64, ConnectError> {
+    let take = "insert into tonk_relay.node (id, connection, host, version) \
+                values ($1, $2, $3, $4) on conflict (id) do update \
+                set connection = excluded.connection, seen = now() returning writes";
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let version = env!("CARGO_PKG_VERSION");
+    Ok(client.query_one(take, &[&node, &name, &host, &version]).await?.try_get(0)?)
+}
+
+/// Has rows that come from another server count as written now: their transactions have numbers
+/// that this one will use again. Makes the row of `incarnation` if there is none.
+async fn adopt_rows(client: &Client) -> Result<(), ConnectError> {
+    client
+        .batch_execute(
+            "insert into tonk_relay.incarnation (id) values (gen_random_uuid()) on conflict do nothing;
+            update tonk_relay.chunk set xid = pg_current_xact_id() \
+                where xid >= pg_snapshot_xmax(pg_current_snapshot());
+            update tonk_relay.document set xid = pg_current_xact_id() \
+                where xid >= pg_snapshot_xmax(pg_current_snapshot());",
+        )
+        .await?;
+    Ok(())
 }
 
 /// The password in a file, if one is named.
@@ -332,87 +393,4 @@ pub fn password(file: &Path) -> Result<Option<String>, ConnectError> {
     let path = file.to_owned();
     let text = read.map_err(|source| ConnectError::Password { path, source })?;
     Ok(Some(text.trim_end_matches(['\r', '\n']).to_owned()))
-}
-
-/// Checks that what the server confirms is durable, and that statements reach it as they are sent.
-pub(super) async fn check(client: &Client) -> Result<(), ConnectError> {
-    let settings = "select current_setting('server_version_num')::int, \
-                    current_setting('server_version'), current_setting('fsync'), \
-                    current_setting('synchronous_commit'), current_setting('lock_timeout'), \
-                    current_setting('server_encoding'), \
-                    pg_is_in_recovery() or current_setting('transaction_read_only')::bool";
-    let row = client.query_one(settings, &[]).await?;
-    if row.try_get::<_, i32>(0)? < OLDEST {
-        return Err(ConnectError::TooOld(row.try_get(1)?));
-    }
-    if row.try_get::<_, &str>(4)? != LOCK_TIMEOUT {
-        return Err(ConnectError::Pooled);
-    }
-    for (column, setting) in [(2, "fsync"), (3, "synchronous_commit")] {
-        let found: &str = row.try_get(column)?;
-        if found == "off" {
-            return Err(ConnectError::NotDurable { setting, found: found.to_owned() });
-        }
-    }
-    let encoding: String = row.try_get(5)?;
-    if encoding != "UTF8" {
-        return Err(ConnectError::Encoding(encoding));
-    }
-    if row.try_get(6)? {
-        return Err(ConnectError::ReadOnly);
-    }
-    Ok(())
-}
-
-/// Checks that the server has room for the connections of a relay.
-pub(super) async fn has_connections(client: &Client) -> Result<(), ConnectError> {
-    let limits = "select rolconnlimit, 'the role ' || rolname from pg_roles \
-                  where rolname = current_user union all \
-                  select datconnlimit, 'the database ' || datname from pg_database \
-                  where datname = current_database() union all \
-                  select current_setting('max_connections')::int \
-                      - current_setting('superuser_reserved_connections')::int, \
-                      'max_connections, less those for superusers'";
-    let needed = i32::try_from(CONNECTIONS).unwrap_or(i32::MAX);
-    for row in client.query(limits, &[]).await? {
-        let allowed: i32 = row.try_get(0)?;
-        // A negative one is none.
-        if (0..needed).contains(&allowed) {
-            return Err(ConnectError::FewConnections { allowed, by: row.try_get(1)?, needed });
-        }
-    }
-    Ok(())
-}
-
-/// Takes the lock of the relay that uses the database. It is released with the connection.
-async fn lock(client: &Client) -> Result<(), ConnectError> {
-    let locked = client.query_one("select pg_try_advisory_lock($1)", &[&LOCK]).await?;
-    if locked.try_get(0)? {
-        return Ok(());
-    }
-    let holder = lock_holder(client).await?;
-    Err(ConnectError::InUse { from: holder.unwrap_or_else(|| "unknown".to_owned()) })
-}
-
-/// The connection that holds the lock of the relay that uses the database, if one does.
-pub(super) async fn lock_holder(client: &Client) -> Result<Option<String>, tokio_postgres::Error> {
-    // Its address is empty at a Unix socket.
-    // All of it is hidden for a connection of another role.
-    let holder = "select coalesce(coalesce(host(client_addr), 'this machine') || ', since ' || \
-                  to_char(backend_start at time zone 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"') || \
-                  ', server process ' || pid, 'another role') from pg_locks join pg_stat_activity using (pid) \
-                  where locktype = 'advisory' and granted and objsubid = 1 \
-                  and (classid::bigint << 32 | objid::bigint) = $1 \
-                  and pg_locks.database = (select oid from pg_database \
-                      where datname = current_database())";
-    let row = client.query_opt(holder, &[&LOCK]).await?;
-    row.map(|row| row.try_get(0)).transpose().map(Option::flatten)
-}
-
-/// Checks that a connection is to the server on which this relay writes as `name`, and not to a
-/// standby of it, or to another server of the same host name.
-async fn is_same_server(client: &Client, name: &[u8]) -> Result<(), ConnectError> {
-    let statement = "select not pg_is_in_recovery() and name = $1 from tonk_relay.writer";
-    let row = client.query_one(statement, &[&name]).await?;
-    if row.try_get(0)? { Ok(()) } else { Err(ConnectError::OtherServer) }
 }

@@ -24,6 +24,8 @@ enum Kind {
     Refused,
     /// The database has lost something that the statement builds on.
     Outdated,
+    /// The document was deleted since it was read.
+    Deleted,
 }
 
 impl QueryError {
@@ -36,6 +38,12 @@ impl QueryError {
     pub(super) fn outdated() -> Self {
         let problem = "it has lost something since the document was read".to_owned();
         Self { problem, kind: Kind::Outdated }
+    }
+
+    /// A chunk of a document that was deleted since it was read.
+    pub(super) fn deleted() -> Self {
+        let problem = "the document was deleted since it was read".to_owned();
+        Self { problem, kind: Kind::Deleted }
     }
 
     /// Whether the statement builds on what the database has lost.
@@ -62,6 +70,7 @@ impl QueryError {
             Kind::Full => StorageError::Full(failure),
             Kind::Refused => StorageError::Io(failure),
             Kind::Outdated => StorageError::Outdated(failure),
+            Kind::Deleted => StorageError::Deleted(failure),
         }
     }
 }
@@ -131,15 +140,13 @@ pub enum ConnectError {
         "{0}; if the role or the database does not exist, `tonk-relay cluster init` creates it"
     )]
     Missing(String),
-    #[error("cannot read which documents are deleted or blocked: {0}")]
-    Marks(String),
+    #[error("cannot read the relay's tables: {0}")]
+    Unreadable(String),
     #[error(
-        "another relay uses the database (connected from {from}); stop it first: only one can use \
-         it"
+        "an older version of the relay uses the database (connected from {from}), and must be \
+         alone; stop it first"
     )]
     InUse { from: String },
-    #[error("another relay has taken over the database")]
-    TakenOver,
     #[error("connections reach different servers; expected a host name with one of them")]
     OtherServer,
     #[error("cannot read {}: {source}; expected a file with the password", path.display())]

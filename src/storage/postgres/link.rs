@@ -3,17 +3,22 @@
 use std::{
     sync::{
         Arc, Mutex,
-        atomic::{AtomicI64, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use tokio::{sync::watch, time::timeout};
+use tokio::{
+    sync::{Notify, mpsc, watch},
+    time::timeout,
+};
+use tokio_postgres::Notification;
 use tracing::{error, info, warn};
 
 use super::{
     connection::{Group, Server},
     error::{ConnectError, QueryError},
+    nodes::Nodes,
 };
 use crate::{
     base::{backoff::Backoff, lock::lock},
@@ -47,25 +52,34 @@ pub(super) struct Link {
     away: Mutex<Option<FailingWrite>>,
     /// That of the last group.
     confirmed: Mutex<Arc<AtomicI64>>,
-    /// How often the database has lost some that were confirmed.
+    /// The relays, as they were when what others had written was last looked for.
+    pub(super) seen: Mutex<Nodes>,
+    /// How often the database has lost something that was confirmed or read.
     losses: AtomicU64,
+    /// Notified when something was written that others are to hear of.
+    pub(super) written: Notify,
+    /// Whether there may be other relays.
+    has_company: AtomicBool,
+    /// By how many milliseconds the server's clock is ahead of this machine's.
+    ahead: AtomicI64,
     health: Arc<Health>,
-    metrics: StorageMetrics,
+    pub(super) metrics: StorageMetrics,
 }
 
 impl Link {
+    /// Connects. Also returns what the server notifies of.
     pub(super) async fn open(
         database: Database,
         cluster: &Cluster,
         health: Arc<Health>,
         metrics: StorageMetrics,
-    ) -> Result<Self, ConnectError> {
+    ) -> Result<(Self, mpsc::Receiver<Notification>), ConnectError> {
         let name = database.to_string();
-        let server = Server::of(&database, cluster)?;
+        let (server, notifications) = Server::notifying(&database, cluster)?;
         let started = tokio::time::Instant::now();
         let mut is_told = false;
         let group = loop {
-            match server.connect(None).await {
+            match server.connect().await {
                 Err(error) if error.is_passing() && started.elapsed() < START_WAIT => {
                     if !std::mem::replace(&mut is_told, true) {
                         warn!("cannot use the database {name} yet; waiting for it: {error}");
@@ -76,17 +90,22 @@ impl Link {
             }
         };
         let confirmed = Mutex::new(group.confirmed.clone());
-        Ok(Self {
+        let link = Self {
             server,
             name,
             group: watch::Sender::new(Some(Arc::new(group))),
             large: tokio::sync::Mutex::default(),
             away: Mutex::default(),
             confirmed,
+            seen: Mutex::default(),
             losses: AtomicU64::new(0),
+            written: Notify::new(),
+            has_company: AtomicBool::new(false),
+            ahead: AtomicI64::new(0),
             health,
             metrics,
-        })
+        };
+        Ok((link, notifications))
     }
 
     /// The database, as errors name it.
@@ -108,48 +127,44 @@ impl Link {
         self.group.send_replace(None);
     }
 
-    /// Uses new connections from now on. Returns whether the database has lost something that it
-    /// had confirmed.
+    /// Uses new connections from now on. Returns whether what was read before may be gone.
     pub(super) fn publish(&self, group: Group) -> bool {
         self.metrics.reconnects.inc();
         *lock(&self.away) = None;
         let has_lost = group.losses > self.losses.swap(group.losses, Ordering::SeqCst);
-        let earlier = std::mem::replace(&mut *lock(&self.confirmed), group.confirmed.clone());
         if has_lost {
             self.metrics.losses.inc();
-            error!(
-                database = self.name,
-                commits = earlier
-                    .load(Ordering::SeqCst)
-                    .saturating_sub(group.confirmed.load(Ordering::SeqCst)),
-                "the database has lost commits that it had confirmed, as after the promotion of a \
-                 standby or a restore; storing again what is in memory"
-            );
         }
+        *lock(&self.confirmed) = group.confirmed.clone();
         self.group.send_replace(Some(Arc::new(group)));
         info!(database = self.name, "connected to the database again");
         has_lost
     }
 
     /// Connects again, which may take as long as the database is away.
-    ///
-    /// # Errors
-    /// Another relay has written since, so this one does not know what is stored.
-    pub(super) async fn reconnect(&self) -> Result<Group, ConnectError> {
+    pub(super) async fn reconnect(&self) -> Group {
         let mut backoff = Backoff::new(RETRY.0, RETRY.1);
         let mut last = String::new();
+        let mut losses = self.losses.load(Ordering::Relaxed);
         loop {
-            let confirmed = lock(&self.confirmed).clone();
-            match self.server.connect(Some(confirmed.load(Ordering::SeqCst))).await {
-                Ok(mut group) => {
-                    let losses = self.losses.load(Ordering::Relaxed);
-                    // Read now: an answer of the broken connection may have been handled late.
-                    let is_older =
-                        group.confirmed.load(Ordering::SeqCst) < confirmed.load(Ordering::SeqCst);
-                    group.losses = losses + u64::from(is_older);
-                    return Ok(group);
+            let connected = async {
+                let group = self.server.connect().await?;
+                let nodes = Nodes::read(&group.looker.client, &group.node);
+                let nodes = self.run_within(&group, 0, nodes).await;
+                let nodes = nodes.map_err(|error| ConnectError::Unreadable(error.problem))?;
+                Ok::<_, ConnectError>((group, nodes))
+            };
+            match connected.await {
+                Ok((mut group, nodes)) => {
+                    if !self.finds_loss(&group, &nodes) {
+                        group.losses = losses;
+                        group.goes_on = lock(&self.seen).is_same_server(&nodes);
+                        return group;
+                    }
+                    losses = self.losses.load(Ordering::Relaxed) + 1;
+                    self.server.renew_node();
+                    continue;
                 }
-                Err(error @ ConnectError::TakenOver) => return Err(error),
                 Err(error) => {
                     let text = format!("cannot use the database {}: {error}", self.name);
                     if text != last {
@@ -163,6 +178,58 @@ impl Link {
             }
             tokio::time::sleep(backoff.pause()).await;
         }
+    }
+
+    /// Whether the database lacks something that it had confirmed to this relay, or that this one
+    /// may have read. It is found once.
+    fn finds_loss(&self, group: &Group, nodes: &Nodes) -> bool {
+        // Read now: an answer of the broken connection may have been handled late.
+        let confirmed = lock(&self.confirmed).load(Ordering::SeqCst);
+        let commits = confirmed.saturating_sub(group.confirmed.load(Ordering::SeqCst));
+        let mut seen = lock(&self.seen);
+        if commits > 0 {
+            error!(
+                database = self.name,
+                commits,
+                "the database has lost commits that it had confirmed, as after the promotion of a \
+                 standby or a restore; storing again what is in memory"
+            );
+        } else if seen.has_lost(nodes) {
+            warn!(
+                database = self.name,
+                "the database was restarted or replaced, and may have lost what other relays had \
+                 stored; reading again what it has of the live documents"
+            );
+        } else {
+            return false;
+        }
+        *seen = Nodes::default();
+        *lock(&self.confirmed) = Arc::default();
+        true
+    }
+
+    /// Others are to hear of what was written.
+    pub(super) fn has_written(&self) {
+        self.written.notify_one();
+    }
+
+    /// Whether there may be other relays.
+    pub(super) fn has_company(&self) -> bool {
+        self.has_company.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_company(&self, has_company: bool) {
+        self.has_company.store(has_company, Ordering::Relaxed);
+    }
+
+    /// The server's time in milliseconds since 1970, which is the same for all relays.
+    pub(super) fn now(&self) -> u64 {
+        local_time().saturating_add_signed(self.ahead.load(Ordering::Relaxed))
+    }
+
+    /// Takes over the server's time.
+    pub(super) fn set_time(&self, now: i64) {
+        self.ahead.store(now.saturating_sub_unsigned(local_time()), Ordering::Relaxed);
     }
 
     /// The connections, once there are some.
@@ -227,4 +294,10 @@ impl Link {
             self.name, error.problem
         ))
     }
+}
+
+/// Milliseconds since 1970, by this machine's clock.
+pub(super) fn local_time() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(now.as_millis()).unwrap_or(0)
 }

@@ -5,34 +5,48 @@
 //! | the tables, and their versions | `schema` |
 //! | making the database, its roles and rights | [`setup`] |
 //! | what an operator should know of the server | [`report`] |
-//! | connecting, and what is checked of the server; TLS | `connection`, `tls` |
-//! | staying connected; whether this relay may write | `link` |
+//! | connecting; what is checked of the server; TLS | `connection`, `checks`, `tls` |
+//! | staying connected | `link` |
+//! | the relays that share the database, and whether it has lost something | `nodes` |
+//! | finding what other relays have written | `follow`, `position` |
+//! | telling them that there is something | `hints` |
 //! | the task that commits: where changes become durable | `writer` |
 //! | loading, storing and deleting chunks | `chunk_store` |
 //! | tombstones, blocks, the quarantine and notes of imports | `store` |
 //! | the statements | `statements` |
 //! | errors of the database | `error` |
 //!
-//! # One writer
-//! A relay keeps in memory what is stored, so only one may use the database. It holds an advisory
-//! lock, so that a second one does not start. It also writes its name into the table `writer`, a new
-//! one each time it connects, and every write checks that name. So what an earlier connection had
-//! sent, and was thought lost, is not made later, and a relay that another has replaced writes
-//! nothing more.
+//! # Several relays
+//! Relays share a database. A change crosses from one to another once it is durable: a relay that
+//! has a document in memory reads what others have stored of it. It looks for that when it is given
+//! a hint, and once a second, so a lost hint costs time and nothing else.
+//!
+//! Each relay has a row in the table `node`, with the name of its connections, a new one each time
+//! it connects, and every write checks that name. So what an earlier connection had sent, and was
+//! thought lost, is not made later.
+//!
+//! No relay removes what another has written, unless a snapshot that it has just stored has all of
+//! it.
 //!
 //! # When the database is away
 //! Writes wait, and the relay is not ready. Nothing is reported as saved. Once the database is back
 //! the same writes are made again, which is harmless for those that had been made.
 //!
 //! # When the database has lost something
-//! The number of writes that it knows, when the relay connects again or makes the next write, is
-//! then lower than it must be. From then on no write is made that builds on what was read before:
-//! every room reads what there is, and stores the rest again.
+//! The number of writes that it knows of a relay, when another one connects again, or when the relay
+//! makes its next write, is then lower than it must be (`nodes`). From then on no write is made that
+//! builds on what was read before: every room reads what there is, and stores the rest again. The
+//! relay goes on under a new id, so that all others find the old one with too few writes.
 
+mod checks;
 mod chunk_store;
 mod connection;
 mod error;
+mod follow;
+mod hints;
 mod link;
+mod nodes;
+mod position;
 pub mod report;
 mod schema;
 pub mod setup;
@@ -49,12 +63,13 @@ use std::{
     sync::{Arc, PoisonError, RwLock},
 };
 
-use tokio::{runtime::Handle, sync::mpsc, time::sleep};
-use tracing::{error, info, warn};
+use tokio::{runtime::Handle, sync::mpsc};
+use tracing::info;
 
 use self::{
     connection::Server,
-    link::{Link, RETRY},
+    link::Link,
+    position::Follower,
     report::Report,
     writer::{BATCH, Request, Writer},
 };
@@ -63,6 +78,7 @@ use crate::{
     base::{document_id::DocumentId, run_to_completion::RunToCompletion},
     config::{self, Cluster, Database},
     observe::{health::Health, metrics::StorageMetrics},
+    storage::live::Live,
 };
 
 /// Checks whether a relay could use a database, without disturbing one that does. Blocks.
@@ -92,6 +108,7 @@ pub struct PostgresStore {
     link: Arc<Link>,
     requests: mpsc::Sender<Request>,
     marked: Arc<Marked>,
+    follower: tokio::sync::Mutex<Follower>,
     metrics: StorageMetrics,
     runtime: Handle,
     /// The task that commits. It ends after the last request.
@@ -120,18 +137,19 @@ fn contains(set: &RwLock<HashSet<DocumentId>>, document: DocumentId) -> bool {
 }
 
 impl PostgresStore {
-    /// Connects to a database, and creates the tables in an empty one. [`Self::stay_connected`]
-    /// must run from then on. Spawns a task, so it must be called on a tokio runtime.
+    /// Connects to a database, and creates the tables in an empty one. [`Self::run`] must run from
+    /// then on. Spawns a task, so it must be called on a tokio runtime.
     ///
     /// # Errors
-    /// The server cannot be reached or used, or another relay uses the database.
+    /// The server cannot be reached or used.
     pub async fn open(
         database: Database,
         config: &config::Config,
         health: Arc<Health>,
         metrics: StorageMetrics,
     ) -> Result<Self, ConnectError> {
-        let link = Arc::new(Link::open(database, &config.cluster, health, metrics.clone()).await?);
+        let opened = Link::open(database, &config.cluster, health, metrics.clone()).await?;
+        let (link, notifications) = (Arc::new(opened.0), opened.1);
         let marked = Arc::new(Marked::default());
         let (requests, receiver) = mpsc::channel(BATCH);
         let writer = Writer {
@@ -142,37 +160,29 @@ impl PostgresStore {
         let committing = RunToCompletion::default();
         committing.spawn(writer.run(receiver));
         let runtime = Handle::current();
-        let store = Self { link, requests, marked, metrics, runtime, _writer: committing };
+        let follower = tokio::sync::Mutex::new(Follower::new(notifications));
+        let store =
+            Self { link, requests, marked, follower, metrics, runtime, _writer: committing };
         let group = store.link.connected().await;
-        store.load_marks(&group).await.map_err(|error| ConnectError::Marks(error.problem))?;
+        // From here on everything is followed that was not read.
+        let taken = store.take_position(&mut *store.follower.lock().await, &group).await;
+        taken.map_err(|error| ConnectError::Unreadable(error.problem))?;
         info!(database = %store.link.database(), "documents are in PostgreSQL");
         Ok(store)
     }
 
-    /// Connects again whenever the connection is lost. Calls `lost` if the database has then lost
-    /// something that it had confirmed. Returns when this relay must stop, because another one has
-    /// written.
-    pub async fn stay_connected(&self, lost: impl Fn()) {
+    /// Connects again whenever the connection is lost, and follows what other relays write. `live`
+    /// hears of it. Never returns.
+    pub async fn run(&self, live: &impl Live) {
+        tokio::join!(self.stay_connected(live), self.follow(live), hints::send(&self.link));
+    }
+
+    async fn stay_connected(&self, live: &impl Live) {
         loop {
             self.link.disconnected().await;
-            let group = match self.link.reconnect().await {
-                Ok(group) => group,
-                Err(error) => {
-                    error!(database = self.link.database(), "cannot go on: {error}");
-                    return;
-                }
-            };
-            // A mark may have been made although its statement was not answered.
-            match self.load_marks(&group).await {
-                Ok(()) => {
-                    if self.link.publish(group) {
-                        lost();
-                    }
-                }
-                Err(error) => {
-                    warn!("cannot read which documents are deleted or blocked: {}", error.problem);
-                    sleep(RETRY.1).await;
-                }
+            let group = self.link.reconnect().await;
+            if self.link.publish(group) {
+                live.lost();
             }
         }
     }

@@ -4,11 +4,7 @@
 use serde::Serialize;
 use tokio_postgres::{Client, Row, error::SqlState};
 
-use super::{
-    connection::{self, Server, lock_holder},
-    error::ConnectError,
-    schema,
-};
+use super::{checks, connection::Server, error::ConnectError, schema};
 
 /// A transaction that is open for longer keeps deleted rows on the disk.
 const LONG_TRANSACTION: i64 = 3600;
@@ -27,8 +23,8 @@ pub struct Report {
     pub server: String,
     /// When the server was started, in RFC 3339.
     pub started_at: String,
-    /// The relay that uses the database, by its connection.
-    pub in_use_by: Option<String>,
+    /// The relays that were there within the last minute.
+    pub relays: Vec<Relay>,
     /// The version of the tables; 0 if there are none. None if this role may not read it.
     pub format: Option<i32>,
     /// The version that this program uses.
@@ -49,6 +45,17 @@ pub struct Report {
     pub sees_all: bool,
     /// What is amiss, and what to do.
     pub problems: Vec<String>,
+}
+
+/// A relay that uses the database.
+#[derive(Debug, Serialize)]
+pub struct Relay {
+    /// The name of its machine.
+    pub host: String,
+    /// Its version.
+    pub version: String,
+    /// How many seconds ago it was last there.
+    pub seen_seconds: i64,
 }
 
 /// A setting of the server.
@@ -92,15 +99,16 @@ async fn look(client: &Client, database: String) -> Result<Report, ConnectError>
                        where datname = current_database())";
     let row = client.query_one(general, &[]).await?;
     let (live, dead) = chunks(client).await?;
+    let format = match schema::format(client).await {
+        Err(error) if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => None,
+        format => Some(format?),
+    };
     let mut report = Report {
         database,
         server: row.try_get(0)?,
         started_at: row.try_get(1)?,
-        in_use_by: lock_holder(client).await?,
-        format: match schema::format(client).await {
-            Err(error) if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => None,
-            format => Some(format?),
-        },
+        relays: if format == Some(schema::FORMAT) { relays(client).await? } else { Vec::new() },
+        format,
         needed_format: schema::FORMAT,
         durability: settings(client).await?,
         standbys: standbys(client).await?,
@@ -112,8 +120,8 @@ async fn look(client: &Client, database: String) -> Result<Report, ConnectError>
         problems: Vec::new(),
     };
     let mut problems = Vec::new();
-    let has_connections = connection::has_connections(client).await;
-    for checked in [connection::check(client).await, has_connections, schema::check(client).await] {
+    let has_connections = checks::has_connections(client).await;
+    for checked in [checks::check(client).await, has_connections, schema::check(client).await] {
         match checked {
             Err(error @ ConnectError::Postgres(_)) => return Err(error),
             checked => problems.extend(checked.err().map(|error| error.to_string())),
@@ -171,6 +179,19 @@ impl Report {
                 seconds / 60
             )
         })
+    }
+}
+
+/// The relays that were there within the last minute. None if this role may not read of them.
+async fn relays(client: &Client) -> Result<Vec<Relay>, tokio_postgres::Error> {
+    let relays = "select host, version, extract(epoch from now() - seen)::bigint \
+                  from tonk_relay.node where seen > now() - interval '1 minute' order by host, id";
+    let relay = |row: &Row| {
+        Ok(Relay { host: row.try_get(0)?, version: row.try_get(1)?, seen_seconds: row.try_get(2)? })
+    };
+    match client.query(relays, &[]).await {
+        Err(error) if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => Ok(Vec::new()),
+        found => found?.iter().map(relay).collect(),
     }
 }
 

@@ -10,9 +10,12 @@ use super::error::ConnectError;
 /// The schema with the tables.
 pub(super) const SCHEMA: &str = "tonk_relay";
 
+/// The advisory lock of the relay that creates or changes the tables: "tonl" in ASCII.
+const LOCK: i64 = 0x746f_6e6c;
+
 /// The statements that lead from each version of the tables to the next: the first ones make them.
 /// A step must leave the tables usable by the release before it, and wait for no lock for long.
-const STEPS: [&str; 1] = [CREATE];
+const STEPS: [&str; 2] = [CREATE, SEVERAL_RELAYS];
 
 /// The version of the tables that this program uses. A relay refuses a newer one.
 pub(super) const FORMAT: i32 = version(STEPS.len());
@@ -69,6 +72,46 @@ create table tonk_relay.import (
 );
 ";
 
+/// Adds what several relays need, and leads to version 2.
+///
+/// - `meta.oldest_writer`: the oldest version that a program may know and still write. Every write
+///   checks it.
+/// - `node`: one run of a relay, by a random id: the `connection` with which it writes, how often it
+///   has written, and when it was last there.
+/// - `incarnation`: one row, which is empty after a crash of the server and on a promoted standby:
+///   the table is not in the log. Whoever finds it empty fills it.
+/// - `generation`: how often a document was deleted. Chunks of an earlier generation are not part of
+///   it any more.
+/// - `xid`: the transaction that wrote the row, by which others find what is new.
+/// - `chunk.node`: who wrote it.
+///
+/// The table `writer` stays for relays of version 1, which may still be running.
+const SEVERAL_RELAYS: &str = "
+alter table tonk_relay.meta add column oldest_writer integer not null default 1;
+create table tonk_relay.node (
+    id bytea primary key,
+    connection bytea not null,
+    writes bigint not null default 0,
+    host text not null,
+    version text not null,
+    seen timestamptz not null default now()
+);
+create unlogged table tonk_relay.incarnation (
+    only_row boolean primary key default true check (only_row),
+    id uuid not null
+);
+alter table tonk_relay.document
+    add column generation bigint not null default 0,
+    add column xid xid8 not null default pg_current_xact_id();
+update tonk_relay.document set generation = 1 where deleted_at is not null;
+create index on tonk_relay.document (xid);
+alter table tonk_relay.chunk
+    add column generation bigint not null default 0,
+    add column xid xid8 not null default pg_current_xact_id(),
+    add column node bytea;
+create index on tonk_relay.chunk (xid);
+";
+
 #[expect(clippy::cast_possible_truncation, clippy::cast_possible_wrap, reason = "there are few")]
 const fn version(steps: usize) -> i32 {
     steps as i32
@@ -99,10 +142,16 @@ fn steps(all: &[&str], format: i32) -> Option<String> {
 /// version of this program.
 pub(super) async fn prepare(client: &Client) -> Result<(), ConnectError> {
     check(client).await?;
+    if steps_from(format(client).await?).is_none() {
+        return Ok(());
+    }
+    // One relay does it, all or nothing.
+    client.batch_execute("begin").await?;
+    client.query("select pg_advisory_xact_lock($1)", &[&LOCK]).await?;
     if let Some(steps) = steps_from(format(client).await?) {
-        // All or nothing: a batch is one transaction.
         client.batch_execute(&steps).await.map_err(ConnectError::NoTables)?;
     }
+    client.batch_execute("commit").await?;
     Ok(())
 }
 
@@ -119,7 +168,14 @@ pub(super) async fn check(client: &Client) -> Result<(), ConnectError> {
     match found {
         FORMAT => Ok(()),
         ..FORMAT => may_change(client, found).await,
-        _ => Err(ConnectError::NewerFormat { found, known: FORMAT }),
+        _ => {
+            let oldest = "select oldest_writer from tonk_relay.meta";
+            let oldest: i32 = client.query_one(oldest, &[]).await?.try_get(0)?;
+            if oldest <= FORMAT {
+                return Ok(());
+            }
+            Err(ConnectError::NewerFormat { found, known: FORMAT })
+        }
     }
 }
 
@@ -171,6 +227,15 @@ async fn may_change(client: &Client, format: i32) -> Result<(), ConnectError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::storage::postgres::statements;
+
+    #[test]
+    fn writes_check_the_version_of_this_program() {
+        let checked = format!("(select oldest_writer from tonk_relay.meta) <= {FORMAT} ");
+        for statement in [statements::WRITE, statements::DELETE] {
+            assert!(statement.contains(&checked), "{statement}");
+        }
+    }
 
     #[test]
     fn only_missing_steps_are_made() {

@@ -3,58 +3,175 @@
 //! The first columns of every change are those of [`WRITE`]. A third one tells whether it has changed
 //! anything.
 
-/// Stores chunks (parameters 2 to 5), and deletes those that they replace (6 to 8), if the relay
-/// still writes as `$1`. Nothing is stored of deleted documents. All in one statement, which is a
-/// transaction of its own.
+/// The first step of every change: it is made only over the connections that the relay uses now
+/// (`$1`), and counted. It waits for an earlier change of the same relay.
+macro_rules! counted {
+    () => {
+        "update tonk_relay.node set writes = writes + 1, seen = now() \
+         where id = substr($1::bytea, 1, 16) and connection = $1 \
+             and (select oldest_writer from tonk_relay.meta) <= 2 \
+         returning id, writes"
+    };
+}
+
+/// Whether a row of `chunk` belongs to its document as it is now.
+macro_rules! is_current {
+    () => {
+        "chunk.quarantined_at is null and not exists (select from tonk_relay.document as marked \
+         where marked.document = chunk.document \
+             and (marked.generation <> chunk.generation or marked.deleted_at is not null))"
+    };
+}
+
+/// Stores chunks (parameters 2 to 6: documents, kinds, names, data, and the generations of the
+/// documents that they build on, if these matter), and deletes those that they replace (7 to 10:
+/// documents, kinds, names, and which new chunk replaces them). Nothing is stored of deleted
+/// documents and of those of another generation. All in one statement, which is a transaction of
+/// its own.
 ///
-/// Returns the number of the write, or null if the relay may not write any more, and whether the
-/// commit is durable. Rows are sorted, so that two writes never wait for each other.
+/// A chunk that another relay has stored under the same key stays: it may have more than ours, and
+/// then nothing is deleted for ours. Rows are sorted, and rows that another relay is deleting are
+/// skipped, so that two writes seldom wait for each other.
+///
+/// Returns the number of the write, or null if the relay may not write any more, whether the commit
+/// is durable, and which of the chunks were not admitted, counted from 1.
 macro_rules! write_if {
-    ($allowed:literal) => {
+    ($allowed:expr) => {
         concat!(
             "with allowed as (",
             $allowed,
-            "), stored as (
-                insert into tonk_relay.chunk (document, kind, name, data)
-                select document, kind, name, data
-                from unnest($2::bytea[], $3::smallint[], $4::text[], $5::bytea[])
-                    as new (document, kind, name, data)
-                where exists (select from allowed) and not exists (
-                    select from tonk_relay.document as marked
-                    where marked.document = new.document and marked.deleted_at is not null
-                )
+            "), new as (
+                select * from unnest($2::bytea[], $3::smallint[], $4::text[], $5::bytea[],
+                    $6::bigint[]) with ordinality as new (document, kind, name, data, generation, n)
+            ), admitted as (
+                select new.document, kind, name, data, n, coalesce(marked.generation, 0) as current
+                from new left join tonk_relay.document as marked
+                    on marked.document = new.document
+                where exists (select from allowed) and marked.deleted_at is null
+                    and (new.generation is null
+                        or new.generation = coalesce(marked.generation, 0))
+            ), stored as (
+                insert into tonk_relay.chunk as there
+                    (document, kind, name, data, generation, node)
+                select document, kind, name, data, current, (select id from allowed) from admitted
                 order by document, kind, name
                 on conflict (document, kind, name) do update
-                    set data = excluded.data, quarantined_at = null, quarantine_reason = null
+                    set data = excluded.data, generation = excluded.generation,
+                        node = excluded.node, xid = pg_current_xact_id(),
+                        quarantined_at = null, quarantine_reason = null
+                    where there.quarantined_at is not null
+                        or there.generation <> excluded.generation
+                returning document, kind, name
             ), replaced as (
-                delete from tonk_relay.chunk as old
-                using unnest($6::bytea[], $7::smallint[], $8::text[])
-                    as gone (document, kind, name)
+                delete from tonk_relay.chunk as old using (
+                    select chunk.document, chunk.kind, chunk.name from tonk_relay.chunk
+                    join unnest($7::bytea[], $8::smallint[], $9::text[], $10::bigint[])
+                        as gone (document, kind, name, by)
+                        on (chunk.document, chunk.kind, chunk.name)
+                            = (gone.document, gone.kind, gone.name)
+                    where exists (select from allowed) and chunk.quarantined_at is null
+                        and (gone.by = 0 or exists (
+                            select from stored join new using (document, kind, name)
+                            where new.n = gone.by
+                        ))
+                    for update of chunk skip locked
+                ) as gone
                 where (old.document, old.kind, old.name) = (gone.document, gone.kind, gone.name)
-                    and old.quarantined_at is null and exists (select from allowed)
             )
-            select (select writes from allowed), current_setting('synchronous_commit') <> 'off'"
+            select (select writes from allowed), current_setting('synchronous_commit') <> 'off',
+                array(select n from new except select n from admitted)"
         )
     };
 }
 
 /// Writes small chunks. It waits for an earlier write, and the next connection's name waits for it.
-pub(super) const WRITE: &str =
-    write_if!("update tonk_relay.writer set writes = writes + 1 where name = $1 returning writes");
+pub(super) const WRITE: &str = write_if!(counted!());
 
 /// Writes a large chunk, while others write small ones. So it may still be made when a later
 /// connection writes: it then stores what is stored again or was replaced, which is harmless.
 /// A small write must follow over the same connections, which is counted.
-pub(super) const WRITE_LARGE: &str =
-    write_if!("select writes from tonk_relay.writer where name = $1 for key share");
+pub(super) const WRITE_LARGE: &str = write_if!(
+    "select id, writes from tonk_relay.node \
+     where id = substr($1::bytea, 1, 16) and connection = $1 for key share"
+);
 
 /// Bytes of the chunks of the document `$1`.
-pub(super) const SIZE: &str = "select coalesce(sum(octet_length(data)), 0)::bigint \
-                               from tonk_relay.chunk \
-                               where document = $1 and quarantined_at is null";
-/// The chunks of the document `$1`.
-pub(super) const LOAD: &str = "select kind, name, data from tonk_relay.chunk \
-                               where document = $1 and quarantined_at is null order by kind, name";
+pub(super) const SIZE: &str = concat!(
+    "select coalesce(sum(octet_length(data)), 0)::bigint from tonk_relay.chunk \
+     where document = $1 and ",
+    is_current!()
+);
+/// The chunks of the document `$1`, without the data of those whose kinds and names are in `$2` and
+/// `$3`: how often it was deleted, whether it is, and a chunk. One row without a chunk if there are
+/// none.
+pub(super) const LOAD: &str = "
+select generation, is_deleted, kind, name,
+    case when not exists (
+        select from unnest($2::smallint[], $3::text[]) as known (kind, name)
+        where (known.kind, known.name) = (chunk.kind, chunk.name)
+    ) then data end
+from (
+    select coalesce(max(generation), 0) as generation,
+        coalesce(bool_or(deleted_at is not null), false) as is_deleted
+    from tonk_relay.document where document = $1
+) as marked
+left join (select kind, name, data, generation from tonk_relay.chunk
+    where document = $1 and quarantined_at is null) as chunk using (generation)
+order by kind, name";
+/// The chunks whose documents, kinds and names are in the parameters.
+pub(super) const FETCH: &str = concat!(
+    "select document, kind, name, data from tonk_relay.chunk \
+     join unnest($1::bytea[], $2::smallint[], $3::text[]) as wanted (document, kind, name) \
+         using (document, kind, name) \
+     where ",
+    is_current!()
+);
+
+/// What others than the relay `$2` have written since the snapshot `$1`, at most `$3` rows of each
+/// kind: a chunk (document, kind, name, bytes), or a document whose marks have changed (whether it
+/// is deleted, whether it is blocked, how often it was deleted). Each row follows the present
+/// snapshot. One row without a change if there are none, and if the old snapshot is null.
+///
+/// A row is new if its transaction was not ended in the old snapshot, so each is found exactly once,
+/// in whatever order transactions end (section 9.26.8 of PostgreSQL's manual).
+pub(super) const LOOK: &str = concat!(
+    "with seen as (select $1::text::pg_snapshot as snapshot)
+    select pg_current_snapshot()::text, news.*
+    from (select) as one left join (
+        (select document, kind, name, octet_length(data)::bigint as bytes,
+            null::bool as is_deleted, null::bool as is_blocked, null::bigint as generation
+        from tonk_relay.chunk
+        where (xid >= pg_snapshot_xmax((select snapshot from seen))
+                or xid = any (array(select pg_snapshot_xip(snapshot) from seen)))
+            and node is distinct from $2::bytea and ",
+    is_current!(),
+    " limit $3)
+        union all
+        (select document, null, null, null, deleted_at is not null, blocked_at is not null,
+            generation
+        from tonk_relay.document
+        where xid >= pg_snapshot_xmax((select snapshot from seen))
+            or xid = any (array(select pg_snapshot_xip(snapshot) from seen))
+        limit $3)
+    ) as news on true"
+);
+/// How often each relay has written, how many seconds ago it was last there, and which run of the
+/// server this is.
+pub(super) const NODES: &str = "
+select id, writes, extract(epoch from now() - seen)::float8,
+    coalesce((select id::text from tonk_relay.incarnation), '')
+        || ' since ' || pg_postmaster_start_time()::text
+from tonk_relay.node";
+/// Says that the relay `$1` is there. Returns the server's time, in milliseconds since 1970.
+pub(super) const SEEN: &str = "
+update tonk_relay.node set seen = now() where id = $1
+returning (extract(epoch from clock_timestamp()) * 1000)::bigint";
+/// Forgets relays that have not been there for a day, and deletes chunks that were written while
+/// their documents were being deleted.
+pub(super) const SWEEP: &str = "
+with gone as (delete from tonk_relay.node where seen < now() - interval '1 day')
+delete from tonk_relay.chunk using tonk_relay.document as marked
+where chunk.document = marked.document and chunk.generation < marked.generation";
 
 /// The time of a column, in RFC 3339.
 macro_rules! rfc3339 {
@@ -74,8 +191,9 @@ macro_rules! guarded {
     };
     (@ $change:literal, $columns:expr) => {
         concat!(
-            "with allowed as (update tonk_relay.writer set writes = writes + 1 \
-             where name = $1 returning writes)",
+            "with allowed as (",
+            counted!(),
+            ")",
             $change,
             " select (select writes from allowed), current_setting('synchronous_commit') <> 'off'",
             $columns
@@ -85,10 +203,11 @@ macro_rules! guarded {
 
 pub(super) const DELETE: &str = guarded!(
     ", marked as (
-        insert into tonk_relay.document as mark (document, deleted_at, deleted_reason)
-        select $2, $3::text::timestamptz, $4 where exists (select from allowed)
+        insert into tonk_relay.document as mark (document, deleted_at, deleted_reason, generation)
+        select $2, $3::text::timestamptz, $4, 1 where exists (select from allowed)
         on conflict (document) do update set deleted_at = excluded.deleted_at,
-            deleted_reason = excluded.deleted_reason
+            deleted_reason = excluded.deleted_reason, xid = pg_current_xact_id(),
+            generation = mark.generation + (mark.deleted_at is null)::int
     ), gone as (
         delete from tonk_relay.chunk where document = $2 and exists (select from allowed)
         returning octet_length(data)::bigint as bytes
@@ -99,7 +218,8 @@ pub(super) const DELETE: &str = guarded!(
 /// Deletes what a write has stored before it knew of the deletion, too.
 pub(super) const UNDELETE: &str = guarded!(
     ", unmarked as (
-        update tonk_relay.document set deleted_at = null, deleted_reason = null
+        update tonk_relay.document
+        set deleted_at = null, deleted_reason = null, xid = pg_current_xact_id()
         where document = $2 and deleted_at is not null and exists (select from allowed)
         returning document
     ), gone as (
@@ -110,11 +230,12 @@ pub(super) const UNDELETE: &str = guarded!(
 
 pub(super) const IMPORT_TOMBSTONE: &str = guarded!(
     ", marked as (
-        insert into tonk_relay.document as mark (document, deleted_at, deleted_reason)
-        select $2, $3::text::timestamptz, $4 where exists (select from allowed)
+        insert into tonk_relay.document as mark (document, deleted_at, deleted_reason, generation)
+        select $2, $3::text::timestamptz, $4, 1 where exists (select from allowed)
             and not exists (select from tonk_relay.chunk where document = $2)
         on conflict (document) do update set deleted_at = excluded.deleted_at,
-            deleted_reason = excluded.deleted_reason
+            deleted_reason = excluded.deleted_reason, xid = pg_current_xact_id(),
+            generation = mark.generation + 1
             where mark.deleted_at is null
         returning document
     )",
@@ -125,7 +246,7 @@ pub(super) const BLOCK: &str = guarded!(
     ", marked as (
         insert into tonk_relay.document as mark (document, blocked_at, blocked_reason)
         select $2, $3::text::timestamptz, $4 where exists (select from allowed)
-        on conflict (document) do update set
+        on conflict (document) do update set xid = pg_current_xact_id(),
             blocked_at = case when mark.blocked_at is null or $4 is not null
                 then excluded.blocked_at else mark.blocked_at end,
             blocked_reason = case when mark.blocked_at is null or $4 is not null
@@ -141,7 +262,8 @@ pub(super) const BLOCK: &str = guarded!(
 
 pub(super) const UNBLOCK: &str = guarded!(
     ", unmarked as (
-        update tonk_relay.document set blocked_at = null, blocked_reason = null
+        update tonk_relay.document
+        set blocked_at = null, blocked_reason = null, xid = pg_current_xact_id()
         where document = $2 and blocked_at is not null and exists (select from allowed)
         returning document
     )",
@@ -160,7 +282,9 @@ pub(super) const QUARANTINE: &str = guarded!(
 
 pub(super) const RELEASE: &str = guarded!(
     ", moved as (
-        update tonk_relay.chunk set quarantined_at = null, quarantine_reason = null
+        update tonk_relay.chunk
+        set quarantined_at = null, quarantine_reason = null, xid = pg_current_xact_id(),
+            node = (select id from allowed)
         where document = $2 and kind = $3 and name = $4 and exists (select from allowed)
         returning document
     )",
@@ -193,6 +317,15 @@ pub(super) const STORE_ID: &str = guarded!(
     )"
 );
 
+/// Stores a storage id if there is none, and returns the one that is stored.
+pub(super) const CREATE_ID: &str = guarded!(
+    ", stored as (
+        update tonk_relay.meta set storage_id = coalesce(storage_id, $2)
+        where exists (select from allowed) returning storage_id
+    )",
+    "(select storage_id from stored)"
+);
+
 pub(super) const TOMBSTONES: &str = concat!(
     "select document, ",
     rfc3339!("deleted_at"),
@@ -210,7 +343,9 @@ pub(super) const QUARANTINED: &str = concat!(
     ", quarantine_reason from tonk_relay.chunk where quarantined_at is not null"
 );
 /// The chunks after the one with the first three parameters, at most `$4`.
-pub(super) const LIST: &str = "
-select document, kind, name, octet_length(data)::bigint from tonk_relay.chunk
-where quarantined_at is null and (document, kind, name) > ($1, $2, $3)
-order by document, kind, name limit $4";
+pub(super) const LIST: &str = concat!(
+    "select document, kind, name, octet_length(data)::bigint from tonk_relay.chunk \
+     where (document, kind, name) > ($1, $2, $3) and ",
+    is_current!(),
+    " order by document, kind, name limit $4"
+);

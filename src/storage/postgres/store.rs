@@ -1,6 +1,6 @@
 //! Listing, and what the operator and the relay record of documents.
 
-use std::sync::atomic::Ordering;
+use std::{collections::HashSet, sync::atomic::Ordering};
 
 use bytes::Bytes;
 use futures::{FutureExt, future::BoxFuture};
@@ -27,7 +27,7 @@ use crate::{
 const PAGE: i64 = if cfg!(test) { 7 } else { 10_000 };
 
 /// The document of these bytes.
-fn document(bytes: &[u8]) -> Result<DocumentId, QueryError> {
+pub(super) fn document(bytes: &[u8]) -> Result<DocumentId, QueryError> {
     let bytes = bytes.try_into().map_err(|_| {
         QueryError::passing(format!("a document id has {} bytes; expected 16", bytes.len()))
     })?;
@@ -49,7 +49,7 @@ type Parameters<'a> = &'a [&'a (dyn ToSql + Sync)];
 
 impl PostgresStore {
     /// Makes a change whose first parameter is the name of the writer, and returns its row.
-    async fn change(
+    pub(super) async fn change(
         &self,
         statement: &str,
         parameters: Parameters<'_>,
@@ -65,7 +65,9 @@ impl PostgresStore {
                 let changed = link.run_within(group, MAX_BATCH as u64, changing).await;
                 let changed =
                     changed.and_then(|row| group.confirmed_by(&row, before, true).map(|()| row));
-                if changed.is_err() {
+                if changed.is_ok() {
+                    link.has_written();
+                } else {
                     // It may have been made. The marks are read again with the next connection.
                     group.broken.cancel();
                 }
@@ -98,9 +100,9 @@ impl PostgresStore {
     /// Reads which documents are deleted or blocked.
     pub(super) async fn load_marks(&self, group: &Group) -> Result<(), QueryError> {
         let all = "select document, deleted_at is not null, blocked_at is not null \
-                   from tonk_relay.document";
+                   from tonk_relay.document where deleted_at is not null or blocked_at is not null";
         let (mut deleted, mut blocked) = (Vec::new(), Vec::new());
-        let reading = group.reader().client.query(all, &[]);
+        let reading = group.looker.client.query(all, &[]);
         for row in self.link.run_within(group, 0, reading).await? {
             let Ok(document) = document(row.try_get(0)?) else { continue };
             if row.try_get(1)? {
@@ -114,6 +116,23 @@ impl PostgresStore {
         change(&self.marked.blocked, |set| *set = blocked.into_iter().collect());
         self.count_blocked();
         Ok(())
+    }
+
+    /// Takes over the marks of a document. Returns whether they are news.
+    pub(super) fn take_marks(
+        &self,
+        document: DocumentId,
+        is_deleted: bool,
+        is_blocked: bool,
+    ) -> bool {
+        let set = |all: &mut HashSet<DocumentId>, is_in| match is_in {
+            true => all.insert(document),
+            false => all.remove(&document),
+        };
+        let was_news = change(&self.marked.deleted, |all| set(all, is_deleted))
+            | change(&self.marked.blocked, |all| set(all, is_blocked));
+        self.count_blocked();
+        was_news
     }
 
     pub(super) async fn store_id(&self, id: Bytes) -> Result<(), StorageError> {

@@ -3,6 +3,7 @@
 
 mod server;
 mod setup;
+mod several;
 
 use std::time::Duration;
 
@@ -10,14 +11,17 @@ use bytes::Bytes;
 use tokio::time::{sleep, timeout};
 use tokio_util::task::AbortOnDropHandle;
 
-use self::server::{TestDatabase, test_database};
+use self::{
+    server::{TestDatabase, test_database},
+    several::Rooms,
+};
 use super::*;
 use crate::{
     config::{Config, DatabaseUrl},
     document::chunk::{ChunkKind, Key},
     observe::{health::Phase, metrics::Metrics},
     storage::{
-        ChunkStore, StorageError,
+        Basis, ChunkStore, StorageError,
         conformance::{self, store_tests},
         records::Tombstone,
         store::Store,
@@ -87,14 +91,19 @@ async fn marks_are_there_after_reopening() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn only_one_relay_uses_a_database() {
+async fn a_relay_of_the_first_version_is_alone() {
     let Some((database, store)) = empty().await else { return };
-    let second = connect(&database).await;
-    assert!(matches!(second, Err(ConnectError::InUse { .. })), "{:?}", second.err());
-    let problem = second.err().expect("is refused").to_string();
-    assert!(problem.contains("(connected from this machine, since 2"), "{problem}");
     drop(store);
-    connect(&database).await.expect("the first has gone");
+    let older = database.client().await;
+    // As relays of the tables' version 1 do.
+    let lock = "select pg_advisory_lock(1953459819)";
+    older.batch_execute(lock).await.expect("locks");
+    let refused = connect(&database).await;
+    assert!(matches!(refused, Err(ConnectError::InUse { .. })), "{:?}", refused.err());
+    let problem = refused.err().expect("is refused").to_string();
+    assert!(problem.contains("(connected from this machine, since 2"), "{problem}");
+    drop(older);
+    connect(&database).await.expect("the other has gone");
 }
 
 /// A store that connects again, and what ends when it gives up.
@@ -105,7 +114,7 @@ async fn connected(
     health.enter_phase(Phase::Running);
     let store = Arc::new(connect_with(database, health.clone()).await.expect("opens"));
     let running = store.clone();
-    let running = tokio::spawn(async move { running.stay_connected(|| {}).await });
+    let running = tokio::spawn(async move { running.run(&Rooms::default()).await });
     (store, AbortOnDropHandle::new(running))
 }
 
@@ -138,7 +147,7 @@ async fn writes_go_on_when_connections_are_lost() {
     let read = async {
         loop {
             match store.load_document(DOCUMENT).await {
-                Ok(chunks) => break chunks,
+                Ok(loaded) => break loaded.chunks,
                 // A connection was ended just now.
                 Err(_) => sleep(Duration::from_millis(20)).await,
             }
@@ -167,7 +176,7 @@ async fn small_chunks_are_stored_while_a_large_one_is() {
     }
     large.await.expect("no panic").expect("is stored");
     assert!(meanwhile > 0, "none was stored meanwhile");
-    let chunks = store.load_document(DOCUMENT).await.expect("loads");
+    let chunks = store.load_document(DOCUMENT).await.expect("loads").chunks;
     assert_eq!(chunks.len(), small + 1);
     assert!(chunks.iter().any(|(_, data)| data.len() == LARGE));
 }
@@ -183,7 +192,7 @@ async fn a_relay_connects_again_after_half_an_attempt() {
     let opened = PostgresStore::open(url, &Config::default(), health.clone(), metrics).await;
     let store = Arc::new(opened.expect("opens"));
     let running = store.clone();
-    let running = tokio::spawn(async move { running.stay_connected(|| {}).await });
+    let running = tokio::spawn(async move { running.run(&Rooms::default()).await });
     let client = database.client().await;
     client.batch_execute("alter role few connection limit 3").await.expect("limits");
     end_connections(&database).await;
@@ -220,18 +229,15 @@ async fn a_block_lasts_although_the_database_is_away() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_relay_that_was_replaced_writes_nothing() {
+async fn what_earlier_connections_had_sent_is_not_written_later() {
     let Some(database) = test_database().await else { return };
-    let (store, running) = connected(&database, &Arc::default()).await;
+    let store = connect(&database).await.expect("opens");
     store.put(&key("a"), Bytes::from_static(b"ours")).await.expect("is stored");
-    let take = "update tonk_relay.writer set name = 'other'";
+    let take = "update tonk_relay.node set connection = 'a later one'";
     database.client().await.execute(take, &[]).await.expect("takes over");
-    let late = tokio::spawn({
-        let store = store.clone();
-        async move { store.put(&key("b"), Bytes::from_static(b"late")).await }
-    });
-    timeout(LONG, running).await.expect("gives up").expect("no panic");
-    assert!(!late.is_finished(), "it is never told as stored");
+    let late = key("b");
+    let late = store.put(&late, Bytes::from_static(b"late"));
+    timeout(Duration::from_millis(300), late).await.expect_err("it is never told as stored");
     let count = "select count(*) from tonk_relay.chunk";
     let count: i64 = database.client().await.query_one(count, &[]).await.expect("reads").get(0);
     assert_eq!(count, 1);
@@ -245,19 +251,20 @@ async fn nothing_is_stored_that_builds_on_what_the_database_has_lost() {
         store.put(&key(name), Bytes::from_static(b"confirmed")).await.expect("is stored");
     }
     let count = async || -> i64 {
-        let writes = "select writes from tonk_relay.writer";
+        let writes = "select writes from tonk_relay.node order by seen desc limit 1";
         database.client().await.query_one(writes, &[]).await.expect("reads").get(0)
     };
     let small = count().await;
     store.put(&key("large"), vec![0; 2 << 20].into()).await.expect("is stored");
     assert!(count().await > small, "the loss of a large chunk would not be noticed");
     let before = store.losses();
-    let lose = "update tonk_relay.writer set writes = 1";
+    let lose = "update tonk_relay.node set writes = 1";
     database.client().await.execute(lose, &[]).await.expect("loses");
     end_connections(&database).await;
     let write = async |losses| {
         let (key, data) = (key("c"), Bytes::from_static(b"new"));
-        timeout(LONG, store.replace(&key, data, &[], losses)).await.expect("in time")
+        let basis = Basis { losses, generation: None };
+        timeout(LONG, store.replace(&key, data, &[], basis)).await.expect("in time")
     };
     // A write that does not build on it is made in the same commit.
     let other = key("d");
@@ -271,8 +278,8 @@ async fn nothing_is_stored_that_builds_on_what_the_database_has_lost() {
     made.expect("is stored");
     write(store.losses()).await.expect("is stored");
     assert_eq!(store.losses(), before + 1);
-    // So is an older state, of a relay before this one.
-    let older = "update tonk_relay.writer set writes = 0, name = 'earlier'";
+    // So is a state before this relay had begun.
+    let older = "delete from tonk_relay.node";
     database.client().await.execute(older, &[]).await.expect("loses");
     end_connections(&database).await;
     while store.losses() == before + 1 {
@@ -283,7 +290,7 @@ async fn nothing_is_stored_that_builds_on_what_the_database_has_lost() {
     database
         .client()
         .await
-        .execute("update tonk_relay.writer set writes = 0", &[])
+        .execute("update tonk_relay.node set writes = 0", &[])
         .await
         .expect("loses");
     let losses = store.losses();
@@ -311,8 +318,12 @@ async fn what_cannot_be_used_is_named() {
     assert!(refused().await.contains("read-only"), "{}", refused().await);
     set("reset default_transaction_read_only").await;
     drop(connect(&database).await.expect("opens"));
-    client.batch_execute("update tonk_relay.meta set format = 9").await.expect("sets");
-    assert!(refused().await.contains("version 9, and this program knows 1"), "{}", refused().await);
+    // A newer version says from which one on a program may write.
+    let newer = "update tonk_relay.meta set format = 9, oldest_writer = ";
+    client.batch_execute(&format!("{newer} 2")).await.expect("sets");
+    drop(connect(&database).await.expect("opens"));
+    client.batch_execute(&format!("{newer} 3")).await.expect("sets");
+    assert!(refused().await.contains("version 9, and this program knows 2"), "{}", refused().await);
     let missing = DatabaseUrl::from(database.url_of("missing").as_str());
     let missing = missing.read().expect("a URL").expect("is not empty");
     let metrics = Metrics::new().expect("metrics").storage;

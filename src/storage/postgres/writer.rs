@@ -12,7 +12,7 @@ use tokio::{
     sync::{mpsc, oneshot},
     time::{Instant, sleep, timeout_at},
 };
-use tokio_postgres::{Client, Row, Statement};
+use tokio_postgres::{Client, Row, Statement, types::ToSql};
 use tracing::{error, warn};
 
 use super::{
@@ -24,7 +24,7 @@ use crate::{
     base::backoff::Backoff,
     document::chunk::{ChunkKind, Key},
     observe::metrics::StorageMetrics,
-    storage::StorageError,
+    storage::{Basis, StorageError},
 };
 
 /// The most changes of a commit, and the most that wait for the next one.
@@ -45,8 +45,8 @@ pub(super) struct Change {
     pub(super) put: Option<(Key, Bytes)>,
     /// The chunks to delete.
     pub(super) delete: Vec<Key>,
-    /// How often the database had lost something when what this builds on was read.
-    pub(super) losses: u64,
+    /// What it builds on.
+    pub(super) basis: Basis,
     /// The only connections over which it may be made, by their name, if it matters.
     pub(super) only_over: Option<Vec<u8>>,
 }
@@ -105,12 +105,9 @@ impl Writer {
     /// those fail that are refused.
     async fn commit(&self, batch: Vec<Request>) {
         let changes: Vec<&Change> = batch.iter().map(|request| &request.change).collect();
-        match self.write(&changes).await {
-            Ok(()) => batch.into_iter().for_each(|request| _ = request.done.send(Ok(()))),
-            Err(error) if batch.len() == 1 => {
-                let error = error.into_storage("write to", self.link.database());
-                batch.into_iter().for_each(|request| _ = request.done.send(Err(error.clone())));
-            }
+        let results = match self.write(&changes).await {
+            Ok(results) => results,
+            Err(error) if batch.len() == 1 => vec![Err(error)],
             Err(error) => {
                 if !error.is_outdated() {
                     error!(
@@ -118,31 +115,42 @@ impl Writer {
                         error.problem
                     );
                 }
-                for request in batch {
-                    let written = self.write(&[&request.change]).await;
-                    let failed =
-                        |error: QueryError| error.into_storage("write to", self.link.database());
-                    let _ = request.done.send(written.map_err(failed));
+                let mut results = Vec::new();
+                for change in changes {
+                    let written = self.write(&[change]).await;
+                    results.push(written.and_then(|mut only| only.pop().unwrap_or(Ok(()))));
                 }
+                results
             }
+        };
+        for (Request { done, .. }, result) in batch.into_iter().zip(results) {
+            let failed = |error: QueryError| error.into_storage("write to", self.link.database());
+            let _ = done.send(result.map_err(failed));
         }
     }
 
-    async fn write(&self, changes: &[&Change]) -> Result<(), QueryError> {
-        write(&self.link, false, changes).await?;
+    async fn write(&self, changes: &[&Change]) -> Result<Vec<Result<(), QueryError>>, QueryError> {
+        let written = write(&self.link, false, changes).await?;
         self.metrics.commits.inc();
-        Ok(())
+        Ok(written.results)
     }
 }
 
+/// Changes that a statement has made.
+pub(super) struct Written {
+    /// The name of the connections over which it was made.
+    pub(super) connection: Vec<u8>,
+    /// For each change, whether it was made.
+    pub(super) results: Vec<Result<(), QueryError>>,
+}
+
 /// Writes changes with one statement, and repeats it until the database has confirmed or refused
-/// it. Waits while the database is away. Returns the name of the connections over which it was
-/// made.
+/// it. Waits while the database is away.
 pub(super) async fn write(
     link: &Link,
     is_large: bool,
     changes: &[&Change],
-) -> Result<Vec<u8>, QueryError> {
+) -> Result<Written, QueryError> {
     let mut backoff = Backoff::new(RETRY.0, RETRY.1);
     let mut failing = None;
     loop {
@@ -161,8 +169,20 @@ pub(super) async fn write(
         let bytes = changes.iter().map(|change| change.size() as u64).sum();
         let writing = send(client, statement, &group.name, changes);
         let answered = link.run_within(&group, bytes, writing).await;
-        match answered.and_then(|row| group.confirmed_by(&row, before, !is_large)) {
-            Ok(()) => return Ok(group.name.clone()),
+        let confirmed = answered.and_then(|row| {
+            group.confirmed_by(&row, before, !is_large)?;
+            Ok(row.try_get::<_, Vec<i64>>(2)?)
+        });
+        match confirmed {
+            Ok(not_admitted) => {
+                link.has_written();
+                let result = |n| match not_admitted.contains(&n) {
+                    true => Err(QueryError::deleted()),
+                    false => Ok(()),
+                };
+                let results = numbers(changes).map(|n| n.map_or(Ok(()), result)).collect();
+                return Ok(Written { connection: group.name.clone(), results });
+            }
             Err(error) if error.is_passing() => {
                 if failing.is_none() {
                     warn!("cannot write to the database yet; retrying: {}", error.problem);
@@ -176,15 +196,25 @@ pub(super) async fn write(
     }
 }
 
+/// For each change, the number of its chunk among all of them, counted from 1, if it has one.
+fn numbers(changes: &[&Change]) -> impl Iterator<Item = Option<i64>> {
+    changes.iter().scan(0, |last, change| {
+        Some(change.put.is_some().then(|| {
+            *last += 1;
+            *last
+        }))
+    })
+}
+
 async fn send(
     client: &Client,
     statement: &Statement,
     name: &[u8],
     changes: &[&Change],
 ) -> Result<Row, tokio_postgres::Error> {
-    let mut new = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    let mut gone = (Vec::new(), Vec::new(), Vec::new());
-    for change in changes {
+    let mut new = (Vec::new(), Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let mut gone = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    for (change, number) in changes.iter().zip(numbers(changes)) {
         if let Some((key, data)) = &change.put
             && let Some((document, kind, name)) = columns(key)
         {
@@ -192,16 +222,18 @@ async fn send(
             new.1.push(kind);
             new.2.push(name);
             new.3.push(&**data);
+            new.4.push(change.basis.generation);
         }
         for (document, kind, name) in change.delete.iter().filter_map(columns) {
             gone.0.push(document);
             gone.1.push(kind);
             gone.2.push(name);
+            gone.3.push(number.unwrap_or(0));
         }
     }
-    client
-        .query_one(statement, &[&name, &new.0, &new.1, &new.2, &new.3, &gone.0, &gone.1, &gone.2])
-        .await
+    let new: [&(dyn ToSql + Sync); 6] = [&name, &new.0, &new.1, &new.2, &new.3, &new.4];
+    let gone: [&(dyn ToSql + Sync); 4] = [&gone.0, &gone.1, &gone.2, &gone.3];
+    client.query_one(statement, &[new.as_slice(), &gone].concat()).await
 }
 
 impl Change {
@@ -211,7 +243,7 @@ impl Change {
 
     /// Whether it may be made over these connections.
     fn is_made_over(&self, group: &Group) -> bool {
-        self.losses == group.losses
+        self.basis.losses == group.losses
             && self.only_over.as_ref().is_none_or(|name| *name == group.name)
     }
 

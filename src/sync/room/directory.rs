@@ -20,6 +20,7 @@ use super::{
 use crate::{
     base::{document_id::DocumentId, lock::lock, session_id::SessionId},
     observe::usage::Usage,
+    storage::live::News,
     sync::session::Session,
 };
 
@@ -64,6 +65,8 @@ pub struct RoomHandle {
     has_bundle_changed: AtomicBool,
     /// What is stored was changed by something other than the room.
     has_storage_changed: AtomicBool,
+    /// What other relays have stored and the room has not taken in.
+    stored: Mutex<Option<News>>,
     /// Notified when the bundle or what is stored has changed, when the store has lost something,
     /// when the room is evicted, and when a session can be sent what was kept back.
     pub(crate) news: Arc<Notify>,
@@ -105,6 +108,7 @@ impl RoomHandle {
             answer: Notify::new(),
             has_bundle_changed: AtomicBool::new(false),
             has_storage_changed: AtomicBool::new(false),
+            stored: Mutex::default(),
             news: Arc::default(),
             retired: CancellationToken::new(),
         };
@@ -143,6 +147,22 @@ impl RoomHandle {
     pub(crate) fn storage_changed(&self) {
         self.has_storage_changed.store(true, Ordering::Relaxed);
         self.news.notify_one();
+    }
+
+    /// Tells the room what other relays have stored.
+    pub(crate) fn stored(&self, news: News) {
+        let mut stored = lock(&self.stored);
+        *stored = Some(match stored.take() {
+            None => news,
+            Some(earlier) => earlier.and(news),
+        });
+        drop(stored);
+        self.news.notify_one();
+    }
+
+    /// What other relays have stored since the last call.
+    pub(crate) fn take_stored(&self) -> Option<News> {
+        lock(&self.stored).take()
     }
 
     /// Whether the served bundle has changed since the last call.

@@ -15,7 +15,10 @@ use crate::{
     document::{merge::Ancestry, sync_message::SyncMessage},
     limits::Charge,
     observe::usage::Usage,
-    storage::documents::{Documents, Opened},
+    storage::{
+        documents::{Documents, Opened},
+        live::News,
+    },
     sync::report::EngineReport,
 };
 
@@ -47,6 +50,10 @@ pub trait Engine: Send {
     /// Tries messages again that were kept back, and looks whether the store has lost something.
     /// [`settle`](Self::settle) follows.
     fn resume(&mut self);
+
+    /// Takes in what other relays have stored of the document. [`settle`](Self::settle) follows.
+    /// Returns false if the engine cannot, and the document has to be opened again.
+    fn follow(&mut self, news: News) -> bool;
 
     /// Frees what memory it can: the room is quiet.
     fn rest(&mut self);

@@ -63,6 +63,10 @@ impl Room {
         // What happens once is in a box: a room keeps no memory for it.
         let mut engine = Box::pin(self.start_engine(opened)).await;
         let handle = self.handle.clone();
+        if let Some(stored) = handle.take_stored() {
+            // From while it was being opened.
+            handle.stored(stored);
+        }
         let mut waits = Waits {
             started: Instant::now(),
             was_empty,
@@ -96,6 +100,11 @@ impl Room {
                     return self.engine_failed(failed, waits.started).await;
                 },
                 () = handle.news.notified() => {
+                    if let Some(stored) = handle.take_stored()
+                        && !engine.follow(stored)
+                    {
+                        return self.end_engine(engine, End::Reopen).await;
+                    }
                     engine.resume();
                     engine.settle().await;
                     if handle.take_storage_change() {

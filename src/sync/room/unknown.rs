@@ -65,7 +65,7 @@ impl Room {
             let next = waits.chain(next_answer).min().unwrap_or(now);
             tokio::select! {
                 () = handle.answer.notified() => {}
-                () = handle.news.notified() => if handle.take_outdated() {
+                () = handle.news.notified() => if handle.take_outdated() | handle.take_stored().is_some() {
                     return self.found();
                 },
                 () = sleep_until(next) => {}

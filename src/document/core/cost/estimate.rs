@@ -111,6 +111,7 @@ impl Core {
                 | Event::Join { .. }
                 | Event::Leave(_)
                 | Event::ReadsOnly(_)
+                | Event::Gone(_)
                 | Event::Lost => {}
             }
         }

@@ -10,8 +10,8 @@ use super::{
 };
 use crate::{
     base::document_id::DocumentId,
-    document::chunk::{Key, StoredChunk},
-    storage::{ChunkStore, Failure, StorageError, store::Store},
+    document::chunk::Key,
+    storage::{Basis, ChunkStore, Failure, Loaded, StorageError, store::Store},
 };
 
 /// Chunks of at least this many bytes are written to a file at once. Writing them twice would cost
@@ -36,10 +36,7 @@ impl ChunkStore for Journal {
     }
 
     /// Reads the journal first, so that chunks that are moved meanwhile are found in the folders.
-    fn load_document(
-        &self,
-        document: DocumentId,
-    ) -> BoxFuture<'_, Result<Vec<StoredChunk>, StorageError>> {
+    fn load_document(&self, document: DocumentId) -> BoxFuture<'_, Result<Loaded, StorageError>> {
         async move {
             for _ in 0..MAX_ATTEMPTS {
                 let rows = self.shared.index().rows_of(document).unwrap_or_default();
@@ -48,9 +45,9 @@ impl ChunkStore for Journal {
                 if !rows.is_empty() {
                     journal = self.shared.read_rows(rows).await?;
                 }
-                let mut chunks = self.folders.load_document(document).await?;
+                let mut chunks = self.folders.load_document(document).await?.chunks;
                 if self.is_deleted(document) {
-                    return Ok(Vec::new());
+                    return Ok(Loaded { is_deleted: true, ..Loaded::default() });
                 }
                 chunks
                     .retain(|(key, _)| !journal.iter().any(|(in_journal, _, _)| in_journal == key));
@@ -59,7 +56,7 @@ impl ChunkStore for Journal {
                 // `keys`.
                 if keys.iter().all(|key| chunks.iter().any(|(found, _)| found == key)) {
                     chunks.sort_by(|(a, _), (b, _)| a.cmp(b));
-                    return Ok(chunks);
+                    return Ok(Loaded { chunks, ..Loaded::default() });
                 }
             }
             let reason =
@@ -75,7 +72,7 @@ impl ChunkStore for Journal {
         key: &'a Key,
         data: Bytes,
         replaced: &'a [Key],
-        _losses: u64,
+        _basis: Basis,
     ) -> BoxFuture<'a, Result<(), StorageError>> {
         // A row takes precedence over the file of the same key, so a row must be replaced by a row.
         let has_row = self.shared.index().get(key).is_some();

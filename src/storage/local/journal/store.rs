@@ -62,7 +62,7 @@ impl Store for Journal {
         let document = tombstone.document;
         let adding = async move {
             let _lock = self.checkpoint_lock.lock().await;
-            if self.is_deleted(document) || !self.load_document(document).await?.is_empty() {
+            if self.is_deleted(document) || !self.load_document(document).await?.chunks.is_empty() {
                 return Ok(false);
             }
             let shared = self.shared.clone();

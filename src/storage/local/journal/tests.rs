@@ -65,7 +65,7 @@ fn copy(from: &Path, to: &Path) {
 
 /// The names of the chunks of a document.
 async fn names(store: &dyn ChunkStore, n: u8) -> Vec<String> {
-    let chunks = store.load_document(document(n)).await.expect("loads");
+    let chunks = store.load_document(document(n)).await.expect("loads").chunks;
     chunks
         .into_iter()
         .map(|(key, _)| key.to_string().split('/').nth(2).unwrap_or("").into())

@@ -4,7 +4,7 @@ use tokio_postgres::Client;
 
 use crate::{
     config::Database,
-    storage::postgres::{connection::OLDEST, error::ConnectError},
+    storage::postgres::{checks::OLDEST, error::ConnectError},
 };
 
 /// What the server has already.

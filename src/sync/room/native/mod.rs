@@ -6,7 +6,7 @@
 //! |---|---|
 //! | where steps run, who pays for them, what happens when one panics | `steps` |
 //! | what is done for each effect of the core | `effects` |
-//! | chunks that are being stored and deleted, or read again after a loss | `writer` |
+//! | chunks that are being stored, or read because others have stored them | `writer` |
 
 mod core_state;
 mod effects;
@@ -15,7 +15,7 @@ mod writer;
 
 use self::{core_state::CoreState, writer::Writer};
 use super::{
-    engine::{Engine, EngineFailed, EngineStart, Start, done},
+    engine::{Engine, EngineFailed, EngineStart, Start},
     members::Members,
     pending::{Left, Pending},
     port::Port,
@@ -35,7 +35,7 @@ use crate::{
     },
     limits::{Charge, turns::Turns},
     observe::usage::Usage,
-    storage::documents::Opened,
+    storage::{documents::Opened, live::News},
     sync::report::EngineReport,
 };
 use automerge::ChangeHash;
@@ -81,7 +81,7 @@ struct NativeEngine {
 impl NativeEngine {
     fn new(start: Start, turns: Arc<Turns>) -> Self {
         let Start { documents, document, opened, members, usage, pending } = start;
-        let Opened { doc, chunks, unsaved_seed, stored_heads, unpacked, losses, .. } = opened;
+        let Opened { doc, chunks, unsaved_seed, stored_heads, unpacked, basis, .. } = opened;
         let is_stored = |key: &Key| unsaved_seed.as_ref().is_none_or(|seed| seed.key != *key);
         let sizes = chunks.into_iter().map(|(key, data)| (key, data.len()));
         let (stored, unstored): (Vec<_>, Vec<_>) = sizes.partition(|(key, _)| is_stored(key));
@@ -99,7 +99,7 @@ impl NativeEngine {
             core: CoreState::Idle(core),
             members,
             pending,
-            writer: Writer::new(documents, document, losses),
+            writer: Writer::new(documents, document, basis),
             turns,
             usage,
             prepaid: Vec::new(),
@@ -119,6 +119,7 @@ impl NativeEngine {
         }
         self.retry_pending().await;
         let CoreState::Idle(core) = &self.core else { return };
+        self.writer.read_unread(|| core.stored_keys());
         if self.events.is_empty() {
             return;
         }
@@ -160,8 +161,13 @@ impl NativeEngine {
         if matches!(self.core, CoreState::Failed) {
             return Err(self.failure);
         }
-        let done = done(&mut self.writer.work).await;
-        self.events.extend(self.writer.end(done));
+        let Ok(events) = self.writer.next().await else {
+            // What was not durable goes to the next engine.
+            self.core = CoreState::Failed;
+            self.failure = EngineFailed { is_panic: false, is_attributed: true };
+            return Err(self.failure);
+        };
+        self.events.extend(events);
         self.settle().await;
         Ok(())
     }
@@ -203,6 +209,14 @@ impl Engine for NativeEngine {
     fn reads_only(&mut self, session: SessionId) -> BoxFuture<'_, ()> {
         self.events.push(Event::ReadsOnly(session));
         std::future::ready(()).boxed()
+    }
+
+    fn follow(&mut self, news: News) -> bool {
+        match news {
+            News::Chunks(stored) => self.events.push(Event::Stored(stored)),
+            News::Unread => self.writer.has_unread = true,
+        }
+        true
     }
 
     fn rest(&mut self) {
@@ -257,7 +271,7 @@ impl Engine for NativeEngine {
 
     fn is_durable(&self) -> bool {
         let is_written =
-            self.events.is_empty() && self.writer.work.is_none() && !self.writer.is_outdated();
+            self.events.is_empty() && self.writer.is_idle() && !self.writer.is_outdated();
         is_written && matches!(&self.core, CoreState::Idle(core) if core.is_durable())
     }
 
@@ -268,7 +282,7 @@ impl Engine for NativeEngine {
                 if self.is_durable() {
                     return Ok(());
                 }
-                let is_new_loss = self.writer.work.is_none() && self.writer.is_outdated();
+                let is_new_loss = self.writer.is_idle() && self.writer.is_outdated();
                 if !is_new_loss {
                     self.work().await?;
                 }

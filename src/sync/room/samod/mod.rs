@@ -36,6 +36,7 @@ use crate::{
         turns::{Payer, Turns},
     },
     observe::metrics::Metrics,
+    storage::live::News,
     sync::{report::EngineReport, wire},
 };
 use automerge::ChangeHash;
@@ -279,6 +280,11 @@ impl Engine for SamodEngine {
     }
 
     fn resume(&mut self) {}
+
+    /// A `samod::Repo` reads its storage once.
+    fn follow(&mut self, _news: News) -> bool {
+        false
+    }
 
     fn rest(&mut self) {}
 

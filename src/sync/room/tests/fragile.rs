@@ -55,6 +55,10 @@ impl Engine for Fragile {
 
     fn resume(&mut self) {}
 
+    fn follow(&mut self, _: crate::storage::live::News) -> bool {
+        true
+    }
+
     fn rest(&mut self) {}
 
     fn report(&mut self) -> BoxFuture<'_, EngineReport> {

@@ -1,7 +1,7 @@
 //! The contract of `ChunkStore`.
 
 use super::*;
-use crate::storage::conformance::{self, store_tests};
+use crate::storage::conformance::{self, conformance_tests, store_tests};
 
 fn empty() -> (tempfile::TempDir, Journal) {
     let folder = tempfile::tempdir().expect("a folder");
@@ -10,6 +10,7 @@ fn empty() -> (tempfile::TempDir, Journal) {
 }
 
 store_tests!(async || Some(empty()));
+conformance_tests!(async || Some(empty()); a_put_replaces_the_earlier_value);
 
 #[tokio::test]
 async fn stored_values_are_there_after_reopening() {

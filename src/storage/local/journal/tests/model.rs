@@ -64,7 +64,7 @@ proptest! {
                 }
             }
             for d in 0..3 {
-                let found = journal.load_document(document(d)).await.expect("loads");
+                let found = journal.load_document(document(d)).await.expect("loads").chunks;
                 let found: BTreeMap<Key, Vec<u8>> = found.into_iter().collect();
                 let is_of = |key: &Key| match key {
                     Key::Chunk { document: id, .. } => *id == document(d),

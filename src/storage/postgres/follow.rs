@@ -1,0 +1,292 @@
+//! Following what other relays write.
+//!
+//! A relay looks for rows that are new since its last look: when it is given a hint, and once a
+//! second. What it finds of the live documents is handed to their rooms.
+
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
+
+use futures::future::join;
+use tokio::time::sleep;
+use tokio_postgres::types::ToSql;
+use tracing::warn;
+
+use super::{
+    PostgresStore,
+    connection::Group,
+    error::QueryError,
+    hints::PAUSE,
+    link::RETRY,
+    nodes::Nodes,
+    position::{Cause, Follower},
+    statements::{SEEN, SWEEP},
+    store::document,
+    writer::{MAX_BATCH, columns, kind_of},
+};
+use crate::{
+    base::{document_id::DocumentId, lock::lock},
+    config::Size,
+    document::{
+        chunk::{ChunkKind, Key, StoredChunk},
+        core::event::StoredByAnother,
+        load::joined,
+        unpacked::{self, Origin},
+    },
+    storage::live::{Live, News},
+};
+
+/// Rows of each kind that one look takes in. After more, everything live is read anew. Tests have
+/// few.
+const PAGE: usize = if cfg!(test) { 100 } else { 10_000 };
+/// Chunks with more bytes of one document are read by its room.
+const MAX_FETCHED: i64 = 16 << 10;
+/// How often a relay says that it is there.
+const SEEN_EVERY: Duration = Duration::from_secs(5);
+/// How often leftovers are deleted.
+const SWEEP_EVERY: Duration = Duration::from_secs(600);
+
+/// What a look has found.
+#[derive(Default)]
+struct Found {
+    snapshot: String,
+    /// The chunks of each document, with their sizes.
+    chunks: HashMap<DocumentId, Vec<(Key, i64)>>,
+    marks: Vec<(DocumentId, Mark)>,
+}
+
+struct Mark {
+    is_deleted: bool,
+    is_blocked: bool,
+    /// How often it was deleted.
+    generation: i64,
+}
+
+impl PostgresStore {
+    /// Follows what other relays write, and tells `live` of it. Never returns.
+    pub(super) async fn follow(&self, live: &impl Live) {
+        let mut follower = self.follower.lock().await;
+        let mut is_failing = false;
+        let mut cause = Cause::Poll;
+        loop {
+            let group = self.link.connected().await;
+            match self.look(&mut follower, &group, live, cause).await {
+                Ok(()) => {
+                    is_failing = false;
+                    sleep(PAUSE).await;
+                    cause = follower.wait(&self.link, &group).await;
+                }
+                Err(error) => {
+                    if !std::mem::replace(&mut is_failing, true) {
+                        warn!(
+                            "cannot look for what other relays have stored; retrying: {}",
+                            error.problem
+                        );
+                    }
+                    sleep(RETRY.1).await;
+                }
+            }
+        }
+    }
+
+    /// Takes the present as what is known from now on: what was stored before has to be read.
+    pub(super) async fn take_position(
+        &self,
+        follower: &mut Follower,
+        group: &Group,
+    ) -> Result<(), QueryError> {
+        let found = self.find(group, None).await?;
+        self.load_marks(group).await?;
+        *lock(&self.link.seen) = self.nodes(group).await?;
+        follower.snapshot = Some(found.snapshot);
+        follower.connection.clone_from(&group.name);
+        Ok(())
+    }
+
+    /// Looks once.
+    async fn look(
+        &self,
+        follower: &mut Follower,
+        group: &Group,
+        live: &impl Live,
+        cause: Cause,
+    ) -> Result<(), QueryError> {
+        self.maintain(follower, group).await?;
+        let goes_on = follower.connection == group.name || group.goes_on;
+        let Some(since) = follower.snapshot.clone().filter(|_| goes_on) else {
+            return self.miss(follower, group, live).await;
+        };
+        // In this order: what is counted as seen of the relays has been looked at.
+        let looking = join(self.find(group, Some(&since)), self.nodes(group));
+        let (found, nodes) = looking.await;
+        let (found, nodes) = (found?, nodes?);
+        let rows = found.chunks.values().map(Vec::len).sum::<usize>() + found.marks.len();
+        let metrics = &self.metrics;
+        metrics.looks.with_label_values(&[cause.label()]).inc();
+        metrics.rows.with_label_values(&[cause.label()]).inc_by(rows as u64);
+        metrics.relays.set(i64::try_from(nodes.others + 1).unwrap_or(i64::MAX));
+        self.link.set_company(nodes.others > 0 || follower.heard.has_any());
+        if rows >= PAGE || next_transaction(&found.snapshot) < next_transaction(&since) {
+            return self.miss(follower, group, live).await;
+        }
+        for (document, mark) in &found.marks {
+            let is_news = self.take_marks(*document, mark.is_deleted, mark.is_blocked);
+            if is_news || (mark.generation > 0 && !mark.is_deleted) {
+                live.marked(*document);
+            }
+        }
+        self.pass_on(group, live, found.chunks).await?;
+        if let Cause::Hint(at) = cause
+            && rows > 0
+        {
+            let seconds = Duration::from_millis(self.link.now().saturating_sub(at)).as_secs_f64();
+            metrics.news_seconds.observe(seconds);
+        }
+        *lock(&self.link.seen) = nodes;
+        follower.snapshot = Some(found.snapshot);
+        follower.connection.clone_from(&group.name);
+        Ok(())
+    }
+
+    /// Has everything that is live read anew.
+    async fn miss(
+        &self,
+        follower: &mut Follower,
+        group: &Group,
+        live: &impl Live,
+    ) -> Result<(), QueryError> {
+        self.take_position(follower, group).await?;
+        self.metrics.missed.inc();
+        live.missed();
+        Ok(())
+    }
+
+    async fn nodes(&self, group: &Group) -> Result<Nodes, QueryError> {
+        self.link.run_within(group, 0, Nodes::read(&group.looker.client, &group.node)).await
+    }
+
+    /// Finds what is new since a snapshot; nothing if there is none.
+    async fn find(&self, group: &Group, since: Option<&str>) -> Result<Found, QueryError> {
+        let node = group.node.as_slice();
+        let parameters: [&(dyn ToSql + Sync); 3] = [&since, &node, &(PAGE as i64)];
+        let looking = group.looker.client.query(&group.looker.look, &parameters);
+        let mut found = Found::default();
+        for row in self.link.run_within(group, 0, looking).await? {
+            found.snapshot = row.try_get(0)?;
+            let Some(id) = row.try_get::<_, Option<&[u8]>>(1)? else { continue };
+            let id = document(id)?;
+            match row.try_get(2)? {
+                Some(kind) => {
+                    let (document, kind) = (id, kind_of(kind));
+                    let key = Key::Chunk { document, kind, name: row.try_get(3)? };
+                    found.chunks.entry(document).or_default().push((key, row.try_get(4)?));
+                }
+                None => {
+                    let mark = Mark {
+                        is_deleted: row.try_get(5)?,
+                        is_blocked: row.try_get(6)?,
+                        generation: row.try_get(7)?,
+                    };
+                    found.marks.push((id, mark));
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// Hands new chunks to the rooms of their documents. What is large is read by the rooms.
+    async fn pass_on(
+        &self,
+        group: &Group,
+        live: &impl Live,
+        found: HashMap<DocumentId, Vec<(Key, i64)>>,
+    ) -> Result<(), QueryError> {
+        let (mut wanted, mut total) = (Vec::new(), 0);
+        for (document, chunks) in found {
+            if !live.wants(document) {
+                continue;
+            }
+            let bytes: i64 = chunks.iter().map(|(_, bytes)| bytes).sum();
+            let is_small = bytes <= MAX_FETCHED
+                && total + bytes <= MAX_BATCH as i64
+                && !chunks.iter().any(|(key, _)| is_snapshot(key));
+            if is_small {
+                total += bytes;
+                wanted.extend(chunks.into_iter().map(|(key, _)| key));
+            } else {
+                live.stored(document, News::Unread);
+            }
+        }
+        for (document, chunks) in self.fetch(group, &wanted).await? {
+            let unpacked = unpacked::of(&joined(&chunks), Origin::Storage, Size(u64::MAX));
+            let unpacked = unpacked.unwrap_or_default();
+            live.stored(document, News::Chunks(StoredByAnother { chunks, unpacked }));
+            tokio::task::consume_budget().await;
+        }
+        Ok(())
+    }
+
+    /// Reads chunks. Those that were replaced meanwhile are in what replaces them.
+    async fn fetch(
+        &self,
+        group: &Group,
+        keys: &[Key],
+    ) -> Result<HashMap<DocumentId, Vec<StoredChunk>>, QueryError> {
+        let mut chunks: HashMap<DocumentId, Vec<StoredChunk>> = HashMap::new();
+        if keys.is_empty() {
+            return Ok(chunks);
+        }
+        let mut wanted = (Vec::new(), Vec::new(), Vec::new());
+        for (document, kind, name) in keys.iter().filter_map(columns) {
+            wanted.0.push(document);
+            wanted.1.push(kind);
+            wanted.2.push(name);
+        }
+        let parameters: [&(dyn ToSql + Sync); 3] = [&wanted.0, &wanted.1, &wanted.2];
+        let fetching = group.looker.client.query(&group.looker.fetch, &parameters);
+        for row in self.link.run_within(group, MAX_BATCH as u64, fetching).await? {
+            let (document, kind) = (document(row.try_get(0)?)?, kind_of(row.try_get(1)?));
+            let key = Key::Chunk { document, kind, name: row.try_get(2)? };
+            chunks.entry(document).or_default().push((key, row.try_get(3)?));
+        }
+        Ok(chunks)
+    }
+
+    /// Says that this relay is there, and deletes leftovers, where it is time.
+    async fn maintain(&self, follower: &mut Follower, group: &Group) -> Result<(), QueryError> {
+        if follower.seen_at.is_none_or(|at| at.elapsed() >= SEEN_EVERY) {
+            let node = group.node.as_slice();
+            let parameters: [&(dyn ToSql + Sync); 1] = [&node];
+            let row = group.looker.client.query_one(SEEN, &parameters);
+            let row = self.link.run_within(group, 0, row).await?;
+            self.link.set_time(row.try_get(0)?);
+            follower.seen_at = Some(Instant::now());
+        }
+        if follower.swept_at.elapsed() >= SWEEP_EVERY {
+            self.link.run_within(group, 0, group.looker.client.execute(SWEEP, &[])).await?;
+            follower.swept_at = Instant::now();
+        }
+        Ok(())
+    }
+}
+
+fn is_snapshot(key: &Key) -> bool {
+    matches!(key, Key::Chunk { kind: ChunkKind::Snapshot, .. })
+}
+
+/// The first transaction that had not begun in a snapshot, from the snapshot's text.
+fn next_transaction(snapshot: &str) -> u64 {
+    snapshot.split(':').nth(1).and_then(|next| next.parse().ok()).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_next_transaction_of_a_snapshot_is_read() {
+        assert_eq!(next_transaction("100:107:100,103"), 107);
+        assert_eq!(next_transaction("7:7:"), 7);
+    }
+}
