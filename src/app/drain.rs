@@ -187,6 +187,10 @@ impl Parts {
             let requests = requests.max(self.sync.running.len());
             info!(requests, "cutting off requests that did not end in time");
         }
+        if let Some(database) = &self.storage.database {
+            // Others find it out by themselves, but later.
+            let _ = timeout_at(deadline, database.leave()).await;
+        }
     }
 
     /// Closes every session, spread over a time that is at most `longest`.

@@ -56,6 +56,7 @@ impl Bound {
         let sync = Sync::build(Needs {
             config: config.clone(),
             documents: self.documents.clone(),
+            others: self.storage.database.as_ref().map(|database| database.other_relays()),
             auth: self.auth.clone(),
             repeats: repeats.clone(),
             storage_id: self.storage_id.clone(),

@@ -29,6 +29,7 @@ use crate::{
         live::{Live, News},
         local::space::Space,
         open::OpenError,
+        relay_message::RelayMessage,
     },
 };
 
@@ -49,7 +50,7 @@ pub(super) fn run(config_file: &Path, repairs: bool) -> Result<(), CliError> {
         let has_lost = HasLost::default();
         let lost = async {
             // What a command has reported as done must be there at its end.
-            match database {
+            match &database {
                 Some(database) => tokio::select! {
                     () = database.run(&has_lost) => {}
                     () = has_lost.0.cancelled() => {}
@@ -66,6 +67,9 @@ pub(super) fn run(config_file: &Path, repairs: bool) -> Result<(), CliError> {
         drop(ended);
         unfinished.finish().await;
         store.checkpoint().await?;
+        if let Some(database) = database {
+            database.leave().await;
+        }
         Ok(())
     })
 }
@@ -88,6 +92,8 @@ impl Live for HasLost {
     fn lost(&self) {
         self.0.cancel();
     }
+
+    fn heard(&self, _message: RelayMessage) {}
 }
 
 /// Opens what is stored, as a relay does, and watches the space on its disk.

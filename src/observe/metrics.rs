@@ -201,6 +201,9 @@ metrics! {
         relays: IntGauge = "tonk_relay_cluster_relays" [];
         /// Hints that something was stored, by what happened to them: sent, received or lost.
         hints: IntCounterVec = "tonk_relay_cluster_hints_total" ["event"];
+        /// Messages between relays about presence and requested documents, by what happened to
+        /// them: sent, received or dropped.
+        relay_messages: IntCounterVec = "tonk_relay_cluster_messages_total" ["event"];
         /// Times that the relay has looked for what others have stored, by the cause: a hint, or
         /// the poll once a second.
         looks: IntCounterVec = "tonk_relay_cluster_looks_total" ["cause"];

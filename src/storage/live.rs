@@ -1,5 +1,6 @@
 //! What the live documents hear of changes that other relays have stored.
 
+use super::relay_message::RelayMessage;
 use crate::{base::document_id::DocumentId, document::core::event::StoredByAnother};
 
 /// What others have stored of one document.
@@ -39,4 +40,6 @@ pub trait Live: Send + Sync {
     fn missed(&self);
     /// What was read before may be gone.
     fn lost(&self);
+    /// Another relay has sent a message.
+    fn heard(&self, message: RelayMessage);
 }

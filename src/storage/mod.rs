@@ -7,6 +7,7 @@
 //! | loading, checking, saving and importing documents | [`documents`] |
 //! | deleting one | `local::journal::mover`, `postgres::store` |
 //! | what the live documents hear of other relays' changes | [`live`] |
+//! | what relays tell each other besides | [`relay_message`] |
 //! | opening what the config names | [`open`] |
 //! | snapshots from which stored documents start | [`underlay`] |
 //! | the store on local disks: folders, and the journal in front of them | [`local`] |
@@ -29,8 +30,11 @@ pub mod local;
 pub mod open;
 pub mod postgres;
 pub mod records;
+pub mod relay_message;
 pub mod store;
 pub mod underlay;
+
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use futures::{FutureExt, future::BoxFuture};
@@ -175,6 +179,11 @@ pub trait ChunkStore: Send + Sync + 'static {
     /// The chunk may still be there. The same call can be repeated.
     fn delete<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<(), StorageError>>;
 
+    /// The time in milliseconds since 1970: the same for all relays that share the store.
+    fn now(&self) -> u64 {
+        local_time()
+    }
+
     /// Whether a document was deleted for good. While it is, [`load_document`](Self::load_document)
     /// returns nothing, and a put of one of its chunks succeeds without storing anything.
     fn is_deleted(&self, _document: DocumentId) -> bool {
@@ -197,4 +206,10 @@ pub trait ChunkStore: Send + Sync + 'static {
         key: &'a Key,
         reason: &'a str,
     ) -> BoxFuture<'a, Result<(), StorageError>>;
+}
+
+/// Milliseconds since 1970, by this machine's clock.
+fn local_time() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(now.as_millis()).unwrap_or(0)
 }

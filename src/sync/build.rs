@@ -20,7 +20,7 @@ use crate::{
     config::{Config, EngineKind},
     limits::{Quotas, turns::Turns},
     observe::{log::Repeats, metrics::Metrics},
-    storage::documents::Documents,
+    storage::{documents::Documents, relay_message::OtherRelays},
 };
 
 /// What sync is built from.
@@ -28,6 +28,7 @@ use crate::{
 pub struct Needs<'a> {
     pub config: watch::Receiver<Arc<Config>>,
     pub documents: Arc<Documents>,
+    pub others: Option<OtherRelays>,
     pub auth: Arc<Auth>,
     pub repeats: Arc<Repeats>,
     pub storage_id: String,
@@ -54,7 +55,7 @@ pub struct Sync {
 impl Sync {
     /// Builds them. Nothing runs yet.
     pub fn build(needs: Needs<'_>) -> Self {
-        let Needs { config, documents, auth, repeats, storage_id, metrics } = needs;
+        let Needs { config, documents, others, auth, repeats, storage_id, metrics } = needs;
         let now = config.borrow().clone();
         let names =
             Names { peer_id: now.sync.peer_id().into(), storage_id: storage_id.as_str().into() };
@@ -67,6 +68,7 @@ impl Sync {
         let rooms = Rooms::new(room::shared::Needs {
             config: config.clone(),
             documents: documents.clone(),
+            others,
             peers: peers.clone(),
             quotas: quotas.clone(),
             engine: match now.sync.engine {

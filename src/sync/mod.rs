@@ -9,6 +9,7 @@
 //! | all sessions | [`peers`] |
 //! | one document: who is in its room, its engine, when it unloads | [`room`], a table of its own |
 //! | all rooms; entering one, and a panic in one | [`rooms`] |
+//! | what rooms hear of other relays that share the store | `other_relays` |
 //! | the messages of the protocol | [`wire`] |
 //! | reading a socket, and how fast | [`incoming`] |
 //! | a message that is too large: how its middle is discarded | [`truncating`] |
@@ -31,6 +32,7 @@ pub mod events;
 pub mod incoming;
 pub mod inspect;
 pub mod memory;
+mod other_relays;
 pub mod outbound;
 pub mod peers;
 pub mod report;

@@ -6,6 +6,7 @@ use std::{
         Arc, Mutex, MutexGuard, Weak,
         atomic::{AtomicU64, Ordering},
     },
+    time::{Duration, Instant},
 };
 
 use super::session::Session;
@@ -26,6 +27,8 @@ struct Table {
     users: HashMap<Arc<str>, Vec<User>>,
     /// The other peer ids under which a session speaks.
     spoken: HashMap<SessionId, Vec<Arc<str>>>,
+    /// Peer ids that clients of other relays have used of late, with their principals.
+    elsewhere: HashMap<Arc<str>, (Principal, Instant)>,
 }
 
 struct User {
@@ -35,6 +38,10 @@ struct User {
     has_joined: bool,
 }
 
+/// How long a peer id belongs to a client of another relay after it was last used.
+const ELSEWHERE: Duration = Duration::from_secs(60);
+/// How many of these are remembered.
+const MAX_ELSEWHERE: usize = 10_000;
 /// How many other peers one session may speak for, such as a shared worker's tabs.
 const SPOKEN_FOR: usize = 16;
 
@@ -102,12 +109,38 @@ impl Peers {
                 |user: &User| user.has_joined && user.session != id && user.principal == *principal;
             return is_theirs && (is_itself || !users.iter().any(is_here));
         }
+        if !table.may_be(author, principal) {
+            return false;
+        }
         let author: Arc<str> = author.into();
         let spoken = table.spoken.entry(id).or_default();
         if spoken.len() < SPOKEN_FOR {
             spoken.push(author.clone());
             let user = User { principal: principal.clone(), session: id, has_joined: false };
             table.users.insert(author, vec![user]);
+        }
+        true
+    }
+
+    /// Claims the peer id `author` for a client of another relay. Returns false if the id belongs
+    /// to another principal.
+    pub fn claim_elsewhere(&self, author: &str, principal: &Principal) -> bool {
+        let mut table = self.table();
+        let first = table.users.get(author).and_then(|users| users.first());
+        let is_theirs = first.is_none_or(|first| first.principal == *principal);
+        if !is_theirs || !table.may_be(author, principal) {
+            return false;
+        }
+        let now = Instant::now();
+        if let Some((_, at)) = table.elsewhere.get_mut(author) {
+            *at = now;
+            return true;
+        }
+        if table.elsewhere.len() >= MAX_ELSEWHERE {
+            table.elsewhere.retain(|_, (_, at)| at.elapsed() < ELSEWHERE);
+        }
+        if table.elsewhere.len() < MAX_ELSEWHERE {
+            table.elsewhere.insert(author.into(), (principal.clone(), now));
         }
         true
     }
@@ -125,6 +158,14 @@ impl Peers {
     /// Whether no session has joined.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+}
+
+impl Table {
+    /// Whether a peer id is not used by a client of another relay, or by the same principal.
+    fn may_be(&self, author: &str, principal: &Principal) -> bool {
+        let elsewhere = self.elsewhere.get(author);
+        elsewhere.is_none_or(|(theirs, at)| theirs == principal || at.elapsed() > ELSEWHERE)
     }
 }
 
@@ -153,6 +194,24 @@ mod tests {
         peers.leave(&thief);
         assert!(peers.is_empty());
         assert!(peers.table().users.is_empty());
+    }
+
+    #[test]
+    fn a_name_belongs_to_one_principal_at_all_relays() {
+        let peers = Peers::default();
+        let [alice, mallory] = ["alice", "mallory"].map(|name| Principal(name.into()));
+        let here = session(&peers, "tab", "alice");
+        peers.join(&here);
+        assert!(!peers.claim_elsewhere("tab", &mallory) && peers.claim_elsewhere("tab", &alice));
+        assert!(peers.claim_elsewhere("phone", &alice));
+        assert!(!peers.claim_elsewhere("phone", &mallory));
+        let thief = session(&peers, "thief", "mallory");
+        assert!(!peers.claim_author(&thief, "phone"), "she uses it at another relay");
+        assert!(peers.claim_author(&here, "phone"));
+        for n in 0..2 * MAX_ELSEWHERE {
+            peers.claim_elsewhere(&n.to_string(), &mallory);
+        }
+        assert_eq!(peers.table().elsewhere.len(), MAX_ELSEWHERE);
     }
 
     #[test]

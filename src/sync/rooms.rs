@@ -31,7 +31,6 @@ use super::{
 use crate::{
     base::{document_id::DocumentId, lock::lock, session_id::SessionId},
     observe::usage::Polled,
-    storage::live::{Live, News},
 };
 
 /// All rooms. They end when this is dropped.
@@ -83,7 +82,7 @@ impl Rooms {
     }
 
     /// Starts the room of a document that has none.
-    fn open(
+    pub(super) fn open(
         self: &Arc<Self>,
         directory: &mut Directory,
         document: DocumentId,
@@ -171,32 +170,6 @@ impl Rooms {
         }
     }
 
-    /// Tells a document's room what other relays have stored of it.
-    fn others_stored(self: &Arc<Self>, document: DocumentId, news: News) {
-        let mut directory = self.shared.directory();
-        match directory.room(document) {
-            Some(handle) => handle.stored(news),
-            None if directory.is_awaited(document) => {
-                self.open(&mut directory, document, None);
-            }
-            None => {}
-        }
-    }
-
-    /// Has every room read what other relays may have stored, and opens what sessions wait for.
-    fn others_missed(self: &Arc<Self>) {
-        let mut directory = self.shared.directory();
-        for document in directory.documents() {
-            match directory.room(document) {
-                Some(handle) if self.shared.documents.refused(document).is_some() => {
-                    handle.storage_changed();
-                }
-                Some(handle) => handle.stored(News::Unread),
-                None => _ = self.open(&mut directory, document, None),
-            }
-        }
-    }
-
     /// Whether a session is in the room of a document.
     pub(crate) fn is_member(&self, document: DocumentId, session: SessionId) -> bool {
         self.shared.directory().is_in(document, session)
@@ -254,29 +227,6 @@ impl Rooms {
             self.start(&mut directory, next, inbox);
         }
         handle.retired.cancel();
-    }
-}
-
-impl Live for Arc<Rooms> {
-    fn wants(&self, document: DocumentId) -> bool {
-        let directory = self.shared.directory();
-        directory.room(document).is_some() || directory.is_awaited(document)
-    }
-
-    fn stored(&self, document: DocumentId, news: News) {
-        self.others_stored(document, news);
-    }
-
-    fn marked(&self, document: DocumentId) {
-        self.reopen(document);
-    }
-
-    fn missed(&self) {
-        self.others_missed();
-    }
-
-    fn lost(&self) {
-        self.shared.directory().rooms().for_each(|room| room.news.notify_one());
     }
 }
 

@@ -340,7 +340,7 @@ test('--check-config names what is wrong with the database, and no password', { 
   const guest = await check('app', postgres.url('app', 'guest'));
   assert.match(guest.text, /the role guest may not create the relay's tables/);
   postgres.query('create role few login connection limit 5; alter database app owner to few');
-  assert.match((await check('app', postgres.url('app', 'few'))).text, /allows 5 connections \(the role few\), and the relay needs 6/);
+  assert.match((await check('app', postgres.url('app', 'few'))).text, /allows 5 connections \(the role few\), and the relay needs 8/);
   const unreachable = await check('app', 'postgres://me@127.0.0.1:9/app');
   assert.match(unreachable.text, /cannot use app at 127.0.0.1:9: error connecting to server: .*refused/);
   assert.match((await check('app', 'postgres://me:secret@127.0.0.1:9/app')).text, /me:\*\*\*@127.0.0.1:9\/app has a password in it/);

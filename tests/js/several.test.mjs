@@ -377,3 +377,62 @@ test('many clients edit many documents on three relays', { skip }, async t => {
   const fresh = await Relay.start(t, postgres.config());
   for (const handle of shared) assert.deepEqual(await finds(t, fresh, handle.url), handle.doc());
 });
+
+test('clients of different relays see each other\'s presence, each message once', { skip }, async t => {
+  const postgres = await Postgres.start(t);
+  const [a, b] = await relays(t, postgres);
+  const [alice, bob] = [a.client(t), b.client(t)];
+  const hers = await share(alice, {});
+  const his = await bob.repo.find(hers.url);
+  const [seenByBob, seenByAlice] = [[], []];
+  his.on('ephemeral-message', ({ message, senderId }) => seenByBob.push({ ...message, senderId, at: performance.now() }));
+  hers.on('ephemeral-message', ({ message }) => seenByAlice.push(message));
+  await until('bob sees alice', () => {
+    hers.broadcast({ n: -1 });
+    return seenByBob.length > 0;
+  });
+  his.broadcast({ n: 0 });
+  await until('alice sees bob', () => seenByAlice.length === 1);
+  const waits = [];
+  for (let n = 0; n < 40; n += 1) {
+    const start = performance.now();
+    hers.broadcast({ n });
+    await until('bob sees it', () => seenByBob.at(-1).n === n);
+    waits.push(seenByBob.at(-1).at - start);
+    await pause(13);
+  }
+  waits.sort((one, other) => one - other);
+  t.diagnostic(`presence takes ${waits[20].toFixed(0)} ms in the median, and ${waits.at(-1).toFixed(0)} ms at most`);
+  const numbers = seenByBob.filter(({ n }) => n >= 0);
+  assert.deepEqual(numbers.map(({ n }) => n), [...Array(40).keys()], 'each once, in order');
+  assert.ok(seenByBob.every(({ senderId }) => senderId === alice.repo.networkSubsystem.peerId));
+  assert.deepEqual(seenByAlice, [{ n: 0 }]);
+});
+
+test('a document that only a client of another relay holds is found', { skip }, async t => {
+  const postgres = await Postgres.start(t);
+  const [a, b] = await relays(t, postgres);
+  // It shares what it is asked for, and announces nothing but the common document.
+  let common;
+  const holder = a.client(t, { repo: { sharePolicy: async (_peer, id) => id === common } });
+  const shared = holder.repo.create({ common: true });
+  common = shared.documentId;
+  const other = b.client(t);
+  await until('both have it', async () => (await finds(t, b, shared.url))?.common);
+  const held = holder.repo.create({ held: true });
+  await other.repo.find(shared.url);
+  const start = performance.now();
+  const found = await other.repo.find(held.url);
+  t.diagnostic(`found after ${(performance.now() - start).toFixed(0)} ms`);
+  assert.equal(found.doc().held, true);
+  assert.equal(await a.metric('tonk_relay_unknown_requests_total{outcome="passed_on"}'), 1);
+
+  const times = [];
+  for (let n = 0; n < 5; n += 1) {
+    const begun = performance.now();
+    await assert.rejects(other.repo.find(`automerge:${documentId(nodeBytes(16))}`), /unavailable/);
+    times.push(performance.now() - begun);
+  }
+  assert.ok(times.every(time => time < 800), `what nobody has takes ${times.map(Math.round)} ms`);
+  t.diagnostic(`what nobody has takes ${times.map(Math.round)} ms`);
+});

@@ -180,6 +180,10 @@ impl ChunkStore for PostgresStore {
         .boxed()
     }
 
+    fn now(&self) -> u64 {
+        self.link.now()
+    }
+
     fn is_deleted(&self, document: DocumentId) -> bool {
         contains(&self.marked.deleted, document)
     }

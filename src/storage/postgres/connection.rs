@@ -39,7 +39,9 @@ use crate::{
 };
 
 /// The channel of hints.
-pub(super) const CHANNEL: &str = "tonk_relay";
+pub(super) const HINTS: &str = "tonk_relay_hints";
+/// The channel of other messages between relays.
+pub(super) const MESSAGES: &str = "tonk_relay_messages";
 /// Notifications that may wait until they are read.
 const MAX_NOTIFICATIONS: usize = 1024;
 /// The largest file with a password that is read, in bytes.
@@ -76,8 +78,8 @@ pub(super) struct Group {
     pub(super) write_large: Statement,
     /// Looks for what others have written.
     pub(super) looker: Looker,
-    /// Sends and receives hints.
-    pub(super) hints: Client,
+    /// Sends notifications, and receives them.
+    pub(super) notifier: Client,
     /// The relay's id.
     pub(super) node: NodeId,
     /// The name with which this group writes: the relay's id, and the number of the group.
@@ -276,16 +278,16 @@ impl Server {
         let client = self.connect_one(&mut connections, &broken).await?;
         is_same_server(&client, &name).await?;
         let (look, fetch) = (client.prepare(LOOK).await?, client.prepare(FETCH).await?);
-        let hints = self.connect_one(&mut connections, &broken).await?;
-        is_same_server(&hints, &name).await?;
-        hints.batch_execute(&format!("listen {CHANNEL}")).await?;
+        let notifier = self.connect_one(&mut connections, &broken).await?;
+        is_same_server(&notifier, &name).await?;
+        notifier.batch_execute(&format!("listen {HINTS}; listen {MESSAGES}")).await?;
         Ok(Group {
             writer,
             write,
             large,
             write_large,
             looker: Looker { client, look, fetch },
-            hints,
+            notifier,
             node,
             name,
             readers: (first, others),

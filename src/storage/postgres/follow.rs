@@ -15,10 +15,11 @@ use tracing::warn;
 
 use super::{
     PostgresStore,
-    connection::Group,
+    connection::{Group, MESSAGES},
     error::QueryError,
-    hints::PAUSE,
+    hints::{Heard, Hint, PAUSE},
     link::RETRY,
+    messages,
     nodes::Nodes,
     position::{Cause, Follower},
     statements::{SEEN, SWEEP},
@@ -75,7 +76,7 @@ impl PostgresStore {
                 Ok(()) => {
                     is_failing = false;
                     sleep(PAUSE).await;
-                    cause = follower.wait(&self.link, &group).await;
+                    cause = Cause::next(&self.link, &group).await;
                 }
                 Err(error) => {
                     if !std::mem::replace(&mut is_failing, true) {
@@ -88,6 +89,31 @@ impl PostgresStore {
                 }
             }
         }
+    }
+
+    /// Hears hints and messages of other relays. Never returns.
+    pub(super) async fn listen(&self, live: &impl Live) {
+        let mut notifications = self.notifications.lock().await;
+        let mut heard = Heard::default();
+        while let Some(notification) = notifications.recv().await {
+            let group = self.link.connected().await;
+            if notification.channel() == MESSAGES {
+                for message in messages::read(notification.payload(), &group.node) {
+                    self.metrics.relay_messages.with_label_values(&["received"]).inc();
+                    live.heard(message);
+                }
+                continue;
+            }
+            let hint = Hint::read(notification.payload()).filter(|hint| hint.node != group.node);
+            let Some(hint) = hint else { continue };
+            self.metrics.hints.with_label_values(&["received"]).inc();
+            self.metrics.hints.with_label_values(&["lost"]).inc_by(heard.record(&hint));
+            if heard.count() > self.link.others.count() {
+                self.link.others.set_count(heard.count());
+            }
+            self.link.hint(hint.at);
+        }
+        std::future::pending().await
     }
 
     /// Takes the present as what is known from now on: what was stored before has to be read.
@@ -126,7 +152,7 @@ impl PostgresStore {
         metrics.looks.with_label_values(&[cause.label()]).inc();
         metrics.rows.with_label_values(&[cause.label()]).inc_by(rows as u64);
         metrics.relays.set(i64::try_from(nodes.others + 1).unwrap_or(i64::MAX));
-        self.link.set_company(nodes.others > 0 || follower.heard.has_any());
+        self.link.others.set_count(nodes.others);
         if rows >= PAGE || next_transaction(&found.snapshot) < next_transaction(&since) {
             return self.miss(follower, group, live).await;
         }

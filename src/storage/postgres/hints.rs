@@ -1,9 +1,5 @@
 //! Hints: a relay that has written tells the others at once, so that they need not wait until they
 //! next look by themselves. A hint that is lost costs that wait, and nothing else.
-//!
-//! They are sent as notifications, each in a transaction of its own that waits for no disk: inside
-//! the transaction that writes, a notification would hold a lock of the whole server until the
-//! disk has the commit.
 
 use std::{
     collections::HashMap,
@@ -13,12 +9,7 @@ use std::{
 use tokio::time::sleep;
 use tracing::debug;
 
-use super::{
-    connection::{CHANNEL, Group},
-    error::QueryError,
-    link::Link,
-    nodes::NodeId,
-};
+use super::{connection::HINTS, link::Link, nodes::NodeId};
 use crate::base::hex::hex;
 
 /// The shortest time between two hints of a relay, and between two looks.
@@ -54,35 +45,22 @@ impl Hint {
 
 /// Sends a hint whenever this relay has written, while there are others. Never returns.
 pub(super) async fn send(link: &Link) {
-    // The first one tells the others that this relay is there.
     let mut number = 0;
     loop {
+        // The first one tells the others that this relay is there.
         let group = link.connected().await;
         number += 1;
-        match send_one(link, &group, number).await {
+        let hint = Hint { node: group.node, number, at: link.now() };
+        match link.notify(&group, HINTS, &hint.text()).await {
             Ok(()) => link.metrics.hints.with_label_values(&["sent"]).inc(),
             Err(error) => debug!("cannot send a hint: {}", error.problem),
         }
         sleep(PAUSE).await;
         link.written.notified().await;
-        while !link.has_company() {
+        while link.others.count() == 0 {
             link.written.notified().await;
         }
     }
-}
-
-async fn send_one(link: &Link, group: &Group, number: u64) -> Result<(), QueryError> {
-    let hint = Hint { node: group.node, number, at: link.now() };
-    let statements = format!(
-        "begin; set local synchronous_commit = off; select pg_notify('{CHANNEL}', '{}'); commit",
-        hint.text()
-    );
-    let sent = link.run_within(group, 0, group.hints.batch_execute(&statements)).await;
-    if sent.is_err() {
-        // It may be in a transaction.
-        group.broken.cancel();
-    }
-    sent
 }
 
 /// The hints of the other relays.
@@ -100,9 +78,9 @@ impl Heard {
         earlier.map_or(0, |(last, _)| hint.number.saturating_sub(last + 1))
     }
 
-    /// Whether another relay was heard of late.
-    pub(super) fn has_any(&self) -> bool {
-        self.last.values().any(|(_, at)| at.elapsed() < PRESENT)
+    /// How many other relays were heard of late.
+    pub(super) fn count(&self) -> usize {
+        self.last.values().filter(|(_, at)| at.elapsed() < PRESENT).count()
     }
 }
 
@@ -123,10 +101,10 @@ mod tests {
     fn lost_hints_are_counted() {
         let mut heard = Heard::default();
         let hint = |number| Hint { node: [1; 16], number, at: 0 };
-        assert!(!heard.has_any());
+        assert_eq!(heard.count(), 0);
         assert_eq!(heard.record(&hint(4)), 0, "it may have begun before this relay");
         assert_eq!(heard.record(&hint(5)), 0);
         assert_eq!(heard.record(&hint(8)), 2);
-        assert!(heard.has_any());
+        assert_eq!(heard.count(), 1);
     }
 }

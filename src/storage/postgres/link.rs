@@ -3,9 +3,9 @@
 use std::{
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
+        atomic::{AtomicI64, AtomicU64, Ordering},
     },
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 
 use tokio::{
@@ -27,7 +27,7 @@ use crate::{
         health::{FailingWrite, Health},
         metrics::StorageMetrics,
     },
-    storage::StorageError,
+    storage::{StorageError, local_time, relay_message::OtherRelays},
 };
 
 /// The first and the longest pause before another attempt to connect, or to write.
@@ -58,8 +58,13 @@ pub(super) struct Link {
     losses: AtomicU64,
     /// Notified when something was written that others are to hear of.
     pub(super) written: Notify,
-    /// Whether there may be other relays.
-    has_company: AtomicBool,
+    /// The way to the other relays.
+    pub(super) others: OtherRelays,
+    /// When the oldest hint was sent that was not followed yet, in milliseconds since 1970; 0 if
+    /// there is none.
+    hinted_at: AtomicU64,
+    /// Notified when there is a hint.
+    pub(super) hinted: Notify,
     /// By how many milliseconds the server's clock is ahead of this machine's.
     ahead: AtomicI64,
     health: Arc<Health>,
@@ -71,6 +76,7 @@ impl Link {
     pub(super) async fn open(
         database: Database,
         cluster: &Cluster,
+        others: OtherRelays,
         health: Arc<Health>,
         metrics: StorageMetrics,
     ) -> Result<(Self, mpsc::Receiver<Notification>), ConnectError> {
@@ -100,7 +106,9 @@ impl Link {
             seen: Mutex::default(),
             losses: AtomicU64::new(0),
             written: Notify::new(),
-            has_company: AtomicBool::new(false),
+            others,
+            hinted_at: AtomicU64::new(0),
+            hinted: Notify::new(),
             ahead: AtomicI64::new(0),
             health,
             metrics,
@@ -213,13 +221,16 @@ impl Link {
         self.written.notify_one();
     }
 
-    /// Whether there may be other relays.
-    pub(super) fn has_company(&self) -> bool {
-        self.has_company.load(Ordering::Relaxed)
+    /// A hint was sent at this time, in milliseconds since 1970.
+    pub(super) fn hint(&self, at: u64) {
+        let older = |known| Some(if known == 0 { at } else { at.min(known) });
+        let _ = self.hinted_at.fetch_update(Ordering::Relaxed, Ordering::Relaxed, older);
+        self.hinted.notify_one();
     }
 
-    pub(super) fn set_company(&self, has_company: bool) {
-        self.has_company.store(has_company, Ordering::Relaxed);
+    /// When the oldest hint was sent since the last call, if there was one.
+    pub(super) fn take_hint(&self) -> Option<u64> {
+        Some(self.hinted_at.swap(0, Ordering::Relaxed)).filter(|at| *at > 0)
     }
 
     /// The server's time in milliseconds since 1970, which is the same for all relays.
@@ -287,6 +298,27 @@ impl Link {
         reading.await.map_err(|error| error.into_storage(action, &self.name))
     }
 
+    /// Notifies all relays, in a transaction of its own that waits for no disk: inside the
+    /// transaction that writes, a notification would hold a lock of the whole server until the disk
+    /// has the commit. The text has no quotes.
+    pub(super) async fn notify(
+        &self,
+        group: &Group,
+        channel: &str,
+        text: &str,
+    ) -> Result<(), QueryError> {
+        let statements = format!(
+            "begin; set local synchronous_commit = off; select pg_notify('{channel}', '{text}'); \
+             commit"
+        );
+        let sent = self.run_within(group, 0, group.notifier.batch_execute(&statements)).await;
+        if sent.is_err() {
+            // It may be in a transaction.
+            group.broken.cancel();
+        }
+        sent
+    }
+
     /// Reports that writes fail until the result is dropped.
     pub(super) fn failing(&self, error: &QueryError) -> FailingWrite {
         self.health.failing_write(&format!(
@@ -294,10 +326,4 @@ impl Link {
             self.name, error.problem
         ))
     }
-}
-
-/// Milliseconds since 1970, by this machine's clock.
-pub(super) fn local_time() -> u64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(now.as_millis()).unwrap_or(0)
 }

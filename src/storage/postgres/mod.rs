@@ -10,6 +10,7 @@
 //! | the relays that share the database, and whether it has lost something | `nodes` |
 //! | finding what other relays have written | `follow`, `position` |
 //! | telling them that there is something | `hints` |
+//! | ... and what is not stored: presence, requests for documents | `messages` |
 //! | the task that commits: where changes become durable | `writer` |
 //! | loading, storing and deleting chunks | `chunk_store` |
 //! | tombstones, blocks, the quarantine and notes of imports | `store` |
@@ -45,6 +46,7 @@ mod error;
 mod follow;
 mod hints;
 mod link;
+mod messages;
 mod nodes;
 mod position;
 pub mod report;
@@ -63,7 +65,9 @@ use std::{
     sync::{Arc, PoisonError, RwLock},
 };
 
+use futures::FutureExt;
 use tokio::{runtime::Handle, sync::mpsc};
+use tokio_postgres::{Notification, types::ToSql};
 use tracing::info;
 
 use self::{
@@ -71,6 +75,7 @@ use self::{
     link::Link,
     position::Follower,
     report::Report,
+    statements::LEFT,
     writer::{BATCH, Request, Writer},
 };
 pub use self::{connection::password, error::ConnectError};
@@ -78,7 +83,10 @@ use crate::{
     base::{document_id::DocumentId, run_to_completion::RunToCompletion},
     config::{self, Cluster, Database},
     observe::{health::Health, metrics::StorageMetrics},
-    storage::live::Live,
+    storage::{
+        live::Live,
+        relay_message::{OtherRelays, RelayMessage},
+    },
 };
 
 /// Checks whether a relay could use a database, without disturbing one that does. Blocks.
@@ -109,6 +117,10 @@ pub struct PostgresStore {
     requests: mpsc::Sender<Request>,
     marked: Arc<Marked>,
     follower: tokio::sync::Mutex<Follower>,
+    /// What the server notifies of.
+    notifications: tokio::sync::Mutex<mpsc::Receiver<Notification>>,
+    /// What the other relays are to be told.
+    messages: tokio::sync::Mutex<mpsc::Receiver<RelayMessage>>,
     metrics: StorageMetrics,
     runtime: Handle,
     /// The task that commits. It ends after the last request.
@@ -148,7 +160,8 @@ impl PostgresStore {
         health: Arc<Health>,
         metrics: StorageMetrics,
     ) -> Result<Self, ConnectError> {
-        let opened = Link::open(database, &config.cluster, health, metrics.clone()).await?;
+        let (others, messages) = OtherRelays::new(metrics.clone());
+        let opened = Link::open(database, &config.cluster, others, health, metrics.clone()).await?;
         let (link, notifications) = (Arc::new(opened.0), opened.1);
         let marked = Arc::new(Marked::default());
         let (requests, receiver) = mpsc::channel(BATCH);
@@ -160,9 +173,17 @@ impl PostgresStore {
         let committing = RunToCompletion::default();
         committing.spawn(writer.run(receiver));
         let runtime = Handle::current();
-        let follower = tokio::sync::Mutex::new(Follower::new(notifications));
-        let store =
-            Self { link, requests, marked, follower, metrics, runtime, _writer: committing };
+        let store = Self {
+            link,
+            requests,
+            marked,
+            follower: tokio::sync::Mutex::default(),
+            notifications: tokio::sync::Mutex::new(notifications),
+            messages: tokio::sync::Mutex::new(messages),
+            metrics,
+            runtime,
+            _writer: committing,
+        };
         let group = store.link.connected().await;
         // From here on everything is followed that was not read.
         let taken = store.take_position(&mut *store.follower.lock().await, &group).await;
@@ -174,7 +195,29 @@ impl PostgresStore {
     /// Connects again whenever the connection is lost, and follows what other relays write. `live`
     /// hears of it. Never returns.
     pub async fn run(&self, live: &impl Live) {
-        tokio::join!(self.stay_connected(live), self.follow(live), hints::send(&self.link));
+        let mut messages = self.messages.lock().await;
+        tokio::join!(
+            self.stay_connected(live),
+            self.follow(live),
+            self.listen(live),
+            hints::send(&self.link),
+            messages::send(&self.link, &self.link.others, &mut messages),
+        );
+    }
+
+    /// Tells those who look at the relays that this one has ended, if it is connected.
+    pub async fn leave(&self) {
+        let Some(group) = self.link.connected().now_or_never() else { return };
+        let node = group.node.as_slice();
+        let parameters: [&(dyn ToSql + Sync); 1] = [&node];
+        let left = group.writer.execute(LEFT, &parameters);
+        // Otherwise they find it out within a minute.
+        let _ = self.link.run_within(&group, 0, left).await;
+    }
+
+    /// The way to the other relays.
+    pub fn other_relays(&self) -> OtherRelays {
+        self.link.others.clone()
     }
 
     async fn stay_connected(&self, live: &impl Live) {

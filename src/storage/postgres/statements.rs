@@ -166,6 +166,9 @@ from tonk_relay.node";
 pub(super) const SEEN: &str = "
 update tonk_relay.node set seen = now() where id = $1
 returning (extract(epoch from clock_timestamp()) * 1000)::bigint";
+/// Says that the relay `$1` has ended, for those who count the relays that are there.
+pub(super) const LEFT: &str =
+    "update tonk_relay.node set seen = now() - interval '1 minute' where id = $1";
 /// Forgets relays that have not been there for a day, and deletes chunks that were written while
 /// their documents were being deleted.
 pub(super) const SWEEP: &str = "

@@ -8,7 +8,7 @@ use std::{
     },
 };
 
-use tokio::sync::Notify;
+use tokio::{sync::Notify, time::Instant as Deadline};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -61,6 +61,9 @@ pub struct RoomHandle {
     pub(crate) asked: Mutex<HashMap<SessionId, bool>>,
     /// Notified when one of them has answered.
     pub(crate) answer: Notify,
+    /// How many other relays were asked for the document and have not said that nobody there has
+    /// it, and until when they may.
+    relays: Mutex<Option<(usize, Deadline)>>,
     /// The served bundle has changed.
     has_bundle_changed: AtomicBool,
     /// What is stored was changed by something other than the room.
@@ -106,6 +109,7 @@ impl RoomHandle {
             has_engine: AtomicBool::new(false),
             asked: Mutex::default(),
             answer: Notify::new(),
+            relays: Mutex::default(),
             has_bundle_changed: AtomicBool::new(false),
             has_storage_changed: AtomicBool::new(false),
             stored: Mutex::default(),
@@ -135,6 +139,29 @@ impl RoomHandle {
         if self.members.evict() {
             self.news.notify_one();
         }
+    }
+
+    /// So many other relays are asked for the document.
+    pub(crate) fn asked_relays(&self, count: usize, until: Deadline) {
+        *lock(&self.relays) = Some((count, until));
+    }
+
+    /// Nobody at another relay has the document.
+    pub(crate) fn relay_lacks(&self) {
+        if let Some((left, _)) = lock(&self.relays).as_mut() {
+            *left = left.saturating_sub(1);
+        }
+        self.answer.notify_one();
+    }
+
+    /// Until when other relays may answer, if they were asked. It is over once all have.
+    pub(crate) fn relays_answer_until(&self) -> Option<Deadline> {
+        lock(&self.relays).map(|(left, until)| if left == 0 { Deadline::now() } else { until })
+    }
+
+    /// Other relays may be asked again.
+    pub(crate) fn forget_relays(&self) {
+        *lock(&self.relays) = None;
     }
 
     /// Tells the room that the served bundle has changed.

@@ -38,7 +38,7 @@ pub mod native;
 mod opening;
 pub mod pending;
 pub mod port;
-mod presence;
+pub(super) mod presence;
 mod refused;
 pub mod samod;
 pub mod seen;
@@ -47,4 +47,4 @@ pub mod state;
 mod task;
 #[cfg(test)]
 mod tests;
-mod unknown;
+pub(super) mod unknown;

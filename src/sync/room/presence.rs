@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use tokio::time::Instant as Deadline;
 
-use super::{input::Input, state::Room};
+use super::{directory::RoomHandle, input::Input, seen::OTHER_RELAYS, shared::Shared, state::Room};
 use crate::{
-    base::lock::lock,
+    base::{lock::lock, principal::Principal},
+    storage::relay_message::{Presence, RelayMessage},
     sync::{events::What, wire},
 };
 
@@ -26,6 +27,18 @@ impl Room {
         if !lock(self.handle.mailbox.seen()).record(by, &author, &author_session, count) {
             return self.report_refused(&from, "ephemeral_seen");
         }
+        if let Some(others) = &self.shared.others {
+            others.tell(|| {
+                RelayMessage::Presence(Presence {
+                    document: *self.document().as_bytes(),
+                    author: author.clone(),
+                    author_session: author_session.clone(),
+                    count,
+                    principal: from.access.principal.0.to_string(),
+                    data: data.to_vec(),
+                })
+            });
+        }
         let message = wire::Ephemeral::new(&author, self.document(), count, &author_session, &data);
         let members = self.members();
         for member in members.active().filter(|member| member.session.id != from.id) {
@@ -34,5 +47,29 @@ impl Room {
             self.report(Some(&member.session), || What::Sent { kind: kind.to_owned(), bytes });
             member.session.send_ephemeral(&message, data.len());
         }
+    }
+}
+
+/// Passes presence of a client of another relay on to the members of its document's room. It is
+/// dropped if it was passed on before, or if its author's name is that of somebody else here.
+pub(in crate::sync) fn pass_on_of_others(
+    shared: &Shared,
+    handle: &RoomHandle,
+    presence: &Presence,
+) {
+    let Presence { author, author_session, count, principal, data, .. } = presence;
+    let principal = Principal(principal.as_str().into());
+    let dropped = |why| shared.metrics.sessions.dropped.with_label_values(&[why]).inc();
+    if !shared.peers.claim_elsewhere(author, &principal) {
+        return dropped("sender");
+    }
+    let by = (OTHER_RELAYS, &principal);
+    if !lock(handle.mailbox.seen()).record(by, author, author_session, *count) {
+        return dropped("ephemeral_seen");
+    }
+    let message = wire::Ephemeral::new(author, handle.document, *count, author_session, data);
+    for member in handle.members.lock().active() {
+        handle.usage.message(data.len());
+        member.session.send_ephemeral(&message, data.len());
     }
 }

@@ -7,6 +7,11 @@ use crate::base::{principal::Principal, session_id::SessionId};
 /// Authors remembered for each session of a room; a shared worker gossips for its tabs.
 const AUTHORS: usize = 16;
 
+/// Stands for the clients of all other relays.
+pub(super) const OTHER_RELAYS: SessionId = SessionId(0);
+/// Authors of other relays that are remembered for each room.
+const AUTHORS_ELSEWHERE: usize = 1024;
+
 /// The highest count seen of each author and author session, for each principal that sent some of
 /// its messages. An entry is kept as long as the session that sent the first of them.
 #[derive(Debug, Default)]
@@ -41,7 +46,8 @@ impl Seen {
         }
         let of_this_session =
             self.counts.iter().filter(|(_, brought)| brought.iter().any(|one| one.by == from));
-        if of_this_session.clone().count() >= AUTHORS
+        let most = if from == OTHER_RELAYS { AUTHORS_ELSEWHERE } else { AUTHORS };
+        if of_this_session.clone().count() >= most
             && let Some(any) = of_this_session.map(|(key, _)| key.clone()).next()
         {
             self.forget_one(&any, from);

@@ -6,7 +6,7 @@ use std::{
         Arc, LazyLock, Mutex, MutexGuard,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant},
 };
 
 use automerge::{
@@ -32,7 +32,7 @@ use crate::{
         turns::{Payer, Turn, Turns},
     },
     observe::metrics::Metrics,
-    storage::documents::Documents,
+    storage::{documents::Documents, relay_message::OtherRelays},
     sync::{events::Followers, memory::Budget, peers::Peers, session::Session},
 };
 
@@ -73,6 +73,8 @@ pub struct Needs {
     pub peers: Arc<Peers>,
     pub quotas: Arc<Quotas>,
     pub engine: EngineStart,
+    /// The way to the other relays that share the store, if others can.
+    pub others: Option<OtherRelays>,
     /// The storage id that clients see.
     pub storage_id: Arc<str>,
     /// The document that the relay requests from itself to check that it answers. It is only in
@@ -177,29 +179,28 @@ impl Shared {
         self.directory().rooms().for_each(|handle| handle.evict());
     }
 
-    /// The time in milliseconds since 1970, for an announcement of durable heads. Strictly rising
-    /// even if the clock is set back: clients ignore an announcement that is not newer.
+    /// The store's time in milliseconds since 1970, for an announcement of durable heads. Strictly
+    /// rising even if the clock is set back: clients ignore an announcement that is not newer.
     pub(crate) fn announcement_time(&self) -> u64 {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
-        let now = u64::try_from(now).unwrap_or(0);
+        let now = self.needs.documents.store().now();
         let next = |last: u64| Some(now.max(last + 1));
         let last = self.announced_at.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next);
         now.max(last.map_or(0, |last| last + 1))
     }
 
-    /// Chooses sessions to ask for `document`, at most `most`: they share a document with
-    /// `requester`, may write this one, are not excluded by `is_excluded`, and were not asked for
-    /// it recently. Marks them as asked.
+    /// Chooses sessions to ask for `document`, at most `most`: they have one of the `common`
+    /// documents open, may write this one, are not excluded by `is_excluded`, and were not asked
+    /// for it recently. Marks them as asked.
     pub(crate) fn choose_to_ask(
         &self,
         document: DocumentId,
-        requester: &Session,
+        common: Vec<DocumentId>,
+        requester: Option<SessionId>,
         most: usize,
         is_excluded: impl Fn(SessionId) -> bool,
     ) -> Vec<Arc<Session>> {
-        let (mut found, mut seen) = (Vec::new(), HashSet::from([requester.id]));
+        let (mut found, mut seen) = (Vec::new(), HashSet::<SessionId>::from_iter(requester));
         let mut left = SEARCHED;
-        let common = self.directory().documents_of(requester.id);
         for shared in common {
             let members = some_members(&self.directory, shared, left);
             left = left.saturating_sub(1 + members.len());

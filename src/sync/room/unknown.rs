@@ -3,7 +3,7 @@
 
 use std::{
     sync::{Arc, atomic::Ordering},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use tokio::time::{Instant as Deadline, sleep_until};
@@ -16,8 +16,14 @@ use super::{
 };
 use crate::{
     base::{document_id::DocumentId, lock::lock},
+    storage::relay_message::{RelayMessage, Wanted},
     sync::session::Session,
 };
+
+/// The most documents by which another relay finds whom to ask.
+const MAX_COMMON: usize = 32;
+/// How long other relays may take to answer. A document that they find later arrives later.
+const RELAYS_ANSWER_WITHIN: Duration = Duration::from_millis(500);
 
 impl Room {
     /// Looks for a document that nobody has brought, and answers those who wait.
@@ -39,6 +45,7 @@ impl Room {
             () = stopping.cancelled() => End::Stop,
         };
         lock(&self.handle.asked).clear();
+        self.handle.forget_relays();
         self.grace = None;
         self.handle.is_unknown.store(false, Ordering::Relaxed);
         end
@@ -53,14 +60,16 @@ impl Room {
         let handle = self.handle.clone();
         loop {
             let now = Deadline::now();
-            let all_lack_it = lock(&handle.asked).values().all(|answered| *answered);
+            let relays_until = handle.relays_answer_until().filter(|until| *until > now);
+            let all_lack_it =
+                relays_until.is_none() && lock(&handle.asked).values().all(|answered| *answered);
             let recovers = !all_lack_it && until.is_some_and(|until| until > now);
             let next_answer = self.answer_due(now, all_lack_it);
             let lingers = self.presence_until.is_some_and(|until| until > now);
             if next_answer.is_none() && !lingers && !recovers && self.inbox.is_empty() {
                 return End::Retire("unknown");
             }
-            let waits = [self.presence_until, until].into_iter().flatten();
+            let waits = [self.presence_until, until, relays_until].into_iter().flatten();
             let waits = waits.filter(|until| *until > now);
             let next = waits.chain(next_answer).min().unwrap_or(now);
             tokio::select! {
@@ -159,7 +168,8 @@ impl Room {
         self.ask_others(requester);
     }
 
-    /// Passes a request on to peers that share a document with the requester.
+    /// Passes a request on to peers that share a document with the requester, here and at other
+    /// relays.
     fn ask_others(&self, requester: &Arc<Session>) {
         let config = self.shared.config.borrow().clone();
         if !config.forwards_requests() {
@@ -168,7 +178,10 @@ impl Room {
         let document = self.document();
         let most = config.sync.forward_peers.saturating_sub(lock(&self.handle.asked).len());
         let is_member = |id| self.members().is_active(id);
-        for peer in self.shared.choose_to_ask(document, requester, most, is_member) {
+        let common = self.shared.directory().documents_of(requester.id);
+        self.ask_relays(&common);
+        let requester = Some(requester.id);
+        for peer in self.shared.choose_to_ask(document, common, requester, most, is_member) {
             lock(&self.handle.asked).insert(peer.id, false);
             ask_for(&peer, document);
             self.metrics().requests.with_label_values(&["passed_on"]).inc();
@@ -176,8 +189,24 @@ impl Room {
     }
 }
 
+impl Room {
+    /// Asks the other relays, once: those who have one of these documents open are asked there.
+    fn ask_relays(&self, common: &[DocumentId]) {
+        let (document, Some(others)) = (self.document(), &self.shared.others) else { return };
+        let common = common.iter().filter(|id| **id != document).take(MAX_COMMON);
+        let common: Vec<u8> = common.flat_map(|id| *id.as_bytes()).collect();
+        if common.is_empty() || self.handle.relays_answer_until().is_some() {
+            return;
+        }
+        let document = *document.as_bytes();
+        if others.tell(|| RelayMessage::Wanted(Wanted { document, common })) {
+            self.handle.asked_relays(others.count(), Deadline::now() + RELAYS_ANSWER_WITHIN);
+        }
+    }
+}
+
 /// Asks a peer for a document that the relay does not have.
-fn ask_for(peer: &Session, document: DocumentId) {
+pub(in crate::sync) fn ask_for(peer: &Session, document: DocumentId) {
     if let Some(nothing) = &*NOTHING {
         peer.send_sync(document, true, &nothing.raw);
     }

@@ -124,6 +124,7 @@ fn fixture(config: Config, engine: impl FnOnce(&Metrics) -> EngineStart) -> Fixt
         quotas: Arc::default(),
         engine: engine(&metrics),
         storage_id: "storage".into(),
+        others: None,
         probe: DocumentId::random(),
         metrics: metrics.clone(),
     });

@@ -1,0 +1,103 @@
+//! What the rooms hear of other relays that share the store.
+
+use std::sync::{Arc, atomic::Ordering};
+
+use super::{
+    room::{presence, unknown::ask_for},
+    rooms::Rooms,
+};
+use crate::{
+    base::document_id::DocumentId,
+    storage::{
+        live::{Live, News},
+        relay_message::{Presence, RelayMessage, Wanted},
+    },
+};
+
+impl Live for Arc<Rooms> {
+    fn wants(&self, document: DocumentId) -> bool {
+        let directory = self.shared.directory();
+        directory.room(document).is_some() || directory.is_awaited(document)
+    }
+
+    fn stored(&self, document: DocumentId, news: News) {
+        let mut directory = self.shared.directory();
+        match directory.room(document) {
+            Some(handle) => handle.stored(news),
+            None if directory.is_awaited(document) => {
+                self.open(&mut directory, document, None);
+            }
+            None => {}
+        }
+    }
+
+    fn marked(&self, document: DocumentId) {
+        self.reopen(document);
+    }
+
+    fn missed(&self) {
+        let mut directory = self.shared.directory();
+        for document in directory.documents() {
+            match directory.room(document) {
+                Some(handle) if self.shared.documents.refused(document).is_some() => {
+                    handle.storage_changed();
+                }
+                Some(handle) => handle.stored(News::Unread),
+                None => _ = self.open(&mut directory, document, None),
+            }
+        }
+    }
+
+    fn lost(&self) {
+        self.shared.directory().rooms().for_each(|room| room.news.notify_one());
+    }
+
+    fn heard(&self, message: RelayMessage) {
+        match message {
+            RelayMessage::Presence(presence) => self.heard_presence(&presence),
+            RelayMessage::Wanted(wanted) => self.ask_for_others(&wanted),
+            RelayMessage::Lacking(document) => {
+                let document = DocumentId::from_bytes(document);
+                if let Some(handle) = self.shared.directory().room(document) {
+                    handle.relay_lacks();
+                }
+            }
+        }
+    }
+}
+
+impl Rooms {
+    /// Passes presence on to the members of its document's room, by the same rule of who may speak
+    /// under which name.
+    fn heard_presence(&self, presence: &Presence) {
+        let document = DocumentId::from_bytes(presence.document);
+        let handle = self.shared.directory().room(document).cloned();
+        if let Some(handle) = handle {
+            presence::pass_on_of_others(&self.shared, &handle, presence);
+        }
+    }
+
+    /// Asks clients of this relay for a document that a client of another one requests.
+    fn ask_for_others(&self, wanted: &Wanted) {
+        let document = DocumentId::from_bytes(wanted.document);
+        let room = self.shared.directory().room(document).cloned();
+        if room.is_some_and(|room| room.has_engine.load(Ordering::Relaxed)) {
+            // It is about to be stored.
+            return;
+        }
+        let config = self.shared.config.borrow().clone();
+        let (common, _) = wanted.common.as_chunks();
+        let common = common.iter().map(|id| DocumentId::from_bytes(*id)).collect();
+        let most = if config.forwards_requests() { config.sync.forward_peers } else { 0 };
+        let peers = self.shared.choose_to_ask(document, common, None, most, |_| false);
+        for peer in &peers {
+            ask_for(peer, document);
+            self.shared.metrics.rooms.requests.with_label_values(&["passed_on"]).inc();
+        }
+        if peers.is_empty()
+            && let Some(others) = &self.shared.others
+        {
+            others.tell(|| RelayMessage::Lacking(wanted.document));
+        }
+    }
+}
