@@ -94,7 +94,7 @@ pub(super) fn table(
     if let Some(database) = &storage.database {
         let subject = (database.clone(), app.sync.rooms.clone());
         let task = |(database, rooms): (Arc<PostgresStore>, Arc<Rooms>)| async move {
-            database.run(&rooms).await;
+            database.run(rooms).await;
         };
         tasks.push(Task::new("database", Restart, stopping, &subject, task));
     }

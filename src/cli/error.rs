@@ -42,7 +42,7 @@ pub(super) enum CliError {
     #[error(transparent)]
     Database(OpenError),
     #[error(
-        "another relay has taken over the database, or it has lost confirmed writes; run it again"
+        "the database was restarted or replaced, and may have lost what was confirmed; run it again"
     )]
     LostDatabase,
     #[error("cannot list the documents: {0}")]

@@ -50,9 +50,9 @@ pub(super) fn run(config_file: &Path, repairs: bool) -> Result<(), CliError> {
         let has_lost = HasLost::default();
         let lost = async {
             // What a command has reported as done must be there at its end.
-            match &database {
+            match database.clone() {
                 Some(database) => tokio::select! {
-                    () = database.run(&has_lost) => {}
+                    () = database.run(has_lost.clone()) => {}
                     () = has_lost.0.cancelled() => {}
                 },
                 None => std::future::pending().await,
@@ -75,7 +75,7 @@ pub(super) fn run(config_file: &Path, repairs: bool) -> Result<(), CliError> {
 }
 
 /// Cancelled when what the database has confirmed may be gone. No document is live.
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct HasLost(CancellationToken);
 
 impl Live for HasLost {
@@ -87,7 +87,7 @@ impl Live for HasLost {
 
     fn marked(&self, _document: DocumentId) {}
 
-    fn missed(&self) {}
+    fn resync(&self) {}
 
     fn lost(&self) {
         self.0.cancel();

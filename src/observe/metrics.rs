@@ -211,7 +211,7 @@ metrics! {
         rows: IntCounterVec = "tonk_relay_cluster_rows_total" ["cause"];
         /// Times that all live documents were read again, because what others had stored was not
         /// known.
-        missed: IntCounter = "tonk_relay_cluster_missed_total" [];
+        resyncs: IntCounter = "tonk_relay_cluster_resyncs_total" [];
         /// Seconds from the commit of another relay until its chunks were handed to the rooms of
         /// their documents here.
         news_seconds: Histogram = "tonk_relay_cluster_news_seconds" [];

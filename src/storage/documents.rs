@@ -36,7 +36,9 @@ use self::{
     merge::compare,
     unsaved::{QueuedWrite, UnsavedBytes},
 };
-use super::{Basis, Failure, StorageError, local::space::Space, store::Store, underlay::Underlay};
+use super::{
+    Basis, Failure, Put, StorageError, local::space::Space, store::Store, underlay::Underlay,
+};
 use crate::{
     base::{backoff::Backoff, document_id::DocumentId, hex::hex},
     config::Config,
@@ -225,7 +227,7 @@ impl Documents {
         Ok(opened)
     }
 
-    /// Moves broken chunks to quarantine, after `rescue` was stored.
+    /// Moves broken chunks to quarantine, after `rescue` was stored. In a shared store they stay.
     async fn quarantine_broken(
         &self,
         opened: &mut Opened,
@@ -239,6 +241,17 @@ impl Documents {
             opened.chunks.push((key, data.to_vec()));
         }
         let chunks = broken.len();
+        if self.store.is_shared() {
+            for (key, reason) in broken {
+                error!(
+                    %document, %key,
+                    "a stored chunk cannot be used, and the rest of the document is served: \
+                     {reason}; a newer relay may have written it, otherwise `tonk-relay fsck \
+                     --repair` moves it to quarantine"
+                );
+            }
+            return Ok(());
+        }
         for (key, reason) in broken {
             self.metrics.broken_chunks.inc();
             info!(%document, %key, reason, "a stored chunk is broken; moving it to quarantine");
@@ -277,6 +290,9 @@ impl Documents {
         }
         let losses = self.store.losses();
         let loaded = self.timed("load", self.store.load_document(document)).await?;
+        if loaded.is_deleted {
+            return Ok(Merged::Deleted);
+        }
         let (stored, basis) =
             (loaded.chunks, Basis { losses, generation: Some(loaded.generation) });
         let seed = match source {
@@ -363,26 +379,26 @@ impl Documents {
     /// The chunk is durable when this returns.
     ///
     /// # Errors
-    /// The `basis` is not true any more. Nothing was stored.
+    /// The `basis` is no longer true. Nothing was stored.
     pub async fn replace(
         &self,
         key: &Key,
         data: Bytes,
         replaced: &[Key],
         basis: Basis,
-    ) -> Result<(), Outdated> {
+    ) -> Result<Put, Outdated> {
         let _unsaved = self.unsaved_bytes(data.len());
         let _queued = QueuedWrite::new(&self.metrics);
         let mut backoff = Backoff::new(RETRY.0, RETRY.1);
         let mut failing = None;
-        while let Err(error) =
-            self.timed("put", self.store.replace(key, data.clone(), replaced, basis)).await
-        {
-            match error {
-                StorageError::Outdated(_) => return Err(Outdated::Lost),
-                StorageError::Deleted(_) => return Err(Outdated::Deleted),
-                _ => {}
-            }
+        let put = loop {
+            let storing = self.store.replace(key, data.clone(), replaced, basis);
+            let error = match self.timed("put", storing).await {
+                Ok(put) => break put,
+                Err(StorageError::Outdated(_)) => return Err(Outdated::Lost),
+                Err(StorageError::Deleted(_)) => return Err(Outdated::Deleted),
+                Err(error) => error,
+            };
             self.metrics.retries.inc();
             let pause = backoff.pause();
             if failing.is_none() {
@@ -390,11 +406,11 @@ impl Documents {
             }
             failing = Some(self.health.failing_write(&error.to_string()));
             tokio::time::sleep(pause).await;
-        }
+        };
         if failing.is_some() {
             info!(%key, "the change is stored after retries");
         }
-        Ok(())
+        Ok(put)
     }
 
     /// Deletes a chunk that something durable has replaced. A failure is logged; the chunk that

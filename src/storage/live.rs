@@ -36,8 +36,8 @@ pub trait Live: Send + Sync {
     fn stored(&self, document: DocumentId, news: News);
     /// A document was deleted, undeleted, blocked or unblocked.
     fn marked(&self, document: DocumentId);
-    /// Others may have stored or marked anything.
-    fn missed(&self);
+    /// Others may have stored or marked anything: all that is live is to be read again.
+    fn resync(&self);
     /// What was read before may be gone.
     fn lost(&self);
     /// Another relay has sent a message.

@@ -62,8 +62,18 @@ pub struct Loaded {
 pub struct Unknown {
     /// The others, with how often the document was deleted, and whether it is.
     pub loaded: Loaded,
-    /// Those of the known ones that are not stored any more.
+    /// Those of the known ones that are no longer stored.
     pub gone: Vec<Key>,
+}
+
+/// What has become of a chunk that was to be stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Put {
+    /// It is stored, and those that it replaces are gone.
+    Made,
+    /// Another relay had stored a chunk under the same key, which has the same changes and perhaps
+    /// others that wait. That one stays, and nothing was deleted.
+    WasThere,
 }
 
 /// What a write builds on.
@@ -133,7 +143,7 @@ pub trait ChunkStore: Send + Sync + 'static {
     /// # Errors
     /// The value is not durable. The earlier value of the key is unchanged, or the new one is there
     /// as a whole; the same call can be repeated.
-    fn put<'a>(&'a self, key: &'a Key, data: Bytes) -> BoxFuture<'a, Result<(), StorageError>> {
+    fn put<'a>(&'a self, key: &'a Key, data: Bytes) -> BoxFuture<'a, Result<Put, StorageError>> {
         self.replace(key, data, &[], Basis { losses: self.losses(), generation: None })
     }
 
@@ -143,7 +153,7 @@ pub trait ChunkStore: Send + Sync + 'static {
     /// It cannot be stored.
     fn create_storage_id(&self, id: String) -> BoxFuture<'_, Result<String, StorageError>> {
         async move {
-            self.put(&Key::StorageId, Bytes::from(id.clone())).await?;
+            let _made = self.put(&Key::StorageId, Bytes::from(id.clone())).await?;
             Ok(id)
         }
         .boxed()
@@ -160,16 +170,16 @@ pub trait ChunkStore: Send + Sync + 'static {
     /// there before.
     ///
     /// # Errors
-    /// The value is not durable, and nothing was deleted. If the `basis` is not true any more, the
-    /// error is [`StorageError::Outdated`] after a loss and [`StorageError::Deleted`] after a
-    /// deletion, and the call must not be repeated.
+    /// The value is not durable, and nothing was deleted. If the `basis` is no longer true, the error
+    /// is [`StorageError::Outdated`] after a loss and [`StorageError::Deleted`] after a deletion,
+    /// and the call must not be repeated.
     fn replace<'a>(
         &'a self,
         key: &'a Key,
         data: Bytes,
         replaced: &'a [Key],
         basis: Basis,
-    ) -> BoxFuture<'a, Result<(), StorageError>>;
+    ) -> BoxFuture<'a, Result<Put, StorageError>>;
 
     /// Deletes a chunk, at once or some time later. Deleting a chunk that does not exist succeeds.
     /// After a crash a deleted chunk may be there again, so callers delete only what something
@@ -178,6 +188,12 @@ pub trait ChunkStore: Send + Sync + 'static {
     /// # Errors
     /// The chunk may still be there. The same call can be repeated.
     fn delete<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<(), StorageError>>;
+
+    /// Whether other relays may write to it, too. What they have stored is theirs, even if this one
+    /// cannot read it.
+    fn is_shared(&self) -> bool {
+        false
+    }
 
     /// The time in milliseconds since 1970: the same for all relays that share the store.
     fn now(&self) -> u64 {

@@ -1,9 +1,14 @@
 //! What the rooms hear of other relays that share the store.
 
-use std::sync::{Arc, atomic::Ordering};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use tokio::time::sleep;
 
 use super::{
-    room::{presence, unknown::ask_for},
+    room::{directory::Directory, presence, unknown::ask_for},
     rooms::Rooms,
 };
 use crate::{
@@ -35,21 +40,22 @@ impl Live for Arc<Rooms> {
         self.reopen(document);
     }
 
-    fn missed(&self) {
-        let mut directory = self.shared.directory();
-        for document in directory.documents() {
-            match directory.room(document) {
-                Some(handle) if self.shared.documents.refused(document).is_some() => {
-                    handle.storage_changed();
-                }
-                Some(handle) => handle.stored(News::Unread),
-                None => _ = self.open(&mut directory, document, None),
+    fn resync(&self) {
+        self.tell_all(|rooms, directory, document| match directory.room(document) {
+            Some(handle) if rooms.shared.documents.refused(document).is_some() => {
+                handle.storage_changed();
             }
-        }
+            Some(handle) => handle.stored(News::Unread),
+            None => _ = rooms.open(directory, document, None),
+        });
     }
 
     fn lost(&self) {
-        self.shared.directory().rooms().for_each(|room| room.news.notify_one());
+        self.tell_all(|_, directory, document| {
+            if let Some(handle) = directory.room(document) {
+                handle.news.notify_one();
+            }
+        });
     }
 
     fn heard(&self, message: RelayMessage) {
@@ -66,7 +72,31 @@ impl Live for Arc<Rooms> {
     }
 }
 
+/// Rooms that are told something at a time, and the pause before the next ones. Each may read its
+/// document then.
+const PAGE: usize = 1_000;
+const PAUSE: Duration = Duration::from_millis(20);
+
 impl Rooms {
+    /// Tells something about each document that has a room, or is waited for: some at a time, so
+    /// that nobody waits for the directory.
+    fn tell_all(
+        self: &Arc<Self>,
+        tell: impl Fn(&Arc<Self>, &mut Directory, DocumentId) + Send + 'static,
+    ) {
+        let rooms = self.clone();
+        self.spawn(async move {
+            let documents = rooms.shared.directory().documents();
+            for page in documents.chunks(PAGE) {
+                {
+                    let mut directory = rooms.shared.directory();
+                    page.iter().for_each(|document| tell(&rooms, &mut directory, *document));
+                }
+                sleep(PAUSE).await;
+            }
+        });
+    }
+
     /// Passes presence on to the members of its document's room, by the same rule of who may speak
     /// under which name.
     fn heard_presence(&self, presence: &Presence) {

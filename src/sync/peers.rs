@@ -27,7 +27,7 @@ struct Table {
     users: HashMap<Arc<str>, Vec<User>>,
     /// The other peer ids under which a session speaks.
     spoken: HashMap<SessionId, Vec<Arc<str>>>,
-    /// Peer ids that clients of other relays have used of late, with their principals.
+    /// Peer ids that clients of other relays have used within the last minute, with their principals.
     elsewhere: HashMap<Arc<str>, (Principal, Instant)>,
 }
 

@@ -124,6 +124,17 @@ impl Rooms {
         mailbox
     }
 
+    /// Begins work that ends with the rooms.
+    pub(super) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+        let stopping = self.shared.stopping.clone();
+        self.tasks.spawn(async move {
+            tokio::select! {
+                () = work => {}
+                () = stopping.cancelled() => {}
+            }
+        });
+    }
+
     /// Tells a document's room that a session has left it.
     pub fn leave(&self, document: DocumentId, session: SessionId) {
         if self.shared.directory().leave(document, session) {

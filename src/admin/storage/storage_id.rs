@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use tracing::info;
 
 use super::state::StorageState;
-use crate::{admin::error::HandlerError, document::chunk::Key};
+use crate::admin::error::HandlerError;
 
 /// The storage id.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -53,7 +53,9 @@ async fn adopt(
             .to_owned();
         return Err(HandlerError(StatusCode::UNPROCESSABLE_ENTITY, text));
     }
-    info!(storage_id = new, "adopted the storage id of a backup");
-    state.store().put(&Key::StorageId, new.into()).await?;
-    Ok(Json(true).into_response())
+    let stored = state.store().create_storage_id(new.clone()).await?;
+    if stored == new {
+        info!(storage_id = new, "adopted the storage id of a backup");
+    }
+    Ok(Json(stored == new).into_response())
 }

@@ -132,7 +132,7 @@ pub(super) struct Write {
     pub(super) replaced: Totals,
 }
 
-fn is_snapshot(key: &Key) -> bool {
+pub(super) fn is_snapshot(key: &Key) -> bool {
     matches!(key, Key::Chunk { kind: ChunkKind::Snapshot, .. })
 }
 
@@ -200,7 +200,7 @@ impl Chunks {
         }
     }
 
-    /// Chunks with these keys are not stored any more.
+    /// Chunks with these keys are no longer stored.
     pub(super) fn forget(&mut self, keys: &[Key]) {
         let keys: HashSet<&Key> = keys.iter().collect();
         let first_recent = self.stored.chunks.len().saturating_sub(self.recent.count);
@@ -330,6 +330,12 @@ impl Chunks {
         // A snapshot of the same heads is stored under the same key.
         self.stored.remove(&replaces.iter().chain([key]).collect());
         self.stored.add(key.clone(), data.len());
+    }
+
+    /// Records a write whose changes were durable before.
+    pub(super) fn complete_by_another(&mut self) {
+        self.recent = Recent::default();
+        self.unstored = 0;
     }
 
     /// Keeps no changes in memory that are durable.

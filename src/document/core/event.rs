@@ -46,9 +46,13 @@ pub(crate) enum Event {
     Resume,
     /// The chunk of the last [`Effect::Save`] is durable.
     Saved,
+    /// A chunk of the same key was stored before by another relay. It has all changes of the last
+    /// [`Effect::Save`], and perhaps others that wait. It is to be read as one of another relay, and
+    /// nothing was deleted.
+    SavedByAnother,
     /// Other relays have stored chunks of the document.
     Stored(StoredByAnother),
-    /// These chunks are not stored any more: others have replaced them.
+    /// These chunks are no longer stored: others have replaced them.
     Gone(Vec<Key>),
     /// What the store had confirmed may be gone, and the chunk of the last [`Effect::Save`] with
     /// it. [`Event::Restored`] follows, and until then nothing counts as durable.

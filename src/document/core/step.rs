@@ -45,10 +45,10 @@ impl Core {
                 Event::Retry { from, message, ticket } => {
                     self.apply_retry(from, &message, ticket, &mut effects);
                 }
-                Event::Saved => self.complete_write(),
+                Event::Saved => self.complete_write(true),
+                Event::SavedByAnother => self.complete_write(false),
                 Event::Stored(StoredByAnother { chunks, unpacked }) => {
-                    self.values = self.values.saturating_add(unpacked.values);
-                    self.apply_stored(chunks, &mut effects);
+                    self.apply_stored(chunks, unpacked.values, &mut effects);
                 }
                 Event::Gone(keys) => self.chunks.forget(&keys),
                 Event::Lost => self.apply_lost(),

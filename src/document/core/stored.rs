@@ -3,6 +3,7 @@
 use automerge::ChangeHash;
 
 use super::{
+    chunks::is_snapshot,
     event::{Effect, Remains},
     state::{Core, Orphans},
 };
@@ -12,8 +13,14 @@ use crate::document::{
 };
 
 impl Core {
-    /// Applies chunks that another relay has stored. They fit to each other in no particular order.
-    pub(super) fn apply_stored(&mut self, mut chunks: Vec<StoredChunk>, effects: &mut Vec<Effect>) {
+    /// Applies chunks that another relay has stored, with these bytes of values. They fit to each
+    /// other in no particular order.
+    pub(super) fn apply_stored(
+        &mut self,
+        mut chunks: Vec<StoredChunk>,
+        values: u64,
+        effects: &mut Vec<Effect>,
+    ) {
         chunks.retain(|(key, _)| !self.chunks.has(key));
         if chunks.is_empty() {
             return;
@@ -21,7 +28,15 @@ impl Core {
         let bytes: Vec<u8> = chunks.iter().flat_map(|(_, data)| data).copied().collect();
         let had_unsaved_base = std::mem::take(&mut self.has_unsaved_base);
         let lacks_base = had_unsaved_base && !self.has_base(&bytes);
-        match self.admit_stored(&bytes) {
+        let changes = self.doc.changes();
+        let admitted = self.admit_stored(&bytes);
+        if self.doc.changes() > changes {
+            // A snapshot has the values of all that was there before, too.
+            let has_all = chunks.iter().any(|(key, _)| is_snapshot(key));
+            let sum = self.values.saturating_add(values);
+            self.values = if has_all { self.values.max(values) } else { sum };
+        }
+        match admitted {
             Ok(()) => chunks.into_iter().for_each(|(key, data)| self.note_stored(key, &data)),
             Err(_) if self.is_damaged() => {}
             Err(why) if chunks.len() == 1 => {
@@ -31,7 +46,7 @@ impl Core {
             // Those that fit become part of the document.
             Err(_) => {
                 for chunk in chunks {
-                    self.apply_stored(vec![chunk], effects);
+                    self.apply_stored(vec![chunk], values, effects);
                 }
             }
         }

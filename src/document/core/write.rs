@@ -58,11 +58,15 @@ impl Core {
         kept_increments(self.doc.changes(), self.max.stored)
     }
 
-    /// The write under way is durable. Peers from which heads were withheld because of it are
-    /// answered.
-    pub(super) fn complete_write(&mut self) {
+    /// The write under way is durable: its chunk is stored, or, where it is not `is_ours`, the same of
+    /// another relay was stored before. Peers from which heads were withheld because of it are answered.
+    pub(super) fn complete_write(&mut self, is_ours: bool) {
         let Some(write) = self.chunks.under_way.take() else { return };
-        self.chunks.complete(&write, &self.durable.heads);
+        if is_ours {
+            self.chunks.complete(&write, &self.durable.heads);
+        } else {
+            self.chunks.complete_by_another();
+        }
         self.has_unsaved_base = false;
         self.durable_until(write.heads, write.changes);
         if self.durable.has_no_unsaved() {

@@ -34,7 +34,7 @@ use crate::{
     base::{document_id::DocumentId, folder, regular_file},
     config::Durability,
     document::chunk::Key,
-    storage::{Basis, ChunkStore, Failure, Loaded, StorageError},
+    storage::{Basis, ChunkStore, Failure, Loaded, Put, StorageError},
 };
 
 /// Disk operations at the same time, and so the most threads that a hung disk blocks; the process
@@ -265,7 +265,7 @@ impl ChunkStore for NodefsStore {
         data: Bytes,
         replaced: &'a [Key],
         _basis: Basis,
-    ) -> BoxFuture<'a, Result<(), StorageError>> {
+    ) -> BoxFuture<'a, Result<Put, StorageError>> {
         async move {
             self.put_all(vec![(key.clone(), data)]).await?;
             for key in replaced {
@@ -273,7 +273,7 @@ impl ChunkStore for NodefsStore {
                     warn!("could not delete a superseded chunk: {error}");
                 }
             }
-            Ok(())
+            Ok(Put::Made)
         }
         .boxed()
     }

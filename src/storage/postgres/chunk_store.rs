@@ -16,7 +16,7 @@ use super::{
 use crate::{
     base::document_id::DocumentId,
     document::chunk::Key,
-    storage::{Basis, ChunkStore, Failure, Loaded, Location, StorageError, Unknown},
+    storage::{Basis, ChunkStore, Failure, Loaded, Location, Put, StorageError, Unknown},
 };
 
 /// Chunks of at least this many bytes are written by themselves, so that small ones do not wait for
@@ -43,14 +43,14 @@ fn read(
 }
 
 impl PostgresStore {
-    async fn commit(&self, change: Change) -> Result<(), StorageError> {
+    async fn commit(&self, change: Change) -> Result<Put, StorageError> {
         if change.put.as_ref().is_none_or(|(_, data)| data.len() < LARGE_CHUNK) {
             return self.request(change).await;
         }
         loop {
             let failed = |error: QueryError| error.into_storage("write to", self.link.database());
             let mut written = write(&self.link, true, &[&change]).await.map_err(failed)?;
-            written.results.pop().unwrap_or(Ok(())).map_err(failed)?;
+            let put = written.results.pop().unwrap_or(Ok(Put::Made)).map_err(failed)?;
             // Only small writes are counted, by which a loss is noticed. Over other connections it
             // would not show that the database still has the chunk.
             let counted = Change {
@@ -61,13 +61,13 @@ impl PostgresStore {
             };
             match self.request(counted).await {
                 Err(StorageError::Outdated(_)) => {}
-                counted => return counted,
+                counted => return counted.map(|_| put),
             }
         }
     }
 
     /// Has the writer make a small change with its next commit.
-    async fn request(&self, change: Change) -> Result<(), StorageError> {
+    async fn request(&self, change: Change) -> Result<Put, StorageError> {
         let ended = || {
             let database = Location::Database(self.link.database().to_owned());
             StorageError::Unavailable(Failure::new("write to", database, "its writer has ended"))
@@ -148,9 +148,11 @@ impl ChunkStore for PostgresStore {
         data: Bytes,
         replaced: &'a [Key],
         basis: Basis,
-    ) -> BoxFuture<'a, Result<(), StorageError>> {
+    ) -> BoxFuture<'a, Result<Put, StorageError>> {
         async move {
-            let Key::Chunk { document, .. } = key else { return self.store_id(data).await };
+            let Key::Chunk { document, .. } = key else {
+                return self.store_id(data).await.map(|()| Put::Made);
+            };
             let stored = self.commit(Change {
                 put: Some((key.clone(), data)),
                 delete: replaced.to_vec(),
@@ -159,7 +161,7 @@ impl ChunkStore for PostgresStore {
             });
             match stored.await {
                 // Those who have the document in memory hear of it.
-                Err(StorageError::Deleted(_)) if self.is_deleted(*document) => Ok(()),
+                Err(StorageError::Deleted(_)) if self.is_deleted(*document) => Ok(Put::Made),
                 stored => stored,
             }
         }
@@ -171,13 +173,17 @@ impl ChunkStore for PostgresStore {
     }
 
     fn delete<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<(), StorageError>> {
-        self.commit(Change {
+        let deleted = self.commit(Change {
             put: None,
             delete: vec![key.clone()],
             basis: Basis { losses: self.losses(), generation: None },
             only_over: None,
-        })
-        .boxed()
+        });
+        async move { deleted.await.map(drop) }.boxed()
+    }
+
+    fn is_shared(&self) -> bool {
+        true
     }
 
     fn now(&self) -> u64 {

@@ -30,7 +30,7 @@ use super::{
     error::{ConnectError, QueryError},
     nodes::NodeId,
     schema,
-    statements::{FETCH, LOAD, LOOK, SIZE, WRITE, WRITE_LARGE},
+    statements::{FETCH, LOAD, SIZE, WRITE, WRITE_LARGE},
     tls,
 };
 use crate::{
@@ -44,6 +44,8 @@ pub(super) const HINTS: &str = "tonk_relay_hints";
 pub(super) const MESSAGES: &str = "tonk_relay_messages";
 /// Notifications that may wait until they are read.
 const MAX_NOTIFICATIONS: usize = 1024;
+/// How long it may take to make or change the tables, at the first start of a version.
+const TABLES_WITHIN: Duration = Duration::from_secs(600);
 /// The largest file with a password that is read, in bytes.
 const MAX_PASSWORD_FILE: u64 = 4 << 10;
 /// Settings of every connection, of which `checks` looks at one. A server that has lost the relay
@@ -92,8 +94,8 @@ pub(super) struct Group {
     pub(super) confirmed: Arc<AtomicI64>,
     /// How often the database had lost something before.
     pub(super) losses: u64,
-    /// Whether the server's transactions go on from those that an earlier group has seen.
-    pub(super) goes_on: bool,
+    /// Whether the server's transactions continue those that an earlier group has seen.
+    pub(super) same_timeline: bool,
     /// Cancelled when one of them has failed.
     pub(super) broken: CancellationToken,
     _connections: JoinSet<()>,
@@ -113,8 +115,6 @@ pub(super) struct Reader {
 /// The connection that looks for what others have written.
 pub(super) struct Looker {
     pub(super) client: Client,
-    /// The statement [`LOOK`].
-    pub(super) look: Statement,
     /// The statement [`FETCH`].
     pub(super) fetch: Statement,
 }
@@ -219,10 +219,21 @@ impl Server {
 
     /// Connects, checks the server, and has the relay write over these connections from now on.
     pub(super) async fn connect(&self) -> Result<Group, ConnectError> {
+        let (mut connections, broken) = (JoinSet::new(), CancellationToken::new());
         // There are several answers to wait for.
         let limit = 3 * self.timeout;
-        let connecting = timeout(limit, self.connect_group());
-        connecting.await.unwrap_or(Err(ConnectError::Timeout(limit)))
+        let beginning = async {
+            let writer = self.connect_one(&mut connections, &broken).await?;
+            check(&writer).await?;
+            share_lock(&writer).await?;
+            let is_missing = schema::is_missing(&writer).await?;
+            Ok((writer, is_missing))
+        };
+        let (writer, is_missing) = within(limit, beginning).await?;
+        if is_missing {
+            within(TABLES_WITHIN, schema::make(&writer)).await?;
+        }
+        within(limit, self.connect_group(writer, connections, broken)).await
     }
 
     /// Gives the relay a new id. The other relays find the old one with fewer writes than it had,
@@ -254,13 +265,13 @@ impl Server {
         timeout(self.timeout, acting).await.unwrap_or(Err(ConnectError::Timeout(self.timeout)))
     }
 
-    async fn connect_group(&self) -> Result<Group, ConnectError> {
-        let broken = CancellationToken::new();
-        let mut connections = JoinSet::new();
-        let writer = self.connect_one(&mut connections, &broken).await?;
-        check(&writer).await?;
-        share_lock(&writer).await?;
-        schema::prepare(&writer).await?;
+    /// Makes the other connections of a group, and has the relay write over them.
+    async fn connect_group(
+        &self,
+        writer: Client,
+        mut connections: JoinSet<()>,
+        broken: CancellationToken,
+    ) -> Result<Group, ConnectError> {
         adopt_rows(&writer).await?;
         let number = self.groups.fetch_add(1, Ordering::Relaxed);
         let node = *lock(&self.node);
@@ -277,7 +288,7 @@ impl Server {
         }
         let client = self.connect_one(&mut connections, &broken).await?;
         is_same_server(&client, &name).await?;
-        let (look, fetch) = (client.prepare(LOOK).await?, client.prepare(FETCH).await?);
+        let fetch = client.prepare(FETCH).await?;
         let notifier = self.connect_one(&mut connections, &broken).await?;
         is_same_server(&notifier, &name).await?;
         notifier.batch_execute(&format!("listen {HINTS}; listen {MESSAGES}")).await?;
@@ -286,7 +297,7 @@ impl Server {
             write,
             large,
             write_large,
-            looker: Looker { client, look, fetch },
+            looker: Looker { client, fetch },
             notifier,
             node,
             name,
@@ -294,7 +305,7 @@ impl Server {
             next_reader: AtomicUsize::new(0),
             confirmed: Arc::new(AtomicI64::new(writes)),
             losses: 0,
-            goes_on: false,
+            same_timeline: false,
             broken,
             _connections: connections,
         })
@@ -333,6 +344,13 @@ impl Server {
             }
         }
     }
+}
+
+async fn within<T>(
+    limit: Duration,
+    connecting: impl Future<Output = Result<T, ConnectError>>,
+) -> Result<T, ConnectError> {
+    timeout(limit, connecting).await.unwrap_or(Err(ConnectError::Timeout(limit)))
 }
 
 /// Carries statements and answers until the connection ends. Those who wait for an answer get the

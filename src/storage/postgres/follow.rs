@@ -5,12 +5,13 @@
 
 use std::{
     collections::HashMap,
+    sync::atomic::Ordering,
     time::{Duration, Instant},
 };
 
 use futures::future::join;
 use tokio::time::sleep;
-use tokio_postgres::types::ToSql;
+use tokio_postgres::types::{ToSql, Type};
 use tracing::warn;
 
 use super::{
@@ -22,7 +23,7 @@ use super::{
     messages,
     nodes::Nodes,
     position::{Cause, Follower},
-    statements::{SEEN, SWEEP},
+    statements::{LOOK, SEEN, SWEEP},
     store::document,
     writer::{MAX_BATCH, columns, kind_of},
 };
@@ -33,16 +34,17 @@ use crate::{
         chunk::{ChunkKind, Key, StoredChunk},
         core::event::StoredByAnother,
         load::joined,
-        unpacked::{self, Origin},
+        unpacked::{self, NotUnpacked, Origin},
     },
     storage::live::{Live, News},
 };
 
-/// Rows of each kind that one look takes in. After more, everything live is read anew. Tests have
-/// few.
+/// Rows of each kind that one look takes. After more, everything live is read again. Tests have few.
 const PAGE: usize = if cfg!(test) { 100 } else { 10_000 };
 /// Chunks with more bytes of one document are read by its room.
 const MAX_FETCHED: i64 = 16 << 10;
+/// So are chunks that may unpack to four times this.
+const MAX_UNPACKED: Size = Size(256 << 10);
 /// How often a relay says that it is there.
 const SEEN_EVERY: Duration = Duration::from_secs(5);
 /// How often leftovers are deleted.
@@ -72,6 +74,7 @@ impl PostgresStore {
         let mut cause = Cause::Poll;
         loop {
             let group = self.link.connected().await;
+            self.maintain(&mut follower, &group).await;
             match self.look(&mut follower, &group, live, cause).await {
                 Ok(()) => {
                     is_failing = false;
@@ -138,14 +141,12 @@ impl PostgresStore {
         live: &impl Live,
         cause: Cause,
     ) -> Result<(), QueryError> {
-        self.maintain(follower, group).await?;
-        let goes_on = follower.connection == group.name || group.goes_on;
-        let Some(since) = follower.snapshot.clone().filter(|_| goes_on) else {
-            return self.miss(follower, group, live).await;
+        let same_timeline = follower.connection == group.name || group.same_timeline;
+        let Some(since) = follower.snapshot.clone().filter(|_| same_timeline) else {
+            return self.resync(follower, group, live).await;
         };
-        // In this order: what is counted as seen of the relays has been looked at.
-        let looking = join(self.find(group, Some(&since)), self.nodes(group));
-        let (found, nodes) = looking.await;
+        // In this order: what is remembered as written by the relays has been found before.
+        let (found, nodes) = join(self.find(group, Some(&since)), self.nodes(group)).await;
         let (found, nodes) = (found?, nodes?);
         let rows = found.chunks.values().map(Vec::len).sum::<usize>() + found.marks.len();
         let metrics = &self.metrics;
@@ -153,8 +154,14 @@ impl PostgresStore {
         metrics.rows.with_label_values(&[cause.label()]).inc_by(rows as u64);
         metrics.relays.set(i64::try_from(nodes.others + 1).unwrap_or(i64::MAX));
         self.link.others.set_count(nodes.others);
+        self.link.set_time(nodes.time);
         if rows >= PAGE || next_transaction(&found.snapshot) < next_transaction(&since) {
-            return self.miss(follower, group, live).await;
+            return self.resync(follower, group, live).await;
+        }
+        if self.marked.is_unsure.swap(false, Ordering::Relaxed) {
+            for document in self.load_marks(group).await? {
+                live.marked(document);
+            }
         }
         for (document, mark) in &found.marks {
             let is_news = self.take_marks(*document, mark.is_deleted, mark.is_blocked);
@@ -175,16 +182,16 @@ impl PostgresStore {
         Ok(())
     }
 
-    /// Has everything that is live read anew.
-    async fn miss(
+    /// Has everything that is live read again.
+    async fn resync(
         &self,
         follower: &mut Follower,
         group: &Group,
         live: &impl Live,
     ) -> Result<(), QueryError> {
         self.take_position(follower, group).await?;
-        self.metrics.missed.inc();
-        live.missed();
+        self.metrics.resyncs.inc();
+        live.resync();
         Ok(())
     }
 
@@ -194,11 +201,19 @@ impl PostgresStore {
 
     /// Finds what is new since a snapshot; nothing if there is none.
     async fn find(&self, group: &Group, since: Option<&str>) -> Result<Found, QueryError> {
-        let node = group.node.as_slice();
-        let parameters: [&(dyn ToSql + Sync); 3] = [&since, &node, &(PAGE as i64)];
-        let looking = group.looker.client.query(&group.looker.look, &parameters);
+        let (node, page) = (group.node.as_slice(), PAGE as i64);
+        let (next, in_progress) = since.map(transactions).unzip();
+        let parameters: [(&(dyn ToSql + Sync), Type); 4] = [
+            (&next, Type::TEXT),
+            (&in_progress, Type::TEXT_ARRAY),
+            (&node, Type::BYTEA),
+            (&page, Type::INT8),
+        ];
+        // Without a prepared statement it is planned with its parameters.
+        let looking = group.looker.client.query_typed(LOOK, &parameters);
         let mut found = Found::default();
         for row in self.link.run_within(group, 0, looking).await? {
+            tokio::task::consume_budget().await;
             found.snapshot = row.try_get(0)?;
             let Some(id) = row.try_get::<_, Option<&[u8]>>(1)? else { continue };
             let id = document(id)?;
@@ -245,9 +260,15 @@ impl PostgresStore {
             }
         }
         for (document, chunks) in self.fetch(group, &wanted).await? {
-            let unpacked = unpacked::of(&joined(&chunks), Origin::Storage, Size(u64::MAX));
-            let unpacked = unpacked.unwrap_or_default();
-            live.stored(document, News::Chunks(StoredByAnother { chunks, unpacked }));
+            let news = match unpacked::of(&joined(&chunks), Origin::Peer, MAX_UNPACKED) {
+                Err(NotUnpacked::TooMuch { .. }) => News::Unread,
+                // The room reports a chunk that it cannot use.
+                unpacked => {
+                    let unpacked = unpacked.unwrap_or_default();
+                    News::Chunks(StoredByAnother { chunks, unpacked })
+                }
+            };
+            live.stored(document, news);
             tokio::task::consume_budget().await;
         }
         Ok(())
@@ -272,6 +293,7 @@ impl PostgresStore {
         let parameters: [&(dyn ToSql + Sync); 3] = [&wanted.0, &wanted.1, &wanted.2];
         let fetching = group.looker.client.query(&group.looker.fetch, &parameters);
         for row in self.link.run_within(group, MAX_BATCH as u64, fetching).await? {
+            tokio::task::consume_budget().await;
             let (document, kind) = (document(row.try_get(0)?)?, kind_of(row.try_get(1)?));
             let key = Key::Chunk { document, kind, name: row.try_get(2)? };
             chunks.entry(document).or_default().push((key, row.try_get(3)?));
@@ -279,21 +301,23 @@ impl PostgresStore {
         Ok(chunks)
     }
 
-    /// Says that this relay is there, and deletes leftovers, where it is time.
-    async fn maintain(&self, follower: &mut Follower, group: &Group) -> Result<(), QueryError> {
+    /// Says that this relay is there, and deletes leftovers, where it is time. Nothing depends on
+    /// either, so a failure only means that it is done later.
+    async fn maintain(&self, follower: &mut Follower, group: &Group) {
         if follower.seen_at.is_none_or(|at| at.elapsed() >= SEEN_EVERY) {
+            follower.seen_at = Some(Instant::now());
             let node = group.node.as_slice();
             let parameters: [&(dyn ToSql + Sync); 1] = [&node];
-            let row = group.looker.client.query_one(SEEN, &parameters);
-            let row = self.link.run_within(group, 0, row).await?;
-            self.link.set_time(row.try_get(0)?);
-            follower.seen_at = Some(Instant::now());
+            let seen = group.looker.client.execute(SEEN, &parameters);
+            let _ = self.link.run_within(group, 0, seen).await;
         }
         if follower.swept_at.elapsed() >= SWEEP_EVERY {
-            self.link.run_within(group, 0, group.looker.client.execute(SWEEP, &[])).await?;
             follower.swept_at = Instant::now();
+            let swept = group.looker.client.batch_execute(SWEEP);
+            if let Err(error) = self.link.run_within(group, 0, swept).await {
+                warn!("cannot delete leftovers of deleted documents: {}", error.problem);
+            }
         }
-        Ok(())
     }
 }
 
@@ -301,9 +325,16 @@ fn is_snapshot(key: &Key) -> bool {
     matches!(key, Key::Chunk { kind: ChunkKind::Snapshot, .. })
 }
 
-/// The first transaction that had not begun in a snapshot, from the snapshot's text.
+/// The first transaction that had not begun in a snapshot, and those that were in progress, from
+/// the snapshot's text.
+fn transactions(snapshot: &str) -> (&str, Vec<&str>) {
+    let mut parts = snapshot.split(':').skip(1);
+    let (next, in_progress) = (parts.next().unwrap_or("0"), parts.next().unwrap_or_default());
+    (next, in_progress.split(',').filter(|id| !id.is_empty()).collect())
+}
+
 fn next_transaction(snapshot: &str) -> u64 {
-    snapshot.split(':').nth(1).and_then(|next| next.parse().ok()).unwrap_or(0)
+    transactions(snapshot).0.parse().unwrap_or(0)
 }
 
 #[cfg(test)]
@@ -311,8 +342,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_next_transaction_of_a_snapshot_is_read() {
+    fn the_transactions_of_a_snapshot_are_read() {
+        assert_eq!(transactions("100:107:100,103"), ("107", vec!["100", "103"]));
+        assert_eq!(transactions("7:7:"), ("7", vec![]));
         assert_eq!(next_transaction("100:107:100,103"), 107);
-        assert_eq!(next_transaction("7:7:"), 7);
     }
 }

@@ -78,7 +78,7 @@ impl Heard {
         earlier.map_or(0, |(last, _)| hint.number.saturating_sub(last + 1))
     }
 
-    /// How many other relays were heard of late.
+    /// How many other relays were heard within the last minute.
     pub(super) fn count(&self) -> usize {
         self.last.values().filter(|(_, at)| at.elapsed() < PRESENT).count()
     }

@@ -103,7 +103,7 @@ impl Link {
             large: tokio::sync::Mutex::default(),
             away: Mutex::default(),
             confirmed,
-            seen: Mutex::default(),
+            seen: Mutex::new(Nodes::none()),
             losses: AtomicU64::new(0),
             written: Notify::new(),
             others,
@@ -166,7 +166,7 @@ impl Link {
                 Ok((mut group, nodes)) => {
                     if !self.finds_loss(&group, &nodes) {
                         group.losses = losses;
-                        group.goes_on = lock(&self.seen).is_same_server(&nodes);
+                        group.same_timeline = lock(&self.seen).is_same_server(&nodes);
                         return group;
                     }
                     losses = self.losses.load(Ordering::Relaxed) + 1;
@@ -211,7 +211,7 @@ impl Link {
         } else {
             return false;
         }
-        *seen = Nodes::default();
+        *seen = Nodes::none();
         *lock(&self.confirmed) = Arc::default();
         true
     }
@@ -307,16 +307,10 @@ impl Link {
         channel: &str,
         text: &str,
     ) -> Result<(), QueryError> {
-        let statements = format!(
-            "begin; set local synchronous_commit = off; select pg_notify('{channel}', '{text}'); \
-             commit"
-        );
-        let sent = self.run_within(group, 0, group.notifier.batch_execute(&statements)).await;
-        if sent.is_err() {
-            // It may be in a transaction.
-            group.broken.cancel();
-        }
-        sent
+        // Sent together they are one transaction.
+        let statements =
+            format!("set local synchronous_commit = off; select pg_notify('{channel}', '{text}')");
+        self.run_within(group, 0, group.notifier.batch_execute(&statements)).await
     }
 
     /// Reports that writes fail until the result is dropped.

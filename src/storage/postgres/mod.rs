@@ -62,11 +62,11 @@ mod tests;
 
 use std::{
     collections::HashSet,
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, PoisonError, RwLock, atomic::AtomicBool},
 };
 
 use futures::FutureExt;
-use tokio::{runtime::Handle, sync::mpsc};
+use tokio::{runtime::Handle, sync::mpsc, task::JoinSet};
 use tokio_postgres::{Notification, types::ToSql};
 use tracing::info;
 
@@ -134,6 +134,8 @@ struct Marked {
     blocked: RwLock<HashSet<DocumentId>>,
     /// Those that are blocked only until the relay stops.
     unrecorded: RwLock<HashSet<DocumentId>>,
+    /// A change of them failed, and may have been made.
+    is_unsure: AtomicBool,
 }
 
 /// Changes a set of documents.
@@ -193,16 +195,23 @@ impl PostgresStore {
     }
 
     /// Connects again whenever the connection is lost, and follows what other relays write. `live`
-    /// hears of it. Never returns.
-    pub async fn run(&self, live: &impl Live) {
-        let mut messages = self.messages.lock().await;
-        tokio::join!(
-            self.stay_connected(live),
-            self.follow(live),
-            self.listen(live),
-            hints::send(&self.link),
-            messages::send(&self.link, &self.link.others, &mut messages),
-        );
+    /// hears of it. Returns only if that panics.
+    pub async fn run(self: Arc<Self>, live: impl Live + Clone + 'static) {
+        let mut tasks = JoinSet::new();
+        let (store, rooms) = (self.clone(), live.clone());
+        tasks.spawn(async move { store.stay_connected(&rooms).await });
+        let (store, rooms) = (self.clone(), live.clone());
+        tasks.spawn(async move { store.follow(&rooms).await });
+        let store = self.clone();
+        tasks.spawn(async move { store.listen(&live).await });
+        let store = self.clone();
+        tasks.spawn(async move { hints::send(&store.link).await });
+        tasks.spawn(async move {
+            let mut messages = self.messages.lock().await;
+            messages::send(&self.link, &self.link.others, &mut messages).await;
+        });
+        // The others end with one that panics. The supervisor starts them again.
+        tasks.join_next().await;
     }
 
     /// Tells those who look at the relays that this one has ended, if it is connected.

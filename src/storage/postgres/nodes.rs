@@ -1,7 +1,7 @@
 //! The relays that use the database, and how often each has written: what was seen of that tells
 //! whether the database has lost something since.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, time::Instant};
 
 use tokio_postgres::Client;
 
@@ -10,32 +10,41 @@ use super::statements::NODES;
 /// The id of one run of a relay.
 pub(super) type NodeId = [u8; 16];
 
-/// A relay that was there within this many seconds may be running.
+/// A relay that was seen within this many seconds may be running.
 const PRESENT: f64 = 60.0;
+/// A row that is missing was deleted, and not lost, if its relay had not been seen for this long.
+const FORGOTTEN: f64 = 12.0 * 3600.0;
 
 /// The relays as they were at one time.
-#[derive(Default)]
 pub(super) struct Nodes {
     /// Which run of the server that was: it changes with a restart, a crash, a promotion and a
     /// restore.
     server: String,
-    /// How often each relay had written.
-    writes: HashMap<NodeId, i64>,
+    /// How often each relay had written, and how many seconds ago it had been seen.
+    writes: HashMap<NodeId, (i64, f64)>,
     /// Relays that may be running, besides this one.
     pub(super) others: usize,
+    /// The server's time in milliseconds since 1970.
+    pub(super) time: i64,
+    read_at: Instant,
 }
 
 impl Nodes {
+    /// No relay of no server.
+    pub(super) fn none() -> Self {
+        let (server, writes, read_at) = (String::new(), HashMap::new(), Instant::now());
+        Self { server, writes, others: 0, time: 0, read_at }
+    }
+
     /// Reads what is known of the relays.
     pub(super) async fn read(client: &Client, own: &NodeId) -> Result<Self, tokio_postgres::Error> {
-        let mut nodes = Self::default();
+        let mut nodes = Self::none();
         for row in client.query(NODES, &[]).await? {
-            nodes.server = row.try_get(3)?;
+            (nodes.server, nodes.time) = (row.try_get(3)?, row.try_get(4)?);
             let Ok(id) = NodeId::try_from(row.try_get::<_, &[u8]>(0)?) else { continue };
-            nodes.writes.insert(id, row.try_get(1)?);
-            if id != *own && row.try_get::<_, f64>(2)? < PRESENT {
-                nodes.others += 1;
-            }
+            let (writes, age): (i64, f64) = (row.try_get(1)?, row.try_get(2)?);
+            nodes.writes.insert(id, (writes, age));
+            nodes.others += usize::from(id != *own && age < PRESENT);
         }
         Ok(nodes)
     }
@@ -50,9 +59,17 @@ impl Nodes {
     /// It is if a relay has written less than it had. Where others were running and the server is
     /// another one, there may have been more that was read and not counted yet.
     pub(super) fn has_lost(&self, now: &Self) -> bool {
-        let has_fewer =
-            |(id, writes): (&NodeId, &i64)| now.writes.get(id).is_none_or(|n| n < writes);
-        self.writes.iter().any(has_fewer) || (self.others > 0 && !self.is_same_server(now))
+        let since = self.read_at.elapsed().as_secs_f64();
+        let has_fewer = |(id, (writes, age)): (&NodeId, &(i64, f64))| match now.writes.get(id) {
+            Some((now, _)) => now < writes,
+            None => age + since < FORGOTTEN,
+        };
+        // Nothing was read yet, or since the last loss.
+        if self.server.is_empty() {
+            return false;
+        }
+        let is_alone = self.others == 0 && now.others == 0;
+        self.writes.iter().any(has_fewer) || (!is_alone && !self.is_same_server(now))
     }
 }
 
@@ -61,16 +78,19 @@ mod tests {
     use super::*;
 
     fn nodes(server: &str, writes: &[(u8, i64)], others: usize) -> Nodes {
-        let writes = writes.iter().map(|(id, writes)| ([*id; 16], *writes)).collect();
-        Nodes { server: server.to_owned(), writes, others }
+        let writes = writes.iter().map(|(id, writes)| ([*id; 16], (*writes, 1.0))).collect();
+        Nodes { server: server.to_owned(), writes, others, ..Nodes::none() }
     }
 
     #[test]
     fn fewer_writes_mean_a_loss() {
         let seen = nodes("a", &[(1, 5), (2, 7)], 0);
-        assert!(!seen.has_lost(&nodes("b", &[(1, 5), (2, 9), (3, 1)], 1)));
+        assert!(!seen.has_lost(&nodes("b", &[(1, 5), (2, 9), (3, 1)], 0)));
         assert!(seen.has_lost(&nodes("a", &[(1, 5), (2, 6)], 1)));
         assert!(seen.has_lost(&nodes("a", &[(1, 5)], 0)));
+        let mut long_ago = nodes("a", &[(1, 5)], 0);
+        long_ago.writes.insert([2; 16], (7, 2.0 * FORGOTTEN));
+        assert!(!long_ago.has_lost(&nodes("a", &[(1, 5)], 0)), "it was swept");
     }
 
     #[test]
@@ -78,5 +98,8 @@ mod tests {
         let seen = nodes("a", &[(1, 5), (2, 7)], 1);
         assert!(seen.has_lost(&nodes("b", &[(1, 5), (2, 7)], 1)));
         assert!(!seen.has_lost(&nodes("a", &[(1, 5), (2, 7)], 1)));
+        assert!(!Nodes::none().has_lost(&nodes("b", &[(1, 5), (2, 7)], 1)));
+        let alone = nodes("a", &[(1, 5)], 0);
+        assert!(alone.has_lost(&nodes("b", &[(1, 5), (2, 7)], 1)), "one has come since");
     }
 }

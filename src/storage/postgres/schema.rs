@@ -14,7 +14,7 @@ pub(super) const SCHEMA: &str = "tonk_relay";
 const LOCK: i64 = 0x746f_6e6c;
 
 /// The statements that lead from each version of the tables to the next: the first ones make them.
-/// A step must leave the tables usable by the release before it, and wait for no lock for long.
+/// A step must leave the tables usable by the release before it.
 const STEPS: [&str; 2] = [CREATE, SEVERAL_RELAYS];
 
 /// The version of the tables that this program uses. A relay refuses a newer one.
@@ -80,8 +80,8 @@ create table tonk_relay.import (
 ///   has written, and when it was last there.
 /// - `incarnation`: one row, which is empty after a crash of the server and on a promoted standby:
 ///   the table is not in the log. Whoever finds it empty fills it.
-/// - `generation`: how often a document was deleted. Chunks of an earlier generation are not part of
-///   it any more.
+/// - `generation`: how often a document was deleted. Chunks of an earlier generation are no longer part of
+///   it.
 /// - `xid`: the transaction that wrote the row, by which others find what is new.
 /// - `chunk.node`: who wrote it.
 ///
@@ -138,13 +138,16 @@ fn steps(all: &[&str], format: i32) -> Option<String> {
     Some(format!("{}\nupdate tonk_relay.meta set format = {to};\n", missing.concat()))
 }
 
-/// Checks that the tables can be used. Creates them if there are none, and brings them to the
-/// version of this program.
-pub(super) async fn prepare(client: &Client) -> Result<(), ConnectError> {
+/// Checks that the tables can be used. Returns whether they have to be created, or brought to the
+/// version of this program, by [`make`].
+pub(super) async fn is_missing(client: &Client) -> Result<bool, ConnectError> {
     check(client).await?;
-    if steps_from(format(client).await?).is_none() {
-        return Ok(());
-    }
+    Ok(steps_from(format(client).await?).is_some())
+}
+
+/// Creates the tables, or brings them to the version of this program. This takes longer if they are
+/// large.
+pub(super) async fn make(client: &Client) -> Result<(), ConnectError> {
     // One relay does it, all or nothing.
     client.batch_execute("begin").await?;
     client.query("select pg_advisory_xact_lock($1)", &[&LOCK]).await?;

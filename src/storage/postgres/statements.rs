@@ -33,8 +33,8 @@ macro_rules! is_current {
 /// then nothing is deleted for ours. Rows are sorted, and rows that another relay is deleting are
 /// skipped, so that two writes seldom wait for each other.
 ///
-/// Returns the number of the write, or null if the relay may not write any more, whether the commit
-/// is durable, and which of the chunks were not admitted, counted from 1.
+/// Returns the number of the write, or null if the relay may no longer write, whether the commit is
+/// durable, which of the chunks were not admitted, and which were there before, counted from 1.
 macro_rules! write_if {
     ($allowed:expr) => {
         concat!(
@@ -59,8 +59,9 @@ macro_rules! write_if {
                     set data = excluded.data, generation = excluded.generation,
                         node = excluded.node, xid = pg_current_xact_id(),
                         quarantined_at = null, quarantine_reason = null
-                    where there.quarantined_at is not null
-                        or there.generation <> excluded.generation
+                    where there.generation < excluded.generation
+                        or (there.generation = excluded.generation
+                            and there.quarantined_at is not null)
                 returning document, kind, name
             ), replaced as (
                 delete from tonk_relay.chunk as old using (
@@ -71,15 +72,17 @@ macro_rules! write_if {
                             = (gone.document, gone.kind, gone.name)
                     where exists (select from allowed) and chunk.quarantined_at is null
                         and (gone.by = 0 or exists (
-                            select from stored join new using (document, kind, name)
-                            where new.n = gone.by
+                            select from stored join admitted using (document, kind, name)
+                            where admitted.n = gone.by and admitted.current = chunk.generation
                         ))
                     for update of chunk skip locked
                 ) as gone
                 where (old.document, old.kind, old.name) = (gone.document, gone.kind, gone.name)
             )
             select (select writes from allowed), current_setting('synchronous_commit') <> 'off',
-                array(select n from new except select n from admitted)"
+                array(select n from new except select n from admitted),
+                array(select n from admitted
+                    left join stored using (document, kind, name) where stored.name is null)"
         )
     };
 }
@@ -127,54 +130,60 @@ pub(super) const FETCH: &str = concat!(
     is_current!()
 );
 
-/// What others than the relay `$2` have written since the snapshot `$1`, at most `$3` rows of each
-/// kind: a chunk (document, kind, name, bytes), or a document whose marks have changed (whether it
-/// is deleted, whether it is blocked, how often it was deleted). Each row follows the present
-/// snapshot. One row without a change if there are none, and if the old snapshot is null.
+/// What others than the relay `$3` have written since a snapshot, at most `$4` rows of each kind: a
+/// chunk (document, kind, name, bytes), or a document whose marks have changed (whether it is
+/// deleted, whether it is blocked, how often it was deleted). Each row follows the present snapshot.
+/// One row without a change if there are none.
 ///
-/// A row is new if its transaction was not ended in the old snapshot, so each is found exactly once,
-/// in whatever order transactions end (section 9.26.8 of PostgreSQL's manual).
-pub(super) const LOOK: &str = concat!(
-    "with seen as (select $1::text::pg_snapshot as snapshot)
-    select pg_current_snapshot()::text, news.*
-    from (select) as one left join (
-        (select document, kind, name, octet_length(data)::bigint as bytes,
-            null::bool as is_deleted, null::bool as is_blocked, null::bigint as generation
-        from tonk_relay.chunk
-        where (xid >= pg_snapshot_xmax((select snapshot from seen))
-                or xid = any (array(select pg_snapshot_xip(snapshot) from seen)))
-            and node is distinct from $2::bytea and ",
-    is_current!(),
-    " limit $3)
-        union all
-        (select document, null, null, null, deleted_at is not null, blocked_at is not null,
-            generation
-        from tonk_relay.document
-        where xid >= pg_snapshot_xmax((select snapshot from seen))
-            or xid = any (array(select pg_snapshot_xip(snapshot) from seen))
-        limit $3)
-    ) as news on true"
-);
-/// How often each relay has written, how many seconds ago it was last there, and which run of the
-/// server this is.
+/// `$1` is the first transaction that had not begun in the old snapshot, and `$2` are those that
+/// were in progress: a row is new if its transaction is one of these, or later. So each is found
+/// exactly once, in whatever order transactions end (section 9.26.8 of PostgreSQL's manual).
+///
+/// It must be planned with its parameters: only then the server sees how few rows are new, and uses
+/// the indexes on `xid`.
+pub(super) const LOOK: &str = "
+select pg_current_snapshot()::text, news.*
+from (select) as one left join (
+    (select document, kind, name, octet_length(data)::bigint as bytes,
+        null::bool as is_deleted, null::bool as is_blocked, null::bigint as generation
+    from tonk_relay.chunk
+    where (xid >= $1::text::xid8 or xid = any ($2::text[]::xid8[]))
+        and node is distinct from $3::bytea
+    limit $4)
+    union all
+    (select document, null, null, null, deleted_at is not null, blocked_at is not null, generation
+    from tonk_relay.document
+    where xid >= $1::text::xid8 or xid = any ($2::text[]::xid8[])
+    limit $4)
+) as news on true";
+/// How often each relay has written, how many seconds ago it was last seen, which run of the server
+/// this is, and the server's time in milliseconds since 1970.
 pub(super) const NODES: &str = "
 select id, writes, extract(epoch from now() - seen)::float8,
     coalesce((select id::text from tonk_relay.incarnation), '')
-        || ' since ' || pg_postmaster_start_time()::text
+        || ' since ' || pg_postmaster_start_time()::text,
+    (extract(epoch from clock_timestamp()) * 1000)::bigint
 from tonk_relay.node";
-/// Says that the relay `$1` is there. Returns the server's time, in milliseconds since 1970.
+/// Says that the relay `$1` is there, unless it is just writing, which says it, too.
 pub(super) const SEEN: &str = "
-update tonk_relay.node set seen = now() where id = $1
-returning (extract(epoch from clock_timestamp()) * 1000)::bigint";
+update tonk_relay.node set seen = now()
+where id = (select id from tonk_relay.node where id = $1 for update skip locked)";
 /// Says that the relay `$1` has ended, for those who count the relays that are there.
 pub(super) const LEFT: &str =
     "update tonk_relay.node set seen = now() - interval '1 minute' where id = $1";
-/// Forgets relays that have not been there for a day, and deletes chunks that were written while
-/// their documents were being deleted.
+/// Forgets relays that were not seen for a day, and deletes some chunks that were written while
+/// their documents were being deleted. All in one transaction, which waits for nobody.
 pub(super) const SWEEP: &str = "
-with gone as (delete from tonk_relay.node where seen < now() - interval '1 day')
-delete from tonk_relay.chunk using tonk_relay.document as marked
-where chunk.document = marked.document and chunk.generation < marked.generation";
+set local statement_timeout = '2s';
+delete from tonk_relay.node where seen < now() - interval '1 day';
+delete from tonk_relay.chunk where ctid = any (array(
+    select late.ctid from tonk_relay.document cross join lateral (
+        select chunk.ctid from tonk_relay.chunk
+        where chunk.document = document.document and chunk.generation < document.generation
+        limit 100
+    ) as late
+    where document.generation > 0 limit 1000
+))";
 
 /// The time of a column, in RFC 3339.
 macro_rules! rfc3339 {

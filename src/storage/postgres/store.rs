@@ -68,7 +68,8 @@ impl PostgresStore {
                 if changed.is_ok() {
                     link.has_written();
                 } else {
-                    // It may have been made. The marks are read again with the next connection.
+                    // It may have been made.
+                    self.marked.is_unsure.store(true, Ordering::Relaxed);
                     group.broken.cancel();
                 }
                 changed
@@ -97,25 +98,37 @@ impl PostgresStore {
         move |error| error.into_storage("read from", &database)
     }
 
-    /// Reads which documents are deleted or blocked.
-    pub(super) async fn load_marks(&self, group: &Group) -> Result<(), QueryError> {
+    /// Reads which documents are deleted or blocked. Returns those for which that is news.
+    pub(super) async fn load_marks(&self, group: &Group) -> Result<Vec<DocumentId>, QueryError> {
         let all = "select document, deleted_at is not null, blocked_at is not null \
                    from tonk_relay.document where deleted_at is not null or blocked_at is not null";
-        let (mut deleted, mut blocked) = (Vec::new(), Vec::new());
         let reading = group.looker.client.query(all, &[]);
-        for row in self.link.run_within(group, 0, reading).await? {
-            let Ok(document) = document(row.try_get(0)?) else { continue };
-            if row.try_get(1)? {
-                deleted.push(document);
+        let rows = self.link.run_within(group, 0, reading).await?;
+        let marked = self.marked.clone();
+        // There may be as many as there ever were documents.
+        let taking = tokio::task::spawn_blocking(move || {
+            let (mut deleted, mut blocked) = (HashSet::new(), HashSet::new());
+            for row in rows {
+                let Ok(document) = document(row.try_get(0)?) else { continue };
+                if row.try_get(1)? {
+                    deleted.insert(document);
+                }
+                if row.try_get(2)? {
+                    blocked.insert(document);
+                }
             }
-            if row.try_get(2)? {
-                blocked.push(document);
+            let mut news = Vec::new();
+            for (set, now) in [(&marked.deleted, deleted), (&marked.blocked, blocked)] {
+                change(set, |set| {
+                    news.extend(set.symmetric_difference(&now).copied());
+                    *set = now;
+                });
             }
-        }
-        change(&self.marked.deleted, |set| *set = deleted.into_iter().collect());
-        change(&self.marked.blocked, |set| *set = blocked.into_iter().collect());
+            Ok::<_, tokio_postgres::Error>(news)
+        });
+        let news = taking.await.map_err(|panic| QueryError::passing(panic.to_string()))??;
         self.count_blocked();
-        Ok(())
+        Ok(news)
     }
 
     /// Takes over the marks of a document. Returns whether they are news.

@@ -24,7 +24,7 @@ use crate::{
     base::backoff::Backoff,
     document::chunk::{ChunkKind, Key},
     observe::metrics::StorageMetrics,
-    storage::{Basis, StorageError},
+    storage::{Basis, Put, StorageError},
 };
 
 /// The most changes of a commit, and the most that wait for the next one.
@@ -35,7 +35,7 @@ pub(super) const MAX_BATCH: usize = 8 << 20;
 /// A request to the writer, for its next commit.
 pub(super) struct Request {
     pub(super) change: Change,
-    pub(super) done: oneshot::Sender<Result<(), StorageError>>,
+    pub(super) done: oneshot::Sender<Result<Put, StorageError>>,
 }
 
 /// A change of chunks.
@@ -118,7 +118,7 @@ impl Writer {
                 let mut results = Vec::new();
                 for change in changes {
                     let written = self.write(&[change]).await;
-                    results.push(written.and_then(|mut only| only.pop().unwrap_or(Ok(()))));
+                    results.push(written.and_then(|mut only| only.pop().unwrap_or(Ok(Put::Made))));
                 }
                 results
             }
@@ -129,7 +129,7 @@ impl Writer {
         }
     }
 
-    async fn write(&self, changes: &[&Change]) -> Result<Vec<Result<(), QueryError>>, QueryError> {
+    async fn write(&self, changes: &[&Change]) -> Result<Vec<Result<Put, QueryError>>, QueryError> {
         let written = write(&self.link, false, changes).await?;
         self.metrics.commits.inc();
         Ok(written.results)
@@ -140,8 +140,8 @@ impl Writer {
 pub(super) struct Written {
     /// The name of the connections over which it was made.
     pub(super) connection: Vec<u8>,
-    /// For each change, whether it was made.
-    pub(super) results: Vec<Result<(), QueryError>>,
+    /// For each change, what has become of it.
+    pub(super) results: Vec<Result<Put, QueryError>>,
 }
 
 /// Writes changes with one statement, and repeats it until the database has confirmed or refused
@@ -171,16 +171,20 @@ pub(super) async fn write(
         let answered = link.run_within(&group, bytes, writing).await;
         let confirmed = answered.and_then(|row| {
             group.confirmed_by(&row, before, !is_large)?;
-            Ok(row.try_get::<_, Vec<i64>>(2)?)
+            Ok((row.try_get::<_, Vec<i64>>(2)?, row.try_get::<_, Vec<i64>>(3)?))
         });
         match confirmed {
-            Ok(not_admitted) => {
+            Ok((not_admitted, there_before)) => {
                 link.has_written();
-                let result = |n| match not_admitted.contains(&n) {
-                    true => Err(QueryError::deleted()),
-                    false => Ok(()),
-                };
-                let results = numbers(changes).map(|n| n.map_or(Ok(()), result)).collect();
+                let results = changes.iter().zip(numbers(changes)).map(|(change, n)| match n {
+                    Some(n) if not_admitted.contains(&n) => Err(QueryError::deleted()),
+                    // An increment's name is made of all that it holds.
+                    Some(n) if there_before.contains(&n) && change.is_snapshot() => {
+                        Ok(Put::WasThere)
+                    }
+                    _ => Ok(Put::Made),
+                });
+                let results = results.collect();
                 return Ok(Written { connection: group.name.clone(), results });
             }
             Err(error) if error.is_passing() => {
@@ -237,6 +241,11 @@ async fn send(
 }
 
 impl Change {
+    fn is_snapshot(&self) -> bool {
+        let key = self.put.as_ref().map(|(key, _)| key);
+        matches!(key, Some(Key::Chunk { kind: ChunkKind::Snapshot, .. }))
+    }
+
     fn size(&self) -> usize {
         self.put.as_ref().map_or(0, |(_, data)| data.len())
     }

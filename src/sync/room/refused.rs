@@ -72,7 +72,7 @@ impl Room {
             tokio::select! {
                 () = shared.documents.space().wait_until_not_low() => return End::Reopen,
                 () = shared.stopping.cancelled() => return End::Stop,
-                () = handle.news.notified() => if handle.take_outdated() {
+                () = handle.news.notified() => if handle.take_outdated() | handle.take_stored().is_some() {
                     return End::Reopen;
                 },
                 input = self.inbox.recv() => match input {

@@ -98,7 +98,9 @@ impl Room {
             self.stash(*input, reason);
         }
         let is_wanted = match reason {
-            "unknown" | "deleted" | "blocked" | "too_large" => !self.stash.is_empty(),
+            // What others have stored since it was looked for is not there yet.
+            "unknown" => !self.stash.is_empty() || self.handle.take_stored().is_some(),
+            "deleted" | "blocked" | "too_large" => !self.stash.is_empty(),
             _ => !self.stash.is_empty() || self.members().has_active(),
         } || self.handle.take_outdated();
         if is_wanted {

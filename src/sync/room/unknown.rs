@@ -59,6 +59,9 @@ impl Room {
         let until = is_asking.then(|| Deadline::now() + self.forward_timeout());
         let handle = self.handle.clone();
         loop {
+            if handle.take_stored().is_some() {
+                return self.found();
+            }
             let now = Deadline::now();
             let relays_until = handle.relays_answer_until().filter(|until| *until > now);
             let all_lack_it =

@@ -11,7 +11,7 @@ use super::{
 use crate::{
     base::document_id::DocumentId,
     document::chunk::Key,
-    storage::{Basis, ChunkStore, Failure, Loaded, StorageError, store::Store},
+    storage::{Basis, ChunkStore, Failure, Loaded, Put, StorageError, store::Store},
 };
 
 /// Chunks of at least this many bytes are written to a file at once. Writing them twice would cost
@@ -73,7 +73,7 @@ impl ChunkStore for Journal {
         data: Bytes,
         replaced: &'a [Key],
         _basis: Basis,
-    ) -> BoxFuture<'a, Result<(), StorageError>> {
+    ) -> BoxFuture<'a, Result<Put, StorageError>> {
         // A row takes precedence over the file of the same key, so a row must be replaced by a row.
         let has_row = self.shared.index().get(key).is_some();
         let is_row = has_row || (matches!(key, Key::Chunk { .. }) && data.len() < LARGE_CHUNK);
@@ -86,14 +86,14 @@ impl ChunkStore for Journal {
             self.shared.cancel_delete(key).await;
             if is_row {
                 let (key, replaced) = (key.clone(), replaced.to_vec());
-                return self.commit(Change::Put { key, data, replaced }).await;
+                return self.commit(Change::Put { key, data, replaced }).await.map(|()| Put::Made);
             }
             let is_deleted = || match key {
                 Key::Chunk { document, .. } if self.is_deleted(*document) => Some(*document),
                 _ => None,
             };
             if is_deleted().is_some() {
-                return Ok(());
+                return Ok(Put::Made);
             }
             let written = self.folders.put(key, data).await;
             if written.is_ok()
@@ -107,7 +107,7 @@ impl ChunkStore for Journal {
                 Some(document) => {
                     // Waits for the deletion, which counts the files that it deletes.
                     let _lock = self.checkpoint_lock.lock().await;
-                    self.folders.delete_document(document).await.map(drop)
+                    self.folders.delete_document(document).await.map(|_| Put::Made)
                 }
                 None => written,
             }

@@ -6,7 +6,7 @@ use super::*;
 use crate::{
     base::lock::lock,
     storage::{
-        Unknown,
+        Put, Unknown,
         live::{Live, News},
         relay_message::RelayMessage,
     },
@@ -23,12 +23,12 @@ struct Heard {
     /// Documents that are to be read.
     unread: HashSet<DocumentId>,
     marked: Vec<DocumentId>,
-    missed: usize,
+    resyncs: usize,
     lost: usize,
     messages: Vec<RelayMessage>,
 }
 
-impl Live for Rooms {
+impl Live for Arc<Rooms> {
     fn wants(&self, _document: DocumentId) -> bool {
         true
     }
@@ -45,8 +45,8 @@ impl Live for Rooms {
         lock(&self.0).marked.push(document);
     }
 
-    fn missed(&self) {
-        lock(&self.0).missed += 1;
+    fn resync(&self) {
+        lock(&self.0).resyncs += 1;
     }
 
     fn lost(&self) {
@@ -89,7 +89,7 @@ async fn start(database: &TestDatabase) -> Relay {
     let rooms = Arc::new(Rooms::default());
     let running = tokio::spawn({
         let (store, rooms) = (store.clone(), rooms.clone());
-        async move { store.run(&*rooms).await }
+        async move { store.run(rooms).await }
     });
     Relay { store, rooms, _running: AbortOnDropHandle::new(running) }
 }
@@ -159,9 +159,9 @@ async fn more_than_a_page_is_read_by_the_rooms() {
     let insert = "insert into tonk_relay.chunk (document, kind, name, data) \
                   select decode(repeat('01', 16), 'hex'), 1, n::text, 'x' \
                   from generate_series(1, 1000) as n";
-    let missed = lock(&other.rooms.0).missed;
+    let before = lock(&other.rooms.0).resyncs;
     database.client().await.batch_execute(insert).await.expect("inserts");
-    other.rooms.until(|heard| heard.missed > missed).await;
+    other.rooms.until(|heard| heard.resyncs > before).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -232,6 +232,84 @@ async fn what_was_written_during_a_deletion_does_not_come_back() {
     assert_eq!(other.store.load_document(DOCUMENT).await.expect("loads").chunks.len(), 1);
 }
 
+/// A write that waits while its document is deleted and brought again.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_brought_again_is_not_hidden_by_an_earlier_write() {
+    let Some((database, one, other)) = two().await else { return };
+    let (blocker, chunk) = (database.client().await, key("a"));
+    let basis = Basis { losses: 0, generation: Some(0) };
+    let lock = "begin; select from tonk_relay.node for update";
+    one.store.put(&key("first"), Bytes::from_static(b"x")).await.expect("is stored");
+    blocker.batch_execute(lock).await.expect("locks");
+    let late = tokio::spawn({
+        let (store, chunk) = (other.store.clone(), chunk.clone());
+        async move { store.replace(&chunk, Bytes::from_static(b"x"), &[], basis).await }
+    });
+    let waits = "select count(*) from pg_stat_activity \
+                 where wait_event_type = 'Lock' and query like '%insert into tonk_relay.chunk%'";
+    let waiting = async || -> i64 {
+        database.client().await.query_one(waits, &[]).await.expect("reads").get(0)
+    };
+    while waiting().await == 0 {
+        sleep(Duration::from_millis(5)).await;
+    }
+    // What another relay does meanwhile.
+    blocker
+        .batch_execute(
+            "insert into tonk_relay.document (document, generation) \
+             values (decode(repeat('01', 16), 'hex'), 1); \
+             insert into tonk_relay.chunk (document, kind, name, data, generation) \
+             values (decode(repeat('01', 16), 'hex'), 1, 'a', 'x', 1); commit",
+        )
+        .await
+        .expect("writes");
+    late.await.expect("no panic").expect("the chunk is there");
+    let chunks = one.store.load_document(DOCUMENT).await.expect("loads").chunks;
+    assert_eq!(chunks, [(chunk, b"x".to_vec())]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_deletion_that_failed_the_marks_are_read_again() {
+    let Some((database, one, _other)) = two().await else { return };
+    let blocker = database.client().await;
+    blocker.batch_execute("begin; lock table tonk_relay.document").await.expect("locks");
+    let deleting = one.store.delete_document(DOCUMENT, Tombstone::new(DOCUMENT, None));
+    timeout(LONG, deleting).await.expect("in time").expect_err("the lock is not released");
+    blocker.batch_execute("rollback").await.expect("releases");
+    one.rooms.until(|_| !one.store.is_deleted(DOCUMENT)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_look_reads_only_what_is_new() {
+    let Some((database, one, _other)) = two().await else { return };
+    let client = database.client().await;
+    client
+        .batch_execute(
+            "insert into tonk_relay.chunk (document, kind, name, data) \
+             select decode(lpad(to_hex(n), 32, '0'), 'hex'), 1, n::text, 'x' \
+             from generate_series(1, 100000) as n; \
+             insert into tonk_relay.document (document, deleted_at, generation) \
+             select decode(lpad(to_hex(n), 32, '0'), 'hex'), now(), 1 \
+             from generate_series(200000, 210000) as n; analyze",
+        )
+        .await
+        .expect("fills");
+    one.store.put(&key("new"), Bytes::from_static(b"x")).await.expect("is stored");
+    let snapshot: String =
+        client.query_one("select pg_current_snapshot()::text", &[]).await.expect("reads").get(0);
+    let next = snapshot.split(':').nth(1).expect("a transaction");
+    let look = statements::LOOK.replace("$1", &format!("'{next}'")).replace("$2", "'{1}'");
+    let look = look.replace("$3", "'\\x00'").replace("$4", "10000");
+    let plan: String = client
+        .query(&format!("explain {look}"), &[])
+        .await
+        .expect("plans")
+        .iter()
+        .map(|row| row.get::<_, String>(0) + "\n")
+        .collect();
+    assert!(!plan.contains("Seq Scan on"), "{plan}");
+}
+
 /// Snapshots of the same heads may differ in changes that wait for others.
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_replaced_by_a_snapshot_that_another_has_stored() {
@@ -239,7 +317,8 @@ async fn nothing_is_replaced_by_a_snapshot_that_another_has_stored() {
     one.store.put(&key("a"), Bytes::from_static(b"waits")).await.expect("is stored");
     one.store.put(&snapshot("s"), Bytes::from_static(b"without it")).await.expect("is stored");
     let (data, basis) = (Bytes::from_static(b"with it"), Basis::default());
-    other.store.replace(&snapshot("s"), data, &[key("a")], basis).await.expect("is stored");
+    let put = other.store.replace(&snapshot("s"), data, &[key("a")], basis).await;
+    assert_eq!(put.expect("is durable"), Put::WasThere);
     let chunks = one.store.load_document(DOCUMENT).await.expect("loads").chunks;
     let without = (snapshot("s"), b"without it".to_vec());
     assert_eq!(chunks, [without, (key("a"), b"waits".to_vec())]);
@@ -316,7 +395,7 @@ async fn after_the_connections_were_lost_nothing_is_missed() {
         other.rooms.until(|heard| heard.chunks.contains(&name)).await;
     }
     assert_eq!(lock(&other.rooms.0).lost, 0, "the server is the same");
-    assert_eq!(lock(&other.rooms.0).missed, 0);
+    assert_eq!(lock(&other.rooms.0).resyncs, 0);
     // Another run of the server may have less than was read.
     let client = database.client().await;
     client
@@ -324,7 +403,7 @@ async fn after_the_connections_were_lost_nothing_is_missed() {
         .await
         .expect("");
     end_connections(&database).await;
-    other.rooms.until(|heard| heard.lost == 1 && heard.missed > 0).await;
+    other.rooms.until(|heard| heard.lost == 1 && heard.resyncs > 0).await;
     // What another relay had written is gone.
     let lose = "update tonk_relay.node set writes = 1 where writes > 1";
     client.batch_execute(lose).await.expect("loses");

@@ -161,6 +161,11 @@ impl NativeEngine {
         if matches!(self.core, CoreState::Failed) {
             return Err(self.failure);
         }
+        if !self.events.is_empty() {
+            // An earlier call was cancelled.
+            self.settle().await;
+            return Ok(());
+        }
         let Ok(events) = self.writer.next().await else {
             // What was not durable goes to the next engine.
             self.core = CoreState::Failed;

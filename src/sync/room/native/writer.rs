@@ -13,7 +13,7 @@ use crate::{
         core::event::{Event, Remains},
     },
     storage::{
-        Basis,
+        Basis, Put,
         documents::{Documents, Outdated, Remaining, Unread},
     },
     sync::room::engine::done,
@@ -38,7 +38,7 @@ pub(super) struct Writer {
 /// How a write, or reading what is left, has ended.
 enum Done {
     /// The chunk is durable.
-    Saved,
+    Saved(Put),
     /// The store has lost something. What it still has.
     Lost(Remains, Basis),
     /// The document was deleted since it was read.
@@ -65,7 +65,7 @@ impl Writer {
             drop(waiting);
             let bytes = data.len();
             match documents.replace(&key, data, &replaces, basis).await {
-                Ok(()) => Done::Saved,
+                Ok(put) => Done::Saved(put),
                 Err(Outdated::Deleted) => Done::Deleted,
                 Err(Outdated::Lost) => {
                     let _waiting = documents.unsaved_bytes(bytes);
@@ -140,8 +140,12 @@ impl Writer {
     fn end(&mut self, done: Done) -> Result<Vec<Event>, Ended> {
         (self.work, self.is_reading) = (None, false);
         match done {
-            Done::Saved if self.is_outdated() => Ok(Vec::new()),
-            Done::Saved => Ok(vec![Event::Saved]),
+            Done::Saved(_) if self.is_outdated() => Ok(Vec::new()),
+            Done::Saved(Put::Made) => Ok(vec![Event::Saved]),
+            Done::Saved(Put::WasThere) => {
+                self.has_unread = true;
+                Ok(vec![Event::SavedByAnother])
+            }
             Done::Lost(remains, basis) => {
                 self.basis = basis;
                 // There may be more than what is in memory.
