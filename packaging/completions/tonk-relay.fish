@@ -85,9 +85,9 @@ complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand reload" -l socket 
 complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand reload" -s h -l help -d 'Print help'
 complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand token; and not __fish_seen_subcommand_from add list remove" -l config -d 'The config file, which names the file of tokens' -r -F
 complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand token; and not __fish_seen_subcommand_from add list remove" -s h -l help -d 'Print help'
-complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand token; and not __fish_seen_subcommand_from add list remove" -f -a "add" -d 'Create a token and print it. Only its hash is stored, so it cannot be shown again. It takes effect after `tonk-relay reload`'
+complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand token; and not __fish_seen_subcommand_from add list remove" -f -a "add" -d 'Create a token and print it. Only its hash is stored, so it cannot be shown again. In a file it takes effect after `tonk-relay reload`, in a database at once'
 complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand token; and not __fish_seen_subcommand_from add list remove" -f -a "list" -d 'List the tokens, with when each was last used'
-complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand token; and not __fish_seen_subcommand_from add list remove" -f -a "remove" -d 'Remove tokens. Their sessions end with the next `tonk-relay reload`'
+complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand token; and not __fish_seen_subcommand_from add list remove" -f -a "remove" -d 'Remove tokens. Their sessions end with the next `tonk-relay reload`; those of a database at once'
 complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand token; and __fish_seen_subcommand_from add" -l scope -d 'What the token allows: sync:read or sync:write, for one document with :<document id>; upload; download; admin' -r
 complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand token; and __fish_seen_subcommand_from add" -l expires -d 'How long the token is valid, such as 90d; without this, it does not expire' -r
 complete -c tonk-relay -n "__fish_tonk_relay_using_subcommand token; and __fish_seen_subcommand_from add" -l config -d 'The config file, which names the file of tokens' -r -F

@@ -102,8 +102,8 @@ impl Loaded {
         let certificate = tls.prepare_settled(&config.tls).await;
         tls.install(certificate.map_err(|source| AppError::Tls { file: file(), source })?);
         #[expect(clippy::disallowed_methods, reason = "nothing is served yet")]
-        let policy =
-            Policy::load(&config.auth).map_err(|source| AppError::Auth { file: file(), source })?;
+        let policy = Policy::load(&config.auth, config.cluster.is_set())
+            .map_err(|source| AppError::Auth { file: file(), source })?;
         let auth =
             Auth::new(policy, LastUse::new(&config.storage.path, config.storage.path.join(TMP)));
         let documents = Documents::new(

@@ -22,6 +22,7 @@ pub mod preflight;
 pub mod reloader;
 mod report;
 pub mod service;
+mod shared_tokens;
 mod start;
 pub mod supervisor;
 mod tasks;

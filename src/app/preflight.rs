@@ -79,7 +79,7 @@ fn open_here(loaded: &LoadedConfig, will_be_made: impl Fn(&Path) -> bool) -> Vec
     {
         fault(error.key(), error.to_string());
     }
-    if let Err(error) = Policy::load(&config.auth) {
+    if let Err(error) = Policy::load(&config.auth, config.cluster.is_set()) {
         fault(error.key(), error.to_string());
     }
     for (key, path) in

@@ -156,9 +156,9 @@ impl Reloader {
         let log_filter = levels::filter(&new.config.log.level);
         let log_filter = log_filter.map_err(|error| refused([error.to_string()]))?;
         // Read with every reload, since the file may change without the config.
-        let auth = new.config.auth.clone();
+        let (auth, has_shared) = (new.config.auth.clone(), new.config.cluster.is_set());
         #[expect(clippy::disallowed_methods, reason = "runs on a thread that may block")]
-        let policy = blocking::run(move || Policy::load(&auth)).await;
+        let policy = blocking::run(move || Policy::load(&auth, has_shared)).await;
         let policy = policy.map_err(|error| at(error.key(), &error))?;
         let degraded = self.health.report().degraded;
         let mut certificate = None;

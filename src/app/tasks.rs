@@ -15,6 +15,7 @@ use tracing::warn;
 use super::{
     reloader::Reloader,
     report::status_line,
+    shared_tokens,
     supervisor::{
         OnExit::{Fatal, Restart},
         Task,
@@ -97,6 +98,8 @@ pub(super) fn table(
             database.run(rooms).await;
         };
         tasks.push(Task::new("database", Restart, stopping, &subject, task));
+        let subject = (database.tokens(), app.config.clone(), sessions.clone());
+        tasks.push(Task::new("tokens", Restart, stopping, &subject, shared_tokens::follow));
     }
     tasks.extend([
         Task::new("space", Restart, stopping, &app.documents, |documents| async move {

@@ -188,26 +188,35 @@ enum Mode {
 }
 
 impl Policy {
-    /// Reads the tokens or keys that the config names.
+    /// Reads the tokens or keys that the config names. The file of tokens need not exist if there
+    /// are tokens that relays share.
     ///
     /// # Errors
     /// The file of tokens or of keys cannot be used.
-    pub fn load(auth: &config::Auth) -> Result<Self, AuthError> {
+    pub fn load(auth: &config::Auth, has_shared: bool) -> Result<Self, AuthError> {
         let mode = match auth.mode {
             AuthMode::Unset => Mode::Unset,
             AuthMode::Open => Mode::Open,
-            AuthMode::Token => Mode::Token(tokens::load(&auth.tokens_file())?),
+            AuthMode::Token => Mode::Token(match tokens::load(&auth.tokens_file()) {
+                Err(TokensError::Missing { .. }) if has_shared => Tokens::default(),
+                loaded => loaded?,
+            }),
             AuthMode::Jwt => Mode::Jwt(Keys::load(&auth.keys_file(), auth)?),
         };
         Ok(Self { mode, anonymous: Arc::new(auth.anonymous.iter().copied().collect()) })
     }
 
-    fn admit(&self, token: Option<&str>, client: Client) -> Result<Access, Refusal> {
+    fn admit(
+        &self,
+        shared: &Tokens,
+        token: Option<&str>,
+        client: Client,
+    ) -> Result<Access, Refusal> {
         match (&self.mode, token) {
             (Mode::Unset, _) if !client.is_local => Err(Refusal::Remote),
             (Mode::Unset | Mode::Open, _) => Ok(Access::open()),
             (Mode::Token(_) | Mode::Jwt(_), None) => self.anonymous(),
-            (Mode::Token(tokens), Some(token)) => access_of(tokens, &tokens::hash(token)),
+            (Mode::Token(own), Some(token)) => access_of([own, shared], &tokens::hash(token)),
             (Mode::Jwt(keys), Some(token)) => {
                 let claims = keys.verify(token).map_err(|bad| match bad {
                     BadJwt::Expired => Refusal::Expired,
@@ -224,9 +233,14 @@ impl Policy {
     }
 
     /// Checks again a client that was admitted before.
-    fn admit_again(&self, access: &Access, client: Client) -> Result<Access, Refusal> {
+    fn admit_again(
+        &self,
+        shared: &Tokens,
+        access: &Access,
+        client: Client,
+    ) -> Result<Access, Refusal> {
         match (&self.mode, &access.credential) {
-            (Mode::Token(tokens), Credential::Token(hash)) => access_of(tokens, hash),
+            (Mode::Token(own), Credential::Token(hash)) => access_of([own, shared], hash),
             (Mode::Jwt(_), Credential::Token(_)) => Err(Refusal::Unknown),
             // The signature was verified before, and stays valid while the key is in use.
             (Mode::Jwt(keys), Credential::Jwt(_, key)) if keys.contains(*key) => {
@@ -235,9 +249,9 @@ impl Policy {
                     false => Ok(access.clone()),
                 }
             }
-            (_, Credential::Jwt(token, _)) => self.admit(Some(token), client),
+            (_, Credential::Jwt(token, _)) => self.admit(shared, Some(token), client),
             (Mode::Unset | Mode::Open, Credential::Token(_)) | (_, Credential::None) => {
-                self.admit(None, client)
+                self.admit(shared, None, client)
             }
         }
     }
@@ -250,8 +264,8 @@ impl Policy {
     }
 }
 
-fn access_of(tokens: &Tokens, hash: &str) -> Result<Access, Refusal> {
-    let token = tokens.by_hash(hash).ok_or(Refusal::Unknown)?;
+fn access_of(tokens: [&Tokens; 2], hash: &str) -> Result<Access, Refusal> {
+    let token = tokens.iter().find_map(|tokens| tokens.by_hash(hash)).ok_or(Refusal::Unknown)?;
     if token.is_expired(SystemTime::now()) {
         return Err(Refusal::Expired);
     }
@@ -266,13 +280,15 @@ fn access_of(tokens: &Tokens, hash: &str) -> Result<Access, Refusal> {
 /// The policy in effect.
 pub struct Auth {
     policy: RwLock<Arc<Policy>>,
+    /// The tokens that all relays share.
+    shared: RwLock<Arc<Tokens>>,
     last_use: LastUse,
 }
 
 impl Auth {
     /// Returns one that begins with `policy` and records uses of tokens in `last_use`.
     pub fn new(policy: Policy, last_use: LastUse) -> Self {
-        Self { policy: RwLock::new(Arc::new(policy)), last_use }
+        Self { policy: RwLock::new(Arc::new(policy)), shared: RwLock::default(), last_use }
     }
 
     /// Returns one that admits everyone, for connections of the relay itself.
@@ -292,12 +308,21 @@ impl Auth {
         *self.policy.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(policy);
     }
 
+    fn shared(&self) -> Arc<Tokens> {
+        self.shared.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Puts other shared tokens into effect. The caller has to check open sessions again.
+    pub fn set_shared(&self, tokens: Tokens) {
+        *self.shared.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(tokens);
+    }
+
     /// Admits a client that shows `token`.
     ///
     /// # Errors
     /// The client is refused.
     pub fn admit(&self, token: Option<&str>, client: Client) -> Result<Access, Refusal> {
-        let access = self.policy().admit(token, client)?;
+        let access = self.policy().admit(&self.shared(), token, client)?;
         self.record_use(&access);
         Ok(access)
     }
@@ -307,7 +332,7 @@ impl Auth {
     /// # Errors
     /// The client is not admitted any longer.
     pub fn admit_again(&self, access: &Access, client: Client) -> Result<Access, Refusal> {
-        self.policy().admit_again(access, client)
+        self.policy().admit_again(&self.shared(), access, client)
     }
 
     /// Records that the token of an admitted client is in use.

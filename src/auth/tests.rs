@@ -15,18 +15,24 @@ fn now() -> u64 {
 }
 
 fn policy(auth: &config::Auth) -> Policy {
-    Policy::load(auth).expect("loads")
+    Policy::load(auth, false).expect("loads")
 }
 
 #[test]
 fn without_a_mode_only_clients_of_this_machine_are_admitted() {
     let unset = policy(&config::Auth::default());
-    assert_eq!(unset.admit(None, client()).expect_err("remote"), Refusal::Remote);
+    assert_eq!(
+        unset.admit(&Tokens::default(), None, client()).expect_err("remote"),
+        Refusal::Remote
+    );
     let local =
         Client { address: Some([127, 0, 0, 1].into()), is_local: true, ..Client::default() };
-    assert!(unset.admit(None, local).expect("local").rights.admin);
+    assert!(unset.admit(&Tokens::default(), None, local).expect("local").rights.admin);
     let forwarded = Client { address: Some([127, 0, 0, 1].into()), ..Client::default() };
-    assert_eq!(unset.admit(None, forwarded).expect_err("forwarded"), Refusal::Remote);
+    assert_eq!(
+        unset.admit(&Tokens::default(), None, forwarded).expect_err("forwarded"),
+        Refusal::Remote
+    );
 }
 
 #[test]
@@ -69,9 +75,12 @@ fn a_client_without_a_token_has_the_anonymous_scopes_only() {
         anonymous: vec![Scope::Download],
         ..Default::default()
     };
-    let access = policy(&auth).admit(None, client()).expect("admitted");
+    let access = policy(&auth).admit(&Tokens::default(), None, client()).expect("admitted");
     assert!(access.rights.download && !access.rights.may_sync() && !access.rights.upload);
-    assert_eq!(policy(&auth).admit(Some("wrong"), client()).expect_err("wrong"), Refusal::Unknown);
+    assert_eq!(
+        policy(&auth).admit(&Tokens::default(), Some("wrong"), client()).expect_err("wrong"),
+        Refusal::Unknown
+    );
 }
 
 // Generated with openssl for these tests only.
@@ -116,13 +125,16 @@ fn jwt_policy(keys: &str, issuer: &str, audience: &str) -> Result<Policy, AuthEr
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("keys");
     fs::write(&file, keys).expect("written");
-    Policy::load(&config::Auth {
-        mode: AuthMode::Jwt,
-        jwt_keys: file,
-        jwt_issuer: issuer.to_owned(),
-        jwt_audience: audience.to_owned(),
-        ..Default::default()
-    })
+    Policy::load(
+        &config::Auth {
+            mode: AuthMode::Jwt,
+            jwt_keys: file,
+            jwt_issuer: issuer.to_owned(),
+            jwt_audience: audience.to_owned(),
+            ..Default::default()
+        },
+        false,
+    )
 }
 
 fn jwks() -> String {
@@ -148,7 +160,11 @@ fn a_jwks_may_name_the_algorithm_of_an_ed25519_key_eddsa_or_ed25519() {
         let k = "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY";
         let keys = json!({ "keys": [named, { "kty": "oct", "k": k, "alg": "HS256" }] });
         let policy = jwt_policy(&keys.to_string(), "", "").expect("keys");
-        assert_eq!(policy.admit(Some(&token), client()).is_ok(), is_known, "{name}");
+        assert_eq!(
+            policy.admit(&Tokens::default(), Some(&token), client()).is_ok(),
+            is_known,
+            "{name}"
+        );
     }
 }
 
@@ -168,7 +184,8 @@ fn a_token_may_name_its_algorithm_ed25519() {
     ] {
         let token = ed25519_jwt(&header, &claims);
         for policy in [&pem, &jwks] {
-            let access = policy.admit(Some(&token), client()).expect("admitted");
+            let access =
+                policy.admit(&Tokens::default(), Some(&token), client()).expect("admitted");
             assert_eq!(&*access.principal.0, "jwt:ann", "{header}");
             assert!(access.rights.upload && access.rights.may_sync() && !access.rights.admin);
         }
@@ -183,7 +200,10 @@ fn a_token_may_name_its_algorithm_ed25519() {
         (json!({}), "not a JWT"),
     ] {
         let token = ed25519_jwt(&header, &claims);
-        let refusal = jwks.admit(Some(&token), client()).expect_err("refused").to_string();
+        let refusal = jwks
+            .admit(&Tokens::default(), Some(&token), client())
+            .expect_err("refused")
+            .to_string();
         assert!(refusal.contains(why), "{header}: {refusal}");
     }
 }
@@ -201,7 +221,7 @@ fn the_header_of_an_ed25519_token_is_part_of_what_is_signed() {
     let payload = part(&claims);
     let forged = part(&json!({ "sub": "bob", "exp": now() + 60 }));
     let whole = format!("{header}.{payload}.{signature}");
-    assert!(policy.admit(Some(&whole), client()).is_ok());
+    assert!(policy.admit(&Tokens::default(), Some(&whole), client()).is_ok());
     for altered in [
         format!("{other}.{payload}.{signature}"),
         format!("{eddsa}.{payload}.{signature}"),
@@ -215,7 +235,8 @@ fn the_header_of_an_ed25519_token_is_part_of_what_is_signed() {
         format!("{whole}.{signature}"),
         format!(".{whole}"),
     ] {
-        let refusal = policy.admit(Some(&altered), client()).expect_err(&altered);
+        let refusal =
+            policy.admit(&Tokens::default(), Some(&altered), client()).expect_err(&altered);
         assert!(matches!(refusal, Refusal::Invalid(_)), "{altered}: {refusal}");
     }
 }
@@ -229,11 +250,14 @@ fn every_kind_of_key_verifies_its_own_tokens_only() {
     for (algorithm, key) in signers() {
         let token = jwt(algorithm, &key, &claims);
         let policy = if algorithm == Algorithm::HS256 { &jwks } else { &pem };
-        let access = policy.admit(Some(&token), client()).expect("admitted");
+        let access = policy.admit(&Tokens::default(), Some(&token), client()).expect("admitted");
         assert_eq!(&*access.principal.0, "jwt:ann", "{algorithm:?}");
         assert!(access.rights.upload && access.rights.may_sync() && !access.rights.admin);
         let other = if algorithm == Algorithm::HS256 { &pem } else { &jwks };
-        assert!(other.admit(Some(&token), client()).is_err(), "{algorithm:?}: no such key there");
+        assert!(
+            other.admit(&Tokens::default(), Some(&token), client()).is_err(),
+            "{algorithm:?}: no such key there"
+        );
     }
 }
 
@@ -245,7 +269,7 @@ fn a_token_with_critical_extensions_is_refused() {
         let mut header = Header::new(Algorithm::HS256);
         change(&mut header);
         let token = encode(&header, &claims, &EncodingKey::from_secret(SECRET)).expect("signed");
-        policy.admit(Some(&token), client())
+        policy.admit(&Tokens::default(), Some(&token), client())
     };
     admit(&|_| {}).expect("admitted");
     admit(&|header| header.extras.insert("theirs", 1)).expect("extensions may be ignored");
@@ -267,15 +291,24 @@ fn a_public_key_is_not_accepted_as_an_hmac_secret() {
     let policy = jwt_policy(RSA_PUBLIC, "", "").expect("keys");
     let claims = json!({ "sub": "ann", "exp": now() + 60, "scope": "sync:write" });
     let forged = jwt(Algorithm::HS256, &EncodingKey::from_secret(RSA_PUBLIC.as_bytes()), &claims);
-    assert!(matches!(policy.admit(Some(&forged), client()), Err(Refusal::Invalid(_))));
+    assert!(matches!(
+        policy.admit(&Tokens::default(), Some(&forged), client()),
+        Err(Refusal::Invalid(_))
+    ));
     let claims = part(&claims);
     let named = format!("{}.{claims}", part(&json!({ "alg": "Ed25519" })));
     let secret = EncodingKey::from_secret(RSA_PUBLIC.as_bytes());
     let signature = crypto::sign(named.as_bytes(), &secret, Algorithm::HS256).expect("signed");
     let forged = format!("{named}.{signature}");
-    assert!(matches!(policy.admit(Some(&forged), client()), Err(Refusal::Invalid(_))));
+    assert!(matches!(
+        policy.admit(&Tokens::default(), Some(&forged), client()),
+        Err(Refusal::Invalid(_))
+    ));
     let none = "eyJhbGciOiJub25lIn0.eyJzdWIiOiJhbm4iLCJleHAiOjk5OTk5OTk5OTl9.";
-    assert!(matches!(policy.admit(Some(none), client()), Err(Refusal::Invalid(_))));
+    assert!(matches!(
+        policy.admit(&Tokens::default(), Some(none), client()),
+        Err(Refusal::Invalid(_))
+    ));
 }
 
 #[test]
@@ -291,7 +324,11 @@ fn refuse_bad_claims(algorithm: &str) {
         "iss": "https://id.example.org", "aud": ["x", "relay"],
     });
     let admit = |claims: &Value| {
-        policy.admit(Some(&ed25519_jwt(&json!({ "alg": algorithm }), claims)), client())
+        policy.admit(
+            &Tokens::default(),
+            Some(&ed25519_jwt(&json!({ "alg": algorithm }), claims)),
+            client(),
+        )
     };
     let access = admit(&good).expect("admitted");
     assert!(access.rights.may_sync());
@@ -362,6 +399,6 @@ fn no_token_makes_verification_panic() {
         &long,
         "é.é.é",
     ] {
-        assert!(policy.admit(Some(token), client()).is_err(), "{token:.20}");
+        assert!(policy.admit(&Tokens::default(), Some(token), client()).is_err(), "{token:.20}");
     }
 }

@@ -90,6 +90,19 @@ pub fn hash(secret: &str) -> String {
 pub struct Tokens(HashMap<String, Token>);
 
 impl Tokens {
+    /// The tokens with these JSON texts. Also returns how many could not be read: a newer relay may
+    /// have written them.
+    pub fn of_json<'a>(texts: impl IntoIterator<Item = &'a String>) -> (Self, usize) {
+        let (mut tokens, mut unknown) = (HashMap::new(), 0);
+        for text in texts {
+            match serde_json::from_str::<Token>(text) {
+                Ok(token) => _ = tokens.insert(token.sha256.clone(), token),
+                Err(_) => unknown += 1,
+            }
+        }
+        (Self(tokens), unknown)
+    }
+
     /// Returns the token with this secret.
     pub fn find(&self, secret: &str) -> Option<&Token> {
         self.by_hash(&hash(secret))

@@ -14,7 +14,7 @@ use super::{
     arguments::{CONFIG_FILE, duration},
     error::{CliError, io_error},
     output::{print, show_list},
-    relay::RelayArguments,
+    relay::{Relay, RelayArguments},
 };
 use crate::{
     auth::{
@@ -36,8 +36,8 @@ pub(super) struct TokenArguments {
 
 #[derive(Debug, Subcommand)]
 enum TokenCommand {
-    /// Create a token and print it. Only its hash is stored, so it cannot be shown again. It takes
-    /// effect after `tonk-relay reload`
+    /// Create a token and print it. Only its hash is stored, so it cannot be shown again. In a file
+    /// it takes effect after `tonk-relay reload`, in a database at once
     Add {
         /// The name of the holder. Tokens with the same name belong to the same principal, so that
         /// a new one can replace an old one
@@ -56,7 +56,8 @@ enum TokenCommand {
         #[arg(long)]
         json: bool,
     },
-    /// Remove tokens. Their sessions end with the next `tonk-relay reload`
+    /// Remove tokens. Their sessions end with the next `tonk-relay reload`; those of a database at
+    /// once
     Remove {
         /// A name, for all tokens with it, or the id of one token, as `token list` prints it
         name_or_id: String,
@@ -83,44 +84,26 @@ impl From<TokensError> for CliError {
 
 pub(super) fn run(arguments: TokenArguments) -> Result<(), CliError> {
     let config = load::read_file(&arguments.config).map_err(CliError::Config)?.config;
-    let (file, documents) = (&config.auth.tokens, &config.storage.path);
-    let _lock = if matches!(arguments.command, TokenCommand::List { .. }) {
-        None
-    } else {
-        Some(lock(file)?)
+    let mut tokens = match config.cluster.is_set() {
+        true => Kept::InDatabase(RelayArguments::of(arguments.config.clone()).stored()?),
+        false => {
+            let file = config.auth.tokens.clone();
+            let changes = !matches!(arguments.command, TokenCommand::List { .. });
+            let _lock = if changes { Some(lock(&file)?) } else { None };
+            Kept::InFile { file, like: config.storage.path.clone(), _lock }
+        }
     };
-    let stored = match tokens::read(file) {
-        Err(TokensError::Missing { .. }) => Vec::new(),
-        other => other?,
-    };
+    let stored = tokens.read()?;
     match arguments.command {
         TokenCommand::Add { name, scopes, expires } => {
-            if name.is_empty() || name.len() > 200 || name.contains(text::is_invisible) {
-                return Err(CliError::Problem(
-                    "the name must have 1 to 200 bytes, without control or format characters"
-                        .to_owned(),
-                ));
-            }
-            if expires.is_some_and(|lives| lives > tokens::MAX_LIFETIME) {
-                return Err(CliError::Problem(
-                    "--expires: at most 100 years; leave --expires out for a token that does not \
-                     expire"
-                        .to_owned(),
-                ));
-            }
+            check_new(&name, expires)?;
             let (secret, token) = tokens::generate(&name, scopes, expires);
-            let mut all = stored;
-            all.push(token);
-            tokens::write(file, all, documents)?;
+            tokens.add(stored, token)?;
             print(&format!("{secret}\n"));
-            eprintln!(
-                "stored in {}; it takes effect after `tonk-relay reload`. The token is not shown \
-                 again.",
-                file.display()
-            );
+            eprintln!("stored in {}. The token is not shown again.", tokens.describe());
         }
         TokenCommand::List { json } => {
-            let used = last_uses(&arguments.config, documents);
+            let used = last_uses(&arguments.config, &config.storage.path);
             let now = SystemTime::now();
             let time = |at: SystemTime| humantime::format_rfc3339_seconds(at).to_string();
             let listed: Vec<ListedToken<'_>> = stored
@@ -144,17 +127,100 @@ pub(super) fn run(arguments: TokenArguments) -> Result<(), CliError> {
             if gone.is_empty() {
                 return Err(CliError::Problem(format!(
                     "{}: no token {name_or_id}; `tonk-relay token list` lists all tokens",
-                    file.display()
+                    tokens.place()
                 )));
             }
-            tokens::write(file, left, documents)?;
+            tokens.remove(&gone, left)?;
             for token in &gone {
                 print(&format!("removed {} {}\n", token.id(), token.name));
             }
-            eprintln!("this takes effect after `tonk-relay reload`");
+            eprintln!("{}", tokens.takes_effect());
         }
     }
     Ok(())
+}
+
+/// Checks what a new token is to be.
+fn check_new(name: &str, expires: Option<Duration>) -> Result<(), CliError> {
+    if name.is_empty() || name.len() > 200 || name.contains(text::is_invisible) {
+        return Err(CliError::Problem(
+            "the name must have 1 to 200 bytes, without control or format characters".to_owned(),
+        ));
+    }
+    if expires.is_some_and(|lives| lives > tokens::MAX_LIFETIME) {
+        return Err(CliError::Problem(
+            "--expires: at most 100 years; leave --expires out for a token that does not expire"
+                .to_owned(),
+        ));
+    }
+    Ok(())
+}
+
+/// Where tokens are kept.
+enum Kept {
+    /// In a file, which is locked while it is changed. A new one is readable like `like`.
+    InFile { file: PathBuf, like: PathBuf, _lock: Option<Folder> },
+    /// In the database, for all relays.
+    InDatabase(Relay),
+}
+
+impl Kept {
+    fn read(&mut self) -> Result<Vec<Token>, CliError> {
+        match self {
+            Self::InFile { file, .. } => match tokens::read(file) {
+                Err(TokensError::Missing { .. }) => Ok(Vec::new()),
+                other => Ok(other?),
+            },
+            Self::InDatabase(relay) => relay.request(Method::GET, "/tokens"),
+        }
+    }
+
+    fn add(&mut self, mut stored: Vec<Token>, token: Token) -> Result<(), CliError> {
+        match self {
+            Self::InFile { file, like, .. } => {
+                stored.push(token);
+                Ok(tokens::write(file, stored, like)?)
+            }
+            Self::InDatabase(relay) => relay.send(Method::POST, "/tokens", &token),
+        }
+    }
+
+    fn remove(&mut self, gone: &[Token], left: Vec<Token>) -> Result<(), CliError> {
+        match self {
+            Self::InFile { file, like, .. } => Ok(tokens::write(file, left, like)?),
+            Self::InDatabase(relay) => {
+                let hashes: Vec<&str> = gone.iter().map(|token| token.sha256.as_str()).collect();
+                relay.send(Method::DELETE, "/tokens", &hashes)
+            }
+        }
+    }
+
+    fn place(&self) -> String {
+        match self {
+            Self::InFile { file, .. } => file.display().to_string(),
+            Self::InDatabase(_) => "the database".to_owned(),
+        }
+    }
+
+    /// Where a new token is, and from when it holds.
+    fn describe(&self) -> String {
+        match self {
+            Self::InFile { file, .. } => {
+                format!("{}; it takes effect after `tonk-relay reload`", file.display())
+            }
+            Self::InDatabase(_) => {
+                "the database; it takes effect at once, at all relays whose auth.mode is \"token\""
+                    .to_owned()
+            }
+        }
+    }
+
+    fn takes_effect(&self) -> &'static str {
+        match self {
+            Self::InFile { .. } => "this takes effect after `tonk-relay reload`",
+            Self::InDatabase(_) => "this takes effect at once, at all relays",
+        }
+    }
 }
 
 /// Returns when each token was last used, by its hash: as it is saved, which is up to half a minute

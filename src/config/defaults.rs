@@ -39,6 +39,7 @@ impl Default for Cluster {
             database: DatabaseUrl::default(),
             password_file: PathBuf::new(),
             timeout: Time::secs(5),
+            stale: Time::secs(15 * 60),
         }
     }
 }

@@ -169,6 +169,7 @@ pub struct Cluster {
     pub database: DatabaseUrl,
     pub password_file: PathBuf,
     pub timeout: Time,
+    pub stale: Time,
 }
 
 /// What a change survives once the relay has reported it as saved.
@@ -325,6 +326,13 @@ impl Http {
     /// Whether an address belongs to a trusted proxy.
     pub fn trusts(&self, address: std::net::IpAddr) -> bool {
         self.trusted_proxies.iter().any(|network| network.contains(address))
+    }
+}
+
+impl Cluster {
+    /// Whether documents are in a database, which other relays may share.
+    pub fn is_set(&self) -> bool {
+        !self.database.is_empty()
     }
 }
 

@@ -42,7 +42,7 @@ effects! {
         live: [min_free, max_unsaved, max_document, max_changes],
         restart: [path, durability, commit_interval, journal_size, quiet, grace]
     }
-    cluster: Cluster { live: [], restart: [database, password_file, timeout] }
+    cluster: Cluster { live: [stale], restart: [database, password_file, timeout] }
     sync: Sync {
         live: [
             handshake_timeout, ping_interval, idle_unload, memory, max_message, arriving,

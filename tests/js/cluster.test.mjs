@@ -67,7 +67,7 @@ test('init makes a database, which the relay uses by the name of its user', { sk
   assert.equal(status.status, 0, status.text);
   const report = JSON.parse(status.text);
   assert.deepEqual(report.relays.map(({ host }) => host), [hostname()]);
-  assert.equal(report.format, 2);
+  assert.equal(report.format, 3);
   assert.match(relay.command('status'), /database +docs at .*: `tonk-relay cluster status` shows more/);
   await relay.kill();
   // Root's commands use the database as the relay does.

@@ -9,6 +9,7 @@ import { setTimeout as pause } from 'node:timers/promises';
 import { promisify } from 'node:util';
 import * as Automerge from '@automerge/automerge';
 import { Postgres, Wire, skip } from './postgres.mjs';
+import { joined } from './raw.mjs';
 import { BINARY, Relay, atEnd, close, documentId, folder, saved, share, until } from './relay.mjs';
 import { KEYS } from './store.mjs';
 import { StrictStore } from './strict-store.mjs';
@@ -435,4 +436,35 @@ test('a document that only a client of another relay holds is found', { skip }, 
   }
   assert.ok(times.every(time => time < 800), `what nobody has takes ${times.map(Math.round)} ms`);
   t.diagnostic(`what nobody has takes ${times.map(Math.round)} ms`);
+});
+
+test('a token holds at all relays, until it is removed at one, or can no longer be checked', { skip }, async t => {
+  const postgres = await Postgres.start(t, ['-c', 'listen_addresses=127.0.0.81']);
+  const wire = await Wire.start(t, '127.0.0.81');
+  const auth = { mode: '"token"', tokens: '"/nowhere/tokens"' };
+  const a = await Relay.start(t, postgres.config({ auth }));
+  const cluster = { database: `"postgres://postgres@127.0.0.1:${wire.port}/app"`, timeout: '"1s"', stale: '"2s"' };
+  const b = await Relay.start(t, postgres.config({ auth, cluster }));
+  const [phone, laptop] = await Promise.all(['phone', 'laptop'].map(async name =>
+    (await command(a, 'token', 'add', name, '--scope', 'sync:write,admin')).stdout.trim()));
+  assert.match((await command(b, 'token', 'list')).stdout, /laptop.*\n.*phone/);
+  const holds = async token => (await fetch(`${b.url}/api/session?token=${token}`)).status === 200;
+  const session = async (name, token) => {
+    await until('the token holds', () => holds(token));
+    const socket = await joined(t, b, name, { path: `/?token=${token}` });
+    const ended = new Promise(resolve => socket.on('close', (code, reason) => resolve(String(reason))));
+    return { socket, ended };
+  };
+  const sessions = { phone: await session('phone', phone), laptop: await session('laptop', laptop) };
+  const start = performance.now();
+  assert.match((await command(a, 'token', 'remove', 'phone')).stdout, /removed .* phone/);
+  assert.match(await sessions.phone.ended, /revoked/);
+  assert.ok(performance.now() - start < SOON * 1000);
+  assert.equal(sessions.laptop.socket.readyState, 1, 'no other session ends');
+  assert.equal(await holds(phone), false);
+
+  wire.down();
+  assert.match(await sessions.laptop.ended, /revoked/, 'nobody knows whether it was removed');
+  wire.up();
+  await until('the token holds again', () => holds(laptop));
 });

@@ -14,6 +14,7 @@ pub mod reason;
 pub mod replace;
 pub mod state;
 pub mod storage_id;
+pub mod tokens;
 
 use axum::{Router, extract::DefaultBodyLimit};
 
@@ -30,6 +31,7 @@ pub fn router(state: StorageState) -> Router {
         .merge(quarantine::routes())
         .merge(bundles::routes())
         .merge(storage_id::routes())
+        .merge(tokens::routes())
         .merge(backups::routes())
         .merge(replace::routes())
         // Clients of the socket could read and write the files anyway.

@@ -57,7 +57,7 @@ impl Reloader {
             return false;
         }
         #[expect(clippy::disallowed_methods, reason = "runs on a thread that may block")]
-        let read = blocking::run(move || Policy::load(&auth)).await;
+        let read = blocking::run(move || Policy::load(&auth, false)).await;
         match read {
             Ok(policy) => {
                 self.sessions.auth.set(policy);

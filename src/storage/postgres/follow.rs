@@ -57,6 +57,8 @@ struct Found {
     /// The chunks of each document, with their sizes.
     chunks: HashMap<DocumentId, Vec<(Key, i64)>>,
     marks: Vec<(DocumentId, Mark)>,
+    /// Tokens were added or removed.
+    has_tokens: bool,
 }
 
 struct Mark {
@@ -127,6 +129,7 @@ impl PostgresStore {
     ) -> Result<(), QueryError> {
         let found = self.find(group, None).await?;
         self.load_marks(group).await?;
+        self.load_tokens(group).await?;
         *lock(&self.link.seen) = self.nodes(group).await?;
         follower.snapshot = Some(found.snapshot);
         follower.connection.clone_from(&group.name);
@@ -168,6 +171,11 @@ impl PostgresStore {
             if is_news || (mark.generation > 0 && !mark.is_deleted) {
                 live.marked(*document);
             }
+        }
+        if found.has_tokens {
+            self.load_tokens(group).await?;
+        } else {
+            self.confirm_tokens();
         }
         self.pass_on(group, live, found.chunks).await?;
         if let Cause::Hint(at) = cause
@@ -214,7 +222,7 @@ impl PostgresStore {
         let mut found = Found::default();
         for row in self.link.run_within(group, 0, looking).await? {
             tokio::task::consume_budget().await;
-            found.snapshot = row.try_get(0)?;
+            (found.snapshot, found.has_tokens) = (row.try_get(0)?, row.try_get(8)?);
             let Some(id) = row.try_get::<_, Option<&[u8]>>(1)? else { continue };
             let id = document(id)?;
             match row.try_get(2)? {

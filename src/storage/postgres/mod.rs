@@ -14,6 +14,7 @@
 //! | the task that commits: where changes become durable | `writer` |
 //! | loading, storing and deleting chunks | `chunk_store` |
 //! | tombstones, blocks, the quarantine and notes of imports | `store` |
+//! | the tokens that all relays share | `tokens` |
 //! | the statements | `statements` |
 //! | errors of the database | `error` |
 //!
@@ -55,6 +56,7 @@ pub mod setup;
 mod statements;
 mod store;
 mod tls;
+mod tokens;
 mod writer;
 
 #[cfg(test)]
@@ -66,7 +68,12 @@ use std::{
 };
 
 use futures::FutureExt;
-use tokio::{runtime::Handle, sync::mpsc, task::JoinSet};
+use tokio::{
+    runtime::Handle,
+    sync::{mpsc, watch},
+    task::JoinSet,
+    time::Instant,
+};
 use tokio_postgres::{Notification, types::ToSql};
 use tracing::info;
 
@@ -111,12 +118,28 @@ fn blocking<T>(asked: impl Future<Output = T>) -> Result<T, ConnectError> {
     Ok(runtime.block_on(asked))
 }
 
+/// The tokens, as they were read at one time.
+#[derive(Clone, Debug)]
+pub struct SharedTokens {
+    /// Each as JSON, in no particular order.
+    pub entries: Arc<Vec<String>>,
+    /// When it was last known that this is all.
+    pub as_of: Instant,
+}
+
+impl Default for SharedTokens {
+    fn default() -> Self {
+        Self { entries: Arc::default(), as_of: Instant::now() }
+    }
+}
+
 /// A store in a PostgreSQL database.
 pub struct PostgresStore {
     link: Arc<Link>,
     requests: mpsc::Sender<Request>,
     marked: Arc<Marked>,
     follower: tokio::sync::Mutex<Follower>,
+    tokens: watch::Sender<SharedTokens>,
     /// What the server notifies of.
     notifications: tokio::sync::Mutex<mpsc::Receiver<Notification>>,
     /// What the other relays are to be told.
@@ -180,6 +203,7 @@ impl PostgresStore {
             requests,
             marked,
             follower: tokio::sync::Mutex::default(),
+            tokens: watch::Sender::default(),
             notifications: tokio::sync::Mutex::new(notifications),
             messages: tokio::sync::Mutex::new(messages),
             metrics,

@@ -15,7 +15,7 @@ const LOCK: i64 = 0x746f_6e6c;
 
 /// The statements that lead from each version of the tables to the next: the first ones make them.
 /// A step must leave the tables usable by the release before it.
-const STEPS: [&str; 2] = [CREATE, SEVERAL_RELAYS];
+const STEPS: [&str; 3] = [CREATE, SEVERAL_RELAYS, TOKENS];
 
 /// The version of the tables that this program uses. A relay refuses a newer one.
 pub(super) const FORMAT: i32 = version(STEPS.len());
@@ -110,6 +110,19 @@ alter table tonk_relay.chunk
     add column xid xid8 not null default pg_current_xact_id(),
     add column node bytea;
 create index on tonk_relay.chunk (xid);
+";
+
+/// Adds the tokens of all relays, and leads to version 3. Relays of version 2 do not know them.
+///
+/// `entry` is the token as JSON. A token that was removed stays for a while, so that others find it.
+const TOKENS: &str = "
+create table tonk_relay.token (
+    sha256 text primary key,
+    entry text not null,
+    removed_at timestamptz,
+    xid xid8 not null default pg_current_xact_id()
+);
+create index on tonk_relay.token (xid);
 ";
 
 #[expect(clippy::cast_possible_truncation, clippy::cast_possible_wrap, reason = "there are few")]

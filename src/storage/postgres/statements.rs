@@ -9,7 +9,7 @@ macro_rules! counted {
     () => {
         "update tonk_relay.node set writes = writes + 1, seen = now() \
          where id = substr($1::bytea, 1, 16) and connection = $1 \
-             and (select oldest_writer from tonk_relay.meta) <= 2 \
+             and (select oldest_writer from tonk_relay.meta) <= 3 \
          returning id, writes"
     };
 }
@@ -133,7 +133,7 @@ pub(super) const FETCH: &str = concat!(
 /// What others than the relay `$3` have written since a snapshot, at most `$4` rows of each kind: a
 /// chunk (document, kind, name, bytes), or a document whose marks have changed (whether it is
 /// deleted, whether it is blocked, how often it was deleted). Each row follows the present snapshot.
-/// One row without a change if there are none.
+/// One row without a change if there are none. The last column tells whether tokens have changed.
 ///
 /// `$1` is the first transaction that had not begun in the old snapshot, and `$2` are those that
 /// were in progress: a row is new if its transaction is one of these, or later. So each is found
@@ -142,7 +142,9 @@ pub(super) const FETCH: &str = concat!(
 /// It must be planned with its parameters: only then the server sees how few rows are new, and uses
 /// the indexes on `xid`.
 pub(super) const LOOK: &str = "
-select pg_current_snapshot()::text, news.*
+select pg_current_snapshot()::text, news.*, exists (
+    select from tonk_relay.token where xid >= $1::text::xid8 or xid = any ($2::text[]::xid8[])
+)
 from (select) as one left join (
     (select document, kind, name, octet_length(data)::bigint as bytes,
         null::bool as is_deleted, null::bool as is_blocked, null::bigint as generation
@@ -176,6 +178,7 @@ pub(super) const LEFT: &str =
 pub(super) const SWEEP: &str = "
 set local statement_timeout = '2s';
 delete from tonk_relay.node where seen < now() - interval '1 day';
+delete from tonk_relay.token where removed_at < now() - interval '1 day';
 delete from tonk_relay.chunk where ctid = any (array(
     select late.ctid from tonk_relay.document cross join lateral (
         select chunk.ctid from tonk_relay.chunk
@@ -336,6 +339,24 @@ pub(super) const CREATE_ID: &str = guarded!(
         where exists (select from allowed) returning storage_id
     )",
     "(select storage_id from stored)"
+);
+
+/// The tokens of all relays.
+pub(super) const TOKENS: &str = "select entry from tonk_relay.token where removed_at is null";
+
+pub(super) const ADD_TOKEN: &str = guarded!(
+    ", added as (
+        insert into tonk_relay.token (sha256, entry)
+        select $2, $3 where exists (select from allowed)
+    )"
+);
+
+/// Removes the tokens with the hashes `$2`.
+pub(super) const REMOVE_TOKENS: &str = guarded!(
+    ", removed as (
+        update tonk_relay.token set removed_at = now(), xid = pg_current_xact_id()
+        where sha256 = any ($2) and removed_at is null and exists (select from allowed)
+    )"
 );
 
 pub(super) const TOMBSTONES: &str = concat!(
