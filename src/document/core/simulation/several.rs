@@ -27,6 +27,7 @@ fn action() -> impl Strategy<Value = Action> {
         1 => (0..8usize).prop_map(Action::Late),
         5 => (relay.clone(), 0..4u8).prop_map(|(relay, again)| Action::Look { relay, again }),
         3 => relay.clone().prop_map(Action::Read),
+        2 => relay.clone().prop_map(Action::ReadUnknown),
         1 => relay.clone().prop_map(Action::Idle),
         1 => (peer.clone(), any::<bool>()).prop_map(|(peer, on)| Action::Full(peer, on)),
         1 => relay.clone().prop_map(Action::Crash),
@@ -130,6 +131,66 @@ fn a_change_that_another_relay_frees_is_written() {
     assert!(world.database.changes().contains(&change.hash()));
     world.settle();
     world.check().expect("everything is there");
+}
+
+/// Sends the last change of a peer, without those that it depends on.
+fn send_only_last(world: &mut World, n: usize) {
+    let peer = &mut world.peers[n];
+    let change = peer.doc.get_changes(&[]).pop().expect("a change");
+    let message = Message {
+        heads: vec![change.hash()],
+        need: Vec::new(),
+        have: Vec::new(),
+        changes: vec![change.raw_bytes().to_vec()].into(),
+        flags: None,
+        version: MessageVersion::V1,
+    };
+    let link = peer.link.as_mut().expect("a link");
+    link.to_relay = [message.encode()].into();
+    world.act(&Action::ToRelay(n));
+}
+
+/// Two relays store snapshots of the same heads, and one of them has a change that waits.
+#[test]
+fn a_snapshot_of_another_relay_is_not_taken_for_our_own() {
+    for fault in [None, Some(Fault::TakenForOwn)] {
+        let mut world = World::new([0; RELAYS]);
+        world.fault = fault;
+        let exchange = |world: &mut World, n: usize, relay: usize| {
+            for _ in 0..4 {
+                let actions = [Action::ToRelay(n), Action::Step(relay), Action::ToPeer(n)];
+                actions.iter().for_each(|action| world.act(action));
+            }
+        };
+        world.connect(1, 1, false);
+        (0..2).for_each(|_| world.act(&Action::Edit(1)));
+        send_only_last(&mut world, 1);
+        world.act(&Action::Step(1));
+        world.act(&Action::Disconnect(1));
+        for relay in [0, 1] {
+            world.connect(0, relay, false);
+            if relay == 0 {
+                world.act(&Action::Edit(0));
+            }
+            exchange(&mut world, 0, relay);
+        }
+        let key =
+            |relay: usize| world.relays[relay].writing.as_ref().map(|write| write.key.clone());
+        assert!(key(0).is_some() && key(0) == key(1));
+        let rest = move || {
+            for relay in [1, 0] {
+                world.act(&Action::Commit { relay, is_answered: true });
+            }
+            world.connect(0, 0, false);
+            for _ in 0..40 {
+                world.act(&Action::Edit(0));
+                exchange(&mut world, 0, 0);
+                world.act(&Action::Commit { relay: 0, is_answered: true });
+            }
+        };
+        let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(rest));
+        assert_eq!(ended.is_err(), fault.is_some(), "{fault:?}");
+    }
 }
 
 /// A base is stored with the first change, and not before.

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use crate::document::{
     chunk::Key,
     core::{event::Remains, simulation::world::load},
+    gate,
 };
 
 #[derive(Clone)]
@@ -53,21 +54,28 @@ impl Database {
         self.lost.get(losses).cloned().unwrap_or_else(|| self.changes())
     }
 
+    /// All changes that are stored, those that wait for others among them.
+    fn all_changes(&self) -> BTreeSet<ChangeHash> {
+        let of_row = |row: &Row| gate::hashes_in(&row.data).expect("what is stored is read");
+        self.rows.values().flat_map(of_row).collect()
+    }
+
     /// Stores a chunk unless it is there, and only then deletes those that it replaces: the chunk
-    /// that is there may hold other orphans.
-    pub(super) fn commit(&mut self, Writing { key, data, replaces, .. }: &Writing) {
-        let before = self.changes();
+    /// that is there may hold other orphans. Returns whether it was there.
+    pub(super) fn commit(&mut self, Writing { key, data, replaces, .. }: &Writing) -> bool {
+        let before = self.all_changes();
         self.earlier.push(self.rows.clone());
         self.commits += 1;
         if self.rows.contains_key(key) {
-            return;
+            return true;
         }
         self.rows.insert(key.clone(), Row { commit: self.commits, data: data.clone() });
         for replaced in replaces {
             assert_ne!(replaced, key, "a chunk does not replace itself");
             self.rows.remove(replaced);
         }
-        assert!(before.is_subset(&self.changes()), "a write has deleted changes");
+        assert!(before.is_subset(&self.all_changes()), "a write has deleted changes");
+        false
     }
 
     /// Goes back to an earlier state.

@@ -11,6 +11,7 @@ use crate::{
     config::{Config, Size},
     document::{
         core::{
+            chunks::is_snapshot,
             event::{Effect, Event, StoredByAnother},
             simulation::world::{DOCUMENT, Link, Peer},
             state::Core,
@@ -43,6 +44,8 @@ pub(super) enum Action {
     Look { relay: usize, again: u8 },
     /// A relay that has noticed a loss reads what there is.
     Read(usize),
+    /// A relay reads what it does not have, as after it has missed rows.
+    ReadUnknown(usize),
     /// The room is idle.
     Idle(usize),
     /// A peer's send queue becomes full, or has room again.
@@ -72,6 +75,8 @@ pub(super) enum Fault {
     LossNotNoticedByWrites,
     /// A snapshot replaces chunks that it does not contain.
     ReplacesUnread,
+    /// A snapshot that another relay had stored under the same key is taken for the relay's own.
+    TakenForOwn,
 }
 
 pub(super) struct Relay {
@@ -85,6 +90,8 @@ pub(super) struct Relay {
     losses: usize,
     /// It has noticed one, and has not read what there is.
     is_reading: bool,
+    /// There is something that it has to read.
+    has_unread: bool,
 }
 
 /// All peers, the relays, and their database.
@@ -127,6 +134,7 @@ fn open(database: &Database, base: &[u8]) -> Relay {
         seen: database.commits,
         losses: database.lost.len(),
         is_reading: false,
+        has_unread: false,
     }
 }
 
@@ -168,11 +176,12 @@ impl World {
             Action::Commit { relay, is_answered } => self.commit(relay, is_answered),
             Action::Late(n) if n < self.late.len() => {
                 let write = self.late.remove(n);
-                self.database.commit(&write);
+                let _was_there = self.database.commit(&write);
             }
             Action::Late(_) => {}
             Action::Look { relay, again } => self.look(relay, again),
             Action::Read(n) => self.read(n),
+            Action::ReadUnknown(n) => self.read_unknown(n),
             Action::Idle(n) => self.relays[n].core.release_memory(),
             Action::Full(n, on) => {
                 if let Some(link) = &self.peers[n].link {
@@ -220,13 +229,38 @@ impl World {
             self.notice_loss(n);
             return;
         }
+        let mut was_there = false;
         if self.fault != Some(Fault::ConfirmedTooEarly) {
-            self.database.commit(write);
+            // An increment is the same if its key is.
+            was_there = self.database.commit(write) && is_snapshot(&write.key);
         }
         if is_answered {
-            self.relays[n].writing = None;
-            self.relays[n].arrived.push(Event::Saved);
+            let relay = &mut self.relays[n];
+            relay.writing = None;
+            if was_there && self.fault != Some(Fault::TakenForOwn) {
+                relay.has_unread = true;
+                relay.arrived.push(Event::SavedByAnother);
+            } else {
+                relay.arrived.push(Event::Saved);
+            }
         }
+    }
+
+    /// A relay reads the chunks that its core does not have.
+    fn read_unknown(&mut self, n: usize) {
+        let relay = &self.relays[n];
+        if relay.is_reading || relay.losses != self.database.lost.len() {
+            return;
+        }
+        let known = relay.core.stored_keys();
+        let rows = &self.database.rows;
+        let unknown = rows.iter().filter(|(key, _)| !known.contains(key));
+        let chunks = unknown.map(|(key, row)| (key.clone(), row.data.to_vec())).collect();
+        let gone = known.iter().filter(|key| !rows.contains_key(key)).cloned().collect();
+        let stored = StoredByAnother { chunks, unpacked: Unpacked::default() };
+        let relay = &mut self.relays[n];
+        relay.has_unread = false;
+        relay.arrived.extend([Event::Stored(stored), Event::Gone(gone)]);
     }
 
     fn look(&mut self, n: usize, again: u8) {
@@ -357,6 +391,9 @@ impl World {
                 self.act(&Action::Commit { relay, is_answered: true });
                 self.act(&Action::Look { relay, again: 0 });
                 self.act(&Action::Read(relay));
+                if self.relays[relay].has_unread {
+                    self.act(&Action::ReadUnknown(relay));
+                }
             }
             if self.is_quiet() {
                 return;
@@ -370,7 +407,7 @@ impl World {
         let mut links = self.peers.iter().filter_map(|peer| peer.link.as_ref());
         let commits = self.database.commits;
         let is_idle = |relay: &Relay| {
-            let has_read = relay.seen == commits && !relay.is_reading;
+            let has_read = relay.seen == commits && !relay.is_reading && !relay.has_unread;
             relay.arrived.is_empty() && relay.writing.is_none() && has_read
         };
         links.all(quiet) && self.relays.iter().all(is_idle)
@@ -392,7 +429,7 @@ impl World {
         // What a crashed relay had sent may still be carried out, and deletes nothing.
         let all = self.database.changes();
         for late in std::mem::take(&mut self.late) {
-            self.database.commit(&late);
+            let _was_there = self.database.commit(&late);
         }
         prop_assert_eq!(self.database.changes(), all);
         Ok(())
