@@ -2,8 +2,8 @@
 //! processor time and memory of each server's process, and their ratio. Ends with a table of what a
 //! machine needs.
 //!
-//! `cargo bench --bench relay` runs everything but `growth` and `--yjs`; `-- fanout idle` some, `--
-//! --relay-only` without Node.js.
+//! `cargo bench --bench relay` runs everything but `growth`, `several` and `--yjs`; `-- fanout
+//! idle` some, `-- --relay-only` without Node.js.
 #![expect(clippy::expect_used, clippy::panic, reason = "a failed expectation ends the benchmark")]
 #![expect(clippy::print_stdout, reason = "the tables are what it is for")]
 #![expect(
@@ -15,10 +15,18 @@
 #[path = "../common/client.rs"]
 #[allow(dead_code, reason = "a test uses more of it")]
 mod client;
+mod cluster;
 mod floor;
 mod growth;
+#[path = "../common/postgres.rs"]
+#[allow(dead_code, reason = "a test uses more of it")]
+mod postgres;
 mod quiet;
+#[path = "../common/mod.rs"]
+#[allow(dead_code, reason = "a test uses more of it")]
+mod relay;
 mod server;
+mod several;
 mod yjs;
 
 use std::{
@@ -69,6 +77,9 @@ async fn main() {
     };
     if arguments.iter().any(|argument| argument == "growth") {
         return growth::run().await;
+    }
+    if arguments.iter().any(|argument| argument == "several") {
+        return several::run(&arguments).await;
     }
     if arguments.iter().any(|argument| argument == "--yjs") {
         return yjs::run().await;
@@ -162,10 +173,20 @@ impl Latencies {
         self.0.lock().expect("no panic").len()
     }
 
-    fn p99_ms(&self) -> f64 {
+    fn percentile_ms(&self, percent: usize) -> f64 {
         let mut all = self.0.lock().expect("no panic").clone();
         all.sort_unstable();
-        all.get(all.len() * 99 / 100).map_or(f64::NAN, |micros| *micros as f64 / 1000.0)
+        all.get(all.len() * percent / 100).map_or(f64::NAN, |micros| *micros as f64 / 1000.0)
+    }
+
+    fn p99_ms(&self) -> f64 {
+        self.percentile_ms(99)
+    }
+
+    /// Notes when a cursor was sent.
+    fn note_cursor(&self, payload: &[u8]) {
+        let at = payload.get(1..).and_then(|at| <[u8; 8]>::try_from(at).ok());
+        self.note(at.map_or(0, u64::from_be_bytes));
     }
 }
 
@@ -292,6 +313,14 @@ async fn share_small(client: &mut Client) -> DocumentId {
     id
 }
 
+/// A cursor that says when it was sent.
+fn cursor() -> Vec<u8> {
+    // A CBOR byte string of eight bytes: automerge-repo forwards only CBOR.
+    let mut payload = vec![0x48];
+    payload.extend(now().to_be_bytes());
+    payload
+}
+
 /// Every client sends its cursor to every other client.
 async fn presence(server: &Server) -> Figures {
     const USERS: usize = 50;
@@ -319,15 +348,11 @@ async fn presence(server: &Server) -> Figures {
                 tokio::select! {
                     _ = tick.tick(), if sent < EACH => {
                         sent += 1;
-                        // A CBOR byte string of eight bytes: automerge-repo forwards only CBOR.
-                        let mut payload = vec![0x48];
-                        payload.extend(now().to_be_bytes());
-                        client.send_presence(id, sent, &payload).await;
+                        client.send_presence(id, sent, &cursor()).await;
                     }
                     event = client.step() => if let Event::Presence(payload) = event {
                         heard += 1;
-                        let at = payload.get(1..).and_then(|at| <[u8; 8]>::try_from(at).ok());
-                        latencies.note(at.map_or(0, u64::from_be_bytes));
+                        latencies.note_cursor(&payload);
                     }
                 }
             }

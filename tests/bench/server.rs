@@ -35,7 +35,11 @@ pub(crate) struct Server {
 /// Processor time and memory of a process.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Usage {
+    /// The process that started it.
+    pub(crate) parent: u32,
     pub(crate) cpu_seconds: f64,
+    /// Processor time of processes that it has started and that have ended.
+    pub(crate) ended_children_seconds: f64,
     pub(crate) resident_kib: f64,
 }
 
@@ -82,19 +86,28 @@ impl Server {
         Self { child, url: format!("ws://127.0.0.1:{port}"), _folder: folder }
     }
 
-    /// The resources that it has used so far (`proc(5)`; a tick is a hundredth of a second).
+    /// The resources that it has used so far.
     pub(crate) fn usage(&self) -> Usage {
-        let read = |file: &str| {
-            fs::read_to_string(format!("/proc/{}/{file}", self.child.id())).unwrap_or_default()
-        };
-        let stat = read("stat");
-        let after_name = stat.rsplit(") ").next().unwrap_or_default();
-        let ticks: f64 =
-            after_name.split(' ').skip(11).take(2).filter_map(|t| t.parse::<f64>().ok()).sum();
-        let status = read("status");
-        let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-        let resident = resident.and_then(|kib| kib.trim().trim_end_matches(" kB").parse().ok());
-        Usage { cpu_seconds: ticks / 100.0, resident_kib: resident.unwrap_or(f64::NAN) }
+        usage(self.child.id())
+    }
+}
+
+/// The resources that a process has used so far (`proc(5)`; a tick is a hundredth of a second).
+pub(crate) fn usage(pid: u32) -> Usage {
+    let read = |file: &str| fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
+    let status = read("status");
+    let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let resident = resident.and_then(|kib| kib.trim().trim_end_matches(" kB").parse().ok());
+    let stat = read("stat");
+    // The name may have spaces.
+    let fields: Vec<&str> = stat.rsplit(") ").next().unwrap_or_default().split(' ').collect();
+    let field = |nth: usize| fields.get(nth).and_then(|field| field.parse::<u32>().ok());
+    let ticks = |nth| field(nth).map_or(0.0, f64::from);
+    Usage {
+        parent: field(1).unwrap_or(0),
+        cpu_seconds: (ticks(11) + ticks(12)) / 100.0,
+        ended_children_seconds: (ticks(13) + ticks(14)) / 100.0,
+        resident_kib: resident.unwrap_or(f64::NAN),
     }
 }
 
