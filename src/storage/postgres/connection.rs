@@ -30,7 +30,7 @@ use super::{
     error::{ConnectError, QueryError},
     nodes::NodeId,
     schema,
-    statements::{FETCH, LOAD, SIZE, WRITE, WRITE_LARGE},
+    statements::{FETCH, LOAD, LOOK, NO_WHOLE_TABLES, SIZE, WRITE, WRITE_LARGE},
     tls,
 };
 use crate::{
@@ -115,6 +115,8 @@ pub(super) struct Reader {
 /// The connection that looks for what others have written.
 pub(super) struct Looker {
     pub(super) client: Client,
+    /// The statement [`LOOK`].
+    pub(super) look: Statement,
     /// The statement [`FETCH`].
     pub(super) fetch: Statement,
 }
@@ -288,7 +290,8 @@ impl Server {
         }
         let client = self.connect_one(&mut connections, &broken).await?;
         is_same_server(&client, &name).await?;
-        let fetch = client.prepare(FETCH).await?;
+        client.batch_execute(NO_WHOLE_TABLES).await?;
+        let (look, fetch) = (client.prepare(LOOK).await?, client.prepare(FETCH).await?);
         let notifier = self.connect_one(&mut connections, &broken).await?;
         is_same_server(&notifier, &name).await?;
         notifier.batch_execute(&format!("listen {HINTS}; listen {MESSAGES}")).await?;
@@ -297,7 +300,7 @@ impl Server {
             write,
             large,
             write_large,
-            looker: Looker { client, fetch },
+            looker: Looker { client, look, fetch },
             notifier,
             node,
             name,

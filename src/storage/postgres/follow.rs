@@ -11,7 +11,7 @@ use std::{
 
 use futures::future::join;
 use tokio::time::sleep;
-use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::types::ToSql;
 use tracing::warn;
 
 use super::{
@@ -23,7 +23,7 @@ use super::{
     messages,
     nodes::Nodes,
     position::{Cause, Follower},
-    statements::{LOOK, SEEN, SWEEP},
+    statements::{SEEN, SWEEP},
     store::document,
     writer::{MAX_BATCH, columns, kind_of},
 };
@@ -41,10 +41,15 @@ use crate::{
 
 /// Rows of each kind that one look takes. After more, everything live is read again. Tests have few.
 const PAGE: usize = if cfg!(test) { 100 } else { 10_000 };
+/// Chunks of at most this many bytes are found with their data, as most edits are.
+const MAX_INLINE: i64 = 1 << 10;
 /// Chunks with more bytes of one document are read by its room.
 const MAX_FETCHED: i64 = 16 << 10;
 /// So are chunks that may unpack to four times this.
 const MAX_UNPACKED: Size = Size(256 << 10);
+/// How often a relay reads how often each has written. What is lost of later writes, and of no
+/// earlier ones, is noticed by the relay that had made them.
+const COUNT_EVERY: Duration = Duration::from_secs(1);
 /// How often a relay says that it is there.
 const SEEN_EVERY: Duration = Duration::from_secs(5);
 /// How often leftovers are deleted.
@@ -54,11 +59,19 @@ const SWEEP_EVERY: Duration = Duration::from_secs(600);
 #[derive(Default)]
 struct Found {
     snapshot: String,
-    /// The chunks of each document, with their sizes.
-    chunks: HashMap<DocumentId, Vec<(Key, i64)>>,
+    /// The chunks of each document.
+    chunks: HashMap<DocumentId, Vec<New>>,
     marks: Vec<(DocumentId, Mark)>,
     /// Tokens were added or removed.
     has_tokens: bool,
+}
+
+/// A chunk that another relay has stored.
+struct New {
+    key: Key,
+    bytes: i64,
+    /// Its data, if it is small.
+    data: Option<Vec<u8>>,
 }
 
 struct Mark {
@@ -149,15 +162,19 @@ impl PostgresStore {
             return self.resync(follower, group, live).await;
         };
         // In this order: what is remembered as written by the relays has been found before.
-        let (found, nodes) = join(self.find(group, Some(&since)), self.nodes(group)).await;
+        let counts = follower.counted_at.is_none_or(|at| at.elapsed() >= COUNT_EVERY);
+        let counting = async { if counts { self.nodes(group).await.map(Some) } else { Ok(None) } };
+        let (found, nodes) = join(self.find(group, Some(&since)), counting).await;
         let (found, nodes) = (found?, nodes?);
         let rows = found.chunks.values().map(Vec::len).sum::<usize>() + found.marks.len();
         let metrics = &self.metrics;
         metrics.looks.with_label_values(&[cause.label()]).inc();
         metrics.rows.with_label_values(&[cause.label()]).inc_by(rows as u64);
-        metrics.relays.set(i64::try_from(nodes.others + 1).unwrap_or(i64::MAX));
-        self.link.others.set_count(nodes.others);
-        self.link.set_time(nodes.time);
+        if let Some(nodes) = &nodes {
+            metrics.relays.set(i64::try_from(nodes.others + 1).unwrap_or(i64::MAX));
+            self.link.others.set_count(nodes.others);
+            self.link.set_time(nodes.time);
+        }
         if rows >= PAGE || next_transaction(&found.snapshot) < next_transaction(&since) {
             return self.resync(follower, group, live).await;
         }
@@ -184,7 +201,10 @@ impl PostgresStore {
             let seconds = Duration::from_millis(self.link.now().saturating_sub(at)).as_secs_f64();
             metrics.news_seconds.observe(seconds);
         }
-        *lock(&self.link.seen) = nodes;
+        if let Some(nodes) = nodes {
+            *lock(&self.link.seen) = nodes;
+            follower.counted_at = Some(Instant::now());
+        }
         follower.snapshot = Some(found.snapshot);
         follower.connection.clone_from(&group.name);
         Ok(())
@@ -211,31 +231,26 @@ impl PostgresStore {
     async fn find(&self, group: &Group, since: Option<&str>) -> Result<Found, QueryError> {
         let (node, page) = (group.node.as_slice(), PAGE as i64);
         let (next, in_progress) = since.map(transactions).unzip();
-        let parameters: [(&(dyn ToSql + Sync), Type); 4] = [
-            (&next, Type::TEXT),
-            (&in_progress, Type::TEXT_ARRAY),
-            (&node, Type::BYTEA),
-            (&page, Type::INT8),
-        ];
-        // Without a prepared statement it is planned with its parameters.
-        let looking = group.looker.client.query_typed(LOOK, &parameters);
+        let parameters: [&(dyn ToSql + Sync); 5] = [&next, &in_progress, &node, &page, &MAX_INLINE];
+        let looking = group.looker.client.query(&group.looker.look, &parameters);
         let mut found = Found::default();
         for row in self.link.run_within(group, 0, looking).await? {
             tokio::task::consume_budget().await;
-            (found.snapshot, found.has_tokens) = (row.try_get(0)?, row.try_get(8)?);
+            (found.snapshot, found.has_tokens) = (row.try_get(0)?, row.try_get(9)?);
             let Some(id) = row.try_get::<_, Option<&[u8]>>(1)? else { continue };
             let id = document(id)?;
             match row.try_get(2)? {
                 Some(kind) => {
                     let (document, kind) = (id, kind_of(kind));
                     let key = Key::Chunk { document, kind, name: row.try_get(3)? };
-                    found.chunks.entry(document).or_default().push((key, row.try_get(4)?));
+                    let new = New { key, bytes: row.try_get(4)?, data: row.try_get(5)? };
+                    found.chunks.entry(document).or_default().push(new);
                 }
                 None => {
                     let mark = Mark {
-                        is_deleted: row.try_get(5)?,
-                        is_blocked: row.try_get(6)?,
-                        generation: row.try_get(7)?,
+                        is_deleted: row.try_get(6)?,
+                        is_blocked: row.try_get(7)?,
+                        generation: row.try_get(8)?,
                     };
                     found.marks.push((id, mark));
                 }
@@ -249,25 +264,34 @@ impl PostgresStore {
         &self,
         group: &Group,
         live: &impl Live,
-        found: HashMap<DocumentId, Vec<(Key, i64)>>,
+        found: HashMap<DocumentId, Vec<New>>,
     ) -> Result<(), QueryError> {
         let (mut wanted, mut total) = (Vec::new(), 0);
+        let mut all: HashMap<DocumentId, Vec<StoredChunk>> = HashMap::new();
         for (document, chunks) in found {
             if !live.wants(document) {
                 continue;
             }
-            let bytes: i64 = chunks.iter().map(|(_, bytes)| bytes).sum();
+            let bytes: i64 = chunks.iter().map(|new| new.bytes).sum();
             let is_small = bytes <= MAX_FETCHED
                 && total + bytes <= MAX_BATCH as i64
-                && !chunks.iter().any(|(key, _)| is_snapshot(key));
+                && !chunks.iter().any(|new| is_snapshot(&new.key));
             if is_small {
                 total += bytes;
-                wanted.extend(chunks.into_iter().map(|(key, _)| key));
+                for New { key, data, .. } in chunks {
+                    match data {
+                        Some(data) => all.entry(document).or_default().push((key, data)),
+                        None => wanted.push(key),
+                    }
+                }
             } else {
                 live.stored(document, News::Unread);
             }
         }
         for (document, chunks) in self.fetch(group, &wanted).await? {
+            all.entry(document).or_default().extend(chunks);
+        }
+        for (document, chunks) in all {
             let news = match unpacked::of(&joined(&chunks), Origin::Peer, MAX_UNPACKED) {
                 Err(NotUnpacked::TooMuch { .. }) => News::Unread,
                 // The room reports a chunk that it cannot use.

@@ -15,6 +15,8 @@ pub(super) struct Follower {
     pub(super) snapshot: Option<String>,
     /// The connections of the last look, by their name.
     pub(super) connection: Vec<u8>,
+    /// When it last read how often each relay has written.
+    pub(super) counted_at: Option<Instant>,
     /// When the relay last said that it is there, and when it deleted leftovers.
     pub(super) seen_at: Option<Instant>,
     pub(super) swept_at: Instant,
@@ -22,7 +24,13 @@ pub(super) struct Follower {
 
 impl Default for Follower {
     fn default() -> Self {
-        Self { snapshot: None, connection: Vec::new(), seen_at: None, swept_at: Instant::now() }
+        Self {
+            snapshot: None,
+            connection: Vec::new(),
+            counted_at: None,
+            seen_at: None,
+            swept_at: Instant::now(),
+        }
     }
 }
 

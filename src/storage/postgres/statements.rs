@@ -131,33 +131,42 @@ pub(super) const FETCH: &str = concat!(
 );
 
 /// What others than the relay `$3` have written since a snapshot, at most `$4` rows of each kind: a
-/// chunk (document, kind, name, bytes), or a document whose marks have changed (whether it is
-/// deleted, whether it is blocked, how often it was deleted). Each row follows the present snapshot.
-/// One row without a change if there are none. The last column tells whether tokens have changed.
+/// chunk (document, kind, name, bytes, and its data if these are at most `$5`), or a document whose
+/// marks have changed (whether it is deleted, whether it is blocked, how often it was deleted). Each
+/// row follows the present snapshot. One row without a change if there are none. The last column
+/// tells whether tokens have changed.
 ///
 /// `$1` is the first transaction that had not begun in the old snapshot, and `$2` are those that
 /// were in progress: a row is new if its transaction is one of these, or later. So each is found
 /// exactly once, in whatever order transactions end (section 9.26.8 of PostgreSQL's manual).
 ///
-/// It must be planned with its parameters: only then the server sees how few rows are new, and uses
-/// the indexes on `xid`.
-pub(super) const LOOK: &str = "
-select pg_current_snapshot()::text, news.*, exists (
+/// Its connection must not read whole tables ([`NO_WHOLE_TABLES`]): the server plans it once, and
+/// does not know then how few rows are new.
+pub(super) const LOOK: &str = concat!(
+    "select pg_current_snapshot()::text, news.*, exists (
     select from tonk_relay.token where xid >= $1::text::xid8 or xid = any ($2::text[]::xid8[])
 )
 from (select) as one left join (
     (select document, kind, name, octet_length(data)::bigint as bytes,
+        case when octet_length(data) <= $5::bigint and ",
+    is_current!(),
+    " then data end as data,
         null::bool as is_deleted, null::bool as is_blocked, null::bigint as generation
     from tonk_relay.chunk
     where (xid >= $1::text::xid8 or xid = any ($2::text[]::xid8[]))
         and node is distinct from $3::bytea
-    limit $4)
+    limit $4::bigint)
     union all
-    (select document, null, null, null, deleted_at is not null, blocked_at is not null, generation
+    (select document, null, null, null, null, deleted_at is not null, blocked_at is not null,
+        generation
     from tonk_relay.document
     where xid >= $1::text::xid8 or xid = any ($2::text[]::xid8[])
-    limit $4)
-) as news on true";
+    limit $4::bigint)
+) as news on true"
+);
+/// Has the server use indexes on a connection, whatever it estimates.
+pub(super) const NO_WHOLE_TABLES: &str =
+    "set enable_seqscan = off; set plan_cache_mode = force_generic_plan";
 /// How often each relay has written, how many seconds ago it was last seen, which run of the server
 /// this is, and the server's time in milliseconds since 1970.
 pub(super) const NODES: &str = "
