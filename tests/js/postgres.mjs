@@ -74,6 +74,12 @@ export class Postgres {
     await this.allow('local all all trust');
   }
 
+  /** A session that is sent statements, and stays open until its end. */
+  session(database) {
+    const psql = spawn('psql', ['-h', this.folder, '-U', 'postgres', '-d', database, '-AtqX'], { stdio: ['pipe', 'ignore', 'inherit'] });
+    return { send: statements => psql.stdin.write(`${statements}\n`), end: () => psql.stdin.end() };
+  }
+
   /** The URL of a database. */
   url(database = 'app', role = 'postgres') {
     return `postgres://${role}@/${database}?host=${this.folder}`;
