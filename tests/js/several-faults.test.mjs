@@ -4,13 +4,18 @@ import assert from 'node:assert/strict';
 import test from 'node:test';
 import { setTimeout as pause } from 'node:timers/promises';
 import { Postgres, skip } from './postgres.mjs';
-import { Relay, saved, share, until } from './relay.mjs';
+import { BINARY, Relay, atEnd, folder, saved, share, until } from './relay.mjs';
 
 /** Three relays on one database, with a client each, which have a document open. */
-async function group(t, more = {}) {
+async function group(t, more = {}, binary = BINARY) {
   const postgres = await Postgres.start(t);
   const relays = [];
-  while (relays.length < 3) relays.push(await Relay.start(t, postgres.config(more)));
+  while (relays.length < 3) {
+    const relay = Object.assign(new Relay(await folder(t), postgres.config(more)), { binary });
+    atEnd(t, () => relay.end());
+    await relay.start();
+    relays.push(relay);
+  }
   const clients = relays.map(relay => relay.client(t));
   const first = await share(clients[0], { edits: {} });
   const handles = await Promise.all(clients.map((client, n) => (n === 0 ? first : client.repo.find(first.url))));
@@ -123,3 +128,23 @@ during('a large document is stored while others are told that they are saved', a
   await saved(clients[2], large);
   assert.ok(told.size > before);
 });
+
+const BEFORE = process.env.TONK_RELAY_BEFORE;
+
+test('the version before runs beside this one, while relays are upgraded one after the other',
+  { skip: skip || (BEFORE ? false : 'needs TONK_RELAY_BEFORE, a relay of the version before') }, async t => {
+    const all = await group(t, {}, BEFORE);
+    const { relays, postgres } = all;
+    const edits = editing(all);
+    t.diagnostic(`tables of version ${postgres.query('select format from tonk_relay.meta', 'app')}`);
+    for (const relay of relays) {
+      await pause(500);
+      await relay.stop();
+      relay.binary = BINARY;
+      await relay.start();
+    }
+    t.diagnostic(`tables of version ${postgres.query('select format from tonk_relay.meta', 'app')}`);
+    await pause(500);
+    await edits.end();
+    await settled(t, all, edits.told);
+  });
