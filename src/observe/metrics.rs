@@ -193,6 +193,8 @@ metrics! {
         free_bytes: IntGauge = "tonk_relay_storage_free_bytes" [];
         /// Commits of the journal or to the database. Each makes the pending writes of all documents durable.
         commits: IntCounter = "tonk_relay_storage_commits_total" [];
+        /// Chunks that were committed to the database.
+        committed_chunks: IntCounter = "tonk_relay_database_chunks_total" [];
         /// Times that the relay has connected to the database again.
         reconnects: IntCounter = "tonk_relay_database_reconnects_total" [];
         /// Times that the database had lost commits, or may have, so that what it has was read again.
@@ -201,6 +203,9 @@ metrics! {
         relays: IntGauge = "tonk_relay_cluster_relays" [];
         /// Hints that something was stored, by what happened to them: sent, received or lost.
         hints: IntCounterVec = "tonk_relay_cluster_hints_total" ["event"];
+        /// How full the server's queue of notifications is, which all databases share: 1 is full, and
+        /// then no hint can be sent.
+        notification_queue: Gauge = "tonk_relay_cluster_notification_queue_ratio" [];
         /// Messages between relays about presence and requested documents, by what happened to
         /// them: sent, received or dropped.
         relay_messages: IntCounterVec = "tonk_relay_cluster_messages_total" ["event"];

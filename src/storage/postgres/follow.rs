@@ -173,6 +173,7 @@ impl PostgresStore {
         if let Some(nodes) = &nodes {
             metrics.relays.set(i64::try_from(nodes.others + 1).unwrap_or(i64::MAX));
             self.link.others.set_count(nodes.others);
+            metrics.notification_queue.set(nodes.queue);
             self.link.set_time(nodes.time);
         }
         if rows >= PAGE || next_transaction(&found.snapshot) < next_transaction(&since) {

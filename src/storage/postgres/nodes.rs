@@ -26,6 +26,8 @@ pub(super) struct Nodes {
     pub(super) others: usize,
     /// The server's time in milliseconds since 1970.
     pub(super) time: i64,
+    /// How full the server's queue of notifications is, up to 1.
+    pub(super) queue: f64,
     read_at: Instant,
 }
 
@@ -33,7 +35,7 @@ impl Nodes {
     /// No relay of no server.
     pub(super) fn none() -> Self {
         let (server, writes, read_at) = (String::new(), HashMap::new(), Instant::now());
-        Self { server, writes, others: 0, time: 0, read_at }
+        Self { server, writes, others: 0, time: 0, queue: 0.0, read_at }
     }
 
     /// Reads what is known of the relays.
@@ -41,6 +43,7 @@ impl Nodes {
         let mut nodes = Self::none();
         for row in client.query(NODES, &[]).await? {
             (nodes.server, nodes.time) = (row.try_get(3)?, row.try_get(4)?);
+            nodes.queue = row.try_get(5)?;
             let Ok(id) = NodeId::try_from(row.try_get::<_, &[u8]>(0)?) else { continue };
             let (writes, age): (i64, f64) = (row.try_get(1)?, row.try_get(2)?);
             nodes.writes.insert(id, (writes, age));

@@ -168,12 +168,13 @@ from (select) as one left join (
 pub(super) const NO_WHOLE_TABLES: &str =
     "set enable_seqscan = off; set plan_cache_mode = force_generic_plan";
 /// How often each relay has written, how many seconds ago it was last seen, which run of the server
-/// this is, and the server's time in milliseconds since 1970.
+/// this is, the server's time in milliseconds since 1970, and how full its queue of notifications
+/// is.
 pub(super) const NODES: &str = "
 select id, writes, extract(epoch from now() - seen)::float8,
     coalesce((select id::text from tonk_relay.incarnation), '')
         || ' since ' || pg_postmaster_start_time()::text,
-    (extract(epoch from clock_timestamp()) * 1000)::bigint
+    (extract(epoch from clock_timestamp()) * 1000)::bigint, pg_notification_queue_usage()
 from tonk_relay.node";
 /// Says that the relay `$1` is there, unless it is just writing, which says it, too.
 pub(super) const SEEN: &str = "

@@ -132,6 +132,8 @@ impl Writer {
     async fn write(&self, changes: &[&Change]) -> Result<Vec<Result<Put, QueryError>>, QueryError> {
         let written = write(&self.link, false, changes).await?;
         self.metrics.commits.inc();
+        let chunks = changes.iter().filter(|change| change.put.is_some()).count();
+        self.metrics.committed_chunks.inc_by(chunks as u64);
         Ok(written.results)
     }
 }
