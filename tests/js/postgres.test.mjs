@@ -108,7 +108,8 @@ test('everything that was told as saved is there after crashes of relay and data
       }
     }
   });
-  for (let round = 0; round < 8; round += 1) {
+  // A busy machine saves less between two crashes.
+  for (let round = 0; round < 8 || (round < 80 && told.some(edit => edit <= 10)); round += 1) {
     await new Promise(resolve => setTimeout(resolve, 300));
     if (round % 2 === 0) {
       await postgres.tell('kill');

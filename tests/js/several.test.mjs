@@ -14,8 +14,8 @@ import { BINARY, Relay, atEnd, close, documentId, folder, saved, share, until } 
 import { KEYS } from './store.mjs';
 import { StrictStore } from './strict-store.mjs';
 
-/** How many seconds another relay may take to learn of a deletion or a block. */
-const SOON = 2;
+/** How many seconds another relay may take to learn of a deletion or a block: two, and more where the machine is busy. */
+const SOON = 10;
 
 /** Bytes that do not compress. */
 const randomBytes = size => new Uint8Array(nodeBytes(size));
@@ -139,7 +139,9 @@ test('an edit reaches the clients of another relay at once', { skip }, async t =
   const [median, most] = [took[25], took[49]].map(Math.round);
   // automerge-repo itself waits for up to 100 ms between two messages.
   t.diagnostic(`an edit takes ${median} ms in the median, and ${most} ms at most`);
-  assert.ok(median < 200, `${median} ms`);
+  const rows = cause => b.metric(`tonk_relay_cluster_rows_total{cause="${cause}"}`);
+  const [hinted, polled] = [await rows('hint'), await rows('poll')];
+  assert.ok(hinted > 10 * polled, `${hinted} rows were found by hints, and ${polled} by polls`);
 });
 
 test('relays that compact the same document lose nothing', { skip }, async t => {
@@ -434,7 +436,8 @@ test('a document that only a client of another relay holds is found', { skip }, 
     await assert.rejects(other.repo.find(`automerge:${documentId(nodeBytes(16))}`), /unavailable/);
     times.push(performance.now() - begun);
   }
-  assert.ok(times.every(time => time < 800), `what nobody has takes ${times.map(Math.round)} ms`);
+  // Without an answer of the other relay it would take five seconds.
+  assert.ok(times.every(time => time < 3000), `what nobody has takes ${times.map(Math.round)} ms`);
   t.diagnostic(`what nobody has takes ${times.map(Math.round)} ms`);
 });
 
@@ -459,7 +462,9 @@ test('a token holds at all relays, until it is removed at one, or can no longer 
   const start = performance.now();
   assert.match((await command(a, 'token', 'remove', 'phone')).stdout, /removed .* phone/);
   assert.match(await sessions.phone.ended, /revoked/);
-  assert.ok(performance.now() - start < SOON * 1000);
+  const took = performance.now() - start;
+  t.diagnostic(`the session of the removed token ends after ${took.toFixed(0)} ms`);
+  assert.ok(took < SOON * 1000);
   assert.equal(sessions.laptop.socket.readyState, 1, 'no other session ends');
   assert.equal(await holds(phone), false);
 
