@@ -11,7 +11,7 @@ use tracing::warn;
 
 use super::{error::AppError, report::show_limits};
 use crate::{
-    auth::{Auth, Policy, last_use::LastUse},
+    auth::{Auth, Policy, last_use::LastUse, tokens::Tokens},
     bundle::{store, watch::BundleKeeper},
     config::{AdminAddress, AuthMode, Config, load::LoadedConfig},
     http::{self, tls::TlsKeeper},
@@ -106,6 +106,11 @@ impl Loaded {
             .map_err(|source| AppError::Auth { file: file(), source })?;
         let auth =
             Auth::new(policy, LastUse::new(&config.storage.path, config.storage.path.join(TMP)));
+        if let Some(database) = &storage.database {
+            // From the first client on.
+            let tokens = Tokens::of_json(&*database.tokens().borrow().entries);
+            auth.set_shared(tokens.0);
+        }
         let documents = Documents::new(
             storage.store.clone(),
             keeper.served(),

@@ -27,7 +27,10 @@ pub(super) async fn follow(
     loop {
         match timeout(CHECK_EVERY, tokens.changed()).await {
             Ok(Err(_)) => return,
-            Ok(Ok(())) if !is_stale => put_into_effect(&tokens.borrow_and_update(), &sessions),
+            Ok(Ok(())) if !is_stale => {
+                let now = tokens.borrow_and_update().clone();
+                put_into_effect(&now, &sessions);
+            }
             Ok(Ok(())) | Err(_) => {}
         }
         let limit = config.borrow().cluster.stale.0;

@@ -135,6 +135,15 @@ pub(super) fn run(arguments: TokenArguments) -> Result<(), CliError> {
                 print(&format!("removed {} {}\n", token.id(), token.name));
             }
             eprintln!("{}", tokens.takes_effect());
+            if config.cluster.is_set()
+                && tokens::read(&config.auth.tokens).is_ok_and(|own| own.iter().any(is_meant))
+            {
+                eprintln!(
+                    "{} has such a token, too, which holds at this relay: remove it there by hand, \
+                     and run `tonk-relay reload`",
+                    config.auth.tokens.display()
+                );
+            }
         }
     }
     Ok(())

@@ -226,7 +226,7 @@ metrics! {
         journal_chunks: IntGauge = "tonk_relay_storage_journal_chunks" [];
         /// Chunks that were checkpointed from the journal into the folders.
         moved: IntCounter = "tonk_relay_storage_moved_chunks_total" [];
-        /// Stored chunks that do not parse and were moved to quarantine.
+        /// Stored chunks that do not parse. In a folder they were moved to quarantine.
         broken_chunks: IntCounter = "tonk_relay_storage_broken_chunks_total" [];
         /// Chunks in quarantine.
         quarantined: IntGauge = "tonk_relay_quarantined_chunks" [];

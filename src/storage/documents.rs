@@ -167,7 +167,7 @@ impl Documents {
     }
 
     /// Loads a document, with the served bundle's snapshot as its seed. Chunks that do not parse
-    /// are moved to quarantine. A seed with another history is refused and reported.
+    /// are moved to quarantine, unless others may have stored them. A seed with another history is refused and reported.
     ///
     /// # Errors
     /// Stored bytes cannot be read. An error never means that there is no such document.
@@ -243,6 +243,7 @@ impl Documents {
         let chunks = broken.len();
         if self.store.is_shared() {
             for (key, reason) in broken {
+                self.metrics.broken_chunks.inc();
                 error!(
                     %document, %key,
                     "a stored chunk cannot be used, and the rest of the document is served: \

@@ -66,14 +66,14 @@ pub struct Unknown {
     pub gone: Vec<Key>,
 }
 
-/// What has become of a chunk that was to be stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// How a chunk was stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Put {
-    /// It is stored, and those that it replaces are gone.
+    /// Under its key.
     Made,
-    /// Another relay had stored a chunk under the same key, which has the same changes and perhaps
-    /// others that wait. That one stays, and nothing was deleted.
-    WasThere,
+    /// Under this key. Another relay had stored another snapshot under its own, which stays: it may
+    /// have changes that wait for others, or be broken.
+    MadeAs(Key),
 }
 
 /// What a write builds on.
@@ -137,8 +137,9 @@ pub trait ChunkStore: Send + Sync + 'static {
     /// names: a crash of the process, or a power loss as well. A put after a delete of the same key
     /// takes effect, even where that deletion is still pending.
     ///
-    /// A chunk's name is made of what it holds. So where several relays share the store, a value
-    /// that the key has already stays; elsewhere it is replaced.
+    /// A value that the key has is replaced. Where several relays share the store it stays: an
+    /// increment's name is made of all that it holds, and a snapshot is then stored under another
+    /// key.
     ///
     /// # Errors
     /// The value is not durable. The earlier value of the key is unchanged, or the new one is there
@@ -166,8 +167,7 @@ pub trait ChunkStore: Send + Sync + 'static {
     }
 
     /// Stores a value as [`put`](Self::put) does, and deletes the chunks that it replaces, as
-    /// [`delete`](Self::delete) does. They are deleted only if the value is durable, and was not
-    /// there before.
+    /// [`delete`](Self::delete) does. They are deleted only if the value is durable.
     ///
     /// # Errors
     /// The value is not durable, and nothing was deleted. If the `basis` is no longer true, the error

@@ -13,6 +13,8 @@ use crate::observe::metrics::StorageMetrics;
 
 /// Messages that may wait to be sent.
 const QUEUE: usize = 1024;
+/// The most bytes of a message.
+pub const MAX_MESSAGE: usize = 5_900;
 
 /// A message to all other relays.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
@@ -87,10 +89,14 @@ impl OtherRelays {
         self.count.store(count, Ordering::Relaxed);
     }
 
-    /// Sends a message to all of them, if there are any. Returns whether it is on its way; it may
-    /// still be lost.
-    pub fn tell(&self, message: impl FnOnce() -> RelayMessage) -> bool {
+    /// Sends a message to all of them, if there are any. It has about this many bytes. Returns
+    /// whether it is on its way; it may still be lost.
+    pub fn tell(&self, bytes: usize, message: impl FnOnce() -> RelayMessage) -> bool {
         if self.count() == 0 {
+            return false;
+        }
+        if bytes > MAX_MESSAGE {
+            self.dropped(1);
             return false;
         }
         let is_queued = self.messages.try_send(message()).is_ok();

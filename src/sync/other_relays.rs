@@ -111,15 +111,17 @@ impl Rooms {
     fn ask_for_others(&self, wanted: &Wanted) {
         let document = DocumentId::from_bytes(wanted.document);
         let room = self.shared.directory().room(document).cloned();
-        if room.is_some_and(|room| room.has_engine.load(Ordering::Relaxed)) {
+        if room.as_ref().is_some_and(|room| room.has_engine.load(Ordering::Relaxed)) {
             // It is about to be stored.
             return;
         }
+        // Those who wait for it here do not have it either.
+        let waits = |id| room.as_ref().is_some_and(|room| room.members.lock().is_active(id));
         let config = self.shared.config.borrow().clone();
         let (common, _) = wanted.common.as_chunks();
         let common = common.iter().map(|id| DocumentId::from_bytes(*id)).collect();
         let most = if config.forwards_requests() { config.sync.forward_peers } else { 0 };
-        let peers = self.shared.choose_to_ask(document, common, None, most, |_| false);
+        let peers = self.shared.choose_to_ask(document, common, None, most, waits);
         for peer in &peers {
             ask_for(peer, document);
             self.shared.metrics.rooms.requests.with_label_values(&["passed_on"]).inc();
@@ -127,7 +129,7 @@ impl Rooms {
         if peers.is_empty()
             && let Some(others) = &self.shared.others
         {
-            others.tell(|| RelayMessage::Lacking(wanted.document));
+            others.tell(0, || RelayMessage::Lacking(wanted.document));
         }
     }
 }

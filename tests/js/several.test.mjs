@@ -473,3 +473,19 @@ test('a token holds at all relays, until it is removed at one, or can no longer 
   wire.up();
   await until('the token holds again', () => holds(laptop));
 });
+
+test('a document whose stored snapshot is broken is stored again by a client that has it', { skip }, async t => {
+  const postgres = await Postgres.start(t);
+  const [first] = await relays(t, postgres, 1);
+  const client = first.client(t);
+  const handle = await share(client, { n: 1 });
+  await first.kill();
+  postgres.query("update tonk_relay.chunk set data = 'broken'", 'app');
+  await first.start();
+  handle.change(doc => { doc.n = 2; });
+  await saved(client, handle);
+  assert.equal(await first.metric('tonk_relay_storage_broken_chunks_total'), 1);
+  await close(client);
+  await first.kill();
+  assert.deepEqual(await findsFresh(t, postgres, handle), { n: 2 });
+});

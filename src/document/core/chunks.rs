@@ -332,12 +332,6 @@ impl Chunks {
         self.stored.add(key.clone(), data.len());
     }
 
-    /// Records a write whose changes were durable before.
-    pub(super) fn complete_by_another(&mut self) {
-        self.recent = Recent::default();
-        self.unstored = 0;
-    }
-
     /// Keeps no changes in memory that are durable.
     pub(super) fn release_memory(&mut self) {
         self.recent.data = None;

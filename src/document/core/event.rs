@@ -46,10 +46,8 @@ pub(crate) enum Event {
     Resume,
     /// The chunk of the last [`Effect::Save`] is durable.
     Saved,
-    /// A chunk of the same key was stored before by another relay. It has all changes of the last
-    /// [`Effect::Save`], and perhaps others that wait. It is to be read as one of another relay, and
-    /// nothing was deleted.
-    SavedByAnother,
+    /// The same, under this key: another relay had stored another chunk under its own.
+    SavedAs(Key),
     /// Other relays have stored chunks of the document.
     Stored(StoredByAnother),
     /// These chunks are no longer stored: others have replaced them.

@@ -45,8 +45,8 @@ impl Core {
                 Event::Retry { from, message, ticket } => {
                     self.apply_retry(from, &message, ticket, &mut effects);
                 }
-                Event::Saved => self.complete_write(true),
-                Event::SavedByAnother => self.complete_write(false),
+                Event::Saved => self.complete_write(None),
+                Event::SavedAs(key) => self.complete_write(Some(key)),
                 Event::Stored(StoredByAnother { chunks, unpacked }) => {
                     self.apply_stored(chunks, unpacked.values, &mut effects);
                 }

@@ -11,7 +11,7 @@ use super::{
     state::Core,
 };
 use crate::document::{
-    chunk::{increment_key, snapshot_key},
+    chunk::{Key, increment_key, snapshot_key},
     gate,
 };
 
@@ -58,15 +58,12 @@ impl Core {
         kept_increments(self.doc.changes(), self.max.stored)
     }
 
-    /// The write under way is durable: its chunk is stored, or, where it is not `is_ours`, the same of
-    /// another relay was stored before. Peers from which heads were withheld because of it are answered.
-    pub(super) fn complete_write(&mut self, is_ours: bool) {
-        let Some(write) = self.chunks.under_way.take() else { return };
-        if is_ours {
-            self.chunks.complete(&write, &self.durable.heads);
-        } else {
-            self.chunks.complete_by_another();
-        }
+    /// The write under way is durable, under another key if one is given. Peers from which heads were
+    /// withheld because of it are answered.
+    pub(super) fn complete_write(&mut self, key: Option<Key>) {
+        let Some(mut write) = self.chunks.under_way.take() else { return };
+        write.key = key.unwrap_or(write.key);
+        self.chunks.complete(&write, &self.durable.heads);
         self.has_unsaved_base = false;
         self.durable_until(write.heads, write.changes);
         if self.durable.has_no_unsaved() {

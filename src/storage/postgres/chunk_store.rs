@@ -4,6 +4,7 @@ use std::collections::HashSet;
 
 use bytes::Bytes;
 use futures::{FutureExt, future::BoxFuture};
+use sha2::{Digest, Sha256};
 use tokio::sync::oneshot;
 use tokio_postgres::{Row, types::ToSql};
 
@@ -11,11 +12,11 @@ use super::{
     PostgresStore, contains,
     error::QueryError,
     statements,
-    writer::{Change, Request, columns, kind_of, write},
+    writer::{Change, Outcome, Request, columns, kind_of, write},
 };
 use crate::{
-    base::document_id::DocumentId,
-    document::chunk::Key,
+    base::{document_id::DocumentId, hex::hex},
+    document::chunk::{ChunkKind, Key},
     storage::{Basis, ChunkStore, Failure, Loaded, Location, Put, StorageError, Unknown},
 };
 
@@ -43,14 +44,14 @@ fn read(
 }
 
 impl PostgresStore {
-    async fn commit(&self, change: Change) -> Result<Put, StorageError> {
+    async fn commit(&self, change: Change) -> Result<Outcome, StorageError> {
         if change.put.as_ref().is_none_or(|(_, data)| data.len() < LARGE_CHUNK) {
             return self.request(change).await;
         }
         loop {
             let failed = |error: QueryError| error.into_storage("write to", self.link.database());
             let mut written = write(&self.link, true, &[&change]).await.map_err(failed)?;
-            let put = written.results.pop().unwrap_or(Ok(Put::Made)).map_err(failed)?;
+            let outcome = written.results.pop().unwrap_or(Ok(Outcome::Made)).map_err(failed)?;
             // Only small writes are counted, by which a loss is noticed. Over other connections it
             // would not show that the database still has the chunk.
             let counted = Change {
@@ -61,13 +62,13 @@ impl PostgresStore {
             };
             match self.request(counted).await {
                 Err(StorageError::Outdated(_)) => {}
-                counted => return counted.map(|_| put),
+                counted => return counted.map(|_| outcome),
             }
         }
     }
 
     /// Has the writer make a small change with its next commit.
-    async fn request(&self, change: Change) -> Result<Put, StorageError> {
+    async fn request(&self, change: Change) -> Result<Outcome, StorageError> {
         let ended = || {
             let database = Location::Database(self.link.database().to_owned());
             StorageError::Unavailable(Failure::new("write to", database, "its writer has ended"))
@@ -153,13 +154,21 @@ impl ChunkStore for PostgresStore {
             let Key::Chunk { document, .. } = key else {
                 return self.store_id(data).await.map(|()| Put::Made);
             };
-            let stored = self.commit(Change {
-                put: Some((key.clone(), data)),
-                delete: replaced.to_vec(),
-                basis,
-                only_over: None,
-            });
-            match stored.await {
+            let store = |key: &Key| {
+                let put = Some((key.clone(), data.clone()));
+                self.commit(Change { put, delete: replaced.to_vec(), basis, only_over: None })
+            };
+            let stored = match store(key).await {
+                Ok(Outcome::KeyTaken) => {
+                    let name = hex(&Sha256::digest(&data));
+                    let kind = ChunkKind::Snapshot;
+                    let other = Key::Chunk { document: *document, kind, name };
+                    // Where that is taken, too, it is by the same data.
+                    store(&other).await.map(|_| Put::MadeAs(other))
+                }
+                stored => stored.map(|_| Put::Made),
+            };
+            match stored {
                 // Those who have the document in memory hear of it.
                 Err(StorageError::Deleted(_)) if self.is_deleted(*document) => Ok(Put::Made),
                 stored => stored,

@@ -53,7 +53,7 @@ const MAX_PASSWORD_FILE: u64 = 4 << 10;
 const OPTIONS: &str = "-c lock_timeout=2s -c idle_in_transaction_session_timeout=10s \
                        -c statement_timeout=0 -c idle_session_timeout=0 \
                        -c tcp_keepalives_idle=5 -c tcp_keepalives_interval=2 \
-                       -c tcp_keepalives_count=3 -c search_path=";
+                       -c tcp_keepalives_count=3 -c jit=off -c search_path=";
 
 /// How to connect.
 pub(super) struct Server {
@@ -82,6 +82,7 @@ pub(super) struct Group {
     pub(super) looker: Looker,
     /// Sends notifications, and receives them.
     pub(super) notifier: Client,
+    pub(super) notify: Statement,
     /// The relay's id.
     pub(super) node: NodeId,
     /// The name with which this group writes: the relay's id, and the number of the group.
@@ -294,7 +295,10 @@ impl Server {
         let (look, fetch) = (client.prepare(LOOK).await?, client.prepare(FETCH).await?);
         let notifier = self.connect_one(&mut connections, &broken).await?;
         is_same_server(&notifier, &name).await?;
-        notifier.batch_execute(&format!("listen {HINTS}; listen {MESSAGES}")).await?;
+        // Nothing of it has to survive a crash.
+        let listen = format!("listen {HINTS}; listen {MESSAGES}; set synchronous_commit = off");
+        notifier.batch_execute(&listen).await?;
+        let notify = notifier.prepare("select pg_notify($1, $2)").await?;
         Ok(Group {
             writer,
             write,
@@ -302,6 +306,7 @@ impl Server {
             write_large,
             looker: Looker { client, look, fetch },
             notifier,
+            notify,
             node,
             name,
             readers: (first, others),
@@ -397,6 +402,8 @@ async fn adopt_rows(client: &Client) -> Result<(), ConnectError> {
             update tonk_relay.chunk set xid = pg_current_xact_id() \
                 where xid >= pg_snapshot_xmax(pg_current_snapshot());
             update tonk_relay.document set xid = pg_current_xact_id() \
+                where xid >= pg_snapshot_xmax(pg_current_snapshot());
+            update tonk_relay.token set xid = pg_current_xact_id() \
                 where xid >= pg_snapshot_xmax(pg_current_snapshot());",
         )
         .await?;

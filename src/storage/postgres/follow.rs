@@ -190,7 +190,8 @@ impl PostgresStore {
                 live.marked(*document);
             }
         }
-        if found.has_tokens {
+        // After a time away one that was removed may be forgotten.
+        if found.has_tokens || follower.connection != group.name {
             self.load_tokens(group).await?;
         } else {
             self.confirm_tokens();

@@ -12,7 +12,7 @@ use tokio::{
     sync::{Notify, mpsc, watch},
     time::timeout,
 };
-use tokio_postgres::Notification;
+use tokio_postgres::{Notification, types::ToSql};
 use tracing::{error, info, warn};
 
 use super::{
@@ -132,6 +132,7 @@ impl Link {
         if let Some(group) = group {
             group.broken.cancelled().await;
         }
+        self.others.set_count(0);
         self.group.send_replace(None);
     }
 
@@ -300,17 +301,16 @@ impl Link {
 
     /// Notifies all relays, in a transaction of its own that waits for no disk: inside the
     /// transaction that writes, a notification would hold a lock of the whole server until the disk
-    /// has the commit. The text has no quotes.
+    /// has the commit.
     pub(super) async fn notify(
         &self,
         group: &Group,
         channel: &str,
         text: &str,
     ) -> Result<(), QueryError> {
-        // Sent together they are one transaction.
-        let statements =
-            format!("set local synchronous_commit = off; select pg_notify('{channel}', '{text}')");
-        self.run_within(group, 0, group.notifier.batch_execute(&statements)).await
+        let parameters: [&(dyn ToSql + Sync); 2] = [&channel, &text];
+        let sending = group.notifier.query(&group.notify, &parameters);
+        self.run_within(group, 0, sending).await.map(drop)
     }
 
     /// Reports that writes fail until the result is dropped.

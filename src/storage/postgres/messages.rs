@@ -3,20 +3,21 @@
 use std::time::Duration;
 
 use base64::{Engine, prelude::BASE64_STANDARD_NO_PAD};
+use futures::FutureExt;
 use tokio::{sync::mpsc, time::sleep};
 use tracing::debug;
 
 use super::{connection::MESSAGES, link::Link, nodes::NodeId};
 use crate::{
     base::hex::hex,
-    storage::relay_message::{OtherRelays, RelayMessage},
+    storage::relay_message::{MAX_MESSAGE, OtherRelays, RelayMessage},
 };
 
 /// The shortest time between two notifications. What comes meanwhile is sent together.
 const PAUSE: Duration = Duration::from_millis(20);
 /// The most bytes of messages in one notification, whose text has at most 7,999 bytes
 /// (`NOTIFY_PAYLOAD_MAX_LENGTH` of PostgreSQL). It is base64.
-const MAX_BYTES: usize = 5_900;
+const MAX_BYTES: usize = MAX_MESSAGE;
 /// The version of the texts.
 const VERSION: &str = "1";
 
@@ -45,7 +46,7 @@ pub(super) async fn send(
             batch.extend(message);
         }
         if !batch.is_empty() {
-            send_batch(link, &batch).await;
+            send_batch(link, others, &batch).await;
         }
         sleep(PAUSE).await;
     }
@@ -62,8 +63,9 @@ fn encoded(message: &RelayMessage, others: &OtherRelays) -> Vec<u8> {
     bytes
 }
 
-async fn send_batch(link: &Link, batch: &[u8]) {
-    let group = link.connected().await;
+async fn send_batch(link: &Link, others: &OtherRelays, batch: &[u8]) {
+    // What is of the moment does not wait for the database.
+    let Some(group) = link.connected().now_or_never() else { return others.dropped(1) };
     let text = format!("{VERSION} {} {}", hex(&group.node), BASE64_STANDARD_NO_PAD.encode(batch));
     match link.notify(&group, MESSAGES, &text).await {
         Ok(()) => link.metrics.relay_messages.with_label_values(&["sent"]).inc(),

@@ -24,7 +24,7 @@ use crate::{
     base::backoff::Backoff,
     document::chunk::{ChunkKind, Key},
     observe::metrics::StorageMetrics,
-    storage::{Basis, Put, StorageError},
+    storage::{Basis, StorageError},
 };
 
 /// The most changes of a commit, and the most that wait for the next one.
@@ -35,7 +35,7 @@ pub(super) const MAX_BATCH: usize = 8 << 20;
 /// A request to the writer, for its next commit.
 pub(super) struct Request {
     pub(super) change: Change,
-    pub(super) done: oneshot::Sender<Result<Put, StorageError>>,
+    pub(super) done: oneshot::Sender<Result<Outcome, StorageError>>,
 }
 
 /// A change of chunks.
@@ -118,7 +118,8 @@ impl Writer {
                 let mut results = Vec::new();
                 for change in changes {
                     let written = self.write(&[change]).await;
-                    results.push(written.and_then(|mut only| only.pop().unwrap_or(Ok(Put::Made))));
+                    results
+                        .push(written.and_then(|mut only| only.pop().unwrap_or(Ok(Outcome::Made))));
                 }
                 results
             }
@@ -129,7 +130,10 @@ impl Writer {
         }
     }
 
-    async fn write(&self, changes: &[&Change]) -> Result<Vec<Result<Put, QueryError>>, QueryError> {
+    async fn write(
+        &self,
+        changes: &[&Change],
+    ) -> Result<Vec<Result<Outcome, QueryError>>, QueryError> {
         let written = write(&self.link, false, changes).await?;
         self.metrics.commits.inc();
         let chunks = changes.iter().filter(|change| change.put.is_some()).count();
@@ -138,12 +142,21 @@ impl Writer {
     }
 }
 
+/// What has become of a change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Outcome {
+    /// It was made.
+    Made,
+    /// Another chunk is stored under its key, and nothing was changed.
+    KeyTaken,
+}
+
 /// Changes that a statement has made.
 pub(super) struct Written {
     /// The name of the connections over which it was made.
     pub(super) connection: Vec<u8>,
     /// For each change, what has become of it.
-    pub(super) results: Vec<Result<Put, QueryError>>,
+    pub(super) results: Vec<Result<Outcome, QueryError>>,
 }
 
 /// Writes changes with one statement, and repeats it until the database has confirmed or refused
@@ -182,9 +195,9 @@ pub(super) async fn write(
                     Some(n) if not_admitted.contains(&n) => Err(QueryError::deleted()),
                     // An increment's name is made of all that it holds.
                     Some(n) if there_before.contains(&n) && change.is_snapshot() => {
-                        Ok(Put::WasThere)
+                        Ok(Outcome::KeyTaken)
                     }
-                    _ => Ok(Put::Made),
+                    _ => Ok(Outcome::Made),
                 });
                 let results = results.collect();
                 return Ok(Written { connection: group.name.clone(), results });

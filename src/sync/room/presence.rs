@@ -28,7 +28,7 @@ impl Room {
             return self.report_refused(&from, "ephemeral_seen");
         }
         if let Some(others) = &self.shared.others {
-            others.tell(|| {
+            others.tell(data.len(), || {
                 RelayMessage::Presence(Presence {
                     document: *self.document().as_bytes(),
                     author: author.clone(),

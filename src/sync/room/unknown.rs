@@ -202,7 +202,7 @@ impl Room {
             return;
         }
         let document = *document.as_bytes();
-        if others.tell(|| RelayMessage::Wanted(Wanted { document, common })) {
+        if others.tell(common.len(), || RelayMessage::Wanted(Wanted { document, common })) {
             self.handle.asked_relays(others.count(), Deadline::now() + RELAYS_ANSWER_WITHIN);
         }
     }

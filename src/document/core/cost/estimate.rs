@@ -94,7 +94,7 @@ impl Core {
                     let blocked = self.peers.blocked();
                     answers.extend(blocked.map(|(id, peer)| (id, self.update_cost(&weight, peer))));
                 }
-                Event::Saved | Event::SavedByAnother => has_saved = true,
+                Event::Saved | Event::SavedAs(_) => has_saved = true,
                 Event::Stored(StoredByAnother { unpacked, .. }) => {
                     has_changes = true;
                     let needs_trial = needs_trial(&self.doc, self.orphans.bytes > 0, unpacked);

@@ -142,10 +142,7 @@ impl Writer {
         match done {
             Done::Saved(_) if self.is_outdated() => Ok(Vec::new()),
             Done::Saved(Put::Made) => Ok(vec![Event::Saved]),
-            Done::Saved(Put::WasThere) => {
-                self.has_unread = true;
-                Ok(vec![Event::SavedByAnother])
-            }
+            Done::Saved(Put::MadeAs(key)) => Ok(vec![Event::SavedAs(key)]),
             Done::Lost(remains, basis) => {
                 self.basis = basis;
                 // There may be more than what is in memory.

@@ -4,12 +4,14 @@ use std::sync::atomic::Ordering;
 
 use automerge::{ActorId, Automerge, AutomergeError, ROOT, sync::State, transaction::Transactable};
 use proptest::prelude::*;
+use sha2::{Digest, Sha256};
 
 use super::database::{Database, Writing};
 use crate::{
-    base::session_id::SessionId,
+    base::{hex::hex, session_id::SessionId},
     config::{Config, Size},
     document::{
+        chunk::{ChunkKind, Key},
         core::{
             chunks::is_snapshot,
             event::{Effect, Event, StoredByAnother},
@@ -75,7 +77,7 @@ pub(super) enum Fault {
     LossNotNoticedByWrites,
     /// A snapshot replaces chunks that it does not contain.
     ReplacesUnread,
-    /// A snapshot that another relay had stored under the same key is taken for the relay's own.
+    /// A snapshot is not stored, because another relay had stored one under the same key.
     TakenForOwn,
 }
 
@@ -90,8 +92,6 @@ pub(super) struct Relay {
     losses: usize,
     /// It has noticed one, and has not read what there is.
     is_reading: bool,
-    /// There is something that it has to read.
-    has_unread: bool,
 }
 
 /// All peers, the relays, and their database.
@@ -134,7 +134,6 @@ fn open(database: &Database, base: &[u8]) -> Relay {
         seen: database.commits,
         losses: database.lost.len(),
         is_reading: false,
-        has_unread: false,
     }
 }
 
@@ -229,20 +228,26 @@ impl World {
             self.notice_loss(n);
             return;
         }
-        let mut was_there = false;
+        let mut stored_as = None;
         if self.fault != Some(Fault::ConfirmedTooEarly) {
             // An increment is the same if its key is.
-            was_there = self.database.commit(write) && is_snapshot(&write.key);
+            let was_there = self.database.commit(write) && is_snapshot(&write.key);
+            if was_there && self.fault != Some(Fault::TakenForOwn) {
+                let key = Key::Chunk {
+                    document: DOCUMENT,
+                    kind: ChunkKind::Snapshot,
+                    name: hex(&Sha256::digest(&write.data)),
+                };
+                let (data, replaces) = (write.data.clone(), write.replaces.clone());
+                let write = Writing { key: key.clone(), data, replaces, losses: write.losses };
+                let _was_there = self.database.commit(&write);
+                stored_as = Some(key);
+            }
         }
         if is_answered {
             let relay = &mut self.relays[n];
             relay.writing = None;
-            if was_there && self.fault != Some(Fault::TakenForOwn) {
-                relay.has_unread = true;
-                relay.arrived.push(Event::SavedByAnother);
-            } else {
-                relay.arrived.push(Event::Saved);
-            }
+            relay.arrived.push(stored_as.map_or(Event::Saved, Event::SavedAs));
         }
     }
 
@@ -259,7 +264,6 @@ impl World {
         let gone = known.iter().filter(|key| !rows.contains_key(key)).cloned().collect();
         let stored = StoredByAnother { chunks, unpacked: Unpacked::default() };
         let relay = &mut self.relays[n];
-        relay.has_unread = false;
         relay.arrived.extend([Event::Stored(stored), Event::Gone(gone)]);
     }
 
@@ -391,9 +395,6 @@ impl World {
                 self.act(&Action::Commit { relay, is_answered: true });
                 self.act(&Action::Look { relay, again: 0 });
                 self.act(&Action::Read(relay));
-                if self.relays[relay].has_unread {
-                    self.act(&Action::ReadUnknown(relay));
-                }
             }
             if self.is_quiet() {
                 return;
@@ -407,7 +408,7 @@ impl World {
         let mut links = self.peers.iter().filter_map(|peer| peer.link.as_ref());
         let commits = self.database.commits;
         let is_idle = |relay: &Relay| {
-            let has_read = relay.seen == commits && !relay.is_reading && !relay.has_unread;
+            let has_read = relay.seen == commits && !relay.is_reading;
             relay.arrived.is_empty() && relay.writing.is_none() && has_read
         };
         links.all(quiet) && self.relays.iter().all(is_idle)
