@@ -67,6 +67,13 @@ pub fn increment_key(document: DocumentId, data: &[u8]) -> Key {
     Key::Chunk { document, kind: ChunkKind::Incremental, name }
 }
 
+impl Key {
+    /// Whether it is the key of a snapshot.
+    pub fn is_snapshot(&self) -> bool {
+        matches!(self, Self::Chunk { kind: ChunkKind::Snapshot, .. })
+    }
+}
+
 impl fmt::Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

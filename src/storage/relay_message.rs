@@ -13,7 +13,8 @@ use crate::observe::metrics::StorageMetrics;
 
 /// Messages that may wait to be sent.
 const QUEUE: usize = 1024;
-/// The most bytes of a message.
+/// The most bytes of a message, and of those that are sent together. As base64 they fit into a
+/// notification, whose text has at most 7,999 bytes (`NOTIFY_PAYLOAD_MAX_LENGTH` of PostgreSQL).
 pub const MAX_MESSAGE: usize = 5_900;
 
 /// A message to all other relays.

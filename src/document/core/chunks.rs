@@ -5,10 +5,7 @@ use std::collections::HashSet;
 use automerge::{Change, ChangeHash};
 use bytes::Bytes;
 
-use crate::{
-    config::Size,
-    document::chunk::{ChunkKind, Key},
-};
+use crate::{config::Size, document::chunk::Key};
 
 /// Increments up to this many bytes are kept next to a snapshot, however small it is.
 const MIN_COMPACTION: usize = 4 << 10;
@@ -87,7 +84,7 @@ impl Stored {
 impl Totals {
     /// Bytes of all chunks of the key's kind.
     fn of(&mut self, key: &Key) -> &mut usize {
-        if is_snapshot(key) { &mut self.snapshots } else { &mut self.increments }
+        if key.is_snapshot() { &mut self.snapshots } else { &mut self.increments }
     }
 
     /// Whether the next write has to be a snapshot, if there are this many bytes of changes to
@@ -132,10 +129,6 @@ pub(super) struct Write {
     pub(super) replaced: Totals,
 }
 
-pub(super) fn is_snapshot(key: &Key) -> bool {
-    matches!(key, Key::Chunk { kind: ChunkKind::Snapshot, .. })
-}
-
 /// A document's chunks.
 pub(super) struct Chunks {
     stored: Stored,
@@ -154,7 +147,7 @@ impl Chunks {
     pub(super) fn new(stored: impl IntoIterator<Item = (Key, usize)>, unstored: usize) -> Self {
         let mut all = Stored::default();
         for (key, size) in stored {
-            all.totals.loaded += usize::from(!is_snapshot(&key));
+            all.totals.loaded += usize::from(!key.is_snapshot());
             all.add(key, size);
         }
         let (recent, unwritten) = (Recent::default(), Some(Vec::new()));
@@ -254,7 +247,7 @@ impl Chunks {
                 let mut then = Totals {
                     snapshots: now.snapshots.saturating_sub(write.replaced.snapshots),
                     increments: now.increments.saturating_sub(write.replaced.increments),
-                    loaded: if is_snapshot(&write.key) { 0 } else { now.loaded },
+                    loaded: if write.key.is_snapshot() { 0 } else { now.loaded },
                 };
                 *then.of(&write.key) += write.data.len();
                 then
@@ -277,7 +270,7 @@ impl Chunks {
 
     /// Whether the increments before this write are not merged with those after it.
     fn ends_recent(&self, write: &Write) -> bool {
-        is_snapshot(&write.key)
+        write.key.is_snapshot()
             || !write.replaces.is_empty()
             || self.recent.bytes + write.data.len() > MAX_MERGED
     }
@@ -323,7 +316,7 @@ impl Chunks {
             recent.count += 1;
             recent.bytes += data.len();
         }
-        if is_snapshot(key) {
+        if key.is_snapshot() {
             self.stored.totals.loaded = 0;
         }
         self.unstored = 0;
@@ -341,7 +334,7 @@ impl Chunks {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::base::document_id::DocumentId;
+    use crate::{base::document_id::DocumentId, document::chunk::ChunkKind};
 
     /// Writes increments of this size to a document with this many changes and a snapshot of so
     /// many bytes, until the next write has to be a snapshot. Returns how many it wrote, and how

@@ -3,7 +3,6 @@
 use automerge::ChangeHash;
 
 use super::{
-    chunks::is_snapshot,
     event::{Effect, Remains},
     state::{Core, Orphans},
 };
@@ -32,7 +31,7 @@ impl Core {
         let admitted = self.admit_stored(&bytes);
         if self.doc.changes() > changes {
             // A snapshot has the values of all that was there before, too.
-            let has_all = chunks.iter().any(|(key, _)| is_snapshot(key));
+            let has_all = chunks.iter().any(|(key, _)| key.is_snapshot());
             let sum = self.values.saturating_add(values);
             self.values = if has_all { self.values.max(values) } else { sum };
         }

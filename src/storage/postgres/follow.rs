@@ -31,7 +31,7 @@ use crate::{
     base::{document_id::DocumentId, lock::lock},
     config::Size,
     document::{
-        chunk::{ChunkKind, Key, StoredChunk},
+        chunk::{Key, StoredChunk},
         core::event::StoredByAnother,
         load::joined,
         unpacked::{self, NotUnpacked, Origin},
@@ -277,7 +277,7 @@ impl PostgresStore {
             let bytes: i64 = chunks.iter().map(|new| new.bytes).sum();
             let is_small = bytes <= MAX_FETCHED
                 && total + bytes <= MAX_BATCH as i64
-                && !chunks.iter().any(|new| is_snapshot(&new.key));
+                && !chunks.iter().any(|new| new.key.is_snapshot());
             if is_small {
                 total += bytes;
                 for New { key, data, .. } in chunks {
@@ -353,10 +353,6 @@ impl PostgresStore {
             }
         }
     }
-}
-
-fn is_snapshot(key: &Key) -> bool {
-    matches!(key, Key::Chunk { kind: ChunkKind::Snapshot, .. })
 }
 
 /// The first transaction that had not begun in a snapshot, and those that were in progress, from

@@ -9,13 +9,15 @@ use std::{
 use tokio::time::sleep;
 use tracing::debug;
 
-use super::{connection::HINTS, link::Link, nodes::NodeId};
+use super::{
+    connection::HINTS,
+    link::Link,
+    nodes::{NodeId, PRESENT},
+};
 use crate::base::hex::hex;
 
 /// The shortest time between two hints of a relay, and between two looks.
 pub(super) const PAUSE: Duration = Duration::from_millis(20);
-/// A relay that has sent a hint is there for this long.
-const PRESENT: Duration = Duration::from_secs(60);
 /// The version of the texts.
 const VERSION: &str = "1";
 
@@ -78,9 +80,9 @@ impl Heard {
         earlier.map_or(0, |(last, _)| hint.number.saturating_sub(last + 1))
     }
 
-    /// How many other relays were heard within the last minute.
+    /// How many relays had sent a hint within a minute before the last one.
     pub(super) fn count(&self) -> usize {
-        self.last.values().filter(|(_, at)| at.elapsed() < PRESENT).count()
+        self.last.len()
     }
 }
 

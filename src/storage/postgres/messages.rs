@@ -15,9 +15,6 @@ use crate::{
 
 /// The shortest time between two notifications. What comes meanwhile is sent together.
 const PAUSE: Duration = Duration::from_millis(20);
-/// The most bytes of messages in one notification, whose text has at most 7,999 bytes
-/// (`NOTIFY_PAYLOAD_MAX_LENGTH` of PostgreSQL). It is base64.
-const MAX_BYTES: usize = MAX_MESSAGE;
 /// The version of the texts.
 const VERSION: &str = "1";
 
@@ -39,7 +36,7 @@ pub(super) async fn send(
         // All that waits.
         while let Ok(message) = messages.try_recv() {
             let message = encoded(&message, others);
-            if batch.len() + message.len() > MAX_BYTES {
+            if batch.len() + message.len() > MAX_MESSAGE {
                 next = Some(message);
                 break;
             }
@@ -56,7 +53,7 @@ pub(super) async fn send(
 fn encoded(message: &RelayMessage, others: &OtherRelays) -> Vec<u8> {
     // Writing to memory does not fail.
     let bytes = minicbor::to_vec(message).unwrap_or_default();
-    if bytes.len() > MAX_BYTES {
+    if bytes.len() > MAX_MESSAGE {
         others.dropped(1);
         return Vec::new();
     }
@@ -123,6 +120,6 @@ mod tests {
         for text in ["", "2 a b", "1 a", "1 a !"] {
             assert_eq!(read(text, &[8; 16]), [], "{text}");
         }
-        assert!(text(&vec![0; MAX_BYTES]).len() < 7_999);
+        assert!(text(&vec![0; MAX_MESSAGE]).len() < 7_999);
     }
 }

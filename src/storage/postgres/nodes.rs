@@ -1,7 +1,10 @@
 //! The relays that use the database, and how often each has written: what was seen of that tells
 //! whether the database has lost something since.
 
-use std::{collections::HashMap, time::Instant};
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
 
 use tokio_postgres::Client;
 
@@ -10,8 +13,8 @@ use super::statements::NODES;
 /// The id of one run of a relay.
 pub(super) type NodeId = [u8; 16];
 
-/// A relay that was seen within this many seconds may be running.
-const PRESENT: f64 = 60.0;
+/// A relay that was seen or heard within this time may be running.
+pub(super) const PRESENT: Duration = Duration::from_secs(60);
 /// A row that is missing was deleted, and not lost, if its relay had not been seen for this long.
 const FORGOTTEN: f64 = 12.0 * 3600.0;
 
@@ -47,7 +50,7 @@ impl Nodes {
             let Ok(id) = NodeId::try_from(row.try_get::<_, &[u8]>(0)?) else { continue };
             let (writes, age): (i64, f64) = (row.try_get(1)?, row.try_get(2)?);
             nodes.writes.insert(id, (writes, age));
-            nodes.others += usize::from(id != *own && age < PRESENT);
+            nodes.others += usize::from(id != *own && age < PRESENT.as_secs_f64());
         }
         Ok(nodes)
     }

@@ -79,7 +79,7 @@ create table tonk_relay.import (
 /// - `node`: one run of a relay, by a random id: the `connection` with which it writes, how often it
 ///   has written, and when it was last there.
 /// - `incarnation`: one row, which is empty after a crash of the server and on a promoted standby:
-///   the table is not in the log. Whoever finds it empty fills it.
+///   the table is unlogged. A relay that finds it empty adds the row.
 /// - `generation`: how often a document was deleted. Chunks of an earlier generation are no longer part of
 ///   it.
 /// - `xid`: the transaction that wrote the row, by which others find what is new.

@@ -257,8 +257,7 @@ async fn send(
 
 impl Change {
     fn is_snapshot(&self) -> bool {
-        let key = self.put.as_ref().map(|(key, _)| key);
-        matches!(key, Some(Key::Chunk { kind: ChunkKind::Snapshot, .. }))
+        self.put.as_ref().is_some_and(|(key, _)| key.is_snapshot())
     }
 
     fn size(&self) -> usize {

@@ -68,7 +68,7 @@ pub struct RoomHandle {
     has_bundle_changed: AtomicBool,
     /// What is stored was changed by something other than the room.
     has_storage_changed: AtomicBool,
-    /// What other relays have stored and the room has not taken in.
+    /// What other relays have stored and the room has not applied yet.
     stored: Mutex<Option<News>>,
     /// Notified when the bundle or what is stored has changed, when the store has lost something,
     /// when the room is evicted, and when a session can be sent what was kept back.
@@ -141,7 +141,7 @@ impl RoomHandle {
         }
     }
 
-    /// So many other relays are asked for the document.
+    /// Records that this many other relays are asked for the document.
     pub(crate) fn asked_relays(&self, count: usize, until: Deadline) {
         *lock(&self.relays) = Some((count, until));
     }

@@ -51,7 +51,7 @@ pub trait Engine: Send {
     /// [`settle`](Self::settle) follows.
     fn resume(&mut self);
 
-    /// Takes in what other relays have stored of the document. [`settle`](Self::settle) follows.
+    /// Applies what other relays have stored of the document. [`settle`](Self::settle) follows.
     /// Returns false if the engine cannot, and the document has to be opened again.
     fn follow(&mut self, news: News) -> bool;
 

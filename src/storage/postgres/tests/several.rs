@@ -184,7 +184,7 @@ async fn marks_of_one_count_for_the_other() {
     one.rooms.until(|heard| heard.marked.contains(&DOCUMENT)).await;
     assert!(!one.store.is_deleted(DOCUMENT));
 
-    // What builds on the deleted content is refused by name, also beside what is stored.
+    // A write that builds on the deleted content is refused; others in its commit are made.
     let (data, outdated, new) = (Bytes::from_static(b"y"), key("b"), key("c"));
     let (refused, stored) = tokio::join!(
         other.store.replace(&outdated, data.clone(), &[], basis),

@@ -13,7 +13,6 @@ use crate::{
     document::{
         chunk::{ChunkKind, Key},
         core::{
-            chunks::is_snapshot,
             event::{Effect, Event, StoredByAnother},
             simulation::world::{DOCUMENT, Link, Peer},
             state::Core,
@@ -231,7 +230,7 @@ impl World {
         let mut stored_as = None;
         if self.fault != Some(Fault::ConfirmedTooEarly) {
             // An increment is the same if its key is.
-            let was_there = self.database.commit(write) && is_snapshot(&write.key);
+            let was_there = self.database.commit(write) && write.key.is_snapshot();
             if was_there && self.fault != Some(Fault::TakenForOwn) {
                 let key = Key::Chunk {
                     document: DOCUMENT,
