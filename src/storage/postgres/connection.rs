@@ -30,7 +30,7 @@ use super::{
     error::{ConnectError, QueryError},
     nodes::NodeId,
     schema,
-    statements::{FETCH, LOAD, LOOK, NO_WHOLE_TABLES, SIZE, WRITE, WRITE_LARGE},
+    statements::{FETCH, LOAD, LOOK, NODES, SIZE, WRITE, WRITE_LARGE},
     tls,
 };
 use crate::{
@@ -49,8 +49,10 @@ const TABLES_WITHIN: Duration = Duration::from_secs(600);
 /// The largest file with a password that is read, in bytes.
 const MAX_PASSWORD_FILE: u64 = 4 << 10;
 /// Settings of every connection, of which `checks` looks at one. A server that has lost the relay
-/// must not keep its locks.
-const OPTIONS: &str = "-c lock_timeout=2s -c idle_in_transaction_session_timeout=10s \
+/// must not keep its locks. To plan a statement costs more than to execute it, so prepared ones are
+/// planned once, and use indexes whatever the server estimates then.
+pub(super) const OPTIONS: &str = "-c lock_timeout=2s -c idle_in_transaction_session_timeout=10s \
+                       -c plan_cache_mode=force_generic_plan -c enable_seqscan=off \
                        -c statement_timeout=0 -c idle_session_timeout=0 \
                        -c tcp_keepalives_idle=5 -c tcp_keepalives_interval=2 \
                        -c tcp_keepalives_count=3 -c jit=off -c search_path=";
@@ -120,6 +122,8 @@ pub(super) struct Looker {
     pub(super) look: Statement,
     /// The statement [`FETCH`].
     pub(super) fetch: Statement,
+    /// The statement [`NODES`].
+    pub(super) nodes: Statement,
 }
 
 impl Group {
@@ -291,8 +295,8 @@ impl Server {
         }
         let client = self.connect_one(&mut connections, &broken).await?;
         is_same_server(&client, &name).await?;
-        client.batch_execute(NO_WHOLE_TABLES).await?;
         let (look, fetch) = (client.prepare(LOOK).await?, client.prepare(FETCH).await?);
+        let nodes = client.prepare(NODES).await?;
         let notifier = self.connect_one(&mut connections, &broken).await?;
         is_same_server(&notifier, &name).await?;
         // Nothing of it has to survive a crash.
@@ -304,7 +308,7 @@ impl Server {
             write,
             large,
             write_large,
-            looker: Looker { client, look, fetch },
+            looker: Looker { client, look, fetch, nodes },
             notifier,
             notify,
             node,

@@ -6,9 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio_postgres::Client;
-
-use super::statements::NODES;
+use super::connection::Looker;
 
 /// The id of one run of a relay.
 pub(super) type NodeId = [u8; 16];
@@ -42,9 +40,9 @@ impl Nodes {
     }
 
     /// Reads what is known of the relays.
-    pub(super) async fn read(client: &Client, own: &NodeId) -> Result<Self, tokio_postgres::Error> {
+    pub(super) async fn read(looker: &Looker, own: &NodeId) -> Result<Self, tokio_postgres::Error> {
         let mut nodes = Self::none();
-        for row in client.query(NODES, &[]).await? {
+        for row in looker.client.query(&looker.nodes, &[]).await? {
             (nodes.server, nodes.time) = (row.try_get(3)?, row.try_get(4)?);
             nodes.queue = row.try_get(5)?;
             let Ok(id) = NodeId::try_from(row.try_get::<_, &[u8]>(0)?) else { continue };

@@ -2,6 +2,10 @@
 //!
 //! The first columns of every change are those of [`WRITE`]. A third one tells whether it has changed
 //! anything.
+//!
+//! The server plans each prepared statement once (`connection::OPTIONS`), and does not know then
+//! how many rows its parameters stand for. So it reads tables by their indexes only, and `not in`
+//! is used where lists are compared: it looks into a hash table, whatever the server estimates.
 
 /// The first step of every change: it is made only over the connections that the relay uses now
 /// (`$1`), and counted. It waits for an earlier change of the same relay.
@@ -81,8 +85,8 @@ macro_rules! write_if {
             )
             select (select writes from allowed), current_setting('synchronous_commit') <> 'off',
                 array(select n from new except select n from admitted),
-                array(select n from admitted
-                    left join stored using (document, kind, name) where stored.name is null)"
+                array(select n from admitted where (document, kind, name)
+                    not in (select document, kind, name from stored))"
         )
     };
 }
@@ -109,10 +113,7 @@ pub(super) const SIZE: &str = concat!(
 /// none.
 pub(super) const LOAD: &str = "
 select generation, is_deleted, kind, name,
-    case when not exists (
-        select from unnest($2::smallint[], $3::text[]) as known (kind, name)
-        where (known.kind, known.name) = (chunk.kind, chunk.name)
-    ) then data end
+    case when (kind, name) not in (select * from unnest($2::smallint[], $3::text[])) then data end
 from (
     select coalesce(max(generation), 0) as generation,
         coalesce(bool_or(deleted_at is not null), false) as is_deleted
@@ -140,8 +141,6 @@ pub(super) const FETCH: &str = concat!(
 /// were in progress: a row is new if its transaction is one of these, or later. So each is found
 /// exactly once, in whatever order transactions end (section 9.26.8 of PostgreSQL's manual).
 ///
-/// Its connection must not read whole tables ([`NO_WHOLE_TABLES`]): the server plans it once, and
-/// does not know then how few rows are new.
 pub(super) const LOOK: &str = concat!(
     "select pg_current_snapshot()::text, news.*, exists (
     select from tonk_relay.token where xid >= $1::text::xid8 or xid = any ($2::text[]::xid8[])
@@ -164,9 +163,6 @@ from (select) as one left join (
     limit $4::bigint)
 ) as news on true"
 );
-/// Has the server use indexes on a connection, whatever it estimates.
-pub(super) const NO_WHOLE_TABLES: &str =
-    "set enable_seqscan = off; set plan_cache_mode = force_generic_plan";
 /// How often each relay has written, how many seconds ago it was last seen, which run of the server
 /// this is, the server's time in milliseconds since 1970, and how full its queue of notifications
 /// is.

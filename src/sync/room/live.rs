@@ -91,7 +91,7 @@ impl Room {
                 input = self.inbox.recv() => match input {
                     Some(input) => {
                         self.handle_batch(&mut *engine, input).await;
-                        waits.quiet = Some(Deadline::now() + QUIET);
+                        self.delay_acknowledgements(&*engine, &mut waits);
                     }
                     None => return End::Stop,
                 },
@@ -107,6 +107,7 @@ impl Room {
                     }
                     engine.resume();
                     engine.settle().await;
+                    self.delay_acknowledgements(&*engine, &mut waits);
                     if handle.take_storage_change() {
                         return self.end_engine(engine, End::Reopen).await;
                     }
@@ -203,12 +204,17 @@ impl Room {
             next = if left > 0 { self.inbox.try_recv() } else { None };
         }
         engine.settle().await;
-        if let Some(heads) = engine.heads() {
-            self.inbox.announce(heads);
-        }
         let seconds = &self.metrics().message_seconds;
         received.into_iter().for_each(|at| seconds.observe(seconds_since(at)));
         senders.into_iter().for_each(|id| self.measure(id));
+    }
+
+    /// Lets acknowledgements of the present heads wait until the room is woken or quiet.
+    fn delay_acknowledgements(&mut self, engine: &dyn Engine, waits: &mut Waits) {
+        if let Some(heads) = engine.heads() {
+            self.inbox.announce(heads);
+        }
+        waits.quiet = Some(Deadline::now() + QUIET);
     }
 
     /// Handles the acknowledgements that are delayed. The next ones wake the room.

@@ -12,7 +12,10 @@ use std::sync::{
 use tokio_postgres::NoTls;
 
 use self::process::Server;
-use crate::config::{Database, DatabaseUrl};
+use crate::{
+    config::{Database, DatabaseUrl},
+    storage::postgres::connection::OPTIONS,
+};
 
 /// It ends with this process, which closes its standard input.
 static SERVER: OnceLock<Option<Server>> = OnceLock::new();
@@ -94,8 +97,8 @@ async fn connect(
     role: &str,
 ) -> Result<tokio_postgres::Client, tokio_postgres::Error> {
     let mut config = tokio_postgres::Config::new();
-    let connecting = config.host_path(folder).user(role).dbname(database).connect(NoTls);
-    let (client, connection) = connecting.await?;
+    config.host_path(folder).user(role).dbname(database).options(OPTIONS);
+    let (client, connection) = config.connect(NoTls).await?;
     tokio::spawn(connection);
     Ok(client)
 }

@@ -295,7 +295,6 @@ async fn a_look_reads_only_what_is_new() {
         .await
         .expect("fills");
     one.store.put(&key("new"), Bytes::from_static(b"x")).await.expect("is stored");
-    client.batch_execute(statements::NO_WHOLE_TABLES).await.expect("sets");
     let look = statements::LOOK;
     let prepare = format!("prepare look (text, text[], bytea, bigint, bigint) as {look}");
     client.batch_execute(&prepare).await.expect("prepares");
