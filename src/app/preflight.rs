@@ -8,7 +8,7 @@ use crate::{
     auth::Policy,
     base::regular_file,
     bundle::{MaxInflated, served::ServedBundle},
-    config::{AdminAddress, check::named_paths, load::Fault, load::LoadedConfig},
+    config::{AdminAddress, StoreKind, check::named_paths, load::Fault, load::LoadedConfig},
     http::tls,
     storage::postgres,
 };
@@ -91,9 +91,9 @@ fn open_here(loaded: &LoadedConfig, will_be_made: impl Fn(&Path) -> bool) -> Vec
             fault(key, format!("{}: {problem}", path.display()));
         }
     }
-    for (key, path) in
-        [("storage.path", &config.storage.path), ("bundles.path", &config.bundles.path)]
-    {
+    let has_uploads = config.bundles.store != StoreKind::None;
+    let uploads = has_uploads.then_some(("bundles.path", &config.bundles.path));
+    for (key, path) in std::iter::once(("storage.path", &config.storage.path)).chain(uploads) {
         if is_named(path)
             && !will_be_made(path)
             && let Err(problem) = can_write(path)

@@ -7,9 +7,11 @@
 //! | the local file in which an upload is received | [`ReceivedFile`] |
 //! | the store in a local folder | [`folder`] |
 //! | the store in an S3 bucket | [`s3`] |
+//! | the store of a relay that accepts no bundles | `no_store` |
 
 mod bundle_store;
 pub mod folder;
+mod no_store;
 mod received;
 pub mod s3;
 mod stored;
@@ -22,7 +24,7 @@ use crate::{
 };
 
 pub use self::{bundle_store::BundleStore, received::ReceivedFile, stored::StoredBundle};
-use self::{folder::FolderStore, s3::S3Store};
+use self::{folder::FolderStore, no_store::NoStore, s3::S3Store};
 
 /// Opens the store that `config` names.
 ///
@@ -37,6 +39,7 @@ pub async fn open(config: &config::Bundles, health: Arc<Health>) -> io::Result<O
             let store = Arc::new(S3Store::open(config, health).await?);
             OpenedStore { store: store.clone(), s3: Some(store) }
         }
+        StoreKind::None => OpenedStore { store: Arc::new(NoStore), s3: None },
     })
 }
 

@@ -86,7 +86,8 @@ impl RelayArguments {
     /// `fault` if none runs.
     fn running_despite(&self, fault: CliError) -> Result<Relay, CliError> {
         let text = regular_file::read_text(&self.config, load::MAX_FILE).ok();
-        let Some(socket) = text.as_deref().and_then(load::admin_socket) else { return Err(fault) };
+        let socket = text.and_then(|text| load::admin_socket(&self.config, &text));
+        let Some(socket) = socket else { return Err(fault) };
         let mut relay = Relay::at(socket)?;
         if relay.fetch(Method::GET, "/livez", Bytes::new()).is_err() {
             return Err(fault);

@@ -217,7 +217,7 @@ fn check_database(faults: &mut Faults<'_>) {
         faults.add(
             "bundles.store",
             "is \"folder\", and with cluster.database nothing is kept on this machine; expected \
-             \"s3\"",
+             \"s3\", or \"none\" to accept no bundles",
         );
     }
     if sync.engine == EngineKind::Samod {

@@ -10,7 +10,7 @@ use serde::Deserialize;
 use toml::{Table, Value, de::DeTable};
 
 use super::{
-    AdminAddress, Config, expected,
+    AdminAddress, Config, expected, instance,
     syntax::{self, line_of},
 };
 use crate::base::regular_file;
@@ -101,19 +101,25 @@ pub fn read_file(file: &Path) -> Result<LoadedConfig, Vec<Fault>> {
         };
         vec![Fault { location: file.display().to_string(), key: String::new(), problem }]
     })?;
-    let (config, origins) = parse(&file.display().to_string(), &text)?;
+    let (mut config, origins) = parse(&file.display().to_string(), &text)?;
+    if let Some(instance) = instance::name(file) {
+        instance::set_defaults(&mut config, &instance, |key| origins.of(key) == "default");
+    }
     Ok(LoadedConfig { file: Some(file.to_owned()), text, config, origins })
 }
 
-/// Returns the admin socket that a config names, even if the config has faults elsewhere, or the
-/// default one if it names none. Returns `None` if the text is not TOML or `admin.listen` has a
-/// fault: the default socket may belong to another relay.
-pub fn admin_socket(text: &str) -> Option<PathBuf> {
+/// Returns the admin socket that the config `file` with this text names, even if it has faults
+/// elsewhere, or the default one if it names none. Returns `None` if the text is not TOML or
+/// `admin.listen` has a fault: the default socket may belong to another relay.
+pub fn admin_socket(file: &Path, text: &str) -> Option<PathBuf> {
     let table: toml::Table = toml::from_str(text).ok()?;
     let listen = table.get("admin").and_then(|admin| admin.get("listen"));
     let named: Vec<AdminAddress> = match listen {
         Some(listen) => listen.clone().try_into().ok()?,
-        None => Config::default().admin.listen,
+        None => match instance::name(file) {
+            Some(instance) => vec![instance::admin_socket(&instance)],
+            None => Config::default().admin.listen,
+        },
     };
     named.into_iter().find_map(|address| match address {
         AdminAddress::Unix(path) => Some(path),

@@ -7,6 +7,7 @@
 //! |---|---|
 //! | the defaults | `defaults` |
 //! | reading a file, and its faults | [`load`], `syntax`, `expected` |
+//! | the defaults of several relays on one machine | `instance` |
 //! | faults of the values together | [`check`] |
 //! | keys without effect, and values that can never match | [`warnings`] |
 //! | which keys a reload can change | [`reload`] |
@@ -20,6 +21,7 @@ pub mod credentials;
 mod database;
 mod defaults;
 mod expected;
+mod instance;
 pub mod levels;
 pub mod load;
 pub mod reload;
@@ -132,6 +134,8 @@ pub enum StoreKind {
     Folder,
     /// Amazon S3, or a compatible store.
     S3,
+    /// Nowhere: the relay accepts no uploads.
+    None,
 }
 
 impl StoreKind {
@@ -140,6 +144,7 @@ impl StoreKind {
         match self {
             Self::Folder => "folder",
             Self::S3 => "s3",
+            Self::None => "none",
         }
     }
 }
@@ -344,13 +349,13 @@ impl Sync {
 
     /// Returns the peer id that clients see: the configured one, or `tonk-relay-<hostname>`.
     pub fn peer_id(&self) -> String {
-        if self.peer_id.is_empty() {
-            let host = rustix::system::uname();
-            format!("tonk-relay-{}", host.nodename().to_string_lossy())
-        } else {
-            self.peer_id.clone()
-        }
+        if self.peer_id.is_empty() { peer_id_of_host() } else { self.peer_id.clone() }
     }
+}
+
+/// The peer id of the only relay of this machine.
+fn peer_id_of_host() -> String {
+    format!("tonk-relay-{}", rustix::system::uname().nodename().to_string_lossy())
 }
 
 impl Config {

@@ -73,6 +73,11 @@ fn without_effect(loaded: &LoadedConfig) -> Vec<Fault> {
         ],
         r#"bundles.store is not "s3""#,
     );
+    unless(
+        bundles != StoreKind::None,
+        &["bundles.path", "bundles.max_upload", "bundles.receiving", "bundles.keep"],
+        r#"bundles.store is "none""#,
+    );
     unless(auth == AuthMode::Token, &["auth.tokens"], r#"auth.mode is not "token""#);
     unless(
         auth == AuthMode::Jwt,

@@ -52,6 +52,8 @@ pub enum HttpError {
     BrokenBundle(String),
     #[error("The bundle store is not available")]
     Store(StorageError),
+    #[error("This relay accepts no bundles (bundles.store)")]
+    NoUploads,
     #[error("No space for this upload: {0}")]
     NoRoom(#[from] NoRoom),
     #[error("Content-Encoding must be gzip or identity")]
@@ -122,7 +124,7 @@ impl HttpError {
             | Self::Body(_)
             | Self::Bundle(_) => StatusCode::BAD_REQUEST,
             Self::SignIn(_) => StatusCode::UNAUTHORIZED,
-            Self::NoScope(_) | Self::NoRight(_) => StatusCode::FORBIDDEN,
+            Self::NoScope(_) | Self::NoRight(_) | Self::NoUploads => StatusCode::FORBIDDEN,
             Self::NewDocuments | Self::StoredBytes | Self::NoRoom(NoRoom::Share) => {
                 StatusCode::TOO_MANY_REQUESTS
             }

@@ -5,7 +5,7 @@ use super::{
     error::HttpError,
     state::App,
 };
-use crate::base::blocking;
+use crate::{base::blocking, observe::health::Phase};
 use axum::{
     Json,
     extract::{RawQuery, State},
@@ -115,6 +115,12 @@ pub async fn blank(
     content.send(&headers, &data)
 }
 
+/// Whether a query has this parameter, with a value or without.
+fn has_flag(query: Option<&str>, name: &str) -> bool {
+    let mut names = query.unwrap_or_default().split('&').map(|part| part.split('=').next());
+    names.any(|part| part == Some(name))
+}
+
 /// `GET /livez`: the process answers.
 pub async fn livez() -> &'static str {
     "ok\n"
@@ -122,13 +128,23 @@ pub async fn livez() -> &'static str {
 
 /// `GET /readyz`: whether the relay is ready. Names the failed checks without their reasons.
 ///
+/// `?balancer` asks whether clients may be sent here if no relay is ready: then only one that is
+/// starting or draining is not.
+///
 /// # Errors
 /// The relay is not ready.
-pub async fn readyz(State(app): State<App>) -> Result<String, HttpError> {
+pub async fn readyz(
+    State(app): State<App>,
+    RawQuery(query): RawQuery,
+) -> Result<String, HttpError> {
     let report = app.health.report();
     let names = |checks: std::collections::BTreeMap<&'static str, String>| {
         checks.into_keys().collect::<Vec<_>>().join(", ")
     };
+    let may_serve = has_flag(query.as_deref(), "balancer") && report.phase == Phase::Running;
+    if !report.ready && may_serve {
+        return Ok(format!("not ready: {}\n", names(report.failed)));
+    }
     if !report.ready {
         return Err(HttpError::NotReady(names(report.failed)));
     }
@@ -144,8 +160,8 @@ pub async fn readyz(State(app): State<App>) -> Result<String, HttpError> {
 /// # Errors
 /// As [`readyz`].
 pub async fn admin_readyz(state: State<App>, RawQuery(query): RawQuery) -> Response {
-    if !query.is_some_and(|query| query.split('&').any(|part| part.starts_with("verbose"))) {
-        return readyz(state).await.into_response();
+    if !has_flag(query.as_deref(), "verbose") {
+        return readyz(state, RawQuery(query)).await.into_response();
     }
     let report = state.health.report();
     let status = if report.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };

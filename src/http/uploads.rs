@@ -15,6 +15,7 @@ use crate::{
         import::{ImportError, ImportPermit, Imported},
         store::ReceivedFile,
     },
+    config::StoreKind,
     limits::{Charge, turns::Payer},
     storage::StorageError,
 };
@@ -96,6 +97,10 @@ async fn receive(
     headers: &HeaderMap,
     body: &mut BodyDataStream,
 ) -> Result<(DocumentId, Option<Imported>), HttpError> {
+    let config = app.config.borrow().clone();
+    if config.bundles.store == StoreKind::None {
+        return Err(HttpError::NoUploads);
+    }
     let kind = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
     let kind = kind.and_then(|kind| kind.split(';').next()).map_or("none", str::trim);
     if !kind.eq_ignore_ascii_case("application/octet-stream") {
@@ -105,7 +110,6 @@ async fn receive(
     if app.documents.space().is_low() {
         return Err(NoRoom::Disk.into());
     }
-    let config = app.config.borrow().clone();
     let max_upload = config.bundles.max_upload.0;
     let announced = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok());
     let announced = announced.and_then(|length| length.parse::<u64>().ok());

@@ -189,3 +189,27 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn an_instance_has_folders_and_a_socket_of_its_own() {
+    let text = "[bundles]\npath = \"/mnt/bundles\"\n";
+    let (mut config, origins) = parse("a.toml", text).expect("reads");
+    instance::set_defaults(&mut config, "a", |key| origins.of(key) == "default");
+    assert_eq!(config.storage.path, Path::new("/var/lib/tonk-relay-a/documents"));
+    assert_eq!(config.bundles.path, Path::new("/mnt/bundles"));
+    assert_eq!(config.admin.listen, [AdminAddress::Unix("/run/tonk-relay-a/admin.sock".into())]);
+    assert_eq!(config.sync.peer_id(), format!("{}-a", crate::config::peer_id_of_host()));
+}
+
+#[test]
+fn commands_find_the_socket_of_an_instance_whose_config_has_faults() {
+    let socket = |file| admin_socket(Path::new(file), "nonsense = 1");
+    assert_eq!(
+        socket("/etc/tonk-relay/a.toml").as_deref(),
+        Some(Path::new("/run/tonk-relay-a/admin.sock"))
+    );
+    assert_eq!(
+        socket("/etc/tonk-relay.toml").as_deref(),
+        Some(Path::new("/run/tonk-relay/admin.sock"))
+    );
+}

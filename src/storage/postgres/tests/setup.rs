@@ -115,7 +115,12 @@ async fn an_administrator_with_few_rights_suffices() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_database_with_tables_of_others_is_left_alone() {
     let Some(database) = test_database().await else { return };
-    database.client().await.batch_execute("create table public.theirs ()").await.expect("makes a table");
+    database
+        .client()
+        .await
+        .batch_execute("create table public.theirs ()")
+        .await
+        .expect("makes a table");
     let planned = setup(&database, "tonk").plan().await;
     assert!(matches!(planned, Err(SetupError::OfOthers(_))), "{:?}", planned.err());
 }
