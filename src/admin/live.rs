@@ -1,4 +1,5 @@
-//! `/top`, `/documents/{id}/live` and `/documents/{id}/events`: the documents that are in memory.
+//! `/top`, and below `/documents/{id}/`, `live`, `elsewhere` and `events`: the documents that are
+//! in memory.
 
 use std::{io, sync::Arc};
 
@@ -19,12 +20,22 @@ pub fn router(rooms: Arc<Rooms>) -> Router {
     Router::new()
         .route("/top", get(top))
         .route("/documents/{id}/live", get(live))
+        .route("/documents/{id}/elsewhere", get(elsewhere))
         .route("/documents/{id}/events", get(events))
         .with_state(rooms)
 }
 
 async fn top(State(rooms): State<Arc<Rooms>>) -> Response {
-    Json(rooms.top().await).into_response()
+    Json(rooms.top_everywhere().await).into_response()
+}
+
+async fn elsewhere(
+    State(rooms): State<Arc<Rooms>>,
+    Path(id): Path<String>,
+) -> Result<Response, HandlerError> {
+    let document: DocumentId = id.parse()?;
+    let mut places = rooms.elsewhere(&[document]).await;
+    Ok(Json(places.remove(&document).unwrap_or_default()).into_response())
 }
 
 async fn live(

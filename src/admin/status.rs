@@ -20,7 +20,7 @@ use crate::{
         health::{Phase, lines},
         log::{self, RecentLine},
     },
-    storage::local::backups,
+    storage::{local::backups, relay_report::SeenRelay},
     sync::{memory, report::Top},
 };
 
@@ -70,8 +70,11 @@ pub struct Status {
     pub bundle_documents: Option<usize>,
     /// When the bundle was loaded, in seconds since 1970.
     pub bundle_loaded_at: Option<f64>,
-    /// "folder" or "s3".
+    /// `bundles.store`.
     pub bundle_store: String,
+    /// All relays of the database, as they were last seen. Empty without a database.
+    #[serde(default)]
+    pub relays: Vec<SeenRelay>,
     pub figures: Figures,
     pub top: Top,
     /// The last warnings and errors of the log, the newest last.
@@ -190,6 +193,7 @@ async fn collect(app: &App) -> Status {
         bundle_documents: served.as_ref().map(|bundle| bundle.documents.len()),
         bundle_loaded_at: served.as_ref().map(|_| metrics.bundles.loaded_at.get()),
         bundle_store: config.bundles.store.name().to_owned(),
+        relays: app.sync.rooms.all_relays(),
         figures: figures(app),
         top: app.sync.rooms.top().await,
         log: log::recent(),

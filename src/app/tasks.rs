@@ -34,7 +34,10 @@ use crate::{
         signals::Request,
         systemd,
     },
-    storage::{local::backups, open::OpenedStorage, postgres::PostgresStore, store::Store},
+    storage::{
+        local::backups, open::OpenedStorage, postgres::PostgresStore, relay_report::RelayReport,
+        store::Store,
+    },
     sync::{rooms::Rooms, session::shared::Sessions},
 };
 
@@ -93,9 +96,10 @@ pub(super) fn table(
         }));
     }
     if let Some(database) = &storage.database {
-        let subject = (database.clone(), app.sync.rooms.clone());
-        let task = |(database, rooms): (Arc<PostgresStore>, Arc<Rooms>)| async move {
-            database.run(rooms).await;
+        let subject = (database.clone(), (*app).clone());
+        let task = |(database, app): (Arc<PostgresStore>, App)| async move {
+            let rooms = app.sync.rooms.clone();
+            database.run(rooms, move || Some(describe(&app))).await;
         };
         tasks.push(Task::new("database", Restart, stopping, &subject, task));
         let subject = (database.tokens(), app.config.clone(), sessions.clone());
@@ -187,6 +191,16 @@ async fn run_watchdog((watchdog, draining): (Arc<Watchdog>, CancellationToken)) 
 async fn tell_rooms((mut served, rooms): (Served, Arc<Rooms>)) {
     while served.changed().await.is_ok() {
         rooms.bundle_changed();
+    }
+}
+
+/// What other relays are told of this one.
+fn describe(app: &App) -> RelayReport {
+    RelayReport {
+        sessions: u64::try_from(app.metrics.sessions.open.get()).unwrap_or(0),
+        documents: app.sync.rooms.count().0 as u64,
+        bundle: app.bundles.served.borrow().as_ref().map(|bundle| bundle.sha256.clone()),
+        news_ms: None,
     }
 }
 

@@ -7,7 +7,10 @@ use std::{
 
 use serde::Serialize;
 
-use crate::base::text::is_invisible;
+use crate::{
+    base::text::{Count, is_invisible},
+    storage::relay_report::{RelayReport, SeenRelay},
+};
 
 /// Hexadecimal digits that are shown of a hash.
 const HASH_DIGITS: usize = 8;
@@ -59,6 +62,24 @@ pub(super) fn millis(time: Duration) -> String {
 /// the cursor.
 pub(super) fn printable(text: &str, max_chars: usize) -> String {
     text.chars().map(|c| if is_invisible(c) { '?' } else { c }).take(max_chars).collect()
+}
+
+/// Describes a relay of a group.
+pub(super) fn describe_relay(relay: &SeenRelay) -> String {
+    let SeenRelay { name, version, seen_seconds, report } = relay;
+    let mut text = format!("{}, version {version}, seen {seen_seconds} s ago", printable(name, 60));
+    if let Some(RelayReport { sessions, documents, bundle, news_ms }) = report {
+        let (sessions, documents) = (Count(*sessions, "session"), Count(*documents, "document"));
+        text.push_str(&format!(", {sessions}, {documents} live"));
+        match bundle.as_ref().and_then(|sha256| sha256.get(..12)) {
+            Some(sha256) => text.push_str(&format!(", bundle {sha256}")),
+            None => text.push_str(", no bundle"),
+        }
+        if let Some(news_ms) = news_ms {
+            text.push_str(&format!(", news after {news_ms} ms"));
+        }
+    }
+    text
 }
 
 /// The first digits of each hash.

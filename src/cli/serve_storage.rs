@@ -52,7 +52,7 @@ pub(super) fn run(config_file: &Path, repairs: bool) -> Result<(), CliError> {
             // What a command has reported as done must be there at its end.
             match database.clone() {
                 Some(database) => tokio::select! {
-                    () = database.run(has_lost.clone()) => {}
+                    () = database.run(has_lost.clone(), || None) => {}
                     () = has_lost.0.cancelled() => {}
                 },
                 None => std::future::pending().await,

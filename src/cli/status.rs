@@ -6,7 +6,7 @@ use hyper::Method;
 
 use super::{
     error::CliError,
-    output::{byte_size, show},
+    output::{byte_size, describe_relay, show},
     relay::RelayArguments,
 };
 use crate::{admin::status::Status, base::text::Count, config::AuthMode};
@@ -34,6 +34,9 @@ fn describe(status: &Status) -> String {
     );
     if let Some(database) = &status.database {
         row("database", format!("{database}: `tonk-relay cluster status` shows more"));
+    }
+    for relay in &status.relays {
+        row("relay", describe_relay(relay));
     }
     row("unsaved", Count(status.unsaved_bytes, "byte").to_string());
     row(

@@ -52,12 +52,25 @@ fn terminal_size() -> (usize, usize) {
 fn describe(top: &Top) -> String {
     let mut text = "in the last minute: seconds of CPU time, messages, bytes\n\n".to_owned();
     text.push_str(&format!(
-        "{:<28} {:>7} {:>9} {:>9} {:>8} {:>9} {:>8} {:>5}\n",
-        "DOCUMENT", "SECONDS", "MESSAGES", "BYTES", "SESSIONS", "STORED", "CHANGES", "QUEUE"
+        "{:<28} {:>7} {:>9} {:>9} {:>8} {:>9} {:>8} {:>5}{}\n",
+        "DOCUMENT",
+        "SECONDS",
+        "MESSAGES",
+        "BYTES",
+        "SESSIONS",
+        "STORED",
+        "CHANGES",
+        "QUEUE",
+        if top.documents.iter().all(|top| top.elsewhere.is_empty()) { "" } else { "  ALSO AT" }
     ));
-    for TopDocument { document, cost, sessions, bytes, changes, queue } in &top.documents {
+    for TopDocument { document, cost, sessions, bytes, changes, queue, elsewhere } in &top.documents
+    {
+        let also_at: Vec<String> =
+            elsewhere.iter().map(|place| printable(&place.relay, 40)).collect();
+        let also_at =
+            if also_at.is_empty() { String::new() } else { format!("  {}", also_at.join(", ")) };
         text.push_str(&format!(
-            "{document:<28} {:>7.2} {:>9.0} {:>9} {sessions:>8} {:>9} {:>8} {queue:>5}\n",
+            "{document:<28} {:>7.2} {:>9.0} {:>9} {sessions:>8} {:>9} {:>8} {queue:>5}{also_at}\n",
             cost.seconds,
             cost.messages,
             byte_size(cost.bytes as u64),

@@ -195,6 +195,8 @@ metrics! {
         commits: IntCounter = "tonk_relay_storage_commits_total" [];
         /// Chunks that were committed to the database.
         committed_chunks: IntCounter = "tonk_relay_database_chunks_total" [];
+        /// 1 while the relay is not connected to the database of its config.
+        database_away: IntGauge = "tonk_relay_database_away" [];
         /// Times that the relay has connected to the database again.
         reconnects: IntCounter = "tonk_relay_database_reconnects_total" [];
         /// Times that the database had lost commits, or may have, so that what it has was read again.
@@ -214,6 +216,12 @@ metrics! {
         looks: IntCounterVec = "tonk_relay_cluster_looks_total" ["cause"];
         /// Rows of others that were found, by the cause of the look.
         rows: IntCounterVec = "tonk_relay_cluster_rows_total" ["cause"];
+        /// Those of them whose document was in memory here, too. Their share of all committed
+        /// chunks says how many copies of a document there are.
+        live_rows: IntCounter = "tonk_relay_cluster_live_rows_total" [];
+        /// How long the oldest transaction of the database server that has written something has
+        /// been open, in seconds. Each look reads past what came after it.
+        oldest_transaction: Gauge = "tonk_relay_database_oldest_transaction_seconds" [];
         /// Times that all live documents were read again, because what others had stored was not
         /// known.
         resyncs: IntCounter = "tonk_relay_cluster_resyncs_total" [];

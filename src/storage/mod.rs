@@ -8,6 +8,7 @@
 //! | deleting one | `local::journal::mover`, `postgres::store` |
 //! | what the live documents hear of other relays' changes | [`live`] |
 //! | what relays tell each other besides | [`relay_message`] |
+//! | what they say about themselves | [`relay_report`] |
 //! | opening what the config names | [`open`] |
 //! | snapshots from which stored documents start | [`underlay`] |
 //! | the store on local disks: folders, and the journal in front of them | [`local`] |
@@ -31,6 +32,7 @@ pub mod open;
 pub mod postgres;
 pub mod records;
 pub mod relay_message;
+pub mod relay_report;
 pub mod store;
 pub mod underlay;
 

@@ -1,21 +1,35 @@
 //! What relays that share a store tell each other, and do not store: presence, and requests for
 //! documents.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicUsize, Ordering},
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
 };
 
 use minicbor::{Decode, Encode};
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::timeout};
 
-use crate::observe::metrics::StorageMetrics;
+use super::relay_report::SeenRelay;
+use crate::{
+    base::{document_id::DocumentId, lock::lock},
+    observe::metrics::StorageMetrics,
+};
 
 /// Messages that may wait to be sent.
 const QUEUE: usize = 1024;
 /// The most bytes of a message, and of those that are sent together. As base64 they fit into a
 /// notification, whose text has at most 7,999 bytes (`NOTIFY_PAYLOAD_MAX_LENGTH` of PostgreSQL).
 pub const MAX_MESSAGE: usize = 5_900;
+/// Documents that others are asked for at once, of 16 bytes each in the question.
+const MAX_LOCATED: usize = 300;
+/// Answers to one question.
+const MAX_ANSWERS: usize = 128;
+/// How long answers may take: a notification each way, and the pause between two of them.
+const LOCATE_WITHIN: Duration = Duration::from_millis(500);
 
 /// A message to all other relays.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
@@ -29,6 +43,38 @@ pub enum RelayMessage {
     /// The sender has nobody to ask for a document that another relay wanted.
     #[n(2)]
     Lacking(#[cbor(n(0), with = "minicbor::bytes")] [u8; 16]),
+    /// An operator asks who has documents in memory.
+    #[n(3)]
+    Locate(#[n(0)] Locate),
+    /// The answer to it.
+    #[n(4)]
+    Located(#[n(0)] Located),
+}
+
+/// A question of who has documents in memory.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Locate {
+    /// A random number, which the answers repeat.
+    #[n(0)]
+    pub question: u64,
+    /// The bytes of the documents' ids, one after the other.
+    #[cbor(n(1), with = "minicbor::bytes")]
+    pub documents: Vec<u8>,
+}
+
+/// Which documents a relay has in memory, of those that another one has asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Located {
+    /// The number of the question.
+    #[n(0)]
+    pub question: u64,
+    /// The relay's name.
+    #[n(1)]
+    pub relay: String,
+    /// The places of the documents in the question, counted from 0, each with the number of its
+    /// sessions.
+    #[n(2)]
+    pub found: Vec<(u32, u32)>,
 }
 
 /// An ephemeral message of a client.
@@ -65,19 +111,83 @@ pub struct Wanted {
     pub common: Vec<u8>,
 }
 
+/// A random number, which no other relay asks with.
+fn random() -> u64 {
+    let bytes = *DocumentId::random().as_bytes();
+    u128::from_be_bytes(bytes) as u64
+}
+
 /// The way to the other relays.
 #[derive(Clone)]
 pub struct OtherRelays {
+    /// What this relay is called.
+    name: Arc<str>,
     messages: mpsc::Sender<RelayMessage>,
     count: Arc<AtomicUsize>,
+    /// All relays, as they were last seen, and when.
+    seen: Arc<Mutex<Option<(Vec<SeenRelay>, Instant)>>>,
+    /// The questions of operators that wait for answers, by their numbers.
+    questions: Arc<Mutex<HashMap<u64, mpsc::Sender<Located>>>>,
     metrics: StorageMetrics,
 }
 
 impl OtherRelays {
-    /// The way to no relay yet, and the messages that are to be sent.
-    pub fn new(metrics: StorageMetrics) -> (Self, mpsc::Receiver<RelayMessage>) {
+    /// The way from the relay `name` to no other one yet, and the messages that are to be sent.
+    pub fn new(name: &str, metrics: StorageMetrics) -> (Self, mpsc::Receiver<RelayMessage>) {
         let (messages, receiver) = mpsc::channel(QUEUE);
-        (Self { messages, count: Arc::default(), metrics }, receiver)
+        let (count, seen, questions) = (Arc::default(), Arc::default(), Arc::default());
+        (Self { name: name.into(), messages, count, seen, questions, metrics }, receiver)
+    }
+
+    /// What this relay is called.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// All relays, as they were last seen.
+    pub fn seen(&self) -> Vec<SeenRelay> {
+        let Some((mut relays, at)) = lock(&self.seen).clone() else { return Vec::new() };
+        relays.iter_mut().for_each(|relay| relay.seen_seconds += at.elapsed().as_secs());
+        relays
+    }
+
+    /// Records all relays, as they were just seen.
+    pub fn set_seen(&self, mut relays: Vec<SeenRelay>) {
+        relays.sort_by(|one, other| one.name.cmp(&other.name));
+        *lock(&self.seen) = Some((relays, Instant::now()));
+    }
+
+    /// Asks all others which of these documents they have in memory. Waits for their answers, but
+    /// not for long: one may be lost, and relays of an older version do not answer.
+    pub async fn locate(&self, documents: &[DocumentId]) -> Vec<Located> {
+        let (others, mut answers) = (self.count(), Vec::new());
+        let ids = documents.iter().flat_map(|document| document.as_bytes()).copied();
+        let documents: Vec<u8> = ids.take(MAX_LOCATED * 16).collect();
+        let question = random();
+        let (sender, mut receiver) = mpsc::channel(MAX_ANSWERS);
+        lock(&self.questions).insert(question, sender);
+        let asks = || RelayMessage::Locate(Locate { question, documents });
+        if self.tell(0, asks) {
+            let collecting = async {
+                while answers.len() < others
+                    && let Some(answer) = receiver.recv().await
+                {
+                    answers.push(answer);
+                }
+            };
+            // The time may be over.
+            let _ = timeout(LOCATE_WITHIN, collecting).await;
+        }
+        lock(&self.questions).remove(&question);
+        answers
+    }
+
+    /// Hands an answer to the one who has asked, if it is one of this relay.
+    pub fn located(&self, answer: Located) {
+        if let Some(asked) = lock(&self.questions).get(&answer.question) {
+            // More answers than relays are of no use.
+            let _ = asked.try_send(answer);
+        }
     }
 
     /// How many there are.

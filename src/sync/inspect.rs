@@ -24,6 +24,18 @@ impl Rooms {
         Some(inspect(&handle).await)
     }
 
+    /// The same as [`Self::top`], and where else these documents are live.
+    pub async fn top_everywhere(&self) -> Top {
+        let mut top = self.top().await;
+        let ids = top.documents.iter().filter_map(|document| document.document.parse().ok());
+        let mut places = self.elsewhere(&ids.collect::<Vec<_>>()).await;
+        for document in &mut top.documents {
+            let id = document.document.parse().ok();
+            document.elsewhere = id.and_then(|id| places.remove(&id)).unwrap_or_default();
+        }
+        top
+    }
+
     /// The rooms and sessions that cost most in the last minute.
     pub async fn top(&self) -> Top {
         let (documents, sessions) = (self.top_documents().await, self.top_sessions());
@@ -46,6 +58,7 @@ impl Rooms {
                 bytes: report.bytes,
                 changes: report.changes,
                 queue: handle.mailbox.waiting(),
+                elsewhere: Vec::new(),
             }
         });
         futures::future::join_all(documents).await

@@ -1,6 +1,7 @@
 //! What the rooms hear of other relays that share the store.
 
 use std::{
+    collections::HashMap,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
@@ -15,8 +16,10 @@ use crate::{
     base::document_id::DocumentId,
     storage::{
         live::{Live, News},
-        relay_message::{Presence, RelayMessage, Wanted},
+        relay_message::{Locate, Located, OtherRelays, Presence, RelayMessage, Wanted},
+        relay_report::SeenRelay,
     },
+    sync::report::LiveElsewhere,
 };
 
 impl Live for Arc<Rooms> {
@@ -68,6 +71,12 @@ impl Live for Arc<Rooms> {
                     handle.relay_lacks();
                 }
             }
+            RelayMessage::Locate(asked) => self.say_what_is_live(&asked),
+            RelayMessage::Located(answer) => {
+                if let Some(others) = &self.shared.others {
+                    others.located(answer);
+                }
+            }
         }
     }
 }
@@ -95,6 +104,45 @@ impl Rooms {
                 sleep(PAUSE).await;
             }
         });
+    }
+
+    /// Tells a relay which documents are live here, of those that it asks for.
+    fn say_what_is_live(&self, asked: &Locate) {
+        let Some(others) = &self.shared.others else { return };
+        let (ids, _) = asked.documents.as_chunks();
+        let sessions = |id| {
+            let room = self.shared.directory().room(DocumentId::from_bytes(id)).cloned()?;
+            let is_live = room.has_engine.load(Ordering::Relaxed);
+            is_live.then(|| u32::try_from(room.members.len()).unwrap_or(u32::MAX))
+        };
+        let found = ids.iter().zip(0..).filter_map(|(id, place)| Some((place, sessions(*id)?)));
+        let (question, relay) = (asked.question, others.name().to_owned());
+        let found = found.collect();
+        others.tell(0, || RelayMessage::Located(Located { question, relay, found }));
+    }
+
+    /// All relays that share the store, as they were last seen. Empty if none can.
+    pub fn all_relays(&self) -> Vec<SeenRelay> {
+        self.shared.others.as_ref().map(OtherRelays::seen).unwrap_or_default()
+    }
+
+    /// Returns where else these documents are live, and in how many sessions.
+    pub async fn elsewhere(
+        &self,
+        documents: &[DocumentId],
+    ) -> HashMap<DocumentId, Vec<LiveElsewhere>> {
+        let mut places: HashMap<DocumentId, Vec<LiveElsewhere>> = HashMap::new();
+        let Some(others) = &self.shared.others else { return places };
+        let mut answers = others.locate(documents).await;
+        answers.sort_by(|one, other| one.relay.cmp(&other.relay));
+        for Located { relay, found, .. } in answers {
+            for (place, sessions) in found {
+                let Some(document) = documents.get(place as usize) else { continue };
+                let elsewhere = LiveElsewhere { relay: relay.clone(), sessions };
+                places.entry(*document).or_default().push(elsewhere);
+            }
+        }
+        places
     }
 
     /// Passes presence on to the members of its document's room, by the same rule of who may speak

@@ -42,6 +42,15 @@ pub struct LiveSession {
     pub queue_bytes: usize,
 }
 
+/// Another relay that has a document in memory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LiveElsewhere {
+    /// Its peer id.
+    pub relay: String,
+    /// The sessions in its room.
+    pub sessions: u32,
+}
+
 /// What an engine reports of its document.
 #[derive(Default)]
 pub struct EngineReport {
@@ -76,6 +85,9 @@ pub struct TopDocument {
     pub changes: Option<u64>,
     /// Messages in its mailbox.
     pub queue: usize,
+    /// Other relays that have it in memory.
+    #[serde(default)]
+    pub elsewhere: Vec<LiveElsewhere>,
 }
 
 /// One of the sessions that cost most.

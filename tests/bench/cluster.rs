@@ -144,9 +144,7 @@ fn config(at: &Path, nth: usize, socket: Option<&str>) -> String {
          [bundles]\npath = \"{at}/bundles\"\n"
     );
     if let Some(socket) = socket {
-        // No bundle is uploaded, so nothing listens there.
-        text += "store = \"s3\"\nbucket = \"none\"\nregion = \"none\"\n\
-                 endpoint_url = \"http://127.0.0.1:9\"\n";
+        text += "store = \"none\"\n";
         text += &format!("[cluster]\ndatabase = \"postgres://postgres@/postgres?host={socket}\"\n");
     }
     text

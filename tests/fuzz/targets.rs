@@ -134,7 +134,7 @@ pub(crate) fn bundle(data: &[u8]) {
 /// A config file.
 pub(crate) fn config(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
-    let _ = load::admin_socket(text);
+    let _ = load::admin_socket(std::path::Path::new("/etc/tonk-relay.toml"), text);
     if let Err(faults) = load::parse("fuzzed.toml", text) {
         assert!(!faults.is_empty(), "what is refused is refused for a reason");
     }

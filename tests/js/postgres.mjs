@@ -87,9 +87,7 @@ export class Postgres {
 
   /** The config of a relay that keeps its documents in a database. */
   config(more = {}) {
-    // No bundle is uploaded, so nothing listens there.
-    const bundles = { store: '"s3"', bucket: '"none"', region: '"none"', endpoint_url: '"http://127.0.0.1:9"' };
-    return { bundles, cluster: { database: `"${this.url()}"` }, ...more };
+    return { bundles: { store: '"none"' }, cluster: { database: `"${this.url()}"` }, ...more };
   }
 }
 

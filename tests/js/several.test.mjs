@@ -10,7 +10,7 @@ import { promisify } from 'node:util';
 import * as Automerge from '@automerge/automerge';
 import { Postgres, Wire, skip } from './postgres.mjs';
 import { joined } from './raw.mjs';
-import { BINARY, Relay, atEnd, close, documentId, folder, saved, share, until } from './relay.mjs';
+import { BINARY, Relay, atEnd, bundle, close, documentId, folder, saved, share, until } from './relay.mjs';
 import { KEYS } from './store.mjs';
 import { StrictStore } from './strict-store.mjs';
 
@@ -488,4 +488,38 @@ test('a document whose stored snapshot is broken is stored again by a client tha
   await close(client);
   await first.kill();
   assert.deepEqual(await findsFresh(t, postgres, handle), { n: 2 });
+});
+
+test('each relay shows the others, and where a document is in memory', { skip }, async t => {
+  const postgres = await Postgres.start(t);
+  const served = join(await folder(t), 'app.tonk');
+  await writeFile(served, bundle({ [documentId(1)]: { app: true } }));
+  const named = (name, more = {}) => Relay.start(t, postgres.config({ sync: { peer_id: `"${name}"` }, ...more }));
+  const a = await named('relay-a', { bundle: { path: `"${served}"` } });
+  const b = await named('relay-b');
+  const [alice, bob] = [a.client(t), b.client(t)];
+  const hers = await share(alice, { edits: {} });
+  const his = await bob.repo.find(hers.url);
+  await settled([alice, hers], [bob, his]);
+  const elsewhere = [{ relay: 'relay-b', sessions: 1 }];
+  assert.deepEqual(JSON.parse(a.command('doc', hers.documentId, '--json')).elsewhere, elsewhere);
+  assert.match(a.command('doc', hers.documentId), /^live at +relay-b, 1 session$/m);
+  const top = JSON.parse(a.command('top', '--once', '--json')).documents;
+  assert.deepEqual(top.find(one => one.document === hers.documentId).elsewhere, elsewhere);
+  assert.match(a.command('top', '--once'), /ALSO AT\n.* relay-b\n/);
+
+  const seen = () => JSON.parse(a.command('status', '--json')).relays;
+  await until('both have said what they do', () =>
+    seen().length === 2 && seen().every(({ report }) => report?.sessions === 1 && report.documents >= 1), 20);
+  assert.deepEqual(seen().map(({ name }) => name), ['relay-a', 'relay-b']);
+  assert.match(a.command('status'), /^relay +relay-b, version \S+, seen \d+ s ago, 1 session, \d documents? live/m);
+  const told = await command(b, 'cluster', 'status').then(() => assert.fail('something is amiss'), failed => failed);
+  assert.equal(told.code, 1);
+  const { stdout } = told;
+  assert.match(stdout, /^relay +relay-a, .*, bundle [0-9a-f]{12}/m);
+  assert.match(stdout, /^relay +relay-b, .*, no bundle/m);
+  assert.match(stdout, /^amiss +relays serve different bundles/m);
+  hers.change(doc => { doc.edits.alice = 1; });
+  await until('he has it', () => editsOf(his) === 1);
+  assert.ok(await b.metric('tonk_relay_cluster_live_rows_total') >= 1, 'the row is counted as one of a copy');
 });

@@ -6,7 +6,7 @@ use super::ConfigArguments;
 use crate::{
     cli::{
         error::CliError,
-        output::{byte_size, show},
+        output::{byte_size, describe_relay, show},
     },
     storage::postgres::{self, report::Report},
 };
@@ -27,8 +27,8 @@ fn describe(report: &Report) -> String {
     let mut row = |name: &str, value: String| text.push_str(&format!("{name:<12} {value}\n"));
     row("database", report.database.clone());
     row("server", format!("PostgreSQL {}, since {}", report.server, report.started_at));
-    for postgres::report::Relay { host, version, seen_seconds } in &report.relays {
-        row("relay", format!("{host}, version {version}, seen {seen_seconds} s ago"));
+    for relay in &report.relays {
+        row("relay", describe_relay(relay));
     }
     if report.relays.is_empty() {
         row("relays", "none was seen within the last minute".to_owned());

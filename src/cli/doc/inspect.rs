@@ -15,7 +15,7 @@ use crate::{
         inspect::Inspection,
         records::{Block, Quarantined},
     },
-    sync::report::{LiveDocument, LiveSession},
+    sync::report::{LiveDocument, LiveElsewhere, LiveSession},
 };
 
 pub(super) fn run(id: DocumentId, arguments: &StorageArguments) -> Result<(), CliError> {
@@ -28,12 +28,14 @@ pub(super) fn run(id: DocumentId, arguments: &StorageArguments) -> Result<(), Cl
         Err(CliError::Admin(AdminError::Missing(_))) if live.is_some() => None,
         stored => Some(stored?),
     };
-    let report = InspectReport { stored, live };
+    let elsewhere = read_elsewhere(&mut relay, id)?;
+    let report = InspectReport { stored, live, elsewhere };
     show(arguments.json, &report, || {
         let stored = report.stored.as_ref().map(describe_stored);
         let live = report.live.as_ref().map(describe_live);
         stored.unwrap_or_else(|| format!("document     {id}\nnothing of it is stored\n"))
             + &live.unwrap_or_default()
+            + &describe_elsewhere(&report.elsewhere)
     });
     Ok(())
 }
@@ -45,6 +47,8 @@ struct InspectReport {
     stored: Option<Inspection>,
     /// The state of its room; none if it is not live.
     live: Option<LiveDocument>,
+    /// Other relays of the same database that have it in memory.
+    elsewhere: Vec<LiveElsewhere>,
 }
 
 fn describe_stored(document: &Inspection) -> String {
@@ -82,6 +86,22 @@ fn read_live(relay: &mut Relay, id: DocumentId) -> Result<Option<LiveDocument>, 
         Err(CliError::Admin(AdminError::Missing(_))) => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+/// Reads which other relays have a document in memory; none if no relay runs.
+fn read_elsewhere(relay: &mut Relay, id: DocumentId) -> Result<Vec<LiveElsewhere>, CliError> {
+    match relay.request(Method::GET, &format!("/documents/{id}/elsewhere")) {
+        Err(CliError::Admin(AdminError::Missing(_))) => Ok(Vec::new()),
+        answer => answer,
+    }
+}
+
+fn describe_elsewhere(elsewhere: &[LiveElsewhere]) -> String {
+    let line = |LiveElsewhere { relay, sessions }: &LiveElsewhere| {
+        let relay = printable(relay, 40);
+        format!("live at      {relay}, {}\n", Count(*sessions as usize, "session"))
+    };
+    elsewhere.iter().map(line).collect()
 }
 
 fn describe_live(live: &LiveDocument) -> String {

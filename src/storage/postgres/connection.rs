@@ -63,6 +63,8 @@ pub(super) struct Server {
     pub(super) timeout: Duration,
     config: Config,
     tls: Option<MakeRustlsConnect>,
+    /// The name by which others know this relay. Empty for a command.
+    relay: String,
     /// The id of this relay, until it ends or the database loses something.
     node: Mutex<NodeId>,
     /// How often it has begun to connect.
@@ -175,13 +177,15 @@ impl Server {
         Self::new(database, password.as_deref(), cluster.timeout.0)
     }
 
-    /// The same, and what the server notifies of.
+    /// The same for a relay of this name, and what the server notifies of.
     pub(super) fn notifying(
         database: &Database,
         cluster: &Cluster,
+        relay: &str,
     ) -> Result<(Self, mpsc::Receiver<Notification>), ConnectError> {
         let (notifications, receiver) = mpsc::channel(MAX_NOTIFICATIONS);
-        Ok((Self { notifications, ..Self::of(database, cluster)? }, receiver))
+        let relay = relay.to_owned();
+        Ok((Self { notifications, relay, ..Self::of(database, cluster)? }, receiver))
     }
 
     /// A server at which `database` signs in with a password, if there is one.
@@ -221,7 +225,8 @@ impl Server {
         };
         let node = Mutex::new(new_node());
         let (groups, (notifications, _)) = (AtomicU64::new(0), mpsc::channel(1));
-        Ok(Self { timeout, config, tls, node, groups, notifications })
+        let relay = String::new();
+        Ok(Self { timeout, config, tls, relay, node, groups, notifications })
     }
 
     /// Connects, checks the server, and has the relay write over these connections from now on.
@@ -283,7 +288,7 @@ impl Server {
         let number = self.groups.fetch_add(1, Ordering::Relaxed);
         let node = *lock(&self.node);
         let name = [node.as_slice(), &number.to_be_bytes()].concat();
-        let writes = take_over(&writer, &node, &name).await?;
+        let writes = take_over(&writer, &node, &name, &self.relay).await?;
         let write = writer.prepare(WRITE).await?;
         let large = self.connect_one(&mut connections, &broken).await?;
         is_same_server(&large, &name).await?;
@@ -388,13 +393,18 @@ fn new_node() -> NodeId {
 
 /// Writes down that a relay writes as `name` from now on. Waits for a write of an earlier
 /// connection of it that is still being made. Returns how often it has written.
-async fn take_over(client: &Client, node: &[u8], name: &[u8]) -> Result<i64, ConnectError> {
-    let take = "insert into tonk_relay.node (id, connection, host, version) \
-                values ($1, $2, $3, $4) on conflict (id) do update \
+async fn take_over(
+    client: &Client,
+    node: &[u8],
+    name: &[u8],
+    relay: &str,
+) -> Result<i64, ConnectError> {
+    let take = "insert into tonk_relay.node (id, connection, host, version, name) \
+                values ($1, $2, $3, $4, $5) on conflict (id) do update \
                 set connection = excluded.connection, seen = now() returning writes";
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
     let version = env!("CARGO_PKG_VERSION");
-    Ok(client.query_one(take, &[&node, &name, &host, &version]).await?.try_get(0)?)
+    Ok(client.query_one(take, &[&node, &name, &host, &version, &relay]).await?.try_get(0)?)
 }
 
 /// Has rows that come from another server count as written now: their transactions have numbers

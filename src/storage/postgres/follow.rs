@@ -36,7 +36,10 @@ use crate::{
         load::joined,
         unpacked::{self, NotUnpacked, Origin},
     },
-    storage::live::{Live, News},
+    storage::{
+        live::{Live, News},
+        relay_report::RelayReport,
+    },
 };
 
 /// Rows of each kind that one look takes. After more, everything live is read again. Tests have few.
@@ -82,14 +85,19 @@ struct Mark {
 }
 
 impl PostgresStore {
-    /// Follows what other relays write, and tells `live` of it. Never returns.
-    pub(super) async fn follow(&self, live: &impl Live) {
+    /// Follows what other relays write, and tells `live` of it. `describe` says what others are told
+    /// of this relay. Never returns.
+    pub(super) async fn follow(
+        &self,
+        live: &impl Live,
+        describe: &impl Fn() -> Option<RelayReport>,
+    ) {
         let mut follower = self.follower.lock().await;
         let mut is_failing = false;
         let mut cause = Cause::Poll;
         loop {
             let group = self.link.connected().await;
-            self.maintain(&mut follower, &group).await;
+            self.maintain(&mut follower, &group, describe).await;
             match self.look(&mut follower, &group, live, cause).await {
                 Ok(()) => {
                     is_failing = false;
@@ -174,6 +182,10 @@ impl PostgresStore {
             metrics.relays.set(i64::try_from(nodes.others + 1).unwrap_or(i64::MAX));
             self.link.others.set_count(nodes.others);
             metrics.notification_queue.set(nodes.queue);
+            self.link.others.set_seen(nodes.present.clone());
+            let in_progress = transactions(&found.snapshot).1;
+            let oldest = follower.oldest_transaction(in_progress.first().copied());
+            metrics.oldest_transaction.set(oldest.as_secs_f64());
             self.link.set_time(nodes.time);
         }
         if rows >= PAGE || next_transaction(&found.snapshot) < next_transaction(&since) {
@@ -200,8 +212,9 @@ impl PostgresStore {
         if let Cause::Hint(at) = cause
             && rows > 0
         {
-            let seconds = Duration::from_millis(self.link.now().saturating_sub(at)).as_secs_f64();
-            metrics.news_seconds.observe(seconds);
+            let took = Duration::from_millis(self.link.now().saturating_sub(at));
+            metrics.news_seconds.observe(took.as_secs_f64());
+            follower.worst_news = follower.worst_news.max(Some(took));
         }
         if let Some(nodes) = nodes {
             *lock(&self.link.seen) = nodes;
@@ -274,6 +287,7 @@ impl PostgresStore {
             if !live.wants(document) {
                 continue;
             }
+            self.metrics.live_rows.inc_by(chunks.len() as u64);
             let bytes: i64 = chunks.iter().map(|new| new.bytes).sum();
             let is_small = bytes <= MAX_FETCHED
                 && total + bytes <= MAX_BATCH as i64
@@ -337,11 +351,20 @@ impl PostgresStore {
 
     /// Says that this relay is there, and deletes leftovers, where it is time. Nothing depends on
     /// either, so a failure only means that it is done later.
-    async fn maintain(&self, follower: &mut Follower, group: &Group) {
+    async fn maintain(
+        &self,
+        follower: &mut Follower,
+        group: &Group,
+        describe: &impl Fn() -> Option<RelayReport>,
+    ) {
         if follower.seen_at.is_none_or(|at| at.elapsed() >= SEEN_EVERY) {
             follower.seen_at = Some(Instant::now());
+            let news_ms = follower.worst_news.take().map(|took| took.as_millis() as u64);
+            let report = describe().map(|report| RelayReport { news_ms, ..report });
+            // Numbers and strings can be written as JSON.
+            let report = report.and_then(|report| serde_json::to_string(&report).ok());
             let node = group.node.as_slice();
-            let parameters: [&(dyn ToSql + Sync); 1] = [&node];
+            let parameters: [&(dyn ToSql + Sync); 2] = [&node, &report];
             let seen = group.looker.client.execute(SEEN, &parameters);
             let _ = self.link.run_within(group, 0, seen).await;
         }

@@ -81,7 +81,7 @@ impl Link {
         metrics: StorageMetrics,
     ) -> Result<(Self, mpsc::Receiver<Notification>), ConnectError> {
         let name = database.to_string();
-        let (server, notifications) = Server::notifying(&database, cluster)?;
+        let (server, notifications) = Server::notifying(&database, cluster, others.name())?;
         let started = tokio::time::Instant::now();
         let mut is_told = false;
         let group = loop {
@@ -132,12 +132,14 @@ impl Link {
         if let Some(group) = group {
             group.broken.cancelled().await;
         }
+        self.metrics.database_away.set(1);
         self.others.set_count(0);
         self.group.send_replace(None);
     }
 
     /// Uses new connections from now on. Returns whether what was read before may be gone.
     pub(super) fn publish(&self, group: Group) -> bool {
+        self.metrics.database_away.set(0);
         self.metrics.reconnects.inc();
         *lock(&self.away) = None;
         let has_lost = group.losses > self.losses.swap(group.losses, Ordering::SeqCst);

@@ -93,6 +93,7 @@ use crate::{
     storage::{
         live::Live,
         relay_message::{OtherRelays, RelayMessage},
+        relay_report::RelayReport,
     },
 };
 
@@ -185,7 +186,7 @@ impl PostgresStore {
         health: Arc<Health>,
         metrics: StorageMetrics,
     ) -> Result<Self, ConnectError> {
-        let (others, messages) = OtherRelays::new(metrics.clone());
+        let (others, messages) = OtherRelays::new(&config.sync.peer_id(), metrics.clone());
         let opened = Link::open(database, &config.cluster, others, health, metrics.clone()).await?;
         let (link, notifications) = (Arc::new(opened.0), opened.1);
         let marked = Arc::new(Marked::default());
@@ -219,13 +220,18 @@ impl PostgresStore {
     }
 
     /// Connects again whenever the connection is lost, and follows what other relays write. `live`
-    /// hears of it. Returns only if that panics.
-    pub async fn run(self: Arc<Self>, live: impl Live + Clone + 'static) {
+    /// hears of it, and `describe` says what others are told of this relay, if anything. Returns only if one
+    /// panics.
+    pub async fn run(
+        self: Arc<Self>,
+        live: impl Live + Clone + 'static,
+        describe: impl Fn() -> Option<RelayReport> + Send + Sync + 'static,
+    ) {
         let mut tasks = JoinSet::new();
         let (store, rooms) = (self.clone(), live.clone());
         tasks.spawn(async move { store.stay_connected(&rooms).await });
         let (store, rooms) = (self.clone(), live.clone());
-        tasks.spawn(async move { store.follow(&rooms).await });
+        tasks.spawn(async move { store.follow(&rooms, &describe).await });
         let store = self.clone();
         tasks.spawn(async move { store.listen(&live).await });
         let store = self.clone();

@@ -7,6 +7,7 @@ use std::{
 };
 
 use super::connection::Looker;
+use crate::storage::relay_report::SeenRelay;
 
 /// The id of one run of a relay.
 pub(super) type NodeId = [u8; 16];
@@ -29,6 +30,8 @@ pub(super) struct Nodes {
     pub(super) time: i64,
     /// How full the server's queue of notifications is, up to 1.
     pub(super) queue: f64,
+    /// The relays that may be running, this one included.
+    pub(super) present: Vec<SeenRelay>,
     read_at: Instant,
 }
 
@@ -36,7 +39,7 @@ impl Nodes {
     /// No relay of no server.
     pub(super) fn none() -> Self {
         let (server, writes, read_at) = (String::new(), HashMap::new(), Instant::now());
-        Self { server, writes, others: 0, time: 0, queue: 0.0, read_at }
+        Self { server, writes, others: 0, time: 0, queue: 0.0, present: Vec::new(), read_at }
     }
 
     /// Reads what is known of the relays.
@@ -48,7 +51,11 @@ impl Nodes {
             let Ok(id) = NodeId::try_from(row.try_get::<_, &[u8]>(0)?) else { continue };
             let (writes, age): (i64, f64) = (row.try_get(1)?, row.try_get(2)?);
             nodes.writes.insert(id, (writes, age));
-            nodes.others += usize::from(id != *own && age < PRESENT.as_secs_f64());
+            if age < PRESENT.as_secs_f64() {
+                nodes.others += usize::from(id != *own);
+                let (name, version) = (row.try_get(6)?, row.try_get(7)?);
+                nodes.present.push(SeenRelay::new(name, version, age, row.try_get(8)?));
+            }
         }
         Ok(nodes)
     }

@@ -20,6 +20,26 @@ pub(super) struct Follower {
     /// When the relay last said that it is there, and when it deleted leftovers.
     pub(super) seen_at: Option<Instant>,
     pub(super) swept_at: Instant,
+    /// The longest time that news took since the relay last said that it is there.
+    pub(super) worst_news: Option<Duration>,
+    /// The oldest transaction that was in progress, and since when.
+    oldest: Option<(String, Instant)>,
+}
+
+impl Follower {
+    /// Returns how long the oldest transaction in progress has been seen in snapshots: one that has
+    /// written something.
+    pub(super) fn oldest_transaction(&mut self, in_progress: Option<&str>) -> Duration {
+        let Some(id) = in_progress else {
+            self.oldest = None;
+            return Duration::ZERO;
+        };
+        let (oldest, since) = self.oldest.get_or_insert_with(|| (id.to_owned(), Instant::now()));
+        if oldest != id {
+            (*oldest, *since) = (id.to_owned(), Instant::now());
+        }
+        since.elapsed()
+    }
 }
 
 impl Default for Follower {
@@ -30,6 +50,8 @@ impl Default for Follower {
             counted_at: None,
             seen_at: None,
             swept_at: Instant::now(),
+            worst_news: None,
+            oldest: None,
         }
     }
 }

@@ -1,10 +1,13 @@
 //! What an operator should know of a database: the server, how safe it is, its size, and what is
 //! amiss.
 
+use std::collections::BTreeSet;
+
 use serde::Serialize;
 use tokio_postgres::{Client, Row, error::SqlState};
 
 use super::{checks, connection::Server, error::ConnectError, schema};
+use crate::storage::relay_report::SeenRelay;
 
 /// A transaction that is open for longer keeps deleted rows on the disk.
 const LONG_TRANSACTION: i64 = 3600;
@@ -24,7 +27,7 @@ pub struct Report {
     /// When the server was started, in RFC 3339.
     pub started_at: String,
     /// The relays that were there within the last minute.
-    pub relays: Vec<Relay>,
+    pub relays: Vec<SeenRelay>,
     /// The version of the tables; 0 if there are none. None if this role may not read it.
     pub format: Option<i32>,
     /// The version that this program uses.
@@ -45,17 +48,6 @@ pub struct Report {
     pub sees_all: bool,
     /// What is amiss, and what to do.
     pub problems: Vec<String>,
-}
-
-/// A relay that uses the database.
-#[derive(Debug, Serialize)]
-pub struct Relay {
-    /// The name of its machine.
-    pub host: String,
-    /// Its version.
-    pub version: String,
-    /// How many seconds ago it was last there.
-    pub seen_seconds: i64,
 }
 
 /// A setting of the server.
@@ -128,6 +120,7 @@ async fn look(client: &Client, database: String) -> Result<Report, ConnectError>
         }
     }
     problems.extend(report.weak_settings());
+    problems.extend(differences(&report.relays));
     problems.extend(report.long_transaction());
     if dead > DEAD_ROWS && dead > live {
         problems.push(format!(
@@ -182,12 +175,41 @@ impl Report {
     }
 }
 
+/// What should be the same at all relays, and is not.
+fn differences(relays: &[SeenRelay]) -> Vec<String> {
+    let mut found = Vec::new();
+    let versions: BTreeSet<&str> = relays.iter().map(|relay| relay.version.as_str()).collect();
+    if versions.len() > 1 {
+        let versions = Vec::from_iter(versions).join(", ");
+        found.push(format!("relays have different versions, {versions}: upgrade all of them"));
+    }
+    let reports = relays.iter().filter_map(|relay| relay.report.as_ref());
+    let bundles: BTreeSet<_> = reports.map(|report| &report.bundle).collect();
+    if bundles.len() > 1 {
+        found.push(
+            "relays serve different bundles: give all of them the same file at bundle.path"
+                .to_owned(),
+        );
+    }
+    let names: BTreeSet<&str> = relays.iter().map(|relay| relay.name.as_str()).collect();
+    if names.len() < relays.len() {
+        found.push(
+            "two relays have the same name, or one was just restarted after a crash: each needs a \
+             sync.peer_id of its own"
+                .to_owned(),
+        );
+    }
+    found
+}
+
 /// The relays that were there within the last minute. None if this role may not read of them.
-async fn relays(client: &Client) -> Result<Vec<Relay>, tokio_postgres::Error> {
-    let relays = "select host, version, extract(epoch from now() - seen)::bigint \
-                  from tonk_relay.node where seen > now() - interval '1 minute' order by host, id";
+async fn relays(client: &Client) -> Result<Vec<SeenRelay>, tokio_postgres::Error> {
+    let relays = "select coalesce(nullif(name, ''), host), version, \
+                      extract(epoch from now() - seen)::float8, report \
+                  from tonk_relay.node where seen > now() - interval '1 minute' order by 1, id";
     let relay = |row: &Row| {
-        Ok(Relay { host: row.try_get(0)?, version: row.try_get(1)?, seen_seconds: row.try_get(2)? })
+        let (name, version, report) = (row.try_get(0)?, row.try_get(1)?, row.try_get(3)?);
+        Ok(SeenRelay::new(name, version, row.try_get(2)?, report))
     };
     match client.query(relays, &[]).await {
         Err(error) if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => Ok(Vec::new()),

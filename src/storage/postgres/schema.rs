@@ -15,7 +15,7 @@ const LOCK: i64 = 0x746f_6e6c;
 
 /// The statements that lead from each version of the tables to the next: the first ones make them.
 /// A step must leave the tables usable by the release before it.
-const STEPS: [&str; 3] = [CREATE, SEVERAL_RELAYS, TOKENS];
+const STEPS: [&str; 4] = [CREATE, SEVERAL_RELAYS, TOKENS, REPORTS];
 
 /// The version of the tables that this program uses. A relay refuses a newer one.
 pub(super) const FORMAT: i32 = version(STEPS.len());
@@ -123,6 +123,13 @@ create table tonk_relay.token (
     xid xid8 not null default pg_current_xact_id()
 );
 create index on tonk_relay.token (xid);
+";
+
+/// Adds what relays say about themselves, and leads to version 4. Relays of version 3 say nothing.
+///
+/// `name` is the relay's peer id, and `report` a `RelayReport` as JSON.
+const REPORTS: &str = "
+alter table tonk_relay.node add column name text not null default '', add column report text;
 ";
 
 #[expect(clippy::cast_possible_truncation, clippy::cast_possible_wrap, reason = "there are few")]

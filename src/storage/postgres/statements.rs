@@ -13,7 +13,7 @@ macro_rules! counted {
     () => {
         "update tonk_relay.node set writes = writes + 1, seen = now() \
          where id = substr($1::bytea, 1, 16) and connection = $1 \
-             and (select oldest_writer from tonk_relay.meta) <= 3 \
+             and (select oldest_writer from tonk_relay.meta) <= 4 \
          returning id, writes"
     };
 }
@@ -164,17 +164,18 @@ from (select) as one left join (
 ) as news on true"
 );
 /// How often each relay has written, how many seconds ago it was last seen, which run of the server
-/// this is, the server's time in milliseconds since 1970, and how full its queue of notifications
-/// is.
+/// this is, the server's time in milliseconds since 1970, how full its queue of notifications is,
+/// and the relay's name, version and report.
 pub(super) const NODES: &str = "
 select id, writes, extract(epoch from now() - seen)::float8,
     coalesce((select id::text from tonk_relay.incarnation), '')
         || ' since ' || pg_postmaster_start_time()::text,
-    (extract(epoch from clock_timestamp()) * 1000)::bigint, pg_notification_queue_usage()
+    (extract(epoch from clock_timestamp()) * 1000)::bigint, pg_notification_queue_usage(),
+    coalesce(nullif(name, ''), host), version, report
 from tonk_relay.node";
-/// Says that the relay `$1` is there, unless it is just writing, which says it, too.
+/// Says that the relay `$1` is there, and its report `$2`, unless it is just writing.
 pub(super) const SEEN: &str = "
-update tonk_relay.node set seen = now()
+update tonk_relay.node set seen = now(), report = $2
 where id = (select id from tonk_relay.node where id = $1 for update skip locked)";
 /// Says that the relay `$1` has ended, for those who count the relays that are there.
 pub(super) const LEFT: &str =

@@ -114,7 +114,8 @@ async fn connected(
     health.enter_phase(Phase::Running);
     let store = Arc::new(connect_with(database, health.clone()).await.expect("opens"));
     let running = store.clone();
-    let running = tokio::spawn(async move { running.run(Arc::new(Rooms::default())).await });
+    let running =
+        tokio::spawn(async move { running.run(Arc::new(Rooms::default()), || None).await });
     (store, AbortOnDropHandle::new(running))
 }
 
@@ -192,7 +193,8 @@ async fn a_relay_connects_again_after_half_an_attempt() {
     let opened = PostgresStore::open(url, &Config::default(), health.clone(), metrics).await;
     let store = Arc::new(opened.expect("opens"));
     let running = store.clone();
-    let running = tokio::spawn(async move { running.run(Arc::new(Rooms::default())).await });
+    let running =
+        tokio::spawn(async move { running.run(Arc::new(Rooms::default()), || None).await });
     let client = database.client().await;
     client.batch_execute("alter role few connection limit 3").await.expect("limits");
     end_connections(&database).await;

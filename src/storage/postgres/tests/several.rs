@@ -89,7 +89,7 @@ async fn start(database: &TestDatabase) -> Relay {
     let rooms = Arc::new(Rooms::default());
     let running = tokio::spawn({
         let (store, rooms) = (store.clone(), rooms.clone());
-        async move { store.run(rooms).await }
+        async move { store.run(rooms, || None).await }
     });
     Relay { store, rooms, _running: AbortOnDropHandle::new(running) }
 }
