@@ -408,7 +408,61 @@ const fleet = dashboard('fleet', 'Fleet', 'All relays side by side. Needs the re
     [['count by (job) (up{job=~"$job"} == 0) or 0 * count by (job) (up{job=~"$job"})', '{{job}}']]),
 ]);
 
-export const dashboards = { overview, sync, 'storage-and-bundles': storage, fleet };
+/** Copies of a document in memory, over those that were changed: of each commit, how many relays had the document. */
+const COPIES = `1 + sum(${rate('tonk_relay_cluster_live_rows_total')}) / sum(${rate('tonk_relay_database_chunks_total')})`;
+
+const cluster = dashboard('cluster', 'Several relays', 'Relays that share a PostgreSQL database.', [
+  table('Relays', 'One row for each relay that Prometheus reaches. All should see as many relays as there are.', [
+    [`sum by (instance, version) (${m('tonk_relay_build_info')})`, 'up', 'none', { mappings: [named(1, 'up', GREEN)] }],
+    [by([], m('tonk_relay_ready')), 'ready', 'none', { thresholds: falling(1, 1), mappings: READY }],
+    [by([], m('tonk_relay_database_away')), 'database', 'none',
+      { thresholds: steps(RED, 1), mappings: [named(0, 'connected', GREEN), named(1, 'away', RED)] }],
+    [by([], m('tonk_relay_cluster_relays')), 'relays seen', 'none'],
+    [by([], m('tonk_relay_connections')), 'connections', 'short'],
+    [by([], m('tonk_relay_rooms', 'state="live"')), 'live documents', 'short'],
+  ], { h: 7 }),
+  lines('News of other relays', 'From the commit of another relay until its chunks reach the rooms here. Good: below '
+    + '0.1 s. Up to a second where a hint was lost.', 's', [
+    [quantile(0.5, 'tonk_relay_cluster_news_seconds'), '{{instance}} p50'],
+    [quantile(0.99, 'tonk_relay_cluster_news_seconds'), '{{instance}} p99'],
+  ], { thresholds: steps(RED, 2) }),
+  lines('Copies a document', 'How many relays have a document in memory, of those that are changed. Good: near 1. Each '
+    + 'further one costs a look at every change; the placement hint avoids them.', 'none', [[COPIES, 'copies']]),
+  lines('Time until a commit is durable', 'How long a change waits for the database. Bad: seconds.', 's', [
+    [quantile(0.5, 'tonk_relay_storage_seconds', ['operation']), '{{instance}} {{operation}} p50'],
+    [quantile(0.99, 'tonk_relay_storage_seconds', ['operation']), '{{instance}} {{operation}} p99'],
+  ], { thresholds: steps(RED, 5) }),
+  lines('Commits, and chunks in them', 'A commit has the changes of all documents of one storage.commit_interval.', 'ops', [
+    [by([], rate('tonk_relay_storage_commits_total')), '{{instance}} commits'],
+    [by([], rate('tonk_relay_database_chunks_total')), '{{instance}} chunks'],
+  ]),
+  lines('Hints', 'Good: none is lost. The changes of a lost one are found by the poll, up to a second later.', 'cps',
+    [[counts('tonk_relay_cluster_hints_total', 'event'), '{{instance}} {{event}}']]),
+  lines('Looks, and rows that they find', 'Looks at what others have written, after a hint or by the poll.', 'ops', [
+    [counts('tonk_relay_cluster_looks_total', 'cause'), '{{instance}} looks by {{cause}}'],
+    [counts('tonk_relay_cluster_rows_total', 'cause'), '{{instance}} rows by {{cause}}'],
+  ]),
+  lines('Presence and requests between relays', 'Dropped: more than fits into a notification every 20 ms.', 'cps',
+    [[counts('tonk_relay_cluster_messages_total', 'event'), '{{instance}} {{event}}']]),
+  lines('Connected again, losses, and everything read again', 'In the last hour. Good: 0, and a few after a restart of the '
+    + 'database.', 'none', [
+    [`increase(${m('tonk_relay_database_reconnects_total')}[1h])`, '{{instance}} connected again'],
+    [`increase(${m('tonk_relay_database_losses_total')}[1h])`, '{{instance}} losses'],
+    [`increase(${m('tonk_relay_cluster_resyncs_total')}[1h])`, '{{instance}} everything read again'],
+  ]),
+  lines('Oldest transaction', 'Of those that have written something, on the whole server. Bad: an hour.', 's',
+    [[`max(${m('tonk_relay_database_oldest_transaction_seconds')})`, 'oldest transaction']], { thresholds: steps(RED, 3600) }),
+  lines('Queue of notifications', 'Share of the server\'s queue that is full. Bad: anything that grows; look for a '
+    + 'session that listens inside of a transaction.', 'percentunit',
+    [[m('tonk_relay_cluster_notification_queue_ratio'), '{{instance}}']], { thresholds: NEAR }),
+  lines('Versions and bundles', 'How many relays have each version, and serve each bundle. More than one of either for a long '
+    + 'time is an unfinished roll-out.', 'none', [
+    [`count by (version) (${m('tonk_relay_build_info')})`, 'version {{version}}'],
+    [`count by (sha256) (${m('tonk_relay_bundle_info')}) or vector(0)`, 'bundle {{sha256}}'],
+  ]),
+]);
+
+export const dashboards = { overview, sync, 'storage-and-bundles': storage, fleet, cluster };
 
 /** Write all of them into a folder. */
 export async function write(at) {
