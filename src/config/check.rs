@@ -1,9 +1,10 @@
 //! Checks what the values of a config mean together.
 
-use std::{net::SocketAddr, path::Path};
+use std::{net::SocketAddr, path::Path, time::Duration};
 
 use super::{
-    AdminAddress, AuthMode, Bundle, Config, EngineKind, MemoryLimit, Size, StoreKind, Tls, levels,
+    AdminAddress, AuthMode, Bundle, Config, EngineKind, MemoryLimit, Size, StoreKind, Time, Tls,
+    levels,
     load::{Fault, LoadedConfig},
 };
 
@@ -11,6 +12,7 @@ use super::{
 const LEAST_MEMORY: Size = Size::mib(16);
 const LEAST_MESSAGE: Size = Size(16 << 10);
 const LEAST_QUEUE: Size = Size(16 << 10);
+const LEAST_STALE: Time = Time::secs(2);
 const LEAST_STORED: Size = Size(1 << 10);
 
 /// Returns every fault that shows in the values alone.
@@ -210,6 +212,16 @@ fn check_database(faults: &mut Faults<'_>) {
     if cluster.database.is_empty() {
         return;
     }
+    let stale = cluster.stale;
+    if stale.0 > Duration::ZERO && stale.0 < LEAST_STALE.0 {
+        faults.add(
+            "cluster.stale",
+            format!(
+                "{stale} is too short: the relay reads the tokens once a second; expected at least \
+                 {LEAST_STALE}, or 0s for never"
+            ),
+        );
+    }
     if let Err(problem) = cluster.database.read() {
         faults.add("cluster.database", problem);
     }
@@ -386,6 +398,7 @@ mod tests {
         let s3 = "[bundles]\nstore = \"s3\"\nbucket = \"b\"\n";
         assert_eq!(check(&loaded(&format!("{url}{s3}"))), []);
         has_fault(url, "bundles.store: is \"folder\", and with cluster.database");
+        has_fault(&format!("{url}stale = \"1s\"\n{s3}"), "cluster.stale: 1s is too short");
         let samod = "[sync]\nengine = \"samod\"\n";
         has_fault(&format!("{url}{s3}{samod}"), "sync.engine: is \"samod\", which does not work");
         let bad = "[cluster]\ndatabase = \"postgres://me:secret@db/app?sslmode=prefer\"\n";

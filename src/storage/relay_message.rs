@@ -15,7 +15,7 @@ use tokio::{sync::mpsc, time::timeout};
 
 use super::relay_report::SeenRelay;
 use crate::{
-    base::{document_id::DocumentId, lock::lock},
+    base::{document_id::DocumentId, hex::sha256, lock::lock},
     observe::metrics::StorageMetrics,
 };
 
@@ -26,6 +26,8 @@ const QUEUE: usize = 1024;
 pub const MAX_MESSAGE: usize = 5_900;
 /// Documents that others are asked for at once, of 16 bytes each in the question.
 const MAX_LOCATED: usize = 300;
+/// The highest rank of a relay for a document: others may not have the document at all.
+const MAX_RANK: usize = 2;
 /// Answers to one question.
 const MAX_ANSWERS: usize = 128;
 /// How long answers may take: a notification each way, and the pause between two of them.
@@ -42,7 +44,7 @@ pub enum RelayMessage {
     Wanted(#[n(0)] Wanted),
     /// The sender has nobody to ask for a document that another relay wanted.
     #[n(2)]
-    Lacking(#[cbor(n(0), with = "minicbor::bytes")] [u8; 16]),
+    Lacking(#[n(0)] Lacking),
     /// An operator asks who has documents in memory.
     #[n(3)]
     Locate(#[n(0)] Locate),
@@ -109,10 +111,24 @@ pub struct Wanted {
     /// The bytes of the ids of documents that the client has open, one after the other.
     #[cbor(n(1), with = "minicbor::bytes")]
     pub common: Vec<u8>,
+    /// A random number, which the answers repeat.
+    #[n(2)]
+    pub question: u64,
 }
 
-/// A random number, which no other relay asks with.
-fn random() -> u64 {
+/// The sender has nobody to ask for a document.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Lacking {
+    /// The bytes of the document's id.
+    #[cbor(n(0), with = "minicbor::bytes")]
+    pub document: [u8; 16],
+    /// The number of the question.
+    #[n(1)]
+    pub question: u64,
+}
+
+/// A random number for a question, which no other relay asks with.
+pub fn question() -> u64 {
     let bytes = *DocumentId::random().as_bytes();
     u128::from_be_bytes(bytes) as u64
 }
@@ -157,13 +173,24 @@ impl OtherRelays {
         *lock(&self.seen) = Some((relays, Instant::now()));
     }
 
+    /// Returns how many of the others, up to 2, are to do first what one of those has to do that
+    /// have the document in memory. Each relay is the first one for some documents.
+    pub fn rank(&self, document: DocumentId) -> usize {
+        let turn = |name: &str| sha256(&[name.as_bytes(), document.as_bytes()].concat());
+        let own = turn(&self.name);
+        let seen = lock(&self.seen);
+        let relays = seen.iter().flat_map(|(relays, _)| relays);
+        let earlier = relays.filter(|relay| *relay.name != *self.name && turn(&relay.name) < own);
+        earlier.count().min(MAX_RANK)
+    }
+
     /// Asks all others which of these documents they have in memory. Waits for their answers, but
     /// not for long: one may be lost, and relays of an older version do not answer.
     pub async fn locate(&self, documents: &[DocumentId]) -> Vec<Located> {
         let (others, mut answers) = (self.count(), Vec::new());
         let ids = documents.iter().flat_map(|document| document.as_bytes()).copied();
         let documents: Vec<u8> = ids.take(MAX_LOCATED * 16).collect();
-        let question = random();
+        let question = question();
         let (sender, mut receiver) = mpsc::channel(MAX_ANSWERS);
         lock(&self.questions).insert(question, sender);
         let asks = || RelayMessage::Locate(Locate { question, documents });

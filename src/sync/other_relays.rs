@@ -16,7 +16,7 @@ use crate::{
     base::document_id::DocumentId,
     storage::{
         live::{Live, News},
-        relay_message::{Locate, Located, OtherRelays, Presence, RelayMessage, Wanted},
+        relay_message::{Lacking, Locate, Located, OtherRelays, Presence, RelayMessage, Wanted},
         relay_report::SeenRelay,
     },
     sync::report::LiveElsewhere,
@@ -65,10 +65,10 @@ impl Live for Arc<Rooms> {
         match message {
             RelayMessage::Presence(presence) => self.heard_presence(&presence),
             RelayMessage::Wanted(wanted) => self.ask_for_others(&wanted),
-            RelayMessage::Lacking(document) => {
+            RelayMessage::Lacking(Lacking { document, question }) => {
                 let document = DocumentId::from_bytes(document);
                 if let Some(handle) = self.shared.directory().room(document) {
-                    handle.relay_lacks();
+                    handle.relay_lacks(question);
                 }
             }
             RelayMessage::Locate(asked) => self.say_what_is_live(&asked),
@@ -177,7 +177,8 @@ impl Rooms {
         if peers.is_empty()
             && let Some(others) = &self.shared.others
         {
-            others.tell(0, || RelayMessage::Lacking(wanted.document));
+            let (document, question) = (wanted.document, wanted.question);
+            others.tell(0, || RelayMessage::Lacking(Lacking { document, question }));
         }
     }
 }

@@ -91,10 +91,29 @@ export class Postgres {
   }
 }
 
-/** A wire to a server, which can stop carrying anything for a while, as a network that drops packets. */
+/** The messages of a server without its notifications. Each has a letter and a length. */
+class WithoutNotifications {
+  rest = Buffer.alloc(0);
+
+  pass(data) {
+    this.rest = Buffer.concat([this.rest, data]);
+    const passed = [];
+    while (this.rest.length >= 5 && this.rest.length > this.rest.readUInt32BE(1)) {
+      const end = 1 + this.rest.readUInt32BE(1);
+      if (this.rest[0] !== 'A'.charCodeAt(0)) passed.push(this.rest.subarray(0, end));
+      this.rest = this.rest.subarray(end);
+    }
+    return Buffer.concat(passed);
+  }
+}
+
+/**
+ * A wire to a server, which can stop carrying anything for a while, as a network that drops packets. If it is deaf, it
+ * never carries notifications.
+ */
 export class Wire {
   /** Connects those who connect to its `port` to the server at `host`. It ends with the test. */
-  static async start(t, host) {
+  static async start(t, host, { isDeaf = false } = {}) {
     const wire = new Wire();
     wire.sockets = new Set();
     wire.held = [];
@@ -103,7 +122,8 @@ export class Wire {
       for (const [from, to] of [[near, far], [far, near]]) {
         wire.sockets.add(from);
         if (wire.isDown) from.pause();
-        from.on('data', data => to.write(data));
+        const filter = isDeaf && from === far ? new WithoutNotifications() : null;
+        from.on('data', data => to.write(filter ? filter.pass(data) : data));
         from.on('error', () => {});
         from.on('close', () => {
           wire.sockets.delete(from);
@@ -114,6 +134,8 @@ export class Wire {
     wire.server.listen(0, '127.0.0.1');
     await once(wire.server, 'listening');
     wire.port = wire.server.address().port;
+    /** The section `cluster` of a relay that uses it. */
+    wire.cluster = { database: `"postgres://postgres@127.0.0.1:${wire.port}/app"`, timeout: '"1s"' };
     atEnd(t, () => {
       wire.up();
       for (const socket of wire.sockets) socket.destroy();

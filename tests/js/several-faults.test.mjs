@@ -3,15 +3,17 @@
 import assert from 'node:assert/strict';
 import test from 'node:test';
 import { setTimeout as pause } from 'node:timers/promises';
-import { Postgres, skip } from './postgres.mjs';
+import { Postgres, Wire, skip } from './postgres.mjs';
 import { BINARY, Relay, atEnd, folder, saved, share, until } from './relay.mjs';
 
-/** Three relays on one database, with a client each, which have a document open. */
-async function group(t, more = {}, binary = BINARY) {
-  const postgres = await Postgres.start(t);
-  const relays = [];
+/** Three relays on one database, with a client each, which have a document open. Each relay has a wire to the database. */
+async function group(t, binary = BINARY) {
+  const postgres = await Postgres.start(t, ['-c', 'listen_addresses=127.0.0.83']);
+  const [relays, wires] = [[], []];
   while (relays.length < 3) {
-    const relay = Object.assign(new Relay(await folder(t), postgres.config(more)), { binary });
+    const wire = await Wire.start(t, '127.0.0.83');
+    wires.push(wire);
+    const relay = Object.assign(new Relay(await folder(t), postgres.config({ cluster: wire.cluster })), { binary });
     atEnd(t, () => relay.end());
     await relay.start();
     relays.push(relay);
@@ -19,7 +21,7 @@ async function group(t, more = {}, binary = BINARY) {
   const clients = relays.map(relay => relay.client(t));
   const first = await share(clients[0], { edits: {} });
   const handles = await Promise.all(clients.map((client, n) => (n === 0 ? first : client.repo.find(first.url))));
-  return { postgres, relays, clients, handles };
+  return { postgres, wires, relays, clients, handles };
 }
 
 /** Edits of all clients until `ended`, with the keys of those that are known to be saved. */
@@ -57,8 +59,8 @@ async function settled(t, { postgres, relays, clients, handles }, told) {
 }
 
 /** A test in which a fault happens while all clients edit. */
-const during = (name, fault, more) => test(name, { skip }, async t => {
-  const all = await group(t, more);
+const during = (name, fault) => test(name, { skip }, async t => {
+  const all = await group(t);
   const edits = editing(all);
   await pause(300);
   await fault(all, edits, t);
@@ -78,6 +80,21 @@ during('the database stands still, and goes on', async ({ postgres }) => {
   await postgres.tell('freeze');
   await pause(1500);
   await postgres.tell('thaw');
+});
+
+during('packets of one relay after the other are dropped, and then those of all', async ({ wires, relays }, { told }) => {
+  const isReady = async relay => (await fetch(`${relay.url}/readyz`)).status === 200;
+  for (const [n, wire] of wires.entries()) {
+    wire.down();
+    await until('it is not ready', async () => !await isReady(relays[n]));
+    const before = told.size;
+    await until('clients of the others are told that they are saved', () => told.size > before + 5);
+    wire.up();
+    await until('it is ready again', () => isReady(relays[n]));
+  }
+  wires.forEach(wire => wire.down());
+  await until('none is ready', async () => !(await Promise.all(relays.map(isReady))).some(ready => ready));
+  wires.forEach(wire => wire.up());
 });
 
 during('processes of the server are killed', async ({ postgres }) => {
@@ -133,7 +150,7 @@ const BEFORE = process.env.TONK_RELAY_BEFORE;
 
 test('the version before runs beside this one, while relays are upgraded one after the other',
   { skip: skip || (BEFORE ? false : 'needs TONK_RELAY_BEFORE, a relay of the version before') }, async t => {
-    const all = await group(t, {}, BEFORE);
+    const all = await group(t, BEFORE);
     const { relays, postgres } = all;
     const edits = editing(all);
     t.diagnostic(`tables of version ${postgres.query('select format from tonk_relay.meta', 'app')}`);

@@ -2,6 +2,7 @@
 import assert from 'node:assert/strict';
 import { execFile } from 'node:child_process';
 import { randomBytes as nodeBytes } from 'node:crypto';
+import { existsSync } from 'node:fs';
 import { writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import test from 'node:test';
@@ -11,11 +12,12 @@ import * as Automerge from '@automerge/automerge';
 import { Postgres, Wire, skip } from './postgres.mjs';
 import { joined } from './raw.mjs';
 import { BINARY, Relay, atEnd, bundle, close, documentId, folder, saved, share, until } from './relay.mjs';
-import { KEYS } from './store.mjs';
-import { StrictStore } from './strict-store.mjs';
 
 /** How many seconds another relay may take to learn of a deletion or a block: two, and more where the machine is busy. */
 const SOON = 10;
+
+/** The library that shifts a program's clock. */
+const FAKETIME = '/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1';
 
 /** Bytes that do not compress. */
 const randomBytes = size => new Uint8Array(nodeBytes(size));
@@ -27,17 +29,7 @@ async function relays(t, postgres, count = 2) {
   return all;
 }
 
-/** A relay that can delete: a deletion also removes the bundle of that id from its store. */
-async function withBundles(t, postgres, store) {
-  const relay = new Relay(await folder(t), postgres.config({ bundles: store.config() }));
-  await writeFile(join(relay.at, 'aws-credentials'), KEYS);
-  relay.env = { CREDENTIALS_DIRECTORY: relay.at, AWS_EC2_METADATA_DISABLED: 'true' };
-  atEnd(t, () => relay.end());
-  await relay.start();
-  return relay;
-}
-
-/** Runs a sub-command while this process goes on, which also serves the store of bundles. */
+/** Runs a sub-command while this process goes on, which may also carry the relay's connections. */
 const command = (relay, ...words) =>
   promisify(execFile)(BINARY, [...words, '--config', join(relay.at, 'tonk-relay.toml')]);
 
@@ -171,8 +163,7 @@ test('relays that compact the same document lose nothing', { skip }, async t => 
 
 test('a document that is blocked or deleted on one relay is so on the others', { skip }, async t => {
   const postgres = await Postgres.start(t);
-  const store = await StrictStore.start(t, 'apps/');
-  const [a, b] = [await withBundles(t, postgres, store), await withBundles(t, postgres, store)];
+  const [a, b] = await relays(t, postgres);
   const [other, owner] = [a.client(t), b.client(t)];
   const handle = await share(owner, { n: 1 });
   const copy = await other.repo.find(handle.url);
@@ -204,12 +195,25 @@ test('a document that is blocked or deleted on one relay is so on the others', {
   assert.deepEqual(await finds(t, a, handle.url), again.doc());
 });
 
-test('a document that was deleted and undeleted at once comes back from its clients', { skip }, async t => {
-  const postgres = await Postgres.start(t);
-  const store = await StrictStore.start(t, 'apps/');
-  const [a, b] = [await withBundles(t, postgres, store), await withBundles(t, postgres, store)];
+test('a document that is blocked, or deleted and undeleted at once, is so at a relay that gets no hints', { skip }, async t => {
+  const postgres = await Postgres.start(t, ['-c', 'listen_addresses=127.0.0.82']);
+  const wire = await Wire.start(t, '127.0.0.82', { isDeaf: true });
+  const a = await Relay.start(t, postgres.config());
+  const b = await Relay.start(t, postgres.config({ cluster: wire.cluster }));
   const client = b.client(t);
   const handle = await share(client, { edits: {} });
+  const other = a.client(t);
+  const copy = await other.repo.find(handle.url);
+  copy.change(doc => { doc.edits.elsewhere = true; });
+  await until('an edit arrives without a hint', () => handle.doc().edits.elsewhere);
+  assert.equal(await b.metric('tonk_relay_cluster_hints_total{event="received"}'), 0);
+  await close(other);
+  const start = performance.now();
+  await command(a, 'doc', 'block', handle.documentId);
+  await until('it is blocked here, too', async () => !await finds(t, b, handle.url), SOON);
+  t.diagnostic(`blocked after ${(performance.now() - start).toFixed(0)} ms`);
+  await command(a, 'doc', 'unblock', handle.documentId);
+  await until('it is unblocked', async () => await finds(t, b, handle.url) !== undefined, SOON);
   for (const [round, isEdited] of [true, false].entries()) {
     const editor = edit(`${round}-`, [handle]);
     await until('there are edits', () => editor.made.length > 10);
@@ -270,6 +274,33 @@ test('a client of a relay that is killed goes on with another', { skip }, async 
   await settled([client, handle], [reader, copy]);
 });
 
+test('a client that moves to a relay whose clock is behind hears that its edits are saved',
+  { skip: skip || !existsSync(FAKETIME) && 'needs libfaketime' }, async t => {
+    const postgres = await Postgres.start(t);
+    const a = await Relay.start(t, postgres.config());
+    const b = new Relay(await folder(t), postgres.config());
+    // Timers go on, and only the time of day is another one.
+    b.env = { LD_PRELOAD: FAKETIME, FAKETIME: '-5s', FAKETIME_DONT_FAKE_MONOTONIC: '1' };
+    atEnd(t, () => b.end());
+    await b.start();
+    assert.ok(Date.now() / 1000 - await b.metric('tonk_relay_start_timestamp_seconds') > 4.9, 'its clock is behind');
+    const client = a.client(t, { retry: 50 });
+    const handle = await share(client, { edits: {} });
+    for (let n = 0; n < 5; n += 1) {
+      handle.change(doc => { doc.edits[n] = n; });
+      await saved(client, handle);
+    }
+    const start = performance.now();
+    client.adapter.url = b.ws;
+    client.adapter.socket.close();
+    await until('it is connected again', () => client.adapter.socket?.readyState === 1);
+    handle.change(doc => { doc.edits.moved = true; });
+    await saved(client, handle);
+    const took = performance.now() - start;
+    t.diagnostic(`told after ${took.toFixed(0)} ms`);
+    assert.ok(took < 4500, 'before the clock behind has reached the times that the client knows');
+  });
+
 test('clients of both relays edit while the database crashes', { skip }, async t => {
   const postgres = await Postgres.start(t);
   const all = await relays(t, postgres);
@@ -301,8 +332,7 @@ test('a relay that is cut off from the database tells nothing as saved, and catc
   const postgres = await Postgres.start(t, ['-c', 'listen_addresses=127.0.0.80']);
   const wire = await Wire.start(t, '127.0.0.80');
   const a = await Relay.start(t, postgres.config());
-  const cluster = { database: `"postgres://postgres@127.0.0.1:${wire.port}/app"`, timeout: '"1s"' };
-  const b = await Relay.start(t, postgres.config({ cluster }));
+  const b = await Relay.start(t, postgres.config({ cluster: wire.cluster }));
   const [one, two] = [a.client(t), b.client(t)];
   const handle = await share(one, { edits: {} });
   const copy = await two.repo.find(handle.url);
@@ -446,7 +476,7 @@ test('a token holds at all relays, until it is removed at one, or can no longer 
   const wire = await Wire.start(t, '127.0.0.81');
   const auth = { mode: '"token"', tokens: '"/nowhere/tokens"' };
   const a = await Relay.start(t, postgres.config({ auth }));
-  const cluster = { database: `"postgres://postgres@127.0.0.1:${wire.port}/app"`, timeout: '"1s"', stale: '"2s"' };
+  const cluster = { ...wire.cluster, stale: '"2s"' };
   const b = await Relay.start(t, postgres.config({ auth, cluster }));
   const [phone, laptop] = await Promise.all(['phone', 'laptop'].map(async name =>
     (await command(a, 'token', 'add', name, '--scope', 'sync:write,admin')).stdout.trim()));

@@ -88,18 +88,28 @@ impl Totals {
     }
 
     /// Whether the next write has to be a snapshot, if there are this many bytes of changes to
-    /// write, and `kept` bytes of increments are kept however small the snapshot is.
+    /// write.
     ///
     /// As in automerge-repo (`StorageSubsystem.ts`, `#shouldCompact`) the sizes decide, so that all
     /// writes of a document together are O(its size). A snapshot is also smaller than many changes
     /// that arrived as one document.
-    fn wants_snapshot(self, unwritten: usize, kept: usize) -> bool {
+    fn wants_snapshot(self, unwritten: usize, Compaction { kept, rank }: Compaction) -> bool {
         let Self { snapshots, increments, loaded } = self;
+        let increments = increments.saturating_mul(2) / (2 + rank);
         snapshots == 0
             || increments >= snapshots.max(kept)
             || (loaded >= MAX_LOADED && increments >= snapshots / LOADED_SHARE)
             || unwritten >= snapshots.max(LARGE_BATCH)
     }
+}
+
+/// When increments are replaced by a snapshot.
+#[derive(Clone, Copy)]
+pub(super) struct Compaction {
+    /// Bytes of increments that are kept however small the snapshot is, from [`kept_increments`].
+    pub(super) kept: usize,
+    /// How many other relays are to do it earlier. For each, half as many increments more are kept.
+    pub(super) rank: usize,
 }
 
 /// Returns how many bytes of increments are kept of a document with this many changes, of which
@@ -237,9 +247,13 @@ impl Chunks {
     }
 
     /// Whether the next write has to be a snapshot. `unwritten` is the size of the changes to write
-    /// in bytes, and `kept` comes from [`kept_increments`]. With `is_saved`, the write under way
-    /// counts as durable.
-    pub(super) fn wants_snapshot(&self, is_saved: bool, unwritten: usize, kept: usize) -> bool {
+    /// in bytes. With `is_saved`, the write under way counts as durable.
+    pub(super) fn wants_snapshot(
+        &self,
+        is_saved: bool,
+        unwritten: usize,
+        compaction: Compaction,
+    ) -> bool {
         let now = self.stored.totals;
         let totals = match self.under_way.as_ref().filter(|_| is_saved) {
             None => now,
@@ -253,7 +267,7 @@ impl Chunks {
                 then
             }
         };
-        totals.wants_snapshot(unwritten, kept)
+        totals.wants_snapshot(unwritten, compaction)
     }
 
     /// Whether the next increment has to be computed from the document, which may read all of it.
@@ -336,6 +350,11 @@ mod tests {
     use super::*;
     use crate::{base::document_id::DocumentId, document::chunk::ChunkKind};
 
+    /// No other relay has the document.
+    fn alone(kept: usize) -> Compaction {
+        Compaction { kept, rank: 0 }
+    }
+
     /// Writes increments of this size to a document with this many changes and a snapshot of so
     /// many bytes, until the next write has to be a snapshot. Returns how many it wrote, and how
     /// many chunks were stored then.
@@ -347,10 +366,10 @@ mod tests {
         // As many heads as increments, to compute an increment from.
         let heads = |count| vec![ChangeHash([0; 32]); count];
         let mut chunks = Chunks::new([(key(ChunkKind::Snapshot, 0), snapshot)], 0);
-        let kept = kept_increments(changes, Size::mib(256));
+        let compaction = alone(kept_increments(changes, Size::mib(256)));
         let mut written = 0;
         let mut all = Vec::new();
-        while !chunks.wants_snapshot(false, size, kept) {
+        while !chunks.wants_snapshot(false, size, compaction) {
             let new = vec![u8::try_from(written % 251).expect("small"); size];
             all.extend(new.clone());
             chunks.unwritten = Some(new);
@@ -412,10 +431,10 @@ mod tests {
         chunks.under_way = Some(write("3", 100));
         assert!(!chunks.increment_needs_document(false, 100));
         assert!(chunks.increment_needs_document(true, 100));
-        assert!(!chunks.wants_snapshot(true, 100, MIN_COMPACTION));
+        assert!(!chunks.wants_snapshot(true, 100, alone(MIN_COMPACTION)));
         chunks.under_way = Some(write("3", 10_000));
-        assert!(!chunks.wants_snapshot(false, 100, MIN_COMPACTION));
-        assert!(chunks.wants_snapshot(true, 100, MIN_COMPACTION));
+        assert!(!chunks.wants_snapshot(false, 100, alone(MIN_COMPACTION)));
+        assert!(chunks.wants_snapshot(true, 100, alone(MIN_COMPACTION)));
     }
 
     #[test]
@@ -429,7 +448,28 @@ mod tests {
             }),
             0,
         );
-        assert!(chunks.wants_snapshot(false, 150, kept_increments(60_000, Size::mib(256))));
+        let kept = kept_increments(60_000, Size::mib(256));
+        assert!(chunks.wants_snapshot(false, 150, alone(kept)));
+    }
+
+    /// Of relays that share a document not all write the same snapshot.
+    #[test]
+    fn other_relays_compact_earlier() {
+        let key = |kind, n: usize| Key::Chunk {
+            document: DocumentId::from_bytes([7; 16]),
+            kind,
+            name: n.to_string(),
+        };
+        let compacts_at = |rank| {
+            let mut chunks = Chunks::new([(key(ChunkKind::Snapshot, 0), 10_000)], 0);
+            let mut count = 0;
+            while !chunks.wants_snapshot(false, 100, Compaction { kept: 0, rank }) {
+                count += 1;
+                chunks.add_of_another(key(ChunkKind::Incremental, count), 100);
+            }
+            count
+        };
+        assert_eq!([0, 1, 2].map(compacts_at), [100, 150, 200]);
     }
 
     #[test]

@@ -28,6 +28,8 @@ pub(crate) struct Core {
     pub(super) id: DocumentId,
     /// How large the document may be.
     pub(super) max: MaxDocument,
+    /// How many other relays are to compact the document before this one.
+    pub(super) rank: usize,
     pub(super) doc: Document,
     /// Bytes of the values of the document's operations.
     pub(super) values: u64,
@@ -82,6 +84,7 @@ impl Core {
             events: VecDeque::new(),
             peers: Peers::default(),
             exchange: Exchange::default(),
+            rank: 0,
             versions,
             durable: Durability::new(doc.heads().to_vec(), doc.changes()),
             has_unsaved_base: false,
@@ -102,6 +105,11 @@ impl Core {
     /// Changes how large the document may be.
     pub(crate) fn set_max(&mut self, max: MaxDocument) {
         self.max = max;
+    }
+
+    /// Leaves it to this many other relays to compact the document earlier.
+    pub(crate) fn set_rank(&mut self, rank: usize) {
+        self.rank = rank;
     }
 
     /// The session whose changes are being applied, or 0.

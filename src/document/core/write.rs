@@ -6,7 +6,7 @@ use automerge::ChangeHash;
 use bytes::Bytes;
 
 use super::{
-    chunks::{Write, kept_increments},
+    chunks::{Compaction, Write, kept_increments},
     event::Effect,
     state::Core,
 };
@@ -23,11 +23,8 @@ impl Core {
         if is_durable || self.chunks.under_way.is_some() || self.awaits_remains {
             return;
         }
-        let wants_snapshot = self.chunks.wants_snapshot(
-            false,
-            self.chunks.unwritten_bytes(),
-            self.kept_increments(),
-        );
+        let wants_snapshot =
+            self.chunks.wants_snapshot(false, self.chunks.unwritten_bytes(), self.compaction());
         let heads = self.doc.heads().to_vec();
         let doc = self.doc.automerge();
         let snapshot = wants_snapshot.then(|| doc.save());
@@ -53,9 +50,10 @@ impl Core {
         self.chunks.under_way = Some(Write { heads, changes, key, data, replaces, replaced });
     }
 
-    /// How many bytes of increments are kept next to the snapshot, however small it is.
-    pub(super) fn kept_increments(&self) -> usize {
-        kept_increments(self.doc.changes(), self.max.stored)
+    /// When increments are replaced by a snapshot.
+    pub(super) fn compaction(&self) -> Compaction {
+        let kept = kept_increments(self.doc.changes(), self.max.stored);
+        Compaction { kept, rank: self.rank }
     }
 
     /// The write under way is durable, under another key if one is given. Peers from which heads were

@@ -91,7 +91,7 @@ pub(super) fn read(text: &str, own: &NodeId) -> Vec<RelayMessage> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::storage::relay_message::{Presence, Wanted};
+    use crate::storage::relay_message::{Lacking, Presence, Wanted};
 
     #[test]
     fn messages_are_read_as_they_were_sent() {
@@ -104,8 +104,8 @@ mod tests {
                 principal: "token alice".to_owned(),
                 data: vec![1, 2, 3],
             }),
-            RelayMessage::Wanted(Wanted { document: [2; 16], common: vec![3; 32] }),
-            RelayMessage::Lacking([4; 16]),
+            RelayMessage::Wanted(Wanted { document: [2; 16], common: vec![3; 32], question: 4 }),
+            RelayMessage::Lacking(Lacking { document: [4; 16], question: 5 }),
         ];
         let batch: Vec<u8> = messages
             .iter()

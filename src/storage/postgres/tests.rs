@@ -324,8 +324,8 @@ async fn what_cannot_be_used_is_named() {
     let newer = "update tonk_relay.meta set format = 9, oldest_writer = ";
     client.batch_execute(&format!("{newer} 2")).await.expect("sets");
     drop(connect(&database).await.expect("opens"));
-    client.batch_execute(&format!("{newer} 4")).await.expect("sets");
-    assert!(refused().await.contains("version 9, and this program knows 3"), "{}", refused().await);
+    client.batch_execute(&format!("{newer} 5")).await.expect("sets");
+    assert!(refused().await.contains("version 9, and this program knows 4"), "{}", refused().await);
     let missing = DatabaseUrl::from(database.url_of("missing").as_str());
     let missing = missing.read().expect("a URL").expect("is not empty");
     let metrics = Metrics::new().expect("metrics").storage;

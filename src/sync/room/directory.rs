@@ -61,9 +61,8 @@ pub struct RoomHandle {
     pub(crate) asked: Mutex<HashMap<SessionId, bool>>,
     /// Notified when one of them has answered.
     pub(crate) answer: Notify,
-    /// How many other relays were asked for the document and have not said that nobody there has
-    /// it, and until when they may.
-    relays: Mutex<Option<(usize, Deadline)>>,
+    /// The other relays that were asked for the document, if they were.
+    relays: Mutex<Option<AskedRelays>>,
     /// The served bundle has changed.
     has_bundle_changed: AtomicBool,
     /// What is stored was changed by something other than the room.
@@ -92,6 +91,17 @@ impl Kept {
     pub(crate) fn of(members: Members) -> Self {
         Self { members: Arc::new(members), ..Self::default() }
     }
+}
+
+/// Other relays that were asked for a document.
+#[derive(Clone, Copy)]
+pub(crate) struct AskedRelays {
+    /// The number of the question.
+    pub(crate) question: u64,
+    /// How many have not said that nobody there has it.
+    pub(crate) left: usize,
+    /// Until when they may.
+    pub(crate) until: Deadline,
 }
 
 impl RoomHandle {
@@ -141,22 +151,25 @@ impl RoomHandle {
         }
     }
 
-    /// Records that this many other relays are asked for the document.
-    pub(crate) fn asked_relays(&self, count: usize, until: Deadline) {
-        *lock(&self.relays) = Some((count, until));
+    /// Records that other relays are asked for the document.
+    pub(crate) fn asked_relays(&self, asked: AskedRelays) {
+        *lock(&self.relays) = Some(asked);
     }
 
-    /// Nobody at another relay has the document.
-    pub(crate) fn relay_lacks(&self) {
-        if let Some((left, _)) = lock(&self.relays).as_mut() {
-            *left = left.saturating_sub(1);
+    /// Nobody at another relay has the document, says the answer to this question.
+    pub(crate) fn relay_lacks(&self, question: u64) {
+        match lock(&self.relays).as_mut() {
+            Some(asked) if asked.question == question => asked.left = asked.left.saturating_sub(1),
+            // Another relay has asked for the same document.
+            _ => return,
         }
         self.answer.notify_one();
     }
 
     /// Until when other relays may answer, if they were asked. It is over once all have.
     pub(crate) fn relays_answer_until(&self) -> Option<Deadline> {
-        lock(&self.relays).map(|(left, until)| if left == 0 { Deadline::now() } else { until })
+        let asked = *lock(&self.relays);
+        asked.map(|asked| if asked.left == 0 { Deadline::now() } else { asked.until })
     }
 
     /// Other relays may be asked again.

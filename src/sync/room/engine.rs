@@ -108,6 +108,8 @@ pub struct Start {
     /// Where work outside of the room's task is added to what the room costs.
     pub usage: Usage,
     pub pending: Arc<Pending>,
+    /// How many other relays are to compact the document before this one.
+    pub rank: usize,
 }
 
 /// Starts an engine for a document.

@@ -145,6 +145,7 @@ impl Room {
             members: self.handle.members.clone(),
             usage: self.handle.usage.clone(),
             pending: self.handle.pending.clone(),
+            rank: self.shared.others.as_ref().map_or(0, |others| others.rank(document)),
         };
         let mut engine = (self.shared.engine)(start).await;
         debug!(%document, "live");

@@ -9,6 +9,7 @@ use std::{
 use tokio::time::{Instant as Deadline, sleep_until};
 
 use super::{
+    directory::AskedRelays,
     grace::Grace,
     input::Input,
     shared::NOTHING,
@@ -16,7 +17,7 @@ use super::{
 };
 use crate::{
     base::{document_id::DocumentId, lock::lock},
-    storage::relay_message::{RelayMessage, Wanted},
+    storage::relay_message::{RelayMessage, Wanted, question},
     sync::session::Session,
 };
 
@@ -202,8 +203,11 @@ impl Room {
             return;
         }
         let document = *document.as_bytes();
-        if others.tell(common.len(), || RelayMessage::Wanted(Wanted { document, common })) {
-            self.handle.asked_relays(others.count(), Deadline::now() + RELAYS_ANSWER_WITHIN);
+        let (bytes, question) = (common.len(), question());
+        let wanted = || RelayMessage::Wanted(Wanted { document, common, question });
+        if others.tell(bytes, wanted) {
+            let until = Deadline::now() + RELAYS_ANSWER_WITHIN;
+            self.handle.asked_relays(AskedRelays { question, left: others.count(), until });
         }
     }
 }

@@ -198,7 +198,7 @@ impl Core {
     /// Making the next write, with `new_bytes` of new changes. Changes that were kept cost nothing.
     fn write_cost(&self, weight: &Weight, is_saved: bool, new_bytes: usize) -> Nanos {
         let unwritten = self.chunks.unwritten_bytes() + new_bytes;
-        if !self.chunks.wants_snapshot(is_saved, unwritten, self.kept_increments()) {
+        if !self.chunks.wants_snapshot(is_saved, unwritten, self.compaction()) {
             let needs_document = self.chunks.increment_needs_document(is_saved, unwritten);
             return if needs_document { weight.save_cost() } else { Nanos::ZERO };
         }

@@ -177,7 +177,7 @@ async fn what_is_amiss_is_reported() {
     client.batch_execute(&set).await.expect("sets");
     let problems = report(&database, "postgres").await.problems.join("\n");
     assert!(problems.contains("synchronous_commit is off"), "{problems}");
-    assert!(problems.contains("version 9, and this program knows 3"), "{problems}");
+    assert!(problems.contains("version 9, and this program knows 4"), "{problems}");
     let reader = format!("{}_reader", database.name());
     let problems = report(&database, &reader).await.problems.join("\n");
     assert!(problems.contains("allows 5 connections (the role"), "{problems}");

@@ -80,7 +80,7 @@ struct NativeEngine {
 
 impl NativeEngine {
     fn new(start: Start, turns: Arc<Turns>) -> Self {
-        let Start { documents, document, opened, members, usage, pending } = start;
+        let Start { documents, document, opened, members, usage, pending, rank } = start;
         let Opened { doc, chunks, unsaved_seed, stored_heads, unpacked, basis, .. } = opened;
         let is_stored = |key: &Key| unsaved_seed.as_ref().is_none_or(|seed| seed.key != *key);
         let sizes = chunks.into_iter().map(|(key, data)| (key, data.len()));
@@ -88,7 +88,8 @@ impl NativeEngine {
         let unstored = unstored.into_iter().map(|(_, size)| size).sum();
         let (max, values) = (documents.max(), unpacked.values);
         let core = Core::new(document, doc, max, values, (stored, unstored), &stored_heads);
-        let core = Box::new(core);
+        let mut core = Box::new(core);
+        core.set_rank(rank);
         Self {
             document,
             applying: core.applying(),
