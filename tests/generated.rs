@@ -1,5 +1,6 @@
-//! The manual pages and shell completions are generated from the program, and must equal those in
-//! the repository: `TONK_RELAY_WRITE=1 cargo test --test generated` writes them.
+//! The manual pages and shell completions are generated from the program, and the unit of instances
+//! from that of the only relay. They must equal those in the repository:
+//! `TONK_RELAY_WRITE=1 cargo test --test generated` writes them.
 #![expect(clippy::expect_used, reason = "a failed expectation is a failed test")]
 
 #[path = "generated/completions.rs"]
@@ -10,6 +11,8 @@ mod config;
 mod page;
 #[path = "generated/program.rs"]
 mod program;
+#[path = "generated/units.rs"]
+mod units;
 
 use std::{fs, path::PathBuf};
 

@@ -8,7 +8,7 @@ use crate::{
     auth::Policy,
     base::regular_file,
     bundle::{MaxInflated, served::ServedBundle},
-    config::{AdminAddress, StoreKind, check::named_paths, load::Fault, load::LoadedConfig},
+    config::{AdminAddress, check::named_paths, load::Fault, load::LoadedConfig},
     http::tls,
     storage::postgres,
 };
@@ -91,9 +91,8 @@ fn open_here(loaded: &LoadedConfig, will_be_made: impl Fn(&Path) -> bool) -> Vec
             fault(key, format!("{}: {problem}", path.display()));
         }
     }
-    let has_uploads = config.bundles.store != StoreKind::None;
-    let uploads = has_uploads.then_some(("bundles.path", &config.bundles.path));
-    for (key, path) in std::iter::once(("storage.path", &config.storage.path)).chain(uploads) {
+    let written = ["storage.path", "bundles.path"];
+    for (key, path) in named_paths(config).into_iter().filter(|(key, _)| written.contains(key)) {
         if is_named(path)
             && !will_be_made(path)
             && let Err(problem) = can_write(path)

@@ -14,8 +14,6 @@ use crate::{
     config::load::Fault,
 };
 
-/// The unit in the packages.
-const UNIT: &str = "tonk-relay.service";
 /// Its properties that matter here (systemd.exec(5)). They include drop-ins.
 const PROPERTIES: &str = "LoadState,User,Group,SupplementaryGroups,ProtectHome,ProtectSystem,\
                           PrivateTmp,ReadWritePaths,ReadOnlyPaths,InaccessiblePaths,BindPaths,\
@@ -24,6 +22,8 @@ const PROPERTIES: &str = "LoadState,User,Group,SupplementaryGroups,ProtectHome,P
 /// The user and sandbox of the service.
 #[derive(Debug)]
 pub struct Service {
+    /// Its unit, such as `tonk-relay.service`.
+    unit: String,
     user: User,
     sandbox: Sandbox,
 }
@@ -43,17 +43,17 @@ struct Sandbox {
 }
 
 impl Service {
-    /// Returns the service of the installed unit. Returns nothing if no unit is installed, if the
-    /// unit runs as root, or if this process does not.
+    /// Returns the service of an installed unit. Returns nothing if it is not installed, if it runs
+    /// as root, or if this process does not.
     ///
     /// # Errors
     /// Its user or one of its groups does not exist.
-    pub fn find() -> Result<Option<Self>, Fault> {
+    pub fn find(unit: &str) -> Result<Option<Self>, Fault> {
         if !geteuid().is_root() {
             return Ok(None);
         }
         let Some(shown) =
-            output_of(Command::new("systemctl").args(["show", "--property", PROPERTIES, UNIT]))
+            output_of(Command::new("systemctl").args(["show", "--property", PROPERTIES, unit]))
         else {
             return Ok(None);
         };
@@ -66,7 +66,7 @@ impl Service {
             return Ok(None);
         }
         let missing = |what: String| Fault {
-            location: UNIT.to_owned(),
+            location: unit.to_owned(),
             key: String::new(),
             problem: format!("runs as the {what}, which does not exist"),
         };
@@ -78,12 +78,12 @@ impl Service {
         for group in value("SupplementaryGroups").split_whitespace() {
             user.add_group(group).map_err(|error| missing(error.to_string()))?;
         }
-        Ok(Some(Self { user, sandbox: Sandbox::read(value) }))
+        Ok(Some(Self { unit: unit.to_owned(), user, sandbox: Sandbox::read(value) }))
     }
 
     /// Returns a description of the user for messages.
     pub fn describe(&self) -> String {
-        format!("the user {} of {UNIT}", self.user.name)
+        format!("the user {} of {}", self.user.name, self.unit)
     }
 
     /// Runs `work` in a thread with the rights of the service's user.
@@ -98,9 +98,10 @@ impl Service {
     pub fn hidden(&self, path: &Path) -> Option<String> {
         let setting = self.sandbox.hides(&resolve_links(path))?;
         Some(format!(
-            "{}: {UNIT} hides it from the user {} ({setting}); move it, for example to /srv or \
+            "{}: {} hides it from the user {} ({setting}); move it, for example to /srv or \
              /var/lib/tonk-relay, and change the path here",
             path.display(),
+            self.unit,
             self.user.name
         ))
     }
@@ -110,10 +111,12 @@ impl Service {
         let real = resolve_links(path);
         let setting = self.sandbox.denies(&real)?;
         Some(format!(
-            "{}: {UNIT} makes it read-only for the user {} ({setting}); run `systemctl edit \
-             tonk-relay`, and add the lines [Service] and ReadWritePaths={}",
+            "{}: {} makes it read-only for the user {} ({setting}); run `systemctl edit {}`, and \
+             add the lines [Service] and ReadWritePaths={}",
             path.display(),
+            self.unit,
             self.user.name,
+            self.unit.trim_end_matches(".service"),
             real.display()
         ))
     }

@@ -194,7 +194,7 @@ async fn tell_rooms((mut served, rooms): (Served, Arc<Rooms>)) {
     }
 }
 
-/// What other relays are told of this one.
+/// Describes this relay for the others.
 fn describe(app: &App) -> RelayReport {
     RelayReport {
         sessions: u64::try_from(app.metrics.sessions.open.get()).unwrap_or(0),

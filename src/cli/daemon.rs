@@ -16,7 +16,7 @@ use super::{
 use crate::{
     app::{Addresses, Loaded, preflight, service::Service},
     config::{
-        AuthMode, Config, StoreKind, check,
+        AuthMode, Config, StoreKind, check, instance,
         load::{self, LoadedConfig, Origins},
         warnings::warnings,
     },
@@ -59,7 +59,8 @@ pub(super) fn run(arguments: DaemonArguments) -> Result<(), CliError> {
     }
     let mut faults = check::check(&loaded);
     if arguments.check_config {
-        let service = Service::find().map_err(|fault| CliError::Config(vec![fault]))?;
+        let unit = instance::unit(&arguments.config);
+        let service = Service::find(&unit).map_err(|fault| CliError::Config(vec![fault]))?;
         let known: Vec<String> = faults.iter().map(|fault| fault.key.clone()).collect();
         let found = preflight::open(&loaded, service.as_ref());
         // One fault of a key is enough: a key that is not set also names no file.

@@ -67,7 +67,7 @@ pub(super) fn printable(text: &str, max_chars: usize) -> String {
 /// Describes a relay of a group.
 pub(super) fn describe_relay(relay: &SeenRelay) -> String {
     let SeenRelay { name, version, seen_seconds, report } = relay;
-    let mut text = format!("{}, version {version}, seen {seen_seconds} s ago", printable(name, 60));
+    let mut text = format!("{name}, version {version}, seen {seen_seconds} s ago");
     if let Some(RelayReport { sessions, documents, bundle, news_ms }) = report {
         let (sessions, documents) = (Count(*sessions, "session"), Count(*documents, "document"));
         text.push_str(&format!(", {sessions}, {documents} live"));

@@ -308,7 +308,9 @@ pub fn named_paths(config: &Config) -> Vec<(&'static str, &Path)> {
         ("cluster.password_file", &config.cluster.password_file),
     ];
     paths.retain(|(_, path)| !path.as_os_str().is_empty());
-    paths.push(("bundles.path", &config.bundles.path));
+    if config.bundles.store != StoreKind::None {
+        paths.push(("bundles.path", &config.bundles.path));
+    }
     paths.push(("storage.path", &config.storage.path));
     paths
 }

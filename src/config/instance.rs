@@ -10,10 +10,19 @@ use super::{AdminAddress, Config, peer_id_of_host};
 /// The folder with the configs of instances.
 const FOLDER: &str = "/etc/tonk-relay";
 
-/// Returns the name of the instance whose config this is, if it is one's.
+/// Returns the unit that runs the relay with this config, in the packages.
+pub fn unit(file: &Path) -> String {
+    match name(file) {
+        Some(instance) => format!("tonk-relay@{instance}.service"),
+        None => "tonk-relay.service".to_owned(),
+    }
+}
+
+/// Returns the name of the instance whose config this is, if it is one of an instance.
 pub(super) fn name(file: &Path) -> Option<String> {
     let file = absolute(file).ok()?;
-    let is_config = file.parent() == Some(Path::new(FOLDER))
+    let real = |folder: &Path| folder.canonicalize().unwrap_or_else(|_| folder.to_owned());
+    let is_config = real(file.parent()?) == real(Path::new(FOLDER))
         && file.extension().is_some_and(|extension| extension == "toml");
     if is_config { Some(file.file_stem()?.to_str()?.to_owned()) } else { None }
 }
@@ -24,7 +33,7 @@ pub(super) fn admin_socket(instance: &str) -> AdminAddress {
 }
 
 /// Sets the defaults of an instance, for the keys that its config does not set. Its metrics are at
-/// the public port only: the default address of the admin port exists once.
+/// the public port only, because two instances cannot share the default address of the admin port.
 pub(super) fn set_defaults(config: &mut Config, instance: &str, is_default: impl Fn(&str) -> bool) {
     // The unit's `StateDirectory`.
     let state = Path::new("/var/lib").join(format!("tonk-relay-{instance}"));

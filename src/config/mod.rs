@@ -7,7 +7,7 @@
 //! |---|---|
 //! | the defaults | `defaults` |
 //! | reading a file, and its faults | [`load`], `syntax`, `expected` |
-//! | the defaults of several relays on one machine | `instance` |
+//! | the defaults of several relays on one machine | [`instance`] |
 //! | faults of the values together | [`check`] |
 //! | keys without effect, and values that can never match | [`warnings`] |
 //! | which keys a reload can change | [`reload`] |
@@ -21,7 +21,7 @@ pub mod credentials;
 mod database;
 mod defaults;
 mod expected;
-mod instance;
+pub mod instance;
 pub mod levels;
 pub mod load;
 pub mod reload;

@@ -128,8 +128,8 @@ pub async fn livez() -> &'static str {
 
 /// `GET /readyz`: whether the relay is ready. Names the failed checks without their reasons.
 ///
-/// `?balancer` asks whether clients may be sent here if no relay is ready: then only one that is
-/// starting or draining is not.
+/// With `?balancer`, only a relay that is starting or draining fails: for a balancer to which no relay
+/// is ready.
 ///
 /// # Errors
 /// The relay is not ready.

@@ -216,11 +216,11 @@ metrics! {
         looks: IntCounterVec = "tonk_relay_cluster_looks_total" ["cause"];
         /// Rows of others that were found, by the cause of the look.
         rows: IntCounterVec = "tonk_relay_cluster_rows_total" ["cause"];
-        /// Those of them whose document was in memory here, too. Their share of all committed
-        /// chunks says how many copies of a document there are.
+        /// Those of them whose document was in memory here, too, or waited for. Their share of all
+        /// committed chunks, and 1, is how many relays have a document that is changed.
         live_rows: IntCounter = "tonk_relay_cluster_live_rows_total" [];
         /// How long the oldest transaction of the database server that has written something has
-        /// been open, in seconds. Each look reads past what came after it.
+        /// been open, in seconds, since this relay has first seen it.
         oldest_transaction: Gauge = "tonk_relay_database_oldest_transaction_seconds" [];
         /// Times that all live documents were read again, because what others had stored was not
         /// known.

@@ -160,10 +160,11 @@ impl OtherRelays {
         &self.name
     }
 
-    /// All relays, as they were last seen.
+    /// All relays that were seen within the last minute.
     pub fn seen(&self) -> Vec<SeenRelay> {
         let Some((mut relays, at)) = lock(&self.seen).clone() else { return Vec::new() };
         relays.iter_mut().for_each(|relay| relay.seen_seconds += at.elapsed().as_secs());
+        relays.retain(|relay| relay.seen_seconds < 60);
         relays
     }
 
@@ -173,8 +174,8 @@ impl OtherRelays {
         *lock(&self.seen) = Some((relays, Instant::now()));
     }
 
-    /// Returns how many of the others, up to 2, are to do first what one of those has to do that
-    /// have the document in memory. Each relay is the first one for some documents.
+    /// Returns this relay's rank among all relays for a document, from 0 to 2: lower ranks compact
+    /// it earlier. Each relay has the lowest rank for some documents.
     pub fn rank(&self, document: DocumentId) -> usize {
         let turn = |name: &str| sha256(&[name.as_bytes(), document.as_bytes()].concat());
         let own = turn(&self.name);
@@ -188,11 +189,19 @@ impl OtherRelays {
     /// not for long: one may be lost, and relays of an older version do not answer.
     pub async fn locate(&self, documents: &[DocumentId]) -> Vec<Located> {
         let (others, mut answers) = (self.count(), Vec::new());
+        if documents.is_empty() {
+            return answers;
+        }
         let ids = documents.iter().flat_map(|document| document.as_bytes()).copied();
         let documents: Vec<u8> = ids.take(MAX_LOCATED * 16).collect();
         let question = question();
         let (sender, mut receiver) = mpsc::channel(MAX_ANSWERS);
-        lock(&self.questions).insert(question, sender);
+        {
+            let mut questions = lock(&self.questions);
+            // Of those who have not waited for the answers.
+            questions.retain(|_, sender| !sender.is_closed());
+            questions.insert(question, sender);
+        }
         let asks = || RelayMessage::Locate(Locate { question, documents });
         if self.tell(0, asks) {
             let collecting = async {

@@ -21,6 +21,31 @@ pub(crate) struct Cluster {
     _folder: tempfile::TempDir,
 }
 
+/// What all relays together have done with the database.
+pub(crate) struct Counts(pub(crate) [f64; Counts::NAMES.len()]);
+
+impl Counts {
+    pub(crate) const NAMES: [&str; 6] =
+        ["commits", "chunks", "hints", "messages", "looks", "found_rows"];
+    const METRICS: [&str; 8] = [
+        "tonk_relay_storage_commits_total",
+        "tonk_relay_database_chunks_total",
+        "tonk_relay_cluster_hints_total{event=\"sent\"}",
+        "tonk_relay_cluster_messages_total{event=\"sent\"}",
+        "tonk_relay_cluster_looks_total{cause=\"hint\"}",
+        "tonk_relay_cluster_rows_total{cause=\"hint\"}",
+        "tonk_relay_cluster_looks_total{cause=\"poll\"}",
+        "tonk_relay_cluster_rows_total{cause=\"poll\"}",
+    ];
+
+    /// What was done since an earlier time.
+    pub(crate) fn since(self, earlier: &Self) -> Self {
+        let mut done = self.0;
+        done.iter_mut().zip(earlier.0).for_each(|(now, then)| *now -= then);
+        Self(done)
+    }
+}
+
 /// Seconds of processor time.
 pub(crate) struct Cpu {
     /// Of each relay.
@@ -121,6 +146,23 @@ impl Cluster {
     pub(crate) fn live_copies(&self) -> f64 {
         let name = "tonk_relay_rooms{state=\"live\"}";
         (0..self.relays.len()).map(|relay| self.metric(relay, name)).sum()
+    }
+
+    /// How many bytes the database has written to its log so far.
+    pub(crate) fn log_bytes(&self) -> f64 {
+        let written = |database: &postgres::Server| {
+            database.query("select pg_current_wal_lsn() - '0/0'::pg_lsn").trim().parse().ok()
+        };
+        self.database.as_ref().and_then(written).unwrap_or(0.0)
+    }
+
+    /// What the relays have done so far.
+    pub(crate) fn counts(&self) -> Counts {
+        let relays = 0..self.relays.len();
+        let sum = |name| relays.clone().map(|relay| self.metric(relay, name)).sum::<f64>();
+        let [commits, chunks, hints, messages, looks, found, polls, polled] =
+            Counts::METRICS.map(sum);
+        Counts([commits, chunks, hints, messages, looks + polls, found + polled])
     }
 
     /// The value of a metric; 0 if it does not exist yet.

@@ -27,6 +27,7 @@ mod quiet;
 mod relay;
 mod server;
 mod several;
+mod units;
 mod yjs;
 
 use std::{

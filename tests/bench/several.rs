@@ -1,6 +1,7 @@
 //! What three relays that share a PostgreSQL database cost, compared with a single relay that has a
 //! local folder: `cargo bench --bench relay -- several`. Needs PostgreSQL, and takes five minutes;
-//! `-- several fanout`, `crowd` or `latency` runs a part of it.
+//! `-- several fanout`, `crowd` or `latency` runs a part of it, and `-- several units` measures
+//! single steps instead ([`units`]).
 //!
 //! Run it while the machine does nothing else: other work changes even the ratios by a third.
 
@@ -12,51 +13,53 @@ use crate::{
     Latencies,
     client::{Client, Event, put, random_id, typed},
     cluster::{Cluster, Cpu},
-    cursor, follow, share_small, write,
+    cursor, follow, share_small, units, write,
 };
 
 const RELAYS: usize = 3;
 /// The default of `storage.commit_interval`.
 const COMMIT_INTERVAL_MS: f64 = 20.0;
 /// The time in which relays finish what users have caused. It is measured, too.
-const REST: Duration = Duration::from_secs(3);
+pub(crate) const REST: Duration = Duration::from_secs(3);
 /// How many samples of each latency each pair of clients takes, and how often.
 const SAMPLES: u64 = 60;
 const PAIRS: usize = 10;
 const PAUSE: Duration = Duration::from_millis(500);
 
 /// Which relay a client of an app connects to, by the numbers of both.
-type Place = fn(usize, usize) -> usize;
+pub(crate) type Place = fn(usize, usize) -> usize;
 
 /// One relay has everything.
 const SINGLE: Place = |_, _| 0;
 /// All clients of an app connect to the same relay.
-const TOGETHER: Place = |app, _| app;
+pub(crate) const TOGETHER: Place = |app, _| app;
 /// The clients of an app connect to all relays.
 const SPREAD: Place = |app, client| app + client;
 
 /// Apps, in each of which all users follow all documents.
-struct Load {
-    apps: usize,
-    documents: usize,
-    users: usize,
+pub(crate) struct Load {
+    pub(crate) apps: usize,
+    pub(crate) documents: usize,
+    pub(crate) users: usize,
     /// Edits per second and document.
-    rate: f64,
-    edits: u64,
+    pub(crate) rate: f64,
+    pub(crate) edits: u64,
     /// Letters that were typed into each document before the start.
-    history: usize,
+    pub(crate) history: usize,
 }
 
 /// One document with many readers.
 const FANOUT: Load = Load { apps: 1, documents: 1, users: 300, rate: 4.0, edits: 120, history: 0 };
 /// Many documents with several clients each.
 const CROWD: Load = Load { apps: 15, documents: 4, users: 10, rate: 0.5, edits: 10, history: 200 };
+/// The name of the load of [`presence`].
+pub(crate) const PRESENCE: &str = "presence";
 /// A writer and a reader, many times.
 const LIGHT: Load =
     Load { apps: PAIRS, documents: 1, users: 1, rate: 2.0, edits: SAMPLES, history: 0 };
 
 /// What edits cost.
-struct Cost {
+pub(crate) struct Cost {
     cpu: Cpu,
     /// Copies of each document in memory, in all relays together.
     copies: f64,
@@ -64,6 +67,9 @@ struct Cost {
 }
 
 pub(crate) async fn run(arguments: &[String]) {
+    if arguments.iter().any(|argument| argument == "units") {
+        return units::run().await;
+    }
     let wanted = |name| arguments.len() == 1 || arguments.iter().any(|argument| argument == name);
     println!("{:10} {:48} {:>8} {:>8}", "", "", "measured", "target");
     if wanted("fanout") {
@@ -130,7 +136,7 @@ fn print_latency(scenario: &str, latencies: &Latencies, percent: usize, target: 
 }
 
 /// Writers edit, and the users of their app follow.
-async fn edits(cluster: &Cluster, load: &Load, place: Place) -> Cost {
+pub(crate) async fn edits(cluster: &Cluster, load: &Load, place: Place) -> Cost {
     let (go, _) = watch::channel(false);
     let (last, latencies) = (1 + load.edits, Latencies::default());
     let gap = Duration::from_secs_f64(1.0 / load.rate);
@@ -170,7 +176,7 @@ async fn edits(cluster: &Cluster, load: &Load, place: Place) -> Cost {
 }
 
 /// Cursors that clients of one relay send to those of another.
-async fn presence(cluster: &Cluster) -> Latencies {
+pub(crate) async fn presence(cluster: &Cluster) -> Latencies {
     let latencies = Latencies::default();
     let mut tasks = Vec::new();
     for pair in 0..PAIRS {

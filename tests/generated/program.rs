@@ -135,8 +135,8 @@ fn manual_of_the_program() {
             ("", "`tonk-relay.toml`(5), `systemctl`(1), `journalctl`(1)"),
             (
                 "",
-                "In /usr/share/doc/tonk-relay: operation.md, app.md, storage.md, monitoring.md, \
-                 troubleshooting.md, runbooks.md, security.md, protocol.md, costs.md, glossary.md, \
+                "In /usr/share/doc/tonk-relay: operation.md, app.md, storage.md, postgresql.md, \
+                 several.md, monitoring.md, troubleshooting.md, runbooks.md, security.md, protocol.md, costs.md, glossary.md, \
                  from-typescript.md.",
             ),
         ],
@@ -232,6 +232,11 @@ const ENVIRONMENT: &[(&str, &str)] = &[
 const FILES: &[(&str, &str)] = &[
     ("/etc/tonk-relay.toml", "The config: `tonk-relay.toml`(5)."),
     (
+        "/etc/tonk-relay/NAME.toml",
+        "The config of the instance tonk-relay@NAME.service. Its folders are \
+         /var/lib/tonk-relay-NAME and /run/tonk-relay-NAME.",
+    ),
+    (
         "/etc/tonk-relay.tokens",
         "The hashes of the tokens of `auth.mode = \"token\"`; `auth.tokens` can name another file.",
     ),
@@ -244,8 +249,9 @@ const FILES: &[(&str, &str)] = &[
     ("/run/tonk-relay/admin.sock", "The admin socket, for root and the group tonk-relay."),
     (
         "/usr/share/tonk-relay",
-        "Dashboards for Grafana, rules for Prometheus, examples for nginx and Caddy, and a deploy \
-         hook for certbot.",
+        "Dashboards for Grafana, rules for Prometheus, examples for nginx, Caddy and HAProxy, a \
+         deploy hook for certbot, the configs of a trial with several relays, and \
+         restart-instances, which restarts instances one after another.",
     ),
     (
         "/usr/share/doc/tonk-relay/examples",

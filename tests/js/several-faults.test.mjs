@@ -7,13 +7,13 @@ import { Postgres, Wire, skip } from './postgres.mjs';
 import { BINARY, Relay, atEnd, folder, saved, share, until } from './relay.mjs';
 
 /** Three relays on one database, with a client each, which have a document open. Each relay has a wire to the database. */
-async function group(t, binary = BINARY) {
+async function group(t, binary = BINARY, more = {}) {
   const postgres = await Postgres.start(t, ['-c', 'listen_addresses=127.0.0.83']);
   const [relays, wires] = [[], []];
   while (relays.length < 3) {
     const wire = await Wire.start(t, '127.0.0.83');
     wires.push(wire);
-    const relay = Object.assign(new Relay(await folder(t), postgres.config({ cluster: wire.cluster })), { binary });
+    const relay = Object.assign(new Relay(await folder(t), postgres.config({ cluster: wire.cluster, ...more })), { binary });
     atEnd(t, () => relay.end());
     await relay.start();
     relays.push(relay);
@@ -147,10 +147,12 @@ during('a large document is stored while others are told that they are saved', a
 });
 
 const BEFORE = process.env.TONK_RELAY_BEFORE;
+/** Older relays do not know `store = "none"`. No bundle is uploaded, so nothing listens there. */
+const S3 = { store: '"s3"', bucket: '"none"', region: '"none"', endpoint_url: '"http://127.0.0.1:9"' };
 
 test('the version before runs beside this one, while relays are upgraded one after the other',
   { skip: skip || (BEFORE ? false : 'needs TONK_RELAY_BEFORE, a relay of the version before') }, async t => {
-    const all = await group(t, BEFORE);
+    const all = await group(t, BEFORE, { bundles: S3 });
     const { relays, postgres } = all;
     const edits = editing(all);
     t.diagnostic(`tables of version ${postgres.query('select format from tonk_relay.meta', 'app')}`);

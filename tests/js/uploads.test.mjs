@@ -34,6 +34,16 @@ const GZIP = 'Content-Encoding: gzip\r\n';
 const zeros = bytes => gzipSync(Buffer.alloc(bytes), { level: 9 });
 const receiving = relay => relay.metric('tonk_relay_bundle_receiving_bytes');
 
+test('a relay whose store is "none" accepts no bundle, and has none', async t => {
+  const relay = await Relay.start(t, { bundles: { store: '"none"' } });
+  const id = documentId(1);
+  const refused = await upload(relay, bundle({ [id]: { app: true } }));
+  assert.equal(refused.status, 403);
+  assert.match((await refused.json()).error, /bundles\.store/);
+  assert.equal((await fetch(`${relay.url}/api/bundles/${id}`)).status, 404);
+  assert.equal((await fetch(`${relay.url}/readyz?balancer`)).status, 200);
+});
+
 test('running uploads share a budget of disk space, in total and by address, and release it', async t => {
   const relay = await Relay.start(t, { auth: { mode: '"open"' }, bundles: { max_upload: '"4MiB"', receiving: '"8MiB"' } });
   const first = begin(t, relay, '203.0.113.1', GZIP);

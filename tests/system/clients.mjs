@@ -7,7 +7,7 @@ import { Relay, saved, share, until } from './js/relay.mjs';
 const CLIENTS = 20, EVERY = 50;
 const ends = [];
 const relay = new Relay('/test');
-relay.port = 8081;
+relay.port = Number(process.env.PORT ?? 8081);
 const clients = Array.from({ length: CLIENTS }, () => relay.client({ after: end => ends.push(end) }));
 const own = await Promise.all(clients.map(client => share(client, { edits: {} })));
 const shared = await share(clients[0], { edits: {} });

@@ -15,7 +15,7 @@ use super::{
 use crate::{
     app::service::Service,
     base::{folder, user::User},
-    config::{Cluster, Config, Database, load},
+    config::{Cluster, Config, Database, instance, load},
 };
 
 #[derive(Debug, Args)]
@@ -70,6 +70,8 @@ struct AdminArguments {
 
 /// A config, and the database that it names.
 struct Configured {
+    /// The config file.
+    file: PathBuf,
     config: Config,
     database: Database,
 }
@@ -87,7 +89,9 @@ impl ConfigArguments {
         let config = load::read_file(&self.config).map_err(CliError::Config)?.config;
         let named = config.cluster.database.read();
         let problem = match named {
-            Ok(Some(database)) => return Ok(Configured { config, database }),
+            Ok(Some(database)) => {
+                return Ok(Configured { file: self.config.clone(), config, database });
+            }
             Ok(None) => "is not set, so documents are in storage.path and not in a database \
                          (postgresql.md in /usr/share/doc/tonk-relay shows how to use one)"
                 .to_owned(),
@@ -110,7 +114,9 @@ impl Configured {
         if owner != 0 {
             return as_user(User::find(&owner.to_string()).as_ref(), folder, work);
         }
-        match Service::find().map_err(|fault| CliError::Config(vec![fault]))? {
+        match Service::find(&instance::unit(&self.file))
+            .map_err(|fault| CliError::Config(vec![fault]))?
+        {
             Some(service) => service.run(work).map_err(io_error(folder)),
             None => Ok(work()),
         }

@@ -19,7 +19,7 @@ use super::{
         target::Target,
     },
     error::CliError,
-    output::millis,
+    output::{millis, printable},
     runtime::runtime,
 };
 use crate::{
@@ -129,6 +129,14 @@ impl Pair<'_> {
     /// Sends messages of growing sizes, the last of `largest` bytes.
     async fn large_messages(&mut self, largest: u64) -> Result<(), PingError> {
         let step = "large";
+        let relays = [&self.first.relay, &self.second.relay];
+        if relays[0] != relays[1] {
+            // Between relays presence has to fit into a notification of the database.
+            let relays = relays.map(|relay| printable(relay, 40)).join(" and ");
+            let text = format!("skipped: the two clients are at different relays, {relays}");
+            self.report.add(Step::new(step, text, None));
+            return Ok(());
+        }
         let sizes = [64 << 10, 1 << 20].into_iter().filter(|size| *size < largest);
         for size in sizes.chain([largest]) {
             let bytes = usize::try_from(size).unwrap_or(usize::MAX);

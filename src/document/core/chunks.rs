@@ -108,7 +108,7 @@ impl Totals {
 pub(super) struct Compaction {
     /// Bytes of increments that are kept however small the snapshot is, from [`kept_increments`].
     pub(super) kept: usize,
-    /// How many other relays are to do it earlier. For each, half as many increments more are kept.
+    /// The relay's rank for the document. Each step raises the threshold by half of it.
     pub(super) rank: usize,
 }
 
@@ -452,9 +452,9 @@ mod tests {
         assert!(chunks.wants_snapshot(false, 150, alone(kept)));
     }
 
-    /// Of relays that share a document not all write the same snapshot.
+    /// Relays that share a document do not all write the same snapshot.
     #[test]
-    fn other_relays_compact_earlier() {
+    fn relays_of_different_rank_compact_at_different_sizes() {
         let key = |kind, n: usize| Key::Chunk {
             document: DocumentId::from_bytes([7; 16]),
             kind,

@@ -28,7 +28,7 @@ pub(crate) struct Core {
     pub(super) id: DocumentId,
     /// How large the document may be.
     pub(super) max: MaxDocument,
-    /// How many other relays are to compact the document before this one.
+    /// The relay's rank for the document: lower ranks compact it earlier.
     pub(super) rank: usize,
     pub(super) doc: Document,
     /// Bytes of the values of the document's operations.
@@ -107,7 +107,7 @@ impl Core {
         self.max = max;
     }
 
-    /// Leaves it to this many other relays to compact the document earlier.
+    /// Sets the relay's rank for the document: lower ranks compact it earlier.
     pub(crate) fn set_rank(&mut self, rank: usize) {
         self.rank = rank;
     }

@@ -63,7 +63,7 @@ pub(super) struct Server {
     pub(super) timeout: Duration,
     config: Config,
     tls: Option<MakeRustlsConnect>,
-    /// The name by which others know this relay. Empty for a command.
+    /// The name by which others know this relay, or a command that works in its place.
     relay: String,
     /// The id of this relay, until it ends or the database loses something.
     node: Mutex<NodeId>,

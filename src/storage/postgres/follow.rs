@@ -358,15 +358,17 @@ impl PostgresStore {
         describe: &impl Fn() -> Option<RelayReport>,
     ) {
         if follower.seen_at.is_none_or(|at| at.elapsed() >= SEEN_EVERY) {
-            follower.seen_at = Some(Instant::now());
-            let news_ms = follower.worst_news.take().map(|took| took.as_millis() as u64);
+            let news_ms = follower.worst_news.map(|took| took.as_millis() as u64);
             let report = describe().map(|report| RelayReport { news_ms, ..report });
             // Numbers and strings can be written as JSON.
             let report = report.and_then(|report| serde_json::to_string(&report).ok());
             let node = group.node.as_slice();
             let parameters: [&(dyn ToSql + Sync); 2] = [&node, &report];
             let seen = group.looker.client.execute(SEEN, &parameters);
-            let _ = self.link.run_within(group, 0, seen).await;
+            // While a commit holds the row it is tried again after the next look.
+            if self.link.run_within(group, 0, seen).await.is_ok_and(|rows| rows > 0) {
+                (follower.seen_at, follower.worst_news) = (Some(Instant::now()), None);
+            }
         }
         if follower.swept_at.elapsed() >= SWEEP_EVERY {
             follower.swept_at = Instant::now();

@@ -132,6 +132,10 @@ impl Link {
         if let Some(group) = group {
             group.broken.cancelled().await;
         }
+        // At once: to connect again may take as long as the longest wait for an answer, and a
+        // balancer has to tell one relay that is cut off from all of them.
+        let lost = format!("cannot use the database {}: the connection was lost", self.name);
+        *lock(&self.away) = Some(self.health.failing_write(&lost));
         self.metrics.database_away.set(1);
         self.others.set_count(0);
         self.group.send_replace(None);

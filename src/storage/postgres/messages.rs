@@ -91,7 +91,7 @@ pub(super) fn read(text: &str, own: &NodeId) -> Vec<RelayMessage> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::storage::relay_message::{Lacking, Presence, Wanted};
+    use crate::storage::relay_message::{Lacking, Locate, Located, Presence, Wanted};
 
     #[test]
     fn messages_are_read_as_they_were_sent() {
@@ -106,6 +106,12 @@ mod tests {
             }),
             RelayMessage::Wanted(Wanted { document: [2; 16], common: vec![3; 32], question: 4 }),
             RelayMessage::Lacking(Lacking { document: [4; 16], question: 5 }),
+            RelayMessage::Locate(Locate { question: 6, documents: vec![7; 32] }),
+            RelayMessage::Located(Located {
+                question: 6,
+                relay: "relay-a".to_owned(),
+                found: vec![(1, 2)],
+            }),
         ];
         let batch: Vec<u8> = messages
             .iter()

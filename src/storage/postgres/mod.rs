@@ -220,8 +220,8 @@ impl PostgresStore {
     }
 
     /// Connects again whenever the connection is lost, and follows what other relays write. `live`
-    /// hears of it, and `describe` says what others are told of this relay, if anything. Returns only if one
-    /// panics.
+    /// hears of it, and `describe` says what others are told of this relay, if anything. Returns only
+    /// if one panics.
     pub async fn run(
         self: Arc<Self>,
         live: impl Live + Clone + 'static,

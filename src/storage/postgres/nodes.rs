@@ -53,7 +53,7 @@ impl Nodes {
             nodes.writes.insert(id, (writes, age));
             if age < PRESENT.as_secs_f64() {
                 nodes.others += usize::from(id != *own);
-                let (name, version) = (row.try_get(6)?, row.try_get(7)?);
+                let (name, version): (&str, &str) = (row.try_get(6)?, row.try_get(7)?);
                 nodes.present.push(SeenRelay::new(name, version, age, row.try_get(8)?));
             }
         }

@@ -99,7 +99,7 @@ async fn look(client: &Client, database: String) -> Result<Report, ConnectError>
         database,
         server: row.try_get(0)?,
         started_at: row.try_get(1)?,
-        relays: if format == Some(schema::FORMAT) { relays(client).await? } else { Vec::new() },
+        relays: if format >= Some(schema::FORMAT) { relays(client).await? } else { Vec::new() },
         format,
         needed_format: schema::FORMAT,
         durability: settings(client).await?,
@@ -208,8 +208,8 @@ async fn relays(client: &Client) -> Result<Vec<SeenRelay>, tokio_postgres::Error
                       extract(epoch from now() - seen)::float8, report \
                   from tonk_relay.node where seen > now() - interval '1 minute' order by 1, id";
     let relay = |row: &Row| {
-        let (name, version, report) = (row.try_get(0)?, row.try_get(1)?, row.try_get(3)?);
-        Ok(SeenRelay::new(name, version, row.try_get(2)?, report))
+        let (name, version): (&str, &str) = (row.try_get(0)?, row.try_get(1)?);
+        Ok(SeenRelay::new(name, version, row.try_get(2)?, row.try_get(3)?))
     };
     match client.query(relays, &[]).await {
         Err(error) if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => Ok(Vec::new()),

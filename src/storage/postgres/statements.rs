@@ -75,9 +75,10 @@ macro_rules! write_if {
                         on (chunk.document, chunk.kind, chunk.name)
                             = (gone.document, gone.kind, gone.name)
                     where exists (select from allowed) and chunk.quarantined_at is null
-                        and (gone.by = 0 or exists (
-                            select from stored join admitted using (document, kind, name)
-                            where admitted.n = gone.by and admitted.current = chunk.generation
+                        and (gone.by = 0 or (gone.by, chunk.generation) in (
+                            select n, current from admitted
+                            where ((document, kind, name)
+                                not in (select document, kind, name from stored)) is false
                         ))
                     for update of chunk skip locked
                 ) as gone
@@ -140,7 +141,6 @@ pub(super) const FETCH: &str = concat!(
 /// `$1` is the first transaction that had not begun in the old snapshot, and `$2` are those that
 /// were in progress: a row is new if its transaction is one of these, or later. So each is found
 /// exactly once, in whatever order transactions end (section 9.26.8 of PostgreSQL's manual).
-///
 pub(super) const LOOK: &str = concat!(
     "select pg_current_snapshot()::text, news.*, exists (
     select from tonk_relay.token where xid >= $1::text::xid8 or xid = any ($2::text[]::xid8[])
@@ -369,8 +369,13 @@ pub(super) const REMOVE_TOKENS: &str = guarded!(
 pub(super) const TOMBSTONES: &str = concat!(
     "select document, ",
     rfc3339!("deleted_at"),
-    ", deleted_reason from tonk_relay.document where deleted_at is not null \
-     and ($1::bytea is null or document = $1) order by document"
+    ", deleted_reason from tonk_relay.document where deleted_at is not null order by document"
+);
+/// The tombstone of the document `$1`.
+pub(super) const TOMBSTONE: &str = concat!(
+    "select document, ",
+    rfc3339!("deleted_at"),
+    ", deleted_reason from tonk_relay.document where deleted_at is not null and document = $1"
 );
 pub(super) const BLOCKS: &str = concat!(
     "select document, ",

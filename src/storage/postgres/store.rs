@@ -303,7 +303,7 @@ impl Store for PostgresStore {
                 return Ok(None);
             }
             let id = document.as_bytes().as_slice();
-            let rows = self.rows(statements::TOMBSTONES, &[&Some(id)]).await?;
+            let rows = self.rows(statements::TOMBSTONE, &[&id]).await?;
             rows.first().map(tombstone).transpose().map_err(self.unexpected())
         };
         reading.boxed()
@@ -311,7 +311,7 @@ impl Store for PostgresStore {
 
     fn tombstones(&self) -> BoxFuture<'_, Result<Vec<Tombstone>, StorageError>> {
         let reading = async move {
-            let rows = self.rows(statements::TOMBSTONES, &[&None::<&[u8]>]).await?;
+            let rows = self.rows(statements::TOMBSTONES, &[]).await?;
             rows.iter().map(tombstone).collect::<Result<_, _>>().map_err(self.unexpected())
         };
         reading.boxed()

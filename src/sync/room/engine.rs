@@ -108,7 +108,7 @@ pub struct Start {
     /// Where work outside of the room's task is added to what the room costs.
     pub usage: Usage,
     pub pending: Arc<Pending>,
-    /// How many other relays are to compact the document before this one.
+    /// The relay's rank for the document: lower ranks compact it earlier.
     pub rank: usize,
 }
 

@@ -1,7 +1,7 @@
 //! A room whose document is here: its engine, and the members that it synchronizes with.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -100,6 +100,8 @@ impl Room {
                     return self.engine_failed(failed, waits.started).await;
                 },
                 () = handle.news.notified() => {
+                    let delayed = self.inbox.take_delayed();
+                    let senders = self.handle_all(&mut *engine, delayed).await;
                     if let Some(stored) = handle.take_stored()
                         && !engine.follow(stored)
                     {
@@ -107,6 +109,7 @@ impl Room {
                     }
                     engine.resume();
                     engine.settle().await;
+                    senders.into_iter().for_each(|id| self.measure(id));
                     self.delay_acknowledgements(&*engine, &mut waits);
                     if handle.take_storage_change() {
                         return self.end_engine(engine, End::Reopen).await;
@@ -220,13 +223,23 @@ impl Room {
 
     /// Handles the acknowledgements that are delayed. The next ones wake the room.
     async fn handle_delayed(&mut self, engine: &mut dyn Engine) {
-        let mut senders = Vec::new();
-        for input in self.inbox.stop_delaying() {
-            senders.extend(input.sync_sender());
-            self.handle_input(engine, input).await;
-        }
+        let delayed = self.inbox.stop_delaying();
+        let senders = self.handle_all(engine, delayed).await;
         engine.settle().await;
         senders.into_iter().for_each(|id| self.measure(id));
+    }
+
+    /// Handles inputs, and returns the sessions that have sent sync messages.
+    async fn handle_all(
+        &mut self,
+        engine: &mut dyn Engine,
+        inputs: VecDeque<Box<Input>>,
+    ) -> Vec<SessionId> {
+        let senders = inputs.iter().filter_map(|input| input.sync_sender()).collect();
+        for input in inputs {
+            self.handle_input(engine, input).await;
+        }
+        senders
     }
 
     /// Does what is due by the clock. Returns how the state ends, if it does.

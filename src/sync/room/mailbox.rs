@@ -254,8 +254,14 @@ impl Inbox {
         lock(&self.mailbox.0.delayed).announce(heads);
     }
 
-    /// Takes the delayed messages, behind those that were received before. No further ones are
-    /// delayed.
+    /// Takes the delayed messages, behind those that were received before.
+    pub(super) fn take_delayed(&mut self) -> VecDeque<Box<Input>> {
+        let mut received = std::mem::take(&mut self.ready);
+        received.extend(lock(&self.mailbox.0.delayed).take());
+        received
+    }
+
+    /// The same, and no further ones are delayed.
     pub(super) fn stop_delaying(&mut self) -> VecDeque<Box<Input>> {
         let mut received = std::mem::take(&mut self.ready);
         received.extend(lock(&self.mailbox.0.delayed).stop());
