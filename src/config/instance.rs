@@ -19,6 +19,7 @@ pub fn unit(file: &Path) -> String {
 }
 
 /// Returns the name of the instance whose config this is, if it is one of an instance.
+#[expect(clippy::disallowed_methods, reason = "the config file is read at the same time")]
 pub(super) fn name(file: &Path) -> Option<String> {
     let file = absolute(file).ok()?;
     let real = |folder: &Path| folder.canonicalize().unwrap_or_else(|_| folder.to_owned());

@@ -133,6 +133,9 @@ pub fn question() -> u64 {
     u128::from_be_bytes(bytes) as u64
 }
 
+/// All relays, as they were last seen, and when.
+type Seen = (Vec<SeenRelay>, Instant);
+
 /// The way to the other relays.
 #[derive(Clone)]
 pub struct OtherRelays {
@@ -140,8 +143,7 @@ pub struct OtherRelays {
     name: Arc<str>,
     messages: mpsc::Sender<RelayMessage>,
     count: Arc<AtomicUsize>,
-    /// All relays, as they were last seen, and when.
-    seen: Arc<Mutex<Option<(Vec<SeenRelay>, Instant)>>>,
+    seen: Arc<Mutex<Option<Seen>>>,
     /// The questions of operators that wait for answers, by their numbers.
     questions: Arc<Mutex<HashMap<u64, mpsc::Sender<Located>>>>,
     metrics: StorageMetrics,
