@@ -2,7 +2,7 @@
 
 use futures::future::BoxFuture;
 
-use super::{BundleStore, ReceivedFile, StoredBundle};
+use super::{bundle_store::BundleStore, received::ReceivedFile, stored::StoredBundle};
 use crate::{
     base::document_id::DocumentId,
     storage::{Failure, Location, StorageError},

@@ -28,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     checks::{READERS, check, has_connections, is_same_server, share_lock},
     error::{ConnectError, QueryError},
-    nodes::NodeId,
+    nodes::{NodeId, Nodes},
     schema,
     statements::{FETCH, LOAD, LOOK, NODES, SIZE, WRITE, WRITE_LARGE},
     tls,
@@ -126,6 +126,13 @@ pub(super) struct Looker {
     pub(super) fetch: Statement,
     /// The statement [`NODES`].
     pub(super) nodes: Statement,
+}
+
+impl Looker {
+    /// Reads what is known of the relays, of which this one has the id `own`.
+    pub(super) async fn read_nodes(&self, own: &NodeId) -> Result<Nodes, tokio_postgres::Error> {
+        Nodes::read(&self.client, &self.nodes, own).await
+    }
 }
 
 impl Group {

@@ -239,7 +239,7 @@ impl PostgresStore {
     }
 
     async fn nodes(&self, group: &Group) -> Result<Nodes, QueryError> {
-        self.link.run_within(group, 0, Nodes::read(&group.looker, &group.node)).await
+        self.link.run_within(group, 0, group.looker.read_nodes(&group.node)).await
     }
 
     /// Finds what is new since a snapshot; nothing if there is none.

@@ -164,7 +164,7 @@ impl Link {
         loop {
             let connected = async {
                 let group = self.server.connect().await?;
-                let nodes = Nodes::read(&group.looker, &group.node);
+                let nodes = group.looker.read_nodes(&group.node);
                 let nodes = self.run_within(&group, 0, nodes).await;
                 let nodes = nodes.map_err(|error| ConnectError::Unreadable(error.problem))?;
                 Ok::<_, ConnectError>((group, nodes))

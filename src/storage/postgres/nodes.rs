@@ -6,7 +6,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::connection::Looker;
+use tokio_postgres::{Client, Statement};
+
 use crate::storage::relay_report::SeenRelay;
 
 /// The id of one run of a relay.
@@ -42,10 +43,14 @@ impl Nodes {
         Self { server, writes, others: 0, time: 0, queue: 0.0, present: Vec::new(), read_at }
     }
 
-    /// Reads what is known of the relays.
-    pub(super) async fn read(looker: &Looker, own: &NodeId) -> Result<Self, tokio_postgres::Error> {
+    /// Reads what is known of the relays, with the statement `statements::NODES`.
+    pub(super) async fn read(
+        client: &Client,
+        statement: &Statement,
+        own: &NodeId,
+    ) -> Result<Self, tokio_postgres::Error> {
         let mut nodes = Self::none();
-        for row in looker.client.query(&looker.nodes, &[]).await? {
+        for row in client.query(statement, &[]).await? {
             (nodes.server, nodes.time) = (row.try_get(3)?, row.try_get(4)?);
             nodes.queue = row.try_get(5)?;
             let Ok(id) = NodeId::try_from(row.try_get::<_, &[u8]>(0)?) else { continue };
