@@ -6,8 +6,9 @@ import { createRequire } from 'node:module';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import puppeteer from 'puppeteer-core';
+import { Postgres, skip as noPostgres } from './postgres.mjs';
 import { freePort } from './prometheus.mjs';
-import { Relay, atEnd, bundle, close, documentId, folder, saved, share } from './relay.mjs';
+import { Relay, atEnd, bundle, close, documentId, folder, saved, share, until } from './relay.mjs';
 
 const CHROMIUM = process.env.CHROMIUM ?? '/usr/bin/chromium';
 const skip = spawnSync(CHROMIUM, ['--version']).status === 0 ? false : 'needs Chromium; $CHROMIUM may name it';
@@ -103,6 +104,36 @@ test('the page is readable in light and dark, narrow and wide, by keyboard and b
     }
   }
   assert.notEqual(paper.light, paper.dark);
+});
+
+test('the page lists the relays that share a database', { skip: skip || noPostgres }, async t => {
+  const alone = await busy(t);
+  const { page: own } = await open(t, alone);
+  assert.equal(await own.$eval('#group', element => element.hidden), true, 'not where documents are in a folder');
+
+  const postgres = await Postgres.start(t);
+  const port = await freePort();
+  const named = async (name, more) => {
+    const relay = new Relay(await folder(t), postgres.config({ sync: { peer_id: `"${name}"` } }));
+    Object.assign(relay.config, more(relay));
+    atEnd(t, () => relay.end());
+    await relay.start();
+    return relay;
+  };
+  const relay = await named('relay-a', ({ at }) => ({ admin: { listen: `["unix:${at}/admin.sock", "127.0.0.1:${port}"]` } }));
+  relay.page = `http://127.0.0.1:${port}/status`;
+  const other = await named('<b>relay-b', () => ({}));
+  const client = other.client(t);
+  await share(client, { n: 1 });
+  const { page, faults } = await open(t, relay);
+  const rows = () => page.$$eval('#relays tbody tr', all => all.map(row => [...row.children].map(cell => cell.textContent)));
+  await until('both are listed, with what the other one does', async () => {
+    const [first, second] = await rows();
+    return first?.[0] === '<b>relay-b' && first[3] === '1' && second?.[0] === 'relay-a';
+  }, 20);
+  await page.addScriptTag({ content: await readFile(AXE, 'utf8') }).catch(() => {});
+  assert.deepEqual((await page.evaluate(() => globalThis.axe?.run(document))).violations.map(({ id }) => id), []);
+  assert.deepEqual(faults, []);
 });
 
 test('programs receive JSON, and requests with a host name are refused', async t => {
