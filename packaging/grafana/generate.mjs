@@ -410,6 +410,8 @@ const fleet = dashboard('fleet', 'Fleet', 'All relays side by side. Needs the re
 
 /** Copies of a document in memory, over those that were changed: of each commit, how many relays had the document. */
 const COPIES = `1 + sum(${rate('tonk_relay_cluster_live_rows_total')}) / sum(${rate('tonk_relay_database_chunks_total')})`;
+/** Without an event a quantile is not a number: 0 then. */
+const since = (q, name) => orZero(`${quantile(q, name)} >= 0`);
 
 const cluster = dashboard('cluster', 'Several relays', 'Relays that share a PostgreSQL database.', [
   table('Relays', 'One row for each relay that Prometheus reaches. All should see as many relays as there are.', [
@@ -423,11 +425,11 @@ const cluster = dashboard('cluster', 'Several relays', 'Relays that share a Post
   ], { h: 7 }),
   lines('News of other relays', 'From the commit of another relay until its chunks reach the rooms here. Good: below '
     + '0.1 s. Up to a second where a hint was lost.', 's', [
-    [quantile(0.5, 'tonk_relay_cluster_news_seconds'), '{{instance}} p50'],
-    [quantile(0.99, 'tonk_relay_cluster_news_seconds'), '{{instance}} p99'],
+    [since(0.5, 'tonk_relay_cluster_news_seconds'), '{{instance}} p50'],
+    [since(0.99, 'tonk_relay_cluster_news_seconds'), '{{instance}} p99'],
   ], { thresholds: steps(RED, 2) }),
   lines('Copies a document', 'How many relays have a document in memory, of those that are changed. Good: near 1. Each '
-    + 'further one costs a look at every change; the placement hint avoids them.', 'none', [[COPIES, 'copies']]),
+    + 'further one costs a look at every change; the placement hint avoids them.', 'none', [[`${COPIES} >= 0 or vector(0)`, 'copies']]),
   lines('Time until a commit is durable', 'How long a change waits for the database. Bad: seconds.', 's', [
     [quantile(0.5, 'tonk_relay_storage_seconds', ['operation']), '{{instance}} {{operation}} p50'],
     [quantile(0.99, 'tonk_relay_storage_seconds', ['operation']), '{{instance}} {{operation}} p99'],

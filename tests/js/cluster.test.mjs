@@ -66,8 +66,8 @@ test('init makes a database, which the relay uses by the name of its user', { sk
   const status = cluster(file, 'status', '--json');
   assert.equal(status.status, 0, status.text);
   const report = JSON.parse(status.text);
-  assert.deepEqual(report.relays.map(({ host }) => host), [hostname()]);
-  assert.equal(report.format, 3);
+  assert.deepEqual(report.relays.map(({ name }) => name), [`tonk-relay-${hostname()}`]);
+  assert.equal(report.format, 4);
   assert.match(relay.command('status'), /database +docs at .*: `tonk-relay cluster status` shows more/);
   await relay.kill();
   // Root's commands use the database as the relay does.

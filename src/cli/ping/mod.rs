@@ -166,12 +166,15 @@ impl Pair<'_> {
     async fn silence(&mut self, silence: Duration) -> Result<(), PingError> {
         let step = "silence";
         self.first.pings = 0;
-        let quiet = async {
+        // Each by itself, because relays ping at different times.
+        let stays_open = async |client: &mut Client| -> Result<(), PingError> {
             loop {
-                tokio::try_join!(self.first.next(step), self.second.next(step))?;
+                client.next(step).await?;
             }
         };
-        if let Ok(Err::<(), _>(error)) = timeout(silence, quiet).await {
+        let (first, second) = (&mut self.first, &mut self.second);
+        let quiet = async { tokio::try_join!(stays_open(first), stays_open(second)) };
+        if let Ok(Err(error)) = timeout(silence, quiet).await {
             return Err(PingError::Cut(Box::new(error)));
         }
         self.first.send_ephemeral(step, self.document, self.count, 1).await?;

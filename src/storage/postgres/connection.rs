@@ -30,7 +30,7 @@ use super::{
     error::{ConnectError, QueryError},
     nodes::{NodeId, Nodes},
     schema,
-    statements::{FETCH, LOAD, LOOK, NODES, SIZE, WRITE, WRITE_LARGE},
+    statements::{FETCH, LEFT, LOAD, LOOK, NODES, SIZE, WRITE, WRITE_LARGE},
     tls,
 };
 use crate::{
@@ -65,8 +65,8 @@ pub(super) struct Server {
     tls: Option<MakeRustlsConnect>,
     /// The name by which others know this relay, or a command that works in its place.
     relay: String,
-    /// The id of this relay, until it ends or the database loses something.
-    node: Mutex<NodeId>,
+    /// The id of this relay, until it ends or the database loses something, and the one before.
+    node: Mutex<(NodeId, Option<NodeId>)>,
     /// How often it has begun to connect.
     groups: AtomicU64,
     /// Where notifications go. What does not fit is dropped: they are only hints.
@@ -230,7 +230,7 @@ impl Server {
                 Some(tls::connector(roots.as_deref())?)
             }
         };
-        let node = Mutex::new(new_node());
+        let node = Mutex::new((new_node(), None));
         let (groups, (notifications, _)) = (AtomicU64::new(0), mpsc::channel(1));
         let relay = String::new();
         Ok(Self { timeout, config, tls, relay, node, groups, notifications })
@@ -258,7 +258,8 @@ impl Server {
     /// Gives the relay a new id. The other relays find the old one with fewer writes than it had,
     /// and so notice what the database has lost.
     pub(super) fn renew_node(&self) {
-        *lock(&self.node) = new_node();
+        let mut node = lock(&self.node);
+        *node = (new_node(), Some(node.0));
     }
 
     /// Connects, and checks what can be checked while another relay uses the database.
@@ -293,9 +294,12 @@ impl Server {
     ) -> Result<Group, ConnectError> {
         adopt_rows(&writer).await?;
         let number = self.groups.fetch_add(1, Ordering::Relaxed);
-        let node = *lock(&self.node);
+        let (node, former) = *lock(&self.node);
         let name = [node.as_slice(), &number.to_be_bytes()].concat();
         let writes = take_over(&writer, &node, &name, &self.relay).await?;
+        if let Some(former) = former {
+            writer.execute(LEFT, &[&former.as_slice()]).await?;
+        }
         let write = writer.prepare(WRITE).await?;
         let large = self.connect_one(&mut connections, &broken).await?;
         is_same_server(&large, &name).await?;
