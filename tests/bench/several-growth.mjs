@@ -53,7 +53,7 @@ const many = runs.find(({ relays, load }) => relays === 1 && load === 'many');
 /** Bytes that a small edit adds to the database's log, with its indexes. */
 const LOG = many.log_bytes / many.chunks;
 
-/** What a group of relays needs, with a commit, a hint and a look of each every so many seconds. */
+/** What a group needs if each relay commits, sends a hint and looks once every `interval` seconds. */
 function needs(relays, interval) {
   const edits = SESSIONS * EDITS;
   const each = Math.min(1 / interval, edits);

@@ -7,11 +7,12 @@ import { once } from 'node:events';
 import { readFile, writeFile } from 'node:fs/promises';
 import http from 'node:http';
 import http2 from 'node:http2';
-import { connect, createServer } from 'node:net';
+import { connect } from 'node:net';
 import { join } from 'node:path';
 import { describe, test } from 'node:test';
 import { setTimeout as pause } from 'node:timers/promises';
 import WebSocket from 'ws';
+import { freePort, replace } from './examples.mjs';
 import { Postgres, Wire, skip as noDatabase } from './postgres.mjs';
 import { Program } from './program.mjs';
 import { joined } from './raw.mjs';
@@ -31,39 +32,12 @@ function reason() {
 }
 const skip = reason();
 
-/** How many checks in a row have to fail until the sessions of a relay are closed, one each second. */
 /** The most of the average number of sessions that a relay is given. */
 const FACTOR = Number(/hash-balance-factor (\d+)/.exec(await readFile(SHIPPED, 'utf8'))[1]) / 100;
+/** How many checks in a row have to fail until the sessions of a relay are closed, one each second. */
 const FALL = Number(/ fall (\d+) .*shutdown-sessions/.exec(await readFile(SHIPPED, 'utf8'))[1]);
 /** The line of the example that is for production. */
 const TLS = 'bind :443,[::]:443 v6only ssl crt /etc/haproxy/sync.example.org.pem alpn h2,http/1.1';
-
-const isFree = port => new Promise(resolve => {
-  const server = createServer();
-  server.once('error', () => resolve(false));
-  server.listen(port, '127.0.0.1', () => server.close(() => resolve(true)));
-});
-
-const given = new Set();
-/** A port outside the kernel's range of ephemeral ports. */
-async function freePort() {
-  for (;;) {
-    const port = 23_000 + Math.floor(Math.random() * 9_000);
-    if (!given.has(port) && await isFree(port)) {
-      given.add(port);
-      return port;
-    }
-  }
-}
-
-/** Replaces a text that must be present. */
-function replace(text, changes) {
-  for (const [from, to] of changes) {
-    assert.ok(text.includes(from), `the example has ${from}`);
-    text = text.replaceAll(from, to);
-  }
-  return text;
-}
 
 /** The example's HAProxy, started as Debian's service starts it. */
 class Haproxy {

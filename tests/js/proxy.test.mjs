@@ -6,10 +6,10 @@ import { randomBytes } from 'node:crypto';
 import { readFile, readdir, writeFile } from 'node:fs/promises';
 import http from 'node:http';
 import http2 from 'node:http2';
-import { createServer } from 'node:net';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import WebSocket from 'ws';
+import { freePort, isFree, replace } from './examples.mjs';
 import { Program } from './program.mjs';
 import { Relay, atEnd, bundle, documentId, folder, saved, share, until } from './relay.mjs';
 
@@ -20,34 +20,7 @@ process.removeAllListeners('warning');
 const shipped = name => new URL(`../../packaging/proxy/${name}`, import.meta.url);
 const isThere = (program, word) => !spawnSync(program, [word], { stdio: 'ignore' }).error;
 
-const isFree = port => new Promise(resolve => {
-  const server = createServer();
-  server.once('error', () => resolve(false));
-  server.listen(port, '127.0.0.1', () => server.close(() => resolve(true)));
-});
-
 const REFUSAL = 'HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n';
-
-const given = new Set();
-/** A port outside the kernel's range of ephemeral ports. */
-async function freePort() {
-  for (;;) {
-    const port = 23_000 + Math.floor(Math.random() * 9_000);
-    if (!given.has(port) && await isFree(port)) {
-      given.add(port);
-      return port;
-    }
-  }
-}
-
-/** Replaces a text that must be present. */
-function replace(text, changes) {
-  for (const [from, to] of changes) {
-    assert.ok(text.includes(from), `the example has ${from}`);
-    text = text.replaceAll(from, to);
-  }
-  return text;
-}
 
 /** A proxy with a folder of its own, in front of a relay at `upstream`. */
 class Proxy {

@@ -256,15 +256,20 @@ impl Inbox {
 
     /// Takes the delayed messages, behind those that were received before.
     pub(super) fn take_delayed(&mut self) -> VecDeque<Box<Input>> {
-        let mut received = std::mem::take(&mut self.ready);
-        received.extend(lock(&self.mailbox.0.delayed).take());
-        received
+        self.received_with(Delayed::take)
     }
 
     /// The same, and no further ones are delayed.
     pub(super) fn stop_delaying(&mut self) -> VecDeque<Box<Input>> {
+        self.received_with(Delayed::stop)
+    }
+
+    fn received_with(
+        &mut self,
+        take: impl FnOnce(&mut Delayed) -> VecDeque<Box<Input>>,
+    ) -> VecDeque<Box<Input>> {
         let mut received = std::mem::take(&mut self.ready);
-        received.extend(lock(&self.mailbox.0.delayed).stop());
+        received.extend(take(&mut lock(&self.mailbox.0.delayed)));
         received
     }
 
